@@ -1,0 +1,34 @@
+# Everything happens inside this folder, apart from system packages that are missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check nightly bench clean
+.DEFAULT_GOAL := test
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/system-packages.sh
+	./scripts/system-packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	./softhsm-setup.sh
+	@$(BIN)/python examples/quickstart.py
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+nightly: $(VENV)/.installed
+	$(BIN)/pytest -m nightly
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .softhsm .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -1,0 +1,1 @@
+"""Payment tokens bound to a domain."""

@@ -1,0 +1,1 @@
+"""Key stores: the port and its adapters."""

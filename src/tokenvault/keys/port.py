@@ -1,0 +1,99 @@
+"""The key store port: what the vault asks of whatever holds its keys.
+
+The one operation on the hot path is AES-256 in ECB over 16-byte blocks (PKCS#11: CKM_AES_ECB). FF1, CMAC,
+CCM and key derivation are built on it, so that a batch of any size costs a constant number of calls.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, Protocol
+
+import attrs
+
+from tokenvault.errors import InvalidInputError
+
+BLOCK_BYTES: Final = 16
+KEY_BYTES: Final = 32
+VERSION_MAX: Final = 9_999
+
+
+class KeyPurpose(enum.Enum):
+    """What a key is for. Each purpose has its own AES-256 key and its own version history."""
+
+    SEAL = "seal"
+    FINGERPRINT = "fingerprint"
+    FPE = "fpe"
+    CRYPTOGRAM = "cryptogram"
+    AUDIT = "audit"
+
+
+class Custody(enum.Enum):
+    """Where a key version does its work.
+
+    IN_MODULE: every block is encrypted by the module; the key never leaves it.
+    IN_PROCESS: the module's key derives, once at open, a data key that lives in process memory only.
+    """
+
+    IN_MODULE = "module"
+    IN_PROCESS = "process"
+
+
+@attrs.frozen
+class KeyName:
+    """Names one key: a purpose and a version from 1 to 9,999. The newest version writes, older ones read."""
+
+    purpose: KeyPurpose
+    version: int
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.purpose, KeyPurpose):
+            raise InvalidInputError("a key's purpose is a KeyPurpose")
+        if type(self.version) is not int or not 1 <= self.version <= VERSION_MAX:
+            raise InvalidInputError(f"a key's version is a whole number from 1 to {VERSION_MAX}")
+
+    def __str__(self) -> str:
+        return f"{self.purpose.value} version {self.version}"
+
+
+class BlockCipher(Protocol):
+    """One AES key, used from any number of threads."""
+
+    def encrypt_blocks(self, blocks: bytes) -> bytes:
+        """Encrypt each 16-byte block for itself (ECB).
+
+        Args:
+            blocks: any whole number of 16-byte blocks, none included.
+
+        Returns:
+            As many bytes as given.
+
+        Raises:
+            InvalidInputError: the length is not a multiple of 16 bytes.
+            KeyStoreError: the key can not be reached now; a later call may succeed.
+        """
+        ...
+
+
+class KeyStore(Protocol):
+    """Holds the vault's keys. Safe to share between threads; survives a fork by reopening in the child."""
+
+    def cipher(self, key: KeyName) -> BlockCipher:
+        """The cipher of one key version. Raises KeyStoreError when the store has no such key."""
+        ...
+
+    def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
+        """The versions that exist, ascending; empty when there are none. Raises KeyStoreError."""
+        ...
+
+    def create(self, purpose: KeyPurpose, custody: Custody) -> KeyName:
+        """Generate the next version of a purpose's key inside the store. Raises KeyStoreError."""
+        ...
+
+    def destroy(self, key: KeyName) -> None:
+        """Destroy one version for ever. Raises KeyStoreError when there is none."""
+        ...
+
+    def close(self) -> None:
+        """Log out and forget every key; idempotent. Every later call raises KeyStoreError."""
+        ...

@@ -1,0 +1,1 @@
+"""Token stores: the port and its adapters."""

@@ -1,0 +1,167 @@
+"""The token store port: what the vault asks of a database.
+
+Only single-key operations: read by key, insert if absent, replace if the revision is still the one read.
+No constraint across rows, no lock, no read-modify-write in SQL: any database can do this, sharded ones too.
+What a row means is none of the store's business: it keeps columns to look up by, and two opaque byte strings.
+
+`tokenvault.testing` has the conformance kit by which an adapter proves itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import attrs
+
+PAGE_MAX: Final = 10_000
+"""The most rows that one call reads, and the most records or events that one call writes."""
+
+META_VALUE_BYTES_MAX: Final = 4_096
+DOCUMENT_BYTES_MAX: Final = 65_536
+
+
+@attrs.frozen
+class SealedRecord:
+    """One token record as a store keeps it.
+
+    Attributes:
+        token: 13 to 19 ASCII digits; the primary key.
+        reference: 16 random bytes, unique by their randomness.
+        account: 16 bytes, the keyed fingerprint of the PAN; many records may share one.
+        requestor: 11 ASCII digits.
+        program: 1 to 64 ASCII characters.
+        revision: 1 at insertion, one more with every replacement; below 2**63.
+        key_version: version of the SEAL key of the seal.
+        body: the other fields, in the canonical encoding of docs/formats.md; at most 4,096 bytes.
+        seal: 45 bytes: nonce, ciphertext, tag.
+    """
+
+    token: str
+    reference: bytes
+    account: bytes
+    requestor: str
+    program: str
+    revision: int
+    key_version: int
+    body: bytes
+    seal: bytes
+
+
+@attrs.frozen
+class SealedEvent:
+    """One audit event as a store keeps it.
+
+    Attributes:
+        stream: 16 random bytes naming the vault instance that wrote it.
+        number: position in the stream, from 1; (stream, number) is the primary key.
+        reference: 16 bytes of the token record it is about, or empty.
+        body: the event in its canonical encoding, at most 4,096 bytes.
+        mac: 16 bytes, CMAC under an AUDIT key.
+    """
+
+    stream: bytes
+    number: int
+    reference: bytes
+    body: bytes
+    mac: bytes
+
+
+class TokenStore(Protocol):
+    """A database of token records, audit events, domain documents and a few named values.
+
+    Safe to share between threads and to use in a forked child. Raises TokenStoreError and nothing else;
+    after one from a write the write may have happened or not, wholly, never in part.
+    """
+
+    def provision(self) -> None:
+        """Create the schema where it is missing. Idempotent, and safe when many processes do it at once."""
+        ...
+
+    def check_schema(self) -> None:
+        """Raise ConfigurationError unless the database has a schema of the version that this code writes."""
+        ...
+
+    def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        """The records of these tokens; those that do not exist are left out; in no particular order."""
+        ...
+
+    def find(
+        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        after: str = "", limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of an account whose token is greater than `after`, by token, ascending.
+
+        With `requestor` or `program`, only theirs.
+        """
+        ...
+
+    def by_reference(self, reference: bytes) -> SealedRecord | None:
+        """The record with this reference."""
+        ...
+
+    def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        """Insert records and events in one atomic step, or, where a token exists already, nothing at all.
+
+        Returns:
+            The tokens that already existed; empty when everything was written.
+        """
+        ...
+
+    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        """Replace each record whose stored revision is one less than its own, and append the events.
+
+        One atomic step: where any record is missing or has another revision, nothing is written.
+
+        Returns:
+            The tokens whose revision had moved (or that do not exist); empty when everything was written.
+        """
+        ...
+
+    def append(self, events: Sequence[SealedEvent]) -> None:
+        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+        ...
+
+    def events(
+        self, *, stream: bytes | None = None, reference: bytes | None = None,
+        after: int = 0, limit: int = PAGE_MAX,
+    ) -> list[SealedEvent]:  # fmt: skip
+        """Events of one stream with a number above `after`, ascending; or of one reference.
+
+        Exactly one of `stream` and `reference` is given. By reference, the order is that of writing as the
+        database saw it and `after` is the number of events to pass over.
+        """
+        ...
+
+    def streams(self) -> list[bytes]:
+        """Every event stream there is, in no particular order."""
+        ...
+
+    def put_domain(self, digest: bytes, document: bytes) -> None:
+        """Keep a document under its SHA-256; nothing happens where it is there already."""
+        ...
+
+    def get_domain(self, digest: bytes) -> bytes | None:
+        """The document kept under a digest."""
+        ...
+
+    def scan(
+        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
+    ) -> list[SealedRecord]:
+        """Records with a token greater than `after`, by token, ascending.
+
+        With `key_version`, only those sealed under that version.
+        """
+        ...
+
+    def get_meta(self, name: str) -> bytes | None:
+        """A named value, or None."""
+        ...
+
+    def put_meta(self, name: str, value: bytes) -> bytes:
+        """Set a named value if it is not set yet. Returns the value that stands now: the first one wins."""
+        ...
+
+    def close(self) -> None:
+        """Release connections; idempotent. Every later call raises TokenStoreError."""
+        ...
