@@ -1,8 +1,29 @@
-"""Whether a use of a token is allowed: one pure function, and what it answers."""
+"""Whether a use of a token is allowed: one pure function, and what it answers.
+
+- Every control of every document must hold: the program's domain, the requestor's, the token's own.
+- Every control that fails is reported; nothing is short-cut.
+- An unset control does not restrict; a set one that the transaction says nothing about fails.
+- Only the token's own document can let in a requestor other than the one it was issued to.
+- A retry (same transaction id, same content, counted before) is not held against the limits again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
 import attrs
+
+from tokenvault.controls import CryptogramRule, Limit
+from tokenvault.domain import Domain
+from tokenvault.lifecycle import TokenStatus
+from tokenvault.pan import CardExpiry
+from tokenvault.transaction import Transaction
+from tokenvault.usage import Meter, Seen, Usage
+
+VALUES_SHOWN_MAX: Final = 5
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @attrs.frozen
@@ -12,7 +33,7 @@ class Violation:
     Attributes:
         control: the control's name, such as "merchants" or "limits".
         code: stable upper-case code, such as "MERCHANT_NOT_ALLOWED".
-        message: what was allowed and what to do next; never a PAN or a whole token.
+        message: what is allowed and what to do next; never a PAN or a whole token.
         response_code: the answer for ISO 8583 data element 39, two characters.
     """
 
@@ -20,3 +41,190 @@ class Violation:
     code: str
     message: str
     response_code: str
+
+
+@attrs.frozen
+class Decision:
+    """The answer to one use.
+
+    Attributes:
+        allowed: whether the use is allowed.
+        violations: every control that failed, in a stable order; empty when allowed.
+    """
+
+    violations: tuple[Violation, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the use is allowed: no control failed."""
+        return not self.violations
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+@attrs.frozen
+class TokenState:
+    """What a decision has to know of a token.
+
+    Attributes:
+        requestor: id of the requestor that it was issued to.
+        status: its status.
+        expiry: the last month that it is valid in, if any.
+        assurance: its token assurance method, if any.
+        usage: what it was used for so far.
+    """
+
+    requestor: str
+    status: TokenStatus
+    expiry: CardExpiry | None
+    assurance: str | None
+    usage: Usage
+
+
+@attrs.frozen
+class Restrictions:
+    """The three documents that a use must satisfy."""
+
+    program: Domain
+    requestor: Domain
+    token: Domain
+
+    def documents(self) -> tuple[Domain, Domain, Domain]:
+        """From the widest scope to the narrowest."""
+        return (self.program, self.requestor, self.token)
+
+    def meters(self) -> frozenset[Meter]:
+        """What is counted with each use; empty when no limit is set."""
+        return frozenset(Meter.of(limit) for document in self.documents() for limit in document.limits)
+
+    def counted(self) -> bool:
+        """Whether a use has to be recorded in the token record."""
+        return any(document.limits or document.cryptogram for document in self.documents())
+
+
+def decide(state: TokenState, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:
+    """Whether a use is allowed.
+
+    Args:
+        state: the token.
+        restrictions: the documents that apply to it.
+        transaction: the use.
+        now_ms: the time, in milliseconds of the Unix epoch.
+    """
+    violations = [*_token_violations(state, restrictions, transaction, now_ms)]
+    seen = state.usage.seen(transaction) if restrictions.counted() else Seen.NEW
+    if seen is Seen.OTHER_CONTENT:
+        message = "this transaction id was used before with other content; a new use needs a new id"
+        violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
+    now = _EPOCH + timedelta(milliseconds=now_ms)
+    for document in restrictions.documents():
+        violations += _document_violations(document, transaction, now)
+        if document.min_assurance is not None and (
+            state.assurance is None or state.assurance < document.min_assurance
+        ):
+            message = (
+                f"the token's assurance method is below {document.min_assurance}; identify and verify again"
+            )
+            violations.append(Violation("min_assurance", "ASSURANCE_TOO_LOW", message, "57"))
+        if seen is not Seen.SAME:
+            violations += _use_violations(document, state.usage, transaction, now_ms)
+    return Decision(tuple(dict.fromkeys(violations)))
+
+
+def _token_violations(
+    state: TokenState, restrictions: Restrictions, transaction: Transaction, now_ms: int
+) -> Iterator[Violation]:
+    if state.status is not TokenStatus.ACTIVE:
+        yield _STATUS_VIOLATIONS[state.status]
+    if state.expiry is not None and state.expiry.passed(now_ms):
+        message = f"the token was valid through {state.expiry}; update the card or issue a new token"
+        yield Violation("token_expiry", "TOKEN_EXPIRED", message, "54")
+    if restrictions.token.requestors is None and transaction.requestor != state.requestor:
+        message = "only the requestor that the token was issued to may use it; its domain names no others"
+        yield Violation("requestors", "REQUESTOR_NOT_ALLOWED", message, "57")
+
+
+def _document_violations(document: Domain, transaction: Transaction, now: datetime) -> Iterator[Violation]:
+    amount = transaction.amount
+    channel = transaction.channel.value if transaction.channel else None
+    channels = None if document.channels is None else frozenset(item.value for item in document.channels)
+    for control, allowed, given, code, response_code in (
+        ("requestors", document.requestors, transaction.requestor, "REQUESTOR_NOT_ALLOWED", "57"),
+        ("merchants", document.merchants, transaction.merchant, "MERCHANT_NOT_ALLOWED", "57"),
+        (
+            "merchant_categories",
+            document.merchant_categories,
+            transaction.merchant_category,
+            "MERCHANT_CATEGORY_NOT_ALLOWED",
+            "57",
+        ),
+        ("channels", channels, channel, "CHANNEL_NOT_ALLOWED", "57"),
+        ("countries", document.countries, transaction.country, "COUNTRY_NOT_ALLOWED", "62"),
+        (
+            "currencies",
+            document.currencies,
+            amount.currency if amount else None,
+            "CURRENCY_NOT_ALLOWED",
+            "57",
+        ),
+        ("devices", document.devices, transaction.device, "DEVICE_NOT_ALLOWED", "57"),
+    ):
+        if allowed is not None and given not in allowed:
+            missing = "; the transaction names none" if given is None else ""
+            yield Violation(control, code, f"allowed {control}: {_shown(allowed)}{missing}", response_code)
+    if document.valid_from is not None and now < document.valid_from:
+        message = f"the token is valid from {document.valid_from.isoformat()}; retry then"
+        yield Violation("valid_from", "NOT_YET_VALID", message, "57")
+    if document.valid_until is not None and now >= document.valid_until:
+        message = f"the token was valid until {document.valid_until.isoformat()}; issue or update one"
+        yield Violation("valid_until", "NO_LONGER_VALID", message, "54")
+    most = document.max_amount
+    if most is not None and (
+        amount is None or amount.currency != most.currency or amount.amount > most.amount
+    ):
+        yield Violation("max_amount", "AMOUNT_TOO_HIGH", f"one use may be at most {most}", "61")
+
+
+def _use_violations(
+    document: Domain, usage: Usage, transaction: Transaction, now_ms: int
+) -> Iterator[Violation]:
+    counter = transaction.cryptogram_counter
+    if document.cryptogram is CryptogramRule.REQUIRED and (
+        counter is None or counter <= usage.cryptogram_counter
+    ):
+        message = "each use needs a verified cryptogram with a counter above the last one"
+        yield Violation("cryptogram", "CRYPTOGRAM_REQUIRED", message, "82")
+    for limit in document.limits:
+        if not _within(limit, usage.used(Meter.of(limit), now_ms), transaction):
+            over_uses = limit.amount is None
+            code = "USES_EXCEEDED" if over_uses else "AMOUNT_EXCEEDED"
+            yield Violation("limits", code, f"at most {limit}", "65" if over_uses else "61")
+
+
+def _within(limit: Limit, used: int, transaction: Transaction) -> bool:
+    if limit.amount is None:
+        return limit.uses is not None and used + 1 <= limit.uses
+    amount = transaction.amount
+    return (
+        amount is not None
+        and amount.currency == limit.amount.currency
+        and used + amount.amount <= limit.amount.amount
+    )
+
+
+def _shown(values: Iterable[str]) -> str:
+    listed = sorted(values)
+    more = f" and {len(listed) - VALUES_SHOWN_MAX} more" if len(listed) > VALUES_SHOWN_MAX else ""
+    return ", ".join(listed[:VALUES_SHOWN_MAX]) + more
+
+
+_STATUS_VIOLATIONS: Final = {
+    TokenStatus.INACTIVE: Violation(
+        "status", "TOKEN_INACTIVE", "the token is not active yet; activate it first", "57"
+    ),
+    TokenStatus.SUSPENDED: Violation(
+        "status", "TOKEN_SUSPENDED", "the token is suspended; whoever suspended it can resume it", "62"
+    ),
+    TokenStatus.DELETED: Violation("status", "TOKEN_DELETED", "the token is deleted; issue a new one", "14"),
+}

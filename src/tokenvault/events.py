@@ -1,0 +1,154 @@
+"""Audit events: what was decided and changed, for whom and when. Never a PAN, never a whole token.
+
+Layout of an event's body, encoding version 1, big endian:
+
+    1   encoding version, 1
+    8   time, milliseconds of the Unix epoch
+    1   action, 1   outcome: codes below
+    8   revision of the record afterwards, or 0
+    1   length of requestor (0 or 11), then its digits
+    1   length of the transaction id, then its ASCII
+    1   number of codes, then each as 1 length and its ASCII
+
+The MAC is AES-CMAC under an AUDIT key, of the first 16 bytes of SHA-256 over stream, number (8 bytes), length of
+the reference (1 byte), reference and body: one AES call, whatever the length.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from typing import Final
+
+import attrs
+
+from tokenvault.errors import IntegrityError
+from tokenvault.stores.port import SealedEvent
+
+ENCODING_VERSION: Final = 1
+STREAM_BYTES: Final = 16
+CODES_MAX: Final = 32
+
+_FIXED: Final = struct.Struct(">BQBBQ")
+_POSITION: Final = struct.Struct(">QB")
+_AUTHENTICATED_BYTES: Final = 16
+_MALFORMED: Final = "an audit event is not one that this library writes"
+
+
+class Action(enum.Enum):
+    """What was asked of the vault."""
+
+    ISSUE = 1
+    DETOKENIZE = 2
+    ACTIVATE = 3
+    SUSPEND = 4
+    RESUME = 5
+    DELETE = 6
+    UPDATE_CARD = 7
+    UPDATE_DOMAIN = 8
+    LOOK_UP = 9
+
+
+class Outcome(enum.Enum):
+    """What came of it.
+
+    DONE: as asked. DENIED: refused by a control or a permission, named by the codes. NOT_FOUND: no such token.
+    TAMPERED: the record failed authentication.
+    """
+
+    DONE = 1
+    DENIED = 2
+    NOT_FOUND = 3
+    TAMPERED = 4
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """One audit event.
+
+    Attributes:
+        time_ms: milliseconds of the Unix epoch.
+        action: what was asked; outcome: what came of it.
+        requestor: who asked; None for the host application itself.
+        reference: 16 bytes naming the token record, or empty where none was found.
+        transaction_id: of the use, if it was one.
+        codes: violation codes, or who suspended.
+        revision: of the record afterwards, or 0.
+    """
+
+    time_ms: int
+    action: Action
+    outcome: Outcome
+    requestor: str | None = None
+    reference: bytes = b""
+    transaction_id: str | None = None
+    codes: tuple[str, ...] = ()
+    revision: int = 0
+
+    def body(self) -> bytes:
+        """The canonical encoding."""
+        parts = [
+            _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action.value, self.outcome.value, self.revision),
+            _prefixed(self.requestor),
+            _prefixed(self.transaction_id),
+            bytes((len(self.codes),)),
+        ]
+        return b"".join(parts + [_prefixed(code) for code in self.codes])
+
+    @classmethod
+    def parse(cls, row: SealedEvent) -> Event:
+        """Read an event row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
+        event = cls._read(row)
+        if event is None or event.body() != row.body:
+            raise IntegrityError(_MALFORMED)
+        return event
+
+    @classmethod
+    def _read(cls, row: SealedEvent) -> Event | None:
+        try:
+            version, time_ms, action, outcome, revision = _FIXED.unpack_from(row.body)
+            if version != ENCODING_VERSION:
+                return None
+            texts = _texts(row.body[_FIXED.size :], 2)
+            count = texts.rest[0]
+            codes = _texts(texts.rest[1:], count)
+            return cls(
+                time_ms=time_ms,
+                action=Action(action),
+                outcome=Outcome(outcome),
+                requestor=texts.found[0] or None,
+                reference=row.reference,
+                transaction_id=texts.found[1] or None,
+                codes=tuple(codes.found),
+                revision=revision,
+            )
+        except (struct.error, IndexError, ValueError):
+            return None
+
+
+def authenticated(row: SealedEvent) -> bytes:
+    """The 16 bytes of an event that its MAC covers."""
+    position = _POSITION.pack(row.number, len(row.reference))
+    covered = b"".join((row.stream, position, row.reference, row.body))
+    return hashlib.sha256(covered).digest()[:_AUTHENTICATED_BYTES]
+
+
+@attrs.frozen
+class _Texts:
+    found: list[str]
+    rest: bytes
+
+
+def _prefixed(text: str | None) -> bytes:
+    encoded = (text or "").encode("ascii")
+    return bytes((len(encoded),)) + encoded
+
+
+def _texts(encoded: bytes, count: int) -> _Texts:
+    found = []
+    for _ in range(count):
+        length = encoded[0]
+        found.append(encoded[1 : 1 + length].decode("ascii"))
+        encoded = encoded[1 + length :]
+    return _Texts(found, encoded)

@@ -1,0 +1,85 @@
+"""What the tokens of a program look like, and how many there can be.
+
+A token is BIN, free digits and, where they are kept, the last four digits of the PAN. One of the free digits
+makes the token Luhn-valid, or Luhn-invalid for stores that must tell tokens from PANs at a glance.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import attrs
+
+from tokenvault import checks
+from tokenvault.errors import InvalidInputError
+from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_check_digit
+
+BIN_LENGTH_MAX: Final = 12
+_BIN: Final = re.compile(rf"[0-9]{{1,{BIN_LENGTH_MAX}}}")
+_LAST4_COUNT: Final = 10_000
+_INVALID_CHOICES: Final = 9  # digits that make a number Luhn-invalid
+
+
+@attrs.frozen(kw_only=True)
+class TokenFormat:
+    """The format of a program's tokens.
+
+    Attributes:
+        bin: token BIN, 1 to 12 digits that no issuer uses for PANs.
+        length: digits of a token, 13 to 19; unset, that of the PAN.
+        keep_last4: whether a token ends in the last four digits of its PAN.
+        luhn: True for tokens that pass the Luhn check, False for tokens that fail it.
+
+    Raises:
+        InvalidInputError: also where a token would have no free digit.
+    """
+
+    bin: str
+    length: int | None = None
+    keep_last4: bool = False
+    luhn: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.bin, str) or _BIN.fullmatch(self.bin) is None:
+            raise InvalidInputError(f"a token BIN is 1 to {BIN_LENGTH_MAX} digits")
+        if self.length is not None:
+            checks.whole_number("the token length", self.length, PAN_LENGTH_MIN, PAN_LENGTH_MAX)
+        if type(self.keep_last4) is not bool or type(self.luhn) is not bool:
+            raise InvalidInputError("keep_last4 and luhn are True or False")
+        if self._free_digits(PAN_LENGTH_MIN) < 1:
+            raise InvalidInputError(
+                "this format leaves no free digit; use a shorter BIN or set a longer length"
+            )
+
+    def choices(self, pan_length: int) -> int:
+        """How many different tokens one PAN of this many digits could get."""
+        ways: int = 10 ** (self._free_digits(pan_length) - 1)
+        return ways if self.luhn else _INVALID_CHOICES * ways
+
+    def capacity(self, pan_length: int) -> int:
+        """How many different tokens there are for all PANs of this many digits together."""
+        return self.choices(pan_length) * (_LAST4_COUNT if self.keep_last4 else 1)
+
+    def make(self, choice: int, pan_length: int, last4: str) -> str:
+        """The token of a choice from 0 to `choices(pan_length) - 1`; each gives another token."""
+        ending = last4 if self.keep_last4 else ""
+        if self.luhn:
+            free, step = choice, 0
+        else:
+            free, step = divmod(choice, _INVALID_CHOICES)
+            step += 1
+        width = self._free_digits(pan_length) - 1
+        start = f"{self.bin}{free:0{width}}" if width else self.bin
+        return f"{start}{(_fitting_digit(start, ending) + step) % 10}{ending}"
+
+    def _free_digits(self, pan_length: int) -> int:
+        return (self.length or pan_length) - len(self.bin) - (4 if self.keep_last4 else 0)
+
+
+def _fitting_digit(start: str, ending: str) -> int:
+    """The digit that makes start, digit, ending Luhn-valid; `ending` is empty or of four digits."""
+    if not ending:
+        return int(luhn_check_digit(start))
+    # The gap is fifth from the end: Luhn doubles it as little as the last place, so the two weigh the same.
+    return (int(luhn_check_digit(f"{start}0{ending[:-1]}")) - int(ending[-1])) % 10

@@ -1,0 +1,176 @@
+"""Domains and transactions as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import controls, domains, limits, transactions
+from tokenvault.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.domain import NO_RESTRICTION, Domain
+from tokenvault.errors import InvalidInputError
+from tokenvault.transaction import Transaction
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(domains)
+def test_a_domain_reads_back_from_its_document(domain: Domain) -> None:
+    assert Domain.from_json(domain.to_json()) == domain
+    assert Domain.from_json(json.dumps(json.loads(domain.to_json()), indent=3)) == domain
+
+
+@given(domains, domains)
+def test_equal_domains_have_equal_documents_and_others_do_not(one: Domain, other: Domain) -> None:
+    assert (one == other) == (one.document == other.document)
+    assert one.digest == hashlib.sha256(one.document).digest()
+
+
+@given(domains)
+def test_a_document_is_canonical(domain: Domain) -> None:
+    """ASCII, sorted names, no spaces, nothing unset."""
+    document = domain.to_json()
+    assert document == json.dumps(json.loads(document), sort_keys=True, separators=(",", ":"))
+    assert document.isascii()
+    assert "null" not in document
+
+
+def test_a_document_stays_as_it_is() -> None:
+    """Records carry its SHA-256: another byte here would orphan every domain stored so far."""
+    domain = Domain(
+        requestors={"40087654321", "40012345678"}, merchants={"M-1001"}, channels={Channel.ATM},
+        valid_from=datetime(2026, 1, 1, tzinfo=UTC), max_amount=Money(250_00, "EUR"),
+        limits=(Limit(uses=10, per=timedelta(days=1)), Limit(amount=Money(1000_00, "EUR"))),
+        cryptogram=CryptogramRule.REQUIRED, min_assurance="10",
+    )  # fmt: skip
+    assert domain.to_json() == (
+        '{"channels":["atm"],"cryptogram":"required","limits":[{"uses":10,"per_seconds":86400},'
+        '{"amount":{"amount":100000,"currency":"EUR"}}],"max_amount":{"amount":25000,"currency":"EUR"},'
+        '"merchants":["M-1001"],"min_assurance":"10","requestors":["40012345678","40087654321"],'
+        '"valid_from":1767225600000}'
+    ).replace('"uses":10,"per_seconds":86400', '"per_seconds":86400,"uses":10')
+    assert NO_RESTRICTION.to_json() == "{}"
+
+
+@given(st.sampled_from(sorted(controls)), anything)
+def test_a_control_of_another_form_is_refused_with_the_library_s_error(name: str, value: Any) -> None:
+    try:
+        Domain(**{name: value})
+    except InvalidInputError as error:
+        refused: InvalidInputError | None = error
+    else:
+        refused = None
+    assert refused is None or refused.__context__ is None
+
+
+@given(anything)
+def test_any_json_is_a_domain_or_refused(value: Any) -> None:
+    try:
+        text = json.dumps({"merchants": value, "limits": value})
+    except (TypeError, ValueError):
+        text = value
+    try:
+        Domain.from_json(text)
+    except InvalidInputError:
+        return
+    assert isinstance(text, str | bytes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", '{"merchant":["M"]}', '{"merchants":[]}', '{"merchants":"M"}', '{"merchants":null}',
+     '{"merchants":["M"],"merchants":["N"]}', '{"limits":[{"uses":0}]}', '{"limits":[{"uses":1.0}]}',
+     '{"limits":[{"uses":true}]}', '{"limits":[{}]}', '{"limits":[{"uses":1,"each":2}]}',
+     '{"max_amount":{"amount":NaN,"currency":"EUR"}}', '{"max_amount":{"amount":1,"currency":"EUX"}}',
+     '{"channels":["telepathy"]}', '{"valid_from":-1}', '{"valid_from":1e3}', '{"cryptogram":"maybe"}',
+     '{"min_assurance":"1"}', "[" * 100_000, '{"merchants":[' + '"M",' * 2_000 + '"M"]}', "\ud800", b"\xff\xfe"],
+)  # fmt: skip
+def test_a_document_of_another_form_is_refused(text: str | bytes) -> None:
+    with pytest.raises(InvalidInputError):
+        Domain.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"merchants": set()}, {"merchants": "M-1"}, {"merchants": {""}}, {"merchants": {" M"}}, {"merchants": {"é"}},
+        {"requestors": {"1234"}}, {"merchant_categories": {"541"}}, {"channels": {"ecommerce"}},
+        {"countries": {"ZZ"}}, {"countries": {"fr"}}, {"currencies": {"EUX"}}, {"currencies": {"XAU"}},
+        {"valid_from": datetime(2026, 1, 1)}, {"valid_from": "2026-01-01"},
+        {"valid_from": datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC)},
+        {"valid_from": datetime(2026, 1, 2, tzinfo=UTC), "valid_until": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"valid_until": datetime.max.replace(tzinfo=UTC)}, {"max_amount": 100}, {"limits": Limit(uses=1)},
+        {"limits": tuple(Limit(uses=uses) for uses in range(1, 10))}, {"cryptogram": True}, {"min_assurance": "1"},
+    ],
+)  # fmt: skip
+def test_a_control_that_means_nothing_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        Domain(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {}, {"uses": 0}, {"uses": -1}, {"uses": 1.0}, {"uses": True}, {"uses": 1, "amount": Money(1, "EUR")},
+        {"amount": Money(0, "EUR")}, {"amount": 5}, {"uses": 1, "per": timedelta(0)},
+        {"uses": 1, "per": timedelta(seconds=0.5)}, {"uses": 1, "per": timedelta(days=-1)}, {"uses": 1, "per": 60},
+        {"uses": 1, "per": timedelta(days=36_600)},
+    ],
+)  # fmt: skip
+def test_a_limit_that_counts_nothing_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        Limit(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency"), [(-1, "EUR"), (1.5, "EUR"), (True, "EUR"), (1, "eur"), (1, ""), (10**16, "EUR")]
+)
+def test_money_of_another_form_is_refused(amount: Any, currency: str) -> None:
+    with pytest.raises(InvalidInputError):
+        Money(amount, currency)
+
+
+@given(limits)
+def test_a_limit_says_what_it_allows(limit: Limit) -> None:
+    assert str(limit.uses or (limit.amount and limit.amount.amount)) in str(limit)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"id": ""}, {"id": None}, {"id": "x" * 65}, {"id": "x", "requestor": "1"}, {"id": "\ud800"},
+     {"id": "x\n"}, {"id": 5}],
+)  # fmt: skip
+def test_a_transaction_needs_an_id_and_a_requestor(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        Transaction(**{"requestor": "40012345678", **arguments})
+
+
+@given(st.sampled_from([field.name for field in attrs.fields(Transaction) if field.init]), anything)
+def test_a_transaction_field_of_another_form_is_refused(name: str, value: Any) -> None:
+    try:
+        Transaction(**{"id": "tx", "requestor": "40012345678", name: value})
+    except InvalidInputError as error:
+        refused: InvalidInputError | None = error
+    else:
+        refused = None
+    assert refused is None or refused.__context__ is None
+
+
+@given(transactions, transactions)
+def test_a_memory_tells_transactions_apart(one: Transaction, other: Transaction) -> None:
+    """By id and by content, each for itself."""
+    assert (one.memory[:16] == other.memory[:16]) == (one.id == other.id)
+    assert (one.memory[16:] == other.memory[16:]) == (
+        attrs.evolve(one, id="x") == attrs.evolve(other, id="x")
+    )

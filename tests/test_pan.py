@@ -1,0 +1,140 @@
+"""PANs and expiry dates: strict parsing, and nothing that leaks."""
+
+from __future__ import annotations
+
+import calendar
+import copy
+import json
+import pickle
+import traceback
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import expiries, pan_digits
+from tokenvault.errors import InvalidInputError
+from tokenvault.pan import Card, CardExpiry, Pan, luhn_check_digit, luhn_valid
+
+KNOWN = "4111111111111111"
+
+# Test card numbers that the networks publish for integrators.
+PUBLISHED = [
+    "4111111111111111", "4222222222222", "5555555555554444", "2223003122003222", "378282246310005",
+    "6011111111111117", "3530111333300000", "30569309025904", "6200000000000005", "6759649826438453",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("digits", PUBLISHED)
+def test_published_test_cards_parse(digits: str) -> None:
+    assert Pan.parse(digits).reveal() == digits
+
+
+@given(pan_digits(), st.data())
+def test_separators_between_groups_change_nothing(digits: str, data: st.DataObject) -> None:
+    separated = digits[0] + "".join(
+        data.draw(st.sampled_from(["", " ", "-"])) + digit for digit in digits[1:]
+    )
+    assert Pan.parse(separated) == Pan.parse(digits)
+
+
+def naive_luhn(digits: str) -> bool:
+    total = 0
+    for position, digit in enumerate(reversed(digits)):
+        value = int(digit) * (2 if position % 2 else 1)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+@given(st.text("0123456789", min_size=1, max_size=30))
+def test_luhn_agrees_with_the_textbook(digits: str) -> None:
+    assert luhn_valid(digits) == naive_luhn(digits)
+    assert naive_luhn(digits + luhn_check_digit(digits))
+
+
+@given(pan_digits(), st.integers(0, 18), st.integers(1, 9))
+def test_any_single_wrong_digit_is_refused(digits: str, place: int, step: int) -> None:
+    place %= len(digits)
+    wrong = digits[:place] + str((int(digits[place]) + step) % 10) + digits[place + 1 :]
+    with pytest.raises(InvalidInputError, match="Luhn"):
+        Pan.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "4", "411111111111", "41111111111111111111", "4111111111111112", "411111111111111a", "+4111111111111111",
+     "4111  1111 1111 1111", " 4111111111111111", "4111111111111111 ", "4111-1111-1111-1111-", "4111\t111111111111",
+     "\uff14111111111111111", "٤١١١١١١١١١١١١١١١", "4111111111111111\n", "4111_1111_1111_1111", "4.111111e15",
+     "4111\x001111", "1" * 10_000, 4111111111111111, None, b"4111111111111111", 4.1,
+     object()],
+)  # fmt: skip
+def test_everything_else_is_refused_without_being_repeated(text: object) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        Pan.parse(text)  # type: ignore[arg-type] # the wrong types are the point
+    shown = "".join(traceback.format_exception(refused.value))
+    assert "1111111" not in str(refused.value)
+    assert refused.value.__context__ is None
+    assert "4111111111111112" not in shown.replace("Pan.parse(text)", "")
+
+
+@given(pan_digits())
+def test_no_rendering_shows_more_than_six_and_four(digits: str) -> None:
+    pan = Pan.parse(digits)
+    card = Card(pan, None)
+    hidden = digits[6:-4]
+    shown = [
+        repr(pan), str(pan), f"{pan}", f"{pan:>40}", "%s" % pan, repr(card), str(attrs.asdict(card)),  # noqa: UP031
+        json.dumps({"pan": pan}, default=str), pan.masked,
+    ]  # fmt: skip
+    expected = f"{digits[:6]}{'*' * len(hidden)}{digits[-4:]}"
+    assert all(expected in text and digits not in text for text in shown)
+
+
+def test_a_pan_refuses_pickle_json_change_and_construction() -> None:
+    pan = Pan.parse(KNOWN)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(InvalidInputError):
+            pickle.dumps(pan, protocol)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        json.dumps(pan)
+    with pytest.raises(InvalidInputError):
+        pan.other = "x"
+    with pytest.raises(InvalidInputError):
+        del pan._digits
+    with pytest.raises(InvalidInputError):
+        Pan(KNOWN)
+    assert not hasattr(pan, "__dict__")
+    assert attrs.asdict(Card(pan, None))["pan"] is pan
+    assert copy.deepcopy(pan) is pan
+    assert copy.copy(pan) is pan
+
+
+def test_equal_pans_are_equal_and_others_are_not() -> None:
+    assert Pan.parse(KNOWN) == Pan.parse("4111 1111 1111 1111")
+    assert Pan.parse(KNOWN) != Pan.parse(PUBLISHED[2])
+    assert Pan.parse(KNOWN) != KNOWN
+    assert len({Pan.parse(KNOWN), Pan.parse(KNOWN)}) == 1
+
+
+@given(expiries)
+def test_a_card_is_valid_through_its_month(expiry: CardExpiry) -> None:
+    last_day = calendar.monthrange(expiry.year, expiry.month)[1]
+    last_ms = calendar.timegm((expiry.year, expiry.month, last_day, 23, 59, 59)) * 1000 + 999
+    assert not expiry.passed(last_ms)
+    assert expiry.passed(last_ms + 1)
+
+
+@given(expiries)
+def test_an_expiry_reads_back(expiry: CardExpiry) -> None:
+    assert CardExpiry.parse(str(expiry)) == expiry
+    assert CardExpiry.from_month_number(expiry.month_number) == expiry
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2029-13", "2029-00", "2029-1", "29-12", "12/29", "2029-12 ", "2029-12\n", "1999-12", "", None, 202912],
+)
+def test_another_expiry_is_refused(text: object) -> None:
+    with pytest.raises(InvalidInputError):
+        CardExpiry.parse(text)  # type: ignore[arg-type] # the wrong types are the point
