@@ -17,6 +17,7 @@ import attrs
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
 
+META_NAME_CHARACTERS_MAX: Final = 64
 META_VALUE_BYTES_MAX: Final = 4_096
 DOCUMENT_BYTES_MAX: Final = 65_536
 
@@ -70,12 +71,20 @@ class SealedEvent:
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
-    Safe to share between threads and to use in a forked child. Raises TokenStoreError and nothing else;
-    after one from a write the write may have happened or not, wholly, never in part.
+    Safe to share between threads and to use in a forked child. What it raises, and nothing else:
+        TokenStoreError: the database did not do as asked. After one from a write, the write may have
+            happened or not, wholly, never in part.
+        IntegrityError: a row does not have the types and lengths that SealedRecord and SealedEvent state,
+            or a domain document is not the one of its digest. What else may be wrong with a row is for
+            its seal to show.
+        InvalidInputError: an argument is outside what the call states; nothing was done.
     """
 
     def provision(self) -> None:
-        """Create the schema where it is missing. Idempotent, and safe when many processes do it at once."""
+        """Create the schema where it is missing. Idempotent, and safe when many processes do it at once.
+
+        Raises ConfigurationError for a database that holds something else, or a schema newer than this code.
+        """
         ...
 
     def check_schema(self) -> None:
@@ -83,7 +92,7 @@ class TokenStore(Protocol):
         ...
 
     def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
-        """The records of these tokens; those that do not exist are left out; in no particular order."""
+        """The records of these tokens, each once; those that do not exist are left out; in no set order."""
         ...
 
     def find(
@@ -103,6 +112,8 @@ class TokenStore(Protocol):
     def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Insert records and events in one atomic step, or, where a token exists already, nothing at all.
 
+        No two of the records have one token; each has revision 1.
+
         Returns:
             The tokens that already existed; empty when everything was written.
         """
@@ -111,7 +122,8 @@ class TokenStore(Protocol):
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Replace each record whose stored revision is one less than its own, and append the events.
 
-        One atomic step: where any record is missing or has another revision, nothing is written.
+        No two of the records have one token; each has revision 2 or more, and any field may be new. One
+        atomic step: where any record is missing or has another revision, nothing is written.
 
         Returns:
             The tokens whose revision had moved (or that do not exist); empty when everything was written.
@@ -155,7 +167,7 @@ class TokenStore(Protocol):
         ...
 
     def get_meta(self, name: str) -> bytes | None:
-        """A named value, or None."""
+        """A named value, or None. A name is 1 to 64 printable ASCII characters."""
         ...
 
     def put_meta(self, name: str, value: bytes) -> bytes:

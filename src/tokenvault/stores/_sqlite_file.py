@@ -1,0 +1,217 @@
+"""One SQLite file as a token store uses it: schema, connections, statements that wait, what errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import sys
+import time
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tokenvault.errors import ConfigurationError, TokenStoreError
+
+APPLICATION_ID: Final = 0x746B7674  # "tkvt"
+SCHEMA_VERSION: Final = 1
+SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
+
+_BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
+_BUSY_PAUSE_SECONDS_MAX: Final = 0.004
+_ROW_BYTES_MAX: Final = 1_000_000  # far above any row of ours: a planted one does not fill the memory
+_JOURNAL_BYTES_KEPT_MAX: Final = 64 * 2**20
+
+_SCHEMA: Final = (
+    """CREATE TABLE tokens (
+        token TEXT NOT NULL PRIMARY KEY,
+        reference BLOB NOT NULL,
+        account BLOB NOT NULL,
+        requestor TEXT NOT NULL,
+        program TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        key_version INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        seal BLOB NOT NULL
+    ) STRICT""",
+    "CREATE INDEX tokens_by_reference ON tokens (reference)",
+    "CREATE INDEX tokens_by_account ON tokens (account, token)",
+    """CREATE TABLE events (
+        position INTEGER PRIMARY KEY,
+        stream BLOB NOT NULL,
+        number INTEGER NOT NULL,
+        reference BLOB NOT NULL,
+        body BLOB NOT NULL,
+        mac BLOB NOT NULL,
+        UNIQUE (stream, number)
+    ) STRICT""",
+    "CREATE INDEX events_by_reference ON events (reference)",  # SQLite adds position
+    "CREATE TABLE domains (digest BLOB NOT NULL PRIMARY KEY, document BLOB NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_PRAGMAS: Final = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = OFF",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA secure_delete = FAST",  # rows are sealed; what costs no further page is overwritten all the same
+    "PRAGMA trusted_schema = OFF",
+    f"PRAGMA journal_size_limit = {_JOURNAL_BYTES_KEPT_MAX}",
+)
+
+_UNPROVISIONED: Final = (
+    "the SQLite file holds no token store yet: call tokenvault.provision(keys, store) once"
+)
+_FOREIGN: Final = "the file is not a token store but something else; look at the path in the store's URL"
+_NEWER: Final = (
+    "the SQLite file has a schema newer than this release of tokenvault reads and writes: "
+    "install the release that wrote it, or a later one"
+)
+BUSY: Final = (
+    "other writers held the SQLite file for longer than a call waits; look for a process that keeps a "
+    "transaction open, such as a database shell"
+)
+_EXPLANATIONS: Final = {
+    sqlite3.SQLITE_BUSY: BUSY,
+    sqlite3.SQLITE_LOCKED: BUSY,
+    sqlite3.SQLITE_NOMEM: "SQLite got no memory",
+    sqlite3.SQLITE_READONLY: "the SQLite file or its folder is read-only: this process has to write both",
+    sqlite3.SQLITE_IOERR: "the disk under the SQLite file failed to read or write; see the system's log",
+    sqlite3.SQLITE_CORRUPT: "the SQLite file is damaged: restore it from a backup",
+    sqlite3.SQLITE_FULL: "the disk under the SQLite file is full; nothing was written",
+    sqlite3.SQLITE_CANTOPEN: "the SQLite file can not be opened: look at its path and permissions, "
+    "and at those of its folder, in which SQLite has to create two files more",
+    sqlite3.SQLITE_CONSTRAINT: "an audit event exists already; nothing was written",
+    sqlite3.SQLITE_NOTADB: _FOREIGN,
+}
+
+
+class SqliteFile:
+    """Where the file is, and how connections to it are opened.
+
+    Attributes:
+        busy_seconds_max: how long a statement waits for other processes.
+    """
+
+    def __init__(self, path: str, busy_seconds_max: float) -> None:
+        self.busy_seconds_max: Final = busy_seconds_max
+        self._path: Final = path
+        self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw"
+
+    def open(self) -> sqlite3.Connection:
+        """A connection, once the schema is there. Raises ConfigurationError where it is not."""
+        connection = self.open_unchecked()
+        try:
+            version = _schema_version(connection, self.busy_seconds_max)
+        except BaseException:
+            connection.close()
+            raise
+        if version == 0:
+            connection.close()
+            raise ConfigurationError(_UNPROVISIONED)
+        return connection
+
+    def open_unchecked(self) -> sqlite3.Connection:
+        """A connection to whatever the file holds."""
+        try:
+            connection = sqlite3.connect(
+                self._uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.OperationalError:
+            if os.path.exists(self._path):
+                raise
+            raise ConfigurationError(_UNPROVISIONED) from None
+        try:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
+            for pragma in _PRAGMAS:
+                run(connection, pragma, (), self.busy_seconds_max)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def create(self) -> None:
+        """Create an empty file for its owner alone, unless there is one."""
+        mode = stat.S_IRUSR | stat.S_IWUSR
+        try:
+            if sys.platform == "linux":
+                # Not by opening it: closing any descriptor of a file drops all locks that SQLite has on it.
+                os.mknod(self._path, mode | stat.S_IFREG)
+            else:
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        except FileExistsError:
+            pass
+
+    def create_schema(self, connection: sqlite3.Connection) -> None:
+        """Create the schema where it is missing, in one transaction; the caller closes the connection."""
+        seconds_max = self.busy_seconds_max
+        _schema_version(connection, seconds_max)  # a foreign file is not even switched to WAL
+        if run(connection, "PRAGMA journal_mode = WAL", (), seconds_max) != [("wal",)]:
+            raise TokenStoreError(
+                "SQLite's write-ahead log does not work on this file system; use a local one"
+            )
+        run(connection, "BEGIN IMMEDIATE", (), seconds_max)
+        if _schema_version(connection, seconds_max) == 0:  # looked at again: others may have been faster
+            for statement in _SCHEMA:
+                connection.execute(statement)
+        run(connection, "COMMIT", (), seconds_max)
+
+
+def run(
+    connection: sqlite3.Connection, sql: str, values: Sequence[str | bytes | int], busy_seconds_max: float
+) -> list[Any]:
+    """All rows of a statement, tried again while other processes hold the file."""
+    try:
+        return connection.execute(sql, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if _code(error) != sqlite3.SQLITE_BUSY:
+            raise
+    # Not SQLite's own busy timeout: its naps grow to 100 ms, in which a busy neighbor takes every turn, and
+    # nothing interrupts them.
+    deadline = time.monotonic() + busy_seconds_max
+    pause = _BUSY_PAUSE_SECONDS_MIN
+    while True:
+        time.sleep(pause)
+        pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
+        try:
+            return connection.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+
+
+def _schema_version(connection: sqlite3.Connection, busy_seconds_max: float) -> int:
+    """The version of the schema, 0 in an empty file. Raises ConfigurationError for anything else."""
+
+    def value(sql: str) -> int:
+        rows = run(connection, sql, (), busy_seconds_max)
+        return int(rows[0][0])
+
+    application_id = value("PRAGMA application_id")
+    version = value("PRAGMA user_version")
+    if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
+        raise ConfigurationError(_NEWER)
+    if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
+        return version
+    if application_id == 0 and version == 0 and not value("SELECT count(*) FROM sqlite_schema"):
+        return 0
+    raise ConfigurationError(_FOREIGN)
+
+
+def explanation(error: sqlite3.Error) -> str:
+    """What an error of SQLite means here and what to look at."""
+    text = _EXPLANATIONS.get(_code(error))
+    return text or "SQLite refused a statement: the file's schema is not the one that was created"
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary error code; 0 where the error comes from the sqlite3 module itself."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether a row, rather than the database, is at fault: text that is not UTF-8, or a value too long."""
+    return _code(error) == sqlite3.SQLITE_TOOBIG or (
+        isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
+    )

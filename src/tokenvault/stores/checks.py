@@ -1,0 +1,235 @@
+"""What the token store port takes and gives: checks of arguments and of rows, for every adapter.
+
+Plain functions, so that blocking adapters and those with coroutines use the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from tokenvault.errors import IntegrityError, InvalidInputError
+from tokenvault.stores.port import (
+    DOCUMENT_BYTES_MAX,
+    META_NAME_CHARACTERS_MAX,
+    META_VALUE_BYTES_MAX,
+    PAGE_MAX,
+    SealedEvent,
+    SealedRecord,
+)
+
+BODY_BYTES_MAX: Final = 4_096
+INTEGER_MAX: Final = 2**63 - 1
+REFERENCE_BYTES: Final = 16
+ACCOUNT_BYTES: Final = 16
+STREAM_BYTES: Final = 16
+SEAL_BYTES: Final = 45
+MAC_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+
+_Item = TypeVar("_Item")
+
+_is_token = re.compile("[0-9]{13,19}").fullmatch
+_is_token_prefix = re.compile("[0-9]{0,19}").fullmatch
+_is_requestor = re.compile("[0-9]{11}").fullmatch
+_is_program = re.compile("[\x00-\x7f]{1,64}", re.DOTALL).fullmatch
+_is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
+
+
+# Shapes. Subclasses of str, bytes and int are refused: they could compare unlike what is stored.
+
+
+def record_fits(record: SealedRecord) -> bool:
+    """Whether each field has the type and shape that SealedRecord states."""
+    return (
+        type(record) is SealedRecord
+        and type(record.token) is str
+        and _is_token(record.token) is not None
+        and type(record.reference) is bytes
+        and len(record.reference) == REFERENCE_BYTES
+        and type(record.account) is bytes
+        and len(record.account) == ACCOUNT_BYTES
+        and type(record.requestor) is str
+        and _is_requestor(record.requestor) is not None
+        and type(record.program) is str
+        and _is_program(record.program) is not None
+        and type(record.revision) is int
+        and 1 <= record.revision <= INTEGER_MAX
+        and type(record.key_version) is int
+        and 1 <= record.key_version <= INTEGER_MAX
+        and type(record.body) is bytes
+        and len(record.body) <= BODY_BYTES_MAX
+        and type(record.seal) is bytes
+        and len(record.seal) == SEAL_BYTES
+    )
+
+
+def event_fits(event: SealedEvent) -> bool:
+    """Whether each field has the type and shape that SealedEvent states."""
+    return (
+        type(event) is SealedEvent
+        and type(event.stream) is bytes
+        and len(event.stream) == STREAM_BYTES
+        and type(event.number) is int
+        and 1 <= event.number <= INTEGER_MAX
+        and type(event.reference) is bytes
+        and len(event.reference) in (0, REFERENCE_BYTES)
+        and type(event.body) is bytes
+        and len(event.body) <= BODY_BYTES_MAX
+        and type(event.mac) is bytes
+        and len(event.mac) == MAC_BYTES
+    )
+
+
+# Checks of arguments: each returns what the adapter gets, or raises InvalidInputError.
+
+
+def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
+    """Tokens to read: at most PAGE_MAX."""
+    checked = _checked_items(tokens, "tokens")
+    for token in checked:
+        if type(token) is not str or _is_token(token) is None:
+            raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
+    return checked
+
+
+def checked_records(
+    records: Sequence[SealedRecord], revision_min: int, revision_max: int
+) -> Sequence[SealedRecord]:
+    """Records to write: at most PAGE_MAX, of distinct tokens, with revisions in a range."""
+    checked = _checked_items(records, "records")
+    for record in checked:
+        if not record_fits(record):
+            raise InvalidInputError("a record has the field types and lengths that SealedRecord states")
+        if not revision_min <= record.revision <= revision_max:
+            raise InvalidInputError("a record is inserted with revision 1 and replaced with one above it")
+    if len(checked) > 1 and len({record.token for record in checked}) != len(checked):
+        raise InvalidInputError("the records of one call have distinct tokens")
+    return checked
+
+
+def checked_events(events: Sequence[SealedEvent]) -> Sequence[SealedEvent]:
+    """Events to write: at most PAGE_MAX."""
+    checked = _checked_items(events, "events")
+    for event in checked:
+        if not event_fits(event):
+            raise InvalidInputError("an event has the field types and lengths that SealedEvent states")
+    return checked
+
+
+def check_bytes(value: bytes | None, length: int, what: str) -> None:
+    """A byte string of one length."""
+    if type(value) is not bytes or len(value) != length:
+        raise InvalidInputError(f"{what} is {length} bytes")
+
+
+def check_page(after: str, limit: int) -> None:
+    """Where a page of records begins and how long it is."""
+    if type(after) is not str or _is_token_prefix(after) is None:
+        raise InvalidInputError("after is the last token seen, or empty")
+    _check_limit(limit)
+
+
+def check_owner(requestor: str | None, program: str | None) -> None:
+    """The filters of find."""
+    if requestor is not None and (type(requestor) is not str or _is_requestor(requestor) is None):
+        raise InvalidInputError("a requestor is 11 ASCII digits")
+    if program is not None and (type(program) is not str or _is_program(program) is None):
+        raise InvalidInputError("a program is 1 to 64 ASCII characters")
+
+
+def check_key_version(key_version: int | None) -> None:
+    """The filter of scan."""
+    if key_version is not None and (type(key_version) is not int or not 1 <= key_version <= INTEGER_MAX):
+        raise InvalidInputError("a key version is a whole number from 1")
+
+
+def check_event_page(stream: bytes | None, reference: bytes | None, after: int, limit: int) -> None:
+    """Which events to read."""
+    if (stream is None) == (reference is None):
+        raise InvalidInputError("events are read by stream or by reference: give exactly one of them")
+    if stream is not None:
+        check_bytes(stream, STREAM_BYTES, "a stream")
+    else:
+        check_bytes(reference, REFERENCE_BYTES, "a reference")
+    if type(after) is not int or not 0 <= after <= INTEGER_MAX:
+        raise InvalidInputError("after is a whole number from 0, below 2**63")
+    _check_limit(limit)
+
+
+def check_document(digest: bytes, document: bytes) -> None:
+    """A domain document and its digest."""
+    if type(document) is not bytes or len(document) > DOCUMENT_BYTES_MAX:
+        raise InvalidInputError(f"a domain document is at most {DOCUMENT_BYTES_MAX} bytes")
+    if type(digest) is not bytes or digest != hashlib.sha256(document).digest():
+        raise InvalidInputError("a domain document is kept under its SHA-256")
+
+
+def check_meta(name: str, value: bytes = b"") -> None:
+    """A named value."""
+    if type(name) is not str or _is_meta_name(name) is None:
+        raise InvalidInputError(f"a name is 1 to {META_NAME_CHARACTERS_MAX} printable ASCII characters")
+    if type(value) is not bytes or len(value) > META_VALUE_BYTES_MAX:
+        raise InvalidInputError(f"a named value is at most {META_VALUE_BYTES_MAX} bytes")
+
+
+def _checked_items(items: Sequence[_Item], what: str) -> Sequence[_Item]:
+    if type(items) is not list and type(items) is not tuple:
+        if isinstance(items, str | bytes) or not isinstance(items, Sequence):
+            raise InvalidInputError(f"{what} are a sequence, such as a list")
+        items = tuple(items)
+    if len(items) > PAGE_MAX:
+        raise InvalidInputError(f"at most {PAGE_MAX} {what} in one call; split the batch")
+    return items
+
+
+def _check_limit(limit: int) -> None:
+    if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+        raise InvalidInputError(f"limit is a whole number from 1 to {PAGE_MAX}")
+
+
+# Checks of what an adapter read.
+
+
+def sound_records(records: list[SealedRecord]) -> list[SealedRecord]:
+    """The same list, or IntegrityError."""
+    for record in records:
+        if not record_fits(record):
+            raise IntegrityError(
+                "a stored token record has columns of other types or lengths than were written"
+            )
+    return records
+
+
+def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
+    """The same list, or IntegrityError."""
+    for event in events:
+        if not event_fits(event):
+            raise IntegrityError(
+                "a stored audit event has columns of other types or lengths than were written"
+            )
+    return events
+
+
+def sound_document(digest: bytes, document: bytes | None) -> bytes | None:
+    """The same document, or IntegrityError."""
+    if document is not None and (type(document) is not bytes or hashlib.sha256(document).digest() != digest):
+        raise IntegrityError("a stored domain document is not the one of its digest")
+    return document
+
+
+def sound_value(value: bytes) -> bytes:
+    """The same value, or IntegrityError."""
+    if type(value) is not bytes or len(value) > META_VALUE_BYTES_MAX:
+        raise IntegrityError("a stored named value is not the byte string that was written")
+    return value
+
+
+def sound_streams(streams: list[bytes]) -> list[bytes]:
+    """The same list, or IntegrityError."""
+    for stream in streams:
+        if type(stream) is not bytes or len(stream) != STREAM_BYTES:
+            raise IntegrityError("a stored event stream has another name than was written")
+    return streams

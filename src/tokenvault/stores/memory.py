@@ -1,0 +1,154 @@
+"""A token store in memory, for tests: nothing is kept when the process ends."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Iterable, Sequence
+
+from tokenvault.errors import TokenStoreError
+from tokenvault.stores._forks import hold_still_at_forks
+from tokenvault.stores.guard import TokenStoreBase
+from tokenvault.stores.port import SealedEvent, SealedRecord
+
+
+class MemoryTokenStore(TokenStoreBase):
+    """Dicts under one lock. A forked child goes on with a copy of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = False  # by a fork
+        self._records: dict[str, SealedRecord] = {}
+        self._tokens: list[str] = []  # sorted
+        self._events: dict[tuple[bytes, int], SealedEvent] = {}  # in the order of writing
+        self._domains: dict[bytes, bytes] = {}
+        self._meta: dict[str, bytes] = {}
+        hold_still_at_forks(self)
+
+    def before_fork(self, seconds_max: float) -> None:
+        """Wait for the call under way."""
+        self._held = self._lock.acquire(timeout=seconds_max)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._held:
+            self._held = False
+            self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on."""
+        self._lock = threading.Lock()
+
+    def _provision(self) -> None:
+        pass  # there is no schema
+
+    def _check_schema(self) -> None:
+        pass
+
+    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        with self._lock:
+            records = self._records
+            return [records[token] for token in dict.fromkeys(tokens) if token in records]
+
+    def _find(
+        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+    ) -> list[SealedRecord]:
+        with self._lock:
+            found: list[SealedRecord] = []
+            for record in self._above(after):
+                if (
+                    record.account == account
+                    and requestor in (None, record.requestor)
+                    and program in (None, record.program)
+                ):
+                    found.append(record)
+                    if len(found) == limit:
+                        break
+            return found
+
+    def _by_reference(self, reference: bytes) -> SealedRecord | None:
+        with self._lock:
+            return next((r for r in self._records.values() if r.reference == reference), None)
+
+    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        with self._lock:
+            existing = [record.token for record in records if record.token in self._records]
+            if existing:
+                return existing
+            self._append_all(events)
+            for record in records:
+                self._records[record.token] = record
+                bisect.insort(self._tokens, record.token)
+            return []
+
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        with self._lock:
+            moved = [
+                record.token
+                for record in records
+                if record.token not in self._records
+                or self._records[record.token].revision != record.revision - 1
+            ]
+            if moved:
+                return moved
+            self._append_all(events)
+            self._records.update((record.token, record) for record in records)
+            return []
+
+    def _append(self, events: Sequence[SealedEvent]) -> None:
+        with self._lock:
+            self._append_all(events)
+
+    def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
+        with self._lock:
+            numbers = sorted(number for of, number in self._events if of == stream and number > after)
+            return [self._events[stream, number] for number in numbers[:limit]]
+
+    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+        with self._lock:
+            about = [event for event in self._events.values() if event.reference == reference]
+            return about[after : after + limit]
+
+    def _streams(self) -> list[bytes]:
+        with self._lock:
+            return list({stream for stream, _ in self._events})
+
+    def _put_domain(self, digest: bytes, document: bytes) -> None:
+        with self._lock:
+            self._domains.setdefault(digest, document)
+
+    def _get_domain(self, digest: bytes) -> bytes | None:
+        with self._lock:
+            return self._domains.get(digest)
+
+    def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
+        with self._lock:
+            found: list[SealedRecord] = []
+            for record in self._above(after):
+                if key_version in (None, record.key_version):
+                    found.append(record)
+                    if len(found) == limit:
+                        break
+            return found
+
+    def _get_meta(self, name: str) -> bytes | None:
+        with self._lock:
+            return self._meta.get(name)
+
+    def _put_meta(self, name: str, value: bytes) -> bytes:
+        with self._lock:
+            return self._meta.setdefault(name, value)
+
+    def _close(self) -> None:
+        pass  # what tests look at afterwards stays
+
+    def _above(self, after: str) -> Iterable[SealedRecord]:
+        for index in range(bisect.bisect_right(self._tokens, after), len(self._tokens)):
+            yield self._records[self._tokens[index]]
+
+    def _append_all(self, events: Sequence[SealedEvent]) -> None:
+        keys = {(event.stream, event.number) for event in events}
+        if len(keys) != len(events) or not keys.isdisjoint(self._events):
+            raise TokenStoreError("an audit event exists already; nothing was written")
+        for event in events:
+            self._events[event.stream, event.number] = event

@@ -1,0 +1,347 @@
+"""The token store in one SQLite file: for one machine, and the default where no database server is at hand.
+
+A write is acknowledged once it is on disk (WAL, synchronous=FULL); a crash leaves whole transactions. Any
+number of threads and processes of one machine may share the file; network file systems will not do.
+
+Rows lie in the order of writing, with an index for each way to look them up: that writes half the pages
+of a table clustered by the random token. There is no index on the key version: a scan for
+records of an old key is rare, and reads some million rows a second without one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
+from tokenvault.stores._forks import hold_still_at_forks
+from tokenvault.stores._sqlite_file import (
+    BUSY,
+    SQLITE_VERSION_MIN,
+    SqliteFile,
+    explanation,
+    is_unreadable,
+    run,
+)
+from tokenvault.stores._sqlite_pool import Pool
+from tokenvault.stores.guard import TokenStoreBase
+from tokenvault.stores.port import SealedEvent, SealedRecord
+
+BUSY_SECONDS_MAX: Final = 30.0
+"""How long a call waits for other writers, of this process and of others, before TokenStoreError."""
+
+_TOKENS_OF_ONE_STATEMENT: Final = (1, 16, 256)
+
+_RECORD: Final = (
+    "SELECT token, reference, account, requestor, program, revision, key_version, body, seal FROM tokens "
+)
+_EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
+_BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _TOKENS_OF_ONE_STATEMENT}
+_FIND: Final = {
+    (by_requestor, by_program): _RECORD
+    + "WHERE account = ? AND token > ?"
+    + (" AND requestor = ?" if by_requestor else "")
+    + (" AND program = ?" if by_program else "")
+    + " ORDER BY token LIMIT ?"
+    for by_requestor in (False, True)
+    for by_program in (False, True)
+}
+_BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
+_SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
+_SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
+_EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number > ? ORDER BY number LIMIT ?"
+_EVENTS_ABOUT: Final = _EVENT + "WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
+# One index look-up a stream, where DISTINCT reads every event.
+_STREAMS: Final = """
+    WITH RECURSIVE streams (stream) AS (
+        SELECT min(stream) FROM events
+        UNION ALL
+        SELECT (SELECT min(stream) FROM events WHERE stream > streams.stream)
+        FROM streams WHERE streams.stream IS NOT NULL
+    ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
+
+_INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
+_insert_values = attrgetter(
+    "token", "reference", "account", "requestor", "program", "revision", "key_version", "body", "seal"
+)
+_CHANGING: Final = ("requestor", "program", "revision", "key_version", "body", "seal")
+# The usual replacement keeps reference and account. SQLite rewrites the indexes of every column that it is
+# told to set, changed or not: a statement that leaves those two alone writes half the pages.
+_REPLACE: Final = (
+    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
+    " WHERE token = ? AND revision = ? - 1 AND reference = ? AND account = ?"
+)
+_replace_values = attrgetter(*_CHANGING, "token", "revision", "reference", "account")
+_REPLACE_ALL: Final = (
+    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?,"
+    " reference = ?, account = ? WHERE token = ? AND revision = ? - 1"
+)
+_replace_all_values = attrgetter(*_CHANGING, "reference", "account", "token", "revision")
+_APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
+_append_values = attrgetter("stream", "number", "reference", "body", "mac")
+
+_FORKED: Final = (
+    "this process was forked while its parent was using the token store, and without Python's fork hooks; "
+    "open the token store after the fork"
+)
+
+
+class SqliteTokenStore(TokenStoreBase):
+    """Token records, events and documents in one SQLite file.
+
+    Opening does not touch the file. Where the process forks, connections are closed before and opened again
+    after, in parent and child alike, so a store may be opened before a server forks its workers.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_seconds_max: float = BUSY_SECONDS_MAX) -> None:
+        if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+            raise ConfigurationError("the SQLite library is too old: 3.37 or newer is needed")
+        try:
+            name = os.path.abspath(os.fspath(path))  # so that chdir makes no difference
+            os.fsencode(name)
+        except (TypeError, ValueError):
+            name = "\0"
+        if type(name) is not str or "\0" in name:
+            raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+        if type(busy_seconds_max) not in (int, float) or not 0 <= busy_seconds_max <= 3_600:
+            raise InvalidInputError("busy_seconds_max is a number of seconds from 0 to 3600")
+        self._file: Final = SqliteFile(name, busy_seconds_max)
+        self._busy_seconds_max: Final = busy_seconds_max
+        self._pool = self._new_pool()
+        self._renewed: dict[int, Pool] = {}
+        hold_still_at_forks(self)
+
+    def _new_pool(self) -> Pool:
+        return Pool(self._file.open, self._busy_seconds_max)
+
+    # Around a fork.
+
+    def before_fork(self, seconds_max: float) -> None:
+        """Close all connections once they are idle."""
+        self._pool.hold(seconds_max)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._pool.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on with connections of its own, unless it inherited some."""
+        if not self._pool.open_count:
+            self._pool = self._new_pool()
+
+    def _pool_here(self) -> Pool:
+        pool = self._pool
+        if pool.pid != os.getpid():
+            # Forked by something else than Python, so no hook ran. The parent's connections, if it had any,
+            # stay referenced in its pool: to close them here would touch the parent's file.
+            if pool.open_count:
+                raise TokenStoreError(_FORKED)
+            pool = self._renewed.setdefault(os.getpid(), self._new_pool())
+            self._pool = pool
+        return pool
+
+    # Connections and statements.
+
+    def _read(self, sql: str, values: Sequence[str | bytes | int]) -> list[Any]:
+        pool = self._pool_here()
+        connection = pool.take()
+        try:
+            rows = run(connection, sql, values, self._busy_seconds_max)
+        except BaseException as error:
+            pool.discard(connection)
+            if is_unreadable(error):
+                raise IntegrityError("a stored row has a text or a size that was not written") from None
+            raise
+        pool.give(connection)
+        return rows
+
+    def _write(
+        self,
+        work: Callable[[sqlite3.Connection, Sequence[SealedRecord], Sequence[SealedEvent]], list[str]],
+        records: Sequence[SealedRecord],
+        events: Sequence[SealedEvent],
+    ) -> list[str]:
+        """Run the work in a transaction; undo it where it refuses tokens."""
+        pool = self._pool_here()
+        seconds_max = self._busy_seconds_max
+        if not pool.turns.take(seconds_max):
+            raise TokenStoreError(BUSY)
+        try:
+            connection = pool.take()
+            try:
+                run(connection, "BEGIN IMMEDIATE", (), seconds_max)
+                refused = work(connection, records, events)
+                run(connection, "ROLLBACK" if refused else "COMMIT", (), seconds_max)
+            except BaseException:
+                try:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                finally:
+                    pool.discard(connection)
+                raise
+            pool.give(connection)
+            return refused
+        finally:
+            pool.turns.give()
+
+    # The port.
+
+    def _provision(self) -> None:
+        self._file.create()
+        pool = self._pool_here()
+        connection = pool.take_new(self._file.open_unchecked)
+        try:
+            self._file.create_schema(connection)
+        finally:
+            pool.discard(connection)
+
+    def _check_schema(self) -> None:
+        pool = self._pool_here()
+        pool.discard(pool.take_new(self._file.open))
+
+    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        if len(tokens) == 1:
+            return [SealedRecord(*row) for row in self._read(_BY_TOKENS[1], tokens)]
+        wanted = list(dict.fromkeys(tokens))
+        rows: list[Any] = []
+        size_max = _TOKENS_OF_ONE_STATEMENT[-1]
+        for start in range(0, len(wanted), size_max):
+            chunk = wanted[start : start + size_max]
+            size = next(n for n in _TOKENS_OF_ONE_STATEMENT if n >= len(chunk))
+            chunk += chunk[-1:] * (size - len(chunk))  # few statements to keep prepared
+            rows += self._read(_BY_TOKENS[size], chunk)
+        return list(itertools.starmap(SealedRecord, rows))
+
+    def _find(
+        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+    ) -> list[SealedRecord]:
+        sql = _FIND[requestor is not None, program is not None]
+        values = [value for value in (account, after, requestor, program, limit) if value is not None]
+        return list(itertools.starmap(SealedRecord, self._read(sql, values)))
+
+    def _by_reference(self, reference: bytes) -> SealedRecord | None:
+        rows = self._read(_BY_REFERENCE, (reference,))
+        return SealedRecord(*rows[0]) if rows else None
+
+    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        return self._write(_insert_all, records, events)
+
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        return self._write(_replace_all, records, events)
+
+    def _append(self, events: Sequence[SealedEvent]) -> None:
+        self._write(_append_all, (), events)
+
+    def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
+        return list(itertools.starmap(SealedEvent, self._read(_EVENTS_OF_STREAM, (stream, after, limit))))
+
+    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+        return list(itertools.starmap(SealedEvent, self._read(_EVENTS_ABOUT, (reference, limit, after))))
+
+    def _streams(self) -> list[bytes]:
+        return [stream for (stream,) in self._read(_STREAMS, ())]
+
+    def _put_domain(self, digest: bytes, document: bytes) -> None:
+        if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody
+            return
+        sql = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
+        self._put(sql, (digest, document))
+
+    def _get_domain(self, digest: bytes) -> bytes | None:
+        rows = self._read("SELECT document FROM domains WHERE digest = ?", (digest,))
+        return rows[0][0] if rows else None
+
+    def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
+        if key_version is None:
+            rows = self._read(_SCAN, (after, limit))
+        else:
+            rows = self._read(_SCAN_KEY_VERSION, (after, key_version, limit))
+        return list(itertools.starmap(SealedRecord, rows))
+
+    def _get_meta(self, name: str) -> bytes | None:
+        rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
+
+    def _put_meta(self, name: str, value: bytes) -> bytes:
+        if (standing := self._get_meta(name)) is not None:
+            return standing
+        self._put("INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (name, value))
+        rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
+        return rows[0][0] if rows else value
+
+    def _put(self, sql: str, values: tuple[str | bytes, bytes]) -> None:
+        def put(
+            connection: sqlite3.Connection, _: Sequence[SealedRecord], __: Sequence[SealedEvent]
+        ) -> list[str]:
+            connection.execute(sql, values)
+            return []
+
+        self._write(put, (), ())
+
+    def _close(self) -> None:
+        self._pool_here().close()
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, sqlite3.Error):
+            return explanation(error)
+        if isinstance(error, OSError):
+            return f"the SQLite file can not be created: {os.strerror(error.errno or 0)}"
+        return super()._explain(error)
+
+
+# What happens within a transaction.
+
+
+def _insert_all(
+    connection: sqlite3.Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+) -> list[str]:
+    if len(records) == 1:
+        if not connection.execute(_INSERT, _insert_values(records[0])).rowcount:
+            return [records[0].token]
+    elif records:
+        connection.execute("SAVEPOINT clean")
+        if connection.executemany(_INSERT, map(_insert_values, records)).rowcount != len(records):
+            connection.execute("ROLLBACK TO clean")
+            return [record.token for record in records if _revision(connection, record.token) is not None]
+    return _append_all(connection, (), events)
+
+
+def _replace_all(
+    connection: sqlite3.Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+) -> list[str]:
+    if len(records) == 1:
+        record = records[0]
+        if (
+            not connection.execute(_REPLACE, _replace_values(record)).rowcount
+            and not connection.execute(_REPLACE_ALL, _replace_all_values(record)).rowcount
+        ):
+            return [record.token]
+    elif records:
+        connection.execute("SAVEPOINT clean")
+        if connection.executemany(_REPLACE, map(_replace_values, records)).rowcount != len(records):
+            connection.execute("ROLLBACK TO clean")
+            if connection.executemany(_REPLACE_ALL, map(_replace_all_values, records)).rowcount != len(
+                records
+            ):
+                connection.execute("ROLLBACK TO clean")
+                return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
+    return _append_all(connection, (), events)
+
+
+def _append_all(
+    connection: sqlite3.Connection, _: Sequence[SealedRecord], events: Sequence[SealedEvent]
+) -> list[str]:
+    if len(events) == 1:
+        connection.execute(_APPEND, _append_values(events[0]))
+    elif events:
+        connection.executemany(_APPEND, map(_append_values, events))
+    return []
+
+
+def _revision(connection: sqlite3.Connection, token: str) -> int | None:
+    rows = connection.execute("SELECT revision FROM tokens WHERE token = ?", (token,)).fetchall()
+    return rows[0][0] if rows else None
