@@ -11,6 +11,8 @@ from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.sqlite import SqliteTokenStore
 
+__all__ = ["MemoryTokenStore", "SqliteTokenStore", "TokenStore", "open_token_store"]
+
 
 def open_token_store(url: str) -> TokenStore:
     """Open the token store at an address.

@@ -1,0 +1,140 @@
+"""What the conformance kit of token stores needs of an adapter, and samples to put into one."""
+
+from __future__ import annotations
+
+import enum
+import multiprocessing
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypedDict, TypeVar, Unpack
+
+import attrs
+
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+
+THREADS: Final = 8
+PROCESS_SECONDS_MAX: Final = 60.0
+
+_T = TypeVar("_T")
+
+
+class Capability(enum.Enum):
+    """What some adapters can not do, and say so by leaving it out.
+
+    DURABLE: what was written is there when the store is opened again.
+    PROCESSES: other processes may share the store; `StoreHarness.opener` gives a picklable function.
+    """
+
+    DURABLE = "durable"
+    PROCESSES = "processes"
+
+
+class StoreHarness(ABC):
+    """One database for one test, and the ways around the store that serve as an independent witness."""
+
+    @abstractmethod
+    def open(self) -> TokenStore:
+        """Open the database, again if need be. An adapter that is not DURABLE is opened once."""
+
+    @abstractmethod
+    def raw_read(self, token: str) -> SealedRecord | None:
+        """The row of a token, read without the store."""
+
+    @abstractmethod
+    def raw_write(self, record: SealedRecord) -> None:
+        """Insert a row, or overwrite the row of its token, without the store and its checks."""
+
+    @abstractmethod
+    def raw_counts(self) -> tuple[int, int]:
+        """How many records and how many events there are, counted without the store."""
+
+    def opener(self) -> Callable[[], TokenStore]:
+        """With PROCESSES: a picklable function that opens the same database in another process."""
+        raise NotImplementedError
+
+    def close(self) -> None:  # noqa: B027  most have nothing to do
+        """Release what the harness holds."""
+
+
+class RecordChanges(TypedDict, total=False):
+    """Fields of a SealedRecord to be other than usual."""
+
+    token: str
+    reference: bytes
+    account: bytes
+    requestor: str
+    program: str
+    revision: int
+    key_version: int
+    body: bytes
+    seal: bytes
+
+
+def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
+    """A well-shaped record; each number has another token, reference and account."""
+    source = random.Random(number)  # noqa: S311  the same on every run
+    record = SealedRecord(
+        token=f"999912{number:010d}",
+        reference=source.randbytes(16),
+        account=source.randbytes(16),
+        requestor="40012345678",
+        program="card-on-file",
+        revision=1,
+        key_version=1,
+        body=source.randbytes(200),
+        seal=source.randbytes(45),
+    )
+    return attrs.evolve(record, **changes)
+
+
+def an_event(number: int, *, stream: int = 0, reference: bytes = b"") -> SealedEvent:
+    """A well-shaped event."""
+    source = random.Random(number)  # noqa: S311  the same on every run
+    return SealedEvent(
+        stream=stream.to_bytes(16, "big"),
+        number=number,
+        reference=reference,
+        body=source.randbytes(100),
+        mac=source.randbytes(16),
+    )
+
+
+def replaced(record: SealedRecord) -> SealedRecord:
+    """A record that may take the place of this one."""
+    return attrs.evolve(record, revision=record.revision + 1, body=b"changed")
+
+
+def race(work: Callable[[int], _T]) -> list[_T]:
+    """What each of THREADS threads gets, begun at once and numbered from 0."""
+    barrier = threading.Barrier(THREADS)
+
+    def run(n: int) -> _T:
+        barrier.wait()
+        return work(n)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(run, range(THREADS)))
+
+
+def run_processes(
+    work: Callable[[Callable[[], TokenStore], int], None], opener: Callable[[], TokenStore], count: int
+) -> None:
+    """Run a module-level function in fresh processes at once; each must end well."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=(opener, n)) for n in range(count)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + PROCESS_SECONDS_MAX
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.close()
+    assert codes == [0] * count, f"exit codes {codes}; what failed stands on standard error"

@@ -1,0 +1,202 @@
+"""A Hypothesis state machine that compares a token store with a plain model, step by step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import attrs
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tokenvault.errors import TokenStoreError
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+
+# Few values, so that steps meet: the same tokens, accounts, events again and again.
+_TOKENS = ("0" * 13, "0" * 14, "1" * 13, "1" * 19, "12" * 8, "9" * 16)
+_ACCOUNTS = (b"a" * 16, b"b" * 16)
+_REQUESTORS = ("1" * 11, "2" * 11)
+_PROGRAMS = ("p", "q")
+_REFERENCES = (b"r" * 16, b"s" * 16)
+_STREAMS = (b"t" * 16, b"u" * 16)
+
+_records = st.builds(
+    SealedRecord,
+    token=st.sampled_from(_TOKENS),
+    reference=st.sampled_from(_REFERENCES),
+    account=st.sampled_from(_ACCOUNTS),
+    requestor=st.sampled_from(_REQUESTORS),
+    program=st.sampled_from(_PROGRAMS),
+    revision=st.just(1),
+    key_version=st.integers(1, 3),
+    body=st.binary(max_size=8),
+    seal=st.binary(min_size=45, max_size=45),
+)
+_batches = st.lists(_records, max_size=3, unique_by=lambda record: record.token)
+_events = st.lists(
+    st.builds(
+        SealedEvent,
+        stream=st.sampled_from(_STREAMS),
+        number=st.integers(1, 6),
+        reference=st.sampled_from((b"", *_REFERENCES)),
+        body=st.binary(max_size=8),
+        mac=st.binary(min_size=16, max_size=16),
+    ),
+    max_size=2,
+)
+_offsets = st.lists(st.sampled_from((1, 1, 1, 1, 0, 2)), min_size=3, max_size=3)  # most revisions fit
+_after = st.sampled_from(("", "1", *_TOKENS))
+_limits = st.integers(1, 4)
+
+
+class TokenStoreMachine(RuleBasedStateMachine):
+    """Does to a store what a vault may do, in any order, and expects what dicts would answer.
+
+    A subclass gives `open_store`, over a fresh and empty database each time, and may override `reopen`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = self.open_store()
+        self.store.provision()
+        self.rows: dict[str, SealedRecord] = {}
+        self.log: dict[tuple[bytes, int], SealedEvent] = {}  # in the order of writing
+        self.documents: dict[bytes, bytes] = {}
+        self.values: dict[str, bytes] = {}
+
+    def open_store(self) -> TokenStore:
+        """A store over a fresh database; it need not be provisioned."""
+        raise NotImplementedError
+
+    def reopen(self, store: TokenStore) -> TokenStore:
+        """Close the store and open its database again; a store that is not durable returns itself."""
+        return store
+
+    def teardown(self) -> None:
+        self.store.close()
+
+    @rule(records=_batches, events=_events)
+    def insert(self, records: list[SealedRecord], events: list[SealedEvent]) -> None:
+        existing = [record.token for record in records if record.token in self.rows]
+        if self._expect(existing, events, lambda: self.store.insert(records, events)):
+            self.rows.update((record.token, record) for record in records)
+
+    @rule(records=_batches, events=_events, offsets=_offsets)
+    def replace(self, records: list[SealedRecord], events: list[SealedEvent], offsets: list[int]) -> None:
+        stored = [self.rows[record.token].revision if record.token in self.rows else 1 for record in records]
+        records = [
+            attrs.evolve(record, revision=max(2, revision + offset))
+            for record, revision, offset in zip(records, stored, offsets, strict=False)
+        ]
+        moved = [
+            record.token
+            for record in records
+            if record.token not in self.rows or self.rows[record.token].revision != record.revision - 1
+        ]
+        if self._expect(moved, events, lambda: self.store.replace(records, events)):
+            self.rows.update((record.token, record) for record in records)
+
+    @rule(events=_events)
+    def append(self, events: list[SealedEvent]) -> None:
+        self._expect([], events, lambda: self._append(events))
+
+    @rule(document=st.binary(max_size=8))
+    def put_domain(self, document: bytes) -> None:
+        digest = hashlib.sha256(document).digest()
+        self.store.put_domain(digest, document)
+        self.documents[digest] = document
+
+    @rule(name=st.sampled_from(("a", "A", "b")), value=st.binary(max_size=8))
+    def put_meta(self, name: str, value: bytes) -> None:
+        assert self.store.put_meta(name, value) == self.values.setdefault(name, value)
+
+    @rule()
+    def open_again(self) -> None:
+        self.store = self.reopen(self.store)
+
+    @rule(tokens=st.lists(st.sampled_from(_TOKENS), max_size=8))
+    def get(self, tokens: list[str]) -> None:
+        got = self.store.get(tokens)
+        assert sorted(got, key=lambda record: record.token) == [
+            self.rows[token] for token in sorted(set(tokens)) if token in self.rows
+        ]
+
+    @rule(
+        account=st.sampled_from(_ACCOUNTS),
+        requestor=st.sampled_from((None, *_REQUESTORS)),
+        program=st.sampled_from((None, *_PROGRAMS)),
+        after=_after,
+        limit=_limits,
+    )
+    def find(
+        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+    ) -> None:
+        expected = [
+            row
+            for token, row in sorted(self.rows.items())
+            if token > after
+            and row.account == account
+            and requestor in (None, row.requestor)
+            and program in (None, row.program)
+        ]
+        got = self.store.find(account, requestor=requestor, program=program, after=after, limit=limit)
+        assert got == expected[:limit]
+
+    @rule(reference=st.sampled_from(_REFERENCES))
+    def by_reference(self, reference: bytes) -> None:
+        got = self.store.by_reference(reference)
+        bearers = [row for row in self.rows.values() if row.reference == reference]
+        assert got in bearers if bearers else got is None
+
+    @rule(after=_after, limit=_limits, key_version=st.sampled_from((None, 1, 2, 3)))
+    def scan(self, after: str, limit: int, key_version: int | None) -> None:
+        expected = [
+            row
+            for token, row in sorted(self.rows.items())
+            if token > after and key_version in (None, row.key_version)
+        ]
+        assert self.store.scan(after=after, limit=limit, key_version=key_version) == expected[:limit]
+
+    @rule(stream=st.sampled_from(_STREAMS), after=st.integers(0, 6), limit=_limits)
+    def events_of_stream(self, stream: bytes, after: int, limit: int) -> None:
+        expected = [
+            event for (of, number), event in sorted(self.log.items()) if of == stream and number > after
+        ]
+        assert self.store.events(stream=stream, after=after, limit=limit) == expected[:limit]
+
+    @rule(reference=st.sampled_from(_REFERENCES), after=st.integers(0, 6), limit=_limits)
+    def events_about(self, reference: bytes, after: int, limit: int) -> None:
+        expected = [event for event in self.log.values() if event.reference == reference]
+        got = self.store.events(reference=reference, after=after, limit=limit)
+        assert got == expected[after : after + limit]
+
+    @invariant()
+    def everything_is_the_same(self) -> None:
+        assert self.store.scan() == [row for _, row in sorted(self.rows.items())]
+        for stream in _STREAMS:
+            expected = [event for (of, _), event in sorted(self.log.items()) if of == stream]
+            assert self.store.events(stream=stream) == expected
+        assert sorted(self.store.streams()) == sorted({stream for stream, _ in self.log})
+        for digest, document in self.documents.items():
+            assert self.store.get_domain(digest) == document
+        for name in ("a", "A", "b"):
+            assert self.store.get_meta(name) == self.values.get(name)
+
+    def _append(self, events: list[SealedEvent]) -> list[str]:
+        self.store.append(events)
+        return []
+
+    def _expect(self, refused: list[str], events: list[SealedEvent], write: Callable[[], list[str]]) -> bool:
+        """Whether the model is to write too; its events are written here."""
+        keys = [(event.stream, event.number) for event in events]
+        if not refused and (len(set(keys)) != len(keys) or any(key in self.log for key in keys)):
+            try:
+                write()
+            except TokenStoreError:
+                return False
+            raise AssertionError("an event that exists was accepted")
+        assert sorted(write()) == sorted(refused)
+        if refused:
+            return False
+        self.log.update(zip(keys, events, strict=True))
+        return True

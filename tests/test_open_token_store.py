@@ -1,0 +1,80 @@
+"""Addresses of token stores: what they open, and which error comes of all else."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.stores import open_token_store
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.sqlite import SqliteTokenStore
+
+
+def test_memory() -> None:
+    with closing(open_token_store("memory:")) as store:
+        assert isinstance(store, MemoryTokenStore)
+
+
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is relative to the folder at the time of opening."""
+    monkeypatch.chdir(tmp_path)
+    with closing(open_token_store("sqlite:///vault.db")) as store:
+        assert isinstance(store, SqliteTokenStore)
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.chdir("/")
+        store.provision()
+    assert (tmp_path / "vault.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "name"),
+    [("vault.db", "vault.db"), ("a b%20c", "a b c"), ("100%25", "100%"), ("%3F%23", "?#"), ("ä%C3%A4", "ää")],
+)
+def test_an_absolute_path(tmp_path: Path, encoded: str, name: str) -> None:
+    with closing(open_token_store(f"sqlite:///{tmp_path}/{encoded}")) as store:
+        store.provision()
+        store.check_schema()
+        assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("memory:x", "nothing after it"),
+        ("memory", "begins with one of"),
+        ("", "begins with one of"),
+        ("mysql://host/db", "memory:, sqlite:"),
+        ("SQLITE:///x", "begins with one of"),
+        ("sqlite:", "sqlite:///relative.db"),
+        ("sqlite:vault.db", "sqlite:///relative.db"),
+        ("sqlite://host/vault.db", "sqlite:///relative.db"),
+        ("sqlite:///", "sqlite:///relative.db"),
+        ("sqlite:///:memory:", "'memory:'"),
+        ("sqlite:///vault.db?mode=ro", "no options"),
+        ("sqlite:///vault.db#x", "no options"),
+        ("sqlite:///a%00b", "percent-encoded"),
+        ("sqlite:///a%ffb", "percent-encoded"),
+        ("sqlite:///\ud800", "path"),
+        (None, "str"),
+        (b"memory:", "str"),
+        (7, "str"),
+    ],
+)
+def test_what_is_refused(url: str, advice: str) -> None:
+    with pytest.raises(InvalidInputError, match=advice) as caught:
+        open_token_store(url)
+    assert caught.value.__context__ is None
+
+
+@given(st.one_of(st.text(), st.text().map("sqlite:///".__add__), st.from_type(type).flatmap(st.from_type)))
+def test_nothing_else_comes_out(url: str) -> None:
+    try:
+        store = open_token_store(url)
+    except TokenVaultError:
+        return
+    store.close()

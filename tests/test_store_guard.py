@@ -1,0 +1,138 @@
+"""Whatever an adapter raises or returns, a caller of a token store sees what the port states."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+import pytest
+
+from tokenvault.errors import (
+    ConfigurationError,
+    IntegrityError,
+    KeyStoreError,
+    TokenStoreError,
+    TokenVaultError,
+)
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.port import SealedRecord, TokenStore
+from tokenvault.testing.token_stores import a_record
+
+SECRET = "row data"
+
+
+class FailingStore(MemoryTokenStore):
+    """Raises as told, chained to an exception that holds row data."""
+
+    failure: BaseException | None = None
+
+    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        self._fail()
+        return super()._get(tokens)
+
+    def _check_schema(self) -> None:
+        self._fail()
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            try:
+                os.environ[SECRET]
+            except KeyError as error:
+                raise self.failure from error
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (OSError(SECRET), TokenStoreError),
+        (RecursionError(SECRET), TokenStoreError),
+        (MemoryError(), TokenStoreError),
+        (StopIteration(SECRET), TokenStoreError),
+        (KeyStoreError("the module is gone"), TokenStoreError),
+        (ConfigurationError("the schema is newer"), TokenStoreError),
+        (TokenStoreError("busy"), TokenStoreError),
+        (IntegrityError("edited"), IntegrityError),
+    ],
+)
+def test_errors_are_the_ports(failure: Exception, expected: type[TokenVaultError]) -> None:
+    """Nothing is chained, and no message of a strange exception is passed on."""
+    with closing(FailingStore()) as store:
+        store.failure = failure
+        with pytest.raises(expected) as caught:
+            store.get([a_record(1).token])
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert SECRET not in str(caught.value)
+
+
+def test_a_configuration_error_passes_where_the_schema_is_checked() -> None:
+    with closing(FailingStore()) as store:
+        store.failure = ConfigurationError("the schema is newer")
+        with pytest.raises(ConfigurationError, match="newer"):
+            store.check_schema()
+
+
+def test_interruptions_pass_as_they_are() -> None:
+    with closing(FailingStore()) as store:
+        store.failure = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            store.get([a_record(1).token])
+
+
+def test_an_explanation_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain(_: object, __: Exception) -> str:
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr(FailingStore, "_explain", explain)
+    with closing(FailingStore()) as store:
+        store.failure = OSError()
+        with pytest.raises(TokenStoreError) as caught:
+            store.get([a_record(1).token])
+    assert caught.value.__context__ is None
+    assert SECRET not in str(caught.value)
+
+
+class Strange:
+    """Fails at whatever is done to it."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize(
+    "make",  # pytest looks at its parameters, and Strange fails at that
+    [
+        object, dict, Strange, lambda: None, lambda: 5, lambda: "te\nxt", lambda: b"bytes", lambda: {1},
+        lambda: [None], lambda: [[]], lambda: [Strange()],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        TokenStore.get,
+        TokenStore.find,
+        TokenStore.by_reference,
+        lambda store, it: store.insert(it, it),
+        lambda store, it: store.replace([], it),
+        TokenStore.append,
+        lambda store, it: store.events(stream=it, after=it),
+        lambda store, it: store.scan(after=it, limit=it),
+        lambda store, it: store.put_domain(it, it),
+        TokenStore.get_domain,
+        TokenStore.get_meta,
+        lambda store, it: store.put_meta(it, it),
+    ],
+)
+def test_arguments_of_any_type(
+    call: Callable[[TokenStore, object], object], make: Callable[[], object]
+) -> None:
+    """They are refused by one of the library's errors, and nothing is written."""
+    strange = make()
+    with closing(MemoryTokenStore()) as store:
+        bound = getattr(store, call.__name__, None)
+        with pytest.raises(TokenVaultError) as caught:
+            _ = bound(strange) if bound else call(store, strange)
+        assert caught.value.__context__ is None
+        assert store.scan() == []
+        assert store.streams() == []
