@@ -1,5 +1,58 @@
-"""Key stores: the port and its adapters."""
+"""Key stores: where the vault's keys live, and the one operation it asks of them.
 
+`open_key_store` opens what an address names. The PKCS#11 adapter is imported when it is first asked for, so
+that a key file can be used where no python-pkcs11 is installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenvault.errors import InvalidInputError
+from tokenvault.keys.file import FileKeyStore
 from tokenvault.keys.local import LocalBlockCipher
+from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.keys.uri import is_text
 
-__all__ = ["LocalBlockCipher"]
+if TYPE_CHECKING:
+    from tokenvault.keys.pkcs11 import Pkcs11KeyStore
+
+__all__ = [
+    "BlockCipher",
+    "Custody",
+    "FileKeyStore",
+    "KeyName",
+    "KeyPurpose",
+    "KeyStore",
+    "LocalBlockCipher",
+    "Pkcs11KeyStore",
+    "open_key_store",
+]
+
+
+def open_key_store(uri: str) -> KeyStore:
+    """Open the key store that a URI names.
+
+    Args:
+        uri: `pkcs11:token=...?module-path=...&pin-source=file:...` for keys in a PKCS#11 token;
+            `file:keys.json` for keys in an encrypted file, for development only. See `tokenvault.keys.uri`.
+
+    Raises:
+        InvalidInputError: the URI is not one of these; the message never shows a PIN.
+        KeyStoreError: the store can not be opened; the message says what to do.
+    """
+    if is_text(uri) and uri.startswith("pkcs11:"):
+        from tokenvault.keys.pkcs11 import Pkcs11KeyStore  # noqa: PLC0415 # see above
+
+        return Pkcs11KeyStore(uri)
+    if is_text(uri) and uri.startswith("file:"):
+        return FileKeyStore(uri)
+    raise InvalidInputError("a key store's address is text that begins with pkcs11: or file:")
+
+
+def __getattr__(name: str) -> object:
+    if name == "Pkcs11KeyStore":
+        from tokenvault.keys.pkcs11 import Pkcs11KeyStore  # noqa: PLC0415 # see above
+
+        return Pkcs11KeyStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""PINs and passphrases on their way from where they are kept to where they are used."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from tokenvault.errors import InvalidInputError, KeyStoreError
+
+SECRET_BYTES_MAX: Final = 1_024
+
+
+class Secret:
+    """Text that no repr, traceback with locals, pickle or copy shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself: use it in the same expression, keep it in no variable."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __reduce__(self) -> str:
+        raise InvalidInputError("a secret can not be pickled or copied")
+
+
+def read_secret_file(path: str, what: str) -> Secret:
+    """Read a secret from a file: UTF-8 text, less one line end.
+
+    Raises:
+        KeyStoreError: the file can not be read, or does not hold 1 to 1,024 bytes of text. The message names
+            `what`, never the content.
+    """
+    reason = None
+    secret = None
+    try:
+        with open(path, "rb") as file:
+            secret = _text(file.read(SECRET_BYTES_MAX + 1))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    if reason is not None:
+        raise KeyStoreError(
+            f"the file that {what} names can not be read ({reason}): correct the path or its mode"
+        )
+    if secret is None:
+        raise KeyStoreError(f"the file that {what} names holds no secret: one line of UTF-8 text is expected")
+    return secret
+
+
+def _text(content: bytes) -> Secret | None:
+    if len(content) > SECRET_BYTES_MAX:
+        return None
+    try:
+        line = content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        return None
+    return Secret(line) if line and "\0" not in line and "\n" not in line else None
