@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests import softhsm
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import tokenvault as tv
+from tests import softhsm, vaults
+from tests.strategies import NOW_MS
+from tokenvault.keys import FileKeyStore, KeyStore
+from tokenvault.stores.port import TokenStore
+from tokenvault.testing.clock import ManualClock
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,95 @@ def softhsm_uri(softhsm_folder: Path) -> str:
 def shared_softhsm_uri(softhsm_folder: Path) -> str:
     """The URI of one SoftHSM token for all tests that do not mind the keys of others in it."""
     return softhsm.new_token(softhsm_folder)
+
+
+# A vault: keys in the module and in the process, each on real SoftHSM, over every embedded store.
+
+
+@pytest.fixture(scope="session", params=tv.Custody, ids=lambda custody: custody.value)
+def custody(request: pytest.FixtureRequest) -> tv.Custody:
+    """Where the vault's keys do their work: every test of the vault runs with both."""
+    return tv.Custody(request.param)
+
+
+@pytest.fixture(scope="session")
+def keys(custody: tv.Custody, softhsm_folder: Path) -> Iterator[KeyStore]:
+    """A key store with the vault's keys, shared by the tests that add none."""
+    with_keys = new_keys(softhsm_folder, custody)
+    yield with_keys
+    with_keys.close()
+
+
+@pytest.fixture
+def fresh_keys(custody: tv.Custody, softhsm_folder: Path) -> Iterator[KeyStore]:
+    """A key store with the vault's keys, for a test that adds to them."""
+    with_keys = new_keys(softhsm_folder, custody)
+    yield with_keys
+    with_keys.close()
+
+
+@pytest.fixture
+def other_keys(softhsm_uri: str) -> Iterator[KeyStore]:
+    """A key store without keys."""
+    empty = tv.open_key_store(softhsm_uri)
+    yield empty
+    empty.close()
+
+
+def new_keys(folder: Path, custody: tv.Custody) -> KeyStore:
+    key_store = tv.open_key_store(softhsm.new_token(folder))
+    tv.provision(key_store, tv.open_token_store("memory:"), custody=custody)
+    return key_store
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, keys: KeyStore, tmp_path: Path) -> Iterator[TokenStore]:
+    """A provisioned store without tokens."""
+    url = "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
+    opened = tv.open_token_store(url)
+    tv.provision(keys, opened)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """The vault's clock."""
+    return ManualClock(NOW_MS)
+
+
+@pytest.fixture
+def vault(keys: KeyStore, store: TokenStore, clock: ManualClock) -> Iterator[tv.Vault]:
+    """A vault with the programs and requestors of tests.vaults."""
+    with vaults.open_vault(keys, store, clock) as opened:
+        yield opened
+
+
+# A vault in memory with keys in a file: for tests of many thousand calls.
+
+
+@pytest.fixture(scope="session")
+def local_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyStore]:
+    """A key store whose keys come from a file."""
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "passphrase").write_text("correct horse battery staple")
+    key_store = FileKeyStore(f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase")
+    tv.provision(key_store, tv.open_token_store("memory:"))
+    yield key_store
+    key_store.close()
+
+
+@pytest.fixture(scope="session")
+def memory_store(local_keys: KeyStore) -> Iterator[TokenStore]:
+    """A store in memory, provisioned with local_keys."""
+    opened = tv.open_token_store("memory:")
+    tv.provision(local_keys, opened)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def memory_vault(local_keys: KeyStore, memory_store: TokenStore) -> Iterator[tv.Vault]:
+    """A vault over local_keys and memory_store."""
+    with vaults.open_vault(local_keys, memory_store) as opened:
+        yield opened

@@ -7,13 +7,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tokenvault.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.controls import Channel, CryptogramRule, Limit, Meter, Money
 from tokenvault.domain import Domain
 from tokenvault.lifecycle import Actor, TokenStatus
 from tokenvault.pan import CardExpiry, luhn_check_digit
 from tokenvault.records import TokenRecord
 from tokenvault.transaction import Transaction
-from tokenvault.usage import Counter, Meter, Usage
+from tokenvault.usage import Counter, Usage
 
 DIGITS = "0123456789"
 REQUESTORS = ("40012345678", "40087654321", "40000000001")

@@ -161,7 +161,7 @@ def test_no_order_of_uses_passes_a_limit(found: tuple[Limit, ...], split: bool, 
             usage = usage.after(transaction, documents.meters(), now_ms)
             counted[transaction.id] = (transaction, now_ms)
         for limit in found:
-            seconds = limit.window_seconds
+            seconds = limit.meter.window_seconds
             totals: Tally[int] = Tally()
             for transaction, at_ms in counted.values():
                 spent = transaction.amount.amount if limit.amount and transaction.amount else 1

@@ -93,9 +93,10 @@ def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataO
 
 def test_the_fixed_part_of_a_body_is_as_documented() -> None:
     """Byte for byte, as docs/formats.md lays it out: a change here breaks every database there is."""
+    from tokenvault.controls import Meter
     from tokenvault.lifecycle import Actor, TokenStatus
     from tokenvault.pan import CardExpiry
-    from tokenvault.usage import Counter, Meter, Usage
+    from tokenvault.usage import Counter, Usage
 
     record = TokenRecord(
         token="9999120000001111", reference=bytes(16), account=bytes(16), requestor="40012345678", program="p",

@@ -1,1 +1,75 @@
-"""Payment tokens bound to a domain."""
+"""Payment tokens bound to a domain: a token vault as a library.
+
+Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys` and `tokenvault.testing` hold the
+rest that is public. Nothing happens at import.
+"""
+
+from tokenvault.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.decision import Decision
+from tokenvault.domain import Domain
+from tokenvault.errors import (
+    ConfigurationError,
+    ConflictError,
+    DomainRestrictionError,
+    IntegrityError,
+    InvalidInputError,
+    KeyStoreError,
+    LifecycleError,
+    PermissionDeniedError,
+    TokenNotFoundError,
+    TokenSpaceExhausted,
+    TokenStoreError,
+    TokenVaultError,
+)
+from tokenvault.formats import TokenFormat
+from tokenvault.keys import Custody, KeyPurpose, open_key_store
+from tokenvault.lifecycle import Actor, TokenStatus
+from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.programs import Making, Permission, TokenProgram, TokenRequestor
+from tokenvault.stores import open_token_store
+from tokenvault.token_info import TokenInfo
+from tokenvault.transaction import Transaction
+from tokenvault.vault import Vault, provision
+from tokenvault.vaultless import VaultlessTokenizer
+from tokenvault.violation import Violation
+
+__all__ = [
+    "Actor",
+    "Card",
+    "CardExpiry",
+    "Channel",
+    "ConfigurationError",
+    "ConflictError",
+    "CryptogramRule",
+    "Custody",
+    "Decision",
+    "Domain",
+    "DomainRestrictionError",
+    "IntegrityError",
+    "InvalidInputError",
+    "KeyPurpose",
+    "KeyStoreError",
+    "LifecycleError",
+    "Limit",
+    "Making",
+    "Money",
+    "Pan",
+    "Permission",
+    "PermissionDeniedError",
+    "TokenFormat",
+    "TokenInfo",
+    "TokenNotFoundError",
+    "TokenProgram",
+    "TokenRequestor",
+    "TokenSpaceExhausted",
+    "TokenStatus",
+    "TokenStoreError",
+    "TokenVaultError",
+    "Transaction",
+    "Vault",
+    "VaultlessTokenizer",
+    "Violation",
+    "open_key_store",
+    "open_token_store",
+    "provision",
+]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import re
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
 from tokenvault import checks
+from tokenvault.boundary import boundary_init
 from tokenvault.errors import InvalidInputError
 from tokenvault.iso import COUNTRIES, CURRENCIES
 
@@ -52,6 +53,7 @@ def currency(value: object) -> str:
     return value
 
 
+@boundary_init
 @attrs.frozen
 class Money:
     """An amount in minor units (cents of EUR, yen of JPY) of an ISO 4217 currency, from 0 to 10**15."""
@@ -67,6 +69,25 @@ class Money:
         return f"{self.amount} minor units of {self.currency}"
 
 
+class Meter(NamedTuple):
+    """What is counted of a token's uses: their number, or money in a currency; per window or for life.
+
+    Limits that count the same thing read one meter, whichever document they stand in and whatever their
+    maximum: a limit that is raised from 10 uses to 20 leaves what was used as used.
+
+    Attributes:
+        currency: ISO 4217 code of the money counted; empty for uses.
+        window_seconds: 0 for the token's life.
+    """
+
+    currency: str
+    window_seconds: int
+
+    def window(self, now_ms: int) -> int:
+        """Number of the window that an instant lies in: whole windows since the Unix epoch."""
+        return now_ms // (1_000 * self.window_seconds) if self.window_seconds else 0
+
+
 def _duration(seconds: int) -> str:
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds % length == 0:
@@ -75,6 +96,7 @@ def _duration(seconds: int) -> str:
     return f"{seconds} seconds"
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class Limit:
     """At most so many uses, or so much money, per window or for the token's life.
@@ -84,11 +106,13 @@ class Limit:
         amount: more than 0, in the one currency that it counts; exactly one of the two is set.
         per: whole seconds, up to ten years. Windows tumble: they are aligned to the Unix epoch, UTC.
             Unset, the limit is for the token's life.
+        meter: what it reads.
     """
 
     uses: int | None = None
     amount: Money | None = None
     per: timedelta | None = None
+    meter: Meter = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.uses is None) == (self.amount is None):
@@ -101,16 +125,16 @@ class Limit:
             per = checks.instance("a limit's window", self.per, timedelta)
             if per.microseconds or not 1 <= per.total_seconds() <= WINDOW_SECONDS_MAX:
                 raise InvalidInputError("a limit's window is whole seconds, from 1 second to 10 years")
-
-    @property
-    def window_seconds(self) -> int:
-        """The window in seconds; 0 for the token's life."""
-        return 0 if self.per is None else self.per.days * 86_400 + self.per.seconds
+        seconds = 0 if self.per is None else self.per.days * 86_400 + self.per.seconds
+        meter = Meter("" if self.amount is None else self.amount.currency, seconds)
+        object.__setattr__(self, "meter", meter)
 
     def __str__(self) -> str:
         counted = f"{self.uses} uses" if self.amount is None else str(self.amount)
         return (
-            f"{counted} per {_duration(self.window_seconds)}" if self.per else f"{counted} in a token's life"
+            f"{counted} per {_duration(self.meter.window_seconds)}"
+            if self.per
+            else f"{counted} in a token's life"
         )
 
 

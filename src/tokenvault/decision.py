@@ -15,32 +15,16 @@ from typing import Final
 
 import attrs
 
-from tokenvault.controls import CryptogramRule, Limit
-from tokenvault.domain import Domain
+from tokenvault.controls import CryptogramRule, Limit, Meter
+from tokenvault.domain import NO_RESTRICTION, Domain
 from tokenvault.lifecycle import TokenStatus
 from tokenvault.pan import CardExpiry
 from tokenvault.transaction import Transaction
-from tokenvault.usage import Meter, Seen, Usage
+from tokenvault.usage import Seen, Usage
+from tokenvault.violation import Violation
 
 VALUES_SHOWN_MAX: Final = 5
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@attrs.frozen
-class Violation:
-    """One control that a use failed.
-
-    Attributes:
-        control: the control's name, such as "merchants" or "limits".
-        code: stable upper-case code, such as "MERCHANT_NOT_ALLOWED".
-        message: what is allowed and what to do next; never a PAN or a whole token.
-        response_code: the answer for ISO 8583 data element 39, two characters.
-    """
-
-    control: str
-    code: str
-    message: str
-    response_code: str
 
 
 @attrs.frozen
@@ -94,9 +78,13 @@ class Restrictions:
         """From the widest scope to the narrowest."""
         return (self.program, self.requestor, self.token)
 
+    def set(self) -> tuple[Domain, ...]:
+        """Those that restrict anything."""
+        return tuple(document for document in self.documents() if document is not NO_RESTRICTION)
+
     def meters(self) -> frozenset[Meter]:
         """What is counted with each use; empty when no limit is set."""
-        return frozenset(Meter.of(limit) for document in self.documents() for limit in document.limits)
+        return frozenset(limit.meter for document in self.documents() for limit in document.limits)
 
     def counted(self) -> bool:
         """Whether a use has to be recorded in the token record."""
@@ -118,7 +106,7 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
         message = "this transaction id was used before with other content; a new use needs a new id"
         violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
     now = _EPOCH + timedelta(milliseconds=now_ms)
-    for document in restrictions.documents():
+    for document in restrictions.set():
         violations += _document_violations(document, transaction, now)
         if document.min_assurance is not None and (
             state.assurance is None or state.assurance < document.min_assurance
@@ -196,7 +184,7 @@ def _use_violations(
         message = "each use needs a verified cryptogram with a counter above the last one"
         yield Violation("cryptogram", "CRYPTOGRAM_REQUIRED", message, "82")
     for limit in document.limits:
-        if not _within(limit, usage.used(Meter.of(limit), now_ms), transaction):
+        if not _within(limit, usage.used(limit.meter, now_ms), transaction):
             over_uses = limit.amount is None
             code = "USES_EXCEEDED" if over_uses else "AMOUNT_EXCEEDED"
             yield Violation("limits", code, f"at most {limit}", "65" if over_uses else "61")

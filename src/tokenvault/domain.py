@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 
 from tokenvault import checks, controls, domain_document
+from tokenvault.boundary import boundary, boundary_init
 from tokenvault.controls import Channel, CryptogramRule, Limit, Money
 from tokenvault.errors import InvalidInputError
 
@@ -72,6 +73,7 @@ def _limits(values: Iterable[Limit]) -> tuple[Limit, ...]:
     return tuple(sorted(set(listed), key=repr))
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class Domain:
     """Where, how, how much, how often and until when a token may be used.
@@ -129,6 +131,7 @@ class Domain:
         return self.document.decode("ascii")
 
     @classmethod
+    @boundary
     def from_json(cls, text: str | bytes) -> Domain:
         """Read a document in JSON, canonical or not. Unknown and repeated names are refused.
 

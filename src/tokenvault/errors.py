@@ -7,10 +7,9 @@ the error ends a payment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from tokenvault.decision import Violation
+from tokenvault.violation import Violation
 
 
 class TokenVaultError(Exception):

@@ -12,6 +12,7 @@ from typing import Final
 import attrs
 
 from tokenvault import checks
+from tokenvault.boundary import boundary_init
 from tokenvault.errors import InvalidInputError
 from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_check_digit
 
@@ -21,6 +22,7 @@ _LAST4_COUNT: Final = 10_000
 _INVALID_CHOICES: Final = 9  # digits that make a number Luhn-invalid
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class TokenFormat:
     """The format of a program's tokens.

@@ -12,6 +12,7 @@ from typing import Final, NoReturn, Self
 
 import attrs
 
+from tokenvault.boundary import boundary, boundary_init
 from tokenvault.errors import InvalidInputError
 
 PAN_LENGTH_MIN: Final = 13
@@ -53,34 +54,26 @@ class Pan:
         raise InvalidInputError("make a Pan with Pan.parse(text)")
 
     @classmethod
-    def parse(cls, text: str) -> Pan:
+    @boundary
+    def parse(cls, text: str | Pan) -> Pan:
         """Read a PAN: 13 to 19 ASCII digits, Luhn-valid; single spaces or hyphens may stand between groups.
 
         Raises:
             InvalidInputError: saying which rule fails, not what was given.
         """
-        read = cls.read(text)
-        text = ""  # a traceback that prints locals must not find it
-        if isinstance(read, InvalidInputError):
-            raise read
-        return read
-
-    @classmethod
-    def read(cls, text: object) -> Pan | InvalidInputError:
-        """As `parse`, but hands the error back, so that a caller can drop the text before it raises."""
         if isinstance(text, Pan):
             return text
         if not isinstance(text, str):
-            return InvalidInputError("a PAN is text of 13 to 19 digits")
+            raise InvalidInputError("a PAN is text of 13 to 19 digits")
         if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
-            return InvalidInputError(
+            raise InvalidInputError(
                 "a PAN has ASCII digits only, with single spaces or hyphens between groups"
             )
         digits = text.replace(" ", "").replace("-", "")
         if not PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX:
-            return InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
+            raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
         if not luhn_valid(digits):
-            return InvalidInputError("the PAN's check digit is wrong (Luhn)")
+            raise InvalidInputError("the PAN's check digit is wrong (Luhn)")
         return cls.trusted(digits)
 
     @classmethod
@@ -142,6 +135,7 @@ class Pan:
         raise InvalidInputError("a Pan is not pickled; its token may be")
 
 
+@boundary_init
 @attrs.frozen(order=True)
 class CardExpiry:
     """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here)."""
@@ -156,6 +150,7 @@ class CardExpiry:
             raise InvalidInputError("an expiry is a month (1 to 12) of a year from 2000 to 2099")
 
     @classmethod
+    @boundary
     def parse(cls, text: str | CardExpiry) -> CardExpiry:
         """Read "YYYY-MM". Raises InvalidInputError."""
         if isinstance(text, CardExpiry):

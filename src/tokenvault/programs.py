@@ -9,6 +9,7 @@ from typing import Final
 import attrs
 
 from tokenvault import checks
+from tokenvault.boundary import boundary_init
 from tokenvault.domain import NO_RESTRICTION, Domain
 from tokenvault.errors import InvalidInputError
 from tokenvault.formats import TokenFormat
@@ -39,6 +40,7 @@ class Permission(enum.Enum):
     MANAGE = "manage"
 
 
+@boundary_init
 @attrs.frozen
 class TokenProgram:
     """A named kind of token.
@@ -93,6 +95,7 @@ def _permissions(values: Iterable[Permission]) -> frozenset[Permission]:
     return checks.set_of("a requestor's permissions", values, _permission)
 
 
+@boundary_init
 @attrs.frozen
 class TokenRequestor:
     """A party that uses the vault.

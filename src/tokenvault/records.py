@@ -30,14 +30,14 @@ from typing import Final
 
 import attrs
 
-from tokenvault.controls import WINDOW_SECONDS_MAX
+from tokenvault.controls import WINDOW_SECONDS_MAX, Meter
 from tokenvault.errors import IntegrityError
 from tokenvault.iso import CURRENCIES
 from tokenvault.lifecycle import Actor, TokenStatus
 from tokenvault.pan import CardExpiry
 from tokenvault.stores.port import SealedRecord
 from tokenvault.transaction import CRYPTOGRAM_COUNTER_MAX
-from tokenvault.usage import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Counter, Meter, Usage
+from tokenvault.usage import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Counter, Usage
 
 ENCODING_VERSION: Final = 1
 REFERENCE_BYTES: Final = 16

@@ -8,6 +8,7 @@ from typing import Final
 import attrs
 
 from tokenvault import checks, controls
+from tokenvault.boundary import boundary_init
 from tokenvault.controls import Channel, Money
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
@@ -23,6 +24,7 @@ def _optional_text(name: str, value: object) -> None:
         checks.text(name, value)
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class Transaction:
     """One use of a token.

@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-from tokenvault.controls import Limit
+from tokenvault.controls import Meter
 from tokenvault.transaction import Transaction
 
 REMEMBERED_USES_MAX: Final = 32
@@ -25,31 +25,6 @@ class Seen(enum.Enum):
     NEW = enum.auto()
     SAME = enum.auto()
     OTHER_CONTENT = enum.auto()
-
-
-@attrs.frozen(order=True)
-class Meter:
-    """What a counter counts: uses, or money in a currency; per window or for the token's life.
-
-    Limits that count the same thing share one counter, whichever document they stand in and whatever their
-    maximum: a limit that is raised from 10 uses to 20 leaves what was used as used.
-
-    Attributes:
-        currency: ISO 4217 code of the money counted; empty for uses.
-        window_seconds: 0 for the token's life.
-    """
-
-    currency: str
-    window_seconds: int
-
-    @classmethod
-    def of(cls, limit: Limit) -> Meter:
-        """The meter that a limit reads."""
-        return cls("" if limit.amount is None else limit.amount.currency, limit.window_seconds)
-
-    def window(self, now_ms: int) -> int:
-        """Number of the window that an instant lies in: whole windows since the Unix epoch."""
-        return now_ms // (1_000 * self.window_seconds) if self.window_seconds else 0
 
 
 @attrs.frozen
@@ -84,11 +59,13 @@ class Usage:
     def seen(self, transaction: Transaction) -> Seen:
         """Whether a transaction was counted before."""
         memory = transaction.memory
-        for start in range(0, len(self.memories), MEMORY_BYTES):
-            if self.memories[start : start + _ID_BYTES] == memory[:_ID_BYTES]:
-                same = self.memories[start : start + MEMORY_BYTES] == memory
-                return Seen.SAME if same else Seen.OTHER_CONTENT
-        return Seen.NEW
+        start = self.memories.find(memory[:_ID_BYTES])
+        while start > 0 and start % MEMORY_BYTES:  # found across two ids, or in a content
+            start = self.memories.find(memory[:_ID_BYTES], start + 1)
+        if start < 0:
+            return Seen.NEW
+        same = self.memories[start : start + MEMORY_BYTES] == memory
+        return Seen.SAME if same else Seen.OTHER_CONTENT
 
     def used(self, meter: Meter, now_ms: int) -> int:
         """What a meter reads in the window of an instant: uses, or minor units."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenvault.boundary import boundary
 from tokenvault.errors import InvalidInputError
 from tokenvault.keys.file import FileKeyStore
 from tokenvault.keys.local import LocalBlockCipher
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 
+@boundary
 def open_key_store(uri: str) -> KeyStore:
     """Open the key store that a URI names.
 

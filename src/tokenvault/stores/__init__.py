@@ -6,6 +6,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Final
 
+from tokenvault.boundary import boundary
 from tokenvault.errors import InvalidInputError
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
@@ -14,6 +15,7 @@ from tokenvault.stores.sqlite import SqliteTokenStore
 __all__ = ["MemoryTokenStore", "SqliteTokenStore", "TokenStore", "open_token_store"]
 
 
+@boundary
 def open_token_store(url: str) -> TokenStore:
     """Open the token store at an address.
 

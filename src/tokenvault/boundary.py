@@ -1,0 +1,51 @@
+"""Where calls enter the library: only its own errors come out, and they carry nothing along.
+
+A traceback that prints locals (structlog, Sentry) shows the arguments of every frame on its way, and a caller
+may have put a PAN anywhere. So an error leaves a public call without the frames below it: its message says what
+is wrong, and the caller's own frame where.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from tokenvault.errors import TokenVaultError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+def boundary(call: Callable[P, T]) -> Callable[P, T]:
+    """Make a function part of the boundary."""
+
+    @functools.wraps(call)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 # what is not the library's own is a defect: fail closed
+            failure = bare(error)
+        del args, kwargs
+        raise failure
+
+    return bounded
+
+
+def boundary_init(kind: C) -> C:
+    """Make a class's constructor part of the boundary."""
+    kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # the signature stays as it is
+    return kind
+
+
+def bare(error: Exception) -> TokenVaultError:
+    """An error of the library without frames and without what it was raised from."""
+    if isinstance(error, TokenVaultError):
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{where.tb_frame.f_globals.get('__name__')}:{where.tb_lineno}" if where else "an unknown place"
+    return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")

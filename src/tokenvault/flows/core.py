@@ -1,0 +1,229 @@
+"""What all flows share: reading and writing authenticated records, domains, permissions, events."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from tokenvault.decision import Restrictions
+from tokenvault.domain import NO_RESTRICTION, Domain
+from tokenvault.errors import (
+    ConfigurationError,
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    PermissionDeniedError,
+    TokenNotFoundError,
+)
+from tokenvault.events import Action, Event, Outcome
+from tokenvault.flows.ports import AsyncTokenStore, Clock, Runtime
+from tokenvault.journal import Journal
+from tokenvault.keyring import KeyRing
+from tokenvault.lifecycle import TokenStatus
+from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card, Pan, luhn_valid
+from tokenvault.programs import Permission, TokenProgram, TokenRequestor
+from tokenvault.records import TokenRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord
+
+CONFLICTS_MAX: Final = 512
+"""How often a change starts over because others changed the same record first."""
+
+BACKOFF_MICROSECONDS_MAX: Final = 20_000
+DOMAINS_CACHED_MAX: Final = 10_000
+
+
+@attrs.frozen
+class Opened:
+    """An authenticated record, and its card unless it is a tombstone."""
+
+    record: TokenRecord
+    card: Card | None
+
+
+class Documents:
+    """Domain documents by their SHA-256. Immutable, so a cached one stays right."""
+
+    def __init__(self, store: AsyncTokenStore) -> None:
+        self._store = store
+        self._cached: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
+
+    async def get(self, digest: bytes) -> Domain:
+        """The domain kept under a digest. Raises IntegrityError, TokenStoreError."""
+        cached = self._cached.get(digest)
+        if cached is not None:
+            return cached
+        document = await self._store.get_domain(digest)
+        if document is None or hashlib.sha256(document).digest() != digest:
+            raise IntegrityError("a domain document is missing from the database or was changed")
+        try:
+            domain = Domain.from_json(document)
+        except InvalidInputError:
+            domain = None
+        if domain is None:
+            raise IntegrityError("a domain document was written by a newer version of the library")
+        self._cache(domain)
+        return domain
+
+    async def put(self, domain: Domain) -> None:
+        """Keep a domain in the database. Raises TokenStoreError."""
+        if domain.digest not in self._cached:
+            await self._store.put_domain(domain.digest, domain.document)
+            self._cache(domain)
+
+    def _cache(self, domain: Domain) -> None:
+        if len(self._cached) >= DOMAINS_CACHED_MAX:
+            self._cached.clear()
+            self._cached[NO_RESTRICTION.digest] = NO_RESTRICTION
+        self._cached[domain.digest] = domain
+
+
+@attrs.frozen
+class Core:
+    """The ports and configuration of one vault."""
+
+    store: AsyncTokenStore
+    runtime: Runtime
+    clock: Clock
+    keys: KeyRing
+    journal: Journal
+    documents: Documents
+    programs: Mapping[str, TokenProgram]
+    requestors: Mapping[str, TokenRequestor]
+
+    # Permissions
+
+    async def permit(
+        self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
+    ) -> TokenRequestor:
+        """The registered requestor, if it has a permission. Raises PermissionDeniedError, once it is noted."""
+        known = self.requestors.get(requestor)
+        if known is not None and permission in known.permissions:
+            return known
+        await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
+        if known is None:
+            raise PermissionDeniedError("this requestor is not registered with the vault")
+        raise PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
+
+    async def deny(
+        self,
+        action: Action,
+        requestor: str | None,
+        *codes: str,
+        reference: bytes = b"",
+        transaction_id: str | None = None,
+        revision: int = 0,
+        outcome: Outcome = Outcome.DENIED,
+    ) -> None:
+        """Note that something was refused. Raises TokenStoreError."""
+        await self.note(
+            Event(
+                time_ms=self.clock.now_ms(),
+                action=action,
+                outcome=outcome,
+                requestor=requestor,
+                reference=reference,
+                transaction_id=transaction_id,
+                codes=codes,
+                revision=revision,
+            )
+        )
+
+    # Records
+
+    async def read(
+        self,
+        token: str,
+        action: Action | None,
+        requestor: str | None = None,
+        transaction_id: str | None = None,
+    ) -> Opened:
+        """The record of a token, authenticated.
+
+        Where an action is given, a failure is noted. Raises TokenNotFoundError, IntegrityError.
+        """
+        rows = await self.store.get([token])
+        if not rows:
+            if action is not None:
+                await self.deny(
+                    action, requestor, transaction_id=safe_id(transaction_id), outcome=Outcome.NOT_FOUND
+                )
+            raise TokenNotFoundError("no such token in this vault")
+        try:
+            return await self.open(rows[0], token)
+        except IntegrityError as error:
+            tampered = error
+        if action is not None:
+            masked = safe_id(transaction_id)
+            await self.deny(action, requestor, transaction_id=masked, outcome=Outcome.TAMPERED)
+        raise tampered
+
+    async def open(self, row: SealedRecord, token: str | None = None) -> Opened:
+        """A row, authenticated; of this token, if one is named. Raises IntegrityError, KeyStoreError."""
+        if token is not None and row.token != token:
+            raise IntegrityError("the database answered with another token's record")
+        record, card = await self.runtime.call(self.keys.unseal, row)
+        if (card is None) != (record.status is TokenStatus.DELETED):
+            raise IntegrityError("only the record of a deleted token has no card")
+        return Opened(record, card)
+
+    async def insert(self, opened: Opened, event: Event) -> bool:
+        """Write a new record with its event; False where the token exists already."""
+        row, noted = await self.runtime.call(self._sealed, opened, event)
+        return self._written(await self.store.insert([row], [noted]), noted)
+
+    async def replace(self, opened: Opened, event: Event) -> bool:
+        """Write a changed record with its event; False where another change came first."""
+        row, noted = await self.runtime.call(self._sealed, opened, event)
+        return self._written(await self.store.replace([row], [noted]), noted)
+
+    async def note(self, event: Event) -> None:
+        """Write an event that goes with no change."""
+        await self.store.append([await self.runtime.call(self.journal.seal, event)])
+
+    async def conflict(self, attempts: int) -> int:
+        """Wait a little before a change starts over, and count. Raises ConflictError once that is enough."""
+        if attempts >= CONFLICTS_MAX:
+            raise ConflictError("others keep changing this token; nothing was done: retry later")
+        ceiling_us = min(100 << min(attempts, 16), BACKOFF_MICROSECONDS_MAX)
+        await self.runtime.sleep(secrets.randbelow(ceiling_us) / 1e6)
+        return attempts + 1
+
+    def _sealed(self, opened: Opened, event: Event) -> tuple[SealedRecord, SealedEvent]:
+        return self.keys.seal(opened.record, opened.card), self.journal.seal(event)
+
+    def _written(self, in_the_way: list[str], noted: SealedEvent) -> bool:
+        if in_the_way:
+            self.journal.withdraw(noted)
+        return not in_the_way
+
+    # Configuration
+
+    async def restrictions(self, record: TokenRecord) -> Restrictions:
+        """The documents that apply to a token. Raises ConfigurationError, IntegrityError."""
+        program, requestor = self.programs.get(record.program), self.requestors.get(record.requestor)
+        if program is None:
+            raise ConfigurationError("the token's program is not among the programs of this vault: add it")
+        if requestor is None:
+            raise ConfigurationError(
+                "the token's requestor is not among the requestors of this vault: add it"
+            )
+        return Restrictions(program.domain, requestor.domain, await self.documents.get(record.domain))
+
+    def refuse_token_as_pan(self, pan: Pan) -> None:
+        """Raise InvalidInputError where a PAN lies in the token BIN of any program: it is a token already."""
+        if any(pan.reveal().startswith(program.format.bin) for program in self.programs.values()):
+            raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
+
+
+def safe_id(text: str | None) -> str | None:
+    """A transaction id for an event when no PAN is at hand to compare it with: masked if it could be one."""
+    if text is None:
+        return None
+    digits = text.replace(" ", "").replace("-", "")
+    if digits.isdigit() and PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX and luhn_valid(digits):
+        return f"masked {digits[-4:]}"
+    return text

@@ -1,0 +1,214 @@
+"""Issuing tokens: random ones, and ones that converge on the same token for the same card."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Final
+
+import attrs
+
+from tokenvault.domain import Domain
+from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhausted
+from tokenvault.events import Action, Event, Outcome
+from tokenvault.flows.core import Core, Opened
+from tokenvault.lifecycle import TokenStatus
+from tokenvault.pan import Card, CardExpiry
+from tokenvault.programs import Making, Permission, TokenProgram
+from tokenvault.records import REFERENCE_BYTES, TokenRecord
+from tokenvault.token_info import TokenInfo
+
+DRAWS_MAX: Final = 8
+"""Random tokens drawn one by one; after so many collisions the space is looked at."""
+
+SAMPLE_MAX: Final = 256
+"""Tokens looked up at once in a crowded space."""
+
+CANDIDATES_MAX: Final = 64
+"""Convergent candidates tried before the space counts as exhausted."""
+
+ACCOUNT_PAGE: Final = 100
+ACCOUNT_PAGES_MAX: Final = 100
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """What is to be issued; checked, but for permissions and the clock.
+
+    Attributes:
+        card: the card behind the token.
+        requestor: who issues; program: name of the program.
+        domain: the token's own domain.
+        token_expiry, assurance, par: as in TokenInfo; unset where none was asked for.
+        active: whether the token may be used at once, or only after `activate`.
+    """
+
+    card: Card
+    requestor: str
+    program: str
+    domain: Domain
+    token_expiry: CardExpiry | None
+    assurance: str | None
+    par: str | None
+    active: bool
+
+
+async def issue(core: Core, order: Order) -> TokenInfo:
+    """Issue a token, or find the one that there is."""
+    requestor = await core.permit(order.requestor, Permission.ISSUE, Action.ISSUE)
+    program = core.programs.get(order.program)
+    if program is None:
+        raise InvalidInputError(
+            f"the programs of this vault are: {', '.join(sorted(core.programs)) or 'none'}"
+        )
+    if program.name not in requestor.programs:
+        await core.deny(Action.ISSUE, order.requestor, "PROGRAM_NOT_ALLOWED")
+        raise PermissionDeniedError(
+            "this requestor may not issue tokens of this program: add it to its programs"
+        )
+    core.refuse_token_as_pan(order.card.pan)
+    _refuse_mention(order)
+    now_ms = core.clock.now_ms()
+    for name, expiry in (("the card", order.card.expiry), ("the token", order.token_expiry)):
+        if expiry is not None and expiry.passed(now_ms):
+            raise InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
+    await core.documents.put(order.domain)
+    if program.making is Making.CONVERGENT:
+        return await _converge(core, order, program, now_ms)
+    return await _draw(core, order, program, now_ms)
+
+
+async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+    account = await core.runtime.call(core.keys.account, order.card.pan)
+    shape = len(order.card.pan), order.card.pan.last4
+    choices = program.format.choices(shape[0])
+    for _ in range(DRAWS_MAX):
+        token = program.format.make(secrets.randbelow(choices), *shape)
+        opened = _new(order, token, account, now_ms)
+        if await core.insert(opened, _event(order, opened, now_ms)):
+            return TokenInfo.of(opened.record, opened.card)
+    if choices <= SAMPLE_MAX:
+        sample = {program.format.make(choice, *shape) for choice in range(choices)}
+    else:
+        sample = {program.format.make(secrets.randbelow(choices), *shape) for _ in range(SAMPLE_MAX)}
+    free = sample - {row.token for row in await core.store.get(sorted(sample))}
+    for token in free:
+        opened = _new(order, token, account, now_ms)
+        if await core.insert(opened, _event(order, opened, now_ms)):
+            return TokenInfo.of(opened.record, opened.card)
+    taken = len(sample) - len(free)
+    raise TokenSpaceExhausted(
+        f"program {program.name}: of {choices} tokens for a card of this length"
+        f"{' and last four' if program.format.keep_last4 else ''}, {taken} of {len(sample)} looked at are taken"
+        f" ({100 * taken // len(sample)} %): add a program with another BIN or a longer length"
+    )
+
+
+async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+    # By account first, under each key version: so tokens outlive the key that they were derived with.
+    accounts = await core.runtime.call(core.keys.accounts, order.card.pan)
+    for account in accounts:
+        found = await _standing(core, order, account)
+        if found is not None:
+            return await _again(core, order, found, now_ms)
+    shape = len(order.card.pan), order.card.pan.last4
+    choices = program.format.choices(shape[0])
+    for candidate in range(CANDIDATES_MAX):
+        choice = await core.runtime.call(
+            core.keys.convergent_choice, accounts[0], order.requestor, order.program, candidate
+        )
+        token = program.format.make(choice % choices, *shape)
+        opened = _new(order, token, accounts[0], now_ms)
+        if await core.insert(opened, _event(order, opened, now_ms)):
+            return TokenInfo.of(opened.record, opened.card)
+        # Another process came first with this card; or the candidate is another card's, or deleted.
+        there = await core.read(token, None)
+        if _converges(order, there, accounts):
+            return await _again(core, order, there, now_ms)
+    raise TokenSpaceExhausted(
+        f"program {program.name}: {CANDIDATES_MAX} of {CANDIDATES_MAX} candidates are taken of {choices} tokens for"
+        " a card of this length: add a program with another BIN or a longer length"
+    )
+
+
+async def _standing(core: Core, order: Order, account: bytes) -> Opened | None:
+    """The live token of an account, requestor and program, if there is one."""
+    after = ""
+    for _ in range(ACCOUNT_PAGES_MAX):
+        rows = await core.store.find(
+            account, requestor=order.requestor, program=order.program, after=after, limit=ACCOUNT_PAGE
+        )
+        for row in rows:
+            opened = await core.open(row)
+            if _converges(order, opened, (account,)):
+                return opened
+        if len(rows) < ACCOUNT_PAGE:
+            return None
+        after = rows[-1].token
+    return None
+
+
+def _converges(order: Order, opened: Opened, accounts: tuple[bytes, ...]) -> bool:
+    record = opened.record
+    return (
+        opened.card is not None
+        and opened.card.pan == order.card.pan
+        and record.account in accounts
+        and record.requestor == order.requestor
+        and record.program == order.program
+    )
+
+
+async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> TokenInfo:
+    """Issue a token that there is already: only as it is."""
+    record, card = opened.record, opened.card
+    different = [
+        name
+        for name, differs in (
+            ("domain (update_domain changes it)", order.domain.digest != record.domain),
+            ("expiry (update_card changes it)", card is not None and order.card.expiry != card.expiry),
+            ("token_expiry", order.token_expiry not in (None, record.token_expiry)),
+            ("assurance", order.assurance not in (None, record.assurance)),
+            ("par", order.par not in (None, record.par)),
+        )
+        if differs
+    ]
+    if different:
+        raise InvalidInputError(f"this card has a token here already, with another {', '.join(different)}")
+    await core.note(_event(order, opened, now_ms))
+    return TokenInfo.of(record, card)
+
+
+def _new(order: Order, token: str, account: bytes, now_ms: int) -> Opened:
+    record = TokenRecord(
+        token=token,
+        reference=os.urandom(REFERENCE_BYTES),
+        account=account,
+        requestor=order.requestor,
+        program=order.program,
+        revision=1,
+        domain=order.domain.digest,
+        status=TokenStatus.ACTIVE if order.active else TokenStatus.INACTIVE,
+        token_expiry=order.token_expiry,
+        assurance=order.assurance,
+        par=order.par,
+        created_ms=now_ms,
+        updated_ms=now_ms,
+    )
+    return Opened(record, order.card)
+
+
+def _event(order: Order, opened: Opened, now_ms: int) -> Event:
+    return Event(
+        time_ms=now_ms,
+        action=Action.ISSUE,
+        outcome=Outcome.DONE,
+        requestor=order.requestor,
+        reference=opened.record.reference,
+        revision=opened.record.revision,
+    )
+
+
+def _refuse_mention(order: Order) -> None:
+    if order.card.pan.reveal() in f"{order.par or ''} {order.domain.to_json()}":
+        raise InvalidInputError("the domain or the par holds the card number: use ids that do not")

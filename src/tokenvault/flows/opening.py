@@ -1,0 +1,48 @@
+"""Provisioning a key store and a database, and checking at open that the two belong together."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final
+
+from tokenvault.errors import ConfigurationError
+from tokenvault.flows.ports import AsyncTokenStore
+from tokenvault.keyring import key_check_value
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore
+
+PROVISIONED: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT)
+
+
+async def provision(keys: KeyStore, store: AsyncTokenStore, custody: Custody) -> None:
+    """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
+    await store.provision()
+    await store.check_schema()
+    await check_keys(keys, store)  # first: no key is made for a database that belongs to other keys
+    for purpose in PROVISIONED:
+        if not keys.versions(purpose):
+            keys.create(purpose, custody)
+    await check_keys(keys, store)
+
+
+async def check_keys(keys: KeyStore, store: AsyncTokenStore) -> None:
+    """Compare the key check value of every key with the one in the database; note those not seen before.
+
+    Raises:
+        ConfigurationError: the database was made under other keys, or a key of it is missing.
+    """
+    for purpose in KeyPurpose:
+        versions = keys.versions(purpose)
+        for version in range(1, (versions[-1] if versions else 0) + 2):
+            key = KeyName(purpose, version)
+            name = f"key-check/{purpose.value}/{version}"
+            if version in versions:
+                value = key_check_value(keys.cipher(key))
+                if not hmac.compare_digest(await store.put_meta(name, value), value):
+                    raise ConfigurationError(
+                        f"this database was made under another {key} key: open it with its own key store"
+                    )
+            elif await store.get_meta(name) is not None:
+                raise ConfigurationError(
+                    f"this database was made under a {key} key, which this key store does not have: open it with"
+                    " its own key store, or restore the key"
+                )

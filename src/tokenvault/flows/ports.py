@@ -1,0 +1,155 @@
+"""The ports of the flows, and blocking ones lifted into coroutines that never suspend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import ParamSpec, Protocol, TypeVar
+
+from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Tells the time."""
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch."""
+        return time.time_ns() // 1_000_000
+
+
+class Runtime(Protocol):
+    """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that may block on the key store."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class AsyncTokenStore(Protocol):
+    """The part of a token store that flows use, awaited; methods as in TokenStore."""
+
+    async def get(self, tokens: Sequence[str]) -> list[SealedRecord]: ...  # noqa: D102 # as in TokenStore
+    async def find(  # noqa: D102
+        self,
+        account: bytes,
+        *,
+        requestor: str | None = None,
+        program: str | None = None,
+        after: str = "",
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]: ...
+    async def by_reference(self, reference: bytes) -> SealedRecord | None: ...  # noqa: D102
+    async def insert(  # noqa: D102
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    ) -> list[str]: ...
+    async def replace(  # noqa: D102
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    ) -> list[str]: ...
+    async def append(self, events: Sequence[SealedEvent]) -> None: ...  # noqa: D102
+    async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102
+    async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102
+    async def get_meta(self, name: str) -> bytes | None: ...  # noqa: D102
+    async def put_meta(self, name: str, value: bytes) -> bytes: ...  # noqa: D102
+    async def provision(self) -> None: ...  # noqa: D102
+    async def check_schema(self) -> None: ...  # noqa: D102
+
+
+class BlockingRuntime:
+    """Blocks where it is called: the runtime of `Vault`."""
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in this thread."""
+        return function(*args, **kwargs)
+
+    async def sleep(self, seconds: float) -> None:
+        """Block this thread, in seconds."""
+        time.sleep(seconds)
+
+
+class BlockingStore:
+    """A blocking token store as coroutines that never suspend."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self._store = store
+
+    async def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        """As in TokenStore."""
+        return self._store.get(tokens)
+
+    async def find(
+        self,
+        account: bytes,
+        *,
+        requestor: str | None = None,
+        program: str | None = None,
+        after: str = "",
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:
+        """As in TokenStore."""
+        return self._store.find(account, requestor=requestor, program=program, after=after, limit=limit)
+
+    async def by_reference(self, reference: bytes) -> SealedRecord | None:
+        """As in TokenStore."""
+        return self._store.by_reference(reference)
+
+    async def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        """As in TokenStore."""
+        return self._store.insert(records, events)
+
+    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        """As in TokenStore."""
+        return self._store.replace(records, events)
+
+    async def append(self, events: Sequence[SealedEvent]) -> None:
+        """As in TokenStore."""
+        self._store.append(events)
+
+    async def put_domain(self, digest: bytes, document: bytes) -> None:
+        """As in TokenStore."""
+        self._store.put_domain(digest, document)
+
+    async def get_domain(self, digest: bytes) -> bytes | None:
+        """As in TokenStore."""
+        return self._store.get_domain(digest)
+
+    async def get_meta(self, name: str) -> bytes | None:
+        """As in TokenStore."""
+        return self._store.get_meta(name)
+
+    async def put_meta(self, name: str, value: bytes) -> bytes:
+        """As in TokenStore."""
+        return self._store.put_meta(name, value)
+
+    async def provision(self) -> None:
+        """As in TokenStore."""
+        self._store.provision()
+
+    async def check_schema(self) -> None:
+        """As in TokenStore."""
+        self._store.check_schema()
+
+
+def run(flow: Coroutine[None, None, T]) -> T:
+    """Run a flow over blocking ports to its end. Raises what the flow raises."""
+    try:
+        flow.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    flow.close()
+    raise RuntimeError("a flow over blocking ports was suspended")

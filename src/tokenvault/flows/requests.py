@@ -1,0 +1,111 @@
+"""What the faces call: arguments of any type in, checked, and on to the flows."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tokenvault import checks
+from tokenvault.decision import Decision
+from tokenvault.domain import NO_RESTRICTION, Domain
+from tokenvault.errors import InvalidInputError
+from tokenvault.flows import issue as issuing
+from tokenvault.flows import manage, use
+from tokenvault.flows.core import Core
+from tokenvault.lifecycle import Actor, Change
+from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.token_info import TokenInfo
+from tokenvault.transaction import Transaction
+
+_REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
+
+
+async def issue(
+    core: Core,
+    pan: str | Pan,
+    expiry: str | CardExpiry | None,
+    requestor: str,
+    program: str,
+    domain: Domain | None,
+    token_expiry: str | CardExpiry | None,
+    assurance: str | None,
+    par: str | None,
+    active: bool,
+) -> TokenInfo:
+    """Check an order and issue it."""
+    if type(active) is not bool:
+        raise InvalidInputError("active is True or False")
+    order = issuing.Order(
+        card=Card(Pan.parse(pan), _expiry(expiry)),
+        requestor=checks.requestor_id("requestor", requestor),
+        program=checks.text("program", program),
+        domain=NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain),
+        token_expiry=_expiry(token_expiry),
+        assurance=None if assurance is None else checks.assurance("assurance", assurance),
+        par=None if par is None else checks.par(par),
+        active=active,
+    )
+    return await issuing.issue(core, order)
+
+
+async def check(core: Core, token: str, transaction: Transaction) -> Decision:
+    """Check the arguments and decide."""
+    return await use.check(
+        core, checks.token(token), checks.instance("transaction", transaction, Transaction)
+    )
+
+
+async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
+    """Check the arguments and detokenize."""
+    return await use.detokenize(
+        core, checks.token(token), checks.instance("transaction", transaction, Transaction)
+    )
+
+
+async def change_status(
+    core: Core, token: str, change: Change, by: Actor | None, requestor: str | None
+) -> TokenInfo:
+    """Check the arguments and change a token's status."""
+    if change in {Change.SUSPEND, Change.RESUME}:
+        checks.instance("by", by, Actor)
+    return await manage.change_status(core, checks.token(token), change, by, _requestor(requestor))
+
+
+async def update_domain(core: Core, token: str, domain: Domain | None, requestor: str | None) -> TokenInfo:
+    """Check the arguments and change a token's own domain."""
+    domain = NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain)
+    return await manage.update_domain(core, checks.token(token), domain, _requestor(requestor))
+
+
+async def update_card(
+    core: Core,
+    pan: str | Pan,
+    new_pan: str | Pan | None,
+    expiry: str | CardExpiry | None,
+    requestor: str | None,
+) -> list[TokenInfo]:
+    """Check the arguments and change the card behind its tokens."""
+    if new_pan is None and expiry is None:
+        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
+    new = None if new_pan is None else Pan.parse(new_pan)
+    return await manage.update_card(core, Pan.parse(pan), new, _expiry(expiry), _requestor(requestor))
+
+
+async def tokens_of(core: Core, pan: str | Pan, requestor: str | None) -> list[TokenInfo]:
+    """Check the arguments and list a card's tokens."""
+    return await manage.tokens_of(core, Pan.parse(pan), _requestor(requestor))
+
+
+async def get(core: Core, token_or_reference: str) -> TokenInfo:
+    """Check the argument and look a token up."""
+    if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
+        return await manage.get(core, None, bytes.fromhex(token_or_reference))
+    return await manage.get(core, checks.token(token_or_reference), None)
+
+
+def _expiry(expiry: str | CardExpiry | None) -> CardExpiry | None:
+    return None if expiry is None else CardExpiry.parse(expiry)
+
+
+def _requestor(requestor: str | None) -> str | None:
+    return None if requestor is None else checks.requestor_id("requestor", requestor)

@@ -1,0 +1,117 @@
+"""Sealing a card into its token record, and opening it.
+
+The seal is AES-256-CCM (NIST SP 800-38C; 13-byte random nonce, 16-byte tag) over 16 bytes of plaintext:
+
+    8   PAN as a number
+    2   high 4 bits: digits of the PAN less 12, or 0 in a tombstone; low 12 bits: card expiry in months from
+        January 2000, which is 1, or 0
+    6   last 6 bytes of the record digest
+
+with the first 14 bytes of the record digest as associated data. The record digest is the first 20 bytes of
+SHA-256 over the nonce, every column and the body. So the whole record is bound by 160 bits, and CCM needs only
+three AES calls one after the other: one for B0 with the counter blocks, one for the associated data (14 bytes
+and their length fill one block), one for the plaintext.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import struct
+from typing import Final
+
+from tokenvault import ccm
+from tokenvault.errors import IntegrityError
+from tokenvault.keys.port import BlockCipher
+from tokenvault.pan import PAN_LENGTH_MIN, Card, CardExpiry, Pan
+from tokenvault.records import ACCOUNT_BYTES, REFERENCE_BYTES, TokenRecord
+from tokenvault.stores.port import SealedRecord
+
+NONCE_BYTES: Final = 13
+SEAL_BYTES: Final = NONCE_BYTES + 16 + 16
+
+_ASSOCIATED_BYTES: Final = 14
+_DIGEST_BYTES: Final = 20
+_PLAINTEXT: Final = struct.Struct(">QH6s")
+_LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
+_EXPIRY_BITS: Final = 12
+_SHAPE: Final = struct.Struct(">H")
+_SHAPE_OFFSET: Final = 8
+_HEADER: Final = struct.Struct(">QI16s16sBBB")
+_CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
+
+
+def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_version: int) -> SealedRecord:
+    """Seal a record and its card; no card for a tombstone. Raises KeyStoreError."""
+    nonce = os.urandom(NONCE_BYTES)
+    columns = (
+        record.token,
+        record.reference,
+        record.account,
+        record.requestor,
+        record.program,
+        record.revision,
+        key_version,
+        record.body(),
+    )
+    digest = _digest(SealedRecord(*columns, nonce))
+    sealed = ccm.encrypt(cipher, nonce, _packed(card, digest), digest[:_ASSOCIATED_BYTES])
+    return SealedRecord(*columns, nonce + sealed)
+
+
+def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
+    """The card of a row; None for a tombstone.
+
+    Raises:
+        IntegrityError: the row is not what was sealed.
+        KeyStoreError: the key can not be reached.
+    """
+    if len(row.seal) != SEAL_BYTES:
+        raise IntegrityError(_CHANGED)
+    digest = _digest(row)
+    nonce, sealed = row.seal[:NONCE_BYTES], row.seal[NONCE_BYTES:]
+    return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[:_ASSOCIATED_BYTES]), digest)
+
+
+def _digest(row: SealedRecord) -> bytes:
+    """The record digest: 20 bytes. Variable columns come behind their lengths, so no two rows read alike."""
+    token, requestor, program = (text.encode("utf-8") for text in (row.token, row.requestor, row.program))
+    try:
+        header = _HEADER.pack(
+            row.revision,
+            row.key_version,
+            row.reference,
+            row.account,
+            len(token),
+            len(requestor),
+            len(program),
+        )
+    except struct.error:
+        header = None
+    if header is None or len(row.reference) != REFERENCE_BYTES or len(row.account) != ACCOUNT_BYTES:
+        raise IntegrityError(_CHANGED)
+    nonce = row.seal[:NONCE_BYTES]
+    return hashlib.sha256(b"".join((nonce, header, token, requestor, program, row.body))).digest()[
+        :_DIGEST_BYTES
+    ]
+
+
+def _packed(card: Card | None, digest: bytes) -> bytes:
+    if card is None:
+        return _PLAINTEXT.pack(0, 0, digest[_ASSOCIATED_BYTES:])
+    shape = (len(card.pan) - _LENGTH_OFFSET) << _EXPIRY_BITS
+    if card.expiry is not None:
+        shape |= card.expiry.month_number
+    return _PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[_ASSOCIATED_BYTES:])
+
+
+def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
+    if not hmac.compare_digest(plaintext[-(_DIGEST_BYTES - _ASSOCIATED_BYTES) :], digest[_ASSOCIATED_BYTES:]):
+        raise IntegrityError(_CHANGED)
+    (shape,) = _SHAPE.unpack_from(plaintext, _SHAPE_OFFSET)
+    length, month_number = shape >> _EXPIRY_BITS, shape & ((1 << _EXPIRY_BITS) - 1)
+    if length == 0:
+        return None
+    pan = Pan.trusted(f"{int.from_bytes(plaintext[:_SHAPE_OFFSET], 'big'):0{length + _LENGTH_OFFSET}}")
+    return Card(pan, CardExpiry.from_month_number(month_number) if month_number else None)

@@ -1,0 +1,309 @@
+"""The vault: issues tokens, checks each use against the token's domain, and hands out the card behind one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tokenvault import checks
+from tokenvault.boundary import boundary, boundary_init
+from tokenvault.decision import Decision
+from tokenvault.domain import Domain
+from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.flows import opening, requests
+from tokenvault.flows.core import Core, Documents
+from tokenvault.flows.ports import (
+    AsyncTokenStore,
+    BlockingRuntime,
+    BlockingStore,
+    Clock,
+    Runtime,
+    SystemClock,
+    run,
+)
+from tokenvault.journal import Journal
+from tokenvault.keyring import KeyRing
+from tokenvault.keys.port import Custody, KeyStore
+from tokenvault.lifecycle import Actor, Change
+from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.programs import TokenProgram, TokenRequestor
+from tokenvault.stores.port import TokenStore
+from tokenvault.token_info import TokenInfo
+from tokenvault.transaction import Transaction
+
+T = TypeVar("T")
+
+CONFIGURED_MAX = 100_000
+"""The most programs, and the most requestors, of one vault."""
+
+
+@boundary
+def provision(keys: KeyStore, store: TokenStore, *, custody: Custody = Custody.IN_PROCESS) -> None:
+    """Create the database's schema and the keys that are missing. Idempotent.
+
+    Args:
+        keys: where the keys are made.
+        store: the database; it notes the check value of each key and is bound to them from then on.
+        custody: of the keys that are made.
+
+    Raises:
+        ConfigurationError: the database was made under other keys, or by a newer version of the library.
+        KeyStoreError, TokenStoreError: the key store or the database can not be reached.
+    """
+    checks.instance("custody", custody, Custody)
+    run(opening.provision(keys, BlockingStore(store), custody))
+
+
+@boundary_init
+class Vault:
+    """A token vault over a key store and a token store, both of which the caller opens and closes.
+
+    Safe to share between threads; a forked child may go on with it.
+
+    Args:
+        keys: the key store.
+        store: the token store.
+        programs: the token programs; every program that has tokens in the store belongs here.
+        requestors: the parties that may use the vault.
+        clock: tells the time; unset, the machine's.
+
+    Raises:
+        ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
+        InvalidInputError: an argument is of another kind.
+        KeyStoreError, TokenStoreError: the key store or the database can not be reached.
+
+    Every method may raise KeyStoreError, TokenStoreError, and IntegrityError (what was read is not what was
+    written), besides what it names itself.
+    """
+
+    def __init__(
+        self,
+        keys: KeyStore,
+        store: TokenStore,
+        *,
+        programs: Iterable[TokenProgram] = (),
+        requestors: Iterable[TokenRequestor] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        opened = open_core(keys, BlockingStore(store), BlockingRuntime(), programs, requestors, clock)
+        self._core: Core | None = run(opened)
+
+    @boundary
+    def issue(
+        self,
+        pan: str | Pan,
+        *,
+        expiry: str | CardExpiry | None = None,
+        requestor: str,
+        program: str,
+        domain: Domain | None = None,
+        token_expiry: str | CardExpiry | None = None,
+        assurance: str | None = None,
+        par: str | None = None,
+        active: bool = True,
+    ) -> TokenInfo:
+        """Issue a token for a card.
+
+        Args:
+            pan: 13 to 19 digits, Luhn-valid; single spaces or hyphens may stand between groups.
+            expiry: the card's, "YYYY-MM"; a card is valid through that month.
+            requestor: id of the requestor that the token is issued to; needs Permission.ISSUE and the program.
+            program: name of the token program.
+            domain: the token's own domain; unset, only the program's and the requestor's restrict it, and only
+                the requestor itself may use it.
+            token_expiry: "YYYY-MM"; unset, the token expires with its card.
+            assurance: token assurance method, 2 characters.
+            par: payment account reference, 29 uppercase alphanumerics.
+            active: False for a token that `activate` makes usable later, after identification and verification.
+
+        Returns:
+            The token. Of a CONVERGENT program: the one that this card has already, if it has one.
+
+        Raises:
+            InvalidInputError: an argument is not acceptable, the card has expired, the number is a token, or the
+                card has a convergent token with other properties already.
+            PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
+            TokenSpaceExhausted: the program has too few free tokens left.
+        """
+        return run(
+            requests.issue(
+                self._open(), pan, expiry, requestor, program, domain, token_expiry, assurance, par, active
+            )
+        )
+
+    @boundary
+    def check(self, token: str, transaction: Transaction) -> Decision:
+        """Decide on a use without making it: nothing is counted.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConfigurationError.
+        """
+        return run(requests.check(self._open(), token, transaction))
+
+    @boundary
+    def detokenize(self, token: str, transaction: Transaction) -> Card:
+        """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
+
+        The same transaction presented again gets the same answer and counts once, while the record remembers it
+        (the last 32 counted uses of the token).
+
+        Raises:
+            DomainRestrictionError: with every control that failed.
+            TokenNotFoundError: there is no such token.
+            PermissionDeniedError: the transaction's requestor is unknown or has no Permission.DETOKENIZE.
+            InvalidInputError: an argument is of another form, or the transaction holds the card number.
+            ConflictError: others kept using the token; nothing was counted.
+            ConfigurationError: the token's program or requestor is not configured.
+        """
+        return run(requests.detokenize(self._open(), token, transaction))
+
+    @boundary
+    def activate(self, token: str, *, requestor: str | None = None) -> TokenInfo:
+        """Make an inactive token active.
+
+        Args:
+            token: the token.
+            requestor: on whose behalf, with Permission.MANAGE and for its own tokens only; unset, the host
+                application itself acts. So with every method that changes a token.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConflictError.
+            LifecycleError: its status does not allow that.
+        """
+        return run(requests.change_status(self._open(), token, Change.ACTIVATE, None, requestor))
+
+    @boundary
+    def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+        """Suspend a token on behalf of an actor. Raises as `activate`.
+
+        With `by=Actor.REQUESTOR`, the requestor that the token was issued to needs Permission.MANAGE.
+        """
+        return run(requests.change_status(self._open(), token, Change.SUSPEND, by, requestor))
+
+    @boundary
+    def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `activate`."""
+        return run(requests.change_status(self._open(), token, Change.RESUME, by, requestor))
+
+    @boundary
+    def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
+        """Delete a token for ever. Its card is erased; it is never issued again. Raises as `activate`."""
+        return run(requests.change_status(self._open(), token, Change.DELETE, None, requestor))
+
+    @boundary
+    def update_domain(self, token: str, domain: Domain | None, *, requestor: str | None = None) -> TokenInfo:
+        """Give a token another domain of its own. What was counted stays counted. Raises as `activate`."""
+        return run(requests.update_domain(self._open(), token, domain, requestor))
+
+    @boundary
+    def update_card(
+        self,
+        pan: str | Pan,
+        *,
+        new_pan: str | Pan | None = None,
+        expiry: str | CardExpiry | None = None,
+        requestor: str | None = None,
+    ) -> list[TokenInfo]:
+        """Put a new PAN, a new expiry or both behind all live tokens of a card.
+
+        Each token changes in one step of its own. After an error some may have changed: call again.
+
+        Args:
+            pan: the card's PAN so far.
+            new_pan: its new PAN; unset, it stays.
+            expiry: its new expiry, "YYYY-MM"; unset, it stays.
+            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
+
+        Returns:
+            The tokens that changed.
+
+        Raises:
+            InvalidInputError, PermissionDeniedError, ConflictError.
+            TokenNotFoundError: the card has no live token here.
+            LifecycleError: a token was deleted meanwhile.
+        """
+        return run(requests.update_card(self._open(), pan, new_pan, expiry, requestor))
+
+    @boundary
+    def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
+        """The live tokens of a card, by token.
+
+        Args:
+            pan: the card's PAN.
+            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
+
+        Raises:
+            InvalidInputError, PermissionDeniedError.
+        """
+        return run(requests.tokens_of(self._open(), pan, requestor))
+
+    @boundary
+    def get(self, token_or_reference: str) -> TokenInfo:
+        """What stands about a token, found by itself or by its reference (32 hexadecimal digits). Never its PAN.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError.
+        """
+        return run(requests.get(self._open(), token_or_reference))
+
+    def close(self) -> None:
+        """End the use of the vault; the key store and the token store stay open. Idempotent."""
+        self._core = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Core:
+        if self._core is None:
+            raise ConfigurationError("this vault is closed: open another")
+        return self._core
+
+
+async def open_core(
+    keys: KeyStore,
+    store: AsyncTokenStore,
+    runtime: Runtime,
+    programs: Iterable[TokenProgram],
+    requestors: Iterable[TokenRequestor],
+    clock: Clock | None,
+) -> Core:
+    """Check that the parts fit together, and join them."""
+    by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
+    by_id = {requestor.id: requestor for requestor in _listed("requestors", requestors, TokenRequestor)}
+    for requestor in by_id.values():
+        if not requestor.programs <= by_name.keys():
+            raise ConfigurationError(
+                "a requestor may issue tokens of a program that this vault does not have"
+            )
+    await store.check_schema()
+    ring = KeyRing(keys)
+    await opening.check_keys(keys, store)
+    return Core(
+        store=store,
+        runtime=runtime,
+        clock=SystemClock() if clock is None else clock,
+        keys=ring,
+        journal=Journal(ring.audit_tag),
+        documents=Documents(store),
+        programs=by_name,
+        requestors=by_id,
+    )
+
+
+def _listed(name: str, values: Iterable[T], kind: type[T]) -> list[T]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"{name} is a list of {kind.__name__}")
+    listed = [
+        checks.instance(f"each of {name}", value, kind)
+        for value, _ in zip(values, range(CONFIGURED_MAX), strict=False)
+    ]
+    names = {getattr(value, "name", None) or getattr(value, "id", None) for value in listed}
+    if len(names) != len(listed):
+        raise ConfigurationError(f"two {name} have the same name")
+    return listed

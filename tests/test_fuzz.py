@@ -1,0 +1,167 @@
+"""Whatever is passed to a public call, of any type: an answer, or an error of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tokenvault as tv
+from tests.strategies import domains, pan_digits, transactions
+from tests.vaults import SHOP, VISA, issue
+from tokenvault import ff1
+from tokenvault.keys import FileKeyStore, KeyStore, LocalBlockCipher
+from tokenvault.stores.port import TokenStore
+
+CIPHER = LocalBlockCipher(bytes(32))
+
+
+class Hostile(str):
+    """A text whose methods fail."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError
+
+    def __hash__(self) -> int:
+        return 1
+
+    def encode(self, *_args: object) -> bytes:
+        raise RuntimeError
+
+
+def broken() -> Iterator[int]:
+    yield 1
+    raise RuntimeError
+
+
+plausible = st.sampled_from(
+    [
+        VISA, "4111 1111 1111 1111", "2029-12", "2029-13", SHOP, "one-time", "card-on-file", "M-1", "EUR", "EUX",
+        "FR", "5411", "22", "P" * 29, "9999130000000003", "0" * 32, "memory:", "sqlite:///", "pkcs11:token=x",
+        "file:/nowhere/keys.json", tv.Actor.ISSUER, tv.Channel.ATM, tv.Money(1, "EUR"), tv.Limit(uses=1),
+        timedelta(days=1), datetime(2026, 1, 1, tzinfo=UTC), datetime.max, tv.Making.RANDOM,
+        tv.TokenFormat(bin="999912"), tv.Pan.parse(VISA), tv.CardExpiry(2029, 12), Hostile("4111111111111111"),
+        {"one-time"}, {VISA}, ("a",), 10, 16, 1, 0, -1, 10**30, 2.5, float("nan"), True, "", "\ud800", "\x00",
+        "١٢٣", b"", bytes(16), [1, 2, 3, 4, 5, 6, 7], CIPHER,
+    ]
+)  # fmt: skip
+anything = st.one_of(
+    plausible,
+    pan_digits(),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=40),
+    st.binary(max_size=40),
+    st.lists(plausible, max_size=3),
+    st.sets(st.text(max_size=3), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.builds(object),
+    st.builds(broken),
+    domains,
+    transactions,
+    st.just(int),
+    st.functions(),
+)
+
+
+def calls(
+    vault: tv.Vault, keys: KeyStore, store: TokenStore
+) -> dict[str, tuple[Callable[..., object], int, list[str]]]:
+    """Public calls: how many arguments stand first, and which have names."""
+    vaultless = tv.VaultlessTokenizer(keys, program="fuzz", requestor=SHOP)
+    controls = ["requestors", "merchants", "merchant_categories", "channels", "countries", "currencies", "devices",
+                "valid_from", "valid_until", "max_amount", "limits", "cryptogram", "min_assurance"]  # fmt: skip
+    orders = ["expiry", "requestor", "program", "domain", "token_expiry", "assurance", "par", "active"]
+    return {
+        "issue": (vault.issue, 1, orders),
+        "check": (vault.check, 2, []),
+        "detokenize": (vault.detokenize, 2, []),
+        "activate": (vault.activate, 1, ["requestor"]),
+        "suspend": (vault.suspend, 1, ["by", "requestor"]),
+        "resume": (vault.resume, 1, ["by", "requestor"]),
+        "delete": (vault.delete, 1, ["requestor"]),
+        "update_domain": (vault.update_domain, 2, ["requestor"]),
+        "update_card": (vault.update_card, 1, ["new_pan", "expiry", "requestor"]),
+        "tokens_of": (vault.tokens_of, 1, ["requestor"]),
+        "get": (vault.get, 1, []),
+        "Pan.parse": (tv.Pan.parse, 1, []),
+        "CardExpiry": (tv.CardExpiry, 2, []),
+        "CardExpiry.parse": (tv.CardExpiry.parse, 1, []),
+        "Money": (tv.Money, 2, []),
+        "Limit": (tv.Limit, 0, ["uses", "amount", "per"]),
+        "Domain": (tv.Domain, 0, controls),
+        "Domain.from_json": (tv.Domain.from_json, 1, []),
+        "Transaction": (tv.Transaction, 0, ["id", "requestor", "merchant", "merchant_category", "channel", "country",
+                                            "device", "amount", "cryptogram_counter"]),
+        "TokenFormat": (tv.TokenFormat, 0, ["bin", "length", "keep_last4", "luhn"]),
+        "TokenProgram": (tv.TokenProgram, 1, ["format", "making", "domain", "expected_tokens"]),
+        "TokenRequestor": (tv.TokenRequestor, 1, ["programs", "permissions", "domain"]),
+        "Vault": (lambda **parts: tv.Vault(keys, store, **parts), 0, ["programs", "requestors"]),
+        "provision": (lambda **parts: tv.provision(keys, store, **parts), 0, ["custody"]),
+        "open_key_store": (tv.open_key_store, 1, []),
+        "open_token_store": (tv.open_token_store, 1, []),
+        "ff1.encrypt": (ff1.encrypt, 2, ["radix", "tweak"]),
+        "ff1.decrypt": (ff1.decrypt, 2, ["radix", "tweak"]),
+        "LocalBlockCipher": (LocalBlockCipher, 1, []),
+        "encrypt_blocks": (CIPHER.encrypt_blocks, 1, []),
+        "VaultlessTokenizer": (
+            lambda **parts: tv.VaultlessTokenizer(keys, **parts), 0,
+            ["program", "requestor", "keep_first", "keep_last4", "key_version"],
+        ),
+        "tokenize": (vaultless.tokenize, 1, []),
+        "vaultless.detokenize": (vaultless.detokenize, 1, []),
+        "FileKeyStore": (FileKeyStore, 1, []),
+    }  # fmt: skip
+
+
+def fuzz(vault: tv.Vault, keys: KeyStore, store: TokenStore, data: st.DataObject) -> None:
+    token = issue(vault).token
+    argument = anything | st.just(token)
+    table = calls(vault, keys, store)
+    name = data.draw(st.sampled_from(sorted(table)))
+    function, positional, named = table[name]
+    arguments: list[Any] = [data.draw(argument) for _ in range(positional)]
+    keywords = {key: data.draw(argument) for key in named if key in REQUIRED or data.draw(st.booleans())}
+    try:
+        result = function(*arguments, **keywords)
+    except tv.TokenVaultError as error:
+        assert type(error) is not tv.TokenVaultError, f"{name}: {error}"  # noqa: PT017 # any but the one for defects
+        return
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
+
+
+# Without these the call is not a call at all: Python itself refuses it.
+REQUIRED = {"requestor", "program", "by", "bin", "format", "radix", "tweak"}
+
+
+@settings(
+    max_examples=400,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(st.data())
+def test_any_argument_is_answered_or_refused(
+    memory_vault: tv.Vault, local_keys: KeyStore, memory_store: TokenStore, data: st.DataObject
+) -> None:
+    fuzz(memory_vault, local_keys, memory_store, data)
+
+
+@pytest.mark.nightly
+@settings(
+    max_examples=100_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(st.data())
+def test_any_of_100_000_arguments_is_answered_or_refused(
+    memory_vault: tv.Vault, local_keys: KeyStore, memory_store: TokenStore, data: st.DataObject
+) -> None:
+    fuzz(memory_vault, local_keys, memory_store, data)
