@@ -13,8 +13,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/system-packages.sh
 	touch $@
 
 demo: $(VENV)/.installed
-	./softhsm-setup.sh
-	@$(BIN)/python examples/quickstart.py
+	@./softhsm-setup.sh 2>/dev/null
+	@. ./.softhsm/env && $(BIN)/python examples/quickstart.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -31,4 +31,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .softhsm .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) .softhsm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
