@@ -63,21 +63,8 @@ def main() -> None:
         cards = list(csv.DictReader(file))
 
     with tv.Vault(keys, store, programs=PROGRAMS, requestors=REQUESTORS) as vault:
-        on_file, taps = [], []
-        for card in cards:
-            for issued, requestor, program, domain in (
-                (on_file, SHOP, "card-on-file", AT_THE_SHOP),
-                (taps, WALLET, "wallet", ONE_TAP),
-            ):
-                issued.append(
-                    vault.issue(
-                        card["pan"],
-                        expiry=card["expiry"],
-                        requestor=requestor,
-                        program=program,
-                        domain=domain,
-                    )
-                )
+        on_file = [issue(vault, card, SHOP, "card-on-file", AT_THE_SHOP) for card in cards]
+        taps = [issue(vault, card, WALLET, "wallet", ONE_TAP) for card in cards]
 
         show("CARD", "CARD ON FILE (SHOP)", "WALLET", "", "")
         for card, shop_token, wallet_token in zip(cards, on_file, taps, strict=True):
@@ -103,6 +90,15 @@ def main() -> None:
     keys.close()
     store.close()
     look_into(database, [card["pan"] for card in cards], [info.token for info in on_file + taps])
+
+
+def issue(
+    vault: tv.Vault, card: dict[str, str], requestor: str, program: str, domain: tv.Domain
+) -> tv.TokenInfo:
+    """A token for a line of the card file."""
+    return vault.issue(
+        card["pan"], expiry=card["expiry"], requestor=requestor, program=program, domain=domain
+    )
 
 
 def payments(

@@ -1,0 +1,183 @@
+"""Single calls: FF1, the vault's own share of issue and detokenize, and calls into the module."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tokenvault as tv
+from tokenvault import ff1
+from tokenvault.keys import KeyStore, LocalBlockCipher
+from tokenvault.keys.pkcs11 import Pkcs11KeyStore
+from tokenvault.pan import luhn_check_digit
+from tokenvault.stores.port import TokenStore
+
+CALLS = 2_000
+MODULE_CALLS = 200
+ROUNDS = 5
+REQUESTOR = "40012345678"
+PROGRAMS = (
+    tv.TokenProgram("random", format=tv.TokenFormat(bin="999913")),
+    tv.TokenProgram("convergent", format=tv.TokenFormat(bin="999912"), making=tv.Making.CONVERGENT),
+)
+UNLIMITED = tv.Domain(merchants={"M-1001"}, currencies={"EUR"}, max_amount=tv.Money(250_00, "EUR"))
+LIMITED = tv.Domain(
+    merchants={"M-1001"},
+    currencies={"EUR"},
+    max_amount=tv.Money(250_00, "EUR"),
+    limits=(
+        tv.Limit(uses=10**9, per=timedelta(days=1)),
+        tv.Limit(amount=tv.Money(10**14, "EUR"), per=timedelta(days=30)),
+    ),
+)
+
+Call = Callable[[], object]
+
+
+def row(name: str, *columns: object) -> None:
+    """Print a row of a table."""
+    print(f"  {name:<36}" + "".join(f"{column!s:>16}" for column in columns))
+
+
+def ff1_scalar() -> None:
+    """FF1 over 16 digits, key in the process."""
+    cipher, tweak = LocalBlockCipher(secrets.token_bytes(32)), bytes(8)
+    digits = "4111111111111111"
+    numerals = [int(digit) for digit in digits]
+    print("\nFF1, scalar, 16 digits, tweak of 8 bytes, key in the process: microseconds a call")
+    row("", "median", "aim, at most")
+    row("encrypt, numerals", _per_call(lambda: ff1.encrypt(cipher, numerals, radix=10, tweak=tweak)), 15)
+    row("decrypt, numerals", _per_call(lambda: ff1.decrypt(cipher, numerals, radix=10, tweak=tweak)), 15)
+    row("encrypt, digits", _per_call(lambda: ff1.encrypt_digits(cipher, digits, tweak=tweak)), 15)
+    row("decrypt, digits", _per_call(lambda: ff1.decrypt_digits(cipher, digits, tweak=tweak)), 15)
+
+
+def _per_call(call: Call) -> str:
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter_ns()
+        for _ in range(CALLS):
+            call()
+        rounds.append((time.perf_counter_ns() - start) / CALLS)
+    return _us(rounds)
+
+
+def _us(nanoseconds: Sequence[float]) -> str:
+    return f"{statistics.median(nanoseconds) / 1_000:.1f}"
+
+
+class TimedConnection(sqlite3.Connection):
+    """Adds up the time that is spent in SQL statements."""
+
+    spent_ns: ClassVar[int] = 0
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        """Run a statement on the clock."""
+        start = time.perf_counter_ns()
+        try:
+            return super().execute(*statement)
+        finally:
+            TimedConnection.spent_ns += time.perf_counter_ns() - start
+
+
+@contextmanager
+def timed_sql() -> Iterator[None]:
+    """While this lasts, new SQLite connections are timed ones."""
+    connect = sqlite3.connect
+
+    def timed(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        return connect(*args, **kwargs, factory=TimedConnection)
+
+    sqlite3.connect = timed  # type: ignore[assignment] # for the time of a measurement
+    try:
+        yield
+    finally:
+        sqlite3.connect = connect
+
+
+def vault_share(folder: Path) -> None:
+    """Time of whole calls less that of the SQL statements which those same calls make."""
+    print("\nSQLite (WAL, synchronous=FULL) in a temporary folder, keys in the process: microseconds a call")
+    row("", "whole call", "SQL alone", "vault's share", "aim, at most")
+    (folder / "passphrase").write_text(secrets.token_hex())
+    keys = tv.open_key_store(f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase")
+    with timed_sql():
+        store = tv.open_token_store(f"sqlite:///{folder}/share.db")
+        tv.provision(keys, store)
+        with _vault(keys, store) as vault:
+            for name, (call, most) in _calls(vault).items():
+                row(name, *_shares(call), most)
+        store.close()
+    keys.close()
+
+
+def _shares(call: Call) -> tuple[str, str, str]:
+    wholes, statements = [], []
+    for _ in range(CALLS):
+        TimedConnection.spent_ns = 0
+        start = time.perf_counter_ns()
+        call()
+        wholes.append(time.perf_counter_ns() - start)
+        statements.append(TimedConnection.spent_ns)
+    shares = [whole - spent for whole, spent in zip(wholes, statements, strict=True)]
+    return _us(wholes), _us(statements), _us(shares)
+
+
+def module_calls(address: str) -> None:
+    """How many operations one call asks of the module, with keys in the module."""
+    print("\nKeys in the module (SoftHSM), store in memory: operations (C_EncryptInit, C_Encrypt) a call")
+    row("", "operations", "aim, at most", "microseconds")
+    aims = {"detokenize, without limits": 4, "check": 4}
+    with Pkcs11KeyStore(address) as keys:
+        store = tv.open_token_store("memory:")
+        tv.provision(keys, store, custody=tv.Custody.IN_MODULE)
+        with _vault(keys, store) as vault:
+            for name, (call, _) in _calls(vault).items():
+                call()
+                before = keys.operations
+                call()
+                counted = keys.operations - before
+                taken = []
+                for _ in range(MODULE_CALLS):
+                    start = time.perf_counter_ns()
+                    call()
+                    taken.append(time.perf_counter_ns() - start)
+                row(name, counted, aims.get(name, 8), _us(taken))
+
+
+def _vault(keys: KeyStore, store: TokenStore) -> tv.Vault:
+    requestor = tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})
+    return tv.Vault(keys, store, programs=PROGRAMS, requestors=[requestor])
+
+
+def _calls(vault: tv.Vault) -> dict[str, tuple[Call, int]]:
+    """The calls that are measured, and the most microseconds that the vault itself may take."""
+    pans = (payload + luhn_check_digit(payload) for payload in (f"411111{n:09}" for n in range(10**9)))
+    transactions = (
+        tv.Transaction(id=f"tx-{n}", requestor=REQUESTOR, merchant="M-1001", amount=tv.Money(1, "EUR"))
+        for n in range(10**9)
+    )
+    # Made beforehand: what a caller brings along is not the vault's share.
+    ready_pans, ready = list(islice(pans, 4 * CALLS)), list(islice(transactions, 4 * CALLS))
+
+    def issue(program: str, pan: str, domain: tv.Domain) -> tv.TokenInfo:
+        return vault.issue(pan, expiry="2039-12", requestor=REQUESTOR, program=program, domain=domain)
+
+    known, free, limited = ready_pans.pop(), ready_pans.pop(), ready_pans.pop()
+    free, limited = issue("random", free, UNLIMITED).token, issue("random", limited, LIMITED).token
+    return {
+        "issue, random": (lambda: issue("random", ready_pans.pop(), UNLIMITED), 100),
+        "issue, convergent, new card": (lambda: issue("convergent", ready_pans.pop(), UNLIMITED), 100),
+        "issue, convergent, known card": (lambda: issue("convergent", known, UNLIMITED), 100),
+        "detokenize, without limits": (lambda: vault.detokenize(free, ready.pop()), 60),
+        "detokenize, with two limits": (lambda: vault.detokenize(limited, ready.pop()), 60),
+        "check": (lambda: vault.check(limited, ready.pop()), 60),
+    }
