@@ -15,7 +15,7 @@ from typing import Final
 
 import attrs
 
-from tokenvault.controls import CryptogramRule, Limit, Meter
+from tokenvault.controls import Channel, CryptogramRule, Limit, Meter
 from tokenvault.domain import NO_RESTRICTION, Domain
 from tokenvault.lifecycle import TokenStatus
 from tokenvault.pan import CardExpiry
@@ -68,27 +68,30 @@ class TokenState:
 
 @attrs.frozen
 class Restrictions:
-    """The three documents that a use must satisfy."""
+    """The three documents that a use must satisfy.
+
+    Attributes:
+        program, requestor, token: from the widest scope to the narrowest.
+        documents: those of them that restrict anything.
+        meters: what is counted with each use; empty when no limit is set.
+        counted: whether a use has to be recorded in the token record.
+    """
 
     program: Domain
     requestor: Domain
     token: Domain
+    documents: tuple[Domain, ...] = attrs.field(init=False, repr=False, eq=False)
+    meters: frozenset[Meter] = attrs.field(init=False, repr=False, eq=False)
+    counted: bool = attrs.field(init=False, repr=False, eq=False)
 
-    def documents(self) -> tuple[Domain, Domain, Domain]:
-        """From the widest scope to the narrowest."""
-        return (self.program, self.requestor, self.token)
-
-    def set(self) -> tuple[Domain, ...]:
-        """Those that restrict anything."""
-        return tuple(document for document in self.documents() if document is not NO_RESTRICTION)
-
-    def meters(self) -> frozenset[Meter]:
-        """What is counted with each use; empty when no limit is set."""
-        return frozenset(limit.meter for document in self.documents() for limit in document.limits)
-
-    def counted(self) -> bool:
-        """Whether a use has to be recorded in the token record."""
-        return any(document.limits or document.cryptogram for document in self.documents())
+    def __attrs_post_init__(self) -> None:
+        every = (self.program, self.requestor, self.token)
+        documents = tuple(document for document in every if document != NO_RESTRICTION)
+        meters = frozenset(limit.meter for document in documents for limit in document.limits)
+        counted = bool(meters) or any(document.cryptogram for document in documents)
+        object.__setattr__(self, "documents", documents)
+        object.__setattr__(self, "meters", meters)
+        object.__setattr__(self, "counted", counted)
 
 
 def decide(state: TokenState, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:
@@ -101,13 +104,12 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
         now_ms: the time, in milliseconds of the Unix epoch.
     """
     violations = [*_token_violations(state, restrictions, transaction, now_ms)]
-    seen = state.usage.seen(transaction) if restrictions.counted() else Seen.NEW
+    seen = state.usage.seen(transaction) if restrictions.counted else Seen.NEW
     if seen is Seen.OTHER_CONTENT:
         message = "this transaction id was used before with other content; a new use needs a new id"
         violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
-    now = _EPOCH + timedelta(milliseconds=now_ms)
-    for document in restrictions.set():
-        violations += _document_violations(document, transaction, now)
+    for document in restrictions.documents:
+        violations += _document_violations(document, transaction, now_ms)
         if document.min_assurance is not None and (
             state.assurance is None or state.assurance < document.min_assurance
         ):
@@ -133,38 +135,18 @@ def _token_violations(
         yield Violation("requestors", "REQUESTOR_NOT_ALLOWED", message, "57")
 
 
-def _document_violations(document: Domain, transaction: Transaction, now: datetime) -> Iterator[Violation]:
+def _document_violations(document: Domain, transaction: Transaction, now_ms: int) -> Iterator[Violation]:
     amount = transaction.amount
-    channel = transaction.channel.value if transaction.channel else None
-    channels = None if document.channels is None else frozenset(item.value for item in document.channels)
-    for control, allowed, given, code, response_code in (
-        ("requestors", document.requestors, transaction.requestor, "REQUESTOR_NOT_ALLOWED", "57"),
-        ("merchants", document.merchants, transaction.merchant, "MERCHANT_NOT_ALLOWED", "57"),
-        (
-            "merchant_categories",
-            document.merchant_categories,
-            transaction.merchant_category,
-            "MERCHANT_CATEGORY_NOT_ALLOWED",
-            "57",
-        ),
-        ("channels", channels, channel, "CHANNEL_NOT_ALLOWED", "57"),
-        ("countries", document.countries, transaction.country, "COUNTRY_NOT_ALLOWED", "62"),
-        (
-            "currencies",
-            document.currencies,
-            amount.currency if amount else None,
-            "CURRENCY_NOT_ALLOWED",
-            "57",
-        ),
-        ("devices", document.devices, transaction.device, "DEVICE_NOT_ALLOWED", "57"),
-    ):
-        if allowed is not None and given not in allowed:
+    for control, allowed in document.lists:
+        field, code, response_code = _LISTS[control]
+        given = (amount and amount.currency) if control == "currencies" else getattr(transaction, field)
+        if given not in allowed:
             missing = "; the transaction names none" if given is None else ""
             yield Violation(control, code, f"allowed {control}: {_shown(allowed)}{missing}", response_code)
-    if document.valid_from is not None and now < document.valid_from:
+    if document.valid_from is not None and now_ms < _ms(document.valid_from):
         message = f"the token is valid from {document.valid_from.isoformat()}; retry then"
         yield Violation("valid_from", "NOT_YET_VALID", message, "57")
-    if document.valid_until is not None and now >= document.valid_until:
+    if document.valid_until is not None and now_ms >= _ms(document.valid_until):
         message = f"the token was valid until {document.valid_until.isoformat()}; issue or update one"
         yield Violation("valid_until", "NO_LONGER_VALID", message, "54")
     most = document.max_amount
@@ -201,12 +183,26 @@ def _within(limit: Limit, used: int, transaction: Transaction) -> bool:
     )
 
 
-def _shown(values: Iterable[str]) -> str:
-    listed = sorted(values)
+def _ms(instant: datetime) -> int:
+    return (instant - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _shown(values: Iterable[object]) -> str:
+    listed = sorted(str(value.value if isinstance(value, Channel) else value) for value in values)
     more = f" and {len(listed) - VALUES_SHOWN_MAX} more" if len(listed) > VALUES_SHOWN_MAX else ""
     return ", ".join(listed[:VALUES_SHOWN_MAX]) + more
 
 
+# Of each control that lists what is allowed: the transaction's field, the code, the answer.
+_LISTS: Final = {
+    "requestors": ("requestor", "REQUESTOR_NOT_ALLOWED", "57"),
+    "merchants": ("merchant", "MERCHANT_NOT_ALLOWED", "57"),
+    "merchant_categories": ("merchant_category", "MERCHANT_CATEGORY_NOT_ALLOWED", "57"),
+    "channels": ("channel", "CHANNEL_NOT_ALLOWED", "57"),
+    "countries": ("country", "COUNTRY_NOT_ALLOWED", "62"),
+    "currencies": ("amount", "CURRENCY_NOT_ALLOWED", "57"),
+    "devices": ("device", "DEVICE_NOT_ALLOWED", "57"),
+}
 _STATUS_VIOLATIONS: Final = {
     TokenStatus.INACTIVE: Violation(
         "status", "TOKEN_INACTIVE", "the token is not active yet; activate it first", "57"

@@ -19,6 +19,16 @@ from tokenvault.controls import Channel, CryptogramRule, Limit, Money
 from tokenvault.errors import InvalidInputError
 
 LIMITS_MAX: Final = 8
+LISTS: Final = (
+    "requestors",
+    "merchants",
+    "merchant_categories",
+    "channels",
+    "countries",
+    "currencies",
+    "devices",
+)
+"""The controls that list what is allowed."""
 
 
 # Converters: mypy derives the types of the constructor's arguments from them, so each is a named function.
@@ -92,6 +102,8 @@ class Domain:
         limits: at most 8; each must hold.
         cryptogram: what is asked of the cryptogram of a use.
         min_assurance: least token assurance method (2 characters, compared as ASCII text).
+        document, digest: the canonical document (see `to_json`), and its SHA-256.
+        lists: the controls that list what is allowed, those that are set.
 
     Raises:
         InvalidInputError: on any other value, and on an empty set.
@@ -112,6 +124,7 @@ class Domain:
     min_assurance: str | None = None
     document: bytes = attrs.field(init=False, repr=False, eq=False)
     digest: bytes = attrs.field(init=False, repr=False, eq=False)
+    lists: tuple[tuple[str, frozenset[object]], ...] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.max_amount is not None:
@@ -125,6 +138,10 @@ class Domain:
         document = domain_document.encode(self)
         object.__setattr__(self, "document", document)
         object.__setattr__(self, "digest", hashlib.sha256(document).digest())
+        listed = ((name, getattr(self, name)) for name in LISTS)
+        object.__setattr__(
+            self, "lists", tuple((name, values) for name, values in listed if values is not None)
+        )
 
     def to_json(self) -> str:
         """The canonical document: JSON in ASCII, sorted keys, no spaces, unset controls left out."""

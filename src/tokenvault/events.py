@@ -127,10 +127,9 @@ class Event:
             return None
 
 
-def authenticated(row: SealedEvent) -> bytes:
+def authenticated(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:
     """The 16 bytes of an event that its MAC covers."""
-    position = _POSITION.pack(row.number, len(row.reference))
-    covered = b"".join((row.stream, position, row.reference, row.body))
+    covered = b"".join((stream, _POSITION.pack(number, len(reference)), reference, body))
     return hashlib.sha256(covered).digest()[:_AUTHENTICATED_BYTES]
 
 

@@ -21,21 +21,22 @@ class Journal:
     def seal(self, event: Event) -> SealedEvent:
         """Number and authenticate an event. Raises KeyStoreError; the number is then free again."""
         stream, number = self._take()
-        row = SealedEvent(stream, number, event.reference, event.body(), b"")
-        tagged = False
+        body = event.body()
         try:
-            mac = self._tag(authenticated(row))
-            tagged = True
-        finally:
-            if not tagged:
-                self.withdraw(row)
-        return SealedEvent(row.stream, row.number, row.reference, row.body, mac)
+            mac = self._tag(authenticated(stream, number, event.reference, body))
+        except BaseException:
+            self._release(stream, number)
+            raise
+        return SealedEvent(stream, number, event.reference, body, mac)
 
     def withdraw(self, row: SealedEvent) -> None:
         """Free the number of an event that is known not to be written."""
-        if os.getpid() == self._pid and row.stream == self._stream:
+        self._release(row.stream, row.number)
+
+    def _release(self, stream: bytes, number: int) -> None:
+        if os.getpid() == self._pid and stream == self._stream:
             with self._lock:
-                heapq.heappush(self._free, row.number)
+                heapq.heappush(self._free, number)
 
     def _take(self) -> tuple[bytes, int]:
         if os.getpid() != self._pid:

@@ -5,6 +5,7 @@ A PAN is 13 to 19 digits of which the last is a Luhn check digit (ISO/IEC 7812-1
 
 from __future__ import annotations
 
+import functools
 import hmac
 import re
 from datetime import date
@@ -165,23 +166,24 @@ class CardExpiry:
         """Months from January 2000, which is 1."""
         return 12 * (self.year - 2000) + self.month
 
-    @classmethod
-    def from_month_number(cls, number: int) -> CardExpiry:
+    @staticmethod
+    @functools.cache  # 1,200 months; each record that is read asks for one
+    def from_month_number(number: int) -> CardExpiry:
         """The inverse of `month_number`. Raises InvalidInputError."""
         years, months = divmod(number - 1, 12)
-        return cls(2000 + years, months + 1)
+        return CardExpiry(2000 + years, months + 1)
 
     def passed(self, now_ms: int) -> bool:
         """Whether the month is over at a time given in milliseconds of the Unix epoch (UTC)."""
-        return now_ms >= _month_end_ms(self)
+        return now_ms >= _month_end_ms(self.month_number)
 
     def __str__(self) -> str:
         return f"{self.year:04}-{self.month:02}"
 
 
-def _month_end_ms(expiry: CardExpiry) -> int:
-    following = expiry.month_number  # the month after, counted from 0
-    year, month = 2000 + following // 12, following % 12 + 1
+@functools.cache
+def _month_end_ms(month_number: int) -> int:
+    year, month = 2000 + month_number // 12, month_number % 12 + 1  # of the month after
     return (date(year, month, 1).toordinal() - _EPOCH_ORDINAL) * 86_400_000
 
 

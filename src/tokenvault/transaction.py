@@ -40,6 +40,8 @@ class Transaction:
         amount: what is paid.
         cryptogram_counter: the counter of a cryptogram that the caller has verified, 0 to 2**32 - 1.
 
+    `memory` is what a record remembers of it: 32 bytes, of SHA-256 of the id and of the rest, 16 each.
+
     Raises:
         InvalidInputError: a required field is missing, or a value is of another form.
     """
@@ -53,8 +55,8 @@ class Transaction:
     device: str | None = None
     amount: Money | None = None
     cryptogram_counter: int | None = None
-    content: str = attrs.field(init=False, repr=False, eq=False)
     memory: bytes = attrs.field(init=False, repr=False, eq=False)
+    _text: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         checks.text("a transaction's id", self.id)
@@ -82,12 +84,11 @@ class Transaction:
             "" if self.cryptogram_counter is None else str(self.cryptogram_counter),
         )
         content = _SEPARATOR.join(fields)
-        object.__setattr__(self, "content", content)
-        # By this a record remembers the use: SHA-256 of the id and of the rest, 16 bytes of each.
         memory = _digest(self.id)[:16] + _digest(content)[:16]
         object.__setattr__(self, "memory", memory)
+        text = f"{self.id}{_SEPARATOR}{content}"
+        object.__setattr__(self, "_text", text.replace(" ", "").replace("-", ""))
 
     def mentions(self, digits: str) -> bool:
         """Whether digits (a PAN's) stand in any field, with or without separators."""
-        text = f"{self.id}{_SEPARATOR}{self.content}"
-        return digits in text or digits in text.replace(" ", "").replace("-", "")
+        return digits in self._text

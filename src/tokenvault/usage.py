@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection
+from operator import attrgetter
 from typing import Final
 
 import attrs
@@ -16,6 +17,7 @@ REMEMBERED_USES_MAX: Final = 32
 
 COUNTERS_MAX: Final = 64
 MEMORY_BYTES: Final = 32
+_meter: Final = attrgetter("meter")
 _ID_BYTES: Final = 16
 
 
@@ -72,26 +74,28 @@ class Usage:
         window = meter.window(now_ms)
         for counter in self.counters:
             if counter.meter == meter:
-                # A clock that was set back must not hand out a window twice.
                 return counter.value if counter.window >= window else 0
         return 0
 
-    def after(self, transaction: Transaction, meters: Iterable[Meter], now_ms: int) -> Usage:
+    def after(self, transaction: Transaction, meters: Collection[Meter], now_ms: int) -> Usage:
         """The usage once a transaction counts on these meters."""
-        meters = frozenset(meters)
         kept = {counter.meter: counter for counter in self.counters}
+        amount = transaction.amount.amount if transaction.amount else 0
         for meter in meters:
-            amount = transaction.amount.amount if transaction.amount and meter.currency else 0
-            was = kept.get(meter)
-            window = max(meter.window(now_ms), was.window if was else 0)
-            kept[meter] = Counter(meter, window, self.used(meter, now_ms) + (amount if meter.currency else 1))
+            window, was = meter.window(now_ms), kept.get(meter)
+            # A counter of a later window stays: a clock that was set back must not hand out a window twice.
+            if was is not None and was.window >= window:
+                window, value = was.window, was.value
+            else:
+                value = 0
+            kept[meter] = Counter(meter, window, value + (amount if meter.currency else 1))
         live = [counter for counter in kept.values() if counter.window >= counter.meter.window(now_ms)]
         if len(live) > COUNTERS_MAX:  # left behind by limits of former configurations
             live = [counter for counter in live if counter.meter in meters]
+        live.sort(key=_meter)
+        counter = transaction.cryptogram_counter
         return Usage(
-            tuple(sorted(live, key=lambda counter: counter.meter)),
+            tuple(live),
             (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
-            self.cryptogram_counter
-            if transaction.cryptogram_counter is None
-            else transaction.cryptogram_counter,
+            self.cryptogram_counter if counter is None else counter,
         )

@@ -50,6 +50,7 @@ class Documents:
     def __init__(self, store: AsyncTokenStore) -> None:
         self._store = store
         self._cached: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
+        self._joined: dict[tuple[bytes, bytes, bytes], Restrictions] = {}
 
     async def get(self, digest: bytes) -> Domain:
         """The domain kept under a digest. Raises IntegrityError, TokenStoreError."""
@@ -73,6 +74,17 @@ class Documents:
         if domain.digest not in self._cached:
             await self._store.put_domain(domain.digest, domain.document)
             self._cache(domain)
+
+    async def restrictions(self, program: Domain, requestor: Domain, digest: bytes) -> Restrictions:
+        """The three documents that apply to a token. Raises IntegrityError, TokenStoreError."""
+        key = (program.digest, requestor.digest, digest)
+        joined = self._joined.get(key)
+        if joined is None:
+            joined = Restrictions(program, requestor, await self.get(digest))
+            if len(self._joined) >= DOMAINS_CACHED_MAX:
+                self._joined.clear()
+            self._joined[key] = joined
+        return joined
 
     def _cache(self, domain: Domain) -> None:
         if len(self._cached) >= DOMAINS_CACHED_MAX:
@@ -211,7 +223,7 @@ class Core:
             raise ConfigurationError(
                 "the token's requestor is not among the requestors of this vault: add it"
             )
-        return Restrictions(program.domain, requestor.domain, await self.documents.get(record.domain))
+        return await self.documents.restrictions(program.domain, requestor.domain, record.domain)
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError where a PAN lies in the token BIN of any program: it is a token already."""

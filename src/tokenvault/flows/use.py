@@ -43,7 +43,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         now_ms = core.clock.now_ms()
         decision = _decision(opened, restrictions, transaction, now_ms)
         usage = opened.record.usage
-        counts = decision.allowed and restrictions.counted() and usage.seen(transaction) is Seen.NEW
+        counts = decision.allowed and restrictions.counted and usage.seen(transaction) is Seen.NEW
         event = Event(
             time_ms=now_ms,
             action=Action.DETOKENIZE,
@@ -61,7 +61,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
             return opened.card
         used = attrs.evolve(
             opened.record,
-            usage=usage.after(transaction, restrictions.meters(), now_ms),
+            usage=usage.after(transaction, restrictions.meters, now_ms),
             updated_ms=now_ms,
             revision=revision + 1,
         )
