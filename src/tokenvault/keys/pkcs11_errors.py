@@ -68,7 +68,15 @@ class PinRefusedError(KeyStoreError):
         self.digest = digest
 
 
-class TokenMissingError(KeyStoreError):
+class DoubtfulError(KeyStoreError):
+    """What a token showed, to be looked at again before it is believed.
+
+    While another process writes to a token, SoftHSM shows its objects, or all of it, as absent, invalid or
+    without attributes.
+    """
+
+
+class TokenMissingError(DoubtfulError):
     """No token fits; begin the library anew before you believe it."""
 
 

@@ -33,6 +33,7 @@ import pkcs11
 from pkcs11 import KeyType, MechanismFlag, PKCS11Error
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.host_lock import host_lock
 from tokenvault.keys.pkcs11_errors import (
     MODULE_ERRORS,
     NOT_FOUND,
@@ -75,6 +76,7 @@ class Module:
         self._path = path
         self._inherited = inherited
         self._logins: dict[int, Login] = {}
+        self._writers = 0
 
     def join(self, uri: Pkcs11Uri, read_pin: Callable[[], Secret], user: object) -> Login:
         """Log in to the token that the URI selects, or share the login that there is.
@@ -130,6 +132,26 @@ class Module:
             raise
         finally:
             close_quietly(session)
+
+    @contextlib.contextmanager
+    def writing(self, lock_path: str) -> Iterator[None]:
+        """Keep other processes of this host from beginning, logging in, creating and destroying meanwhile.
+
+        SoftHSM shows them half-written tokens and objects. Best effort: after a bounded wait it goes on
+        without.
+
+        Args:
+            lock_path: a file that the processes have in common; it is locked, not changed.
+        """
+        self._writers += 1
+        try:
+            if self._writers > 1:  # by this very thread, further up
+                yield
+            else:
+                with host_lock(lock_path):
+                    yield
+        finally:
+            self._writers -= 1
 
     def reinitialize(self) -> None:
         """Begin the library anew: every session and login of this process on it is gone.

@@ -15,6 +15,7 @@ import attrs
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11_errors import DoubtfulError
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ OBJECTS_MAX: Final = 10_000
 """Secret keys of a token that are looked through; a token with more is not one to share with us."""
 
 _LABEL: Final = re.compile(r"tokenvault/([a-z]+)/([1-9][0-9]{0,3})/([a-z]+)", re.ASCII)
+
+CAPABILITIES: Final = MechanismFlag.ENCRYPT
 
 _REQUIRED: Final[dict[Attribute, object]] = {
     Attribute.CLASS: ObjectClass.SECRET_KEY,
@@ -121,7 +124,7 @@ def generate(session: Session, name: KeyName, custody: Custody) -> TokenKey:
         KEY_BYTES * 8,
         label=label_of(name, custody),
         store=True,
-        capabilities=MechanismFlag.ENCRYPT,
+        capabilities=CAPABILITIES,
         template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
     )
     wrong = [*_differences(made, _REQUIRED_OF_GENERATED)]
@@ -143,9 +146,9 @@ def verify(key: TokenKey) -> None:
         raise unfit(key.name, wrong)
 
 
-def unfit(name: KeyName, wrong: list[str]) -> KeyStoreError:
+def unfit(name: KeyName, wrong: list[str]) -> DoubtfulError:
     """The error for a key with wrong attributes."""
-    return KeyStoreError(
+    return DoubtfulError(
         f"the key {name} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used: it may "
         "have been imported, changed or planted; make a new version"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import attrs
@@ -12,6 +13,7 @@ from tokenvault.keys import pkcs11_objects as objects
 from tokenvault.keys.pkcs11_errors import (
     MODULE_ERRORS,
     PERMANENT_ERRORS,
+    DoubtfulError,
     PinRefusedError,
     TokenMissingError,
     advice,
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from tokenvault.keys.port import Custody, KeyName, KeyPurpose
     from tokenvault.keys.uri import Pkcs11Uri
 
-ATTEMPTS_MAX: Final = 3
-"""With the session at hand; with a new one; with the whole library begun anew."""
+PAUSES_SECONDS: Final = (0.0, 0.0, 0.02, 0.04, 0.08)
+"""Before each attempt: with the session at hand, with a new one, with the library begun anew if need be."""
+REINITIALIZE_FROM: Final = 2
 
 CLOSED: Final = "this key store is closed: open another"
 _Result = TypeVar("_Result")
@@ -66,6 +69,8 @@ class TokenSessions:
         self.closed = False
         self._uri: Final = uri
         self._real_path: Final = os.path.realpath(uri.module_path)
+        # Processes that share a token share a PIN file; who can not read it can not hold up those who do.
+        self._lock_path: Final = uri.pin_path or self._real_path
         self._states: dict[Module, State] = {}
         self._refused_pin: bytes | None = None
 
@@ -83,23 +88,28 @@ class TokenSessions:
         """
         state = self.state()
         failure = ""
+        lost = False
         with state.module.lock:
-            for attempt in range(ATTEMPTS_MAX):
+            for attempt, pause in enumerate(PAUSES_SECONDS):
                 if self.closed:
                     raise KeyStoreError(CLOSED)
+                time.sleep(pause)
                 try:
-                    if attempt == ATTEMPTS_MAX - 1:
-                        state.module.reinitialize()
+                    if lost and attempt >= REINITIALIZE_FROM:
+                        with state.module.writing(self._lock_path):
+                            state.module.reinitialize()
                     self._log_in(state)
                     return action(state)
-                except TokenMissingError as error:
+                except DoubtfulError as error:
                     failure = str(error)
+                    lost = lost or isinstance(error, TokenMissingError)
                 except PERMANENT_ERRORS as error:
                     failure = advice(error)
                     self._let_go(state)
                     break
                 except MODULE_ERRORS as error:
                     failure = advice(error)
+                    lost = True
                 # The failed operation may still be active on its session: use none of them again.
                 self._let_go(state)
         raise KeyStoreError(failure)
@@ -144,12 +154,20 @@ class TokenSessions:
 
     def generate(self, state: State, name: KeyName, custody: Custody) -> KeyName:
         """Make a key, or raise CollisionError when there is one or another process makes it too."""
-        session = _login(state).token.open(rw=True)
+        with state.module.writing(self._lock_path):
+            return self._generate(_login(state).token.open(rw=True), name, custody)
+
+    def _generate(self, session: Session, name: KeyName, custody: Custody) -> KeyName:
         try:
             if any(key.name == name for key in objects.find_all(session)):
                 raise CollisionError
             made = objects.generate(session, name, custody)
-            if sum(key.name == name for key in objects.find_all(session)) != 1:
+            try:
+                alone = sum(key.name == name for key in objects.find_all(session)) == 1
+            except BaseException:
+                made.object.destroy()  # or the next attempt takes it for another process's
+                raise
+            if not alone:
                 made.object.destroy()
                 raise CollisionError
         finally:
@@ -158,7 +176,13 @@ class TokenSessions:
 
     def destroy(self, state: State, name: KeyName) -> None:
         """Destroy a key, whatever its attributes."""
-        session = _login(state).token.open(rw=True)
+        with state.module.writing(self._lock_path):
+            self._destroy(state, _login(state).token.open(rw=True), name)
+        held = state.held.pop(name, None)
+        if held is not None:
+            close_quietly(held.session)
+
+    def _destroy(self, state: State, session: Session, name: KeyName) -> None:
         try:
             key = objects.find(session, name)
             if key is None:
@@ -166,13 +190,10 @@ class TokenSessions:
             key.object.destroy()
         finally:
             close_quietly(session)
-        held = state.held.pop(name, None)
-        if held is not None:
-            close_quietly(held.session)
 
     def _fail_for_absence(self, state: State, name: KeyName) -> NoReturn:
         state.module.check(_login(state))  # or nothing was found because the token is gone
-        raise KeyStoreError(
+        raise DoubtfulError(
             f"the token has no key {name}: create it (provision does), or check that this is the right token"
         )
 
@@ -182,7 +203,8 @@ class TokenSessions:
         self._let_go(state)
         state.login = None
         try:
-            state.login = state.module.join(self._uri, self._read_pin, state)
+            with state.module.writing(self._lock_path):  # SoftHSM notes each login in the token
+                state.login = state.module.join(self._uri, self._read_pin, state)
         except PinRefusedError as error:
             self._refused_pin = error.digest
             raise

@@ -1,0 +1,38 @@
+"""A lock between the processes of one host, on a file that they have in common anyway."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOST_WAIT_SECONDS: Final = 5.0
+HOST_POLL_SECONDS: Final = 0.002
+
+
+@contextlib.contextmanager
+def host_lock(path: str) -> Iterator[None]:
+    """Hold a lock on a file; after a bounded wait, or when it can not be opened, go on without."""
+    handle = -1
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        until = time.monotonic() + HOST_WAIT_SECONDS
+        while handle >= 0 and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(HOST_POLL_SECONDS)
+        yield
+    finally:
+        if handle >= 0:
+            # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the
+            # lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)

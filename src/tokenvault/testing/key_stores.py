@@ -1,0 +1,201 @@
+"""Conformance kit for key stores: subclass `KeyStoreContract`, say how to open yours, and run it with pytest.
+
+    class TestMyKeyStore(KeyStoreContract):
+        @pytest.fixture
+        def open_store(self, tmp_path: Path) -> OpenStore:
+            return lambda: MyKeyStore(tmp_path / "keys")
+
+The fixture gives a function that opens the same, at first empty, store each time that it is called. Set
+`custodies` when your store does not offer both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import ClassVar
+
+import pytest
+
+from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.keys.port import BLOCK_BYTES, Custody, KeyName, KeyPurpose, KeyStore
+
+OpenStore = Callable[[], KeyStore]
+
+THREADS = 8
+CALLS_PER_THREAD = 25
+
+
+def _blocks(count: int, *, seed: int = 0) -> bytes:
+    return b"".join((seed * 1_000_000 + i).to_bytes(BLOCK_BYTES, "big") for i in range(count))
+
+
+class KeyStoreContract:
+    """What every key store must do. Each test gets an empty store."""
+
+    custodies: ClassVar[tuple[Custody, ...]] = tuple(Custody)
+
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        """Override: a function that opens the same store again and again; empty when the test begins."""
+        raise NotImplementedError("override the fixture open_store")
+
+    @pytest.fixture
+    def key_store(self, open_store: OpenStore) -> Iterator[KeyStore]:
+        """One opened store."""
+        with closing(open_store()) as store:
+            yield store
+
+    def test_new_store_is_empty(self, key_store: KeyStore) -> None:
+        for purpose in KeyPurpose:
+            assert key_store.versions(purpose) == ()
+            with pytest.raises(KeyStoreError):
+                key_store.cipher(KeyName(purpose, 1))
+
+    def test_versions_ascend_from_one(self, key_store: KeyStore) -> None:
+        custodies = itertools.cycle(self.custodies)
+        for version in (1, 2, 3):
+            created = key_store.create(KeyPurpose.SEAL, next(custodies))
+            assert created == KeyName(KeyPurpose.SEAL, version)
+            assert key_store.versions(KeyPurpose.SEAL) == tuple(range(1, version + 1))
+        assert key_store.versions(KeyPurpose.AUDIT) == ()
+
+    def test_cipher_is_deterministic(self, key_store: KeyStore) -> None:
+        for custody in self.custodies:
+            key = key_store.create(KeyPurpose.SEAL, custody)
+            first = key_store.cipher(key).encrypt_blocks(_blocks(3))
+            assert len(first) == 3 * BLOCK_BYTES
+            assert key_store.cipher(key).encrypt_blocks(_blocks(3)) == first
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 511, 512, 513, 10_000])
+    def test_blocks_are_encrypted_each_for_itself(self, key_store: KeyStore, count: int) -> None:
+        """Encryption of a concatenation is the concatenation of encryptions, across any limit of one call."""
+        for custody in self.custodies:
+            cipher = key_store.cipher(key_store.create(KeyPurpose.FPE, custody))
+            distinct = [cipher.encrypt_blocks(_blocks(1, seed=seed)) for seed in range(4)]
+            plain = b"".join(_blocks(1, seed=i % 4) for i in range(count))
+            assert cipher.encrypt_blocks(plain) == b"".join(distinct[i % 4] for i in range(count))
+
+    def test_blocks_are_a_permutation(self, key_store: KeyStore) -> None:
+        for custody in self.custodies:
+            answer = key_store.cipher(key_store.create(KeyPurpose.FPE, custody)).encrypt_blocks(
+                _blocks(1_000)
+            )
+            assert len({answer[i : i + BLOCK_BYTES] for i in range(0, len(answer), BLOCK_BYTES)}) == 1_000
+
+    def test_every_key_is_another(self, key_store: KeyStore) -> None:
+        answers = set()
+        for purpose, custody in itertools.product(KeyPurpose, self.custodies):
+            answers.add(key_store.cipher(key_store.create(purpose, custody)).encrypt_blocks(_blocks(1)))
+        assert len(answers) == len(KeyPurpose) * len(self.custodies)
+
+    def test_destroyed_key_is_gone(self, key_store: KeyStore) -> None:
+        for custody in self.custodies:
+            old, new = (key_store.create(KeyPurpose.AUDIT, custody) for _ in range(2))
+            before = key_store.cipher(new).encrypt_blocks(_blocks(2))
+            key_store.cipher(old)
+            key_store.destroy(old)
+            assert old.version not in key_store.versions(KeyPurpose.AUDIT)
+            assert key_store.cipher(new).encrypt_blocks(_blocks(2)) == before
+            with pytest.raises(KeyStoreError):
+                key_store.cipher(old)
+            with pytest.raises(KeyStoreError):
+                key_store.destroy(old)
+
+    def test_reopened_store_has_the_same_keys(self, open_store: OpenStore) -> None:
+        with closing(open_store()) as store:
+            keys = [store.create(KeyPurpose.SEAL, custody) for custody in self.custodies]
+            before = [store.cipher(key).encrypt_blocks(_blocks(2)) for key in keys]
+        with closing(open_store()) as store:
+            assert store.versions(KeyPurpose.SEAL) == tuple(range(1, len(keys) + 1))
+            assert [store.cipher(key).encrypt_blocks(_blocks(2)) for key in keys] == before
+
+    def test_store_opened_twice_shows_the_same_keys(self, open_store: OpenStore) -> None:
+        with ExitStack() as stack:
+            first, second = (stack.enter_context(closing(open_store())) for _ in range(2))
+            for custody in self.custodies:
+                key = first.create(KeyPurpose.SEAL, custody)
+                assert key.version in second.versions(KeyPurpose.SEAL)
+                one, other = first.cipher(key), second.cipher(key)
+                assert one.encrypt_blocks(_blocks(2)) == other.encrypt_blocks(_blocks(2))
+            first.close()
+            key = second.create(KeyPurpose.SEAL, self.custodies[0])
+            assert len(second.cipher(key).encrypt_blocks(_blocks(1))) == BLOCK_BYTES
+
+    @pytest.mark.parametrize("length", [1, 15, 17, 31])
+    def test_partial_blocks_are_refused(self, key_store: KeyStore, length: int) -> None:
+        for custody in self.custodies:
+            cipher = key_store.cipher(key_store.create(KeyPurpose.SEAL, custody))
+            with pytest.raises(InvalidInputError):
+                cipher.encrypt_blocks(bytes(length))
+            assert len(cipher.encrypt_blocks(_blocks(1))) == BLOCK_BYTES
+
+    @pytest.mark.parametrize("wrong", ["seal", None, 1, bytearray(16)])
+    def test_other_types_are_refused(self, key_store: KeyStore, wrong: object) -> None:
+        cipher = key_store.cipher(key_store.create(KeyPurpose.SEAL, self.custodies[0]))
+        calls: list[Callable[[], object]] = [
+            lambda: key_store.versions(wrong),  # type: ignore[arg-type] # the point of the test
+            lambda: key_store.cipher(wrong),  # type: ignore[arg-type] # the point of the test
+            lambda: key_store.destroy(wrong),  # type: ignore[arg-type] # the point of the test
+            lambda: key_store.create(wrong, self.custodies[0]),  # type: ignore[arg-type] # the point of the test
+            lambda: key_store.create(KeyPurpose.SEAL, wrong),  # type: ignore[arg-type] # the point of the test
+            lambda: cipher.encrypt_blocks(wrong),  # type: ignore[arg-type] # the point of the test
+        ]
+        for call in calls:
+            with pytest.raises(InvalidInputError):
+                call()
+        assert key_store.versions(KeyPurpose.SEAL) == (1,)
+
+    def test_closed_store_refuses_everything(self, open_store: OpenStore) -> None:
+        store = open_store()
+        key = store.create(KeyPurpose.SEAL, self.custodies[0])
+        store.close()
+        store.close()
+        calls: list[Callable[[], object]] = [
+            lambda: store.versions(KeyPurpose.SEAL),
+            lambda: store.cipher(key),
+            lambda: store.destroy(key),
+            lambda: store.create(KeyPurpose.SEAL, self.custodies[0]),
+        ]
+        for call in calls:
+            with pytest.raises(KeyStoreError):
+                call()
+        with closing(open_store()) as again:
+            assert again.versions(KeyPurpose.SEAL) == (key.version,)
+
+    def test_threads_share_a_store(self, key_store: KeyStore) -> None:
+        """Every answer under concurrency is the one that a single thread gets."""
+        keys = [
+            key_store.create(purpose, c)
+            for purpose in (KeyPurpose.SEAL, KeyPurpose.FPE)
+            for c in self.custodies
+        ]
+        expected = {key: key_store.cipher(key).encrypt_blocks(_blocks(THREADS)) for key in keys}
+        barrier = threading.Barrier(THREADS)
+
+        def work(number: int) -> bool:
+            barrier.wait()
+            mine = slice(0, (number + 1) * BLOCK_BYTES)
+            return all(
+                key_store.cipher(key).encrypt_blocks(_blocks(THREADS)[mine]) == expected[key][mine]
+                for _ in range(CALLS_PER_THREAD)
+                for key in keys
+            )
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert all(pool.map(work, range(THREADS)))
+
+    def test_threads_that_create_get_a_version_each(self, key_store: KeyStore) -> None:
+        barrier = threading.Barrier(THREADS)
+
+        def work(_: int) -> KeyName:
+            barrier.wait()
+            return key_store.create(KeyPurpose.CRYPTOGRAM, self.custodies[0])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            created = list(pool.map(work, range(THREADS)))
+        assert sorted(key.version for key in created) == list(range(1, THREADS + 1))
+        assert key_store.versions(KeyPurpose.CRYPTOGRAM) == tuple(range(1, THREADS + 1))
