@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, KeyStoreError
 from tokenvault.flows.ports import AsyncTokenStore
 from tokenvault.keyring import key_check_value
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore
@@ -20,8 +20,18 @@ async def provision(keys: KeyStore, store: AsyncTokenStore, custody: Custody) ->
     await check_keys(keys, store)  # first: no key is made for a database that belongs to other keys
     for purpose in PROVISIONED:
         if not keys.versions(purpose):
-            keys.create(purpose, custody)
+            _create_first(keys, purpose, custody)
     await check_keys(keys, store)
+
+
+def _create_first(keys: KeyStore, purpose: KeyPurpose, custody: Custody) -> None:
+    failure: KeyStoreError | None = None
+    try:
+        keys.create(purpose, custody, version=1)
+    except KeyStoreError as error:
+        failure = error
+    if failure is not None and not keys.versions(purpose):  # else another process came first
+        raise failure
 
 
 async def check_keys(keys: KeyStore, store: AsyncTokenStore) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import file_format
 from tokenvault.keys.local import LocalBlockCipher
-from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, BlockCipher, Custody, KeyName, KeyPurpose
+from tokenvault.keys.port import KEY_BYTES, NOT_NEXT, VERSION_MAX, BlockCipher, Custody, KeyName, KeyPurpose
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
 
@@ -74,18 +74,23 @@ class FileKeyStore:
         _check_purpose(purpose)
         return tuple(sorted(key.version for key in self._read().keys if key.purpose is purpose))
 
-    def create(self, purpose: KeyPurpose, custody: Custody) -> KeyName:
-        """Generate the next version of a purpose's key and write the file. Raises KeyStoreError."""
+    def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
+        """Generate the next version of a purpose's key and write the file; with `version`, only if that is the next.
+
+        Raises KeyStoreError.
+        """
         _check_purpose(purpose)
         if not isinstance(custody, Custody):
             raise InvalidInputError("custody is a Custody")
         self._require_open()
         with self._writing():
             content = self._read()
-            version = content.newest.get(purpose, 0) + 1
-            if version > VERSION_MAX:
+            following = content.newest.get(purpose, 0) + 1
+            if version is not None and version != following:
+                raise KeyStoreError(NOT_NEXT.format(purpose.value, following))
+            if following > VERSION_MAX:
                 raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
-            name = KeyName(purpose, version)
+            name = KeyName(purpose, following)
             self._write(
                 content.with_key(name, file_format.StoredKey(custody, secrets.token_bytes(KEY_BYTES)))
             )

@@ -33,6 +33,7 @@ from tokenvault.keys.pkcs11_session import CLOSED, CollisionError, TokenSessions
 from tokenvault.keys.port import (
     BLOCK_BYTES,
     KEY_BYTES,
+    NOT_NEXT,
     VERSION_MAX,
     BlockCipher,
     Custody,
@@ -147,8 +148,8 @@ class Pkcs11KeyStore:
             _pause()  # two processes may be creating at this moment; then one will withdraw
         raise objects.duplicate(KeyName(purpose, next(v for v in versions if versions.count(v) > 1)))
 
-    def create(self, purpose: KeyPurpose, custody: Custody) -> KeyName:
-        """Generate the next version of a purpose's key in the token.
+    def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
+        """Generate the next version of a purpose's key in the token; with `version`, only if that is the next.
 
         Processes that create at the same moment look again after generating: who then sees another key of the
         same name destroys its own and, after a short random pause, finds out whether the other one stayed.
@@ -164,21 +165,23 @@ class Pkcs11KeyStore:
         lost = 0
         for _ in range(CREATE_ATTEMPTS_MAX):
             with self._sessions.state().module.lock:  # so that threads of one process get a version each
-                version = max(self._found(purpose), default=0) + 1
-                if 0 < lost < version:
+                following = max(self._found(purpose), default=0) + 1
+                if version is not None and version != following:
+                    raise KeyStoreError(NOT_NEXT.format(purpose.value, following))
+                if 0 < lost < following:
                     raise KeyStoreError(
                         f"another process created {purpose.value} version {lost} at the same moment; "
                         "nothing was created here: look at versions() before you ask again"
                     )
-                if version > VERSION_MAX:
+                if following > VERSION_MAX:
                     raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
                 try:
                     generate = partial(
-                        self._sessions.generate, name=KeyName(purpose, version), custody=custody
+                        self._sessions.generate, name=KeyName(purpose, following), custody=custody
                     )
                     return self._sessions.run(generate)
                 except CollisionError:
-                    lost = version
+                    lost = following
             _pause()
         raise KeyStoreError(
             "too many processes create keys at once: nothing was created here, try again later"

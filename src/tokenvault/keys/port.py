@@ -16,6 +16,7 @@ from tokenvault.errors import InvalidInputError
 BLOCK_BYTES: Final = 16
 KEY_BYTES: Final = 32
 VERSION_MAX: Final = 9_999
+NOT_NEXT: Final = "the next version of the {} key is {}: look at versions() before you ask again"
 
 
 class KeyPurpose(enum.Enum):
@@ -86,8 +87,14 @@ class KeyStore(Protocol):
         """The versions that exist, ascending; empty when there are none. Raises KeyStoreError."""
         ...
 
-    def create(self, purpose: KeyPurpose, custody: Custody) -> KeyName:
-        """Generate the next version of a purpose's key inside the store. Raises KeyStoreError."""
+    def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
+        """Generate the next version of a purpose's key inside the store.
+
+        With `version`, only if that is the next one: so processes that provision at once make one key, not two.
+
+        Raises:
+            KeyStoreError: the next version is another one, or the store can not be reached.
+        """
         ...
 
     def destroy(self, key: KeyName) -> None:

@@ -63,6 +63,14 @@ class KeyStoreContract:
             assert key_store.versions(KeyPurpose.SEAL) == tuple(range(1, version + 1))
         assert key_store.versions(KeyPurpose.AUDIT) == ()
 
+    def test_a_version_that_is_not_the_next_is_not_created(self, key_store: KeyStore) -> None:
+        first = key_store.create(KeyPurpose.SEAL, self.custodies[0], version=1)
+        for version in (1, 3):
+            with pytest.raises(KeyStoreError):
+                key_store.create(KeyPurpose.SEAL, self.custodies[0], version=version)
+        assert key_store.versions(KeyPurpose.SEAL) == (first.version,)
+        assert key_store.create(KeyPurpose.SEAL, self.custodies[0], version=2).version == 2
+
     def test_cipher_is_deterministic(self, key_store: KeyStore) -> None:
         for custody in self.custodies:
             key = key_store.create(KeyPurpose.SEAL, custody)
