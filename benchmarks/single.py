@@ -103,9 +103,9 @@ def timed_sql() -> Iterator[None]:
         sqlite3.connect = connect
 
 
-def vault_share(folder: Path) -> None:
+def vault_share(folder: Path, medium: str) -> None:
     """Time of whole calls less that of the SQL statements which those same calls make."""
-    print("\nSQLite (WAL, synchronous=FULL) in a temporary folder, keys in the process: microseconds a call")
+    print(f"\nSQLite (WAL, synchronous=FULL) on {medium}, keys in the process: microseconds a call")
     row("", "whole call", "SQL alone", "vault's share", "aim, at most")
     (folder / "passphrase").write_text(secrets.token_hex())
     keys = tv.open_key_store(f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase")

@@ -163,6 +163,26 @@ class TokenRecord:
             updated_ms=updated_ms,
         )
 
+    def used(self, usage: Usage, now_ms: int) -> TokenRecord:
+        """The record after a use: the next revision."""
+        return TokenRecord(  # spelled out, as it is twice as fast as attrs.evolve
+            token=self.token,
+            reference=self.reference,
+            account=self.account,
+            requestor=self.requestor,
+            program=self.program,
+            revision=self.revision + 1,
+            domain=self.domain,
+            status=self.status,
+            suspended_by=self.suspended_by,
+            token_expiry=self.token_expiry,
+            assurance=self.assurance,
+            par=self.par,
+            usage=usage,
+            created_ms=self.created_ms,
+            updated_ms=now_ms,
+        )
+
     def body(self) -> bytes:
         """The canonical encoding of what the store does not look up by."""
         usage = self.usage

@@ -75,26 +75,26 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 
 def _digest(row: SealedRecord) -> bytes:
-    """The record digest: 20 bytes. Variable columns come behind their lengths, so no two rows read alike."""
-    token, requestor, program = (text.encode("utf-8") for text in (row.token, row.requestor, row.program))
-    try:
-        header = _HEADER.pack(
-            row.revision,
-            row.key_version,
-            row.reference,
-            row.account,
-            len(token),
-            len(requestor),
-            len(program),
-        )
-    except struct.error:
-        header = None
-    if header is None or len(row.reference) != REFERENCE_BYTES or len(row.account) != ACCOUNT_BYTES:
+    """The record digest: 20 bytes. The header has the length of each text, so no two rows read alike."""
+    header = b""
+    if len(row.reference) == REFERENCE_BYTES and len(row.account) == ACCOUNT_BYTES:
+        try:
+            header = _HEADER.pack(
+                row.revision,
+                row.key_version,
+                row.reference,
+                row.account,
+                len(row.token),
+                len(row.requestor),
+                len(row.program),
+            )
+        except struct.error:  # a number or length that no record has
+            header = b""
+    if not header:
         raise IntegrityError(_CHANGED)
+    texts = f"{row.token}{row.requestor}{row.program}".encode()
     nonce = row.seal[:NONCE_BYTES]
-    return hashlib.sha256(b"".join((nonce, header, token, requestor, program, row.body))).digest()[
-        :_DIGEST_BYTES
-    ]
+    return hashlib.sha256(b"".join((nonce, header, texts, row.body))).digest()[:_DIGEST_BYTES]
 
 
 def _packed(card: Card | None, digest: bytes) -> bytes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import attrs
-
 from tokenvault.decision import Decision, Restrictions, TokenState, decide
 from tokenvault.errors import DomainRestrictionError, InvalidInputError
 from tokenvault.events import Action, Event, Outcome
@@ -59,12 +57,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
             if not decision.allowed or opened.card is None:
                 raise DomainRestrictionError(decision.violations)
             return opened.card
-        used = attrs.evolve(
-            opened.record,
-            usage=usage.after(transaction, restrictions.meters, now_ms),
-            updated_ms=now_ms,
-            revision=revision + 1,
-        )
+        used = opened.record.used(usage.after(transaction, restrictions.meters, now_ms), now_ms)
         if opened.card is not None and await core.replace(Opened(used, opened.card), event):
             return opened.card
         conflicts = await core.conflict(conflicts)
