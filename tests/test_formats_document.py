@@ -1,0 +1,230 @@
+"""docs/formats.md says what the code does: its examples, its offsets and its SQL are recomputed and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import tokenvault as tv
+from tokenvault import ccm, events, ff1, records, sealing
+from tokenvault.controls import Meter
+from tokenvault.kdf import derive
+from tokenvault.keyring import KeyRing, key_check_value
+from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
+from tokenvault.keys import file_format as key_file
+from tokenvault.keys.pkcs11 import DERIVATION_LABEL
+from tokenvault.keys.pkcs11_objects import label_of, parse_label
+from tokenvault.keys.secrets import Secret
+from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.stores.port import SealedEvent
+from tokenvault.usage import Counter, Usage
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+EXAMPLES_COUNT = 26
+LAYOUTS = {
+    "Record body, fixed part": records._FIXED.size,
+    "Counter": records._COUNTER.size,
+    "Remembered transaction": 32,
+    "Record digest, fixed part of the input": 13 + sealing._HEADER.size,
+    "Plaintext of the seal": sealing._PLAINTEXT.size,
+    "Seal": sealing.SEAL_BYTES,
+    "Event body, fixed part": events._FIXED.size,
+    "Vaultless tweak": 11,
+}
+
+KEY = bytes(range(32))
+NONCE = bytes(range(0xA0, 0xAD))
+REFERENCE = bytes(range(0x10, 0x20))
+STREAM = bytes(range(0x20, 0x30))
+PAN, REQUESTOR, PROGRAM = "4111111111111111", "40012345678", "card-on-file"
+TIME_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+DOMAIN = tv.Domain(merchants={"M-1001"}, limits=(tv.Limit(amount=tv.Money(1000_00, "EUR")),))
+USE = tv.Transaction(
+    id="tx-1", requestor=REQUESTOR, merchant="M-1001", channel=tv.Channel.ECOMMERCE, amount=tv.Money(42_00, "EUR")
+)  # fmt: skip
+
+
+class OneKey:
+    """A key store whose every key is the key of the examples."""
+
+    def cipher(self, key: KeyName) -> BlockCipher:
+        return LocalBlockCipher(KEY)
+
+    def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
+        return (1,)
+
+    def create(self, purpose: KeyPurpose, custody: Custody) -> KeyName:
+        raise NotImplementedError
+
+    def destroy(self, key: KeyName) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def fixed(monkeypatch: pytest.MonkeyPatch, *values: bytes) -> None:
+    """Let the operating system's generator give these values, in turn."""
+    waiting = iter(values)
+
+    def urandom(count: int) -> bytes:
+        value = next(waiting)
+        assert len(value) == count
+        return value
+
+    monkeypatch.setattr("os.urandom", urandom)
+
+
+def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """Every example of the document, from the code alone."""
+    ring, cipher = KeyRing(OneKey()), LocalBlockCipher(KEY)
+    yield "key", KEY.hex()
+    yield "key check value", key_check_value(cipher).hex()
+    yield "key label", label_of(KeyName(KeyPurpose.SEAL, 1), Custody.IN_PROCESS)
+    yield "data key", derive(cipher, label=DERIVATION_LABEL, context=b"seal/1", length=32).hex()
+
+    pan = Pan.parse(PAN)
+    account = ring.account(pan)
+    choice = ring.convergent_choice(account, REQUESTOR, PROGRAM, 0)
+    token_format = tv.TokenFormat(bin="999912", keep_last4=True)
+    choices = token_format.choices(len(PAN))
+    token = token_format.make(choice % choices, len(PAN), pan.last4)
+    yield "account fingerprint", account.hex()
+    yield "convergent number, candidate 0", f"{choice:032x}"
+    yield "choices", str(choices)
+    yield "token", token
+
+    yield "domain document", DOMAIN.to_json()
+    yield "domain digest", DOMAIN.digest.hex()
+    yield "transaction content", USE.content.replace("\x1f", "|")
+    yield "remembered transaction", USE.memory.hex()
+
+    record = records.TokenRecord(
+        token=token, reference=REFERENCE, account=account, requestor=REQUESTOR, program=PROGRAM, revision=2,
+        domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
+        usage=Usage().after(USE, {DOMAIN.limits[0].meter}, TIME_MS),
+    )  # fmt: skip
+    assert record.usage == Usage((Counter(Meter("EUR", 0), 0, 4_200),), USE.memory)
+    with monkeypatch.context() as patched:
+        fixed(patched, NONCE)
+        row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)
+    digest = documented_digest(row.body, token, account)
+    plaintext = ccm.decrypt(cipher, NONCE, row.seal[13:], digest[:14])
+    assert plaintext[10:] == digest[14:]
+    assert sealing.unseal(row, cipher) == Card(pan, CardExpiry(2029, 12))
+    assert records.TokenRecord.parse(row) == record
+    yield "record body", row.body.hex()
+    yield "nonce", NONCE.hex()
+    yield "record digest", digest.hex()
+    yield "plaintext", plaintext.hex()
+    yield "seal", row.seal.hex()
+
+    event = events.Event(
+        time_ms=TIME_MS + 1_000, action=events.Action.DETOKENIZE, outcome=events.Outcome.DONE,
+        requestor=REQUESTOR, reference=REFERENCE, transaction_id="tx-1", revision=2,
+    )  # fmt: skip
+    covered = hashlib.sha256(STREAM + struct.pack(">QB", 7, 16) + REFERENCE + event.body()).digest()[:16]
+    unsigned = SealedEvent(STREAM, 7, REFERENCE, event.body(), b"")
+    assert events.authenticated(unsigned) == covered
+    assert events.Event.parse(unsigned) == event
+    yield "event body", event.body().hex()
+    yield "authenticated bytes", covered.hex()
+    yield "event MAC", ring.audit_tag(covered).hex()
+
+    tokenizer = tv.VaultlessTokenizer(OneKey(), program="pipeline", requestor=REQUESTOR, keep_first=6)
+    scope = hashlib.sha256(f"pipeline\x1f{REQUESTOR}\x1f6\x1f4".encode()).digest()[:6]
+    tweak = scope + int(PAN[:6] + PAN[-4:]).to_bytes(5)
+    digits = ff1.encrypt_digits(cipher, PAN[6:12], tweak=tweak)
+    assert tokenizer.tokenize(PAN) == PAN[:6] + digits + PAN[-4:]
+    yield "vaultless scope", scope.hex()
+    yield "vaultless tweak", tweak.hex()
+    yield "vaultless token", tokenizer.tokenize(PAN)
+
+    salt, passphrase = bytes(range(16)), Secret("example passphrase")
+    wrapping = key_file.wrapping_key(passphrase, salt)
+    stored = {KeyName(KeyPurpose.SEAL, 1): key_file.StoredKey(Custody.IN_PROCESS, KEY)}
+    content = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
+    with monkeypatch.context() as patched:
+        fixed(patched, b"\x01" * 12, b"\x02" * 12)
+        text = key_file.serialize(content, lambda _: wrapping)
+    assert key_file.parse(text, lambda _: wrapping) == content
+    written = json.loads(text)
+    yield "wrapping key", wrapping.hex()
+    yield "encrypted key", written["keys"][0]["key"]
+    yield "file seal tag", written["seal"]["tag"]
+
+
+def documented_digest(body: bytes, token: str, account: bytes) -> bytes:
+    """The record digest, made from the document's table and not by the code."""
+    texts = token, REQUESTOR, PROGRAM
+    fixed_part = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + account + bytes(map(len, texts))
+    return hashlib.sha256(fixed_part + "".join(texts).encode() + body).digest()[:20]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+
+
+def test_the_worked_example_is_what_the_code_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, str] = {}
+    for line in "".join(blocks("example")).splitlines():
+        name, _, value = line.partition(": ")
+        assert name not in found, name
+        found[name] = value
+    assert found == dict(computed(monkeypatch))
+    assert len(found) == EXAMPLES_COUNT
+
+
+def test_the_tables_of_offsets_add_up_to_what_the_code_packs() -> None:
+    """Each field begins where the one before ends, and the last one ends where the code's layout ends."""
+    found = {}
+    tables = re.findall(r"^\*\*([^*\n]+)\*\*[^\n]*\n\n((?:\|[^\n]*\n)+)", DOCUMENT, re.MULTILINE)
+    for name, table in tables:
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        if rows[0][:2] != ["Offset", "Length"]:
+            continue
+        spans = [(int(row[0]), int(row[1])) for row in rows[2:]]
+        assert spans[0][0] == 0, name
+        for (start, length), (following, _) in itertools.pairwise(spans):
+            assert start + length == following, name
+        found[name] = sum(spans[-1])
+    assert found == LAYOUTS
+
+
+def test_the_sql_is_the_schema_of_a_provisioned_file(tmp_path: Path) -> None:
+    with closing(tv.open_token_store(f"sqlite:///{tmp_path}/vault.db")) as store:
+        store.provision()
+    with closing(sqlite3.connect(tmp_path / "vault.db")) as connection:
+        statements = connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+        pragmas = [
+            f"PRAGMA {name} = {connection.execute(f'PRAGMA {name}').fetchone()[0]}"
+            for name in ("application_id", "user_version")
+        ]
+    documented = [one_line(statement) for statement in "".join(blocks("sql")).split(";") if statement.strip()]
+    assert sorted(documented) == sorted([one_line(sql) for (sql,) in statements] + pragmas)
+    assert len(documented) == 9
+
+
+def test_the_numbers_of_actions_outcomes_and_labels_are_the_code_s() -> None:
+    for kind in (events.Action, events.Outcome):
+        documented = ", ".join(f"{member.value} {member.name}" for member in kind)
+        assert documented in " ".join(DOCUMENT.split()), kind
+    for purpose in KeyPurpose:
+        assert f"`{purpose.value}`" in DOCUMENT
+    assert parse_label("tokenvault/fingerprint/12/module") == (
+        KeyName(KeyPurpose.FINGERPRINT, 12),
+        Custody.IN_MODULE,
+    )
+
+
+def one_line(sql: str) -> str:
+    return re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split()))
