@@ -234,6 +234,23 @@ def test_a_retry_counts_once_while_it_is_remembered(later: int) -> None:
     assert usage.seen(use(id="second")) is Seen.NEW
 
 
+def test_an_id_is_its_requestor_s_own() -> None:
+    """What one requestor used can neither burn an id for another nor pass as its retry."""
+    documents = one(limits=(Limit(uses=1),), requestors={OWNER, OTHER})
+    usage = Usage().after(use(), documents.meters, NOW_MS)
+    decision = decide(attrs.evolve(ACTIVE, usage=usage), documents, use(requestor=OTHER), NOW_MS)
+    assert codes(decision) == {"USES_EXCEEDED"}
+
+
+def test_the_highest_cryptogram_counter_is_kept() -> None:
+    """Also where a use in between gives a lower one, which a domain without the rule lets pass."""
+    documents = one(limits=(Limit(uses=9),))
+    usage = Usage()
+    for number, counter in enumerate((50, 0, None)):
+        usage = usage.after(use(id=str(number), cryptogram_counter=counter), documents.meters, NOW_MS)
+    assert usage.cryptogram_counter == 50
+
+
 def test_an_id_with_other_content_is_refused() -> None:
     documents = one(limits=(Limit(uses=10),))
     usage = Usage().after(use(amount=Money(1, "EUR")), documents.meters, NOW_MS)

@@ -169,8 +169,9 @@ def test_a_transaction_field_of_another_form_is_refused(name: str, value: Any) -
 
 @given(transactions, transactions)
 def test_a_memory_tells_transactions_apart(one: Transaction, other: Transaction) -> None:
-    """By id and by content, each for itself."""
-    assert (one.memory[:16] == other.memory[:16]) == (one.id == other.id)
+    """By requestor and id, and by content, each for itself."""
+    same_id = (one.requestor, one.id) == (other.requestor, other.id)
+    assert (one.memory[:16] == other.memory[:16]) == same_id
     assert (one.memory[16:] == other.memory[16:]) == (
         attrs.evolve(one, id="x") == attrs.evolve(other, id="x")
     )

@@ -62,7 +62,7 @@ class OneKey:
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
         return (1,)
 
-    def create(self, purpose: KeyPurpose, custody: Custody) -> KeyName:
+    def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
         raise NotImplementedError
 
     def destroy(self, key: KeyName) -> None:
@@ -105,7 +105,10 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
     yield "domain document", DOMAIN.to_json()
     yield "domain digest", DOMAIN.digest.hex()
-    yield "transaction content", USE.content.replace("\x1f", "|")
+    spelt = "40012345678|M-1001||ecommerce|||4200 EUR|"
+    told = hashlib.sha256(f"{USE.requestor}\x1f{USE.id}".encode()).digest()[:16]
+    assert USE.memory == told + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
+    yield "transaction content", spelt
     yield "remembered transaction", USE.memory.hex()
 
     record = records.TokenRecord(
@@ -134,7 +137,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     )  # fmt: skip
     covered = hashlib.sha256(STREAM + struct.pack(">QB", 7, 16) + REFERENCE + event.body()).digest()[:16]
     unsigned = SealedEvent(STREAM, 7, REFERENCE, event.body(), b"")
-    assert events.authenticated(unsigned) == covered
+    assert (
+        events.authenticated(unsigned.stream, unsigned.number, unsigned.reference, unsigned.body) == covered
+    )
     assert events.Event.parse(unsigned) == event
     yield "event body", event.body().hex()
     yield "authenticated bytes", covered.hex()

@@ -82,7 +82,7 @@ def calls(
         "issue": (vault.issue, 1, orders),
         "check": (vault.check, 2, []),
         "detokenize": (vault.detokenize, 2, []),
-        "activate": (vault.activate, 1, ["requestor"]),
+        "activate": (vault.activate, 1, []),
         "suspend": (vault.suspend, 1, ["by", "requestor"]),
         "resume": (vault.resume, 1, ["by", "requestor"]),
         "delete": (vault.delete, 1, ["requestor"]),

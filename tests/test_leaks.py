@@ -121,6 +121,15 @@ def misuses(vault: tv.Vault, token: str) -> dict[str, Callable[[], object]]:
         "pan as id of an unknown token": lambda: vault.detokenize(
             "9" * 16, tv.Transaction(id=VISA, requestor=SHOP)
         ),
+        "pan within an id of an unknown token": lambda: vault.detokenize("9" * 16, use(f"order-{VISA}")),
+        "pan within an id without permission": lambda: vault.detokenize(
+            token, tv.Transaction(id=f"order-{VISA}", requestor=STRANGER)
+        ),
+        "pan as id of a deleted token": lambda: vault.detokenize(deleted, use(VISA)),
+        "pan as id outside the domain": lambda: vault.detokenize(
+            token, tv.Transaction(id=GROUPED, requestor=ACQUIRER)
+        ),
+        "grouped pan in the domain": lambda: issue(vault, VISA, domain=tv.Domain(merchants={GROUPED})),
         "pan as id without permission": lambda: vault.detokenize(
             token, tv.Transaction(id=GROUPED, requestor=STRANGER)
         ),
@@ -224,6 +233,28 @@ def test_a_defect_comes_out_as_an_error_that_carries_nothing(
             issue(vault)
     assert_silent(raised.value)
     assert raised.value.__context__ is None
+
+
+def test_a_misspelt_argument_stays_a_type_error(vault: tv.Vault) -> None:
+    with pytest.raises(TypeError, match="expirey"):
+        vault.issue(VISA, expirey="2029-12", requestor=SHOP, program="one-time")  # type: ignore[call-arg] # on purpose
+    with pytest.raises(TypeError, match="idd"):
+        tv.Transaction(idd="x")  # type: ignore[call-arg] # on purpose
+
+
+def test_an_exit_in_the_middle_of_a_call_carries_no_pan(
+    keys: KeyStore, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is told to stop raises SystemExit wherever it stands."""
+
+    def stop(*_args: object, **_kwargs: object) -> None:
+        raise SystemExit(1)
+
+    with vaults.open_vault(keys, store) as vault:
+        monkeypatch.setattr(store, "insert", stop)
+        with pytest.raises(SystemExit) as raised:
+            issue(vault)
+    assert_silent(raised.value)
 
 
 def test_the_vaultless_tokenizer_shows_no_pan(keys: KeyStore) -> None:

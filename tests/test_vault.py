@@ -62,7 +62,7 @@ def test_a_convergent_program_gives_the_same_token_to_the_same_card_and_requesto
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"domain": tv.Domain(merchants={"M"})}, {"expiry": "2029-11"}, {"expiry": None}, {"par": "P" * 29},
+        {"domain": tv.Domain(merchants={"M"})}, {"expiry": "2029-11"}, {"active": False}, {"par": "P" * 29},
         {"assurance": "22"}, {"token_expiry": "2028-01"},
     ],
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_a_convergent_token_is_not_issued_again_as_another(
 
 def test_a_deleted_convergent_token_is_never_issued_again(vault: tv.Vault) -> None:
     seen = set()
-    for _ in range(4):
+    for _ in range(70):
         info = issue(vault, program="card-on-file")
         assert info.token not in seen
         seen.add(info.token)
@@ -284,6 +284,35 @@ def test_a_transaction_that_names_the_card_is_refused(vault: tv.Vault, store: To
     assert not any(VISA in repr(event) or "1111 1111" in repr(event) for event in events(store))
 
 
+@pytest.mark.parametrize("field", ["merchant", "device", "id"])
+def test_a_refused_use_does_not_tell_whether_the_card_was_guessed(
+    vault: tv.Vault, store: TokenStore, field: str
+) -> None:
+    """Else whoever may not use a token could find out its card by trying."""
+    token = issue(vault).token
+    answers = []
+    for guess in (VISA, MASTERCARD):
+        fields: dict[str, Any] = {"id": "tx", "requestor": ACQUIRER, field: guess}
+        transaction = tv.Transaction(**fields)
+        answers.append(vault.check(token, transaction).violations)
+        with pytest.raises(tv.DomainRestrictionError) as refused:
+            vault.detokenize(token, transaction)
+        answers.append(refused.value.violations)
+    assert len(set(answers)) == 1
+    assert not any(VISA in repr(event) or MASTERCARD in repr(event) for event in events(store))
+
+
+def test_a_requestor_can_not_try_card_numbers_by_a_domain(vault: tv.Vault, store: TokenStore) -> None:
+    token = issue(vault).token
+    domain = tv.Domain(merchants={VISA, "M-1"})
+    for requestor in (STRANGER, ACQUIRER, ISSUER_ONLY):
+        with pytest.raises(tv.PermissionDeniedError):
+            vault.update_domain(token, domain, requestor=requestor)
+    assert store.get_domain(domain.digest) is None
+    with pytest.raises(tv.InvalidInputError, match="holds the card number"):
+        vault.update_domain(token, tv.Domain(merchants={"4111 1111 1111 1111"}))
+
+
 # Life
 
 
@@ -352,7 +381,10 @@ def test_a_requestor_manages_its_own_tokens_only_and_with_permission(
         token, unmanaged = issue(vault).token, issue(vault, requestor=ISSUER_ONLY).token
         assert vault.suspend(token, by=tv.Actor.REQUESTOR, requestor=SHOP).status is tv.TokenStatus.SUSPENDED
         assert vault.resume(token, by=tv.Actor.REQUESTOR).status is tv.TokenStatus.ACTIVE
+        vault.suspend(token, by=tv.Actor.ISSUER)
         for refused in (
+            lambda: vault.resume(token, by=tv.Actor.ISSUER, requestor=SHOP),
+            lambda: vault.suspend(token, by=tv.Actor.VAULT, requestor=SHOP),
             lambda: vault.delete(token, requestor=STRANGER),
             lambda: vault.delete(token, requestor=ACQUIRER),
             lambda: vault.suspend(unmanaged, by=tv.Actor.REQUESTOR),
@@ -391,6 +423,24 @@ def test_a_renewed_card_stands_behind_the_same_tokens(vault: tv.Vault, clock: Ma
     assert issue(vault, MASTERCARD, program="card-on-file", expiry="2030-01").token == two.token
     again = issue(vault, VISA, program="card-on-file", expiry="2030-01")
     assert again.token != two.token, "the old number's first candidate belongs to another card now"
+
+
+def test_joining_two_cards_leaves_each_issue_its_token(vault: tv.Vault) -> None:
+    """A card that had a token keeps getting it, whatever tokens of another card join it."""
+    for number in range(8):
+        payload = f"41111111112{number:04}"
+        old = payload + luhn_check_digit(payload)
+        joined = issue(vault, old, program="card-on-file").token
+        first = issue(vault, MASTERCARD, program="card-on-file").token
+        vault.update_card(old, new_pan=MASTERCARD)
+        assert issue(vault, MASTERCARD, program="card-on-file").token == first != joined
+
+
+def test_a_card_update_refuses_a_number_that_the_token_s_own_domain_holds(vault: tv.Vault) -> None:
+    token = issue(vault, domain=tv.Domain(merchants={MASTERCARD})).token
+    with pytest.raises(tv.InvalidInputError, match="holds the new card number"):
+        vault.update_card(VISA, new_pan=MASTERCARD)
+    assert vault.detokenize(token, use(merchant=MASTERCARD)).pan.reveal() == VISA
 
 
 def test_a_card_update_that_can_not_be_is_refused(vault: tv.Vault) -> None:

@@ -25,7 +25,7 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
     def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 # what is not the library's own is a defect: fail closed
+        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
             failure = bare(error)
         del args, kwargs
         raise failure
@@ -39,13 +39,16 @@ def boundary_init(kind: C) -> C:
     return kind
 
 
-def bare(error: Exception) -> TokenVaultError:
-    """An error of the library without frames and without what it was raised from."""
-    if isinstance(error, TokenVaultError):
-        error.__cause__ = error.__context__ = None
-        return error.with_traceback(None)
+def bare(error: BaseException) -> BaseException:
+    """An error without frames and without what it was raised from; one that is not the library's is a defect."""
     where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    place = f"{where.tb_frame.f_globals.get('__name__')}:{where.tb_lineno}" if where else "an unknown place"
-    return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
+    misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # the call itself
+    if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not misspelt:
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = (
+            f"{where.tb_frame.f_globals.get('__name__')}:{where.tb_lineno}" if where else "an unknown place"
+        )
+        return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

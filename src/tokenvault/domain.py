@@ -15,7 +15,7 @@ import attrs
 
 from tokenvault import checks, controls, domain_document
 from tokenvault.boundary import boundary, boundary_init
-from tokenvault.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.controls import Channel, CryptogramRule, Limit, Meter, Money
 from tokenvault.errors import InvalidInputError
 
 LIMITS_MAX: Final = 8
@@ -80,7 +80,11 @@ def _limits(values: Iterable[Limit]) -> tuple[Limit, ...]:
     if not isinstance(values, tuple | list) or len(values) > LIMITS_MAX:
         raise InvalidInputError(f"limits is a tuple of at most {LIMITS_MAX} limits")
     listed = [checks.instance("each of limits", value, Limit) for value in values]
-    return tuple(sorted(set(listed), key=repr))
+    return tuple(sorted(set(listed), key=_limit_order))
+
+
+def _limit_order(limit: Limit) -> tuple[Meter, int]:
+    return limit.meter, limit.uses or (limit.amount.amount if limit.amount else 0)
 
 
 @boundary_init

@@ -28,7 +28,6 @@ from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 1
 STREAM_BYTES: Final = 16
-CODES_MAX: Final = 32
 
 _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")

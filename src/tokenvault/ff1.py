@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from tokenvault._blocks import block_encrypter, chain
-from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.boundary import boundary
+from tokenvault.errors import InvalidInputError
 from tokenvault.keys.port import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class _Shape(NamedTuple):
 _Rounds: TypeAlias = Callable[[_RoundFunction, _Shape, int, int], tuple[int, int]]
 
 
+@boundary
 def encrypt(cipher: BlockCipher, numerals: Sequence[int], *, radix: int, tweak: bytes = b"") -> list[int]:
     """Encrypt a numeral string (NIST SP 800-38G, FF1.Encrypt, algorithm 7).
 
@@ -78,14 +80,10 @@ def encrypt(cipher: BlockCipher, numerals: Sequence[int], *, radix: int, tweak: 
         InvalidInputError: an argument is of another type or outside these limits.
         KeyStoreError: the key can not be reached now.
     """
-    try:
-        return _transform(cipher, numerals, radix, tweak, _encrypt_rounds)
-    except TokenVaultError as error:
-        failure = error.with_traceback(None)
-    del numerals  # they may be a card number: keep them out of the frames that the error shows
-    raise failure
+    return _transform(cipher, numerals, radix, tweak, _encrypt_rounds)
 
 
+@boundary
 def decrypt(cipher: BlockCipher, numerals: Sequence[int], *, radix: int, tweak: bytes = b"") -> list[int]:
     """Decrypt a numeral string (NIST SP 800-38G, FF1.Decrypt, algorithm 8).
 
@@ -104,14 +102,10 @@ def decrypt(cipher: BlockCipher, numerals: Sequence[int], *, radix: int, tweak: 
         InvalidInputError: an argument is of another type or outside the limits of `encrypt`.
         KeyStoreError: the key can not be reached now.
     """
-    try:
-        return _transform(cipher, numerals, radix, tweak, _decrypt_rounds)
-    except TokenVaultError as error:
-        failure = error.with_traceback(None)
-    del numerals
-    raise failure
+    return _transform(cipher, numerals, radix, tweak, _decrypt_rounds)
 
 
+@boundary
 def encrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> str:
     """Encrypt a string of decimal digits: `encrypt` with radix 10, without a list in between.
 
@@ -127,14 +121,10 @@ def encrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> s
         InvalidInputError: an argument is of another type or outside these limits.
         KeyStoreError: the key can not be reached now.
     """
-    try:
-        return _transform_digits(cipher, digits, tweak, _encrypt_rounds)
-    except TokenVaultError as error:
-        failure = error.with_traceback(None)
-    del digits
-    raise failure
+    return _transform_digits(cipher, digits, tweak, _encrypt_rounds)
 
 
+@boundary
 def decrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> str:
     """Decrypt a string of decimal digits: `decrypt` with radix 10, without a list in between.
 
@@ -150,12 +140,7 @@ def decrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> s
         InvalidInputError: an argument is of another type or outside the limits of `encrypt_digits`.
         KeyStoreError: the key can not be reached now.
     """
-    try:
-        return _transform_digits(cipher, digits, tweak, _decrypt_rounds)
-    except TokenVaultError as error:
-        failure = error.with_traceback(None)
-    del digits
-    raise failure
+    return _transform_digits(cipher, digits, tweak, _decrypt_rounds)
 
 
 def _transform(

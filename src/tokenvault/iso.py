@@ -1,5 +1,7 @@
 """Code lists: currencies (ISO 4217, 2026, less metals, funds and test codes) and countries (ISO 3166-1)."""
 
+# Codes are added, never taken away: records and domains under a withdrawn one must stay readable.
+
 from __future__ import annotations
 
 from typing import Final

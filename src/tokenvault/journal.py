@@ -11,45 +11,54 @@ from tokenvault.events import STREAM_BYTES, Event, authenticated
 from tokenvault.stores.port import SealedEvent
 
 
+class _Stream:
+    """A stream of one process."""
+
+    def __init__(self) -> None:
+        self.name = os.urandom(STREAM_BYTES)
+        self.pid = os.getpid()
+        self._lock = threading.Lock()
+        self._last = 0
+        self._free: list[int] = []
+
+    def take(self) -> int:
+        """The lowest number that no event has."""
+        with self._lock:
+            if self._free:
+                return heapq.heappop(self._free)
+            self._last += 1
+            return self._last
+
+    def release(self, number: int) -> None:
+        """Free the number of an event that was not written."""
+        with self._lock:
+            heapq.heappush(self._free, number)
+
+
 class Journal:
-    """One stream of events with consecutive numbers. A forked child goes on with a stream of its own."""
+    """Streams of events with consecutive numbers. A forked child goes on with a stream of its own."""
 
     def __init__(self, tag: Callable[[bytes], bytes]) -> None:
         self._tag = tag
-        self._begin()
+        self._stream = _Stream()
 
     def seal(self, event: Event) -> SealedEvent:
         """Number and authenticate an event. Raises KeyStoreError; the number is then free again."""
-        stream, number = self._take()
         body = event.body()
+        stream = self._stream
+        if stream.pid != os.getpid():
+            # Two threads of a child may both come here: each event has its place in the one stream or the other.
+            stream = self._stream = _Stream()
+        number = stream.take()
         try:
-            mac = self._tag(authenticated(stream, number, event.reference, body))
+            mac = self._tag(authenticated(stream.name, number, event.reference, body))
         except BaseException:
-            self._release(stream, number)
+            stream.release(number)
             raise
-        return SealedEvent(stream, number, event.reference, body, mac)
+        return SealedEvent(stream.name, number, event.reference, body, mac)
 
     def withdraw(self, row: SealedEvent) -> None:
         """Free the number of an event that is known not to be written."""
-        self._release(row.stream, row.number)
-
-    def _release(self, stream: bytes, number: int) -> None:
-        if os.getpid() == self._pid and stream == self._stream:
-            with self._lock:
-                heapq.heappush(self._free, number)
-
-    def _take(self) -> tuple[bytes, int]:
-        if os.getpid() != self._pid:
-            self._begin()  # the lock too: a thread of the parent may have held it
-        with self._lock:
-            if self._free:
-                return self._stream, heapq.heappop(self._free)
-            self._last += 1
-            return self._stream, self._last
-
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-        self._stream = os.urandom(STREAM_BYTES)
-        self._last = 0
-        self._free: list[int] = []
-        self._pid = os.getpid()
+        stream = self._stream
+        if stream.name == row.stream:
+            stream.release(row.number)

@@ -22,6 +22,7 @@ PAN_LENGTH_MAX: Final = 19
 _GROUPED_LENGTH_MAX: Final = 2 * PAN_LENGTH_MAX - 1
 _GROUPED: Final = re.compile(r"[0-9]+(?:[ -][0-9]+)*")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
+_RUNS: Final = re.compile(r"[0-9]+")
 _EXPIRY: Final = re.compile(r"(20[0-9]{2})-(0[1-9]|1[0-2])")
 # What a digit adds to the Luhn sum, in a place that is doubled and in one that is not; indexed by ASCII code.
 _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256))
@@ -38,6 +39,18 @@ def luhn_check_digit(payload: str) -> str:
     """The digit that makes ASCII digits Luhn-valid when it is put behind them."""
     codes = payload.encode("ascii")
     return str(-(sum(codes[-1::-2].translate(_DOUBLED)) + sum(codes[-2::-2].translate(_PLAIN))) % 10)
+
+
+def could_hold_pan(text: str) -> bool:
+    """Whether a text holds 13 to 19 digits in a row that pass the Luhn check, with or without separators.
+
+    One in ten of other numbers of that length does so by chance.
+    """
+    return any(
+        PAN_LENGTH_MIN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
+        for form in (text, text.replace(" ", "").replace("-", ""))
+        for run in _RUNS.findall(form)
+    )
 
 
 class Pan:
@@ -87,6 +100,10 @@ class Pan:
     def reveal(self) -> str:
         """The digits. Keep them out of logs, and out of variables that live long."""
         return self._digits
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text holds the digits, in one piece or with spaces or hyphens between them."""
+        return self._digits in text or self._digits in text.replace(" ", "").replace("-", "")
 
     @property
     def last4(self) -> str:

@@ -86,7 +86,7 @@ class TokenRecord:
         created_ms, updated_ms: milliseconds of the Unix epoch.
     """
 
-    token: str
+    token: str = attrs.field(repr=False)
     reference: bytes
     account: bytes
     requestor: str

@@ -45,7 +45,10 @@ _CHANGED: Final = "a token record is not what the vault sealed: changed, moved, 
 def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_version: int) -> SealedRecord:
     """Seal a record and its card; no card for a tombstone. Raises KeyStoreError."""
     nonce = os.urandom(NONCE_BYTES)
-    columns = (
+    body = record.body()
+    digest = _digest(record, key_version, body, nonce)
+    sealed = ccm.encrypt(cipher, nonce, _packed(card, digest), digest[:_ASSOCIATED_BYTES])
+    return SealedRecord(
         record.token,
         record.reference,
         record.account,
@@ -53,11 +56,9 @@ def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_versio
         record.program,
         record.revision,
         key_version,
-        record.body(),
+        body,
+        nonce + sealed,
     )
-    digest = _digest(SealedRecord(*columns, nonce))
-    sealed = ccm.encrypt(cipher, nonce, _packed(card, digest), digest[:_ASSOCIATED_BYTES])
-    return SealedRecord(*columns, nonce + sealed)
 
 
 def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
@@ -69,19 +70,19 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
     """
     if len(row.seal) != SEAL_BYTES:
         raise IntegrityError(_CHANGED)
-    digest = _digest(row)
     nonce, sealed = row.seal[:NONCE_BYTES], row.seal[NONCE_BYTES:]
+    digest = _digest(row, row.key_version, row.body, nonce)
     return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[:_ASSOCIATED_BYTES]), digest)
 
 
-def _digest(row: SealedRecord) -> bytes:
+def _digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonce: bytes) -> bytes:
     """The record digest: 20 bytes. The header has the length of each text, so no two rows read alike."""
     header = b""
     if len(row.reference) == REFERENCE_BYTES and len(row.account) == ACCOUNT_BYTES:
         try:
             header = _HEADER.pack(
                 row.revision,
-                row.key_version,
+                key_version,
                 row.reference,
                 row.account,
                 len(row.token),
@@ -93,8 +94,7 @@ def _digest(row: SealedRecord) -> bytes:
     if not header:
         raise IntegrityError(_CHANGED)
     texts = f"{row.token}{row.requestor}{row.program}".encode()
-    nonce = row.seal[:NONCE_BYTES]
-    return hashlib.sha256(b"".join((nonce, header, texts, row.body))).digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(b"".join((nonce, header, texts, body))).digest()[:_DIGEST_BYTES]
 
 
 def _packed(card: Card | None, digest: bytes) -> bytes:

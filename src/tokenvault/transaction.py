@@ -10,6 +10,7 @@ import attrs
 from tokenvault import checks, controls
 from tokenvault.boundary import boundary_init
 from tokenvault.controls import Channel, Money
+from tokenvault.pan import Pan
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable
@@ -40,7 +41,7 @@ class Transaction:
         amount: what is paid.
         cryptogram_counter: the counter of a cryptogram that the caller has verified, 0 to 2**32 - 1.
 
-    `memory` is what a record remembers of it: 32 bytes, of SHA-256 of the id and of the rest, 16 each.
+    `memory` is what a record remembers of it: 16 bytes of SHA-256 of requestor and id, and 16 of the rest.
 
     Raises:
         InvalidInputError: a required field is missing, or a value is of another form.
@@ -84,11 +85,10 @@ class Transaction:
             "" if self.cryptogram_counter is None else str(self.cryptogram_counter),
         )
         content = _SEPARATOR.join(fields)
-        memory = _digest(self.id)[:16] + _digest(content)[:16]
+        memory = _digest(f"{self.requestor}{_SEPARATOR}{self.id}")[:16] + _digest(content)[:16]
         object.__setattr__(self, "memory", memory)
-        text = f"{self.id}{_SEPARATOR}{content}"
-        object.__setattr__(self, "_text", text.replace(" ", "").replace("-", ""))
+        object.__setattr__(self, "_text", f"{self.id}{_SEPARATOR}{content}")
 
-    def mentions(self, digits: str) -> bool:
-        """Whether digits (a PAN's) stand in any field, with or without separators."""
-        return digits in self._text
+    def mentions(self, pan: Pan) -> bool:
+        """Whether a card number stands in any field."""
+        return pan.stands_in(self._text)

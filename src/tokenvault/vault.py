@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -159,41 +160,44 @@ class Vault:
         return run(requests.detokenize(self._open(), token, transaction))
 
     @boundary
-    def activate(self, token: str, *, requestor: str | None = None) -> TokenInfo:
-        """Make an inactive token active.
+    def activate(self, token: str) -> TokenInfo:
+        """Make an inactive token active: the outcome of identification and verification, so no requestor's to make.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError, ConflictError.
+            LifecycleError: its status does not allow that.
+        """
+        return run(requests.change_status(self._open(), token, Change.ACTIVATE, None, None))
+
+    @boundary
+    def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+        """Suspend a token on behalf of an actor.
 
         Args:
             token: the token.
-            requestor: on whose behalf, with Permission.MANAGE and for its own tokens only; unset, the host
-                application itself acts. So with every method that changes a token.
+            by: the actor. As Actor.REQUESTOR acts the requestor that the token was issued to.
+            requestor: the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only its own
+                tokens are open to it. Unset, the host application itself acts. So with each method that takes it.
 
         Raises:
             InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConflictError.
             LifecycleError: its status does not allow that.
         """
-        return run(requests.change_status(self._open(), token, Change.ACTIVATE, None, requestor))
-
-    @boundary
-    def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """Suspend a token on behalf of an actor. Raises as `activate`.
-
-        With `by=Actor.REQUESTOR`, the requestor that the token was issued to needs Permission.MANAGE.
-        """
         return run(requests.change_status(self._open(), token, Change.SUSPEND, by, requestor))
 
     @boundary
     def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `activate`."""
+        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
         return run(requests.change_status(self._open(), token, Change.RESUME, by, requestor))
 
     @boundary
     def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
-        """Delete a token for ever. Its card is erased; it is never issued again. Raises as `activate`."""
+        """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
         return run(requests.change_status(self._open(), token, Change.DELETE, None, requestor))
 
     @boundary
     def update_domain(self, token: str, domain: Domain | None, *, requestor: str | None = None) -> TokenInfo:
-        """Give a token another domain of its own. What was counted stays counted. Raises as `activate`."""
+        """Give a token another domain of its own. What was counted stays counted. Raises as `suspend`."""
         return run(requests.update_domain(self._open(), token, domain, requestor))
 
     @boundary
@@ -221,7 +225,6 @@ class Vault:
         Raises:
             InvalidInputError, PermissionDeniedError, ConflictError.
             TokenNotFoundError: the card has no live token here.
-            LifecycleError: a token was deleted meanwhile.
         """
         return run(requests.update_card(self._open(), pan, new_pan, expiry, requestor))
 
@@ -299,10 +302,9 @@ async def open_core(
 def _listed(name: str, values: Iterable[T], kind: type[T]) -> list[T]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidInputError(f"{name} is a list of {kind.__name__}")
-    listed = [
-        checks.instance(f"each of {name}", value, kind)
-        for value, _ in zip(values, range(CONFIGURED_MAX), strict=False)
-    ]
+    listed = [checks.instance(f"each of {name}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)]
+    if len(listed) > CONFIGURED_MAX:
+        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {name}")
     names = {getattr(value, "name", None) or getattr(value, "id", None) for value in listed}
     if len(names) != len(listed):
         raise ConfigurationError(f"two {name} have the same name")

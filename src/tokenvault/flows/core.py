@@ -24,7 +24,7 @@ from tokenvault.flows.ports import AsyncTokenStore, Clock, Runtime
 from tokenvault.journal import Journal
 from tokenvault.keyring import KeyRing
 from tokenvault.lifecycle import TokenStatus
-from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card, Pan, luhn_valid
+from tokenvault.pan import Card, Pan, could_hold_pan
 from tokenvault.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records import TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
@@ -112,13 +112,18 @@ class Core:
         self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once it is noted."""
-        known = self.requestors.get(requestor)
-        if known is not None and permission in known.permissions:
+        known = self.permitted(requestor, permission)
+        if known is not None:
             return known
         await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
-        if known is None:
+        if requestor not in self.requestors:
             raise PermissionDeniedError("this requestor is not registered with the vault")
         raise PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
+
+    def permitted(self, requestor: str, permission: Permission) -> TokenRequestor | None:
+        """The registered requestor, if it has a permission."""
+        known = self.requestors.get(requestor)
+        return known if known is not None and permission in known.permissions else None
 
     async def deny(
         self,
@@ -164,20 +169,31 @@ class Core:
                     action, requestor, transaction_id=safe_id(transaction_id), outcome=Outcome.NOT_FOUND
                 )
             raise TokenNotFoundError("no such token in this vault")
-        try:
-            return await self.open(rows[0], token)
-        except IntegrityError as error:
-            tampered = error
+        tampered: IntegrityError | None = None
+        if rows[0].token != token:
+            tampered = IntegrityError("the database answered with another token's record")
+        else:
+            try:
+                return await self.runtime.call(self.unseal, rows[0])
+            except IntegrityError as error:
+                tampered = error
         if action is not None:
-            masked = safe_id(transaction_id)
-            await self.deny(action, requestor, transaction_id=masked, outcome=Outcome.TAMPERED)
+            await self.deny(
+                action,
+                requestor,
+                reference=rows[0].reference,  # as the row claims it
+                transaction_id=safe_id(transaction_id),
+                outcome=Outcome.TAMPERED,
+            )
         raise tampered
 
-    async def open(self, row: SealedRecord, token: str | None = None) -> Opened:
-        """A row, authenticated; of this token, if one is named. Raises IntegrityError, KeyStoreError."""
-        if token is not None and row.token != token:
-            raise IntegrityError("the database answered with another token's record")
-        record, card = await self.runtime.call(self.keys.unseal, row)
+    async def open(self, row: SealedRecord) -> Opened:
+        """A row, authenticated. Raises IntegrityError, KeyStoreError."""
+        return await self.runtime.call(self.unseal, row)
+
+    def unseal(self, row: SealedRecord) -> Opened:
+        """As `open`, in this thread."""
+        record, card = self.keys.unseal(row)
         if (card is None) != (record.status is TokenStatus.DELETED):
             raise IntegrityError("only the record of a deleted token has no card")
         return Opened(record, card)
@@ -231,11 +247,10 @@ class Core:
             raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
 
 
-def safe_id(text: str | None) -> str | None:
-    """A transaction id for an event when no PAN is at hand to compare it with: masked if it could be one."""
-    if text is None:
+def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:
+    """A transaction id as an event may hold it: masked where it is, or could be, a card number."""
+    if transaction_id is None:
         return None
-    digits = text.replace(" ", "").replace("-", "")
-    if digits.isdigit() and PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX and luhn_valid(digits):
-        return f"masked {digits[-4:]}"
-    return text
+    if could_hold_pan(transaction_id) or (pan is not None and pan.stands_in(transaction_id)):
+        return f"masked {transaction_id[-4:]}"
+    return transaction_id

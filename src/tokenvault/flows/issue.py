@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import AsyncIterator
 from typing import Final
 
 import attrs
@@ -107,17 +108,32 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
 async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
     # By account first, under each key version: so tokens outlive the key that they were derived with.
     accounts = await core.runtime.call(core.keys.accounts, order.card.pan)
+    standing: list[Opened] = []
+    tombstones = 0
     for account in accounts:
-        found = await _standing(core, order, account)
-        if found is not None:
-            return await _again(core, order, found, now_ms)
+        async for opened in _issued(core, order, account):
+            if opened.card is None:
+                tombstones += 1
+            elif opened.card.pan == order.card.pan:
+                standing.append(opened)
     shape = len(order.card.pan), order.card.pan.last4
     choices = program.format.choices(shape[0])
-    for candidate in range(CANDIDATES_MAX):
-        choice = await core.runtime.call(
-            core.keys.convergent_choice, accounts[0], order.requestor, order.program, candidate
+
+    async def candidate(number: int) -> str:
+        drawn = await core.runtime.call(
+            core.keys.convergent_choice, accounts[0], order.requestor, order.program, number
         )
-        token = program.format.make(choice % choices, *shape)
+        return program.format.make(drawn % choices, *shape)
+
+    if len(standing) == 1:
+        return await _again(core, order, standing[0], now_ms)
+    if standing:  # a card update joined two cards: the token that this one had stays its token
+        own = await candidate(tombstones)
+        standing.sort(key=lambda opened: (opened.record.token != own, opened.record.created_ms))
+        return await _again(core, order, standing[0], now_ms)
+    # Each tombstone is a candidate that was used up.
+    for number in range(tombstones, tombstones + CANDIDATES_MAX):
+        token = await candidate(number)
         opened = _new(order, token, accounts[0], now_ms)
         if await core.insert(opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
@@ -126,26 +142,23 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
         if _converges(order, there, accounts):
             return await _again(core, order, there, now_ms)
     raise TokenSpaceExhausted(
-        f"program {program.name}: {CANDIDATES_MAX} of {CANDIDATES_MAX} candidates are taken of {choices} tokens for"
-        " a card of this length: add a program with another BIN or a longer length"
+        f"program {program.name}: {CANDIDATES_MAX} of {CANDIDATES_MAX} candidates are taken of {choices} tokens"
+        " for a card of this length: add a program with another BIN or a longer length"
     )
 
 
-async def _standing(core: Core, order: Order, account: bytes) -> Opened | None:
-    """The live token of an account, requestor and program, if there is one."""
+async def _issued(core: Core, order: Order, account: bytes) -> AsyncIterator[Opened]:
+    """The records of an account, requestor and program, tombstones too."""
     after = ""
     for _ in range(ACCOUNT_PAGES_MAX):
         rows = await core.store.find(
             account, requestor=order.requestor, program=order.program, after=after, limit=ACCOUNT_PAGE
         )
         for row in rows:
-            opened = await core.open(row)
-            if _converges(order, opened, (account,)):
-                return opened
+            yield await core.open(row)
         if len(rows) < ACCOUNT_PAGE:
-            return None
+            return
         after = rows[-1].token
-    return None
 
 
 def _converges(order: Order, opened: Opened, accounts: tuple[bytes, ...]) -> bool:
@@ -166,10 +179,14 @@ async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> Token
         name
         for name, differs in (
             ("domain (update_domain changes it)", order.domain.digest != record.domain),
-            ("expiry (update_card changes it)", card is not None and order.card.expiry != card.expiry),
+            (
+                "expiry (update_card changes it)",
+                card is not None and order.card.expiry not in (None, card.expiry),
+            ),
             ("token_expiry", order.token_expiry not in (None, record.token_expiry)),
             ("assurance", order.assurance not in (None, record.assurance)),
             ("par", order.par not in (None, record.par)),
+            ("status (it is active)", not order.active and record.status is TokenStatus.ACTIVE),
         )
         if differs
     ]
@@ -210,5 +227,5 @@ def _event(order: Order, opened: Opened, now_ms: int) -> Event:
 
 
 def _refuse_mention(order: Order) -> None:
-    if order.card.pan.reveal() in f"{order.par or ''} {order.domain.to_json()}":
+    if order.card.pan.stands_in(f"{order.par or ''} {order.domain.to_json()}"):
         raise InvalidInputError("the domain or the par holds the card number: use ids that do not")

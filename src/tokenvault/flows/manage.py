@@ -21,6 +21,7 @@ from tokenvault.flows.core import Core, Opened
 from tokenvault.lifecycle import Actor, Change, TokenStatus, transition
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.programs import Permission
+from tokenvault.records import TokenRecord
 from tokenvault.token_info import TokenInfo
 
 ACCOUNT_PAGE: Final = 100
@@ -73,8 +74,9 @@ async def change_status(
 
 async def update_domain(core: Core, token: str, domain: Domain, requestor: str | None) -> TokenInfo:
     """Give a token another domain of its own."""
-    standing = (await core.read(token, Action.UPDATE_DOMAIN, requestor)).card
-    if standing is not None and standing.pan.reveal() in domain.to_json():
+    opened = await _manageable(core, token, Action.UPDATE_DOMAIN, None, requestor)
+    # For the host only: it knows the card or may. A requestor could try guesses by it.
+    if requestor is None and opened.card is not None and opened.card.pan.stands_in(domain.to_json()):
         raise InvalidInputError("the domain holds the card number: use ids that do not")
     await core.documents.put(domain)
 
@@ -105,10 +107,20 @@ async def update_card(
         return Opened(attrs.evolve(opened.record, account=account or opened.record.account), card)
 
     # All are read before the first is changed: a changed one moves to another account.
-    tokens = [opened.record.token async for opened in _live(core, pan, requestor)]
-    if not tokens:
+    live = [opened.record async for opened in _live(core, pan, requestor)]
+    if not live:
         raise TokenNotFoundError("this card has no token in this vault")
-    return [await _change(core, token, Action.UPDATE_CARD, alter, None, requestor, ()) for token in tokens]
+    for record in live if new_pan is not None else ():
+        domain = await core.documents.get(record.domain)
+        if new_pan is not None and new_pan.stands_in(f"{record.par or ''} {domain.to_json()}"):
+            raise InvalidInputError("a token's domain or par holds the new card number: change that first")
+    changed = []
+    for record in live:
+        try:
+            changed.append(await _change(core, record.token, Action.UPDATE_CARD, alter, None, requestor, ()))
+        except LifecycleError:  # deleted, or given another card, since it was read; that is noted
+            continue
+    return changed
 
 
 async def _live(core: Core, pan: Pan, requestor: str | None) -> AsyncIterator[Opened]:
@@ -143,15 +155,9 @@ async def _change(
 ) -> TokenInfo:
     conflicts = 0
     while True:
-        opened = await core.read(token, action, requestor)
+        opened = await _manageable(core, token, action, actor, requestor)
         record = opened.record
-        # Whoever acts as the requestor needs that requestor's permission, named or not.
-        acting = record.requestor if requestor is None and actor is Actor.REQUESTOR else requestor
-        if acting is not None:
-            await core.permit(acting, Permission.MANAGE, action)
-            if acting != record.requestor:
-                await core.deny(action, acting, "NOT_ITS_TOKEN", reference=record.reference)
-                raise PermissionDeniedError("a requestor manages only the tokens that were issued to it")
+        acting = _acting(record, actor, requestor)
         refused: LifecycleError | None = None
         altered = opened
         try:
@@ -175,3 +181,27 @@ async def _change(
         if await core.replace(changed, event):
             return TokenInfo.of(changed.record, changed.card)
         conflicts = await core.conflict(conflicts)
+
+
+async def _manageable(
+    core: Core, token: str, action: Action, actor: Actor | None, requestor: str | None
+) -> Opened:
+    """The record of a token that whoever acts may manage. Raises PermissionDeniedError, once it is noted."""
+    if requestor is not None:
+        await core.permit(requestor, Permission.MANAGE, action)
+        if actor not in (None, Actor.REQUESTOR):
+            await core.deny(action, requestor, "ACTOR_NOT_ALLOWED")
+            raise PermissionDeniedError("a requestor acts as Actor.REQUESTOR, for no other actor")
+    opened = await core.read(token, action, requestor)
+    acting = _acting(opened.record, actor, requestor)
+    if acting is not None and requestor is None:
+        await core.permit(acting, Permission.MANAGE, action)
+    if acting is not None and acting != opened.record.requestor:
+        await core.deny(action, acting, "NOT_ITS_TOKEN", reference=opened.record.reference)
+        raise PermissionDeniedError("a requestor manages only the tokens that were issued to it")
+    return opened
+
+
+def _acting(record: TokenRecord, actor: Actor | None, requestor: str | None) -> str | None:
+    """The requestor that acts, named or as the actor; None for the host application itself."""
+    return record.requestor if requestor is None and actor is Actor.REQUESTOR else requestor

@@ -38,15 +38,15 @@ class SealedRecord:
         seal: 45 bytes: nonce, ciphertext, tag.
     """
 
-    token: str
+    token: str = attrs.field(repr=False)
     reference: bytes
     account: bytes
     requestor: str
     program: str
     revision: int
     key_version: int
-    body: bytes
-    seal: bytes
+    body: bytes = attrs.field(repr=False)
+    seal: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen
