@@ -264,6 +264,7 @@ def test_the_vaultless_tokenizer_shows_no_pan(keys: KeyStore) -> None:
         with pytest.raises(tv.InvalidInputError) as refused:
             tokenizer.tokenize(wrong)  # type: ignore[arg-type] # the wrong types are the point
         assert_silent(refused.value)
+    for wrong in (VISA + "x", VISA.encode(), int(VISA)):
         with pytest.raises(tv.InvalidInputError) as refused:
             tokenizer.detokenize(wrong)  # type: ignore[arg-type] # the wrong types are the point
         assert_silent(refused.value)
