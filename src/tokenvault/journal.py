@@ -11,12 +11,24 @@ from tokenvault.events import STREAM_BYTES, Event, authenticated
 from tokenvault.stores.port import SealedEvent
 
 
+class _Stream:
+    """What is known of one stream in the process that writes it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.name = os.urandom(STREAM_BYTES)
+        self.lock = threading.Lock()
+        self.last = 0
+        self.free: list[int] = []
+        self.heirs: dict[int, _Stream] = {}
+
+
 class Journal:
     """One stream of events with consecutive numbers. A forked child goes on with a stream of its own."""
 
     def __init__(self, tag: Callable[[bytes], bytes]) -> None:
         self._tag = tag
-        self._begin()
+        self._current = _Stream(os.getpid())
 
     def seal(self, event: Event) -> SealedEvent:
         """Number and authenticate an event. Raises KeyStoreError; the number is then free again."""
@@ -34,22 +46,23 @@ class Journal:
         self._release(row.stream, row.number)
 
     def _release(self, stream: bytes, number: int) -> None:
-        if os.getpid() == self._pid and stream == self._stream:
-            with self._lock:
-                heapq.heappush(self._free, number)
+        here = self._here()
+        if stream == here.name:
+            with here.lock:
+                heapq.heappush(here.free, number)
 
     def _take(self) -> tuple[bytes, int]:
-        if os.getpid() != self._pid:
-            self._begin()  # the lock too: a thread of the parent may have held it
-        with self._lock:
-            if self._free:
-                return self._stream, heapq.heappop(self._free)
-            self._last += 1
-            return self._stream, self._last
+        here = self._here()
+        with here.lock:
+            if here.free:
+                return here.name, heapq.heappop(here.free)
+            here.last += 1
+            return here.name, here.last
 
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-        self._stream = os.urandom(STREAM_BYTES)
-        self._last = 0
-        self._free: list[int] = []
-        self._pid = os.getpid()
+    def _here(self) -> _Stream:
+        current, pid = self._current, os.getpid()
+        if current.pid != pid:
+            # In a forked child. A new lock too: a thread of the parent may have held the other. Several threads
+            # may come here at once; setdefault is one step for all of them.
+            current = self._current = current.heirs.setdefault(pid, _Stream(pid))
+        return current
