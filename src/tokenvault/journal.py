@@ -17,6 +17,7 @@ class _Stream:
     def __init__(self) -> None:
         self.name = os.urandom(STREAM_BYTES)
         self.pid = os.getpid()
+        self.heirs: dict[int, _Stream] = {}  # of forked children, by process id
         self._lock = threading.Lock()
         self._last = 0
         self._free: list[int] = []
@@ -45,10 +46,10 @@ class Journal:
     def seal(self, event: Event) -> SealedEvent:
         """Number and authenticate an event. Raises KeyStoreError; the number is then free again."""
         body = event.body()
-        stream = self._stream
-        if stream.pid != os.getpid():
-            # Two threads of a child may both come here: each event has its place in the one stream or the other.
-            stream = self._stream = _Stream()
+        stream, pid = self._stream, os.getpid()
+        if stream.pid != pid:
+            # Several threads of a child may come here at once: setdefault is one step for all of them.
+            stream = self._stream = stream.heirs.setdefault(pid, _Stream())
         number = stream.take()
         try:
             mac = self._tag(authenticated(stream.name, number, event.reference, body))

@@ -1,0 +1,332 @@
+"""One SQLite file, many processes and threads: limits stay exact, cards converge, and kills lose nothing."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import attrs
+import pytest
+
+import tokenvault as tv
+from tests import softhsm, vault_workers, vaults
+from tests.vault_workers import PROCESSES, REDEEMED, SECONDS_MAX, THREADS, WRITER_THREADS, Crew, Tries, Use
+from tests.vaults import MASTERCARD, VISA, issue, use
+from tokenvault.events import Action, Event, Outcome
+from tokenvault.keyring import KeyRing
+from tokenvault.keys import KeyStore
+from tokenvault.records import TokenRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.sqlite import SqliteTokenStore
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+forks_with_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@attrs.frozen
+class Site:
+    """Keys of one custody that every process can open, and a crew that did."""
+
+    uri: str
+    keys: KeyStore
+    crew: Crew
+
+
+@pytest.fixture(scope="module")
+def site(custody: tv.Custody, softhsm_folder: Path) -> Iterator[Site]:
+    uri = softhsm.new_token(softhsm_folder)
+    with closing(tv.open_key_store(uri)) as keys:
+        tv.provision(keys, tv.open_token_store("memory:"), custody=custody)
+        with vault_workers.crew(uri) as crew:
+            yield Site(uri, keys, crew)
+
+
+@pytest.fixture
+def path(site: Site, tmp_path: Path) -> Path:
+    file = tmp_path / "vault.db"
+    with closing(SqliteTokenStore(file)) as store:
+        tv.provision(site.keys, store)
+    return file
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[TokenStore]:
+    with closing(SqliteTokenStore(path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def vault(site: Site, store: TokenStore) -> Iterator[tv.Vault]:
+    with vaults.open_vault(site.keys, store) as opened:
+        yield opened
+
+
+def all_records(store: TokenStore) -> list[SealedRecord]:
+    found: list[SealedRecord] = []
+    while page := store.scan(after=found[-1].token if found else ""):
+        found += page
+    return found
+
+
+def all_events(store: TokenStore, stream: bytes) -> list[SealedEvent]:
+    found: list[SealedEvent] = []
+    while page := store.events(stream=stream, after=found[-1].number if found else 0):
+        found += page
+    return found
+
+
+def record_of(site: Site, store: TokenStore, token: str) -> TokenRecord:
+    (row,) = store.get([token])
+    return KeyRing(site.keys).unseal(row)[0]
+
+
+def counted(record: TokenRecord) -> int:
+    (counter,) = record.usage.counters
+    return counter.value
+
+
+def tries(token: str, each: int, amounts: random.Random | None = None) -> Tries:
+    """So many uses for each thread of each process, every one with an id of its own."""
+
+    def one(process: int, thread: int, number: int) -> Use:
+        return Use(f"{process}-{thread}-{number}", amounts.randint(1, 500) if amounts else 1)
+
+    return Tries(
+        token,
+        [
+            [[one(process, thread, number) for number in range(each)] for thread in range(THREADS)]
+            for process in range(PROCESSES)
+        ],
+    )
+
+
+def tried(site: Site, path: Path, what: Tries) -> list[Use]:
+    return [found for answer in site.crew.run(path, vault_workers.redeem, what) for found in answer]
+
+
+def assert_numbered_without_gap(store: TokenStore, total: int) -> None:
+    """Every stream counts from 1, and together they hold so many events."""
+    streams = [all_events(store, stream) for stream in store.streams()]
+    for rows in streams:
+        assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert sum(map(len, streams)) == total
+
+
+# Limits.
+
+
+def test_a_single_use_token_is_redeemed_once_by_64_contenders(
+    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+) -> None:
+    """Each with another transaction id: one gets the card, all others learn that the uses are spent."""
+    token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=1),))).token
+    uses = tried(site, path, tries(token, 1))
+    assert sorted(found.outcome for found in uses) == [*["USES_EXCEEDED"] * 63, REDEEMED]
+    record = record_of(site, store, token)
+    assert (counted(record), record.revision) == (1, 2)
+    assert_numbered_without_gap(store, 1 + 64)
+
+
+@pytest.mark.parametrize("per", [None, timedelta(days=30)], ids=["for life", "per window"])
+def test_a_limit_of_50_uses_gives_50_to_contenders_for_192(
+    site: Site, path: Path, vault: tv.Vault, store: TokenStore, per: timedelta | None
+) -> None:
+    token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=50, per=per),))).token
+    uses = tried(site, path, tries(token, 3))
+    outcomes = [found.outcome for found in uses]
+    assert (outcomes.count(REDEEMED), outcomes.count("USES_EXCEEDED")) == (50, 142)
+    record = record_of(site, store, token)
+    assert (counted(record), record.revision) == (50, 51)
+    assert_numbered_without_gap(store, 1 + 192)
+
+
+def test_a_limit_of_money_is_kept_to_the_minor_unit(
+    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+) -> None:
+    """What was allowed adds up to the counter in the record; the rest, and no unit more, is still allowed."""
+    most = 9_999
+    limit = tv.Limit(amount=tv.Money(most, "EUR"), per=timedelta(days=30))
+    token = issue(vault, domain=tv.Domain(limits=(limit,))).token
+    uses = tried(site, path, tries(token, 3, random.Random(7)))
+    allowed = [found.amount for found in uses if found.outcome == REDEEMED]
+    assert {found.outcome for found in uses} == {REDEEMED, "AMOUNT_EXCEEDED"}
+    record = record_of(site, store, token)
+    assert sum(allowed) == counted(record) <= most
+    assert record.revision == 1 + len(allowed)
+    rest = most - sum(allowed)
+    assert all(found.amount > rest for found in uses if found.outcome != REDEEMED), "a refused one would fit"
+    with pytest.raises(tv.DomainRestrictionError):
+        vault.detokenize(token, use("one more", amount=tv.Money(rest + 1, "EUR")))
+    vault.detokenize(token, use("the rest", amount=tv.Money(rest, "EUR")))
+    assert counted(record_of(site, store, token)) == most
+    assert_numbered_without_gap(store, 1 + 192 + 2)
+
+
+def test_one_transaction_presented_by_all_at_once_is_answered_to_all_and_counts_once(
+    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+) -> None:
+    token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=1),))).token
+    same = Tries(token, [[[Use("the same", 5)]] * THREADS] * PROCESSES)
+    assert {found.outcome for found in tried(site, path, same)} == {REDEEMED}
+    record = record_of(site, store, token)
+    assert (counted(record), record.revision) == (1, 2)
+    assert_numbered_without_gap(store, 1 + 64)
+
+
+# Convergence.
+
+
+def test_processes_that_issue_the_same_200_cards_at_once_agree_on_200_tokens(
+    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+) -> None:
+    first, *others = site.crew.run(path, vault_workers.converge, 200)
+    assert all(other == first for other in others)
+    assert len(set(first.values())) == 200
+    rows = all_records(store)
+    assert {row.token for row in rows} == set(first.values())
+    assert {row.revision for row in rows} == {1}
+    for number in range(0, 200, 20):
+        assert vault.detokenize(first[number], use()).pan.reveal() == vault_workers.card_number(number)
+    assert_numbered_without_gap(store, PROCESSES * 200 + 10)
+
+
+# Kills.
+
+
+def killed_at_random(site: Site, path: Path, first: int, most: int, source: random.Random) -> dict[int, str]:
+    """Let a process issue tokens, kill it at a random moment, and return every token that it told of."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    writer = context.Process(target=vault_workers.issue_for_ever, args=(site.uri, path, first, theirs))
+    writer.start()
+    theirs.close()
+    told = bytearray()
+    try:
+        wanted = source.randint(1, most)
+        while told.count(b"\n") < wanted:
+            assert ours.poll(SECONDS_MAX), "the writer does not write"
+            told += os.read(ours.fileno(), 65_536)
+        time.sleep(source.uniform(0, 0.004))  # anywhere within the next few writes
+    finally:
+        writer.kill()
+        writer.join(SECONDS_MAX)
+    while rest := os.read(ours.fileno(), 65_536):
+        told += rest
+    ours.close()
+    writer.close()
+    lines = [line.split() for line in told.decode().splitlines()]
+    return {int(number): token for number, token in lines}
+
+
+def assert_nothing_half_done(site: Site, path: Path, told: dict[int, str], rounds: int) -> None:
+    """Everything acknowledged is there; what is there beyond it is whole; the file is sound."""
+    with closing(SqliteTokenStore(path)) as store, vaults.open_vault(site.keys, store) as vault:
+        rows = all_records(store)
+        references = set()
+        ring = KeyRing(site.keys)
+        for row in rows:
+            record, card = ring.unseal(row)
+            assert card is not None
+            assert vaults.VISA[:6] == card.pan.reveal()[:6]
+            references.add(record.reference)
+        events = {stream: all_events(store, stream) for stream in store.streams()}
+        noted = [Event.parse(row) for of_stream in events.values() for row in of_stream]
+        assert all((event.action, event.outcome) == (Action.ISSUE, Outcome.DONE) for event in noted)
+        assert {event.reference for event in noted} == references
+        assert len(noted) == len(references) == len(rows)
+        assert set(told.values()) <= {row.token for row in rows}
+        assert len(rows) <= len(told) + rounds * WRITER_THREADS, (
+            "at most one a thread was written and not told"
+        )
+        for of_stream in events.values():  # a number that a killed thread had taken is missing, no other
+            assert 0 <= of_stream[-1].number - len(of_stream) < WRITER_THREADS
+        for number, token in told.items():
+            assert vault.detokenize(token, use(number)).pan.reveal() == vault_workers.card_number(number)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def kill_writers(site: Site, path: Path, rounds_max: int, issues_min: int, most: int) -> int:
+    """Kill one writer after the other; how many tokens they told of."""
+    source = random.Random()
+    told: dict[int, str] = {}
+    rounds = 0
+    while rounds < rounds_max and len(told) < issues_min:
+        fresh = killed_at_random(site, path, 1_000_000 * rounds, most, source)
+        assert fresh.keys().isdisjoint(told)
+        told |= fresh
+        rounds += 1
+    assert_nothing_half_done(site, path, told, rounds)
+    return len(told)
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_records_and_all_it_told_of(
+    site: Site, path: Path
+) -> None:
+    assert kill_writers(site, path, rounds_max=2, issues_min=10**6, most=60) > 0
+
+
+@pytest.mark.nightly
+def test_ten_thousand_issues_under_kills_lose_nothing(site: Site, path: Path) -> None:
+    assert kill_writers(site, path, rounds_max=1_000, issues_min=10_000, most=300) >= 10_000
+
+
+# Forks.
+
+
+@needs_fork
+@forks_with_threads
+def test_forked_children_go_on_with_streams_of_their_own(
+    site: Site, vault: tv.Vault, store: TokenStore
+) -> None:
+    """The vault was opened and used before the forks, and threads of the parent use it meanwhile."""
+    token = issue(vault).token
+    context = multiprocessing.get_context("fork")
+    stop = threading.Event()
+    parent_uses = [0, 0]
+
+    def go_on(thread: int) -> None:
+        while not stop.is_set():
+            assert vault.detokenize(token, use(f"parent-{thread}")).pan.reveal() == VISA
+            parent_uses[thread] += 1
+
+    def child(number: int) -> None:
+        def each(thread: int) -> None:
+            assert vault.detokenize(token, use(f"{number}-{thread}")).pan.reveal() == VISA
+            info = issue(vault, MASTERCARD)
+            assert vault.detokenize(info.token, use()).pan.reveal() == MASTERCARD
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(each, range(4)))
+
+    with ThreadPoolExecutor(2) as pool:
+        going = [pool.submit(go_on, thread) for thread in range(2)]
+        try:
+            children = [context.Process(target=functools.partial(child, number)) for number in range(3)]
+            for process in children:
+                process.start()
+            for process in children:
+                process.join(SECONDS_MAX)
+        finally:
+            stop.set()
+        for task in going:
+            task.result(SECONDS_MAX)
+    assert [process.exitcode for process in children] == [0, 0, 0]
+    sizes = []
+    for stream in store.streams():
+        rows = all_events(store, stream)
+        assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+        sizes.append(len(rows))
+    assert sorted(sizes) == sorted([12, 12, 12, 1 + sum(parent_uses)])
+    issue(vault)
+    assert_numbered_without_gap(store, 36 + 1 + sum(parent_uses) + 1)

@@ -1,0 +1,201 @@
+"""What other processes do to a vault in the tests: module-level, so that spawn can import it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+import tokenvault as tv
+from tests import vaults
+from tokenvault.pan import luhn_check_digit
+from tokenvault.stores.port import TokenStore
+from tokenvault.stores.sqlite import SqliteTokenStore
+
+PROCESSES = 4
+THREADS = 16
+WRITER_THREADS = 3
+SECONDS_MAX = 120.0
+"""No wait of these tests is longer; what takes longer has failed."""
+
+REDEEMED = "redeemed"
+
+
+def card_number(number: int) -> str:
+    """A PAN of its own for each number below 10**9."""
+    payload = f"411111{number:09}"
+    return payload + luhn_check_digit(payload)
+
+
+@attrs.frozen
+class Place:
+    """Where a job runs: one of several processes, with a vault of its own over the file of all."""
+
+    vault: tv.Vault
+    store: TokenStore
+    process: int
+    together: Barrier
+
+    def threads(self, work: Callable[[int], Any], count: int) -> list[Any]:
+        """What each of the threads gets, numbered from 0; all of all processes begin at once."""
+        start = threading.Barrier(count, action=self._wait_for_all)
+
+        def begin(thread: int) -> Any:
+            start.wait(SECONDS_MAX)
+            return work(thread)
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(begin, range(count)))
+
+    def _wait_for_all(self) -> None:
+        self.together.wait(SECONDS_MAX)
+
+
+Job = Callable[[Place, Any], Any]
+
+
+@attrs.frozen
+class Use:
+    """One use to be tried, and what came of it: REDEEMED, or the codes of its violations."""
+
+    id: str
+    amount: int
+    outcome: str = ""
+
+
+@attrs.frozen
+class Tries:
+    """A token, and the uses that each thread of each process tries, in order."""
+
+    token: str
+    uses: list[list[list[Use]]]
+
+
+def redeem(place: Place, tries: Tries) -> list[Use]:
+    """Every thread tries its uses; what is neither the card nor a refusal by the domain fails the job."""
+
+    def each(thread: int) -> list[Use]:
+        return [one(use) for use in tries.uses[place.process][thread]]
+
+    def one(use: Use) -> Use:
+        transaction = vaults.use(use.id, amount=tv.Money(use.amount, "EUR"))
+        try:
+            card = place.vault.detokenize(tries.token, transaction)
+        except tv.DomainRestrictionError as refused:
+            return attrs.evolve(use, outcome=" ".join(violation.code for violation in refused.violations))
+        assert card.pan.reveal() == vaults.VISA
+        return attrs.evolve(use, outcome=REDEEMED)
+
+    return [use for uses in place.threads(each, THREADS) for use in uses]
+
+
+def converge(place: Place, count: int) -> dict[int, str]:
+    """Every process issues the same cards, in an order of its own, divided among four threads."""
+    order = list(range(count))
+    random.Random(place.process).shuffle(order)
+
+    def each(thread: int) -> dict[int, str]:
+        return {
+            number: vaults.issue(place.vault, card_number(number), program="card-on-file").token
+            for number in order[thread::4]
+        }
+
+    return {number: token for issued in place.threads(each, 4) for number, token in issued.items()}
+
+
+def work(uri: str, process: int, together: Barrier, orders: Connection) -> None:
+    """Open the keys once, then do one job after the other, until there is no more."""
+    with closing(tv.open_key_store(uri)) as keys:
+        orders.send(None)
+        while (order := orders.recv()) is not None:
+            path, job, argument = order
+            try:
+                with closing(SqliteTokenStore(path)) as store, vaults.open_vault(keys, store) as vault:
+                    answer = job(Place(vault, store, process, together), argument)
+            except BaseException:  # noqa: BLE001 # told to the parent, which fails
+                orders.send((False, traceback.format_exc()))
+                together.abort()
+            else:
+                orders.send((True, answer))
+
+
+class Crew:
+    """Processes that do the same job at the same time."""
+
+    def __init__(self, uri: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        together = context.Barrier(PROCESSES)
+        self._orders: list[Connection] = []
+        self._processes = []
+        for number in range(PROCESSES):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(uri, number, together, theirs))
+            process.start()
+            theirs.close()
+            self._orders.append(ours)
+            self._processes.append(process)
+        for orders in self._orders:
+            _received(orders)
+
+    def run(self, path: Path, job: Job, argument: object) -> list[Any]:
+        """What each process answers."""
+        for orders in self._orders:
+            orders.send((path, job, argument))
+        answers = [_received(orders) for orders in self._orders]
+        failures = [answer for well, answer in answers if not well]
+        assert not failures, "\n".join(failures)
+        return [answer for _, answer in answers]
+
+    def dismiss(self) -> None:
+        for orders in self._orders:
+            with suppress(OSError):
+                orders.send(None)
+        for process in self._processes:
+            process.join(SECONDS_MAX)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+
+
+def _received(orders: Connection) -> Any:
+    assert orders.poll(SECONDS_MAX), "a worker does not answer"
+    return orders.recv()
+
+
+@contextmanager
+def crew(uri: str) -> Iterator[Crew]:
+    working = Crew(uri)
+    try:
+        yield working
+    finally:
+        working.dismiss()
+
+
+def issue_for_ever(uri: str, path: Path, first: int, told: Connection) -> None:
+    """Issue tokens in several threads, and tell of each once it is returned: card and token, in one write."""
+    with closing(SqliteTokenStore(path)) as store:
+        vault = vaults.open_vault(tv.open_key_store(uri), store)
+
+        def each(thread: int) -> None:
+            number = first + thread
+            while True:
+                token = vaults.issue(
+                    vault, card_number(number), program=("one-time", "card-on-file")[number % 2]
+                )
+                os.write(told.fileno(), f"{number} {token.token}\n".encode())  # short, so in one piece
+                number += WRITER_THREADS
+
+        with ThreadPoolExecutor(WRITER_THREADS) as pool:
+            list(pool.map(each, range(WRITER_THREADS)))
