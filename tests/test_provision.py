@@ -29,20 +29,21 @@ def test_processes_that_provision_at_once_make_one_key_of_each_purpose(
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
     try:
         for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
             process.communicate(timeout=120)
-            assert process.returncode == 0
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0] * len(processes)
     keys = tv.open_key_store(softhsm_uri)
     for purpose in (tv.KeyPurpose.SEAL, tv.KeyPurpose.FINGERPRINT, tv.KeyPurpose.FPE, tv.KeyPurpose.AUDIT):
         assert keys.versions(purpose) == (1,)

@@ -18,6 +18,7 @@ round trip.
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, Self
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 DERIVATION_LABEL: Final = b"tokenvault data key"
+_IDENTITY_BYTES: Final = 16
 CREATE_ATTEMPTS_MAX: Final = 8
 LOOKS_MAX: Final = 5
 PAUSE_SECONDS: Final = (0.02, 0.08)
@@ -175,17 +177,28 @@ class Pkcs11KeyStore:
                     )
                 if following > VERSION_MAX:
                     raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
-                try:
-                    generate = partial(
-                        self._sessions.generate, name=KeyName(purpose, following), custody=custody
-                    )
-                    return self._sessions.run(generate)
-                except CollisionError:
-                    lost = following
+                made = self._generate(KeyName(purpose, following), custody)
+                if made is not None:
+                    return made
+                lost = following
             _pause()
         raise KeyStoreError(
             "too many processes create keys at once: nothing was created here, try again later"
         )
+
+    def _generate(self, name: KeyName, custody: Custody) -> KeyName | None:
+        """Make a key; None where another process makes it too. What can not be proved is destroyed again."""
+        identity = secrets.token_bytes(_IDENTITY_BYTES)
+        try:
+            return self._sessions.run(
+                partial(self._sessions.generate, name=name, custody=custody, identity=identity)
+            )
+        except CollisionError:
+            return None
+        except KeyStoreError as error:
+            failure = error
+        self._sessions.run(partial(self._sessions.withdraw, identity=identity))
+        raise failure
 
     def destroy(self, key: KeyName) -> None:
         """Destroy one version for ever. Other processes may hold its data key until they close.

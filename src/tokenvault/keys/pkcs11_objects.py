@@ -15,7 +15,7 @@ import attrs
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11_errors import DoubtfulError
+from tokenvault.keys.pkcs11_errors import DoubtfulError, TokenMissingError
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
 
 if TYPE_CHECKING:
@@ -117,26 +117,33 @@ def duplicate(name: KeyName) -> KeyStoreError:
     )
 
 
-def generate(session: Session, name: KeyName, custody: Custody) -> TokenKey:
-    """Make a key in the token and prove its attributes; one with others is destroyed again."""
-    made = session.generate_key(
+def generate(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
+    """Make a key in the token; `identity` is its CKA_ID, to know it again by."""
+    session.generate_key(
         KeyType.AES,
         KEY_BYTES * 8,
         label=label_of(name, custody),
+        id=identity,
         store=True,
         capabilities=CAPABILITIES,
         template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
     )
-    wrong = [*_differences(made, _REQUIRED_OF_GENERATED)]
-    if _label(made) != label_of(name, custody):
-        wrong.append("LABEL")
+
+
+def find_made(session: Session, identity: bytes) -> list[Object]:
+    """The objects with a CKA_ID: the one that was made with it, or none."""
+    wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: identity}
+    return list(islice(session.get_objects(wanted), 2))
+
+
+def verify_made(key: TokenKey) -> None:
+    """Refuse a key just made whose attributes are others than asked for."""
+    wrong = _differences(key.object, _REQUIRED_OF_GENERATED)
     if wrong:
-        made.destroy()
-        raise KeyStoreError(
+        raise TokenMissingError(
             f"the module generated a key with other attributes than asked for ({', '.join(wrong)}); it was "
             "destroyed again: this module or its policy does not fit"
         )
-    return TokenKey(name, custody, made)
 
 
 def verify(key: TokenKey) -> None:

@@ -152,27 +152,47 @@ class TokenSessions:
         state.module.check(login)
         return found
 
-    def generate(self, state: State, name: KeyName, custody: Custody) -> KeyName:
-        """Make a key, or raise CollisionError when there is one or another process makes it too."""
-        with state.module.writing(self._lock_path):
-            return self._generate(_login(state).token.open(rw=True), name, custody)
+    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
+        """Make a key, or raise CollisionError when there is one or another process makes it too.
 
-    def _generate(self, session: Session, name: KeyName, custody: Custody) -> KeyName:
-        try:
-            if any(key.name == name for key in objects.find_all(session)):
-                raise CollisionError
-            made = objects.generate(session, name, custody)
+        Run again with the same identity, it goes on with what the first run made.
+        """
+        with state.module.writing(self._lock_path):
+            # The library may have missed a key that another process made a moment ago: look with fresh eyes.
+            self._let_go(state)
+            state.module.reinitialize()
+            self._log_in(state)
+            session = _login(state).token.open(rw=True)
             try:
-                alone = sum(key.name == name for key in objects.find_all(session)) == 1
-            except BaseException:
-                made.object.destroy()  # or the next attempt takes it for another process's
-                raise
-            if not alone:
-                made.object.destroy()
+                return self._generate(session, name, custody, identity)
+            finally:
+                close_quietly(session)
+
+    def _generate(self, session: Session, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
+        before = [key for key in objects.find_all(session) if key.name == name]
+        if not objects.find_made(session, identity):
+            if before:
                 raise CollisionError
-        finally:
-            close_quietly(session)
+            objects.generate(session, name, custody, identity)
+        made = objects.find_made(session, identity)
+        named = [key for key in objects.find_all(session) if key.name == name]
+        if len(made) != 1 or not named:
+            raise TokenMissingError("the token does not show the key that it has just made: try again")
+        if len(named) > 1:
+            made[0].destroy()
+            raise CollisionError
+        objects.verify_made(named[0])
         return name
+
+    def withdraw(self, state: State, identity: bytes) -> None:
+        """Destroy what `generate` made and could not prove, if it is there."""
+        with state.module.writing(self._lock_path):
+            session = _login(state).token.open(rw=True)
+            try:
+                for each in objects.find_made(session, identity):
+                    each.destroy()
+            finally:
+                close_quietly(session)
 
     def destroy(self, state: State, name: KeyName) -> None:
         """Destroy a key, whatever its attributes."""

@@ -188,13 +188,21 @@ def _schema_version(connection: sqlite3.Connection, busy_seconds_max: float) -> 
         rows = run(connection, sql, (), busy_seconds_max)
         return int(rows[0][0])
 
-    application_id = value("PRAGMA application_id")
-    version = value("PRAGMA user_version")
+    alone = not connection.in_transaction
+    if alone:  # one view for all three: another process may be creating the schema
+        run(connection, "BEGIN", (), busy_seconds_max)
+    try:
+        application_id = value("PRAGMA application_id")
+        version = value("PRAGMA user_version")
+        objects = value("SELECT count(*) FROM sqlite_schema")
+    finally:
+        if alone and connection.in_transaction:
+            connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
         raise ConfigurationError(_NEWER)
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
         return version
-    if application_id == 0 and version == 0 and not value("SELECT count(*) FROM sqlite_schema"):
+    if application_id == 0 and version == 0 and not objects:
         return 0
     raise ConfigurationError(_FOREIGN)
 
