@@ -20,6 +20,7 @@ class _Stream:
         self.lock = threading.Lock()
         self.last = 0
         self.free: list[int] = []
+        self.doubtful: list[SealedEvent] = []
         self.heirs: dict[int, _Stream] = {}
 
 
@@ -44,6 +45,22 @@ class Journal:
     def withdraw(self, row: SealedEvent) -> None:
         """Free the number of an event that is known not to be written."""
         self._release(row.stream, row.number)
+
+    def doubt(self, row: SealedEvent) -> None:
+        """Note that it is not known whether an event was written: `doubts` gives it to who can find out."""
+        here = self._here()
+        if row.stream == here.name:
+            with here.lock:
+                here.doubtful.append(row)
+
+    def doubts(self) -> list[SealedEvent]:
+        """The events noted by `doubt`, each given once."""
+        here = self._here()
+        if not here.doubtful:
+            return []
+        with here.lock:
+            doubtful, here.doubtful = here.doubtful, []
+        return doubtful
 
     def _release(self, stream: bytes, number: int) -> None:
         here = self._here()
