@@ -166,6 +166,65 @@ def test_a_database_without_schema_is_refused_until_it_is_provisioned(keys: KeyS
         path.unlink()
 
 
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.startswith(FILE)]
+
+
+def test_a_file_removed_under_an_open_vault_takes_no_write_that_is_lost(
+    keys: KeyStore, tmp_path: Path
+) -> None:
+    """The system lets a program write on to a file that has no name any more: what it writes is gone."""
+    with closing(provisioned(keys, tmp_path / FILE)) as store, vaults.open_vault(keys, store) as vault:
+        token = issue(vault).token
+        for path in files(tmp_path):
+            path.unlink()
+        for _ in range(3):
+            with pytest.raises(tv.TokenStoreError):
+                issue(vault)
+            with pytest.raises((tv.TokenStoreError, tv.TokenNotFoundError)):
+                vault.detokenize(token, use())
+        assert files(tmp_path) == [], "no empty database takes its place"
+
+
+def test_a_file_moved_away_and_back_under_an_open_vault_loses_nothing(keys: KeyStore, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    with closing(provisioned(keys, tmp_path / FILE)) as store, vaults.open_vault(keys, store) as vault:
+        token = issue(vault, domain=ONCE).token
+        for path in files(tmp_path):
+            path.rename(away / path.name)
+        with pytest.raises(tv.TokenStoreError):
+            vault.detokenize(token, use())
+        for path in files(away):
+            path.rename(tmp_path / path.name)
+        assert vault.detokenize(token, use()).pan.reveal() == VISA
+        with pytest.raises(tv.DomainRestrictionError):
+            vault.detokenize(token, use("second"))
+        assert_whole(keys, store, 3)
+
+
+def test_a_backup_put_in_place_of_the_file_is_what_the_vault_goes_on_with(
+    keys: KeyStore, tmp_path: Path
+) -> None:
+    """One call is refused at most; none goes to the file that was replaced."""
+    with closing(provisioned(keys, tmp_path / FILE)) as store, vaults.open_vault(keys, store) as vault:
+        kept = issue(vault).token
+        with closing(sqlite3.connect(tmp_path / FILE)) as shell:
+            shell.execute(f"VACUUM INTO '{tmp_path}/backup'")
+        later = issue(vault).token
+        for path in files(tmp_path):
+            path.unlink()
+        (tmp_path / "backup").rename(tmp_path / FILE)
+        with pytest.raises(tv.TokenStoreError):
+            issue(vault)
+        fresh = issue(vault).token
+        assert vault.detokenize(kept, use()).pan.reveal() == VISA
+        with pytest.raises(tv.TokenNotFoundError):
+            vault.get(later)
+    with closing(SqliteTokenStore(tmp_path / FILE)) as again, vaults.open_vault(keys, again) as vault:
+        assert vault.get(fresh).revision == 1
+
+
 # Keys that go away.
 
 
