@@ -6,6 +6,7 @@ import heapq
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from tokenvault.events import STREAM_BYTES, Event, authenticated
 from tokenvault.stores.port import SealedEvent
@@ -21,6 +22,7 @@ class _Stream:
         self._lock = threading.Lock()
         self._last = 0
         self._free: list[int] = []
+        self.doubtful: list[SealedEvent] = []
 
     def take(self) -> int:
         """The lowest number that no event has."""
@@ -63,3 +65,20 @@ class Journal:
         stream = self._stream
         if stream.name == row.stream:
             stream.release(row.number)
+
+    def doubt(self, row: SealedEvent) -> None:
+        """Note that it is not known whether an event was written: `doubts` gives it to who can find out."""
+        stream = self._stream
+        if stream.name == row.stream:
+            stream.doubtful.append(row)
+
+    def doubts(self) -> list[SealedEvent]:
+        """The events noted by `doubt`, each given once."""
+        stream = self._stream
+        if not stream.doubtful or stream.pid != os.getpid():
+            return []
+        doubtful = []
+        while stream.doubtful:
+            with suppress(IndexError):  # another thread took the last one
+                doubtful.append(stream.doubtful.pop())
+        return doubtful

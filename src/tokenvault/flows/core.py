@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -28,6 +28,8 @@ from tokenvault.pan import Card, Pan, could_hold_pan
 from tokenvault.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records import TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
+
+T = TypeVar("T")
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -200,17 +202,21 @@ class Core:
 
     async def insert(self, opened: Opened, event: Event) -> bool:
         """Write a new record with its event; False where the token exists already."""
+        await self._settle()
         row, noted = await self.runtime.call(self._sealed, opened, event)
-        return self._written(await self.store.insert([row], [noted]), noted)
+        return self._written(await self._told(self.store.insert([row], [noted]), noted), noted)
 
     async def replace(self, opened: Opened, event: Event) -> bool:
         """Write a changed record with its event; False where another change came first."""
+        await self._settle()
         row, noted = await self.runtime.call(self._sealed, opened, event)
-        return self._written(await self.store.replace([row], [noted]), noted)
+        return self._written(await self._told(self.store.replace([row], [noted]), noted), noted)
 
     async def note(self, event: Event) -> None:
         """Write an event that goes with no change."""
-        await self.store.append([await self.runtime.call(self.journal.seal, event)])
+        await self._settle()
+        noted = await self.runtime.call(self.journal.seal, event)
+        await self._told(self.store.append([noted]), noted)
 
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over, and count. Raises ConflictError once that is enough."""
@@ -222,6 +228,34 @@ class Core:
 
     def _sealed(self, opened: Opened, event: Event) -> tuple[SealedRecord, SealedEvent]:
         return self.keys.seal(opened.record, opened.card), self.journal.seal(event)
+
+    async def _told(self, write: Coroutine[Any, Any, T], noted: SealedEvent) -> T:
+        """What a write answers. Where it fails, the event may have been written or not."""
+        try:
+            return await write
+        except BaseException:
+            self.journal.doubt(noted)
+            raise
+
+    async def _settle(self) -> None:
+        """Find out which events of failed writes were written, so that no number is left out or given twice."""
+        doubts = self.journal.doubts()
+        while doubts:
+            row = doubts[-1]
+            asked = False
+            try:
+                found = await self.store.events(stream=row.stream, after=row.number - 1, limit=1)
+                written = bool(found) and found[0].number == row.number
+                asked = True
+            except IntegrityError:
+                written = asked = True  # something stands there: verifying the events will tell
+            finally:
+                if not asked:
+                    for doubtful in doubts:
+                        self.journal.doubt(doubtful)
+            doubts.pop()
+            if not written:
+                self.journal.withdraw(row)
 
     def _written(self, in_the_way: list[str], noted: SealedEvent) -> bool:
         if in_the_way:

@@ -61,6 +61,14 @@ class AsyncTokenStore(Protocol):
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
     ) -> list[str]: ...
     async def append(self, events: Sequence[SealedEvent]) -> None: ...  # noqa: D102
+    async def events(  # noqa: D102
+        self,
+        *,
+        stream: bytes | None = None,
+        reference: bytes | None = None,
+        after: int = 0,
+        limit: int = PAGE_MAX,
+    ) -> list[SealedEvent]: ...
     async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102
     async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102
     async def get_meta(self, name: str) -> bytes | None: ...  # noqa: D102
@@ -118,6 +126,17 @@ class BlockingStore:
     async def append(self, events: Sequence[SealedEvent]) -> None:
         """As in TokenStore."""
         self._store.append(events)
+
+    async def events(
+        self,
+        *,
+        stream: bytes | None = None,
+        reference: bytes | None = None,
+        after: int = 0,
+        limit: int = PAGE_MAX,
+    ) -> list[SealedEvent]:
+        """As in TokenStore."""
+        return self._store.events(stream=stream, reference=reference, after=after, limit=limit)
 
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """As in TokenStore."""

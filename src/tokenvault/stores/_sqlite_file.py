@@ -68,6 +68,10 @@ _NEWER: Final = (
     "the SQLite file has a schema newer than this release of tokenvault reads and writes: "
     "install the release that wrote it, or a later one"
 )
+_MOVED: Final = (
+    "the SQLite file was removed, moved or replaced under this process; nothing was written: put it back, or "
+    "call again to go on with the file that is there now"
+)
 BUSY: Final = (
     "other writers held the SQLite file for longer than a call waits; look for a process that keeps a "
     "transaction open, such as a database shell"
@@ -85,6 +89,12 @@ _EXPLANATIONS: Final = {
     sqlite3.SQLITE_CONSTRAINT: "an audit event exists already; nothing was written",
     sqlite3.SQLITE_NOTADB: _FOREIGN,
 }
+
+
+class _Connection(sqlite3.Connection):
+    """Knows which file it was opened on, by device and number."""
+
+    file: tuple[int, int] | None = None
 
 
 class SqliteFile:
@@ -116,8 +126,14 @@ class SqliteFile:
         """A connection to whatever the file holds."""
         try:
             connection = sqlite3.connect(
-                self._uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False
+                self._uri,
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
             )
+            connection.file = self._file()
         except sqlite3.OperationalError:
             if os.path.exists(self._path):
                 raise
@@ -130,6 +146,21 @@ class SqliteFile:
             connection.close()
             raise
         return connection
+
+    def check_place(self, connection: sqlite3.Connection) -> None:
+        """Raise TokenStoreError where the path no longer names the file that the connection writes to.
+
+        The system lets it write on to a file that was removed or replaced, and what it writes is lost.
+        """
+        if isinstance(connection, _Connection) and connection.file != self._file():
+            raise TokenStoreError(_MOVED)
+
+    def _file(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def create(self) -> None:
         """Create an empty file for its owner alone, unless there is one."""

@@ -175,6 +175,7 @@ class SqliteTokenStore(TokenStoreBase):
             try:
                 run(connection, "BEGIN IMMEDIATE", (), seconds_max)
                 refused = work(connection, records, events)
+                self._file.check_place(connection)
                 run(connection, "ROLLBACK" if refused else "COMMIT", (), seconds_max)
             except BaseException:
                 try:

@@ -1,0 +1,537 @@
+"""Someone edits the database: every column of every table, to many values. No read then gives a card.
+
+What is stated here, for a row of `tokens` of which one column was changed:
+
+- found by its token, by its reference or by its card: IntegrityError;
+- no longer found, because what it is looked up by was changed: TokenNotFoundError, or a list without it;
+- a convergent card is never given a second token while its row is there.
+
+And what can not be seen in a row: that it is gone, or that it is an older one that the vault wrote itself. The
+audit trail shows those.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import sqlite3
+import string
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import pytest
+
+import tokenvault as tv
+from tests import vaults
+from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, issue, use
+from tokenvault.events import Event, Outcome
+from tokenvault.keys import KeyStore
+from tokenvault.stores.port import TokenStore
+from tokenvault.stores.sqlite import SqliteTokenStore
+
+T = TypeVar("T")
+Value = str | bytes | int
+Row = dict[str, Value]
+
+DOMAIN = tv.Domain(
+    merchants={"M-1"}, limits=(tv.Limit(uses=3), tv.Limit(amount=tv.Money(1_000, "EUR"))), requestors={SHOP}
+)
+INTEGER_MAX = 2**63 - 1
+
+
+def good(number: int | str) -> tv.Transaction:
+    return use(number, merchant="M-1", amount=tv.Money(5, "EUR"))
+
+
+def share(custody: tv.Custody, values: Iterable[T]) -> Iterable[T]:
+    """All values, or where the module makes each read slow, every third."""
+    return values if custody is tv.Custody.IN_PROCESS else itertools.islice(values, 0, None, 3)
+
+
+class Editor:
+    """A database shell on the file of a vault."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def tables(self) -> list[str]:
+        found = self._connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        return sorted(name for (name,) in found)
+
+    def columns(self, table: str) -> dict[str, str]:
+        """Names and types."""
+        return {column[1]: column[2] for column in self._connection.execute(f"PRAGMA table_info({table})")}
+
+    def rows(self, table: str) -> list[Row]:
+        names = list(self.columns(table))
+        found = self._connection.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY 1")
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def row(self, table: str, key: Value) -> Row | None:
+        first = next(iter(self.columns(table)))
+        return next((row for row in self.rows(table) if row[first] == key), None)
+
+    def change(self, table: str, row: Row, column: str, value: Value | None) -> Row | None:
+        """The row as it is now; None where the table did not take the value, or took it for the old one."""
+        before = self.rows(table)
+        try:
+            self._update(table, row, column, value)
+        except sqlite3.Error:  # refused by the type, a key, NOT NULL
+            return None
+        return next((now for now in self.rows(table) if now not in before), None)
+
+    def change_to_no_text(self, table: str, row: Row, column: str) -> Row:
+        before, (where, values) = self.rows(table), self._where(row)
+        self._connection.execute(f"UPDATE {table} SET {column} = CAST(x'39FF' AS TEXT) WHERE {where}", values)
+        return next(now for now in self.rows(table) if now not in before)
+
+    def swap(self, table: str, one: Row, two: Row, columns: tuple[str, ...]) -> None:
+        """Exchange these columns of two rows."""
+        self.remove(table, one)
+        self.remove(table, two)
+        self.put(table, {**one, **{column: two[column] for column in columns}})
+        self.put(table, {**two, **{column: one[column] for column in columns}})
+
+    def remove(self, table: str, row: Row) -> None:
+        where, values = self._where(row)
+        self._connection.execute(f"DELETE FROM {table} WHERE {where}", values)
+
+    def put(self, table: str, row: Row) -> None:
+        self._connection.execute(
+            f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+        )
+
+    def restore(self, table: str, rows: list[Row]) -> None:
+        if self.rows(table) != rows:
+            self._connection.execute("BEGIN")
+            self._connection.execute(f"DELETE FROM {table}")
+            for row in rows:
+                self.put(table, row)
+            self._connection.execute("COMMIT")
+
+    def _update(self, table: str, row: Row, column: str, value: Value | None) -> None:
+        where, values = self._where(row)
+        self._connection.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value, *values))
+
+    @staticmethod
+    def _where(row: Row) -> tuple[str, list[Value]]:
+        return " AND ".join(f"{name} = ?" for name in row), list(row.values())
+
+
+def other_values(value: Value, neighbors: list[Value], source: random.Random) -> Iterator[Value | None]:
+    """Many values in place of one: of its own type, and a few of others."""
+    yield None
+    yield from neighbors
+    if isinstance(value, int):
+        yield from (
+            value - 1,
+            value + 1,
+            0,
+            1,
+            -1,
+            2,
+            -value,
+            2**31,
+            2**32 + value,
+            INTEGER_MAX,
+            -INTEGER_MAX - 1,
+        )
+        yield from (value ^ (1 << bit) for bit in range(0, 63, 5))
+        yield from (source.randrange(INTEGER_MAX) for _ in range(10))
+        yield from ("", "x", str(value + 1), b"", b"1")
+    elif isinstance(value, str):
+        yield from (
+            "",
+            " ",
+            value + " ",
+            " " + value,
+            value + "\n",
+            value + "\0",
+            value[:-1],
+            value[1:],
+            value * 2,
+        )
+        yield from (value.swapcase(), value[::-1], value[:3], "\0", "9" * 13, "9" * 19, "x" * 64, "x" * 65)
+        for place, character in enumerate(value):
+            yield from (
+                value[:place] + other + value[place + 1 :] for other in source.sample(string.digits, 3)
+            )
+            if character.isdigit():
+                yield value[:place] + chr(0x0660 + int(character)) + value[place + 1 :]
+                yield value[:place] + chr(0xFF10 + int(character)) + value[place + 1 :]
+            yield value[:place] + value[place + 1 :]
+        yield from ("".join(source.choices(string.printable, k=len(value))) for _ in range(10))
+        yield from (0, 5, b"", value.encode())
+    else:
+        yield from (
+            b"",
+            value[:-1],
+            value[1:],
+            value + b"\0",
+            value * 2,
+            bytes(len(value)),
+            b"\xff" * len(value),
+        )
+        yield from (value[::-1], bytes(4_096), bytes(4_097), bytes(70_000))
+        for place in range(len(value)):
+            flipped = value[place] ^ (1 << source.randrange(8))
+            yield value[:place] + bytes((flipped,)) + value[place + 1 :]
+        yield from (source.randbytes(len(value)) for _ in range(10))
+        yield from (0, "", "text", value.hex())
+
+
+def seen(call: Callable[[], T]) -> T | type[tv.TokenVaultError]:
+    """What a call gives, or the class of its error. What is none of the library's fails the test."""
+    try:
+        return call()
+    except tv.TokenVaultError as error:
+        failure = error
+    assert VISA not in str(failure)
+    assert MASTERCARD not in str(failure)
+    return type(failure)
+
+
+def reference_of(row: Row) -> str:
+    reference = row["reference"]
+    assert isinstance(reference, bytes)
+    return reference.hex()
+
+
+@attrs.frozen
+class Scene:
+    """A vault with tokens of every kind, and a shell on its file."""
+
+    keys: KeyStore
+    store: TokenStore
+    vault: tv.Vault
+    editor: Editor
+    limited: tv.TokenInfo
+    convergent: tv.TokenInfo
+    suspended: tv.TokenInfo
+    deleted: tv.TokenInfo
+    other: tv.TokenInfo
+
+    def fresh_vault(self) -> tv.Vault:
+        """One that has read nothing yet."""
+        return vaults.open_vault(self.keys, self.store)
+
+    def pan(self, token: str) -> str:
+        return MASTERCARD if token in (self.suspended.token, self.other.token) else VISA
+
+    def events(self) -> list[Event]:
+        return [Event.parse(row) for name in self.store.streams() for row in self.store.events(stream=name)]
+
+    def token_row(self, info: tv.TokenInfo) -> Row:
+        row = self.editor.row("tokens", info.token)
+        assert row is not None
+        return row
+
+
+@pytest.fixture
+def scene(keys: KeyStore, tmp_path: Path) -> Iterator[Scene]:
+    path = tmp_path / "vault.db"
+    with closing(SqliteTokenStore(path)) as store:
+        tv.provision(keys, store)
+        with closing(Editor(path)) as editor, vaults.open_vault(keys, store) as vault:
+            limited = issue(vault, domain=DOMAIN, par="P" * 29, assurance="22", token_expiry="2028-02")
+            vault.detokenize(limited.token, good("before"))
+            convergent = issue(vault, program="card-on-file")
+            suspended = issue(vault, MASTERCARD, domain=tv.Domain(requestors={SHOP, ACQUIRER}))
+            vault.suspend(suspended.token, by=tv.Actor.ISSUER)
+            deleted = issue(vault, domain=DOMAIN)
+            vault.delete(deleted.token)
+            other = issue(vault, MASTERCARD, program="card-on-file")
+            yield Scene(keys, store, vault, editor, limited, convergent, suspended, deleted, other)
+
+
+# One column of one token record.
+
+
+def assert_reads_refuse(scene: Scene, row: Row, column: str, changed: Row) -> None:
+    """Every way to read the row of which this column is another now: see the head of this file."""
+    vault, token, empty = scene.vault, str(row["token"]), changed["token"] == ""
+    standing = scene.editor.rows("tokens")
+    by_token = tv.TokenNotFoundError if column == "token" else tv.IntegrityError
+    assert seen(lambda: vault.detokenize(token, good("after"))) is by_token
+    assert seen(lambda: vault.check(token, good("after"))) is by_token
+    assert seen(lambda: vault.get(token)) is by_token
+    assert seen(lambda: vault.suspend(token, by=tv.Actor.VAULT)) is by_token
+    assert seen(lambda: vault.update_domain(token, None)) is by_token
+    by_reference = tv.TokenNotFoundError if column == "reference" else tv.IntegrityError
+    assert seen(lambda: vault.get(reference_of(row))) is by_reference
+    if column == "token":  # found under the new one, where that could be a token at all
+        possible = 13 <= len(str(changed["token"])) <= 19 and set(str(changed["token"])) <= set(string.digits)
+        expected = tv.IntegrityError if possible else tv.InvalidInputError
+        assert seen(lambda: vault.detokenize(str(changed["token"]), good("after"))) is expected
+    # By card. An empty token sorts before every page, so the row is found by no card.
+    listed = seen(lambda: vault.tokens_of(scene.pan(token)))
+    if column == "account" or empty:
+        assert isinstance(listed, list)
+        assert token not in [info.token for info in listed]
+    else:
+        assert listed is tv.IntegrityError
+    assert scene.editor.rows("tokens") == standing, "a refused row stays as it was found"
+    if token == scene.convergent.token:
+        again = seen(lambda: issue(vault, VISA, program="card-on-file"))
+        if empty:  # as if the row were gone: the card gets its own token again, never another
+            assert isinstance(again, tv.TokenInfo)
+            assert again.token == token
+        else:
+            assert again is tv.IntegrityError
+            assert scene.editor.rows("tokens") == standing
+
+
+@pytest.mark.parametrize("victim", ["limited", "convergent", "suspended", "deleted"])
+def test_any_column_of_a_token_record_changed_to_anything_gives_no_card(
+    scene: Scene, victim: str, custody: tv.Custody
+) -> None:
+    source = random.Random(victim)
+    row = scene.token_row(getattr(scene, victim))
+    genuine = scene.editor.rows("tokens")
+    tried = dict.fromkeys(scene.editor.columns("tokens"), 0)
+    for column in tried:
+        neighbors = [other[column] for other in genuine if other != row]
+        values = other_values(row[column], neighbors, source)
+        for value in values if victim == "limited" else share(custody, values):
+            changed = scene.editor.change("tokens", row, column, value)
+            if changed is not None:
+                tried[column] += 1
+                assert_reads_refuse(scene, row, column, changed)
+                scene.editor.restore("tokens", genuine)
+    assert set(tried) >= {"token", "reference", "account", "requestor", "program", "revision", "body", "seal"}
+    assert all(count >= 7 for count in tried.values()), tried
+    assert sum(tried.values()) >= 150, tried
+    if custody is tv.Custody.IN_PROCESS or victim == "limited":
+        assert all(count >= 20 for count in tried.values()), tried
+        assert sum(tried.values()) >= 400, tried
+    assert Outcome.TAMPERED in {event.outcome for event in scene.events()}
+    assert scene.vault.detokenize(scene.limited.token, good("after")).pan.reveal() == VISA
+
+
+def test_text_that_is_no_text_is_refused(scene: Scene) -> None:
+    """SQLite keeps bytes that are not UTF-8 in a text column without a word."""
+    genuine = scene.editor.rows("tokens")
+    row = scene.token_row(scene.convergent)
+    texts = [name for name, kind in scene.editor.columns("tokens").items() if kind == "TEXT"]
+    assert len(texts) == 3
+    for column in texts:
+        changed = scene.editor.change_to_no_text("tokens", row, column)
+        if column != "token":
+            assert_reads_refuse(scene, row, column, changed)
+        else:
+            assert seen(lambda: scene.vault.get(scene.convergent.token)) is tv.TokenNotFoundError
+            for call in (
+                lambda: scene.vault.get(scene.convergent.reference),
+                lambda: scene.vault.tokens_of(VISA),
+                lambda: issue(scene.vault, VISA, program="card-on-file"),
+            ):
+                assert seen(call) is tv.IntegrityError
+        scene.editor.restore("tokens", genuine)
+
+
+# Genuine parts in the wrong place.
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("seal",),
+        ("body",),
+        ("body", "seal"),
+        ("account",),
+        ("reference",),
+        ("account", "body", "seal"),
+        ("reference", "account", "requestor", "program", "revision", "key_version", "body", "seal"),
+    ],
+)
+def test_what_is_sealed_for_one_token_opens_for_no_other(scene: Scene, columns: tuple[str, ...]) -> None:
+    """A ciphertext moved with any of what belongs to it, up to whole rows that change their tokens."""
+    infos = [scene.limited, scene.convergent, scene.suspended, scene.deleted, scene.other]
+    genuine = scene.editor.rows("tokens")
+    tried = 0
+    for one in infos:
+        for two in infos:
+            if one.token < two.token:
+                row, other = scene.token_row(one), scene.token_row(two)
+                scene.editor.swap("tokens", row, other, columns)
+                if any(row[column] != other[column] for column in columns):
+                    for token in (one.token, two.token):
+                        detokenized = seen(functools.partial(scene.vault.detokenize, token, good("x")))
+                        got = seen(functools.partial(scene.vault.get, token))
+                        assert (detokenized, got) == (tv.IntegrityError, tv.IntegrityError)
+                        tried += 1
+                scene.editor.restore("tokens", genuine)
+    assert tried >= 10
+
+
+def test_a_copy_of_a_row_under_another_token_is_refused(scene: Scene) -> None:
+    """A second token for the card, where the database's owner makes one."""
+    row = scene.token_row(scene.limited)
+    forged = {**row, "token": "9999130000000003"}
+    scene.editor.put("tokens", forged)
+    assert seen(lambda: scene.vault.detokenize("9999130000000003", good("x"))) is tv.IntegrityError
+    assert seen(lambda: scene.vault.tokens_of(VISA)) is tv.IntegrityError
+    assert scene.vault.detokenize(scene.limited.token, good("x")).pan.reveal() == VISA
+
+
+def test_a_row_that_another_vault_sealed_is_refused(
+    scene: Scene, local_keys: KeyStore, tmp_path: Path
+) -> None:
+    with (
+        closing(SqliteTokenStore(tmp_path / "foreign.db")) as store,
+        closing(Editor(tmp_path / "foreign.db")) as editor,
+    ):
+        tv.provision(local_keys, store)
+        with vaults.open_vault(local_keys, store) as vault:
+            foreign = issue(vault)
+        (row,) = editor.rows("tokens")
+    scene.editor.put("tokens", row)
+    assert seen(lambda: scene.vault.detokenize(foreign.token, use())) is tv.IntegrityError
+    assert seen(lambda: scene.vault.get(foreign.reference)) is tv.IntegrityError
+
+
+def test_an_older_genuine_row_put_back_is_taken_and_the_events_show_it(scene: Scene) -> None:
+    """The one thing that a seal can not show: uses counted since are forgotten, a deletion is undone.
+
+    What shows it is the audit trail: the record's revision fell below one that an event has noted.
+    """
+    vault, token = scene.vault, scene.limited.token
+    older = scene.token_row(scene.limited)
+    vault.detokenize(token, good("second"))
+    vault.detokenize(token, good("third"))
+    with pytest.raises(tv.DomainRestrictionError):
+        vault.detokenize(token, good("fourth"))
+    vault.delete(token)
+    highest = vault.get(token).revision
+    scene.editor.remove("tokens", scene.token_row(scene.limited))
+    scene.editor.put("tokens", older)
+    assert vault.detokenize(token, good("fourth")).pan.reveal() == VISA
+    record = vault.get(token)
+    noted = [event.revision for event in scene.events() if event.reference.hex() == record.reference]
+    assert max(noted) == highest > record.revision
+    fallen = [one for one, other in itertools.pairwise(noted) if other < one]
+    assert fallen, "revisions noted one after the other fall"
+
+
+def test_a_row_that_was_removed_is_a_token_that_does_not_exist(scene: Scene) -> None:
+    """Its events still name it."""
+    scene.editor.remove("tokens", scene.token_row(scene.limited))
+    assert seen(lambda: scene.vault.detokenize(scene.limited.token, good("x"))) is tv.TokenNotFoundError
+    assert seen(lambda: scene.vault.get(scene.limited.reference)) is tv.TokenNotFoundError
+    assert scene.limited.reference in {event.reference.hex() for event in scene.events()}
+
+
+# The other tables.
+
+
+def test_every_table_has_its_test_here(scene: Scene) -> None:
+    assert scene.editor.tables() == ["domains", "events", "meta", "tokens"]
+
+
+def test_a_domain_document_changed_moved_or_removed_gives_no_card(scene: Scene, custody: tv.Custody) -> None:
+    """For a vault that reads it anew; one that has it already goes on with the genuine one."""
+    genuine = scene.editor.rows("domains")
+    assert len(genuine) == 2
+    row = scene.editor.row("domains", DOMAIN.digest)
+    assert row is not None
+    source = random.Random("domains")
+    wider = tv.Domain(requestors={SHOP})
+    forged: list[Value] = [wider.document, tv.Domain().document, b"{}", DOMAIN.document + b" "]
+    tried = dict.fromkeys(scene.editor.columns("domains"), 0)
+    for column in tried:
+        neighbors = [other[column] for other in genuine if other != row] + forged
+        for value in share(custody, other_values(row[column], neighbors, source)):
+            if scene.editor.change("domains", row, column, value) is not None:
+                tried[column] += 1
+                assert_document_refused(scene)
+                scene.editor.restore("domains", genuine)
+    scene.editor.remove("domains", row)
+    assert_document_refused(scene)
+    assert all(count >= 15 for count in tried.values()), tried
+    scene.editor.restore("domains", genuine)
+    scene.editor.swap("domains", genuine[0], genuine[1], ("document",))
+    assert_document_refused(scene)
+    assert seen(lambda: scene.fresh_vault().check(scene.suspended.token, use())) is tv.IntegrityError
+    assert scene.vault.detokenize(scene.limited.token, good("after")).pan.reveal() == VISA
+
+
+def assert_document_refused(scene: Scene) -> None:
+    with scene.fresh_vault() as vault:
+        assert seen(lambda: vault.detokenize(scene.limited.token, good("after"))) is tv.IntegrityError
+        assert seen(lambda: vault.check(scene.limited.token, good("after"))) is tv.IntegrityError
+        assert vault.get(scene.limited.token).token == scene.limited.token, "what needs no domain goes on"
+
+
+def test_a_key_check_value_changed_refuses_the_vault(scene: Scene, custody: tv.Custody) -> None:
+    """A value that is another, for every key; where its name is another, it is noted anew or refused."""
+    genuine = scene.editor.rows("meta")
+    assert len(genuine) == 4
+    source = random.Random("meta")
+    tried = dict.fromkeys(scene.editor.columns("meta"), 0)
+    for row in genuine:
+        for column in tried:
+            neighbors = [other[column] for other in genuine if other != row]
+            values = other_values(row[column], neighbors, source)
+            for value in (
+                share(custody, values) if column == "value" else itertools.islice(values, 0, None, 6)
+            ):
+                if scene.editor.change("meta", row, column, value) is None:
+                    continue
+                tried[column] += 1
+                opened = seen(scene.fresh_vault)
+                if column == "value":
+                    huge = isinstance(value, bytes) and len(value) > 4_096
+                    assert opened is (tv.IntegrityError if huge else tv.ConfigurationError)
+                elif opened is not tv.ConfigurationError:
+                    assert isinstance(opened, tv.Vault)
+                    assert row in scene.editor.rows("meta"), "the same keys note the same value again"
+                    assert opened.detokenize(scene.limited.token, good("before")).pan.reveal() == VISA
+                scene.editor.restore("meta", genuine)
+    assert all(count >= 30 for count in tried.values()), tried
+    with scene.fresh_vault() as vault:
+        assert vault.detokenize(scene.limited.token, good("before")).pan.reveal() == VISA
+
+
+def test_events_changed_are_not_seen_by_reads_and_do_not_stop_the_vault(
+    scene: Scene, custody: tv.Custody
+) -> None:
+    """Verifying the trail is another task. Only a number taken before its turn costs a call, and no card."""
+    genuine = scene.editor.rows("events")
+    row = genuine[2]
+    source = random.Random("events")
+    tried = dict.fromkeys(scene.editor.columns("events"), 0)
+    refused = 0
+    for column in tried:
+        neighbors = [other[column] for other in genuine if other != row]
+        for value in share(custody, other_values(row[column], neighbors, source)):
+            if scene.editor.change("events", row, column, value) is None:
+                continue
+            tried[column] += 1
+            with scene.fresh_vault() as vault:
+                assert vault.detokenize(scene.limited.token, good("before")).pan.reveal() == VISA
+                assert vault.get(scene.limited.token).revision == 2
+            found = seen(lambda: scene.vault.detokenize(scene.limited.token, good("before")))
+            if found is tv.TokenStoreError:
+                refused += 1
+                found = seen(lambda: scene.vault.detokenize(scene.limited.token, good("before")))
+            assert isinstance(found, tv.Card)
+            scene.editor.restore("events", genuine)
+    assert all(count >= 5 for count in tried.values()), tried
+    assert refused <= 2
+
+
+def test_an_event_planted_at_the_next_number_costs_one_refused_call(scene: Scene) -> None:
+    """No event, no card; and the call after it works."""
+    last = max(scene.editor.rows("events"), key=lambda row: int(row["number"]))
+    scene.editor.put("events", {**last, "position": 10**6, "number": int(last["number"]) + 1})
+    assert seen(lambda: scene.vault.detokenize(scene.limited.token, good("x"))) is tv.TokenStoreError
+    assert scene.vault.get(scene.limited.token).revision == 2, "nothing was counted"
+    assert scene.vault.detokenize(scene.limited.token, good("x")).pan.reveal() == VISA
