@@ -160,6 +160,11 @@ def test_an_order_that_can_not_be_is_refused_and_leaves_nothing(
     assert store.scan() == []
 
 
+def test_an_unknown_program_is_answered_with_those_that_the_requestor_has(vault: tv.Vault) -> None:
+    with pytest.raises(tv.InvalidInputError, match="tokens of: card-on-file, one-time$"):
+        issue(vault, requestor=ISSUER_ONLY, program="unknown")
+
+
 def test_the_token_of_one_vault_is_not_a_pan_for_it(vault: tv.Vault) -> None:
     with pytest.raises(tv.InvalidInputError, match="a token already"):
         issue(vault, issue(vault).token)

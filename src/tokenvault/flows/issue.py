@@ -59,9 +59,8 @@ async def issue(core: Core, order: Order) -> TokenInfo:
     requestor = await core.permit(order.requestor, Permission.ISSUE, Action.ISSUE)
     program = core.programs.get(order.program)
     if program is None:
-        raise InvalidInputError(
-            f"the programs of this vault are: {', '.join(sorted(core.programs)) or 'none'}"
-        )
+        named = ", ".join(sorted(requestor.programs)) or "none"
+        raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
     if program.name not in requestor.programs:
         await core.deny(Action.ISSUE, order.requestor, "PROGRAM_NOT_ALLOWED")
         raise PermissionDeniedError(
