@@ -72,6 +72,11 @@ class Journal:
         if stream.name == row.stream:
             stream.doubtful.append(row)
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether `doubts` has any to give."""
+        return bool(self._stream.doubtful)
+
     def doubts(self) -> list[SealedEvent]:
         """The events noted by `doubt`, each given once."""
         stream = self._stream
