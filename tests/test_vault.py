@@ -161,7 +161,7 @@ def test_an_order_that_can_not_be_is_refused_and_leaves_nothing(
 
 
 def test_an_unknown_program_is_answered_with_those_that_the_requestor_has(vault: tv.Vault) -> None:
-    with pytest.raises(tv.InvalidInputError, match="tokens of: card-on-file, one-time$"):
+    with pytest.raises(tv.InvalidInputError, match=r"tokens of: card-on-file, one-time$"):
         issue(vault, requestor=ISSUER_ONLY, program="unknown")
 
 
