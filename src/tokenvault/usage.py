@@ -97,5 +97,5 @@ class Usage:
         return Usage(
             tuple(live),
             (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
-            self.cryptogram_counter if counter is None else counter,
+            self.cryptogram_counter if counter is None else max(counter, self.cryptogram_counter),
         )
