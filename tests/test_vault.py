@@ -318,6 +318,20 @@ def test_a_requestor_can_not_try_card_numbers_by_a_domain(vault: tv.Vault, store
         vault.update_domain(token, tv.Domain(merchants={"4111 1111 1111 1111"}))
 
 
+def test_a_cryptogram_counter_never_falls_whatever_the_domain_was_in_between(vault: tv.Vault) -> None:
+    """The highest that was seen counts: a use that needed no cryptogram opens no way to replay older ones."""
+    counted = (tv.Limit(uses=10),)
+    strict = tv.Domain(cryptogram=tv.CryptogramRule.REQUIRED, limits=counted)
+    token = issue(vault, domain=strict).token
+    vault.detokenize(token, use(1, cryptogram_counter=9))
+    vault.update_domain(token, tv.Domain(limits=counted))
+    vault.detokenize(token, use(2, cryptogram_counter=3))
+    vault.update_domain(token, strict)
+    with pytest.raises(tv.DomainRestrictionError) as refused:
+        vault.detokenize(token, use(3, cryptogram_counter=5))
+    assert codes(refused) == {"CRYPTOGRAM_REQUIRED"}
+
+
 # Life
 
 
