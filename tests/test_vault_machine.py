@@ -692,7 +692,7 @@ def module_keys(softhsm_folder: Path) -> Iterator[KeyStore]:
 
 
 def test_a_vault_in_memory_answers_as_the_model(local_keys: KeyStore) -> None:
-    run(VaultMachine, local_keys, 200, 40)
+    run(VaultMachine, local_keys, 150, 40)
 
 
 def test_a_vault_in_sqlite_answers_as_the_model(local_keys: KeyStore) -> None:
