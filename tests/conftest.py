@@ -9,6 +9,7 @@ import pytest
 
 import tokenvault as tv
 from tests import softhsm, vaults
+from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.stores.port import TokenStore
@@ -125,3 +126,20 @@ def memory_vault(local_keys: KeyStore, memory_store: TokenStore) -> Iterator[tv.
     """A vault over local_keys and memory_store."""
     with vaults.open_vault(local_keys, memory_store) as opened:
         yield opened
+
+
+# A PostgreSQL server of its own for this test run.
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server, running."""
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The address of an empty token store."""
+    return postgres_server.new_url()
