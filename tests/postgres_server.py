@@ -95,7 +95,7 @@ class PostgresServer:
             **options: str) -> str:  # fmt: skip
         """The address of a token store here."""
         quoted = urllib.parse.quote(password)
-        query = urllib.parse.urlencode({"host": str(self.folder), **options})
+        query = urllib.parse.urlencode({"host": str(self.folder), **options}, quote_via=urllib.parse.quote)
         return f"postgresql://{user}:{quoted}@/{database}?{query}"
 
     def new_url(self, **options: str) -> str:

@@ -71,7 +71,7 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
     Raises:
         InvalidInputError: it is not of the form that the message says.
     """
-    if type(url) is not str or not url.startswith("postgresql://"):
+    if type(url) is not str or not url.startswith("postgresql://") or "\0" in url:
         raise InvalidInputError(_MALFORMED)
     url, own = _without_own_options(url)
     try:

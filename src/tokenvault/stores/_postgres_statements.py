@@ -296,7 +296,7 @@ def _record(
     token: str, reference: bytes, account: bytes, requestor: str, program: bytes, *rest: int
 ) -> SealedRecord:
     # An edited column may have any type and content: what does not fit is for the guard to refuse.
-    name = program.decode("latin-1") if type(program) is bytes else program
+    name = program.decode("latin-1") if type(program) is bytes else ""
     return SealedRecord(token, reference, account, requestor, name, *rest)  # type: ignore[arg-type] # checked later
 
 

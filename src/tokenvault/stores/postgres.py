@@ -48,10 +48,8 @@ _INTERVAL_SECONDS: Final = 0.1  # between looks at signals while waiting; psycop
 class _Connection(psycopg.Connection):
     """Waits for an answer so long and no longer."""
 
-    def wait(
-        self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = ANSWER_SECONDS_MAX
-    ) -> RV:
-        return super().wait(gen, interval, timeout)
+    def wait(self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> RV:
+        return super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
 
 
 class PostgresTokenStore(TokenStoreBase):

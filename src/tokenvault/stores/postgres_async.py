@@ -41,9 +41,9 @@ class _AsyncConnection(psycopg.AsyncConnection):
     """Waits for an answer so long and no longer."""
 
     async def wait(
-        self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = ANSWER_SECONDS_MAX
+        self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None
     ) -> RV:
-        return await super().wait(gen, interval, timeout)
+        return await super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
 
 
 class AsyncPostgresTokenStore(AsyncTokenStoreBase):
