@@ -36,7 +36,7 @@ def shared_softhsm_uri(softhsm_folder: Path) -> str:
     return softhsm.new_token(softhsm_folder)
 
 
-# A vault: keys in the module and in the process, each on real SoftHSM, over every embedded store.
+# A vault: keys in the module and in the process, each on real SoftHSM, over every store.
 
 
 @pytest.fixture(scope="session", params=tv.Custody, ids=lambda custody: custody.value)
@@ -75,10 +75,12 @@ def new_keys(folder: Path, custody: tv.Custody) -> KeyStore:
     return key_store
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, keys: KeyStore, tmp_path: Path) -> Iterator[TokenStore]:
     """A provisioned store without tokens."""
     url = "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
     opened = tv.open_token_store(url)
     tv.provision(keys, opened)
     yield opened
