@@ -1,11 +1,16 @@
 #!/bin/sh
-# Installs the system packages that are missing (Debian, Ubuntu): SoftHSM, and venv for the system's Python.
+# Installs the system packages that are missing (Debian, Ubuntu): SoftHSM, the PostgreSQL server for the tests, and
+# venv for the system's Python. Apart from these packages, nothing on the machine is changed.
 set -eu
 
 missing=""
 [ -n "$(find /usr/lib /usr/local/lib -name libsofthsm2.so 2>/dev/null | head -n 1)" ] || missing="$missing softhsm2"
 command -v softhsm2-util >/dev/null 2>&1 || missing="$missing softhsm2"
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+if ! command -v initdb >/dev/null 2>&1 &&
+    [ -z "$(find /usr/lib/postgresql /usr/pgsql -path '*/bin/initdb' 2>/dev/null | head -n 1)" ]; then
+    missing="$missing postgresql"
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" -eq 0 ]; then
@@ -17,6 +22,13 @@ else
     exit 1
 fi
 echo "Installing system packages:$missing"
+# The server's package makes and starts a database of its own by calling pg_createcluster. The tests make theirs:
+# while packages are set up that name leads to a script that does nothing, so no file of the machine has to be edited.
+without_cluster=$(mktemp -d)
+trap 'rm -rf "$without_cluster"' EXIT
+printf '#!/bin/sh\n' >"$without_cluster/pg_createcluster"
+chmod 755 "$without_cluster" "$without_cluster/pg_createcluster"
 $as_root apt-get update -qq
 # shellcheck disable=SC2086 # one word a package
-DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    -o DPkg::Path="$without_cluster:/usr/sbin:/usr/bin:/sbin:/bin" $missing >/dev/null

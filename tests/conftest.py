@@ -9,6 +9,7 @@ import pytest
 
 import tokenvault as tv
 from tests import softhsm, vaults
+from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.stores.port import TokenStore
@@ -35,7 +36,7 @@ def shared_softhsm_uri(softhsm_folder: Path) -> str:
     return softhsm.new_token(softhsm_folder)
 
 
-# A vault: keys in the module and in the process, each on real SoftHSM, over every embedded store.
+# A vault: keys in the module and in the process, each on real SoftHSM, over every store.
 
 
 @pytest.fixture(scope="session", params=tv.Custody, ids=lambda custody: custody.value)
@@ -74,10 +75,12 @@ def new_keys(folder: Path, custody: tv.Custody) -> KeyStore:
     return key_store
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, keys: KeyStore, tmp_path: Path) -> Iterator[TokenStore]:
     """A provisioned store without tokens."""
     url = "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
     opened = tv.open_token_store(url)
     tv.provision(keys, opened)
     yield opened
@@ -125,3 +128,20 @@ def memory_vault(local_keys: KeyStore, memory_store: TokenStore) -> Iterator[tv.
     """A vault over local_keys and memory_store."""
     with vaults.open_vault(local_keys, memory_store) as opened:
         yield opened
+
+
+# A PostgreSQL server of its own for this test run.
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server, running."""
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The address of an empty token store."""
+    return postgres_server.new_url()

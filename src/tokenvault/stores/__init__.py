@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import Final
 
 from tokenvault.boundary import boundary
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.sqlite import SqliteTokenStore
 
-__all__ = ["MemoryTokenStore", "SqliteTokenStore", "TokenStore", "open_token_store"]
+__all__ = [
+    "AsyncTokenStoreBase",
+    "MemoryTokenStore",
+    "SqliteTokenStore",
+    "TokenStore",
+    "open_async_token_store",
+    "open_token_store",
+]
 
 
 @boundary
@@ -22,13 +30,16 @@ def open_token_store(url: str) -> TokenStore:
     Args:
         url: "memory:" keeps everything in this process, for tests. "sqlite:///vault.db" is a file under
             the current folder, "sqlite:////var/lib/vault.db" an absolute path; a percent sign, '?' and '#'
-            in a path are "%25", "%3F" and "%23". No address takes options.
+            in a path are "%25", "%3F" and "%23". "postgresql://user:password@host:port/database" is a PostgreSQL
+            server, with options of libpq after a '?', such as "sslmode=verify-full", and two more: "schema=..."
+            that the tables lie in, "tokenvault" unless set, and "partitions=..." that provisioning divides
+            the tokens into. Only PostgreSQL's address takes options.
 
     Opening creates nothing: `tokenvault.provision` does that, once.
 
     Raises:
         InvalidInputError: the address is none of these.
-        ConfigurationError: the database's library is too old.
+        ConfigurationError: the database's library is missing or too old.
     """
     if type(url) is not str:
         raise InvalidInputError("the address of a token store is a str such as 'sqlite:///vault.db'")
@@ -38,6 +49,28 @@ def open_token_store(url: str) -> TokenStore:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
         raise InvalidInputError(f"the address of a token store begins with one of {known}")
     return opener(rest)
+
+
+@boundary
+def open_async_token_store(url: str) -> AsyncTokenStoreBase:
+    """Open the token store at an address of PostgreSQL, with coroutines, for one event loop.
+
+    Raises:
+        InvalidInputError: the address is none of PostgreSQL.
+        ConfigurationError: the database's library is missing.
+    """
+    if type(url) is not str or not url.startswith("postgresql:"):
+        raise InvalidInputError(
+            "a token store with coroutines has an address such as 'postgresql://user:password@host/database'; "
+            "the others are opened with open_token_store"
+        )
+    try:
+        from tokenvault.stores.postgres_async import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
+    except ImportError:
+        failure = ConfigurationError(_NO_PSYCOPG)
+    else:
+        return AsyncPostgresTokenStore(url)
+    raise failure
 
 
 def _open_memory(rest: str) -> TokenStore:
@@ -67,8 +100,22 @@ def _open_sqlite(rest: str) -> TokenStore:
     return SqliteTokenStore(path)
 
 
+def _open_postgres(rest: str) -> TokenStore:
+    try:
+        from tokenvault.stores.postgres import PostgresTokenStore  # noqa: PLC0415  an extra
+    except ImportError:
+        failure = ConfigurationError(_NO_PSYCOPG)
+    else:
+        return PostgresTokenStore(f"postgresql:{rest}")
+    raise failure
+
+
+_NO_PSYCOPG: Final = (
+    "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'tokenvault[postgres]'"
+)
 _SCHEMES: Final[dict[str, Callable[[str], TokenStore]]] = {
     "memory": _open_memory,
     "sqlite": _open_sqlite,
+    "postgresql": _open_postgres,
 }
 """How to open each kind of address, by what stands before its first colon."""

@@ -45,10 +45,10 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Base = TypeVar("_Base", bound="TokenStoreBase")
 
-_PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
-_PASSED_WITH_SCHEMA: Final = (*_PASSED, ConfigurationError)
-_UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
-_CLOSED: Final = "the token store is closed; open it again with open_token_store"
+PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
+PASSED_WITH_SCHEMA: Final = (*PASSED, ConfigurationError)
+UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
+CLOSED: Final = "the token store is closed; open it again with open_token_store"
 
 
 def port_error(
@@ -64,17 +64,17 @@ def port_error(
     try:
         return TokenStoreError(explain(error))
     except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
-        return TokenStoreError(_UNEXPLAINED)
+        return TokenStoreError(UNEXPLAINED)
 
 
 def _guarded(
     call: Callable[Concatenate[_Base, _P], _T],
-    passed: tuple[type[TokenVaultError], ...] = _PASSED,
+    passed: tuple[type[TokenVaultError], ...] = PASSED,
 ) -> Callable[Concatenate[_Base, _P], _T]:
     @functools.wraps(call)
     def guarded(self: _Base, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         if self._closed:
-            raise TokenStoreError(_CLOSED)
+            raise TokenStoreError(CLOSED)
         try:
             return call(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  this is where everything is mapped
@@ -89,7 +89,7 @@ def _guarded(
 
 
 def _guarded_schema(call: Callable[Concatenate[_Base, _P], _T]) -> Callable[Concatenate[_Base, _P], _T]:
-    return _guarded(call, _PASSED_WITH_SCHEMA)
+    return _guarded(call, PASSED_WITH_SCHEMA)
 
 
 class TokenStoreBase(ABC):
@@ -213,14 +213,14 @@ class TokenStoreBase(ABC):
         try:
             self._close()
         except Exception as error:  # noqa: BLE001  as in _guarded
-            failure = port_error(error, _PASSED, self._explain)
+            failure = port_error(error, PASSED, self._explain)
         else:
             return
         raise failure
 
     def _explain(self, error: Exception) -> str:
         """What to tell a caller about an exception: what to look at next, and never row data."""
-        return _UNEXPLAINED
+        return UNEXPLAINED
 
     @abstractmethod
     def _provision(self) -> None: ...

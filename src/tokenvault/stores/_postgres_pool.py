@@ -1,0 +1,216 @@
+"""Connections of one process to PostgreSQL: checked out by one caller at a time, opened where they are missing.
+
+Not psycopg_pool: that connects in threads of its own, so a caller waits for a time-out and never learns that the
+password is wrong; it comes back seconds after the server does; and its threads do not live through a fork.
+docs/decisions/postgres-pool.md has the figures. Here, whoever needs a connection opens it and gets
+its error.
+
+- At most `connections_max` callers are inside at once; each holds one connection, and a connection is
+  opened only when none is idle, so there are never more.
+- Before it is used again, an idle connection is looked at without asking the server: a server has nothing to say
+  to an idle client but good-bye.
+- A forked child must not say anything on its parent's connections, not even good-bye: `abandon`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, TypeVar
+
+import psycopg
+
+from tokenvault.errors import TokenStoreError
+
+CONNECTIONS_MAX: Final = 16
+"""Per store and process. More callers than this wait for one another."""
+
+WAIT_SECONDS_MAX: Final = 10.0
+"""How long a caller waits for a connection to come free."""
+
+IDLE_SECONDS_MAX: Final = 300.0
+"""A connection that nobody has used for longer is closed instead of used again: what lies between may have
+forgotten it."""
+
+AGE_SECONDS_MAX: Final = 3_600.0
+"""A connection is closed after so long: addresses, certificates and passwords change."""
+
+_STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
+
+_Connection = TypeVar("_Connection", psycopg.Connection, psycopg.AsyncConnection)
+
+
+class Held(Generic[_Connection]):
+    """A connection of the pool.
+
+    Attributes:
+        connection: for the caller alone who took it.
+        opened: when, in seconds of the monotonic clock.
+        used: when it was last given back.
+    """
+
+    __slots__ = ("_poll", "connection", "opened", "used")
+    connection: _Connection
+
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        self.opened = self.used = time.monotonic()
+        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            self._poll = poll.poll
+
+    def usable(self, now: float) -> bool:
+        """Whether the connection is young and the server has not said good-bye."""
+        return (
+            now - self.used <= IDLE_SECONDS_MAX
+            and now - self.opened <= AGE_SECONDS_MAX
+            and (self._poll is None or not self._poll(0))
+        )
+
+
+class _Shelf(Generic[_Connection]):
+    """Idle connections; last in, first out, so that those above need grow old and are closed."""
+
+    def __init__(self) -> None:
+        self.pid: Final = os.getpid()
+        self._idle: list[Held[_Connection]] = []
+        self._open: set[Held[_Connection]] = set()
+        self._abandoned: set[Held[_Connection]] = set()
+        self._closed = False
+
+    @property
+    def open_count(self) -> int:
+        """Connections open now, in use or idle."""
+        return len(self._open)
+
+    def idle(self) -> Held[_Connection] | None:
+        """An idle connection that is fit for use."""
+        while True:
+            try:
+                held = self._idle.pop()  # atomic, hence without a lock
+            except IndexError:
+                return None
+            if held.usable(time.monotonic()):
+                return held
+            self.drop(held)
+
+    def keep(self, connection: _Connection) -> Held[_Connection]:
+        """Count a new connection."""
+        held = Held(connection)
+        self._open.add(held)
+        return held
+
+    def put(self, held: Held[_Connection]) -> None:
+        """Back on the shelf."""
+        now = held.used = time.monotonic()
+        self._idle.append(held)
+        with contextlib.suppress(IndexError):  # others take and give meanwhile; dropping any one will do
+            if now - self._idle[0].used > IDLE_SECONDS_MAX:
+                self.drop(self._idle.pop(0))
+        if self._closed:  # looked at after the append: whoever closes meanwhile sees the connection
+            self.close()
+
+    def drop(self, held: Held[_Connection]) -> None:
+        """Close a connection for good; the server undoes what it had not committed."""
+        self._open.discard(held)
+        held.connection.pgconn.finish()
+
+    def close(self) -> None:
+        """Close idle connections now and the others as they come back."""
+        self._closed = True
+        while True:
+            try:
+                held = self._idle.pop()
+            except IndexError:
+                return
+            self.drop(held)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's sockets without a word to the server.
+
+        Their numbers then lead nowhere. The connections stay referenced: Python warns of those that it collects.
+        """
+        self._abandoned, self._open = self._open, set()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for held in self._abandoned:
+            with contextlib.suppress(OSError, psycopg.Error):
+                os.dup2(nowhere, held.connection.fileno(), inheritable=False)
+        os.close(nowhere)
+
+
+class Pool(_Shelf[psycopg.Connection]):
+    """For threads."""
+
+    def __init__(self, open_connection: Callable[[], psycopg.Connection]) -> None:
+        super().__init__()
+        self._open_connection = open_connection
+        self._slots = threading.Semaphore(CONNECTIONS_MAX)
+
+    def take(self) -> Held[psycopg.Connection]:
+        """A connection for this thread alone; give it back, or discard it after an error."""
+        if not self._slots.acquire(timeout=WAIT_SECONDS_MAX):
+            raise TokenStoreError(_STALLED)
+        try:
+            return self.idle() or self.keep(self._open_connection())
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def give(self, held: Held[psycopg.Connection]) -> None:
+        """Back to the pool."""
+        self.put(held)
+        self._slots.release()
+
+    def discard(self, held: Held[psycopg.Connection]) -> None:
+        """Close a connection in doubt."""
+        self.drop(held)
+        self._slots.release()
+
+
+class AsyncPool(_Shelf[psycopg.AsyncConnection]):
+    """For the tasks of one event loop."""
+
+    def __init__(self, open_connection: Callable[[], Awaitable[psycopg.AsyncConnection]]) -> None:
+        super().__init__()
+        self.loop: Final = asyncio.get_running_loop()
+        self._open_connection = open_connection
+        self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
+
+    async def take(self) -> Held[psycopg.AsyncConnection]:
+        """A connection for this task alone; give it back, or discard it after an error."""
+        await self._take_slot()
+        try:
+            return self.idle() or self.keep(await self._open_connection())
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()  # at once
+            return
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                await self._slots.acquire()
+        except TimeoutError:
+            pass
+        else:
+            return
+        raise TokenStoreError(_STALLED)
+
+    def give(self, held: Held[psycopg.AsyncConnection]) -> None:
+        """Back to the pool."""
+        self.put(held)
+        self._slots.release()
+
+    def discard(self, held: Held[psycopg.AsyncConnection]) -> None:
+        """Close a connection in doubt."""
+        self.drop(held)
+        self._slots.release()

@@ -1,0 +1,219 @@
+"""The token store in PostgreSQL with coroutines: the statements and rules of `postgres`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+import psycopg
+from psycopg import AsyncRawCursor
+from psycopg.abc import RV, PQGen
+from psycopg.conninfo import make_conninfo
+
+from tokenvault.errors import IntegrityError, TokenStoreError
+from tokenvault.stores._forks import hold_still_at_forks
+from tokenvault.stores._postgres_address import ANSWER_SECONDS_MAX, parse_address, prepare_connection
+from tokenvault.stores._postgres_errors import (
+    MISSING,
+    PRESENT,
+    UNREADABLE,
+    explanation,
+    is_unreadable,
+    unconnected,
+)
+from tokenvault.stores._postgres_pool import AsyncPool
+from tokenvault.stores._postgres_schema import Rows, following, foreign, provisioning, unprovisioned
+from tokenvault.stores._postgres_statements import Statement, Statements
+from tokenvault.stores.async_guard import AsyncTokenStoreBase
+from tokenvault.stores.port import SealedEvent, SealedRecord
+
+_T = TypeVar("_T")
+
+_INTERVAL_SECONDS: Final = 0.1  # between looks while waiting; psycopg's own
+_OTHER_LOOP: Final = (
+    "the token store is in use by another event loop: open one for each with open_async_token_store"
+)
+
+
+class _AsyncConnection(psycopg.AsyncConnection):
+    """Waits for an answer so long and no longer."""
+
+    async def wait(
+        self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None
+    ) -> RV:
+        return await super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
+
+
+class AsyncPostgresTokenStore(AsyncTokenStoreBase):
+    """As PostgresTokenStore, with coroutines, for the tasks of one event loop.
+
+    A call that is cancelled is done wholly or not at all.
+    """
+
+    def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:
+        self._address: Final = parse_address(url, schema, partitions)
+        self._statements: Final = Statements(self._address.schema)
+        self._pool: AsyncPool | None = None
+        self._former: list[AsyncPool] = []
+        hold_still_at_forks(self)
+
+    # Around a fork.
+
+    def before_fork(self, seconds_max: float) -> None:
+        """Nothing: calls under way go on in the parent."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing."""
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the parent's connections."""
+        if self._pool is not None:
+            self._pool.abandon()
+
+    def _pool_here(self) -> AsyncPool:
+        pool = self._pool
+        inherited = pool is not None and pool.pid != os.getpid()
+        if pool is not None and not inherited:
+            if pool.loop is asyncio.get_running_loop():
+                return pool
+            if not pool.loop.is_closed():
+                raise TokenStoreError(_OTHER_LOOP)
+            pool.close()
+        elif pool is not None:
+            self._former.append(pool)
+        self._pool = pool = AsyncPool(self._open)
+        return pool
+
+    # Connections and statements.
+
+    async def _connect(self) -> psycopg.AsyncConnection:
+        try:
+            connection = await _AsyncConnection.connect(
+                make_conninfo("", **self._address.parameters), autocommit=True
+            )
+        except psycopg.Error as error:
+            failure = unconnected(error)
+        else:
+            prepare_connection(connection)
+            return connection
+        raise failure
+
+    async def _open(self) -> psycopg.AsyncConnection:
+        connection = await self._connect()
+        try:
+            version = self._statements.version()
+            version.result(await _fetch(connection, version.sql))
+        except BaseException as error:
+            connection.pgconn.finish()
+            if isinstance(error, MISSING):
+                raise unprovisioned() from None
+            raise
+        return connection
+
+    async def _run(self, statement: Statement[_T]) -> _T:
+        try:
+            rows = await self._rows(statement)
+        except psycopg.errors.UniqueViolation:
+            if not statement.again:
+                raise
+            rows = await self._rows(statement)
+        return statement.result(rows)
+
+    async def _rows(self, statement: Statement[_T]) -> Rows:
+        pool = self._pool_here()
+        held = await pool.take()
+        try:
+            rows = await _fetch(held.connection, statement.sql, statement.values)
+        except psycopg.errors.UniqueViolation:
+            pool.give(held)
+            raise
+        except BaseException as error:
+            pool.discard(held)
+            if is_unreadable(error):
+                raise IntegrityError(UNREADABLE) from None
+            raise
+        pool.give(held)
+        return rows
+
+    # The port.
+
+    async def _provision(self) -> None:
+        connection = await self._connect()
+        try:
+            async with connection.transaction():
+                steps = provisioning(self._address.schema, self._address.partitions)
+                sql: bytes | None = next(steps)
+                while sql is not None:
+                    sql = following(steps, await _fetch(connection, sql))
+        except PRESENT:
+            raise foreign() from None
+        finally:
+            connection.pgconn.finish()
+
+    async def _check_schema(self) -> None:
+        try:
+            await self._run(self._statements.version())
+        except MISSING:
+            raise unprovisioned() from None
+
+    async def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        return await self._run(self._statements.get(tokens))
+
+    async def _find(
+        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+    ) -> list[SealedRecord]:
+        return await self._run(self._statements.find(account, requestor, program, after, limit))
+
+    async def _by_reference(self, reference: bytes) -> SealedRecord | None:
+        return await self._run(self._statements.by_reference(reference))
+
+    async def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        return await self._run(self._statements.insert(records, events))
+
+    async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        return await self._run(self._statements.replace(records, events))
+
+    async def _append(self, events: Sequence[SealedEvent]) -> None:
+        await self._run(self._statements.append(events))
+
+    async def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
+        return await self._run(self._statements.events_of_stream(stream, after, limit))
+
+    async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+        return await self._run(self._statements.events_about(reference, after, limit))
+
+    async def _streams(self) -> list[bytes]:
+        return await self._run(self._statements.streams())
+
+    async def _put_domain(self, digest: bytes, document: bytes) -> None:
+        await self._run(self._statements.put_domain(digest, document))
+
+    async def _get_domain(self, digest: bytes) -> bytes | None:
+        return await self._run(self._statements.get_domain(digest))
+
+    async def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
+        return await self._run(self._statements.scan(after, limit, key_version))
+
+    async def _get_meta(self, name: str) -> bytes | None:
+        return await self._run(self._statements.get_meta(name))
+
+    async def _put_meta(self, name: str, value: bytes) -> bytes:
+        standing = await self._run(self._statements.put_meta(name, value))
+        if standing is None:
+            standing = await self._run(self._statements.get_meta(name))
+        return value if standing is None else standing
+
+    async def _close(self) -> None:
+        if self._pool is not None and self._pool.pid == os.getpid():
+            self._pool.close()
+
+    def _explain(self, error: Exception) -> str:
+        return explanation(error) or super()._explain(error)
+
+
+async def _fetch(connection: psycopg.AsyncConnection, sql: bytes, values: Sequence[object] = ()) -> Rows:
+    cursor = AsyncRawCursor(connection)
+    await cursor.execute(sql, values, binary=True)
+    return [] if cursor.rownumber is None else await cursor.fetchall()
