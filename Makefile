@@ -22,9 +22,11 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 test: check
+	./scripts/system-packages.sh tests
 	$(BIN)/pytest
 
 nightly: $(VENV)/.installed
+	./scripts/system-packages.sh tests
 	$(BIN)/pytest -m nightly
 
 bench: $(VENV)/.installed

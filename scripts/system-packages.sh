@@ -1,13 +1,13 @@
 #!/bin/sh
-# Installs the system packages that are missing (Debian, Ubuntu): SoftHSM, the PostgreSQL server for the tests, and
-# venv for the system's Python. Apart from these packages, nothing on the machine is changed.
+# Installs the system packages that are missing (Debian, Ubuntu): SoftHSM, and venv for the system's Python; with the
+# argument `tests` the PostgreSQL server too. Apart from these packages, nothing on the machine is changed.
 set -eu
 
 missing=""
 [ -n "$(find /usr/lib /usr/local/lib -name libsofthsm2.so 2>/dev/null | head -n 1)" ] || missing="$missing softhsm2"
 command -v softhsm2-util >/dev/null 2>&1 || missing="$missing softhsm2"
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-if ! command -v initdb >/dev/null 2>&1 &&
+if [ "${1:-}" = tests ] && ! command -v initdb >/dev/null 2>&1 &&
     [ -z "$(find /usr/lib/postgresql /usr/pgsql -path '*/bin/initdb' 2>/dev/null | head -n 1)" ]; then
     missing="$missing postgresql"
 fi

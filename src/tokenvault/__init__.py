@@ -26,7 +26,7 @@ from tokenvault.keys import Custody, KeyPurpose, open_key_store
 from tokenvault.lifecycle import Actor, TokenStatus
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.programs import Making, Permission, TokenProgram, TokenRequestor
-from tokenvault.stores import open_async_token_store, open_token_store
+from tokenvault.stores import open_token_store
 from tokenvault.token_info import TokenInfo
 from tokenvault.transaction import Transaction
 from tokenvault.vault import Vault, provision
@@ -69,7 +69,6 @@ __all__ = [
     "Vault",
     "VaultlessTokenizer",
     "Violation",
-    "open_async_token_store",
     "open_key_store",
     "open_token_store",
     "provision",

@@ -127,9 +127,7 @@ class Pan:
         return repr(self)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Pan):
-            return NotImplemented
-        return hmac.compare_digest(self._digits, other._digits)
+        return isinstance(other, Pan) and hmac.compare_digest(self._digits, other._digits)
 
     def __hash__(self) -> int:
         return hash((Pan, self._digits))

@@ -14,7 +14,7 @@ MODULE_ERRORS: Final = (
     ValueError,
     TypeError,
     AttributeError,
-    NotImplementedError,
+    RuntimeError,
     LookupError,
     OSError,
 )

@@ -41,7 +41,7 @@ class KeyStoreContract:
     @pytest.fixture
     def open_store(self) -> OpenStore:
         """Override: a function that opens the same store again and again; empty when the test begins."""
-        raise NotImplementedError("override the fixture open_store")
+        raise TypeError("override the fixture open_store")
 
     @pytest.fixture
     def key_store(self, open_store: OpenStore) -> Iterator[KeyStore]:

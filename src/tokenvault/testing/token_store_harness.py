@@ -54,7 +54,7 @@ class StoreHarness(ABC):
 
     def opener(self) -> Callable[[], TokenStore]:
         """With PROCESSES: a picklable function that opens the same database in another process."""
-        raise NotImplementedError
+        raise TypeError("a harness that claims PROCESSES overrides opener")
 
     def close(self) -> None:  # noqa: B027  most have nothing to do
         """Release what the harness holds."""

@@ -66,7 +66,7 @@ class TokenStoreMachine(RuleBasedStateMachine):
 
     def open_store(self) -> TokenStore:
         """A store over a fresh database; it need not be provisioned."""
-        raise NotImplementedError
+        raise TypeError("a subclass overrides open_store")
 
     def reopen(self, store: TokenStore) -> TokenStore:
         """Close the store and open its database again; a store that is not durable returns itself."""

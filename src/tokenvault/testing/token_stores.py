@@ -76,7 +76,7 @@ class TokenStoreContract:
 
     @pytest.fixture
     def harness(self) -> StoreHarness:
-        raise NotImplementedError("override this fixture: it returns a StoreHarness over a fresh database")
+        raise TypeError("override this fixture: it returns a StoreHarness over a fresh database")
 
     @pytest.fixture
     def store(self, harness: StoreHarness) -> Iterator[TokenStore]:
