@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tokenvault as tv
 from tokenvault import ff1
@@ -75,29 +75,23 @@ def _us(nanoseconds: Sequence[float]) -> str:
     return f"{statistics.median(nanoseconds) / 1_000:.1f}"
 
 
-class TimedConnection(sqlite3.Connection):
-    """Adds up the time that is spent in SQL statements."""
-
-    spent_ns: ClassVar[int] = 0
-
-    def execute(self, *statement: Any) -> sqlite3.Cursor:
-        """Run a statement on the clock."""
-        start = time.perf_counter_ns()
-        try:
-            return super().execute(*statement)
-        finally:
-            TimedConnection.spent_ns += time.perf_counter_ns() - start
+_statements: list[tuple[Any, ...]] = []
 
 
 @contextmanager
-def timed_sql() -> Iterator[None]:
-    """While this lasts, new SQLite connections are timed ones."""
+def recorded_sql() -> Iterator[None]:
+    """While this lasts, new SQLite connections note each statement that they run, with its values."""
     connect = sqlite3.connect
 
-    def timed(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-        return connect(*args, **kwargs, factory=TimedConnection)
+    def recording(*args: Any, factory: type[sqlite3.Connection] = sqlite3.Connection, **kwargs: Any) -> Any:
+        class RecordingConnection(factory):  # type: ignore[valid-type, misc] # whatever the store connects by
+            def execute(self, *statement: Any) -> Any:
+                _statements.append(statement)
+                return super().execute(*statement)
 
-    sqlite3.connect = timed  # type: ignore[assignment] # for the time of a measurement
+        return connect(*args, factory=RecordingConnection, **kwargs)
+
+    sqlite3.connect = recording
     try:
         yield
     finally:
@@ -105,33 +99,50 @@ def timed_sql() -> Iterator[None]:
 
 
 def vault_share(folder: Path, medium: str) -> None:
-    """Time of whole calls less that of the SQL statements which those same calls make."""
+    """Time of whole calls less that of the statements that they make, run bare on a twin of the database."""
     print(f"\nSQLite (WAL, synchronous=FULL) on {medium}, keys in the process: microseconds a call")
-    row("", "whole call", "SQL alone", "vault's share", "aim, at most")
+    row("", "whole call", "the same SQL", "vault's share", "aim, at most")
     (folder / "passphrase").write_text(secrets.token_hex())
     keys = tv.open_key_store(f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase")
-    with timed_sql():
+    with recorded_sql():
         store = tv.open_token_store(f"sqlite:///{folder}/share.db")
         tv.provision(keys, store)
         with _vault(keys, store) as vault:
-            for name, (call, most) in _calls(vault).items():
-                row(name, *_shares(call), most)
+            calls = _calls(vault)
+            twin = _twin(folder)
+            for name, (call, most) in calls.items():
+                row(name, *_shares(call, twin), most)
+            twin.close()
         store.close()
     keys.close()
 
 
-def _shares(call: Call) -> tuple[str, str, str]:
-    wholes, statements = [], []
+def _twin(folder: Path) -> sqlite3.Connection:
+    """A bare connection to a copy of the database, set up as the store sets up its own."""
+    twin = sqlite3.Connection(folder / "twin.db", isolation_level=None)
+    source = sqlite3.Connection(folder / "share.db")
+    source.backup(twin)
+    source.close()
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "temp_store = MEMORY", "secure_delete = FAST"):
+        twin.execute(f"PRAGMA {pragma}")
+    return twin
+
+
+def _shares(call: Call, twin: sqlite3.Connection) -> tuple[str, str, str]:
+    wholes, bares = [], []
     gc.collect()
     gc.freeze()  # what was made beforehand is not looked through while the calls are timed
     for _ in range(CALLS):
-        TimedConnection.spent_ns = 0
+        _statements.clear()
         start = time.perf_counter_ns()
         call()
-        wholes.append(time.perf_counter_ns() - start)
-        statements.append(TimedConnection.spent_ns)
-    shares = [whole - spent for whole, spent in zip(wholes, statements, strict=True)]
-    return _us(wholes), _us(statements), _us(shares)
+        between = time.perf_counter_ns()
+        for statement in _statements:
+            twin.execute(*statement).fetchall()
+        bares.append(time.perf_counter_ns() - between)
+        wholes.append(between - start)
+    share = statistics.median(wholes) - statistics.median(bares)
+    return _us(wholes), _us(bares), _us([share])
 
 
 def module_calls(address: str) -> None:
