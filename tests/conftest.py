@@ -100,7 +100,7 @@ def vault(keys: KeyStore, store: TokenStore, clock: ManualClock) -> Iterator[tv.
         yield opened
 
 
-# A vault in memory with keys in a file: for tests of many thousand calls.
+# Keys in a file: for tests of many thousand calls.
 
 
 @pytest.fixture(scope="session")
@@ -112,25 +112,6 @@ def local_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyStore]:
     tv.provision(key_store, tv.open_token_store("memory:"))
     yield key_store
     key_store.close()
-
-
-@pytest.fixture(scope="session")
-def memory_store(local_keys: KeyStore) -> Iterator[TokenStore]:
-    """A store in memory, provisioned with local_keys."""
-    opened = tv.open_token_store("memory:")
-    tv.provision(local_keys, opened)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="session")
-def memory_vault(local_keys: KeyStore, memory_store: TokenStore) -> Iterator[tv.Vault]:
-    """A vault over local_keys and memory_store."""
-    with vaults.open_vault(local_keys, memory_store) as opened:
-        yield opened
-
-
-# A PostgreSQL server of its own for this test run.
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ class MemoryTokenStore(TokenStoreBase):
 
     def _append_all(self, events: Sequence[SealedEvent]) -> None:
         keys = {(event.stream, event.number) for event in events}
-        if len(keys) != len(events) or not keys.isdisjoint(self._events):
+        if len(keys) != len(events) or not self._events.keys().isdisjoint(keys):
             raise TokenStoreError("an audit event exists already; nothing was written")
         for event in events:
             self._events[event.stream, event.number] = event
