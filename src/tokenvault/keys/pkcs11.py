@@ -4,10 +4,9 @@ What is asked of the module: CKM_AES_KEY_GEN, CKM_AES_ECB, searching by label an
 Each key is one object; its label holds purpose, version and custody (see `pkcs11_objects`).
 
 IN_MODULE: every block goes through the module, requests of concurrent threads merged into one call.
-IN_PROCESS: the module's key encrypts a few blocks once, at the first `cipher` of that key, to derive a data
-    key
-that stays in this process's memory until `close`. From then on the module is not needed, not even by a forked
-child.
+IN_PROCESS: the module's key encrypts a few blocks once, at the first `cipher` of that key, to derive a data key
+    that stays in this process's memory for as long as anyone holds the cipher. From then on the module is not
+    needed, not even by a forked child.
 
 One call of python-pkcs11's `encrypt` is C_EncryptInit and C_Encrypt twice, first for the length of the answer
 and then for the answer. Its chunked form asks twice for each chunk and once more for the end, so nothing in
