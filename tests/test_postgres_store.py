@@ -41,10 +41,10 @@ class PostgresHarness(StoreHarness):
                 f"SELECT token, reference, account, requestor, program, revision, key_version, body, seal"
                 f" FROM {self.schema}.tokens WHERE token = %s".encode(), (token,)
             ).fetchone()  # fmt: skip
-        return attrs.evolve(SealedRecord(*row), program=row[4].decode()) if row else None
+        return SealedRecord(*row)._replace(program=row[4].decode()) if row else None
 
     def raw_write(self, record: SealedRecord) -> None:
-        row = {**attrs.asdict(record), "program": record.program.encode()}
+        row = {**record._asdict(), "program": record.program.encode()}
         names, places = ", ".join(row), ", ".join(f"%({name})s" for name in row)
         changes = ", ".join(f"{name} = excluded.{name}" for name in row)
         with self.server.raw() as connection:

@@ -70,7 +70,7 @@ class SqliteHarness(StoreHarness):
 
     def raw_write(self, record: SealedRecord) -> None:
         with raw(self.path) as connection:
-            connection.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", attrs.astuple(record))
+            connection.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", record)
 
     def raw_counts(self) -> tuple[int, int]:
         with raw(self.path) as connection:

@@ -94,9 +94,7 @@ def decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_dat
 
 
 def _encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    _check_bytes(nonce, "nonce")
-    _check_bytes(plaintext, "plaintext")
-    _check_associated(associated_data)
+    _check(nonce, plaintext, associated_data)
     if len(nonce) != NONCE_BYTES:
         raise InvalidInputError(f"nonce must be {NONCE_BYTES} bytes")
     if len(plaintext) > PLAINTEXT_BYTES_MAX:
@@ -109,9 +107,7 @@ def _encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_dat
 
 def _decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes | None:
     """The plaintext, or None where it does not verify: the caller raises, from a frame without plaintext."""
-    _check_bytes(nonce, "nonce")
-    _check_bytes(ciphertext, "ciphertext")
-    _check_associated(associated_data)
+    _check(nonce, ciphertext, associated_data)
     payload_bytes = len(ciphertext) - TAG_BYTES
     if len(nonce) != NONCE_BYTES or not 0 <= payload_bytes <= PLAINTEXT_BYTES_MAX:
         return None
@@ -164,12 +160,8 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % BLOCK_BYTES)
 
 
-def _check_bytes(value: bytes, name: str) -> None:
-    if type(value) is not bytes:
-        raise InvalidInputError(f"{name} must be bytes")
-
-
-def _check_associated(associated_data: bytes) -> None:
-    _check_bytes(associated_data, "associated_data")
+def _check(nonce: bytes, text: bytes, associated_data: bytes) -> None:
+    if not type(nonce) is type(text) is type(associated_data) is bytes:
+        raise InvalidInputError("nonce, plaintext or ciphertext, and associated_data must be bytes")
     if len(associated_data) > ASSOCIATED_BYTES_MAX:
         raise InvalidInputError(f"associated_data must be at most {ASSOCIATED_BYTES_MAX} bytes")

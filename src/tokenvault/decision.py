@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -47,8 +47,10 @@ class Decision:
         return self.allowed
 
 
-@attrs.frozen
-class TokenState:
+_ALLOWED: Final = Decision()
+
+
+class TokenState(NamedTuple):
     """What a decision has to know of a token.
 
     Attributes:
@@ -103,7 +105,7 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
         transaction: the use.
         now_ms: the time, in milliseconds of the Unix epoch.
     """
-    violations = [*_token_violations(state, restrictions, transaction, now_ms)]
+    violations = list(_token_violations(state, restrictions, transaction, now_ms))
     seen = state.usage.seen(transaction) if restrictions.counted else Seen.NEW
     if seen is Seen.OTHER_CONTENT:
         message = "this transaction id was used before with other content; a new use needs a new id"
@@ -119,7 +121,7 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
             violations.append(Violation("min_assurance", "ASSURANCE_TOO_LOW", message, "57"))
         if seen is not Seen.SAME:
             violations += _use_violations(document, state.usage, transaction, now_ms)
-    return Decision(tuple(dict.fromkeys(violations)))
+    return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
 
 
 def _token_violations(

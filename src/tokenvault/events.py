@@ -8,7 +8,7 @@ Layout of an event's body, encoding version 1, big endian:
     8   revision of the record afterwards, or 0
     1   length of requestor (0 or 11), then its digits
     1   length of the transaction id, then its ASCII
-    1   number of codes, then each as 1 length and its ASCII
+    1   number of codes, then each as 1 length and its ASCII; every length and number here is below 128
 
 The MAC is AES-CMAC under an AUDIT key, of the first 16 bytes of SHA-256 over stream, number (8 bytes), length of
 the reference (1 byte), reference and body: one AES call, whatever the length.
@@ -19,9 +19,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent
@@ -35,7 +33,7 @@ _AUTHENTICATED_BYTES: Final = 16
 _MALFORMED: Final = "an audit event is not one that this library writes"
 
 
-class Action(enum.Enum):
+class Action(enum.IntEnum):
     """What was asked of the vault."""
 
     ISSUE = 1
@@ -49,7 +47,7 @@ class Action(enum.Enum):
     LOOK_UP = 9
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.IntEnum):
     """What came of it.
 
     DONE: as asked. DENIED: refused by a control or a permission, named by the codes. NOT_FOUND: no such token.
@@ -62,8 +60,7 @@ class Outcome(enum.Enum):
     TAMPERED = 4
 
 
-@attrs.frozen(kw_only=True)
-class Event:
+class Event(NamedTuple):
     """One audit event.
 
     Attributes:
@@ -87,13 +84,12 @@ class Event:
 
     def body(self) -> bytes:
         """The canonical encoding."""
-        parts = [
-            _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action.value, self.outcome.value, self.revision),
-            _prefixed(self.requestor),
-            _prefixed(self.transaction_id),
-            bytes((len(self.codes),)),
-        ]
-        return b"".join(parts + [_prefixed(code) for code in self.codes])
+        fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
+        requestor, transaction_id, codes = self.requestor or "", self.transaction_id or "", self.codes
+        texts = f"{chr(len(requestor))}{requestor}{chr(len(transaction_id))}{transaction_id}{chr(len(codes))}"
+        for code in codes:
+            texts += chr(len(code)) + code
+        return fixed + texts.encode("ascii")
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
@@ -109,9 +105,8 @@ class Event:
             version, time_ms, action, outcome, revision = _FIXED.unpack_from(row.body)
             if version != ENCODING_VERSION:
                 return None
-            texts = _texts(row.body[_FIXED.size :], 2)
-            count = texts.rest[0]
-            codes = _texts(texts.rest[1:], count)
+            texts = _texts(row.body[_FIXED.size :].decode("ascii"), 2)
+            codes = _texts(texts.rest[1:], ord(texts.rest[:1]))
             return cls(
                 time_ms=time_ms,
                 action=Action(action),
@@ -122,7 +117,7 @@ class Event:
                 codes=tuple(codes.found),
                 revision=revision,
             )
-        except (struct.error, IndexError, ValueError):
+        except (struct.error, TypeError, ValueError):
             return None
 
 
@@ -132,21 +127,16 @@ def authenticated(stream: bytes, number: int, reference: bytes, body: bytes) -> 
     return hashlib.sha256(covered).digest()[:_AUTHENTICATED_BYTES]
 
 
-@attrs.frozen
-class _Texts:
+class _Texts(NamedTuple):
     found: list[str]
-    rest: bytes
+    rest: str
 
 
-def _prefixed(text: str | None) -> bytes:
-    encoded = (text or "").encode("ascii")
-    return bytes((len(encoded),)) + encoded
-
-
-def _texts(encoded: bytes, count: int) -> _Texts:
+def _texts(encoded: str, count: int) -> _Texts:
+    """The first texts, each after its length. Raises TypeError where the encoding ends before."""
     found = []
     for _ in range(count):
-        length = encoded[0]
-        found.append(encoded[1 : 1 + length].decode("ascii"))
-        encoded = encoded[1 + length :]
+        end = 1 + ord(encoded[:1])
+        found.append(encoded[1:end])
+        encoded = encoded[end:]
     return _Texts(found, encoded)

@@ -46,7 +46,7 @@ def could_hold_pan(text: str) -> bool:
 
     One in ten of other numbers of that length does so by chance.
     """
-    return any(
+    return len(text) >= PAN_LENGTH_MIN and any(
         PAN_LENGTH_MIN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
         for form in (text, text.replace(" ", "").replace("-", ""))
         for run in _RUNS.findall(form)

@@ -23,12 +23,10 @@ A reader takes exactly what a writer writes: what parses encodes back to the sam
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
-from itertools import pairwise
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tokenvault.controls import WINDOW_SECONDS_MAX, Meter
 from tokenvault.errors import IntegrityError
@@ -58,16 +56,21 @@ _STATUS_CODES: Final = {
     TokenStatus.SUSPENDED: 3,
     TokenStatus.DELETED: 4,
 }
-_STATUSES: Final = {code: status for status, code in _STATUS_CODES.items()}
 _ACTOR_BITS: Final = {Actor.ISSUER: 1, Actor.REQUESTOR: 2, Actor.CARDHOLDER: 4, Actor.VAULT: 8}
 _ACTOR_SETS: Final = {
     bits: frozenset(actor for actor, bit in _ACTOR_BITS.items() if bits & bit) for bits in range(16)
 }
 _ACTOR_SET_BITS: Final = {actors: bits for bits, actors in _ACTOR_SETS.items()}
+_LIFECYCLES: Final = {
+    (code, bits): (status, actors)
+    for status, code in _STATUS_CODES.items()
+    for bits, actors in _ACTOR_SETS.items()
+    if (status is TokenStatus.SUSPENDED) == bool(actors)
+}
+_METERS_CACHED_MAX: Final = 1_024
 
 
-@attrs.frozen(kw_only=True)
-class TokenRecord:
+class TokenRecord(NamedTuple):
     """All that the vault keeps of a token, but for the card, which is sealed.
 
     Attributes:
@@ -86,7 +89,7 @@ class TokenRecord:
         created_ms, updated_ms: milliseconds of the Unix epoch.
     """
 
-    token: str = attrs.field(repr=False)
+    token: str
     reference: bytes
     account: bytes
     requestor: str
@@ -94,13 +97,16 @@ class TokenRecord:
     revision: int
     domain: bytes
     status: TokenStatus
+    created_ms: int
+    updated_ms: int
     suspended_by: frozenset[Actor] = frozenset()
     token_expiry: CardExpiry | None = None
     assurance: str | None = None
     par: str | None = None
-    usage: Usage = attrs.field(factory=Usage)
-    created_ms: int
-    updated_ms: int
+    usage: Usage = Usage()
+
+    def __repr__(self) -> str:
+        return f"<TokenRecord {self.reference.hex()}, revision {self.revision}>"
 
     @classmethod
     def parse(cls, row: SealedRecord) -> TokenRecord:
@@ -130,10 +136,9 @@ class TokenRecord:
         ) = _FIXED.unpack_from(body)
         usage_start = _FIXED.size
         memories_start = usage_start + counters * _COUNTER.size
+        lifecycle = _LIFECYCLES.get((status, suspended))
         if (
-            status not in _STATUSES
-            or suspended not in _ACTOR_SETS
-            or (suspended != 0) != (status == _STATUS_CODES[TokenStatus.SUSPENDED])
+            lifecycle is None
             or expiry > _EXPIRY_MAX
             or not (assurance == _NO_ASSURANCE or _ASSURANCE.fullmatch(assurance))
             or not (par == _NO_PAR or _PAR.fullmatch(par))
@@ -144,44 +149,21 @@ class TokenRecord:
         ):
             raise IntegrityError(_MALFORMED)
         return cls(
-            token=row.token,
-            reference=row.reference,
-            account=row.account,
-            requestor=row.requestor,
-            program=row.program,
-            revision=row.revision,
-            domain=domain,
-            status=_STATUSES[status],
-            suspended_by=_ACTOR_SETS[suspended],
-            token_expiry=CardExpiry.from_month_number(expiry) if expiry else None,
-            assurance=None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
-            par=None if par == _NO_PAR else par.decode("ascii"),
-            usage=Usage(
-                _parse_counters(body[usage_start:memories_start]), body[memories_start:], cryptogram - 1
-            ),
-            created_ms=created_ms,
-            updated_ms=updated_ms,
+            *row[:6],
+            domain,
+            lifecycle[0],
+            created_ms,
+            updated_ms,
+            lifecycle[1],
+            CardExpiry.from_month_number(expiry) if expiry else None,
+            None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
+            None if par == _NO_PAR else par.decode("ascii"),
+            Usage(_parse_counters(body[usage_start:memories_start]), body[memories_start:], cryptogram - 1),
         )
 
     def used(self, usage: Usage, now_ms: int) -> TokenRecord:
         """The record after a use: the next revision."""
-        return TokenRecord(  # spelled out, as it is twice as fast as attrs.evolve
-            token=self.token,
-            reference=self.reference,
-            account=self.account,
-            requestor=self.requestor,
-            program=self.program,
-            revision=self.revision + 1,
-            domain=self.domain,
-            status=self.status,
-            suspended_by=self.suspended_by,
-            token_expiry=self.token_expiry,
-            assurance=self.assurance,
-            par=self.par,
-            usage=usage,
-            created_ms=self.created_ms,
-            updated_ms=now_ms,
-        )
+        return self._replace(revision=self.revision + 1, updated_ms=now_ms, usage=usage)
 
     def body(self) -> bytes:
         """The canonical encoding of what the store does not look up by."""
@@ -215,12 +197,18 @@ class TokenRecord:
 def _parse_counters(encoded: bytes) -> tuple[Counter, ...]:
     if not encoded:
         return ()
-    counters = []
+    counters: list[Counter] = []
     for currency, window_seconds, window, value in _COUNTER.iter_unpack(encoded):
-        name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
-        if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
+        meter = _meter(currency, window_seconds)
+        if counters and meter <= counters[-1].meter:
             raise IntegrityError(_MALFORMED)
-        counters.append(Counter(Meter(name, window_seconds), window, value))
-    if any(one.meter >= other.meter for one, other in pairwise(counters)):
-        raise IntegrityError(_MALFORMED)
+        counters.append(Counter(meter, window, value))
     return tuple(counters)
+
+
+@functools.lru_cache(_METERS_CACHED_MAX)  # a vault's limits read a few, in each record
+def _meter(currency: bytes, window_seconds: int) -> Meter:
+    name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
+    if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
+        raise IntegrityError(_MALFORMED)
+    return Meter(name, window_seconds)

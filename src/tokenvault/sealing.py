@@ -77,23 +77,18 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 def _digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonce: bytes) -> bytes:
     """The record digest: 20 bytes. The header has the length of each text, so no two rows read alike."""
+    token, reference, account, requestor, program, revision = row[:6]
     header = b""
-    if len(row.reference) == REFERENCE_BYTES and len(row.account) == ACCOUNT_BYTES:
+    if len(reference) == REFERENCE_BYTES and len(account) == ACCOUNT_BYTES:
         try:
             header = _HEADER.pack(
-                row.revision,
-                key_version,
-                row.reference,
-                row.account,
-                len(row.token),
-                len(row.requestor),
-                len(row.program),
+                revision, key_version, reference, account, len(token), len(requestor), len(program)
             )
         except struct.error:  # a number or length that no record has
             header = b""
     if not header:
         raise IntegrityError(_CHANGED)
-    texts = f"{row.token}{row.requestor}{row.program}".encode()
+    texts = f"{token}{requestor}{program}".encode()
     return hashlib.sha256(b"".join((nonce, header, texts, body))).digest()[:_DIGEST_BYTES]
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection
-from operator import attrgetter
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tokenvault.controls import Meter
 from tokenvault.transaction import Transaction
@@ -17,7 +14,6 @@ REMEMBERED_USES_MAX: Final = 32
 
 COUNTERS_MAX: Final = 64
 MEMORY_BYTES: Final = 32
-_meter: Final = attrgetter("meter")
 _ID_BYTES: Final = 16
 
 
@@ -29,8 +25,7 @@ class Seen(enum.Enum):
     OTHER_CONTENT = enum.auto()
 
 
-@attrs.frozen
-class Counter:
+class Counter(NamedTuple):
     """What a meter read in one window.
 
     Attributes:
@@ -44,8 +39,7 @@ class Counter:
     value: int
 
 
-@attrs.frozen
-class Usage:
+class Usage(NamedTuple):
     """The uses of one token.
 
     Attributes:
@@ -71,10 +65,9 @@ class Usage:
 
     def used(self, meter: Meter, now_ms: int) -> int:
         """What a meter reads in the window of an instant: uses, or minor units."""
-        window = meter.window(now_ms)
-        for counter in self.counters:
-            if counter.meter == meter:
-                return counter.value if counter.window >= window else 0
+        for counted, window, value in self.counters:
+            if counted == meter:
+                return value if window >= meter.window(now_ms) else 0
         return 0
 
     def after(self, transaction: Transaction, meters: Collection[Meter], now_ms: int) -> Usage:
@@ -89,10 +82,13 @@ class Usage:
             else:
                 value = 0
             kept[meter] = Counter(meter, window, value + (amount if meter.currency else 1))
-        live = [counter for counter in kept.values() if counter.window >= counter.meter.window(now_ms)]
+        live = sorted(
+            counter
+            for meter, counter in kept.items()
+            if meter in meters or counter.window >= meter.window(now_ms)
+        )
         if len(live) > COUNTERS_MAX:  # left behind by limits of former configurations
             live = [counter for counter in live if counter.meter in meters]
-        live.sort(key=_meter)
         counter = transaction.cryptogram_counter
         return Usage(
             tuple(live),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Coroutine, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import attrs
 
@@ -38,8 +38,7 @@ BACKOFF_MICROSECONDS_MAX: Final = 20_000
 DOMAINS_CACHED_MAX: Final = 10_000
 
 
-@attrs.frozen
-class Opened:
+class Opened(NamedTuple):
     """An authenticated record, and its card unless it is a tombstone."""
 
     record: TokenRecord
@@ -114,18 +113,13 @@ class Core:
         self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once it is noted."""
-        known = self.permitted(requestor, permission)
-        if known is not None:
+        known = self.requestors.get(requestor)
+        if known is not None and permission in known.permissions:
             return known
         await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
-        if requestor not in self.requestors:
+        if known is None:
             raise PermissionDeniedError("this requestor is not registered with the vault")
         raise PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
-
-    def permitted(self, requestor: str, permission: Permission) -> TokenRequestor | None:
-        """The registered requestor, if it has a permission."""
-        known = self.requestors.get(requestor)
-        return known if known is not None and permission in known.permissions else None
 
     async def deny(
         self,

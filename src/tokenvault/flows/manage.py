@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-import attrs
-
 from tokenvault.domain import Domain
 from tokenvault.errors import (
     IntegrityError,
@@ -66,7 +64,7 @@ async def change_status(
         record = opened.record
         status, suspended_by = transition(record.status, record.suspended_by, change, actor)
         card = None if status is TokenStatus.DELETED else opened.card
-        return Opened(attrs.evolve(record, status=status, suspended_by=suspended_by), card)
+        return Opened(record._replace(status=status, suspended_by=suspended_by), card)
 
     codes = () if actor is None else (actor.name,)
     return await _change(core, token, _ACTIONS[change], alter, actor, requestor, codes)
@@ -83,7 +81,7 @@ async def update_domain(core: Core, token: str, domain: Domain, requestor: str |
     def alter(opened: Opened) -> Opened:
         if opened.card is None:
             raise LifecycleError("a deleted token has no domain")
-        return Opened(attrs.evolve(opened.record, domain=domain.digest), opened.card)
+        return Opened(opened.record._replace(domain=domain.digest), opened.card)
 
     return await _change(core, token, Action.UPDATE_DOMAIN, alter, None, requestor, ())
 
@@ -104,7 +102,7 @@ async def update_card(
         if opened.card is None or opened.card.pan not in (pan, new_pan):
             raise LifecycleError("the token was deleted or given another card meanwhile")
         card = Card(new_pan or opened.card.pan, expiry or opened.card.expiry)
-        return Opened(attrs.evolve(opened.record, account=account or opened.record.account), card)
+        return Opened(opened.record._replace(account=account or opened.record.account), card)
 
     # All are read before the first is changed: a changed one moves to another account.
     live = [opened.record async for opened in _live(core, pan, requestor)]
@@ -168,7 +166,7 @@ async def _change(
             await core.deny(action, acting, "LIFECYCLE", *codes, reference=record.reference)
             raise refused
         now_ms, revision = core.clock.now_ms(), record.revision + 1
-        changed = Opened(attrs.evolve(altered.record, updated_ms=now_ms, revision=revision), altered.card)
+        changed = Opened(altered.record._replace(updated_ms=now_ms, revision=revision), altered.card)
         event = Event(
             time_ms=now_ms,
             action=action,

@@ -52,7 +52,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
             outcome=Outcome.DONE if done else Outcome.DENIED,
             requestor=requestor,
             reference=record.reference,
-            transaction_id=safe_id(transaction.id, None if card is None else card.pan),
+            transaction_id=safe_id(transaction.id, None if card is None or done else card.pan),
             codes=codes,
             revision=record.revision + counts,
         )

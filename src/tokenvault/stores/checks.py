@@ -30,11 +30,14 @@ MAC_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 
 _Item = TypeVar("_Item")
+_RECORD_TYPES: Final = (str, bytes, bytes, str, str, int, int, bytes, bytes)
+_EVENT_TYPES: Final = (bytes, int, bytes, bytes, bytes)
 
 _is_token = re.compile("[0-9]{13,19}").fullmatch
 _is_token_prefix = re.compile("[0-9]{0,19}").fullmatch
 _is_requestor = re.compile("[0-9]{11}").fullmatch
 _is_program = re.compile("[\x00-\x7f]{1,64}", re.DOTALL).fullmatch
+_are_record_texts = re.compile("[0-9]{13,19} [0-9]{11} [\x00-\x7f]{1,64}", re.DOTALL).fullmatch
 _is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
 
 
@@ -43,43 +46,33 @@ _is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
 
 def record_fits(record: SealedRecord) -> bool:
     """Whether each field has the type and shape that SealedRecord states."""
+    if type(record) is not SealedRecord:
+        return False
+    token, reference, account, requestor, program, revision, key_version, body, seal = record
     return (
-        type(record) is SealedRecord
-        and type(record.token) is str
-        and _is_token(record.token) is not None
-        and type(record.reference) is bytes
-        and len(record.reference) == REFERENCE_BYTES
-        and type(record.account) is bytes
-        and len(record.account) == ACCOUNT_BYTES
-        and type(record.requestor) is str
-        and _is_requestor(record.requestor) is not None
-        and type(record.program) is str
-        and _is_program(record.program) is not None
-        and type(record.revision) is int
-        and 1 <= record.revision <= INTEGER_MAX
-        and type(record.key_version) is int
-        and 1 <= record.key_version <= INTEGER_MAX
-        and type(record.body) is bytes
-        and len(record.body) <= BODY_BYTES_MAX
-        and type(record.seal) is bytes
-        and len(record.seal) == SEAL_BYTES
+        tuple(map(type, record)) == _RECORD_TYPES
+        and _are_record_texts(f"{token} {requestor} {program}") is not None
+        and len(reference) == REFERENCE_BYTES
+        and len(account) == ACCOUNT_BYTES
+        and len(body) <= BODY_BYTES_MAX
+        and len(seal) == SEAL_BYTES
+        and 1 <= revision <= INTEGER_MAX
+        and 1 <= key_version <= INTEGER_MAX
     )
 
 
 def event_fits(event: SealedEvent) -> bool:
     """Whether each field has the type and shape that SealedEvent states."""
+    if type(event) is not SealedEvent:
+        return False
+    stream, number, reference, body, mac = event
     return (
-        type(event) is SealedEvent
-        and type(event.stream) is bytes
-        and len(event.stream) == STREAM_BYTES
-        and type(event.number) is int
-        and 1 <= event.number <= INTEGER_MAX
-        and type(event.reference) is bytes
-        and len(event.reference) in (0, REFERENCE_BYTES)
-        and type(event.body) is bytes
-        and len(event.body) <= BODY_BYTES_MAX
-        and type(event.mac) is bytes
-        and len(event.mac) == MAC_BYTES
+        tuple(map(type, event)) == _EVENT_TYPES
+        and len(stream) == STREAM_BYTES
+        and len(reference) in (0, REFERENCE_BYTES)
+        and len(body) <= BODY_BYTES_MAX
+        and len(mac) == MAC_BYTES
+        and 1 <= number <= INTEGER_MAX
     )
 
 

@@ -10,9 +10,7 @@ What a row means is none of the store's business: it keeps columns to look up by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
-
-import attrs
+from typing import Final, NamedTuple, Protocol
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
@@ -22,8 +20,7 @@ META_VALUE_BYTES_MAX: Final = 4_096
 DOCUMENT_BYTES_MAX: Final = 65_536
 
 
-@attrs.frozen
-class SealedRecord:
+class SealedRecord(NamedTuple):
     """One token record as a store keeps it.
 
     Attributes:
@@ -38,19 +35,21 @@ class SealedRecord:
         seal: 45 bytes: nonce, ciphertext, tag.
     """
 
-    token: str = attrs.field(repr=False)
+    token: str
     reference: bytes
     account: bytes
     requestor: str
     program: str
     revision: int
     key_version: int
-    body: bytes = attrs.field(repr=False)
-    seal: bytes = attrs.field(repr=False)
+    body: bytes
+    seal: bytes
+
+    def __repr__(self) -> str:
+        return f"<SealedRecord {self.reference.hex()}, revision {self.revision}>"
 
 
-@attrs.frozen
-class SealedEvent:
+class SealedEvent(NamedTuple):
     """One audit event as a store keeps it.
 
     Attributes:

@@ -10,12 +10,10 @@ records of an old key is rare, and reads some million rows a second without one.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores._forks import hold_still_at_forks
@@ -30,6 +28,9 @@ from tokenvault.stores._sqlite_file import (
 from tokenvault.stores._sqlite_pool import Pool
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BUSY_SECONDS_MAX: Final = 30.0
 """How long a call waits for other writers, of this process and of others, before TokenStoreError."""
@@ -65,24 +66,18 @@ _STREAMS: Final = """
     ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
 
 _INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
-_insert_values = attrgetter(
-    "token", "reference", "account", "requestor", "program", "revision", "key_version", "body", "seal"
-)
-_CHANGING: Final = ("requestor", "program", "revision", "key_version", "body", "seal")
-# The usual replacement keeps reference and account. SQLite rewrites the indexes of every column that it is
-# told to set, changed or not: a statement that leaves those two alone writes half the pages.
+# Numbered as the fields of SealedRecord. The usual replacement keeps reference and account. SQLite rewrites
+# the indexes of every column that it is told to set, changed or not: a statement that leaves those two alone
+# writes half the pages.
 _REPLACE: Final = (
-    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
-    " WHERE token = ? AND revision = ? - 1 AND reference = ? AND account = ?"
+    "UPDATE tokens SET requestor = ?4, program = ?5, revision = ?6, key_version = ?7, body = ?8, seal = ?9"
+    " WHERE token = ?1 AND revision = ?6 - 1 AND reference = ?2 AND account = ?3"
 )
-_replace_values = attrgetter(*_CHANGING, "token", "revision", "reference", "account")
 _REPLACE_ALL: Final = (
-    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?,"
-    " reference = ?, account = ? WHERE token = ? AND revision = ? - 1"
+    "UPDATE tokens SET reference = ?2, account = ?3, requestor = ?4, program = ?5, revision = ?6,"
+    " key_version = ?7, body = ?8, seal = ?9 WHERE token = ?1 AND revision = ?6 - 1"
 )
-_replace_all_values = attrgetter(*_CHANGING, "reference", "account", "token", "revision")
 _APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
-_append_values = attrgetter("stream", "number", "reference", "body", "mac")
 
 _FORKED: Final = (
     "this process was forked while its parent was using the token store, and without Python's fork hooks; "
@@ -160,23 +155,17 @@ class SqliteTokenStore(TokenStoreBase):
         return rows
 
     def _write(
-        self,
-        work: Callable[[sqlite3.Connection, Sequence[SealedRecord], Sequence[SealedEvent]], list[str]],
-        records: Sequence[SealedRecord],
-        events: Sequence[SealedEvent],
-    ) -> list[str]:
-        """Run the work in a transaction; undo it where it refuses tokens."""
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Do work that writes, with a connection, once this thread's turn has come."""
         pool = self._pool_here()
-        seconds_max = self._busy_seconds_max
-        if not pool.turns.take(seconds_max):
+        if not pool.turns.take(self._busy_seconds_max):
             raise TokenStoreError(BUSY)
         try:
             connection = pool.take()
             try:
-                run(connection, "BEGIN IMMEDIATE", (), seconds_max)
-                refused = work(connection, records, events)
-                self._file.check_place(connection)
-                run(connection, "ROLLBACK" if refused else "COMMIT", (), seconds_max)
+                result = work(connection, *args, **kwargs)
+                self._file.check_place(connection)  # last: what went elsewhere is not acknowledged
             except BaseException:
                 try:
                     if connection.in_transaction:
@@ -185,9 +174,22 @@ class SqliteTokenStore(TokenStoreBase):
                     pool.discard(connection)
                 raise
             pool.give(connection)
-            return refused
+            return result
         finally:
             pool.turns.give()
+
+    def _transact(
+        self,
+        connection: sqlite3.Connection,
+        work: Callable[[sqlite3.Connection, Sequence[SealedRecord], Sequence[SealedEvent]], list[str]],
+        records: Sequence[SealedRecord],
+        events: Sequence[SealedEvent],
+    ) -> list[str]:
+        """Do the work in a transaction; undo it where it refuses tokens."""
+        run(connection, "BEGIN IMMEDIATE", (), self._busy_seconds_max)
+        refused = work(connection, records, events)
+        run(connection, "ROLLBACK" if refused else "COMMIT", (), self._busy_seconds_max)
+        return refused
 
     # The port.
 
@@ -206,7 +208,7 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
         if len(tokens) == 1:
-            return [SealedRecord(*row) for row in self._read(_BY_TOKENS[1], tokens)]
+            return list(map(SealedRecord._make, self._read(_BY_TOKENS[1], tokens)))
         wanted = list(dict.fromkeys(tokens))
         rows: list[Any] = []
         size_max = _TOKENS_OF_ONE_STATEMENT[-1]
@@ -215,33 +217,36 @@ class SqliteTokenStore(TokenStoreBase):
             size = next(n for n in _TOKENS_OF_ONE_STATEMENT if n >= len(chunk))
             chunk += chunk[-1:] * (size - len(chunk))  # few statements to keep prepared
             rows += self._read(_BY_TOKENS[size], chunk)
-        return list(itertools.starmap(SealedRecord, rows))
+        return list(map(SealedRecord._make, rows))
 
     def _find(
         self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]:
         sql = _FIND[requestor is not None, program is not None]
         values = [value for value in (account, after, requestor, program, limit) if value is not None]
-        return list(itertools.starmap(SealedRecord, self._read(sql, values)))
+        return list(map(SealedRecord._make, self._read(sql, values)))
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         rows = self._read(_BY_REFERENCE, (reference,))
         return SealedRecord(*rows[0]) if rows else None
 
     def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._write(_insert_all, records, events)
+        return self._write(self._transact, _insert_all, records, events)
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._write(_replace_all, records, events)
+        return self._write(self._transact, _replace_all, records, events)
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
-        self._write(_append_all, (), events)
+        if len(events) == 1:  # a transaction by itself
+            self._write(run, _APPEND, events[0], self._busy_seconds_max)
+        else:
+            self._write(self._transact, _append_all, (), events)
 
     def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return list(itertools.starmap(SealedEvent, self._read(_EVENTS_OF_STREAM, (stream, after, limit))))
+        return list(map(SealedEvent._make, self._read(_EVENTS_OF_STREAM, (stream, after, limit))))
 
     def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return list(itertools.starmap(SealedEvent, self._read(_EVENTS_ABOUT, (reference, limit, after))))
+        return list(map(SealedEvent._make, self._read(_EVENTS_ABOUT, (reference, limit, after))))
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read(_STREAMS, ())]
@@ -250,7 +255,7 @@ class SqliteTokenStore(TokenStoreBase):
         if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody
             return
         sql = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
-        self._put(sql, (digest, document))
+        self._write(run, sql, (digest, document), self._busy_seconds_max)
 
     def _get_domain(self, digest: bytes) -> bytes | None:
         rows = self._read("SELECT document FROM domains WHERE digest = ?", (digest,))
@@ -261,7 +266,7 @@ class SqliteTokenStore(TokenStoreBase):
             rows = self._read(_SCAN, (after, limit))
         else:
             rows = self._read(_SCAN_KEY_VERSION, (after, key_version, limit))
-        return list(itertools.starmap(SealedRecord, rows))
+        return list(map(SealedRecord._make, rows))
 
     def _get_meta(self, name: str) -> bytes | None:
         rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
@@ -270,18 +275,10 @@ class SqliteTokenStore(TokenStoreBase):
     def _put_meta(self, name: str, value: bytes) -> bytes:
         if (standing := self._get_meta(name)) is not None:
             return standing
-        self._put("INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (name, value))
+        sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+        self._write(run, sql, (name, value), self._busy_seconds_max)
         rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
         return rows[0][0] if rows else value
-
-    def _put(self, sql: str, values: tuple[str | bytes, bytes]) -> None:
-        def put(
-            connection: sqlite3.Connection, _: Sequence[SealedRecord], __: Sequence[SealedEvent]
-        ) -> list[str]:
-            connection.execute(sql, values)
-            return []
-
-        self._write(put, (), ())
 
     def _close(self) -> None:
         self._pool_here().close()
@@ -301,11 +298,11 @@ def _insert_all(
     connection: sqlite3.Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
     if len(records) == 1:
-        if not connection.execute(_INSERT, _insert_values(records[0])).rowcount:
+        if not connection.execute(_INSERT, records[0]).rowcount:
             return [records[0].token]
     elif records:
         connection.execute("SAVEPOINT clean")
-        if connection.executemany(_INSERT, map(_insert_values, records)).rowcount != len(records):
+        if connection.executemany(_INSERT, records).rowcount != len(records):
             connection.execute("ROLLBACK TO clean")
             return [record.token for record in records if _revision(connection, record.token) is not None]
     return _append_all(connection, (), events)
@@ -317,17 +314,15 @@ def _replace_all(
     if len(records) == 1:
         record = records[0]
         if (
-            not connection.execute(_REPLACE, _replace_values(record)).rowcount
-            and not connection.execute(_REPLACE_ALL, _replace_all_values(record)).rowcount
+            not connection.execute(_REPLACE, record).rowcount
+            and not connection.execute(_REPLACE_ALL, record).rowcount
         ):
             return [record.token]
     elif records:
         connection.execute("SAVEPOINT clean")
-        if connection.executemany(_REPLACE, map(_replace_values, records)).rowcount != len(records):
+        if connection.executemany(_REPLACE, records).rowcount != len(records):
             connection.execute("ROLLBACK TO clean")
-            if connection.executemany(_REPLACE_ALL, map(_replace_all_values, records)).rowcount != len(
-                records
-            ):
+            if connection.executemany(_REPLACE_ALL, records).rowcount != len(records):
                 connection.execute("ROLLBACK TO clean")
                 return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
     return _append_all(connection, (), events)
@@ -337,9 +332,9 @@ def _append_all(
     connection: sqlite3.Connection, _: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
     if len(events) == 1:
-        connection.execute(_APPEND, _append_values(events[0]))
+        connection.execute(_APPEND, events[0])
     elif events:
-        connection.executemany(_APPEND, map(_append_values, events))
+        connection.executemany(_APPEND, events)
     return []
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypedDict, TypeVar, Unpack
 
-import attrs
-
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 
 THREADS: Final = 8
@@ -88,7 +86,7 @@ def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
         body=source.randbytes(200),
         seal=source.randbytes(45),
     )
-    return attrs.evolve(record, **changes)
+    return record._replace(**changes)
 
 
 def an_event(number: int, *, stream: int = 0, reference: bytes = b"") -> SealedEvent:
@@ -105,7 +103,7 @@ def an_event(number: int, *, stream: int = 0, reference: bytes = b"") -> SealedE
 
 def replaced(record: SealedRecord) -> SealedRecord:
     """A record that may take the place of this one."""
-    return attrs.evolve(record, revision=record.revision + 1, body=b"changed")
+    return record._replace(revision=record.revision + 1, body=b"changed")
 
 
 def race(work: Callable[[int], _T]) -> list[_T]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -85,7 +84,7 @@ class TokenStoreMachine(RuleBasedStateMachine):
     def replace(self, records: list[SealedRecord], events: list[SealedEvent], offsets: list[int]) -> None:
         stored = [self.rows[record.token].revision if record.token in self.rows else 1 for record in records]
         records = [
-            attrs.evolve(record, revision=max(2, revision + offset))
+            record._replace(revision=max(2, revision + offset))
             for record, revision, offset in zip(records, stored, offsets, strict=False)
         ]
         moved = [
