@@ -1,0 +1,43 @@
+"""PANs as columns are read as `Pan.parse` reads each."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import pan_digits
+from tokenvault.errors import InvalidInputError
+from tokenvault.pan import Pan
+from tokenvault.pan_columns import parse_pans
+
+pans = pan_digits()
+spaced = pans.map(lambda pan: " ".join((pan[:4], pan[4:])))
+near = pans.flatmap(
+    lambda pan: st.sampled_from([pan[:-1], pan + "0", pan[:-1] + str((int(pan[-1]) + 1) % 10)])
+)
+texts = st.text(alphabet="0123456789 -\n\x00a\u0661", max_size=24)
+others: st.SearchStrategy[object] = st.sampled_from(
+    [None, 4111111111111111, b"4111111111111111", [], Pan.parse("4111111111111111")]
+)
+
+
+@given(st.lists(pans | spaced | near | texts, max_size=30) | st.lists(pans | others, max_size=10))
+def test_a_batch_of_pans_is_read_as_each_of_them(items: list[object]) -> None:
+    """Same digits, same refusals with the same words, whatever stands beside a PAN."""
+    columns, errors = parse_pans(items)
+    for row, item in enumerate(items):
+        refused, expected = None, ""
+        try:
+            expected = Pan.parse(item).reveal()  # type: ignore[arg-type] # of any type, on purpose
+        except InvalidInputError as error:
+            refused = str(error)
+        if refused is None:
+            assert (columns.digits(row), row in errors) == (expected, False)
+        else:
+            assert (columns.lengths[row], str(errors[row])) == (0, refused)
+
+
+def test_columns_of_pans_show_none() -> None:
+    """`repr` has their number only."""
+    columns, _ = parse_pans(["4111111111111111"])
+    assert repr(columns) == str(columns) == f"{columns}" == "<PanColumns of 1>"
