@@ -12,9 +12,9 @@ ROOT = Path(tokenvault.__file__).parent
 # Each layer may import from itself and from those before it.
 LAYERS = [
     {"errors", "boundary", "violation"},
-    {"checks", "controls", "decision", "domain", "domain_document", "events", "formats", "iso", "lifecycle", "pan", "pan_columns",
-     "programs", "records", "token_info", "transaction", "usage", "_blocks", "ccm", "cmac", "ff1", "kdf", "sealing",
-     "keys.port", "keys.local", "stores.port"},
+    {"checks", "controls", "decision", "domain", "domain_document", "events", "formats", "iso", "lifecycle", "pan",
+     "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "ccm", "cmac", "ff1",
+     "kdf", "sealing", "keys.port", "keys.local", "stores.port"},
     {"keyring", "journal", "flows", "flows.core", "flows.issue", "flows.manage", "flows.opening", "flows.ports",
      "flows.requests", "flows.use"},
     {"vault", "vaultless"},
