@@ -1,0 +1,226 @@
+"""Conformance of token stores: the schema, and records that are inserted and replaced."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Final
+
+import pytest
+
+from tokenvault.errors import TokenStoreError
+from tokenvault.stores.port import TokenStore
+from tokenvault.testing.token_store_fixtures import TokenStoreFixtures
+from tokenvault.testing.token_store_harness import (
+    THREADS,
+    Capability,
+    StoreHarness,
+    a_record,
+    an_event,
+    by_token,
+    race,
+    replaced,
+    run_processes,
+)
+
+PROCESSES: Final = 4
+_REPLACEMENTS: Final = 25  # by each process
+
+
+class WritingContract(TokenStoreFixtures):
+    """Writes are atomic, all or nothing, and exact under contention."""
+
+    # Schema.
+
+    def test_provision_is_idempotent(self, store: TokenStore) -> None:
+        """Provisioning again keeps what is there."""
+        store.insert([a_record(1)], [])
+        store.provision()
+        store.check_schema()
+        assert store.get([a_record(1).token]) == [a_record(1)]
+
+    def test_provision_by_threads(self, harness: StoreHarness) -> None:
+        """Eight threads provision one empty database at once, and all see it provisioned."""
+        with closing(harness.open()) as store, ThreadPoolExecutor(THREADS) as pool:
+            barrier = threading.Barrier(THREADS)
+
+            def provision() -> None:
+                barrier.wait()
+                store.provision()
+                store.check_schema()
+
+            for done in [pool.submit(provision) for _ in range(THREADS)]:
+                done.result()
+        harness.close()
+
+    def test_provision_by_processes(self, harness: StoreHarness) -> None:
+        """Eight processes provision one empty database at once, and all can write to it."""
+        self.require(Capability.PROCESSES)
+        run_processes(_provision_and_insert, harness.opener(), THREADS)
+        assert harness.raw_counts() == (THREADS, THREADS)
+        harness.close()
+
+    # Insert.
+
+    def test_insert_then_get(self, store: TokenStore, harness: StoreHarness) -> None:
+        """What was inserted is read back as it was, and lies in the database as it was."""
+        records = [a_record(n) for n in range(5)]
+        assert store.insert(records, []) == []
+        assert by_token(store.get([record.token for record in records])) == records
+        assert [harness.raw_read(record.token) for record in records] == records
+
+    def test_insert_keeps_extreme_values(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Every value that SealedRecord allows comes back the same: limits, zero bytes, odd text."""
+        extreme = [
+            a_record(
+                1, token="0" * 13, requestor="0" * 11, program="\x00 '\"\n\x7f%", body=b"", seal=bytes(45)
+            ),
+            a_record(2, token="9" * 19, program="p" * 64, body=b"\xff" * 4096, key_version=2**31 - 1),
+            a_record(3, token="0" * 19, reference=bytes(16), account=b"\xff" * 16),
+        ]
+        assert store.insert(extreme, []) == []
+        for record in extreme:
+            assert store.get([record.token]) == [record]
+        harness.raw_write(a_record(4, revision=2**63 - 2))
+        last = a_record(4, revision=2**63 - 1)
+        assert store.replace([last], []) == []
+        assert store.get([last.token]) == [last]
+
+    def test_insert_is_all_or_nothing(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Where one token of a batch exists, none is written, no event either, and it is named."""
+        store.insert([a_record(3), a_record(5)], [an_event(1)])
+        batch = [a_record(n, body=b"second") for n in range(8)]
+        assert sorted(store.insert(batch, [an_event(2)])) == [a_record(3).token, a_record(5).token]
+        assert harness.raw_counts() == (2, 1)
+        assert harness.raw_read(a_record(3).token) == a_record(3)
+
+    def test_insert_of_one_existing(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Inserting a token that exists changes nothing, even with the very same record."""
+        store.insert([a_record(1)], [])
+        assert store.insert([a_record(1)], [an_event(1)]) == [a_record(1).token]
+        assert store.insert([a_record(1, body=b"other")], [an_event(1)]) == [a_record(1).token]
+        assert harness.raw_counts() == (1, 0)
+        assert harness.raw_read(a_record(1).token) == a_record(1)
+
+    def test_insert_with_a_duplicate_event(self, store: TokenStore, harness: StoreHarness) -> None:
+        """An event that exists fails the whole insert with TokenStoreError."""
+        store.append([an_event(1)])
+        with pytest.raises(TokenStoreError):
+            store.insert([a_record(1), a_record(2)], [an_event(2), an_event(1)])
+        assert harness.raw_counts() == (0, 1)
+        assert store.insert([a_record(1)], [an_event(2)]) == []
+
+    def test_insert_by_threads(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Of eight threads that insert one token at once, exactly one does."""
+        results = race(lambda n: store.insert([a_record(1, body=bytes([n]))], [an_event(1, stream=n)]))
+        assert sorted(map(len, results)) == [0] + [1] * (THREADS - 1)
+        assert harness.raw_counts() == (1, 1)
+        assert store.get([a_record(1).token])[0].body == bytes([results.index([])])
+
+    # Replace.
+
+    def test_replace(self, store: TokenStore, harness: StoreHarness) -> None:
+        """A record one revision above the stored one takes its place, with its events."""
+        store.insert([a_record(1), a_record(2)], [])
+        assert store.replace([replaced(a_record(1))], [an_event(1)]) == []
+        assert store.get([a_record(1).token]) == [replaced(a_record(1))]
+        assert harness.raw_read(a_record(2).token) == a_record(2)
+        assert harness.raw_counts() == (2, 1)
+
+    def test_replace_of_every_field(self, store: TokenStore) -> None:
+        """A replacement may differ in any field, and look-ups follow it."""
+        old = a_record(1)
+        new = a_record(2, revision=2, requestor="1" * 11, program="q", key_version=2)._replace(
+            token=old.token
+        )
+        store.insert([old, a_record(3)], [])
+        assert store.replace([new, replaced(a_record(3))], []) == []
+        assert store.get([old.token]) == [new]
+        assert store.find(old.account) == []
+        assert store.by_reference(old.reference) is None
+        assert store.find(new.account, requestor="1" * 11, program="q") == [new]
+        assert store.by_reference(new.reference) == new
+        assert store.scan(key_version=2) == [new]
+
+    @pytest.mark.parametrize("revision", [2, 3, 5, 2**63 - 1])
+    def test_replace_compares_revisions(
+        self, store: TokenStore, harness: StoreHarness, revision: int
+    ) -> None:
+        """Exactly one more than the stored revision replaces; anything else changes nothing."""
+        stored = replaced(replaced(a_record(1)))
+        harness.raw_write(stored)
+        token = stored.token
+        assert store.replace([stored._replace(revision=revision, body=b"new")], [an_event(1)]) == [token]
+        assert harness.raw_read(token) == stored
+        assert harness.raw_counts() == (1, 0)
+
+    def test_replace_is_all_or_nothing(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Where records have moved or are missing, they are named and nothing is written."""
+        records = [a_record(n) for n in range(4)]
+        store.insert(records, [])
+        store.replace([replaced(records[1])], [])
+        missing = a_record(9, revision=2)
+        batch = [*map(replaced, records), missing]
+        assert sorted(store.replace(batch, [an_event(1)])) == [records[1].token, missing.token]
+        assert harness.raw_counts() == (4, 0)
+        assert [harness.raw_read(r.token) for r in records] == [
+            records[0],
+            replaced(records[1]),
+            *records[2:],
+        ]
+
+    def test_replace_of_an_unknown_token(self, store: TokenStore, harness: StoreHarness) -> None:
+        """A record that does not exist counts as moved, and is not created."""
+        assert store.replace([a_record(1, revision=2)], [an_event(1)]) == [a_record(1).token]
+        assert harness.raw_counts() == (0, 0)
+
+    def test_replace_with_a_duplicate_event(self, store: TokenStore, harness: StoreHarness) -> None:
+        """An event that exists fails the whole replacement with TokenStoreError."""
+        store.insert([a_record(1)], [an_event(1)])
+        with pytest.raises(TokenStoreError):
+            store.replace([replaced(a_record(1))], [an_event(1)])
+        assert harness.raw_read(a_record(1).token) == a_record(1)
+
+    def test_replace_by_threads(self, store: TokenStore) -> None:
+        """Eight threads replace one record over and over: each revision is won by exactly one."""
+        store.insert([a_record(1)], [])
+        rounds = 5
+
+        def replace(n: int) -> list[int]:
+            won: list[int] = []
+            while len(won) < rounds:
+                (record,) = store.get([a_record(1).token])
+                if not store.replace([replaced(record)], [an_event(len(won) + 1, stream=n)]):
+                    won.append(record.revision + 1)
+            return won
+
+        won = sorted(itertools.chain.from_iterable(race(replace)))
+        assert won == list(range(2, 2 + THREADS * rounds))
+        assert store.get([a_record(1).token])[0].revision == won[-1]
+
+    def test_replace_by_processes(self, harness: StoreHarness, store: TokenStore) -> None:
+        """Processes replace one record over and over: the final revision is the number of replacements."""
+        self.require(Capability.PROCESSES)
+        store.insert([a_record(1)], [])
+        run_processes(_replace_repeatedly, harness.opener(), PROCESSES)
+        assert store.get([a_record(1).token])[0].revision == 1 + PROCESSES * _REPLACEMENTS
+        assert harness.raw_counts() == (1, PROCESSES * _REPLACEMENTS)
+
+
+def _provision_and_insert(opener: Callable[[], TokenStore], number: int) -> None:
+    with closing(opener()) as store:
+        store.provision()
+        store.check_schema()
+        assert store.insert([a_record(number)], [an_event(1, stream=number)]) == []
+
+
+def _replace_repeatedly(opener: Callable[[], TokenStore], number: int) -> None:
+    with closing(opener()) as store:
+        done = 0
+        while done < _REPLACEMENTS:
+            (record,) = store.get([a_record(1).token])
+            if not store.replace([replaced(record)], [an_event(done + 1, stream=number)]):
+                done += 1
