@@ -1,0 +1,244 @@
+"""A plain model of a vault whose answers may be lost: a token has every state that it may be in.
+
+A call that is answered leaves the states that would give this answer; one that failed may have happened or not, so it
+leaves both. Written from the documentation alone: sums over lists, where the library keeps counters and seals.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from typing import Final
+
+import attrs
+
+from tokenvault.controls import Limit, Money
+from tokenvault.domain import Domain
+from tokenvault.errors import LifecycleError, TokenVaultError
+from tokenvault.formats import TokenFormat
+from tokenvault.lifecycle import Actor, TokenStatus
+from tokenvault.programs import Making, TokenProgram, TokenRequestor
+from tokenvault.token_info import TokenInfo
+from tokenvault.transaction import Transaction
+
+HOUR: Final = timedelta(hours=1)
+PROGRAMS: Final = {
+    program.name: program
+    for program in (
+        TokenProgram(
+            "limited",
+            format=TokenFormat(bin="999913"),
+            domain=Domain(limits=(Limit(uses=3, per=HOUR), Limit(amount=Money(400, "EUR")))),
+        ),
+        TokenProgram("convergent", format=TokenFormat(bin="999912"), making=Making.CONVERGENT),
+    )
+}
+REQUESTOR: Final = TokenRequestor("40012345678", programs=set(PROGRAMS))
+
+_Meter = tuple[str, int]
+UNKNOWN: Final = "unknown"
+"""The answer of a call that a fault met: it may have happened or not."""
+
+
+@attrs.frozen
+class Shown:
+    """What a vault tells of a token, without what is drawn at random and the time."""
+
+    status: TokenStatus
+    suspended_by: frozenset[Actor]
+    last4: str | None
+    revision: int
+
+    @classmethod
+    def of(cls, info: TokenInfo) -> Shown:
+        return cls(info.status, info.suspended_by, info.last4, info.revision)
+
+
+Answer = str | frozenset[str] | Shown | type[TokenVaultError]
+"""UNKNOWN, a PAN, the codes of a decision, what is told of a token, or the class of an error."""
+
+
+@attrs.frozen
+class Use:
+    """A use that counted, and on which meters."""
+
+    transaction: Transaction
+    time_ms: int
+    meters: frozenset[_Meter]
+
+
+@attrs.frozen
+class State:
+    """One state that a token may be in."""
+
+    program: str
+    pan: str
+    domain: Domain
+    status: TokenStatus = TokenStatus.ACTIVE
+    suspended_by: frozenset[Actor] = frozenset()
+    used: tuple[Use, ...] = ()
+    revision: int = 1
+
+    @property
+    def live(self) -> bool:
+        return self.status is not TokenStatus.DELETED
+
+    @property
+    def shown(self) -> Shown:
+        return Shown(self.status, self.suspended_by, self.pan[-4:] if self.live else None, self.revision)
+
+    def _limits(self) -> list[Limit]:
+        return [*PROGRAMS[self.program].domain.limits, *self.domain.limits]
+
+    def _spent(self, meter: _Meter, now_ms: int) -> int:
+        def window(time_ms: int) -> int:
+            return time_ms // 1000 // meter[1] if meter[1] else 0
+
+        counted = [u for u in self.used if meter in u.meters and window(u.time_ms) == window(now_ms)]
+        return sum(_money(use.transaction) for use in counted) if meter[0] else len(counted)
+
+    def _known(self, transaction: Transaction) -> Transaction | None:
+        return next((use.transaction for use in self.used if use.transaction.id == transaction.id), None)
+
+    def codes(self, transaction: Transaction, now_ms: int) -> frozenset[str]:
+        """The code of every control that fails."""
+        found = set()
+        if self.status is not TokenStatus.ACTIVE:
+            found.add(f"TOKEN_{self.status.name}")
+        known = self._known(transaction) if self._limits() else None
+        if known is not None and known != transaction:
+            found.add("TRANSACTION_ID_REUSED")
+        for limit in self._limits() if known != transaction else ():
+            spent = self._spent(_meter(limit), now_ms)
+            if limit.uses is not None and spent + 1 > limit.uses:
+                found.add("USES_EXCEEDED")
+            if limit.amount is not None and spent + _money(transaction) > limit.amount.amount:
+                found.add("AMOUNT_EXCEEDED")
+        return frozenset(found)
+
+    # What each call answers, and the state after it.
+
+    def checked(self, transaction: Transaction, now_ms: int) -> tuple[Answer, State]:
+        return self.codes(transaction, now_ms), self
+
+    def looked_at(self) -> tuple[Answer, State]:
+        return self.shown, self
+
+    def detokenized(self, transaction: Transaction, now_ms: int) -> tuple[Answer, State]:
+        codes = self.codes(transaction, now_ms)
+        if codes:
+            return codes, self
+        if not self._limits() or self._known(transaction) is not None:
+            return self.pan, self
+        use = Use(transaction, now_ms, frozenset(map(_meter, self._limits())))
+        return self.pan, self._changed(used=(*self.used, use))
+
+    def suspended(self, by: Actor) -> tuple[Answer, State]:
+        if not self.live:
+            return LifecycleError, self
+        return _told(self._changed(status=TokenStatus.SUSPENDED, suspended_by=self.suspended_by | {by}))
+
+    def resumed(self, by: Actor) -> tuple[Answer, State]:
+        if by not in self.suspended_by:
+            return LifecycleError, self
+        left = self.suspended_by - {by}
+        status = TokenStatus.SUSPENDED if left else TokenStatus.ACTIVE
+        return _told(self._changed(status=status, suspended_by=left))
+
+    def deleted(self) -> tuple[Answer, State]:
+        if not self.live:
+            return LifecycleError, self
+        return _told(self._changed(status=TokenStatus.DELETED, suspended_by=frozenset()))
+
+    def restricted(self, domain: Domain) -> tuple[Answer, State]:
+        return _told(self._changed(domain=domain)) if self.live else (LifecycleError, self)
+
+    def renewed(self, pan: str, new_pan: str) -> tuple[Answer | None, State]:
+        """None for a token of another card, which a card update does not name."""
+        if not self.live or self.pan != pan:
+            return None, self
+        return _told(self._changed(pan=new_pan))
+
+    def listed(self, pan: str) -> tuple[Answer | None, State]:
+        return (self.shown if self.live and self.pan == pan else None), self
+
+    def _changed(self, **changes: object) -> State:
+        return attrs.evolve(self, revision=self.revision + 1, **changes)  # type: ignore[arg-type] # fields of State
+
+
+Step = Callable[[State], tuple[Answer | None, State]]
+
+
+@attrs.define(eq=False)
+class ModelToken:
+    """A token, and what came of the uses that were tried with it.
+
+    Attributes:
+        states: that it may be in; never empty.
+        given: by transaction id, how often its card was handed out; lost: how often nobody knows.
+    """
+
+    token: str
+    reference: str
+    states: set[State]
+    given: Counter[str] = attrs.field(factory=Counter)
+    lost: Counter[str] = attrs.field(factory=Counter)
+
+    def learn(self, step: Step, answer: Answer | None) -> None:
+        """Keep the states that the answer of a call allows."""
+        outcomes = [step(state) for state in self.states]
+        after = {state for expected, state in outcomes if answer in (UNKNOWN, expected)}
+        assert after, f"{answer} is none of {[expected for expected, _ in outcomes]}"
+        self.states = after | self.states if answer == UNKNOWN else after
+
+    def suspenders(self) -> list[Actor]:
+        """Who may have suspended it."""
+        return [by for by in Actor if any(by in state.suspended_by for state in self.states)]
+
+    def may(self, holds: Callable[[State], bool]) -> bool:
+        return any(map(holds, self.states))
+
+    def keep(self, holds: Callable[[State], bool]) -> None:
+        self.states = {state for state in self.states if holds(state)}
+        assert self.states, "no state of the token allows this answer"
+
+
+def use_id(number: int, amount: int) -> str:
+    """The id of a transaction that says how much it is of, in minor units: events keep ids, not amounts."""
+    return f"tx-{number}-of-{amount}"
+
+
+def amount_of(transaction_id: str) -> int:
+    """Minor units, of an id that `use_id` made."""
+    return int(transaction_id.rpartition("-")[2])
+
+
+def exceeded(program: str, uses: Collection[tuple[str, int]]) -> list[Limit]:
+    """The limits of a program that these uses, by id and time in milliseconds, exceed in any window."""
+    first: dict[str, int] = {}
+    for name, time_ms in uses:  # a retry does not count again
+        first.setdefault(name, time_ms)
+    found = []
+    for limit in PROGRAMS[program].domain.limits:
+        seconds = _meter(limit)[1]
+        counted: Counter[int] = Counter()
+        for name, time_ms in first.items():
+            window = time_ms // 1000 // seconds if seconds else 0
+            counted[window] += amount_of(name) if limit.amount else 1
+        most = limit.amount.amount if limit.amount else limit.uses or 0
+        if counted and max(counted.values()) > most:
+            found.append(limit)
+    return found
+
+
+def _told(state: State) -> tuple[Answer, State]:
+    return state.shown, state
+
+
+def _meter(limit: Limit) -> _Meter:
+    return limit.amount.currency if limit.amount else "", int(limit.per.total_seconds()) if limit.per else 0
+
+
+def _money(transaction: Transaction) -> int:
+    return transaction.amount.amount if transaction.amount else 0

@@ -1,0 +1,259 @@
+"""The wrappers that fail, wait and lose answers: each does so exactly where its plan says, and else nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import ClassVar
+
+import pytest
+
+from tests.test_file_key_store import quick_scrypt, uri  # noqa: F401 # fixtures
+from tests.test_memory_store import MemoryHarness
+from tokenvault.errors import KeyStoreError, TokenStoreError
+from tokenvault.flows.ports import AsyncTokenStore, BlockingStore
+from tokenvault.keys import Custody, KeyName, KeyPurpose, KeyStore, open_key_store
+from tokenvault.stores import open_token_store
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.port import TokenStore
+from tokenvault.testing.faults import (
+    FAIL,
+    LOSE,
+    Failure,
+    Fault,
+    FaultSchedule,
+    FaultyAsyncTokenStore,
+    FaultyKeyStore,
+    FaultyTokenStore,
+)
+from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
+from tokenvault.testing.token_stores import (
+    Capability,
+    StoreHarness,
+    TokenStoreContract,
+    a_record,
+    an_event,
+)
+
+RECORD, EVENT, DOCUMENT = a_record(1), an_event(1), b"{}"
+DIGEST = hashlib.sha256(DOCUMENT).digest()
+KEY = KeyName(KeyPurpose.SEAL, 1)
+
+
+class UnfaultedHarness(MemoryHarness):
+    def open(self) -> TokenStore:
+        return FaultyTokenStore(self.store, FaultSchedule([Fault(before_ms=0, after_ms=0)] * 20))
+
+
+class TestAStoreThatMeetsNoFailure(TokenStoreContract):
+    """It keeps all promises of the store that it wraps."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+
+    @pytest.fixture
+    def harness(self) -> StoreHarness:
+        return UnfaultedHarness()
+
+
+class TestAKeyStoreThatMeetsNoFailure(KeyStoreContract):
+    """It keeps all promises of the key store that it wraps."""
+
+    @pytest.fixture
+    def open_store(self, uri: str) -> OpenStore:  # noqa: F811 # a fixture
+        return lambda: FaultyKeyStore(open_key_store(uri), FaultSchedule())
+
+
+STORE_CALLS: dict[str, Callable[[TokenStore], object]] = {
+    "provision": lambda store: store.provision(),
+    "check_schema": lambda store: store.check_schema(),
+    "get": lambda store: store.get([RECORD.token]),
+    "find": lambda store: store.find(RECORD.account),
+    "by_reference": lambda store: store.by_reference(RECORD.reference),
+    "insert": lambda store: store.insert([RECORD], [EVENT]),
+    "replace": lambda store: store.replace([a_record(2, revision=2)], [an_event(2)]),
+    "append": lambda store: store.append([EVENT]),
+    "events": lambda store: store.events(stream=EVENT.stream),
+    "streams": lambda store: store.streams(),
+    "put_domain": lambda store: store.put_domain(DIGEST, DOCUMENT),
+    "get_domain": lambda store: store.get_domain(DIGEST),
+    "scan": lambda store: store.scan(),
+    "get_meta": lambda store: store.get_meta("a"),
+    "put_meta": lambda store: store.put_meta("a", b"b"),
+    "close": lambda store: store.close(),
+}
+WRITES: dict[str, Callable[[MemoryTokenStore], bool]] = {
+    "insert": lambda store: RECORD.token in store._records and len(store._events) == 1,
+    "replace": lambda store: store._records[a_record(2).token].revision == 2 and len(store._events) == 1,
+    "append": lambda store: len(store._events) == 1,
+    "put_domain": lambda store: DIGEST in store._domains,
+    "put_meta": lambda store: "a" in store._meta,
+    "close": lambda store: store._closed,
+}
+ASYNC_CALLS = set(STORE_CALLS) - {"streams", "scan", "close"}
+
+
+def memory() -> MemoryTokenStore:
+    store = MemoryTokenStore()
+    store.insert([a_record(2)], [])
+    return store
+
+
+def test_every_call_of_the_port_is_covered_here() -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(TokenStore) == public(FaultyTokenStore) == set(STORE_CALLS)
+    assert public(AsyncTokenStore) == public(FaultyAsyncTokenStore) == ASYNC_CALLS
+    assert public(KeyStore) == public(FaultyKeyStore) == {"cipher", *KEY_CALLS} - {"encrypt_blocks"}
+
+
+@pytest.mark.parametrize("fault", [FAIL, LOSE])
+@pytest.mark.parametrize("name", STORE_CALLS)
+def test_a_store_call_that_fails_was_made_only_where_its_answer_is_lost(name: str, fault: Fault) -> None:
+    inner, plan = memory(), FaultSchedule([fault], calls={name})
+    store = FaultyTokenStore(inner, plan)
+    with pytest.raises(TokenStoreError, match="a fault of the test"):
+        STORE_CALLS[name](store)
+    assert (plan.made, plan.failures) == ([(name, fault)], 1)
+    if name in WRITES:
+        assert WRITES[name](inner) is (fault is LOSE)
+    if name != "close":
+        store.scan()  # of another name: left alone
+        assert store.get([a_record(2).token])[0].token == a_record(2).token
+
+
+@pytest.mark.parametrize("fault", [FAIL, LOSE, Fault(before_ms=0, after_ms=0.1), None])
+@pytest.mark.parametrize("name", sorted(ASYNC_CALLS))
+def test_a_store_with_coroutines_fails_likewise(name: str, fault: Fault | None) -> None:
+    inner = memory()
+    plan = FaultSchedule([fault])
+    store = FaultyAsyncTokenStore(BlockingStore(inner), plan)
+    argument: dict[str, tuple[object, ...]] = {
+        "get": ([RECORD.token],), "find": (RECORD.account,), "by_reference": (RECORD.reference,),
+        "insert": ([RECORD], [EVENT]), "replace": ([a_record(2, revision=2)], [an_event(2)]), "append": ([EVENT],),
+        "put_domain": (DIGEST, DOCUMENT), "get_domain": (DIGEST,), "get_meta": ("a",), "put_meta": ("a", b"b"),
+    }  # fmt: skip
+    keywords = {"stream": EVENT.stream} if name == "events" else {}
+
+    async def call() -> object:
+        return await getattr(store, name)(*argument.get(name, ()), **keywords)
+
+    failure = None if fault is None else fault.failure
+    if failure is None:
+        assert asyncio.run(call()) == STORE_CALLS[name](memory())
+    else:
+        with pytest.raises(TokenStoreError, match="a fault of the test"):
+            asyncio.run(call())
+    if name in WRITES:
+        assert WRITES[name](inner) is (failure is not Failure.NOT_DONE)
+
+
+KEY_CALLS: dict[str, Callable[[KeyStore], object]] = {
+    "versions": lambda keys: keys.versions(KeyPurpose.SEAL),
+    "create": lambda keys: keys.create(KeyPurpose.SEAL, Custody.IN_PROCESS),
+    "destroy": lambda keys: keys.destroy(KEY),
+    "cipher": lambda keys: keys.cipher(KEY),
+    "encrypt_blocks": lambda keys: keys.cipher(KEY).encrypt_blocks(bytes(16)),
+    "close": lambda keys: keys.close(),
+}
+
+
+@pytest.mark.parametrize("fault", [FAIL, LOSE])
+@pytest.mark.parametrize("name", KEY_CALLS)
+def test_a_key_call_that_fails_was_made_only_where_its_answer_is_lost(
+    uri: str,  # noqa: F811 # a fixture
+    name: str,
+    fault: Fault,
+) -> None:
+    inner = open_key_store(uri)
+    inner.create(KeyPurpose.SEAL, Custody.IN_PROCESS)
+    plan = FaultSchedule([fault], calls={name})
+    with pytest.raises(KeyStoreError, match="a fault of the test"):
+        KEY_CALLS[name](FaultyKeyStore(inner, plan))
+    assert plan.made == [(name, fault)]
+    done = fault is LOSE
+    if name == "close" and done:
+        with pytest.raises(KeyStoreError, match="closed"):
+            inner.versions(KeyPurpose.SEAL)
+        return
+    expected = {"create": (1, 2) if done else (1,), "destroy": () if done else (1,)}.get(name, (1,))
+    assert inner.versions(KeyPurpose.SEAL) == expected
+    inner.close()
+
+
+def test_the_fault_comes_at_the_call_that_the_list_says(uri: str) -> None:  # noqa: F811 # a fixture
+    with closing(open_key_store(uri)) as inner:
+        inner.create(KeyPurpose.SEAL, Custody.IN_PROCESS)
+        plan = FaultSchedule([None, None, FAIL, None, LOSE], calls={"encrypt_blocks"})
+        cipher = FaultyKeyStore(inner, plan).cipher(KEY)
+        expected = inner.cipher(KEY).encrypt_blocks(bytes(32))
+        for number in range(8):
+            if number in (2, 4):
+                with pytest.raises(KeyStoreError):
+                    cipher.encrypt_blocks(bytes(32))
+            else:
+                assert cipher.encrypt_blocks(bytes(32)) == expected
+        assert [fault for _, fault in plan.made] == [FAIL, LOSE]
+        plan.set([FAIL])
+        assert plan.failures == 0
+        with pytest.raises(KeyStoreError):
+            cipher.encrypt_blocks(bytes(16))
+        assert plan.failures == 1
+
+
+def test_a_plan_may_be_any_function_and_is_asked_by_name() -> None:
+    asked: list[str] = []
+
+    def plan(call: str) -> Fault | None:
+        asked.append(call)
+        return LOSE if call == "append" else None
+
+    store = FaultyTokenStore(memory(), plan)
+    store.get([RECORD.token])
+    with pytest.raises(TokenStoreError):
+        store.append([EVENT])
+    assert store.events(stream=EVENT.stream) == [EVENT]
+    assert asked == ["get", "append", "events"]
+
+
+def test_waits_come_before_the_call_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others write during the wait before a call is seen by it; what they write after it is not."""
+    inner = memory()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        inner.insert([a_record(10 + len(waits))], [])
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    store = FaultyTokenStore(inner, FaultSchedule([Fault(before_ms=4, after_ms=0)]))
+    assert [record.token for record in store.scan()] == [a_record(2).token, a_record(11).token]
+    assert waits == [0.004, 0]
+    assert len(inner.scan()) == 3
+
+
+def test_threads_share_one_schedule_and_use_each_fault_once() -> None:
+    inner = open_token_store("memory:")
+    plan = FaultSchedule([FAIL, None] * 200)
+    store = FaultyTokenStore(inner, plan)
+    failed: list[int] = []
+
+    def work() -> None:
+        mine = 0
+        for _ in range(100):
+            try:
+                store.get_meta("a")
+            except TokenStoreError:
+                mine += 1
+        failed.append(mine)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(failed) == plan.failures == 200

@@ -1,0 +1,154 @@
+"""The whole vault while its store and its keys fail, wait and lose answers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import tokenvault as tv
+from tests.postgres_server import PostgresServer
+from tokenvault.events import Event
+from tokenvault.flows.core import Core
+from tokenvault.journal import Journal
+from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.testing.vault_machine import FaultyVaultMachine
+from tokenvault.usage import Seen, Usage
+
+
+class MemoryMachine(FaultyVaultMachine):
+    keys_of_all: ClassVar[KeyStore]
+
+    def open_keys(self) -> KeyStore:
+        return self.keys_of_all
+
+    def open_store(self) -> TokenStore:
+        return tv.open_token_store("memory:")
+
+
+class SqliteMachine(MemoryMachine):
+    def open_store(self) -> TokenStore:
+        # On a disk in memory where there is one: thousands of fsync calls prove nothing here.
+        shm = Path("/dev/shm")  # noqa: S108 # a fresh folder in it
+        self.folder = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None))
+        return tv.open_token_store(f"sqlite:///{self.folder}/vault.db")
+
+    def teardown(self) -> None:
+        super().teardown()
+        shutil.rmtree(self.folder)
+
+
+class PostgresMachine(MemoryMachine):
+    server: ClassVar[PostgresServer]
+
+    def open_store(self) -> TokenStore:
+        return tv.open_token_store(self.server.new_url())
+
+
+def run(machine: type[MemoryMachine], keys: KeyStore, examples: int, steps: int, **more: object) -> None:
+    class Bound(machine):  # type: ignore[misc, valid-type] # a class of its own for these keys
+        keys_of_all = keys
+
+    health = list(HealthCheck)
+    usual = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=health
+    )
+    run_state_machine_as_test(Bound, settings=settings(usual, **more))  # type: ignore[arg-type] # passed on
+
+
+@pytest.mark.parametrize(("machine", "examples"), [(MemoryMachine, 60), (SqliteMachine, 15)])
+def test_a_vault_under_faults_loses_nothing_and_gives_nothing_away(
+    local_keys: KeyStore, machine: type[MemoryMachine], examples: int
+) -> None:
+    run(machine, local_keys, examples, 40)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("machine", "examples"), [(MemoryMachine, 1_500), (SqliteMachine, 300), (PostgresMachine, 150)]
+)
+def test_long_lives_under_faults_lose_nothing_and_give_nothing_away(
+    local_keys: KeyStore, postgres_server: PostgresServer, machine: type[MemoryMachine], examples: int
+) -> None:
+    PostgresMachine.server = postgres_server
+    run(machine, local_keys, examples, 80)
+
+
+# What the machine is worth: each of these defects is found.
+
+
+class LosesEvents(MemoryTokenStore):
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        return super()._replace(records, [])
+
+
+class ForgetsRecords(MemoryTokenStore):
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        return super()._replace([], events)
+
+
+def assert_found(keys: KeyStore, store: type[MemoryTokenStore] = MemoryTokenStore) -> None:
+    class Defective(MemoryMachine):
+        def open_store(self) -> TokenStore:
+            return store()
+
+    # Without shrinking: what failed does not matter here. The same examples each time, and nothing is left behind.
+    with pytest.raises((AssertionError, tv.TokenVaultError, ExceptionGroup)):
+        run(Defective, keys, 600, 40, phases=(Phase.generate,), derandomize=True, database=None)
+
+
+@pytest.mark.parametrize("store", [LosesEvents, ForgetsRecords])
+def test_the_machine_finds_a_store_that_breaks_its_promises(
+    local_keys: KeyStore, store: type[MemoryTokenStore]
+) -> None:
+    assert_found(local_keys, store)
+
+
+def test_the_machine_finds_a_vault_that_hands_out_a_card_without_its_event(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = Core.note
+
+    async def careless(core: Core, event: Event) -> None:
+        with suppress(tv.TokenStoreError):
+            await note(core, event)
+
+    monkeypatch.setattr(Core, "note", careless)
+    assert_found(local_keys)
+
+
+def test_the_machine_finds_a_vault_that_forgets_which_writes_are_in_doubt(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "doubt", lambda self, row: None)
+    assert_found(local_keys)
+
+
+def test_the_machine_finds_a_vault_that_gives_numbers_in_doubt_again(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "doubt", Journal.withdraw)
+    assert_found(local_keys)
+
+
+def test_the_machine_finds_a_vault_that_counts_a_retry_again(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Usage, "seen", lambda self, transaction: Seen.NEW)
+    assert_found(local_keys)
+
+
+def test_the_machine_finds_a_vault_that_counts_nothing(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Usage, "used", lambda self, meter, now_ms: 0)
+    assert_found(local_keys)
