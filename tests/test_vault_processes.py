@@ -1,4 +1,4 @@
-"""One SQLite file, many processes and threads: limits stay exact, cards converge, and kills lose nothing."""
+"""One database, many processes and threads: limits stay exact, cards converge, and kills lose nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import pytest
 
 import tokenvault as tv
 from tests import softhsm, vault_workers, vaults
+from tests.postgres_server import PostgresServer
 from tests.vault_workers import PROCESSES, REDEEMED, SECONDS_MAX, THREADS, WRITER_THREADS, Crew, Tries, Use
 from tests.vaults import MASTERCARD, VISA, issue, use
 from tokenvault.events import Action, Event, Outcome
@@ -27,7 +28,6 @@ from tokenvault.keyring import KeyRing
 from tokenvault.keys import KeyStore
 from tokenvault.records import TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 forks_with_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -51,17 +51,69 @@ def site(custody: tv.Custody, softhsm_folder: Path) -> Iterator[Site]:
             yield Site(uri, keys, crew)
 
 
-@pytest.fixture
-def path(site: Site, tmp_path: Path) -> Path:
-    file = tmp_path / "vault.db"
-    with closing(SqliteTokenStore(file)) as store:
+@attrs.frozen
+class SqliteDatabase:
+    """A file that the processes share."""
+
+    url: str
+
+    def settle(self) -> None:
+        """Wait until nothing more is written for a process that was killed: its death ended that."""
+
+    def assert_sound(self) -> None:
+        with closing(sqlite3.connect(self.url.removeprefix("sqlite:///"))) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@attrs.frozen
+class PostgresDatabase:
+    """A schema of a server that the processes share."""
+
+    url: str
+    server: PostgresServer
+    _here_before: set[int] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_here_before", self._connections())
+
+    def _connections(self) -> set[int]:
+        with self.server.raw() as connection:
+            of_stores = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tokenvault'"
+            return {pid for (pid,) in connection.execute(of_stores)}
+
+    def settle(self) -> None:
+        """Wait until nothing more is written for a process that was killed: the server ends what it was sent."""
+        deadline = time.monotonic() + SECONDS_MAX
+        while not self._connections() <= self._here_before:
+            assert time.monotonic() < deadline, "the server does not notice that its client is gone"
+            time.sleep(0.005)
+
+    def assert_sound(self) -> None:
+        """That rows are whole is asserted by reading all of them."""
+
+
+Database = SqliteDatabase | PostgresDatabase
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Database:
+    opened: Database = SqliteDatabase(f"sqlite:///{tmp_path}/vault.db")
+    if request.param == "postgres":
+        server = request.getfixturevalue("postgres_server")
+        opened = PostgresDatabase(server.new_url(), server)
+    with closing(tv.open_token_store(opened.url)) as store:
         tv.provision(site.keys, store)
-    return file
+    return opened
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[TokenStore]:
-    with closing(SqliteTokenStore(path)) as opened:
+def url(database: Database) -> str:
+    return database.url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[TokenStore]:
+    with closing(tv.open_token_store(url)) as opened:
         yield opened
 
 
@@ -110,8 +162,8 @@ def tries(token: str, each: int, amounts: random.Random | None = None) -> Tries:
     )
 
 
-def tried(site: Site, path: Path, what: Tries) -> list[Use]:
-    return [found for answer in site.crew.run(path, vault_workers.redeem, what) for found in answer]
+def tried(site: Site, url: str, what: Tries) -> list[Use]:
+    return [found for answer in site.crew.run(url, vault_workers.redeem, what) for found in answer]
 
 
 def assert_numbered_without_gap(store: TokenStore, total: int) -> None:
@@ -126,11 +178,11 @@ def assert_numbered_without_gap(store: TokenStore, total: int) -> None:
 
 
 def test_a_single_use_token_is_redeemed_once_by_64_contenders(
-    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
 ) -> None:
     """Each with another transaction id: one gets the card, all others learn that the uses are spent."""
     token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=1),))).token
-    uses = tried(site, path, tries(token, 1))
+    uses = tried(site, url, tries(token, 1))
     assert sorted(found.outcome for found in uses) == [*["USES_EXCEEDED"] * 63, REDEEMED]
     record = record_of(site, store, token)
     assert (counted(record), record.revision) == (1, 2)
@@ -139,10 +191,10 @@ def test_a_single_use_token_is_redeemed_once_by_64_contenders(
 
 @pytest.mark.parametrize("per", [None, timedelta(days=30)], ids=["for life", "per window"])
 def test_a_limit_of_50_uses_gives_50_to_contenders_for_192(
-    site: Site, path: Path, vault: tv.Vault, store: TokenStore, per: timedelta | None
+    site: Site, url: str, vault: tv.Vault, store: TokenStore, per: timedelta | None
 ) -> None:
     token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=50, per=per),))).token
-    uses = tried(site, path, tries(token, 3))
+    uses = tried(site, url, tries(token, 3))
     outcomes = [found.outcome for found in uses]
     assert (outcomes.count(REDEEMED), outcomes.count("USES_EXCEEDED")) == (50, 142)
     record = record_of(site, store, token)
@@ -151,13 +203,13 @@ def test_a_limit_of_50_uses_gives_50_to_contenders_for_192(
 
 
 def test_a_limit_of_money_is_kept_to_the_minor_unit(
-    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
 ) -> None:
     """What was allowed adds up to the counter in the record; the rest, and no unit more, is still allowed."""
     most = 9_999
     limit = tv.Limit(amount=tv.Money(most, "EUR"), per=timedelta(days=30))
     token = issue(vault, domain=tv.Domain(limits=(limit,))).token
-    uses = tried(site, path, tries(token, 3, random.Random(7)))
+    uses = tried(site, url, tries(token, 3, random.Random(7)))
     allowed = [found.amount for found in uses if found.outcome == REDEEMED]
     assert {found.outcome for found in uses} == {REDEEMED, "AMOUNT_EXCEEDED"}
     record = record_of(site, store, token)
@@ -173,11 +225,11 @@ def test_a_limit_of_money_is_kept_to_the_minor_unit(
 
 
 def test_one_transaction_presented_by_all_at_once_is_answered_to_all_and_counts_once(
-    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
 ) -> None:
     token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=1),))).token
     same = Tries(token, [[[Use("the same", 5)]] * THREADS] * PROCESSES)
-    assert {found.outcome for found in tried(site, path, same)} == {REDEEMED}
+    assert {found.outcome for found in tried(site, url, same)} == {REDEEMED}
     record = record_of(site, store, token)
     assert (counted(record), record.revision) == (1, 2)
     assert_numbered_without_gap(store, 1 + 64)
@@ -187,9 +239,9 @@ def test_one_transaction_presented_by_all_at_once_is_answered_to_all_and_counts_
 
 
 def test_processes_that_issue_the_same_200_cards_at_once_agree_on_200_tokens(
-    site: Site, path: Path, vault: tv.Vault, store: TokenStore
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
 ) -> None:
-    first, *others = site.crew.run(path, vault_workers.converge, 200)
+    first, *others = site.crew.run(url, vault_workers.converge, 200)
     assert all(other == first for other in others)
     assert len(set(first.values())) == 200
     rows = all_records(store)
@@ -203,11 +255,15 @@ def test_processes_that_issue_the_same_200_cards_at_once_agree_on_200_tokens(
 # Kills.
 
 
-def killed_at_random(site: Site, path: Path, first: int, most: int, source: random.Random) -> dict[int, str]:
+def killed_at_random(
+    site: Site, database: Database, first: int, most: int, source: random.Random
+) -> dict[int, str]:
     """Let a process issue tokens, kill it at a random moment, and return every token that it told of."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    writer = context.Process(target=vault_workers.issue_for_ever, args=(site.uri, path, first, theirs))
+    writer = context.Process(
+        target=vault_workers.issue_for_ever, args=(site.uri, database.url, first, theirs)
+    )
     writer.start()
     theirs.close()
     told = bytearray()
@@ -224,13 +280,14 @@ def killed_at_random(site: Site, path: Path, first: int, most: int, source: rand
         told += rest
     ours.close()
     writer.close()
+    database.settle()
     lines = [line.split() for line in told.decode().splitlines()]
     return {int(number): token for number, token in lines}
 
 
-def assert_nothing_half_done(site: Site, path: Path, told: dict[int, str], rounds: int) -> None:
-    """Everything acknowledged is there; what is there beyond it is whole; the file is sound."""
-    with closing(SqliteTokenStore(path)) as store, vaults.open_vault(site.keys, store) as vault:
+def assert_nothing_half_done(site: Site, database: Database, told: dict[int, str], rounds: int) -> None:
+    """Everything acknowledged is there; what is there beyond it is whole; the database is sound."""
+    with closing(tv.open_token_store(database.url)) as store, vaults.open_vault(site.keys, store) as vault:
         rows = all_records(store)
         references = set()
         ring = KeyRing(site.keys)
@@ -252,33 +309,32 @@ def assert_nothing_half_done(site: Site, path: Path, told: dict[int, str], round
             assert 0 <= of_stream[-1].number - len(of_stream) < WRITER_THREADS
         for number, token in told.items():
             assert vault.detokenize(token, use(number)).pan.reveal() == vault_workers.card_number(number)
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    database.assert_sound()
 
 
-def kill_writers(site: Site, path: Path, rounds_max: int, issues_min: int, most: int) -> int:
+def kill_writers(site: Site, database: Database, rounds_max: int, issues_min: int, most: int) -> int:
     """Kill one writer after the other; how many tokens they told of."""
     source = random.Random()
     told: dict[int, str] = {}
     rounds = 0
     while rounds < rounds_max and len(told) < issues_min:
-        fresh = killed_at_random(site, path, 1_000_000 * rounds, most, source)
+        fresh = killed_at_random(site, database, 1_000_000 * rounds, most, source)
         assert fresh.keys().isdisjoint(told)
         told |= fresh
         rounds += 1
-    assert_nothing_half_done(site, path, told, rounds)
+    assert_nothing_half_done(site, database, told, rounds)
     return len(told)
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_records_and_all_it_told_of(
-    site: Site, path: Path
+    site: Site, database: Database
 ) -> None:
-    assert kill_writers(site, path, rounds_max=2, issues_min=10**6, most=60) > 0
+    assert kill_writers(site, database, rounds_max=2, issues_min=10**6, most=60) > 0
 
 
 @pytest.mark.nightly
-def test_ten_thousand_issues_under_kills_lose_nothing(site: Site, path: Path) -> None:
-    assert kill_writers(site, path, rounds_max=1_000, issues_min=10_000, most=300) >= 10_000
+def test_ten_thousand_issues_under_kills_lose_nothing(site: Site, database: Database) -> None:
+    assert kill_writers(site, database, rounds_max=1_000, issues_min=10_000, most=300) >= 10_000
 
 
 # Forks.

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -21,7 +20,6 @@ import tokenvault as tv
 from tests import vaults
 from tokenvault.pan import luhn_check_digit
 from tokenvault.stores.port import TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
 
 PROCESSES = 4
 THREADS = 16
@@ -40,7 +38,7 @@ def card_number(number: int) -> str:
 
 @attrs.frozen
 class Place:
-    """Where a job runs: one of several processes, with a vault of its own over the file of all."""
+    """Where a job runs: one of several processes, with a vault of its own over the database of all."""
 
     vault: tv.Vault
     store: TokenStore
@@ -119,9 +117,9 @@ def work(uri: str, process: int, together: Barrier, orders: Connection) -> None:
     with closing(tv.open_key_store(uri)) as keys:
         orders.send(None)
         while (order := orders.recv()) is not None:
-            path, job, argument = order
+            url, job, argument = order
             try:
-                with closing(SqliteTokenStore(path)) as store, vaults.open_vault(keys, store) as vault:
+                with closing(tv.open_token_store(url)) as store, vaults.open_vault(keys, store) as vault:
                     answer = job(Place(vault, store, process, together), argument)
             except BaseException:  # noqa: BLE001 # told to the parent, which fails
                 orders.send((False, traceback.format_exc()))
@@ -148,10 +146,10 @@ class Crew:
         for orders in self._orders:
             _received(orders)
 
-    def run(self, path: Path, job: Job, argument: object) -> list[Any]:
+    def run(self, url: str, job: Job, argument: object) -> list[Any]:
         """What each process answers."""
         for orders in self._orders:
-            orders.send((path, job, argument))
+            orders.send((url, job, argument))
         answers = [_received(orders) for orders in self._orders]
         failures = [answer for well, answer in answers if not well]
         assert not failures, "\n".join(failures)
@@ -183,9 +181,9 @@ def crew(uri: str) -> Iterator[Crew]:
         working.dismiss()
 
 
-def issue_for_ever(uri: str, path: Path, first: int, told: Connection) -> None:
+def issue_for_ever(uri: str, url: str, first: int, told: Connection) -> None:
     """Issue tokens in several threads, and tell of each once it is returned: card and token, in one write."""
-    with closing(SqliteTokenStore(path)) as store:
+    with closing(tv.open_token_store(url)) as store:
         vault = vaults.open_vault(tv.open_key_store(uri), store)
 
         def each(thread: int) -> None:
