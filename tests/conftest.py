@@ -36,6 +36,20 @@ def shared_softhsm_uri(softhsm_folder: Path) -> str:
     return softhsm.new_token(softhsm_folder)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the night what needs both keys in the module and a database in PostgreSQL, where it says `database`.
+
+    Neither knows of the other: by day each is tested with the other's usual partner.
+    """
+    for item in items:
+        parameters = (
+            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        )
+        if (parameters.get("custody"), parameters.get("database")) == (tv.Custody.IN_MODULE, "postgres"):
+            item.add_marker(pytest.mark.nightly)
+
+
 # A vault: keys in the module and in the process, each on real SoftHSM, over every store.
 
 
