@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import vaults
+from tests.postgres_server import PostgresServer
 from tests.strategies import domains, pan_digits, transactions
 from tests.vaults import SHOP, VISA, issue
 from tokenvault import ff1
@@ -121,14 +123,22 @@ def calls(
     }  # fmt: skip
 
 
-def fuzz(keys: KeyStore, data: st.DataObject) -> None:
-    store = tv.open_token_store("memory:")  # a new one each time, so that no example builds on another
-    tv.provision(keys, store)
+def fuzz(
+    keys: KeyStore, data: st.DataObject, url: str = "memory:", only: frozenset[str] = frozenset()
+) -> None:
+    with closing(
+        tv.open_token_store(url)
+    ) as store:  # a new one each time, so that no example builds on another
+        tv.provision(keys, store)
+        try_one_call(keys, store, data, only)
+
+
+def try_one_call(keys: KeyStore, store: TokenStore, data: st.DataObject, only: frozenset[str]) -> None:
     vault = vaults.open_vault(keys, store)
     token = issue(vault).token
     argument = anything | st.just(token)
     table = calls(vault, keys, store)
-    name = data.draw(st.sampled_from(sorted(table)))
+    name = data.draw(st.sampled_from(sorted(only or table)))
     function, positional, named = table[name]
     arguments: list[Any] = [data.draw(argument) for _ in range(positional)]
     keywords = {key: data.draw(argument) for key in named if key in REQUIRED or data.draw(st.booleans())}
@@ -154,6 +164,42 @@ REQUIRED = {"requestor", "program", "by", "bin", "format", "radix", "tweak"}
 @given(st.data())
 def test_any_argument_is_answered_or_refused(local_keys: KeyStore, data: st.DataObject) -> None:
     fuzz(local_keys, data)
+
+
+USES_THE_STORE = frozenset(
+    {"issue", "check", "detokenize", "activate", "suspend", "resume", "delete", "update_domain", "update_card",
+     "tokens_of", "get", "Vault", "provision"}
+)  # fmt: skip
+
+
+def test_every_method_of_the_vault_is_fuzzed() -> None:
+    public = {name for name in vars(tv.Vault) if not name.startswith("_")}
+    assert public - {"close"} <= USES_THE_STORE
+
+
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(st.data())
+def test_any_argument_is_answered_or_refused_over_postgresql(
+    local_keys: KeyStore, postgres_server: PostgresServer, data: st.DataObject
+) -> None:
+    fuzz(local_keys, data, postgres_server.new_url(), USES_THE_STORE)
+
+
+@pytest.mark.nightly
+@settings(
+    max_examples=3_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
+@given(st.data())
+def test_any_of_3_000_arguments_is_answered_or_refused_over_postgresql(
+    local_keys: KeyStore, postgres_server: PostgresServer, data: st.DataObject
+) -> None:
+    fuzz(local_keys, data, postgres_server.new_url(), USES_THE_STORE)
 
 
 @pytest.mark.nightly
