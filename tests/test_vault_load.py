@@ -18,11 +18,11 @@ import tokenvault as tv
 from tests import vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
-from tests.vaults import issue, use
+from tests.vaults import all_events, all_records, issue, use
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.keyring import KeyRing
 from tokenvault.keys import KeyStore
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import SealedEvent, TokenStore
 from tokenvault.testing.faults import FAIL, LOSE, Fault, FaultyTokenStore
 
 THREADS = 8
@@ -120,22 +120,8 @@ class Load:
             self.issues_lost[thread] += 1
 
 
-def records(store: TokenStore) -> list[SealedRecord]:
-    found: list[SealedRecord] = []
-    while page := store.scan(after=found[-1].token if found else ""):
-        found += page
-    return found
-
-
-def events(store: TokenStore, stream: bytes) -> list[SealedEvent]:
-    found: list[SealedEvent] = []
-    while page := store.events(stream=stream, after=found[-1].number if found else 0):
-        found += page
-    return found
-
-
 def by_stream(store: TokenStore) -> dict[bytes, list[SealedEvent]]:
-    return {stream: events(store, stream) for stream in store.streams()}
+    return {stream: all_events(store, stream) for stream in store.streams()}
 
 
 def write(vault: tv.Vault) -> None:
@@ -160,7 +146,7 @@ def assert_counts_match(load: Load, keys: KeyStore, store: TokenStore) -> None:
         if event.action is Action.DETOKENIZE:
             redeemed.setdefault(event.reference.hex(), Counter())[event.transaction_id or ""] += 1
 
-    by_token = {row.token: row for row in records(store)}
+    by_token = {row.token: row for row in all_records(store)}
     ring = KeyRing(keys)
 
     def counted(token: Token) -> int:

@@ -22,12 +22,12 @@ import tokenvault as tv
 from tests import softhsm, vault_workers, vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import PROCESSES, REDEEMED, SECONDS_MAX, THREADS, WRITER_THREADS, Crew, Tries, Use
-from tests.vaults import MASTERCARD, VISA, issue, use
+from tests.vaults import MASTERCARD, VISA, all_events, all_records, issue, use
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.keyring import KeyRing
 from tokenvault.keys import KeyStore
 from tokenvault.records import TokenRecord
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import TokenStore
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 forks_with_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -121,20 +121,6 @@ def store(url: str) -> Iterator[TokenStore]:
 def vault(site: Site, store: TokenStore) -> Iterator[tv.Vault]:
     with vaults.open_vault(site.keys, store) as opened:
         yield opened
-
-
-def all_records(store: TokenStore) -> list[SealedRecord]:
-    found: list[SealedRecord] = []
-    while page := store.scan(after=found[-1].token if found else ""):
-        found += page
-    return found
-
-
-def all_events(store: TokenStore, stream: bytes) -> list[SealedEvent]:
-    found: list[SealedEvent] = []
-    while page := store.events(stream=stream, after=found[-1].number if found else 0):
-        found += page
-    return found
 
 
 def record_of(site: Site, store: TokenStore, token: str) -> TokenRecord:

@@ -8,7 +8,7 @@ import tokenvault as tv
 from tests.strategies import NOW_MS
 from tokenvault.flows.ports import Clock
 from tokenvault.keys import KeyStore
-from tokenvault.stores.port import TokenStore
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.clock import ManualClock
 
 SHOP, ACQUIRER, ISSUER_ONLY, STRANGER = "40012345678", "40087654321", "40000000001", "40099999999"
@@ -48,3 +48,17 @@ def issue(vault: tv.Vault, pan: str = VISA, **arguments: Any) -> tv.TokenInfo:
 
 def use(number: int | str = 1, **arguments: Any) -> tv.Transaction:
     return tv.Transaction(**{"id": f"tx-{number}", "requestor": SHOP, **arguments})
+
+
+def all_records(store: TokenStore) -> list[SealedRecord]:
+    found: list[SealedRecord] = []
+    while page := store.scan(after=found[-1].token if found else ""):
+        found += page
+    return found
+
+
+def all_events(store: TokenStore, stream: bytes) -> list[SealedEvent]:
+    found: list[SealedEvent] = []
+    while page := store.events(stream=stream, after=found[-1].number if found else 0):
+        found += page
+    return found
