@@ -13,8 +13,9 @@ ROOT = Path(tokenvault.__file__).parent
 LAYERS = [
     {"errors", "boundary", "violation"},
     {"checks", "controls", "decision", "domain", "domain_document", "events", "formats", "iso", "lifecycle", "pan",
-     "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "ccm", "cmac", "ff1",
-     "kdf", "sealing", "keys.port", "keys.local", "stores.port"},
+     "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "_block_columns", "ccm",
+     "ccm_columns", "cmac", "cmac_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing",
+     "keys.port", "keys.local", "stores.port"},
     {"keyring", "journal", "flows", "flows.core", "flows.issue", "flows.manage", "flows.opening", "flows.ports",
      "flows.requests", "flows.use"},
     {"vault", "vaultless"},

@@ -33,10 +33,10 @@ TAG_BYTES: Final = CCM_TAG_BYTES
 PLAINTEXT_BYTES_MAX: Final = 2**16 - 1
 ASSOCIATED_BYTES_MAX: Final = 2**16 - 2**8 - 1  # longer ones have another length encoding
 
-_LENGTH_BYTES: Final = 2  # q = 15 - nonce bytes
-_FLAGS_COUNTER: Final = bytes([_LENGTH_BYTES - 1])  # NIST SP 800-38C appendix A.3
-_FLAGS_B0: Final = (TAG_BYTES - 2) // 2 * 8 + _LENGTH_BYTES - 1  # appendix A.2.1
-_FLAG_ASSOCIATED: Final = 0x40
+LENGTH_BYTES: Final = 2  # q = 15 - nonce bytes
+FLAGS_COUNTER: Final = LENGTH_BYTES - 1  # NIST SP 800-38C appendix A.3
+FLAGS_B0: Final = (TAG_BYTES - 2) // 2 * 8 + LENGTH_BYTES - 1  # appendix A.2.1
+FLAG_ASSOCIATED: Final = 0x40
 _REFUSED: Final = "the sealed data was changed, moved, or sealed under another key"
 
 
@@ -133,19 +133,19 @@ class _Run:
     __slots__ = ("_associated", "_encrypt", "_mac_state", "_tag_mask", "keystream")
 
     def __init__(self, cipher: BlockCipher, nonce: bytes, payload_bytes: int, associated_data: bytes) -> None:
-        flags = _FLAGS_B0
+        flags = FLAGS_B0
         self._associated = b""
         if associated_data:
-            flags |= _FLAG_ASSOCIATED
+            flags |= FLAG_ASSOCIATED
             self._associated = _padded(len(associated_data).to_bytes(2, "big") + associated_data)
         counters_count = 1 + -(-payload_bytes // BLOCK_BYTES)
-        counter_start = _FLAGS_COUNTER + nonce
+        counter_start = bytes([FLAGS_COUNTER]) + nonce
         self._encrypt = block_encrypter(cipher)
         first = self._encrypt(
             bytes([flags])
             + nonce
-            + payload_bytes.to_bytes(_LENGTH_BYTES, "big")
-            + b"".join(counter_start + i.to_bytes(_LENGTH_BYTES, "big") for i in range(counters_count))
+            + payload_bytes.to_bytes(LENGTH_BYTES, "big")
+            + b"".join(counter_start + i.to_bytes(LENGTH_BYTES, "big") for i in range(counters_count))
         )
         self._mac_state = first[:BLOCK_BYTES]
         self._tag_mask = first[BLOCK_BYTES : 2 * BLOCK_BYTES]

@@ -16,6 +16,7 @@ from tokenvault.keys.local import LocalBlockCipher
 from tokenvault.keys.port import BLOCK_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import SupportsIndex
 
     from tokenvault.keys.port import BlockCipher
@@ -45,9 +46,7 @@ class Cmac:
         self._cipher = cipher
         self._subkey_whole = self._subkey_part = b""
         if not isinstance(cipher, LocalBlockCipher):
-            zero_encrypted = block_encrypter(cipher)(bytes(BLOCK_BYTES))
-            self._subkey_whole = _doubled(zero_encrypted)
-            self._subkey_part = _doubled(self._subkey_whole)
+            self._subkey_whole, self._subkey_part = subkeys(block_encrypter(cipher))
 
     def tag(self, message: bytes) -> bytes:
         """The message's 16-byte tag (NIST SP 800-38B section 6.2).
@@ -109,6 +108,12 @@ class Cmac:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise InvalidInputError("a Cmac holds keys and can be neither pickled nor copied")
+
+
+def subkeys(encrypt: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
+    """K1, for a last block that is whole, and K2, for one that is not (NIST SP 800-38B section 6.1)."""
+    whole = _doubled(encrypt(bytes(BLOCK_BYTES)))
+    return whole, _doubled(whole)
 
 
 def _doubled(block: bytes) -> bytes:

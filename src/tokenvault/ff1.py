@@ -18,48 +18,48 @@ Domains below 10**6 are refused (SP 800-38G Rev. 1), because they can be searche
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tokenvault._blocks import block_encrypter, chain
 from tokenvault.boundary import boundary
 from tokenvault.errors import InvalidInputError
+from tokenvault.ff1_columns import decrypt_many, encrypt_many
+from tokenvault.ff1_shape import (
+    DOMAIN_MIN,
+    NUMERALS_MAX,
+    RADIX_MAX,
+    RADIX_MIN,
+    ROUNDS,
+    TWEAK_BYTES_MAX,
+    Shape,
+    shape_of,
+)
 from tokenvault.keys.port import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from tokenvault.keys.port import BlockCipher
 
-RADIX_MIN: Final = 2
-RADIX_MAX: Final = 2**16
-NUMERALS_MIN: Final = 2
-NUMERALS_MAX: Final = 4096
-DIGITS_MAX: Final = 1280  # halves of 640 digits: what int() takes under any sys.set_int_max_str_digits
-DOMAIN_MIN: Final = 10**6
-TWEAK_BYTES_MAX: Final = 2**16
-ROUNDS: Final = 10
+__all__ = [
+    "decrypt",
+    "decrypt_digits",
+    "decrypt_many",
+    "encrypt",
+    "encrypt_digits",
+    "encrypt_many",
+    "DOMAIN_MIN",
+    "NUMERALS_MAX",
+    "RADIX_MAX",
+    "RADIX_MIN",
+    "ROUNDS",
+    "TWEAK_BYTES_MAX",
+]
 
-_SHAPES_KEPT: Final = 256
+DIGITS_MAX: Final = 1280  # halves of 640 digits: what int() takes under any sys.set_int_max_str_digits
 
 _RoundFunction: TypeAlias = Callable[[int, int], int]  # round and half, to a number to add
-
-
-class _Shape(NamedTuple):
-    """What follows from radix and length alone; the names of the standard in brackets."""
-
-    radix: int
-    length: int  # n
-    left_length: int  # u
-    right_length: int  # v
-    left_modulus: int  # radix**u
-    right_modulus: int  # radix**v
-    half_bytes: int  # b
-    sum_bytes: int  # d
-    first_block_start: bytes  # P, without the tweak's length
-
-
-_Rounds: TypeAlias = Callable[[_RoundFunction, _Shape, int, int], tuple[int, int]]
+_Rounds: TypeAlias = Callable[[_RoundFunction, Shape, int, int], tuple[int, int]]
 
 
 @boundary
@@ -151,7 +151,7 @@ def _transform(
     if not isinstance(numerals, (list, tuple, Sequence)):  # the first two only because they are quick to tell
         raise InvalidInputError("numerals must be a sequence of ints")
     values = tuple(itertools.islice(numerals, NUMERALS_MAX + 1))  # len() of a range can overflow
-    shape = _shape(radix, len(values))
+    shape = shape_of(radix, len(values))
     split = shape.left_length
     left = _number(values[:split], radix)
     right = _number(values[split:], radix)
@@ -162,7 +162,7 @@ def _transform(
 def _transform_digits(cipher: BlockCipher, digits: str, tweak: bytes, rounds: _Rounds) -> str:
     if type(digits) is not str or not (digits.isascii() and digits.isdigit()) or len(digits) > DIGITS_MAX:
         raise InvalidInputError(f"digits must be a string of at most {DIGITS_MAX} ASCII digits")
-    shape = _shape(10, len(digits))
+    shape = shape_of(10, len(digits))
     split = shape.left_length
     left, right = rounds(
         _round_function(cipher, shape, tweak), shape, int(digits[:split]), int(digits[split:])
@@ -170,7 +170,7 @@ def _transform_digits(cipher: BlockCipher, digits: str, tweak: bytes, rounds: _R
     return f"{left:0{split}}{right:0{shape.right_length}}"
 
 
-def _encrypt_rounds(function: _RoundFunction, shape: _Shape, left: int, right: int) -> tuple[int, int]:
+def _encrypt_rounds(function: _RoundFunction, shape: Shape, left: int, right: int) -> tuple[int, int]:
     left_modulus, right_modulus = shape.left_modulus, shape.right_modulus
     for i in range(0, ROUNDS, 2):
         left = (left + function(i, right)) % left_modulus
@@ -178,7 +178,7 @@ def _encrypt_rounds(function: _RoundFunction, shape: _Shape, left: int, right: i
     return left, right
 
 
-def _decrypt_rounds(function: _RoundFunction, shape: _Shape, left: int, right: int) -> tuple[int, int]:
+def _decrypt_rounds(function: _RoundFunction, shape: Shape, left: int, right: int) -> tuple[int, int]:
     left_modulus, right_modulus = shape.left_modulus, shape.right_modulus
     for i in range(ROUNDS - 2, -2, -2):
         right = (right - function(i + 1, left)) % right_modulus
@@ -186,7 +186,7 @@ def _decrypt_rounds(function: _RoundFunction, shape: _Shape, left: int, right: i
     return left, right
 
 
-def _round_function(cipher: BlockCipher, shape: _Shape, tweak: bytes) -> _RoundFunction:
+def _round_function(cipher: BlockCipher, shape: Shape, tweak: bytes) -> _RoundFunction:
     """Steps 5 and 6.i to 6.v of algorithm 7, as a function of round and half; the constants are done."""
     if type(tweak) is not bytes or len(tweak) > TWEAK_BYTES_MAX:
         raise InvalidInputError(f"tweak must be bytes, at most {TWEAK_BYTES_MAX}")
@@ -225,38 +225,6 @@ def _round_function(cipher: BlockCipher, shape: _Shape, tweak: bytes) -> _RoundF
         return int.from_bytes(expanded[:sum_bytes], "big")
 
     return long
-
-
-@functools.lru_cache(maxsize=_SHAPES_KEPT)
-def _shape(radix: int, length: int) -> _Shape:
-    """Steps 1, 3 and 4 of algorithm 7. The caller has checked the radix to be an int."""
-    if not NUMERALS_MIN <= length <= NUMERALS_MAX:
-        raise InvalidInputError(f"a numeral string has {NUMERALS_MIN} to {NUMERALS_MAX} numerals")
-    left_length = length // 2
-    right_length = length - left_length
-    left_modulus, right_modulus = radix**left_length, radix**right_length
-    if left_modulus * right_modulus < DOMAIN_MIN:
-        raise InvalidInputError(f"radix**length must be at least {DOMAIN_MIN}: fewer can be searched")
-    # the largest half has ceil(v * log2(radix)) bits; in floating point 256**29 gets one too many
-    half_bytes = -(-(right_modulus - 1).bit_length() // 8)
-    sum_bytes = 4 * -(-half_bytes // 4) + 4
-    first_block_start = (
-        b"\x01\x02\x01"
-        + radix.to_bytes(3, "big")
-        + bytes([ROUNDS, left_length % 256])
-        + length.to_bytes(4, "big")
-    )
-    return _Shape(
-        radix=radix,
-        length=length,
-        left_length=left_length,
-        right_length=right_length,
-        left_modulus=left_modulus,
-        right_modulus=right_modulus,
-        half_bytes=half_bytes,
-        sum_bytes=sum_bytes,
-        first_block_start=first_block_start,
-    )
 
 
 def _number(numerals: tuple[int, ...], radix: int) -> int:

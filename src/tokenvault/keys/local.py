@@ -82,8 +82,17 @@ class LocalBlockCipher:
             return self._threads.update  # type: ignore[no-any-return] # a thread-local has no types
         except AttributeError:
             pass  # this thread's first call
-        self._threads.update = update = self._ecb.encryptor().update
-        return update
+        context = self._ecb.encryptor()
+        self._threads.update, self._threads.update_into = context.update, context.update_into
+        return context.update
+
+    def thread_encrypter_into(self) -> Callable[[memoryview, memoryview], int]:
+        """Like `thread_encrypter`, but into a buffer of the caller's, 15 bytes longer than the blocks.
+
+        It returns how many bytes it wrote.
+        """
+        self.thread_encrypter()
+        return self._threads.update_into  # type: ignore[no-any-return] # a thread-local has no types
 
     def new_cmac(self) -> CMAC:
         """A fresh OpenSSL AES-CMAC computation under this key (NIST SP 800-38B)."""

@@ -96,6 +96,8 @@ def advice(error: Exception) -> str:
         return f"the module is out of sessions or memory ({answer}): close other users of the token"
     if isinstance(error, pkcs11.TokenWriteProtected):
         return "the token is write-protected: allow writing to create or destroy keys"
+    if isinstance(error, pkcs11.DataLenRange):
+        return "the module does not take that much at once: set x-blocks-per-call-max in the key store's URI"
     if isinstance(error, PERMANENT_ERRORS):
         return f"the module does not offer what the vault needs, AES-256 in ECB mode ({answer})"
     return f"{_LOST} ({answer})"

@@ -1,0 +1,122 @@
+"""Columns of AES blocks: what the modes of operation over numpy arrays share.
+
+A column is worked through in chunks of rows, and each step of a mode encrypts one block of every row of the chunk
+in one call. With keys in this process a chunk is small, so that all it touches stays in the second-level cache,
+and OpenSSL writes into memory that is already there. With keys in a module a call is dear and a chunk is large.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault._blocks import block_encrypter
+from tokenvault.errors import InvalidInputError
+from tokenvault.keys.local import LocalBlockCipher
+from tokenvault.keys.port import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from tokenvault.keys.port import BlockCipher
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Words: TypeAlias = npt.NDArray[np.uint64]
+
+CHUNK_BLOCKS_LOCAL: Final = 2**13
+"""Blocks in one call with a key in this process: 128 KiB, which fit the cache together with the answer."""
+
+CHUNK_BLOCKS_MODULE: Final = 2**17
+"""Blocks in one call with a key in a module: 2 MiB (docs/decisions/0049-calls-of-a-batch.md)."""
+
+WORDS_PER_BLOCK: Final = 2
+
+_SLACK_BYTES: Final = BLOCK_BYTES - 1  # that cryptography asks for behind the answer
+
+
+class ColumnCipher:
+    """Encrypts columns of blocks under one key, during one call of the calling thread.
+
+    Args:
+        cipher: any block cipher.
+        blocks_per_row: how many blocks of a row go out in the largest call.
+        rows: how many rows there are in all.
+
+    Attributes:
+        chunk_rows: rows to work on at a time, at least 1.
+
+    Raises:
+        InvalidInputError: the argument is not a block cipher.
+    """
+
+    __slots__ = ("_answer", "_encrypt", "_encrypt_into", "chunk_rows")
+
+    def __init__(self, cipher: BlockCipher, *, blocks_per_row: int, rows: int) -> None:
+        self._encrypt = block_encrypter(cipher)
+        local = isinstance(cipher, LocalBlockCipher)
+        chunk_blocks = CHUNK_BLOCKS_LOCAL if local else CHUNK_BLOCKS_MODULE
+        self.chunk_rows = max(1, min(rows, chunk_blocks // blocks_per_row))
+        self._encrypt_into = cipher.thread_encrypter_into() if isinstance(cipher, LocalBlockCipher) else None
+        answer_bytes = self.chunk_rows * blocks_per_row * BLOCK_BYTES + _SLACK_BYTES if local else 0
+        self._answer: Bytes = np.empty(answer_bytes, np.uint8)
+
+    def encrypt(self, blocks: Words) -> Words:
+        """Encrypt each 16-byte block for itself (ECB) in one call.
+
+        Args:
+            blocks: C-contiguous array of whole blocks, 2 words each, at most `chunk_rows * blocks_per_row` blocks.
+
+        Returns:
+            An array of the same shape, to be read only, and only until the next call.
+
+        Raises:
+            KeyStoreError: the key can not be reached, or answers wrongly.
+        """
+        if self._encrypt_into is None:
+            return np.frombuffer(self._encrypt(blocks.tobytes()), np.uint64).reshape(blocks.shape)
+        size = self._encrypt_into(blocks.reshape(-1).view(np.uint8).data, self._answer.data)
+        return self._answer[:size].view(np.uint64).reshape(blocks.shape)
+
+    def chain(self, state: Words, block: Words) -> Words:
+        """One step of CBC-MAC on every row: the encryption of state XOR block, which is overwritten."""
+        np.bitwise_xor(state, block, out=block)
+        return self.encrypt(block)
+
+
+def place(column: Bytes, blocks: Bytes, start: int) -> None:
+    """Copy bytes of shape (rows, k) into (rows, m), from byte `start` of each row on."""
+    width = column.shape[1]
+    if width:
+        whole = f"V{width}"  # one element a row is copied twice as fast as its bytes
+        blocks[:, start : start + width].view(whole)[...] = column.view(whole)
+
+
+def byte_columns(name: str, value: object, *, width: int | None = None) -> Bytes:
+    """An argument of shape (rows, k) and dtype uint8, with the bytes of a row side by side.
+
+    Args:
+        name: of the argument.
+        value: the argument.
+        width: k, where it is fixed.
+
+    Raises:
+        InvalidInputError: another type, dtype or shape.
+    """
+    array = plain_array(value)
+    if array is None or array.dtype != np.uint8 or array.ndim != 2 or width not in (None, array.shape[1]):
+        shape = "(rows, bytes)" if width is None else f"(rows, {width})"
+        raise InvalidInputError(f"{name} must be a numpy array of uint8 of shape {shape}")
+    return np.ascontiguousarray(array)
+
+
+def word_column(name: str, value: object) -> Words:
+    """An argument of shape (rows,) and dtype uint64. Raises InvalidInputError."""
+    array = plain_array(value)
+    if array is None or array.dtype != np.uint64 or array.ndim != 1:
+        raise InvalidInputError(f"{name} must be a numpy array of uint64 of shape (rows,)")
+    return array
+
+
+def plain_array(value: object) -> npt.NDArray[Any] | None:
+    """The value as an array, if it is one; a masked array is none, as its mask would be lost."""
+    return np.asarray(value) if type(value) in (np.ndarray, np.memmap) else None
