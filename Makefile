@@ -29,7 +29,13 @@ nightly: $(VENV)/.installed
 	./scripts/system-packages.sh tests
 	$(BIN)/pytest -m nightly
 
-bench: $(VENV)/.installed
+# Peers are installed one by one: the benchmark runs without those that can not be, and says so.
+$(VENV)/.peers: $(VENV)/.installed benchmarks/peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	for peer in $$(cat benchmarks/peers.txt); do $(BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done
+	touch $@
+
+bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+import sys
 import tempfile
 from pathlib import Path
 
 import cryptography
 
-from benchmarks import single
+from benchmarks import ff1, single
 from tests import softhsm
 
 MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
 
 
 def main() -> None:
-    """Run all, in temporary folders, with a SoftHSM token of its own."""
+    """Run all, in temporary folders, with a SoftHSM token of its own. `--write` puts figures into the documents."""
     print(
         f"Python {platform.python_version()}, cryptography {cryptography.__version__},"
         f" SQLite {sqlite3.sqlite_version}, {platform.machine()}, {os.cpu_count()} cores"
@@ -30,6 +31,7 @@ def main() -> None:
         single.vault_share(Path(name), "the temporary folder's disk")
     with tempfile.TemporaryDirectory() as name:
         softhsm.set_up(Path(name))
+        ff1.main(softhsm.new_token(Path(name)), write="--write" in sys.argv)
         single.module_calls(softhsm.new_token(Path(name)))
 
 
