@@ -9,6 +9,7 @@ import functools
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tokenvault._block_columns import Bytes, Words
 
@@ -36,9 +37,10 @@ def luhn_sums(numbers: Words) -> Words:
     return sums
 
 
-def luhn_valid_many(numbers: Words) -> np.typing.NDArray[np.bool_]:
+def luhn_valid_many(numbers: Words) -> npt.NDArray[np.bool_]:
     """Whether numbers end in their Luhn check digit."""
-    return luhn_sums(numbers) % _TEN == 0
+    valid: npt.NDArray[np.bool_] = np.equal(luhn_sums(numbers) % _TEN, 0)
+    return valid
 
 
 def with_check_digit(payloads: Words) -> Words:
@@ -64,7 +66,7 @@ def to_ascii(numbers: Words, length: int) -> Bytes:
     return np.ascontiguousarray(text[:, text.shape[1] - length :])
 
 
-def from_ascii(text: Bytes) -> tuple[Words, np.typing.NDArray[np.bool_]]:
+def from_ascii(text: Bytes) -> tuple[Words, npt.NDArray[np.bool_]]:
     """The numbers that ASCII digits read as, and where all bytes are digits; elsewhere the number means nothing.
 
     Args:
@@ -75,7 +77,8 @@ def from_ascii(text: Bytes) -> tuple[Words, np.typing.NDArray[np.bool_]]:
     for i in range(text.shape[1]):
         numbers *= _TEN
         numbers += digits[:, i]
-    return numbers, (digits < 10).all(axis=1)
+    are_digits: npt.NDArray[np.bool_] = np.all(digits < 10, axis=1)
+    return numbers, are_digits
 
 
 def _groups(numbers: Words) -> list[Words]:
@@ -100,10 +103,11 @@ def _luhn_table() -> Words:
     """What four digits add to a Luhn sum: in a group, the first and third are doubled."""
     digits = _digit_table().astype(np.uint64)
     doubled = digits[:, 0::2] * 2
-    return (digits[:, 1::2] + doubled // _TEN + doubled % _TEN).sum(axis=1)
+    sums: Words = np.sum(digits[:, 1::2] + doubled // _TEN + doubled % _TEN, axis=1)
+    return sums
 
 
 @functools.cache
-def _ascii_table() -> np.typing.NDArray[np.uint32]:
+def _ascii_table() -> npt.NDArray[np.uint32]:
     """Four ASCII digits as one element."""
     return (_digit_table() + _ZERO).view(np.uint32)[:, 0]
