@@ -15,7 +15,7 @@ LAYERS = [
     {"checks", "controls", "decision", "domain", "domain_document", "events", "formats", "iso", "lifecycle", "pan",
      "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "_block_columns", "ccm",
      "ccm_columns", "cmac", "cmac_columns", "digit_columns", "text_columns",
-     "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing",
+     "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing", "sealing_columns",
      "keys.port", "keys.local", "stores.port"},
     {"keyring", "journal", "flows", "flows.core", "flows.issue", "flows.manage", "flows.opening", "flows.ports",
      "flows.requests", "flows.use"},
@@ -23,7 +23,11 @@ LAYERS = [
     {"keys", "stores"},  # adapters, by the start of their names
     {"", "testing"},
 ]  # fmt: skip
-PURE = LAYERS[1] - {"keys.local", "sealing"}  # the two that need OpenSSL's state and fresh nonces
+PURE = LAYERS[1] - {
+    "keys.local",
+    "sealing",
+    "sealing_columns",
+}  # those that need OpenSSL's state and fresh nonces
 IMPURE = {
     "os",
     "time",

@@ -10,9 +10,12 @@ import re
 from typing import Final
 
 import attrs
+import numpy as np
 
 from tokenvault import checks
+from tokenvault._block_columns import Words
 from tokenvault.boundary import boundary_init
+from tokenvault.digit_columns import luhn_sums
 from tokenvault.errors import InvalidInputError
 from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_check_digit
 
@@ -20,6 +23,9 @@ BIN_LENGTH_MAX: Final = 12
 _BIN: Final = re.compile(rf"[0-9]{{1,{BIN_LENGTH_MAX}}}")
 _LAST4_COUNT: Final = 10_000
 _INVALID_CHOICES: Final = 9  # digits that make a number Luhn-invalid
+_NOTHING, _ONE, _TEN = np.uint64(0), np.uint64(1), np.uint64(10)
+_LAST4_WORD: Final = np.uint64(_LAST4_COUNT)
+_INVALID_CHOICES_WORD: Final = np.uint64(_INVALID_CHOICES)
 
 
 @boundary_init
@@ -74,6 +80,25 @@ class TokenFormat:
         width = self._free_digits(pan_length) - 1
         start = f"{self.bin}{free:0{width}}" if width else self.bin
         return f"{start}{(_fitting_digit(start, ending) + step) % 10}{ending}"
+
+    def make_many(self, choices: Words, pan_length: int, last4: Words) -> Words:
+        """The tokens of choices, as `make` gives them, as numbers of the token's length.
+
+        Args:
+            choices: shape (rows,), dtype uint64, each from 0 to `choices(pan_length) - 1`.
+            pan_length: digits of every PAN.
+            last4: shape (rows,), dtype uint64: the last four digits of each PAN, as a number.
+        """
+        step: Words = np.zeros(1, np.uint64)
+        if not self.luhn:
+            choices, step = np.divmod(choices, _INVALID_CHOICES_WORD)
+            step = step + _ONE
+        start = choices + np.uint64(int(self.bin) * 10 ** (self._free_digits(pan_length) - 1))
+        ending, places = (last4, _LAST4_WORD) if self.keep_last4 else (_NOTHING, _ONE)
+        without = start * _TEN * places + ending
+        # the gap weighs the same fifth from the end as at the end: it is never doubled
+        digit = (_TEN - luhn_sums(without) % _TEN + step) % _TEN
+        return without + digit * places
 
     def _free_digits(self, pan_length: int) -> int:
         return (self.length or pan_length) - len(self.bin) - (4 if self.keep_last4 else 0)

@@ -31,7 +31,7 @@ from tokenvault.stores.port import SealedRecord
 NONCE_BYTES: Final = 13
 SEAL_BYTES: Final = NONCE_BYTES + 16 + 16
 
-_ASSOCIATED_BYTES: Final = 14
+ASSOCIATED_BYTES: Final = 14
 _DIGEST_BYTES: Final = 20
 _PLAINTEXT: Final = struct.Struct(">QH6s")
 _LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
@@ -46,8 +46,8 @@ def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_versio
     """Seal a record and its card; no card for a tombstone. Raises KeyStoreError."""
     nonce = os.urandom(NONCE_BYTES)
     body = record.body()
-    digest = _digest(record, key_version, body, nonce)
-    sealed = ccm.encrypt(cipher, nonce, _packed(card, digest), digest[:_ASSOCIATED_BYTES])
+    digest = record_digest(record, key_version, body, nonce)
+    sealed = ccm.encrypt(cipher, nonce, packed(card, digest), digest[:ASSOCIATED_BYTES])
     return SealedRecord(
         record.token,
         record.reference,
@@ -71,11 +71,11 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
     if len(row.seal) != SEAL_BYTES:
         raise IntegrityError(_CHANGED)
     nonce, sealed = row.seal[:NONCE_BYTES], row.seal[NONCE_BYTES:]
-    digest = _digest(row, row.key_version, row.body, nonce)
-    return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[:_ASSOCIATED_BYTES]), digest)
+    digest = record_digest(row, row.key_version, row.body, nonce)
+    return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[:ASSOCIATED_BYTES]), digest)
 
 
-def _digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonce: bytes) -> bytes:
+def record_digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonce: bytes) -> bytes:
     """The record digest: 20 bytes. The header has the length of each text, so no two rows read alike."""
     token, reference, account, requestor, program, revision = row[:6]
     header = b""
@@ -92,17 +92,18 @@ def _digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonc
     return hashlib.sha256(b"".join((nonce, header, texts, body))).digest()[:_DIGEST_BYTES]
 
 
-def _packed(card: Card | None, digest: bytes) -> bytes:
+def packed(card: Card | None, digest: bytes) -> bytes:
+    """The 16 bytes of plaintext."""
     if card is None:
-        return _PLAINTEXT.pack(0, 0, digest[_ASSOCIATED_BYTES:])
+        return _PLAINTEXT.pack(0, 0, digest[ASSOCIATED_BYTES:])
     shape = (len(card.pan) - _LENGTH_OFFSET) << _EXPIRY_BITS
     if card.expiry is not None:
         shape |= card.expiry.month_number
-    return _PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[_ASSOCIATED_BYTES:])
+    return _PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[ASSOCIATED_BYTES:])
 
 
 def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
-    if not hmac.compare_digest(plaintext[-(_DIGEST_BYTES - _ASSOCIATED_BYTES) :], digest[_ASSOCIATED_BYTES:]):
+    if not hmac.compare_digest(plaintext[-(_DIGEST_BYTES - ASSOCIATED_BYTES) :], digest[ASSOCIATED_BYTES:]):
         raise IntegrityError(_CHANGED)
     (shape,) = _SHAPE.unpack_from(plaintext, _SHAPE_OFFSET)
     length, month_number = shape >> _EXPIRY_BITS, shape & ((1 << _EXPIRY_BITS) - 1)
