@@ -12,12 +12,11 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvault.digit_columns import from_ascii, luhn_valid_many
 from tokenvault.errors import InvalidInputError
 from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Pan
 
-_ZERO: Final = ord("0")
 _LINE: Final = ord("\n")
-_DOUBLED: Final = np.array([0, 2, 4, 6, 8, 1, 3, 5, 7, 9], dtype=np.uint8)
 
 
 class PanColumns(NamedTuple):
@@ -80,26 +79,8 @@ def _parse_plain(items: Sequence[object], columns: PanColumns) -> list[int]:
     for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):
         rows = np.flatnonzero(lengths == length)
         if rows.size:
-            digits = text[starts[rows] + np.arange(length)[:, None]] - np.uint8(_ZERO)  # a column each
-            plain = (digits.max(axis=0) <= 9) & luhn_valid(np.minimum(digits, 9))
-            columns.values[rows] = np.where(plain, _number(digits), 0)
+            numbers, plain = from_ascii(text[starts[rows][:, None] + np.arange(length)])
+            plain &= luhn_valid_many(numbers)
+            columns.values[rows] = np.where(plain, numbers, 0)
             columns.lengths[rows] = np.where(plain, length, 0)
     return np.flatnonzero(columns.lengths == 0).tolist()
-
-
-def luhn_valid(digits: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether digits pass the Luhn check (ISO/IEC 7812-1).
-
-    Args:
-        digits: uint8, 0 to 9, of shape (digits, rows): the first digit of every row, then the second, and so on.
-    """
-    total = _DOUBLED[digits[-2::-2]].sum(axis=0, dtype=np.uint8) + digits[-1::-2].sum(axis=0, dtype=np.uint8)
-    valid: NDArray[np.bool_] = total % np.uint8(10) == 0  # at most 19 times 9: no overflow
-    return valid
-
-
-def _number(digits: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    number = np.zeros(digits.shape[1], np.uint64)
-    for column in digits:
-        number = number * np.uint64(10) + column
-    return number
