@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tokenvault as tv
-from tests import softhsm, vaults
+from tests import faces, softhsm, vaults
+from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
@@ -36,21 +38,36 @@ def shared_softhsm_uri(softhsm_folder: Path) -> str:
     return softhsm.new_token(softhsm_folder)
 
 
+ASYNC_STORES = {"async-sqlite": tv.Custody.IN_MODULE, "async-postgres": tv.Custody.IN_PROCESS}
+"""Each with keys in one custody: the flows are those of the other stores."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the night what needs both keys in the module and a database in PostgreSQL, where it says `database`.
+    """Leave out the stores with coroutines in the other custody.
 
+    Leave to the night what needs both keys in the module and a database in PostgreSQL, where it says `database`.
     Neither knows of the other: by day each is tested with the other's usual partner.
     """
+    items[:] = [
+        item
+        for item in items
+        if ASYNC_STORES.get(parameters(item).get("store", "")) in (None, parameters(item).get("custody"))
+    ]
     for item in items:
-        parameters = (
-            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        )
-        if (parameters.get("custody"), parameters.get("database")) == (tv.Custody.IN_MODULE, "postgres"):
+        if (parameters(item).get("custody"), parameters(item).get("database")) == (
+            tv.Custody.IN_MODULE,
+            "postgres",
+        ):
             item.add_marker(pytest.mark.nightly)
 
 
-# A vault: keys in the module and in the process, each on real SoftHSM, over every store.
+def parameters(item: pytest.Item) -> dict[str, Any]:
+    """What a test is run with; nothing for one that has no parameters."""
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+# A vault: keys in the module and in the process, each on real SoftHSM, over every store; and with coroutines.
 
 
 @pytest.fixture(scope="session", params=tv.Custody, ids=lambda custody: custody.value)
@@ -89,14 +106,14 @@ def new_keys(folder: Path, custody: tv.Custody) -> KeyStore:
     return key_store
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", *ASYNC_STORES])
 def store(request: pytest.FixtureRequest, keys: KeyStore, tmp_path: Path) -> Iterator[TokenStore]:
-    """A provisioned store without tokens."""
+    """A provisioned store without tokens; over one of ASYNC_STORES `vaults.open_vault` opens an AsyncVault."""
     url = "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
-    if request.param == "postgres":
+    if request.param.endswith("postgres"):
         url = request.getfixturevalue("postgres_url")
-    opened = tv.open_token_store(url)
-    tv.provision(keys, opened)
+    opened = open_on_a_loop(url) if request.param in ASYNC_STORES else tv.open_token_store(url)
+    faces.provision(keys, opened)
     yield opened
     opened.close()
 

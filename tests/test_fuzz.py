@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tokenvault as tv
-from tests import vaults
+from tests import faces, vaults
+from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PostgresServer
 from tests.strategies import domains, pan_digits, transactions
 from tests.vaults import SHOP, VISA, issue
 from tokenvault import ff1
 from tokenvault.keys import FileKeyStore, KeyStore, LocalBlockCipher
+from tokenvault.stores import ThreadedTokenStore
 from tokenvault.stores.port import TokenStore
 
 CIPHER = LocalBlockCipher(bytes(32))
@@ -73,6 +76,15 @@ anything = st.one_of(
 )
 
 
+def awaited(call: Callable[..., Coroutine[Any, Any, object]]) -> Callable[..., object]:
+    return lambda *arguments, **named: asyncio.run(call(*arguments, **named))
+
+
+async def opened(keys: KeyStore, store: Any, **parts: Any) -> None:
+    async with tv.AsyncVault(keys, store, **parts):
+        pass
+
+
 def calls(
     vault: tv.Vault, keys: KeyStore, store: TokenStore
 ) -> dict[str, tuple[Callable[..., object], int, list[str]]]:
@@ -105,10 +117,17 @@ def calls(
         "TokenFormat": (tv.TokenFormat, 0, ["bin", "length", "keep_last4", "luhn"]),
         "TokenProgram": (tv.TokenProgram, 1, ["format", "making", "domain", "expected_tokens"]),
         "TokenRequestor": (tv.TokenRequestor, 1, ["programs", "permissions", "domain"]),
-        "Vault": (lambda **parts: tv.Vault(keys, store, **parts), 0, ["programs", "requestors"]),
+        "Vault": (lambda **parts: faces.open_face(keys, store, **parts), 0, ["programs", "requestors"]),
         "provision": (lambda **parts: tv.provision(keys, store, **parts), 0, ["custody"]),
         "open_key_store": (tv.open_key_store, 1, []),
         "open_token_store": (tv.open_token_store, 1, []),
+        "open_async_token_store": (tv.open_async_token_store, 1, []),
+        "AsyncVault": (
+            awaited(lambda **parts: opened(keys, ThreadedTokenStore(tv.open_token_store("memory:")), **parts)), 0,
+            ["programs", "requestors"],
+        ),
+        "AsyncVault over": (awaited(lambda over: opened(keys, over)), 1, []),
+        "provision_async": (awaited(lambda over, custody: tv.provision_async(keys, over, custody=custody)), 2, []),
         "ff1.encrypt": (ff1.encrypt, 2, ["radix", "tweak"]),
         "ff1.decrypt": (ff1.decrypt, 2, ["radix", "tweak"]),
         "LocalBlockCipher": (LocalBlockCipher, 1, []),
@@ -126,10 +145,10 @@ def calls(
 def fuzz(
     keys: KeyStore, data: st.DataObject, url: str = "memory:", only: frozenset[str] = frozenset()
 ) -> None:
-    with closing(
-        tv.open_token_store(url)
-    ) as store:  # a new one each time, so that no example builds on another
-        tv.provision(keys, store)
+    # A new one each time, so that no example builds on another; on a loop for the face with coroutines.
+    store = data.draw(st.sampled_from([tv.open_token_store] * 3 + [open_on_a_loop]))(url)
+    with closing(store):
+        faces.provision(keys, store)
         try_one_call(keys, store, data, only)
 
 
@@ -148,8 +167,9 @@ def try_one_call(keys: KeyStore, store: TokenStore, data: st.DataObject, only: f
         assert type(error) is not tv.TokenVaultError, f"{name}: {error}"  # noqa: PT017 # any but the one for defects
         return
     close = getattr(result, "close", None)
-    if close is not None:
-        close()
+    ending = None if close is None else close()
+    if asyncio.iscoroutine(ending):
+        asyncio.run(ending)
 
 
 # Without these the call is not a call at all: Python itself refuses it.

@@ -18,8 +18,8 @@ LAYERS = [
      "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing", "sealing_columns",
      "keys.port", "keys.local", "stores.port"},
     {"keyring", "journal", "flows", "flows.core", "flows.issue", "flows.manage", "flows.opening", "flows.ports",
-     "flows.requests", "flows.use"},
-    {"vault", "vaultless"},
+     "flows.requests", "flows.use", "workers"},
+    {"async_vault", "vault", "vaultless"},
     {"keys", "stores"},  # adapters, by the start of their names
     {"", "testing"},
 ]  # fmt: skip

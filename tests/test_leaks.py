@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tokenvault as tv
-from tests import vaults
+from tests import faces, vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, STRANGER, VISA, issue, use
 from tokenvault.events import Event
@@ -226,7 +226,7 @@ def test_a_defect_comes_out_as_an_error_that_carries_nothing(
         raise KeyError(VISA)
 
     with vaults.open_vault(keys, store) as vault:
-        monkeypatch.setattr(store, "insert", defect)
+        monkeypatch.setattr(faces.asked_by_the_vault(store), "insert", defect)
         with pytest.raises(
             tv.TokenVaultError, match=r"KeyError in tests.test_leaks:\d+: please report"
         ) as raised:
@@ -250,7 +250,7 @@ def test_an_exit_in_the_middle_of_a_call_carries_no_pan(
     def stop(*_args: object, **_kwargs: object) -> None:
         raise SystemExit(1)
 
-    with vaults.open_vault(keys, store) as vault:
+    with tv.Vault(keys, store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS) as vault:
         monkeypatch.setattr(store, "insert", stop)
         with pytest.raises(SystemExit) as raised:
             issue(vault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenvault.errors import InvalidInputError, TokenVaultError
-from tokenvault.stores import open_token_store
+from tokenvault.errors import InvalidInputError, TokenStoreError, TokenVaultError
+from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.sqlite import SqliteTokenStore
 
@@ -78,3 +79,23 @@ def test_nothing_else_comes_out(url: str) -> None:
     except TokenVaultError:
         return
     store.close()
+
+
+@pytest.mark.parametrize("scheme", ["memory:", "sqlite:///"])
+def test_every_address_opens_with_coroutines_too(tmp_path: Path, scheme: str) -> None:
+    """What has no coroutines of its own blocks threads; what is written is there for the other kind of store."""
+    url = scheme if scheme == "memory:" else f"{scheme}{tmp_path}/vault.db"
+
+    async def work() -> None:
+        store = open_async_token_store(url)
+        await store.provision()
+        assert await store.put_meta("name", b"value") == b"value"
+        assert await asyncio.gather(*(store.get_meta("name") for _ in range(50))) == [b"value"] * 50
+        await store.close()
+        with pytest.raises(TokenStoreError, match="closed"):
+            await store.get_meta("name")
+
+    asyncio.run(work())
+    if url != "memory:":
+        with closing(open_token_store(url)) as store:
+            assert store.get_meta("name") == b"value"

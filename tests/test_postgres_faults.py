@@ -11,15 +11,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import psycopg
 import pytest
 
+from tests.cancelling import CancelledAt
 from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
@@ -217,12 +218,6 @@ def test_addresses_that_are_refused(url: str, advice: str) -> None:
             opener(url)
         assert caught.value.__context__ is None
         assert url.removeprefix("postgresql:") not in str(caught.value) or len(url) < 15
-
-
-def test_only_postgresql_has_coroutines() -> None:
-    for url in ("memory:", "sqlite:///vault.db", "", None):
-        with pytest.raises(InvalidInputError, match="open_token_store"):
-            open_async_token_store(url)  # type: ignore[arg-type] # that is the point
 
 
 def test_without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,39 +716,6 @@ def run_elsewhere(call: Coroutine[None, None, None]) -> None:
 
 
 # Cancellation.
-
-
-class CancelledAt(Generic[T]):
-    """Awaits a call and cancels it where it suspends for the given time, counted from 0."""
-
-    def __init__(self, call: Coroutine[Any, Any, T], at: int) -> None:
-        self.call = call
-        self.at = at
-        self.reached = False
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        inner = self.call.__await__()
-        step = inner.send
-        value: Any = None
-        count = 0
-        while True:
-            try:
-                waited_for = step(value)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            if count == self.at and not self.reached:
-                self.reached = True
-                if asyncio.isfuture(waited_for):
-                    waited_for._asyncio_future_blocking = False
-                    waited_for.cancel()
-                try:
-                    waited_for = inner.throw(asyncio.CancelledError())
-                except StopIteration as stop:
-                    result = stop.value
-                    return result
-            count += 1
-            value = yield waited_for
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -1,4 +1,4 @@
-"""What the vault promises, with keys in the module and in the process, on every store."""
+"""What both faces of the vault promise, with keys in the module and in the process, on every store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tokenvault as tv
-from tests import vaults
+from tests import faces, vaults
 from tests.strategies import DAY_MS, NOW_MS
 from tests.test_pan import PUBLISHED
 from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, issue, use
@@ -190,7 +190,7 @@ def test_a_use_outside_the_domain_gives_every_reason_and_no_card(vault: tv.Vault
 
 def test_the_requestor_s_own_domain_holds_for_each_of_its_tokens(keys: KeyStore, store: TokenStore) -> None:
     shop = tv.TokenRequestor(SHOP, programs={"one-time"}, domain=tv.Domain(countries={"FR"}))
-    with tv.Vault(
+    with faces.open_face(
         keys, store, programs=[vaults.RANDOM], requestors=[shop], clock=ManualClock(NOW_MS)
     ) as vault:
         token = issue(vault).token
@@ -394,7 +394,7 @@ def test_a_requestor_manages_its_own_tokens_only_and_with_permission(
 ) -> None:
     other = tv.TokenRequestor(STRANGER, programs={"one-time"})
     requestors = [*vaults.REQUESTORS, other]
-    with tv.Vault(
+    with faces.open_face(
         keys, store, programs=vaults.PROGRAMS, requestors=requestors, clock=ManualClock(NOW_MS)
     ) as vault:
         token, unmanaged = issue(vault).token, issue(vault, requestor=ISSUER_ONLY).token
@@ -520,7 +520,7 @@ def test_every_decision_and_change_leaves_an_event_with_the_revision_it_made(
 
 def test_provision_is_idempotent_and_a_vault_needs_it(keys: KeyStore, store: TokenStore) -> None:
     before = {purpose: keys.versions(purpose) for purpose in tv.KeyPurpose}
-    tv.provision(keys, store)
+    faces.provision(keys, store)
     assert {purpose: keys.versions(purpose) for purpose in tv.KeyPurpose} == before
 
 
@@ -529,14 +529,14 @@ def test_a_database_made_under_other_keys_is_refused(
 ) -> None:
     """At open and at provision, before anything is written."""
     with pytest.raises(tv.ConfigurationError):
-        tv.Vault(other_keys, store)
+        faces.open_face(other_keys, store)
     with pytest.raises(tv.ConfigurationError, match="key"):
-        tv.provision(other_keys, store)
+        faces.provision(other_keys, store)
     assert other_keys.versions(tv.KeyPurpose.SEAL) == (), "no key is made for a database that is another's"
     for purpose in (tv.KeyPurpose.SEAL, tv.KeyPurpose.FINGERPRINT, tv.KeyPurpose.AUDIT):
         other_keys.create(purpose, tv.Custody.IN_PROCESS)
     with pytest.raises(tv.ConfigurationError, match="another seal version 1 key"):
-        tv.Vault(other_keys, store)
+        faces.open_face(other_keys, store)
 
 
 @pytest.mark.parametrize(
@@ -555,14 +555,14 @@ def test_a_configuration_that_does_not_fit_is_refused(
     keys: KeyStore, store: TokenStore, programs: Any, requestors: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        tv.Vault(keys, store, programs=programs, requestors=requestors)
+        faces.open_face(keys, store, programs=programs, requestors=requestors)
 
 
 def test_a_token_whose_program_is_not_configured_is_refused(keys: KeyStore, store: TokenStore) -> None:
     with vaults.open_vault(keys, store) as vault:
         token = issue(vault).token
     with (
-        tv.Vault(keys, store, requestors=[tv.TokenRequestor(SHOP)]) as vault,
+        faces.open_face(keys, store, requestors=[tv.TokenRequestor(SHOP)]) as vault,
         pytest.raises(tv.ConfigurationError, match="program"),
     ):
         vault.detokenize(token, use())

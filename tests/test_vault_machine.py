@@ -30,6 +30,8 @@ from hypothesis.stateful import (
 
 import tokenvault as tv
 from tests import softhsm
+from tests.faces import open_face
+from tests.on_a_loop import open_on_a_loop
 from tests.strategies import DAY_MS, NOW_MS
 from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA
 from tokenvault.keys import KeyStore
@@ -312,7 +314,7 @@ class VaultMachine(RuleBasedStateMachine):
         self.open_vault()
 
     def open_vault(self) -> None:
-        self.vault = tv.Vault(
+        self.vault = open_face(
             self.keys, self.store, programs=PROGRAMS, requestors=REQUESTORS, clock=self.clock
         )
 
@@ -653,6 +655,13 @@ class VaultMachine(RuleBasedStateMachine):
         assert sum(map(len, numbers)) == self.model.events
 
 
+class AsyncMachine(VaultMachine):
+    """The face with coroutines."""
+
+    def open_store(self) -> TokenStore:
+        return open_on_a_loop("memory:")
+
+
 class SqliteMachine(VaultMachine):
     def open_store(self) -> TokenStore:
         # On a disk in memory where there is one: thousands of fsync calls prove nothing here.
@@ -695,6 +704,10 @@ def test_a_vault_in_memory_answers_as_the_model(local_keys: KeyStore) -> None:
     run(VaultMachine, local_keys, 150, 40)
 
 
+def test_a_vault_with_coroutines_answers_as_the_model(local_keys: KeyStore) -> None:
+    run(AsyncMachine, local_keys, 8, 40)
+
+
 def test_a_vault_in_sqlite_answers_as_the_model(local_keys: KeyStore) -> None:
     run(SqliteMachine, local_keys, 25, 40)
 
@@ -704,6 +717,6 @@ def test_a_vault_with_keys_in_the_module_answers_as_the_model(module_keys: KeySt
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("machine", [VaultMachine, SqliteMachine])
+@pytest.mark.parametrize("machine", [VaultMachine, SqliteMachine, AsyncMachine])
 def test_long_lives_answer_as_the_model(local_keys: KeyStore, machine: type[VaultMachine]) -> None:
     run(machine, local_keys, 500, 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tokenvault as tv
+from tests.faces import open_face
 from tests.strategies import NOW_MS
 from tokenvault.flows.ports import Clock
 from tokenvault.keys import KeyStore
@@ -39,7 +40,8 @@ REQUESTORS = (
 
 
 def open_vault(keys: KeyStore, store: TokenStore, clock: Clock | None = None) -> tv.Vault:
-    return tv.Vault(keys, store, programs=PROGRAMS, requestors=REQUESTORS, clock=clock or ManualClock(NOW_MS))
+    clock = clock or ManualClock(NOW_MS)
+    return open_face(keys, store, programs=PROGRAMS, requestors=REQUESTORS, clock=clock)
 
 
 def issue(vault: tv.Vault, pan: str = VISA, **arguments: Any) -> tv.TokenInfo:

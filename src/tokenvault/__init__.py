@@ -4,6 +4,7 @@ Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys` and `
 rest that is public. Nothing happens at import.
 """
 
+from tokenvault.async_vault import AsyncVault, provision_async
 from tokenvault.controls import Channel, CryptogramRule, Limit, Money
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
@@ -26,7 +27,7 @@ from tokenvault.keys import Custody, KeyPurpose, open_key_store
 from tokenvault.lifecycle import Actor, TokenStatus
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.programs import Making, Permission, TokenProgram, TokenRequestor
-from tokenvault.stores import open_token_store
+from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.token_info import TokenInfo
 from tokenvault.transaction import Transaction
 from tokenvault.vault import Vault, provision
@@ -35,6 +36,7 @@ from tokenvault.violation import Violation
 
 __all__ = [
     "Actor",
+    "AsyncVault",
     "Card",
     "CardExpiry",
     "Channel",
@@ -69,7 +71,9 @@ __all__ = [
     "Vault",
     "VaultlessTokenizer",
     "Violation",
+    "open_async_token_store",
     "open_key_store",
     "open_token_store",
     "provision",
+    "provision_async",
 ]

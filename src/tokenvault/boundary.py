@@ -8,8 +8,8 @@ is wrong, and the caller's own frame where.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from tokenvault.errors import TokenVaultError
 
@@ -26,6 +26,21 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
         try:
             return call(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
+            failure = bare(error)
+        del args, kwargs
+        raise failure
+
+    return bounded
+
+
+def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make a coroutine function part of the boundary. A cancellation passes as it is, without the frames."""
+
+    @functools.wraps(call)
+    async def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await call(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 # as in `boundary`
             failure = bare(error)
         del args, kwargs
         raise failure

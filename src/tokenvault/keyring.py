@@ -8,6 +8,7 @@ from typing import Final
 from tokenvault import sealing
 from tokenvault.cmac import Cmac
 from tokenvault.errors import ConfigurationError, IntegrityError
+from tokenvault.keys.local import LocalBlockCipher
 from tokenvault.keys.port import BLOCK_BYTES, BlockCipher, KeyName, KeyPurpose, KeyStore
 from tokenvault.pan import Card, Pan
 from tokenvault.records import TokenRecord
@@ -28,6 +29,9 @@ def key_check_value(cipher: BlockCipher) -> bytes:
 class KeyRing:
     """The keys of one vault. Safe to share between threads.
 
+    Attributes:
+        blocking: whether any of them works outside this process, so that a call may take its time.
+
     Raises:
         ConfigurationError: a purpose has no key yet.
         KeyStoreError: the key store can not be reached.
@@ -35,6 +39,7 @@ class KeyRing:
 
     def __init__(self, key_store: KeyStore) -> None:
         self._key_store = key_store
+        self.blocking = False
         versions = {purpose: key_store.versions(purpose) for purpose in PURPOSES}
         for purpose, found in versions.items():
             if not found:
@@ -42,13 +47,15 @@ class KeyRing:
                     f"the key store has no {purpose.value} key: run tokenvault.provision first"
                 )
         self._seal_version = versions[KeyPurpose.SEAL][-1]
-        self._seal_ciphers = {version: self._seal_cipher(version) for version in versions[KeyPurpose.SEAL]}
+        self._seal_ciphers = {
+            version: self._cipher(KeyPurpose.SEAL, version) for version in versions[KeyPurpose.SEAL]
+        }
         # Newest first: it writes, and most records are found by it.
         self._fingerprints = tuple(
-            Cmac(key_store.cipher(KeyName(KeyPurpose.FINGERPRINT, version)))
+            Cmac(self._cipher(KeyPurpose.FINGERPRINT, version))
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
-        self._audit = Cmac(key_store.cipher(KeyName(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1])))
+        self._audit = Cmac(self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1]))
 
     def seal(self, record: TokenRecord, card: Card | None) -> SealedRecord:
         """Seal a record under the newest SEAL key. Raises KeyStoreError."""
@@ -60,7 +67,7 @@ class KeyRing:
         if cipher is None:
             if row.key_version not in self._key_store.versions(KeyPurpose.SEAL):
                 raise IntegrityError("a token record names a seal key that the key store does not have")
-            cipher = self._seal_ciphers[row.key_version] = self._seal_cipher(row.key_version)
+            cipher = self._seal_ciphers[row.key_version] = self._cipher(KeyPurpose.SEAL, row.key_version)
         card = sealing.unseal(row, cipher)
         return TokenRecord.parse(row), card
 
@@ -84,5 +91,7 @@ class KeyRing:
         """16 bytes, AES-CMAC under the newest AUDIT key."""
         return self._audit.tag(message)
 
-    def _seal_cipher(self, version: int) -> BlockCipher:
-        return self._key_store.cipher(KeyName(KeyPurpose.SEAL, version))
+    def _cipher(self, purpose: KeyPurpose, version: int) -> BlockCipher:
+        cipher = self._key_store.cipher(KeyName(purpose, version))
+        self.blocking |= not isinstance(cipher, LocalBlockCipher)
+        return cipher

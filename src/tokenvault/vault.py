@@ -35,6 +35,8 @@ from tokenvault.transaction import Transaction
 
 T = TypeVar("T")
 
+CLOSED = "this vault is closed: open another"
+
 CONFIGURED_MAX = 100_000
 """The most programs, and the most requestors, of one vault."""
 
@@ -53,7 +55,7 @@ def provision(keys: KeyStore, store: TokenStore, *, custody: Custody = Custody.I
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     checks.instance("custody", custody, Custody)
-    run(opening.provision(keys, BlockingStore(store), custody))
+    run(opening.provision(keys, BlockingStore(store), BlockingRuntime(), custody))
 
 
 @boundary_init
@@ -264,7 +266,7 @@ class Vault:
 
     def _open(self) -> Core:
         if self._core is None:
-            raise ConfigurationError("this vault is closed: open another")
+            raise ConfigurationError(CLOSED)
         return self._core
 
 
@@ -285,8 +287,8 @@ async def open_core(
                 "a requestor may issue tokens of a program that this vault does not have"
             )
     await store.check_schema()
-    ring = KeyRing(keys)
-    await opening.check_keys(keys, store)
+    ring = await runtime.call(KeyRing, keys)
+    await opening.check_keys(keys, store, runtime)
     return Core(
         store=store,
         runtime=runtime,

@@ -198,21 +198,21 @@ class Core:
         """Write a new record with its event; False where the token exists already."""
         if self.journal.doubtful:
             await self._settle()
-        row, noted = await self.runtime.call(self._sealed, opened, event)
-        return self._written(await self._told(self.store.insert([row], [noted]), noted), noted)
+        rows, noted = await self._sealed(event, opened)
+        return self._written(await self._told(self.store.insert(rows, [noted]), noted), noted)
 
     async def replace(self, opened: Opened, event: Event) -> bool:
         """Write a changed record with its event; False where another change came first."""
         if self.journal.doubtful:
             await self._settle()
-        row, noted = await self.runtime.call(self._sealed, opened, event)
-        return self._written(await self._told(self.store.replace([row], [noted]), noted), noted)
+        rows, noted = await self._sealed(event, opened)
+        return self._written(await self._told(self.store.replace(rows, [noted]), noted), noted)
 
     async def note(self, event: Event) -> None:
         """Write an event that goes with no change."""
         if self.journal.doubtful:
             await self._settle()
-        noted = await self.runtime.call(self.journal.seal, event)
+        _, noted = await self._sealed(event)
         await self._told(self.store.append([noted]), noted)
 
     async def conflict(self, attempts: int) -> int:
@@ -223,8 +223,21 @@ class Core:
         await self.runtime.sleep(secrets.randbelow(ceiling_us) / 1e6)
         return attempts + 1
 
-    def _sealed(self, opened: Opened, event: Event) -> tuple[SealedRecord, SealedEvent]:
-        return self.keys.seal(opened.record, opened.card), self.journal.seal(event)
+    async def _sealed(self, event: Event, *opened: Opened) -> tuple[list[SealedRecord], SealedEvent]:
+        """Seal an event, and the record that changes with it."""
+        noted: list[SealedEvent] = []
+        try:
+            rows = await self.runtime.call(self._seal, event, opened, noted)
+        except BaseException:
+            for row in noted:  # sealed before a cancellation arrived: its number is free again
+                self.journal.withdraw(row)
+            raise
+        return rows, noted[0]
+
+    def _seal(self, event: Event, opened: tuple[Opened, ...], noted: list[SealedEvent]) -> list[SealedRecord]:
+        rows = [self.keys.seal(each.record, each.card) for each in opened]
+        noted.append(self.journal.seal(event))
+        return rows
 
     async def _told(self, write: Coroutine[Any, Any, T], noted: SealedEvent) -> T:
         """What a write answers. Where it fails, the event may have been written or not."""

@@ -32,7 +32,7 @@ class Runtime(Protocol):
     """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that may block on the key store."""
+        """Call a function that may block on the key store. However this ends, the function then has, too."""
         ...
 
     async def sleep(self, seconds: float) -> None:

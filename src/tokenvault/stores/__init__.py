@@ -12,11 +12,13 @@ from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.threaded import ThreadedTokenStore
 
 __all__ = [
     "AsyncTokenStoreBase",
     "MemoryTokenStore",
     "SqliteTokenStore",
+    "ThreadedTokenStore",
     "TokenStore",
     "open_async_token_store",
     "open_token_store",
@@ -53,17 +55,19 @@ def open_token_store(url: str) -> TokenStore:
 
 @boundary
 def open_async_token_store(url: str) -> AsyncTokenStoreBase:
-    """Open the token store at an address of PostgreSQL, with coroutines, for one event loop.
+    """Open the token store at an address, with coroutines.
+
+    PostgreSQL is asked without a thread, for one event loop. The others block threads of their own.
+
+    Args:
+        url: as for `open_token_store`.
 
     Raises:
-        InvalidInputError: the address is none of PostgreSQL.
-        ConfigurationError: the database's library is missing.
+        InvalidInputError: the address is not one of a token store.
+        ConfigurationError: the database's library is missing or too old.
     """
     if type(url) is not str or not url.startswith("postgresql:"):
-        raise InvalidInputError(
-            "a token store with coroutines has an address such as 'postgresql://user:password@host/database'; "
-            "the others are opened with open_token_store"
-        )
+        return ThreadedTokenStore(open_token_store(url))
     try:
         from tokenvault.stores.postgres_async import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
     except ImportError:

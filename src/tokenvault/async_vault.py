@@ -1,0 +1,220 @@
+"""The vault for asyncio: the methods of `Vault`, awaited, over the same flows."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Final, ParamSpec, Self, TypeVar
+
+from tokenvault import checks
+from tokenvault.boundary import async_boundary
+from tokenvault.decision import Decision
+from tokenvault.domain import Domain
+from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.flows import opening, requests
+from tokenvault.flows.core import Core
+from tokenvault.flows.ports import AsyncTokenStore, Clock
+from tokenvault.keyring import KeyRing
+from tokenvault.keys.port import Custody, KeyStore
+from tokenvault.lifecycle import Actor, Change
+from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.programs import TokenProgram, TokenRequestor
+from tokenvault.token_info import TokenInfo
+from tokenvault.transaction import Transaction
+from tokenvault.vault import CLOSED, open_core
+from tokenvault.workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MODULE_THREADS: Final = 1
+
+
+@async_boundary
+async def provision_async(
+    keys: KeyStore, store: AsyncTokenStore, *, custody: Custody = Custody.IN_PROCESS
+) -> None:
+    """As `provision`, awaited, with a store of `open_async_token_store`."""
+    checks.instance("custody", custody, Custody)
+    runtime = _LoopRuntime()
+    try:
+        await opening.provision(keys, _awaited(store), runtime, custody)
+    finally:
+        runtime.close()
+
+
+class AsyncVault:
+    """A token vault as `Vault`, for asyncio. It is opened by `async with`, once.
+
+    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
+    transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
+
+    Calls of a PKCS#11 module block one thread of the vault's own. Keys that work in this process take some
+    10 µs a call, and work where they are called.
+
+    Args:
+        keys: the key store.
+        store: a token store with coroutines, as `open_async_token_store` opens them.
+        programs, requestors, clock: as in `Vault`.
+
+    `async with` raises what the constructor of `Vault` raises.
+    """
+
+    def __init__(
+        self,
+        keys: KeyStore,
+        store: AsyncTokenStore,
+        *,
+        programs: Iterable[TokenProgram] = (),
+        requestors: Iterable[TokenRequestor] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self._parts = keys, store, programs, requestors, clock
+        self._runtime: _LoopRuntime | None = None
+        self._core: Core | None = None
+
+    @async_boundary
+    async def __aenter__(self) -> Self:
+        if self._runtime is not None:
+            raise ConfigurationError("this vault was opened before: make another")
+        keys, store, programs, requestors, clock = self._parts
+        self._runtime = runtime = _LoopRuntime()
+        try:
+            core = await open_core(keys, _awaited(store), runtime, programs, requestors, clock)
+        except BaseException:
+            runtime.close()
+            raise
+        runtime.keys = core.keys
+        self._core = core
+        return self
+
+    @async_boundary
+    async def issue(
+        self,
+        pan: str | Pan,
+        *,
+        expiry: str | CardExpiry | None = None,
+        requestor: str,
+        program: str,
+        domain: Domain | None = None,
+        token_expiry: str | CardExpiry | None = None,
+        assurance: str | None = None,
+        par: str | None = None,
+        active: bool = True,
+    ) -> TokenInfo:
+        """As `Vault.issue`, awaited."""
+        return await requests.issue(
+            self._open(), pan, expiry, requestor, program, domain, token_expiry, assurance, par, active
+        )
+
+    @async_boundary
+    async def check(self, token: str, transaction: Transaction) -> Decision:
+        """As `Vault.check`, awaited."""
+        return await requests.check(self._open(), token, transaction)
+
+    @async_boundary
+    async def detokenize(self, token: str, transaction: Transaction) -> Card:
+        """As `Vault.detokenize`, awaited."""
+        return await requests.detokenize(self._open(), token, transaction)
+
+    @async_boundary
+    async def activate(self, token: str) -> TokenInfo:
+        """As `Vault.activate`, awaited."""
+        return await requests.change_status(self._open(), token, Change.ACTIVATE, None, None)
+
+    @async_boundary
+    async def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+        """As `Vault.suspend`, awaited."""
+        return await requests.change_status(self._open(), token, Change.SUSPEND, by, requestor)
+
+    @async_boundary
+    async def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+        """As `Vault.resume`, awaited."""
+        return await requests.change_status(self._open(), token, Change.RESUME, by, requestor)
+
+    @async_boundary
+    async def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
+        """As `Vault.delete`, awaited."""
+        return await requests.change_status(self._open(), token, Change.DELETE, None, requestor)
+
+    @async_boundary
+    async def update_domain(
+        self, token: str, domain: Domain | None, *, requestor: str | None = None
+    ) -> TokenInfo:
+        """As `Vault.update_domain`, awaited."""
+        return await requests.update_domain(self._open(), token, domain, requestor)
+
+    @async_boundary
+    async def update_card(
+        self,
+        pan: str | Pan,
+        *,
+        new_pan: str | Pan | None = None,
+        expiry: str | CardExpiry | None = None,
+        requestor: str | None = None,
+    ) -> list[TokenInfo]:
+        """As `Vault.update_card`, awaited."""
+        return await requests.update_card(self._open(), pan, new_pan, expiry, requestor)
+
+    @async_boundary
+    async def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
+        """As `Vault.tokens_of`, awaited."""
+        return await requests.tokens_of(self._open(), pan, requestor)
+
+    @async_boundary
+    async def get(self, token_or_reference: str) -> TokenInfo:
+        """As `Vault.get`, awaited."""
+        return await requests.get(self._open(), token_or_reference)
+
+    @async_boundary
+    async def close(self) -> None:
+        """End the use of the vault; the key store and the token store stay open. Idempotent."""
+        self._core = None
+        if self._runtime is not None:
+            self._runtime.close()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> Core:
+        if self._core is None:
+            raise ConfigurationError(
+                "this vault is not open: open one with 'async with'" if self._runtime is None else CLOSED
+            )
+        return self._core
+
+
+class _LoopRuntime:
+    """What flows need of asyncio, and a thread to block in."""
+
+    def __init__(self) -> None:
+        self.keys: KeyRing | None = None  # until it is known which keys there are, they may block
+        self._worker = Workers(MODULE_THREADS)
+        self._closed = False
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.keys is not None and not self.keys.blocking:
+            return function(*args, **kwargs)
+        if self._closed:
+            raise ConfigurationError(CLOSED)
+        return await self._worker.call(function, *args, **kwargs)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def close(self) -> None:
+        self._closed = True
+        self._worker.close()
+
+
+def _awaited(store: AsyncTokenStore) -> AsyncTokenStore:
+    if not inspect.iscoroutinefunction(getattr(store, "check_schema", None)):
+        raise InvalidInputError(
+            "an AsyncVault takes a token store with coroutines: open it with open_async_token_store, or put a"
+            " blocking one into a ThreadedTokenStore"
+        )
+    return store

@@ -1,0 +1,56 @@
+"""The vault's two faces under one interface, so that one suite runs on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, cast
+
+import tokenvault as tv
+from tests.on_a_loop import OnALoop
+from tokenvault.keys import KeyStore
+from tokenvault.stores import ThreadedTokenStore
+from tokenvault.stores.port import TokenStore
+
+
+def open_face(keys: KeyStore, store: TokenStore, **parts: Any) -> tv.Vault:
+    """A Vault; over a store that is on a loop, an AsyncVault there, which each call awaits."""
+    run = getattr(store, "run", None)  # also of a store on a loop that another one wraps
+    if run is None:
+        return tv.Vault(keys, store, **parts)
+    native = store.store if isinstance(store, OnALoop) else ThreadedTokenStore(store)
+    return cast(tv.Vault, OnALoopVault(tv.AsyncVault(keys, native, **parts), run))
+
+
+def provision(keys: KeyStore, store: TokenStore) -> None:
+    """As either face does it."""
+    if isinstance(store, OnALoop):
+        store.run(tv.provision_async(keys, store.store))
+    else:
+        tv.provision(keys, store)
+
+
+def asked_by_the_vault(store: TokenStore) -> object:
+    """The store that the vault itself calls: the one to break."""
+    return store.store if isinstance(store, OnALoop) else store
+
+
+class OnALoopVault:
+    """An AsyncVault, called from any thread."""
+
+    def __init__(self, vault: tv.AsyncVault, run: Callable[[Any], Any]) -> None:
+        self._vault = vault
+        self._run = run
+        run(vault.__aenter__())
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._vault, name)
+        return lambda *arguments, **named: self._run(method(*arguments, **named))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._vault.__aexit__(kind, error, trace))
