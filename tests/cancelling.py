@@ -10,11 +10,15 @@ T = TypeVar("T")
 
 
 class CancelledAt(Generic[T]):
-    """Awaits a call and cancels it where it suspends for the given time, counted from 0."""
+    """Awaits a call and cancels it where it suspends for the given time, counted from 0.
 
-    def __init__(self, call: Coroutine[Any, Any, T], at: int) -> None:
+    With `late`, once what it waits for there has come, and it does not know yet.
+    """
+
+    def __init__(self, call: Coroutine[Any, Any, T], at: int, *, late: bool = False) -> None:
         self.call = call
         self.at = at
+        self.late = late
         self.reached = False
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -30,7 +34,9 @@ class CancelledAt(Generic[T]):
                 return result
             if count == self.at and not self.reached:
                 self.reached = True
-                if asyncio.isfuture(waited_for):
+                if self.late:
+                    yield waited_for
+                elif asyncio.isfuture(waited_for):
                     waited_for._asyncio_future_blocking = False
                     waited_for.cancel()
                 try:
