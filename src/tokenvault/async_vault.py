@@ -29,7 +29,8 @@ from tokenvault.workers import Workers
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MODULE_THREADS: Final = 1
+MODULE_THREADS: Final = 16
+"""Blocks that wait in several threads go to the module in one call (see `keys.coalescing`)."""
 
 
 @async_boundary
@@ -51,8 +52,8 @@ class AsyncVault:
     A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
     transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
 
-    Calls of a PKCS#11 module block one thread of the vault's own. Keys that work in this process take some
-    10 µs a call, and work where they are called.
+    Keys in a module are asked from threads of the vault's own, at most MODULE_THREADS. Keys that work in this
+    process answer in some 10 µs, and are asked on the event loop.
 
     Args:
         keys: the key store.
@@ -189,11 +190,11 @@ class AsyncVault:
 
 
 class _LoopRuntime:
-    """What flows need of asyncio, and a thread to block in."""
+    """What flows need of asyncio, and threads to block in."""
 
     def __init__(self) -> None:
         self.keys: KeyRing | None = None  # until it is known which keys there are, they may block
-        self._worker = Workers(MODULE_THREADS)
+        self._workers = Workers(MODULE_THREADS)
         self._closed = False
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -201,14 +202,14 @@ class _LoopRuntime:
             return function(*args, **kwargs)
         if self._closed:
             raise ConfigurationError(CLOSED)
-        return await self._worker.call(function, *args, **kwargs)
+        return await self._workers.call(function, *args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     def close(self) -> None:
         self._closed = True
-        self._worker.close()
+        self._workers.close()
 
 
 def _awaited(store: AsyncTokenStore) -> AsyncTokenStore:
