@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,19 @@ import tokenvault as tv
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_s_example_runs(softhsm_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_examples_run(
+    softhsm_uri: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(examples) == 1
+    assert len(examples) == 2
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOKENVAULT_KEY_STORE", softhsm_uri)
-    exec(compile(examples[0], "README.md", "exec"), {})  # noqa: S102 # our own text
+    monkeypatch.setenv("TOKENVAULT_STORE", postgres_url)
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})  # noqa: S102 # our own text
     assert (tmp_path / "vault.db").stat().st_size > 0
+    with closing(tv.open_token_store(postgres_url)) as store:
+        assert len(store.scan()) == 1
 
 
 def test_the_quickstart_decides_as_its_table_says(softhsm_uri: str) -> None:
