@@ -45,8 +45,7 @@ def environment(softhsm_uri: str, postgres_url: str, tmp_path: Path, monkeypatch
     monkeypatch.setenv("TOKENVAULT_STORE", postgres_url)
     monkeypatch.setenv("TOKENVAULT_CALLERS", str(tmp_path / "callers.json"))
     command = [sys.executable, "-W", "error", str(EXAMPLES / "fastapi_service.py")]
-    for _ in range(2):  # idempotent
-        subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=60)
 
 
 @attrs.define
