@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cryptography
 
-from benchmarks import ff1, single
+from benchmarks import audit, ff1, single
 from tests import softhsm
 
 MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
@@ -33,6 +33,7 @@ def main() -> None:
         softhsm.set_up(Path(name))
         ff1.main(softhsm.new_token(Path(name)), write="--write" in sys.argv)
         single.module_calls(softhsm.new_token(Path(name)))
+        audit.main(softhsm.new_token(Path(name)), Path(name))
 
 
 if __name__ == "__main__":

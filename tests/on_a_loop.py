@@ -65,6 +65,9 @@ class OnALoop:
     def streams(self) -> list[bytes]:
         return self.run(self.store.streams())
 
+    def heads(self, limit: int) -> list[SealedEvent]:
+        return self.run(self.store.heads(limit))
+
     def put_domain(self, digest: bytes, document: bytes) -> None:
         self.run(self.store.put_domain(digest, document))
 

@@ -32,13 +32,18 @@ def provisioned(keys: KeyStore, path: Path) -> SqliteTokenStore:
 
 
 def assert_whole(keys: KeyStore, store: TokenStore, written: int) -> None:
-    """Every record opens, and every stream counts what was written from 1 without gap."""
+    """Every record opens, every stream counts what was written from 1 without gap, and the trail verifies."""
     ring = KeyRing(keys)
     for row in store.scan():
         ring.unseal(row)
-    streams = [[row.number for row in store.events(stream=stream)] for stream in store.streams()]
-    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in streams), streams
-    assert sum(map(len, streams)) == written
+    streams = [store.events(stream=stream) for stream in store.streams()]
+    assert all([row.number for row in rows] == list(range(1, len(rows) + 1)) for rows in streams), streams
+    assert (
+        sum(row.reference != row.stream for rows in streams for row in rows) == written
+    )  # checkpoints aside
+    report = tv.verify_audit(store, keys=keys)
+    assert report.intact
+    assert report.gaps == 0
 
 
 # A full disk.
@@ -174,7 +179,8 @@ def test_a_file_removed_under_an_open_vault_takes_no_write_that_is_lost(
     keys: KeyStore, tmp_path: Path
 ) -> None:
     """The system lets a program write on to a file that has no name any more: what it writes is gone."""
-    with closing(provisioned(keys, tmp_path / FILE)) as store, vaults.open_vault(keys, store) as vault:
+    with closing(provisioned(keys, tmp_path / FILE)) as store:
+        vault = vaults.open_vault(keys, store)
         token = issue(vault).token
         for path in files(tmp_path):
             path.unlink()
@@ -183,6 +189,9 @@ def test_a_file_removed_under_an_open_vault_takes_no_write_that_is_lost(
                 issue(vault)
             with pytest.raises((tv.TokenStoreError, tv.TokenNotFoundError)):
                 vault.detokenize(token, use())
+        with pytest.raises(tv.TokenStoreError):
+            vault.close()
+        vault.close()
         assert files(tmp_path) == [], "no empty database takes its place"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tokenvault as tv
-from tokenvault import ccm, events, ff1, records, sealing
+from tokenvault import ccm, checkpoint, events, ff1, records, sealing
 from tokenvault.controls import Meter
 from tokenvault.kdf import derive
 from tokenvault.keyring import KeyRing, key_check_value
@@ -24,12 +24,13 @@ from tokenvault.keys import file_format as key_file
 from tokenvault.keys.pkcs11 import DERIVATION_LABEL
 from tokenvault.keys.pkcs11_objects import label_of, parse_label
 from tokenvault.keys.secrets import Secret
+from tokenvault.merkle import Tree
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.stores.port import SealedEvent
 from tokenvault.usage import Counter, Usage
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
-EXAMPLES_COUNT = 26
+EXAMPLES_COUNT = 31
 LAYOUTS = {
     "Record body, fixed part": records._FIXED.size,
     "Counter": records._COUNTER.size,
@@ -38,6 +39,8 @@ LAYOUTS = {
     "Plaintext of the seal": sealing._PLAINTEXT.size,
     "Seal": sealing.SEAL_BYTES,
     "Event body, fixed part": events._FIXED.size,
+    "Checkpoint payload, fixed part": checkpoint._FIXED.size,
+    "Checkpoint named": checkpoint._NAMED.size,
     "Vaultless tweak": 11,
 }
 
@@ -64,6 +67,12 @@ class OneKey:
 
     def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
         return KeyName(purpose, 1)
+
+    def signer(self) -> None:
+        pass
+
+    def create_signer(self) -> None:
+        pass
 
     def destroy(self, key: KeyName) -> None:
         pass
@@ -135,15 +144,46 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
         time_ms=TIME_MS + 1_000, action=events.Action.DETOKENIZE, outcome=events.Outcome.DONE,
         requestor=REQUESTOR, reference=REFERENCE, transaction_id="tx-1", revision=2,
     )  # fmt: skip
-    covered = hashlib.sha256(STREAM + struct.pack(">QB", 7, 16) + REFERENCE + event.body()).digest()[:16]
+    leaf = hashlib.sha256(b"\0" + STREAM + struct.pack(">QB", 7, 16) + REFERENCE + event.body()).digest()
     unsigned = SealedEvent(STREAM, 7, REFERENCE, event.body(), b"")
-    assert (
-        events.authenticated(unsigned.stream, unsigned.number, unsigned.reference, unsigned.body) == covered
-    )
+    assert events.leaf_of(unsigned) == leaf
     assert events.Event.parse(unsigned) == event
     yield "event body", event.body().hex()
-    yield "authenticated bytes", covered.hex()
-    yield "event MAC", ring.audit_tag(covered).hex()
+    yield "leaf hash", leaf.hex()
+    yield "event MAC", ring.audit_tag(leaf[:16]).hex()
+
+    root = hashlib.sha256(b"\1" + leaf + leaf).digest()
+    tree = Tree()
+    tree.append(leaf)
+    tree.append(leaf)
+    assert tree.root() == root
+    named = checkpoint.Named(bytes(range(0x30, 0x40)), 5, b"\xaa" * 32)
+    mark = checkpoint.Checkpoint(size=2, root=root, closes=True, named=(named,))
+    marking = events.Event(
+        time_ms=TIME_MS + 2_000, action=events.Action.CHECKPOINT, outcome=events.Outcome.DONE,
+        reference=STREAM, checkpoint=mark,
+    )  # fmt: skip
+    assert marking.body().endswith(
+        b"\1"
+        + struct.pack(">Q", 2)
+        + root
+        + b"\1"
+        + named.stream
+        + struct.pack(">Q", 5)
+        + named.leaf
+        + bytes(8)
+    )
+    marked = SealedEvent(STREAM, 8, STREAM, marking.body(), b"")
+    assert events.Event.parse(marked) == marking
+    yield "Merkle root", root.hex()
+    yield "checkpoint body", marking.body().hex()
+    yield "checkpoint leaf hash", events.leaf_of(marked).hex()
+    yield "checkpoint MAC", ring.audit_tag(events.leaf_of(marked)[:16]).hex()
+    key_id = checkpoint.key_id_of(b"example")
+    assert key_id == hashlib.sha256(b"example").digest()[:8]
+    message = b"tokenvault checkpoint 1\0" + STREAM + struct.pack(">Q", 8) + marking.body()[:-8] + key_id
+    assert checkpoint.signed(STREAM, 8, marking.body()[:-8] + key_id) == message
+    yield "signed message, SHA-256", hashlib.sha256(message).hexdigest()
 
     tokenizer = tv.VaultlessTokenizer(OneKey(), program="pipeline", requestor=REQUESTOR, keep_first=6)
     scope = hashlib.sha256(f"pipeline\x1f{REQUESTOR}\x1f6\x1f4".encode()).digest()[:6]

@@ -105,6 +105,8 @@ def calls(
         "update_card": (vault.update_card, 1, ["new_pan", "expiry", "requestor"]),
         "tokens_of": (vault.tokens_of, 1, ["requestor"]),
         "get": (vault.get, 1, []),
+        "history": (vault.history, 1, ["after", "limit"]),
+        "CheckpointPolicy": (tv.CheckpointPolicy, 0, ["events", "seconds"]),
         "Pan.parse": (tv.Pan.parse, 1, []),
         "CardExpiry": (tv.CardExpiry, 2, []),
         "CardExpiry.parse": (tv.CardExpiry.parse, 1, []),
@@ -188,7 +190,7 @@ def test_any_argument_is_answered_or_refused(local_keys: KeyStore, data: st.Data
 
 USES_THE_STORE = frozenset(
     {"issue", "check", "detokenize", "activate", "suspend", "resume", "delete", "update_domain", "update_card",
-     "tokens_of", "get", "Vault", "provision"}
+     "tokens_of", "get", "history", "Vault", "provision"}
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -11,30 +12,50 @@ import pytest
 
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.journal import Journal
+from tokenvault.stores.port import SealedEvent
 
 EVENT = Event(time_ms=1, action=Action.ISSUE, outcome=Outcome.DONE)
 THREADS = 4
+
+
+class NoKeys:
+    """Every MAC is zeros, and right; nothing is signed."""
+
+    def audit_tag(self, message: bytes) -> bytes:
+        return bytes(16)
+
+    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
+        return [True] * len(rows)
+
+    def signer(self) -> None:
+        return None
+
+
+def seal(journal: Journal) -> SealedEvent:
+    return journal.seal(journal.begin(EVENT), EVENT.time_ms)[0]
 
 
 def test_threads_that_begin_at_once_in_a_forked_child_share_one_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Numbers are each given once, though every thread finds at the same moment that the process is new."""
-    journal = Journal(lambda message: bytes(16))
-    before = journal.seal(EVENT)
+    journal = Journal(NoKeys())
+    before = seal(journal)
     together = threading.Barrier(THREADS)
-    pid, draw = os.getpid() + 1, os.urandom
+    pid, current = os.getpid() + 1, os.getpid
+    found = threading.local()
 
-    def drawn(count: int) -> bytes:
-        name = draw(count)
-        with suppress(threading.BrokenBarrierError):  # not every thread may draw a name
-            together.wait(2)
-        return name
+    def getpid() -> int:
+        if threading.current_thread() is not threading.main_thread() and not hasattr(found, "it"):
+            found.it = True
+            with suppress(threading.BrokenBarrierError):
+                together.wait(2)
+        return pid
 
-    monkeypatch.setattr(os, "getpid", lambda: pid)
-    monkeypatch.setattr(os, "urandom", drawn)
+    assert current() != pid
+    monkeypatch.setattr(os, "getpid", getpid)
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = list(pool.map(lambda _: journal.seal(EVENT), range(THREADS)))
+        rows = list(pool.map(lambda _: seal(journal), range(THREADS)))
     assert len({row.stream for row in rows}) == 1
     assert rows[0].stream != before.stream
     assert sorted(row.number for row in rows) == [1, 2, 3, 4]

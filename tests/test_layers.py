@@ -16,10 +16,11 @@ LAYERS = [
      "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "_block_columns", "ccm",
      "ccm_columns", "cmac", "cmac_columns", "digit_columns", "text_columns",
      "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing", "sealing_columns",
-     "keys.port", "keys.local", "stores.port"},
-    {"keyring", "journal", "flows", "flows.core", "flows.issue", "flows.manage", "flows.opening", "flows.ports",
-     "flows.requests", "flows.use", "workers"},
-    {"async_vault", "vault", "vaultless"},
+     "merkle", "checkpoint", "audit", "audit.event", "audit.report", "keys.port", "keys.local", "stores.port"},
+    {"keyring", "journal", "audit.macs", "flows", "flows.core", "flows.history", "flows.issue", "flows.manage",
+     "flows.opening", "flows.ports", "flows.requests", "flows.trail", "flows.use", "workers"},
+    {"async_vault", "vault", "vaultless", "audit.proof", "audit.reading", "audit.records", "audit.stream",
+     "audit.suspects", "audit.verification"},
     {"keys", "stores"},  # adapters, by the start of their names
     {"", "testing"},
 ]  # fmt: skip

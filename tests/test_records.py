@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import REQUESTORS, big, records
+from tokenvault.checkpoint import NAMED_MAX, Checkpoint, Named
 from tokenvault.errors import IntegrityError
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.records import TokenRecord
@@ -60,16 +61,45 @@ def _refused_or_identical(record: TokenRecord, body: bytes) -> None:
     assert parsed.body() == body
 
 
-events = st.builds(
+hashes = st.binary(min_size=32, max_size=32)
+checkpoints = st.builds(
+    Checkpoint,
+    size=big,
+    root=hashes,
+    closes=st.booleans(),
+    named=st.lists(
+        st.builds(Named, st.binary(min_size=16, max_size=16), big, hashes), max_size=NAMED_MAX
+    ).map(tuple),
+) | st.builds(
+    Checkpoint,
+    size=big,
+    root=hashes,
+    key_id=st.binary(min_size=7, max_size=7).map(b"\x01".__add__),
+    signature=st.binary(min_size=64, max_size=64),
+)
+plain_events = st.builds(
     Event,
     time_ms=big,
-    action=st.sampled_from(Action),
+    action=st.sampled_from([action for action in Action if action is not Action.CHECKPOINT]),
     outcome=st.sampled_from(Outcome),
     requestor=st.none() | st.sampled_from(REQUESTORS),
     reference=st.binary(min_size=16, max_size=16) | st.just(b""),
     transaction_id=st.none() | st.text("abc 123", min_size=1, max_size=64),
     codes=st.lists(st.sampled_from(["A", "LONG_CODE"]), max_size=20).map(tuple),
     revision=big,
+    checkpoint=st.none(),
+)
+events = plain_events | st.builds(
+    Event,
+    time_ms=big,
+    action=st.just(Action.CHECKPOINT),
+    outcome=st.sampled_from(Outcome),
+    requestor=st.none(),
+    reference=st.binary(min_size=16, max_size=16),
+    transaction_id=st.none(),
+    codes=st.just(()),
+    revision=st.just(0),
+    checkpoint=checkpoints,
 )
 
 

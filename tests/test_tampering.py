@@ -363,6 +363,10 @@ def test_an_older_genuine_row_put_back_is_taken_and_the_events_show_it(scene: Sc
     assert max(noted) == highest > record.revision
     fallen = [one for one, other in itertools.pairwise(noted) if other < one]
     assert fallen, "revisions noted one after the other fall"
+    told = tv.verify_audit(scene.store, keys=scene.keys).findings
+    assert {(each.kind, each.reference) for each in told} == {
+        (tv.FindingKind.REVISION_FELL, record.reference)
+    }
 
 
 def test_a_row_that_was_removed_is_a_token_that_does_not_exist(scene: Scene) -> None:
@@ -371,6 +375,8 @@ def test_a_row_that_was_removed_is_a_token_that_does_not_exist(scene: Scene) -> 
     assert seen(lambda: scene.vault.detokenize(scene.limited.token, good("x"))) is tv.TokenNotFoundError
     assert seen(lambda: scene.vault.get(scene.limited.reference)) is tv.TokenNotFoundError
     assert scene.limited.reference in {event.reference.hex() for event in scene.events()}
+    (finding,) = tv.verify_audit(scene.store, keys=scene.keys).findings
+    assert (finding.kind, finding.reference) == (tv.FindingKind.RECORD_REMOVED, scene.limited.reference)
 
 
 # The other tables.

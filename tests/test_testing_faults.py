@@ -78,6 +78,7 @@ STORE_CALLS: dict[str, Callable[[TokenStore], object]] = {
     "append": lambda store: store.append([EVENT]),
     "events": lambda store: store.events(stream=EVENT.stream),
     "streams": lambda store: store.streams(),
+    "heads": lambda store: store.heads(1),
     "put_domain": lambda store: store.put_domain(DIGEST, DOCUMENT),
     "get_domain": lambda store: store.get_domain(DIGEST),
     "scan": lambda store: store.scan(),
@@ -135,6 +136,7 @@ def test_a_store_with_coroutines_fails_likewise(name: str, fault: Fault | None) 
     argument: dict[str, tuple[object, ...]] = {
         "get": ([RECORD.token],), "find": (RECORD.account,), "by_reference": (RECORD.reference,),
         "insert": ([RECORD], [EVENT]), "replace": ([a_record(2, revision=2)], [an_event(2)]), "append": ([EVENT],),
+        "heads": (1,),
         "put_domain": (DIGEST, DOCUMENT), "get_domain": (DIGEST,), "get_meta": ("a",), "put_meta": ("a", b"b"),
     }  # fmt: skip
     keywords = {"stream": EVENT.stream} if name == "events" else {}
@@ -158,6 +160,8 @@ KEY_CALLS: dict[str, Callable[[KeyStore], object]] = {
     "destroy": lambda keys: keys.destroy(KEY),
     "cipher": lambda keys: keys.cipher(KEY),
     "encrypt_blocks": lambda keys: keys.cipher(KEY).encrypt_blocks(bytes(16)),
+    "signer": lambda keys: keys.signer(),
+    "create_signer": lambda keys: keys.create_signer(),
     "close": lambda keys: keys.close(),
 }
 

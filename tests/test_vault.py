@@ -21,7 +21,9 @@ from tokenvault.testing.clock import ManualClock
 
 
 def events(store: TokenStore) -> list[Event]:
-    return [Event.parse(row) for stream in store.streams() for row in store.events(stream=stream)]
+    """All but checkpoints."""
+    rows = [Event.parse(row) for stream in store.streams() for row in store.events(stream=stream)]
+    return [event for event in rows if event.action is not Action.CHECKPOINT]
 
 
 def codes(refused: pytest.ExceptionInfo[tv.DomainRestrictionError]) -> set[str]:
@@ -502,8 +504,8 @@ def test_every_decision_and_change_leaves_an_event_with_the_revision_it_made(
     assert told == [
         (Action.ISSUE, Outcome.DONE, 1, ()),
         (Action.DETOKENIZE, Outcome.DONE, 2, ()),
-        (Action.DETOKENIZE, Outcome.DONE, 2, ()),
-        (Action.DETOKENIZE, Outcome.DENIED, 2, ("USES_EXCEEDED",)),
+        (Action.DETOKENIZE, Outcome.DONE, 0, ()),
+        (Action.DETOKENIZE, Outcome.DENIED, 0, ("USES_EXCEEDED",)),
         (Action.SUSPEND, Outcome.DONE, 3, ("CARDHOLDER",)),
         (Action.RESUME, Outcome.DENIED, 0, ("LIFECYCLE", "ISSUER")),
         (Action.RESUME, Outcome.DONE, 4, ("CARDHOLDER",)),
@@ -512,7 +514,7 @@ def test_every_decision_and_change_leaves_an_event_with_the_revision_it_made(
         (Action.DELETE, Outcome.DONE, 7, ()),
         (Action.DETOKENIZE, Outcome.NOT_FOUND, 0, ()),
     ]
-    assert [row.number for row in store.events(stream=store.streams()[0])] == list(range(1, 12))
+    assert [row.number for row in store.events(stream=store.streams()[0])] == list(range(1, 13))
 
 
 # Opening

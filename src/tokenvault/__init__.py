@@ -5,6 +5,10 @@ rest that is public. Nothing happens at import.
 """
 
 from tokenvault.async_vault import AsyncVault, provision_async
+from tokenvault.audit.event import AuditEvent
+from tokenvault.audit.report import AuditFinding, AuditReport, FindingKind
+from tokenvault.audit.verification import audit_public_key, export_audit, verify_audit
+from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.controls import Channel, CryptogramRule, Limit, Money
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
@@ -37,9 +41,13 @@ from tokenvault.violation import Violation
 __all__ = [
     "Actor",
     "AsyncVault",
+    "AuditEvent",
+    "AuditFinding",
+    "AuditReport",
     "Card",
     "CardExpiry",
     "Channel",
+    "CheckpointPolicy",
     "ConfigurationError",
     "ConflictError",
     "CryptogramRule",
@@ -47,6 +55,7 @@ __all__ = [
     "Decision",
     "Domain",
     "DomainRestrictionError",
+    "FindingKind",
     "IntegrityError",
     "InvalidInputError",
     "KeyPurpose",
@@ -71,9 +80,12 @@ __all__ = [
     "Vault",
     "VaultlessTokenizer",
     "Violation",
+    "audit_public_key",
+    "export_audit",
     "open_async_token_store",
     "open_key_store",
     "open_token_store",
     "provision",
     "provision_async",
+    "verify_audit",
 ]

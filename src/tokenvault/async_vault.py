@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, ParamSpec, Self, TypeVar
 
 from tokenvault import checks
+from tokenvault.audit.event import HISTORY_MAX, AuditEvent
 from tokenvault.boundary import async_boundary
+from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
-from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError
 from tokenvault.flows import opening, requests
 from tokenvault.flows.core import Core
 from tokenvault.flows.ports import AsyncTokenStore, Clock
@@ -58,7 +61,7 @@ class AsyncVault:
     Args:
         keys: the key store.
         store: a token store with coroutines, as `open_async_token_store` opens them.
-        programs, requestors, clock: as in `Vault`.
+        programs, requestors, clock, checkpoints: as in `Vault`.
 
     `async with` raises what the constructor of `Vault` raises.
     """
@@ -71,8 +74,9 @@ class AsyncVault:
         programs: Iterable[TokenProgram] = (),
         requestors: Iterable[TokenRequestor] = (),
         clock: Clock | None = None,
+        checkpoints: CheckpointPolicy | None = None,
     ) -> None:
-        self._parts = keys, store, programs, requestors, clock
+        self._parts = keys, store, programs, requestors, clock, checkpoints
         self._runtime: _LoopRuntime | None = None
         self._core: Core | None = None
 
@@ -80,10 +84,10 @@ class AsyncVault:
     async def __aenter__(self) -> Self:
         if self._runtime is not None:
             raise ConfigurationError("this vault was opened before: make another")
-        keys, store, programs, requestors, clock = self._parts
+        keys, store, programs, requestors, clock, checkpoints = self._parts
         self._runtime = runtime = _LoopRuntime()
         try:
-            core = await open_core(keys, _awaited(store), runtime, programs, requestors, clock)
+            core = await open_core(keys, _awaited(store), runtime, programs, requestors, clock, checkpoints)
         except BaseException:
             runtime.close()
             raise
@@ -170,16 +174,28 @@ class AsyncVault:
         return await requests.get(self._open(), token_or_reference)
 
     @async_boundary
+    async def history(
+        self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
+    ) -> list[AuditEvent]:
+        """As `Vault.history`, awaited."""
+        return await requests.history(self._open(), token_or_reference, after, limit)
+
+    @async_boundary
     async def close(self) -> None:
-        """End the use of the vault; the key store and the token store stay open. Idempotent."""
-        self._core = None
-        if self._runtime is not None:
-            self._runtime.close()
+        """As `Vault.close`, awaited."""
+        core, self._core = self._core, None
+        try:
+            if core is not None:
+                await core.trail.close(core.clock.now_ms())
+        finally:
+            if self._runtime is not None:
+                self._runtime.close()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
+            await self.close()
 
     def _open(self) -> Core:
         if self._core is None:
@@ -200,6 +216,9 @@ class _LoopRuntime:
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self.keys is not None and not self.keys.blocking:
             return function(*args, **kwargs)
+        return await self.block(function, *args, **kwargs)
+
+    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
             raise ConfigurationError(CLOSED)
         return await self._workers.call(function, *args, **kwargs)

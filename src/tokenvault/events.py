@@ -5,13 +5,14 @@ Layout of an event's body, encoding version 1, big endian:
     1   encoding version, 1
     8   time, milliseconds of the Unix epoch
     1   action, 1   outcome: codes below
-    8   revision of the record afterwards, or 0
+    8   revision of the record that was written with this event; 0 where none was
     1   length of requestor (0 or 11), then its digits
     1   length of the transaction id, then its ASCII
     1   number of codes, then each as 1 length and its ASCII; every length and number here is below 128
+    ..  of a checkpoint: its payload (`checkpoint`)
 
-The MAC is AES-CMAC under an AUDIT key, of the first 16 bytes of SHA-256 over stream, number (8 bytes), length of
-the reference (1 byte), reference and body: one AES call, whatever the length.
+The leaf hash is SHA-256 over a byte 00, stream, number (8 bytes), length of the reference (1 byte), reference and
+body. The MAC is AES-CMAC under an AUDIT key, of its first 16 bytes: one AES call, whatever the length.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import hashlib
 import struct
 from typing import Final, NamedTuple
 
+from tokenvault.checkpoint import Checkpoint
 from tokenvault.errors import IntegrityError
+from tokenvault.merkle import LEAF
 from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 1
@@ -29,7 +32,8 @@ STREAM_BYTES: Final = 16
 
 _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")
-_AUTHENTICATED_BYTES: Final = 16
+_REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
+AUTHENTICATED_BYTES: Final = 16
 _MALFORMED: Final = "an audit event is not one that this library writes"
 
 
@@ -45,6 +49,7 @@ class Action(enum.IntEnum):
     UPDATE_CARD = 7
     UPDATE_DOMAIN = 8
     LOOK_UP = 9
+    CHECKPOINT = 10
 
 
 class Outcome(enum.IntEnum):
@@ -67,10 +72,11 @@ class Event(NamedTuple):
         time_ms: milliseconds of the Unix epoch.
         action: what was asked; outcome: what came of it.
         requestor: who asked; None for the host application itself.
-        reference: 16 bytes naming the token record, or empty where none was found.
+        reference: 16 bytes naming the token record, or empty where none was found; of a checkpoint, its stream.
         transaction_id: of the use, if it was one.
         codes: violation codes, or who suspended.
-        revision: of the record afterwards, or 0.
+        revision: of the record that was written with this event; 0 where none was.
+        checkpoint: what a checkpoint says.
     """
 
     time_ms: int
@@ -81,6 +87,7 @@ class Event(NamedTuple):
     transaction_id: str | None = None
     codes: tuple[str, ...] = ()
     revision: int = 0
+    checkpoint: Checkpoint | None = None
 
     def body(self) -> bytes:
         """The canonical encoding."""
@@ -89,7 +96,8 @@ class Event(NamedTuple):
         texts = f"{chr(len(requestor))}{requestor}{chr(len(transaction_id))}{transaction_id}{chr(len(codes))}"
         for code in codes:
             texts += chr(len(code)) + code
-        return fixed + texts.encode("ascii")
+        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
+        return fixed + texts.encode("ascii") + payload
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
@@ -105,8 +113,11 @@ class Event(NamedTuple):
             version, time_ms, action, outcome, revision = _FIXED.unpack_from(row.body)
             if version != ENCODING_VERSION:
                 return None
-            texts = _texts(row.body[_FIXED.size :].decode("ascii"), 2)
+            texts = _texts(row.body[_FIXED.size :].decode("latin-1"), 2)  # the payload goes on as any bytes
             codes = _texts(texts.rest[1:], ord(texts.rest[:1]))
+            payload = codes.rest.encode("latin-1")
+            if not row.body[_FIXED.size : len(row.body) - len(payload)].isascii():
+                return None
             return cls(
                 time_ms=time_ms,
                 action=Action(action),
@@ -116,15 +127,26 @@ class Event(NamedTuple):
                 transaction_id=texts.found[1] or None,
                 codes=tuple(codes.found),
                 revision=revision,
+                checkpoint=Checkpoint.parse(payload) if action == Action.CHECKPOINT.value else None,
             )
         except (struct.error, TypeError, ValueError):
             return None
 
 
-def authenticated(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:
-    """The 16 bytes of an event that its MAC covers."""
-    covered = b"".join((stream, _POSITION.pack(number, len(reference)), reference, body))
-    return hashlib.sha256(covered).digest()[:_AUTHENTICATED_BYTES]
+def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:
+    """32 bytes: an event's leaf in the Merkle tree of its stream. Its MAC covers the first 16."""
+    covered = b"".join((LEAF, stream, _POSITION.pack(number, len(reference)), reference, body))
+    return hashlib.sha256(covered).digest()
+
+
+def leaf_of(row: SealedEvent) -> bytes:
+    """The leaf hash of an event as a store keeps it."""
+    return leaf_hash(row.stream, row.number, row.reference, row.body)
+
+
+def change_of(row: SealedEvent) -> int:
+    """The revision of the record that was written with this event, or 0. Does not look at the rest of the body."""
+    return int.from_bytes(row.body[_REVISION]) if row.reference != row.stream else 0
 
 
 class _Texts(NamedTuple):

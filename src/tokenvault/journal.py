@@ -1,89 +1,279 @@
-"""Gives events their place in this vault instance's stream, and their MAC."""
+"""Gives events their place in this vault instance's stream, their MAC, and checkpoints among them.
+
+A number is taken before its event is written, and no lock is held meanwhile. So the journal keeps account: a number
+is *settled* once it is known to be written, and a checkpoint commits to the longest run 1 to n of settled ones.
+
+Nothing here waits for anything but the key store, and `seal` alone asks that.
+"""
 
 from __future__ import annotations
 
 import heapq
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final, Protocol
 
-from tokenvault.events import STREAM_BYTES, Event, authenticated
+import attrs
+
+from tokenvault.checkpoint import (
+    NAMED_MAX,
+    SIGNATURE_BYTES,
+    Checkpoint,
+    CheckpointPolicy,
+    Named,
+    key_id_of,
+    signed,
+)
+from tokenvault.errors import KeyStoreError
+from tokenvault.events import AUTHENTICATED_BYTES, STREAM_BYTES, Action, Event, Outcome, leaf_hash, leaf_of
+from tokenvault.keys.port import Signer
+from tokenvault.merkle import Tree
 from tokenvault.stores.port import SealedEvent
+
+_TIME_BYTES: Final = 6
+_TIME_MAX: Final = 2 ** (8 * _TIME_BYTES) - 1
+
+
+class JournalKeys(Protocol):
+    """What a journal needs of the vault's keys."""
+
+    def audit_tag(self, message: bytes) -> bytes:
+        """16 bytes, AES-CMAC under the newest AUDIT key."""
+        ...
+
+    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
+        """Which of these events have a right MAC under any AUDIT key."""
+        ...
+
+    def signer(self) -> Signer | None:
+        """Signs checkpoints; None where the key store can not."""
+        ...
 
 
 class _Stream:
-    """A stream of one process."""
+    """A stream of one process. What changes it holds its lock."""
 
     def __init__(self) -> None:
-        self.name = os.urandom(STREAM_BYTES)
+        self.name = b""  # with the first event
         self.pid = os.getpid()
-        self.heirs: dict[int, _Stream] = {}  # of forked children, by process id
-        self._lock = threading.Lock()
-        self._last = 0
-        self._free: list[int] = []
-        self.doubtful: list[SealedEvent] = []
+        self.heirs: dict[
+            int, _Stream
+        ] = {}  # by process id: of forked children, and of this one after closing
+        self.lock = threading.Lock()
+        self.closed = False
+        self.last = 0
+        self.free: list[int] = []
+        self.tree = Tree()
+        self.ahead: dict[int, bytes] = {}  # leaf hashes of what is written, but for something before it
+        self.due_number = 0
+        self.due_ms = 0
+        self.named: dict[bytes, int] = {}  # the last checkpoint of each other stream that is named already
+        self.doubtful: list[Entry] = []
 
     def take(self) -> int:
         """The lowest number that no event has."""
-        with self._lock:
-            if self._free:
-                return heapq.heappop(self._free)
-            self._last += 1
-            return self._last
+        if self.free:
+            return heapq.heappop(self.free)
+        self.last += 1
+        return self.last
 
-    def release(self, number: int) -> None:
-        """Free the number of an event that was not written."""
-        with self._lock:
-            heapq.heappush(self._free, number)
+    def settle(self, number: int, leaf: bytes) -> None:
+        """Note that a number is written."""
+        tree = self.tree
+        if number != tree.size + 1:
+            self.ahead[number] = leaf
+            return
+        tree.append(leaf)
+        while self.ahead and tree.size + 1 in self.ahead:
+            tree.append(self.ahead.pop(tree.size + 1))
+
+
+@attrs.frozen
+class _Due:
+    """A checkpoint on its way: its place, and what it commits to."""
+
+    number: int
+    size: int
+    root: bytes
+    closes: bool
+
+
+@attrs.define(eq=False)
+class Entry:
+    """An event on its way into its stream, with the checkpoint that goes before it, if one was due.
+
+    Attributes:
+        rows: to be written in one atomic step; there once it is sealed.
+    """
+
+    stream: _Stream
+    event: Event | None
+    number: int
+    due: _Due | None
+    rows: tuple[SealedEvent, ...] = ()
+    leaves: tuple[bytes, ...] = ()
+    named: tuple[Named, ...] = ()
+
+    @property
+    def ends(self) -> bool:
+        """Whether closing the stream is done: by this checkpoint, or as far as it goes while others still write."""
+        return self.due is not None and (self.due.closes or self.number == self.stream.last)
 
 
 class Journal:
     """Streams of events with consecutive numbers. A forked child goes on with a stream of its own."""
 
-    def __init__(self, tag: Callable[[bytes], bytes]) -> None:
-        self._tag = tag
+    def __init__(self, keys: JournalKeys, policy: CheckpointPolicy | None = None) -> None:
+        self._keys = keys
+        self._policy = policy or CheckpointPolicy()
         self._stream = _Stream()
 
-    def seal(self, event: Event) -> SealedEvent:
-        """Number and authenticate an event. Raises KeyStoreError; the number is then free again."""
-        body = event.body()
-        stream, pid = self._stream, os.getpid()
-        if stream.pid != pid:
-            # Several threads of a child may come here at once: setdefault is one step for all of them.
-            stream = self._stream = stream.heirs.setdefault(pid, _Stream())
+    def wants(self, time_ms: int) -> bool:
+        """Whether there are doubts to settle or a checkpoint to leave before the next event."""
+        stream = self._here()
+        return stream.last >= stream.due_number or time_ms >= stream.due_ms or bool(stream.doubtful)
+
+    def due(self, time_ms: int) -> bool:
+        """Whether a checkpoint is due."""
+        stream = self._here()
+        return stream.last >= stream.due_number or time_ms >= stream.due_ms
+
+    def begin(self, event: Event, *, checkpoint: bool = False) -> Entry:
+        """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
+        stream = self._here()
+        with stream.lock:
+            due = None
+            if not stream.name:
+                stream.name = _name(event.time_ms)
+            if checkpoint and (stream.last >= stream.due_number or event.time_ms >= stream.due_ms):
+                due = self._checkpoint(stream, event.time_ms)
+            return Entry(stream, event, stream.take(), due)
+
+    def begin_closing(self) -> Entry | None:
+        """A checkpoint alone, which closes the stream if nothing is missing; None where no event was ever written."""
+        stream = self._here()
+        with stream.lock:
+            if not stream.tree.size and not stream.ahead:
+                return None
+            due = self._checkpoint(stream, _TIME_MAX)
+            if stream.last == due.number == due.size + 1:
+                stream.closed = True
+                due = attrs.evolve(due, closes=True)
+            return Entry(stream, None, due.number, due)
+
+    def _checkpoint(self, stream: _Stream, time_ms: int) -> _Due:
         number = stream.take()
-        try:
-            mac = self._tag(authenticated(stream.name, number, event.reference, body))
-        except BaseException:
-            stream.release(number)
-            raise
-        return SealedEvent(stream.name, number, event.reference, body, mac)
+        stream.due_number = stream.last + self._policy.events
+        stream.due_ms = time_ms + 1_000 * self._policy.seconds
+        return _Due(number, stream.tree.size, stream.tree.root(), closes=False)
 
-    def withdraw(self, row: SealedEvent) -> None:
-        """Free the number of an event that is known not to be written."""
-        stream = self._stream
-        if stream.name == row.stream:
-            stream.release(row.number)
+    def seal(self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent] = ()) -> tuple[SealedEvent, ...]:
+        """The rows of an entry, authenticated.
 
-    def doubt(self, row: SealedEvent) -> None:
-        """Note that it is not known whether an event was written: `doubts` gives it to who can find out."""
-        stream = self._stream
-        if stream.name == row.stream:
-            stream.doubtful.append(row)
+        Args:
+            entry: from `begin` or `begin_closing`.
+            time_ms: of a checkpoint.
+            heads: the last checkpoints of other streams, as the store has them; the genuine ones are named.
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether `doubts` has any to give."""
-        return bool(self._stream.doubtful)
+        Raises:
+            KeyStoreError: withdraw the entry then.
+        """
+        stream, rows = entry.stream, []
+        if entry.due is not None:
+            entry.named = self._named(stream, heads)
+            rows.append(self._sealed(stream, entry.due.number, self._noted(entry, entry.due, time_ms)))
+        if entry.event is not None:
+            rows.append(self._sealed(stream, entry.number, entry.event))
+        entry.rows, entry.leaves = tuple([row for row, _ in rows]), tuple([leaf for _, leaf in rows])
+        return entry.rows
 
-    def doubts(self) -> list[SealedEvent]:
-        """The events noted by `doubt`, each given once."""
-        stream = self._stream
-        if not stream.doubtful or stream.pid != os.getpid():
-            return []
+    def _sealed(self, stream: _Stream, number: int, event: Event) -> tuple[SealedEvent, bytes]:
+        body = event.body()
+        leaf = leaf_hash(stream.name, number, event.reference, body)
+        mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])
+        return SealedEvent(stream.name, number, event.reference, body, mac), leaf
+
+    def _noted(self, entry: Entry, due: _Due, time_ms: int) -> Event:
+        checkpoint = Checkpoint(size=due.size, root=due.root, closes=due.closes, named=entry.named)
+        event = Event(
+            time_ms=time_ms,
+            action=Action.CHECKPOINT,
+            outcome=Outcome.DONE,
+            reference=entry.stream.name,
+            checkpoint=checkpoint,
+        )
+        signer = self._keys.signer()
+        if signer is None:
+            return event
+        # Signed by a module that is away for the moment, or not at all: the next signature covers this one too.
+        with suppress(KeyStoreError):
+            key_id = key_id_of(signer.public_key)
+            empty = attrs.evolve(checkpoint, key_id=key_id, signature=bytes(SIGNATURE_BYTES))
+            body = event._replace(checkpoint=empty).body()[:-SIGNATURE_BYTES]
+            signature = signer.sign(signed(entry.stream.name, due.number, body))
+            return event._replace(checkpoint=attrs.evolve(empty, signature=signature))
+        return event
+
+    def _named(self, stream: _Stream, heads: Sequence[SealedEvent]) -> tuple[Named, ...]:
+        new = [
+            row
+            for row in heads[:NAMED_MAX]
+            if row.stream != stream.name and row.stream == row.reference
+            and row.number > stream.named.get(row.stream, 0)
+        ]  # fmt: skip
+        return tuple(
+            Named(row.stream, row.number, leaf_of(row))
+            for row, genuine in zip(new, self._keys.genuine(new), strict=True)
+            if genuine
+        )
+
+    # What became of an entry.
+
+    def written(self, entry: Entry) -> None:
+        """Note that an entry was written."""
+        stream = entry.stream
+        with stream.lock:
+            for row, leaf in zip(entry.rows, entry.leaves, strict=True):
+                stream.settle(row.number, leaf)
+            if entry.named:
+                if len(stream.named) + len(entry.named) > 16 * NAMED_MAX:
+                    stream.named.clear()  # some are named once more then
+                stream.named.update((each.stream, each.number) for each in entry.named)
+
+    def withdraw(self, entry: Entry) -> None:
+        """Free the numbers of an entry that is known not to be written."""
+        stream = entry.stream
+        with stream.lock:
+            heapq.heappush(stream.free, entry.number)
+            if entry.due is not None:
+                stream.due_number = 0
+                stream.closed = stream.closed and not entry.due.closes
+                if entry.due.number != entry.number:
+                    heapq.heappush(stream.free, entry.due.number)
+
+    def doubt(self, entry: Entry) -> None:
+        """Note that it is not known whether an entry was written: `doubts` gives it to who can find out."""
+        entry.stream.doubtful.append(entry)
+
+    def doubts(self) -> list[Entry]:
+        """The entries noted by `doubt`, each given once."""
+        stream = self._here()
         doubtful = []
         while stream.doubtful:
             with suppress(IndexError):  # another thread took the last one
                 doubtful.append(stream.doubtful.pop())
         return doubtful
+
+    def _here(self) -> _Stream:
+        stream, pid = self._stream, os.getpid()
+        if stream.pid != pid or stream.closed:
+            # Several threads may come here at once: setdefault is one step for all of them.
+            stream = self._stream = stream.heirs.setdefault(pid, _Stream())
+        return stream
+
+
+def _name(time_ms: int) -> bytes:
+    """16 bytes: time and randomness, so that younger streams have greater names (as UUID version 7 of RFC 9562)."""
+    return min(max(time_ms, 0), _TIME_MAX).to_bytes(_TIME_BYTES) + os.urandom(STREAM_BYTES - _TIME_BYTES)

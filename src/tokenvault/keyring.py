@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 from tokenvault import sealing
+from tokenvault.audit.macs import AuditMacs
 from tokenvault.cmac import Cmac
 from tokenvault.errors import ConfigurationError, IntegrityError
+from tokenvault.events import leaf_of
 from tokenvault.keys.local import LocalBlockCipher
-from tokenvault.keys.port import BLOCK_BYTES, BlockCipher, KeyName, KeyPurpose, KeyStore
+from tokenvault.keys.port import BLOCK_BYTES, BlockCipher, KeyName, KeyPurpose, KeyStore, Signer
 from tokenvault.pan import Card, Pan
 from tokenvault.records import TokenRecord
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord
 
 PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
@@ -55,6 +58,8 @@ class KeyRing:
             Cmac(self._cipher(KeyPurpose.FINGERPRINT, version))
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
+        self._audit_macs = AuditMacs(key_store)
+        self._signer = key_store.signer()
         self._audit = Cmac(self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1]))
 
     def seal(self, record: TokenRecord, card: Card | None) -> SealedRecord:
@@ -90,6 +95,14 @@ class KeyRing:
     def audit_tag(self, message: bytes) -> bytes:
         """16 bytes, AES-CMAC under the newest AUDIT key."""
         return self._audit.tag(message)
+
+    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
+        """Which of these events have a right MAC, under any version of the AUDIT key. Raises KeyStoreError."""
+        return self._audit_macs.genuine([leaf_of(row) for row in rows], [row.mac for row in rows])
+
+    def signer(self) -> Signer | None:
+        """Signs checkpoints; None where the key store has no key for it."""
+        return self._signer
 
     def _cipher(self, purpose: KeyPurpose, version: int) -> BlockCipher:
         cipher = self._key_store.cipher(KeyName(purpose, version))

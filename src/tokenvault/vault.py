@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
 from tokenvault import checks
+from tokenvault.audit.event import HISTORY_MAX, AuditEvent
 from tokenvault.boundary import boundary, boundary_init
+from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
-from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError
 from tokenvault.flows import opening, requests
 from tokenvault.flows.core import Core, Documents
 from tokenvault.flows.ports import (
@@ -23,6 +26,7 @@ from tokenvault.flows.ports import (
     SystemClock,
     run,
 )
+from tokenvault.flows.trail import Trail
 from tokenvault.journal import Journal
 from tokenvault.keyring import KeyRing
 from tokenvault.keys.port import Custody, KeyStore
@@ -70,6 +74,7 @@ class Vault:
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
         clock: tells the time; unset, the machine's.
+        checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -88,8 +93,11 @@ class Vault:
         programs: Iterable[TokenProgram] = (),
         requestors: Iterable[TokenRequestor] = (),
         clock: Clock | None = None,
+        checkpoints: CheckpointPolicy | None = None,
     ) -> None:
-        opened = open_core(keys, BlockingStore(store), BlockingRuntime(), programs, requestors, clock)
+        opened = open_core(
+            keys, BlockingStore(store), BlockingRuntime(), programs, requestors, clock, checkpoints
+        )
         self._core: Core | None = run(opened)
 
     @boundary
@@ -252,9 +260,33 @@ class Vault:
         """
         return run(requests.get(self._open(), token_or_reference))
 
+    @boundary
+    def history(
+        self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
+    ) -> list[AuditEvent]:
+        """What the audit trail says of a token, each event authenticated, in the order of writing.
+
+        By its reference (32 hexadecimal digits) also where the record is gone.
+
+        Args:
+            token_or_reference: the token.
+            after: so many events are passed over: with `limit`, for reading in pages.
+            limit: the most events to return, from 1 to 1,000.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError.
+        """
+        return run(requests.history(self._open(), token_or_reference, after, limit))
+
+    @boundary
     def close(self) -> None:
-        """End the use of the vault; the key store and the token store stay open. Idempotent."""
-        self._core = None
+        """End the use of the vault, once a checkpoint closes its audit trail; the stores stay open. Idempotent.
+
+        It is closed also after an error: the trail then ends as that of a process that was killed.
+        """
+        core, self._core = self._core, None
+        if core is not None:
+            run(core.trail.close(core.clock.now_ms()))
 
     def __enter__(self) -> Self:
         return self
@@ -262,7 +294,8 @@ class Vault:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
+            self.close()
 
     def _open(self) -> Core:
         if self._core is None:
@@ -277,6 +310,7 @@ async def open_core(
     programs: Iterable[TokenProgram],
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
+    checkpoints: CheckpointPolicy | None = None,
 ) -> Core:
     """Check that the parts fit together, and join them."""
     by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
@@ -286,6 +320,8 @@ async def open_core(
             raise ConfigurationError(
                 "a requestor may issue tokens of a program that this vault does not have"
             )
+    if checkpoints is not None:
+        checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     await store.check_schema()
     ring = await runtime.call(KeyRing, keys)
     await opening.check_keys(keys, store, runtime)
@@ -294,7 +330,7 @@ async def open_core(
         runtime=runtime,
         clock=SystemClock() if clock is None else clock,
         keys=ring,
-        journal=Journal(ring.audit_tag),
+        trail=Trail(store, runtime, Journal(ring, checkpoints)),
         documents=Documents(store),
         programs=by_name,
         requestors=by_id,

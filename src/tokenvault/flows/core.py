@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Coroutine, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -21,15 +21,14 @@ from tokenvault.errors import (
 )
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.flows.ports import AsyncTokenStore, Clock, Runtime
-from tokenvault.journal import Journal
+from tokenvault.flows.trail import Trail
+from tokenvault.journal import Entry
 from tokenvault.keyring import KeyRing
 from tokenvault.lifecycle import TokenStatus
 from tokenvault.pan import Card, Pan, could_hold_pan
 from tokenvault.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records import TokenRecord
-from tokenvault.stores.port import SealedEvent, SealedRecord
-
-T = TypeVar("T")
+from tokenvault.stores.port import SealedRecord
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -102,7 +101,7 @@ class Core:
     runtime: Runtime
     clock: Clock
     keys: KeyRing
-    journal: Journal
+    trail: Trail
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
@@ -128,7 +127,6 @@ class Core:
         *codes: str,
         reference: bytes = b"",
         transaction_id: str | None = None,
-        revision: int = 0,
         outcome: Outcome = Outcome.DENIED,
     ) -> None:
         """Note that something was refused. Raises TokenStoreError."""
@@ -141,7 +139,6 @@ class Core:
                 reference=reference,
                 transaction_id=transaction_id,
                 codes=codes,
-                revision=revision,
             )
         )
 
@@ -196,24 +193,24 @@ class Core:
 
     async def insert(self, opened: Opened, event: Event) -> bool:
         """Write a new record with its event; False where the token exists already."""
-        if self.journal.doubtful:
-            await self._settle()
-        rows, noted = await self._sealed(event, opened)
-        return self._written(await self._told(self.store.insert(rows, [noted]), noted), noted)
+        entry, rows, row = await self.trail.sealed(event, lambda: self.keys.seal(opened.record, opened.card))
+        return self._written(await self.trail.told(entry, self.store.insert([row], rows)), entry)
 
     async def replace(self, opened: Opened, event: Event) -> bool:
         """Write a changed record with its event; False where another change came first."""
-        if self.journal.doubtful:
-            await self._settle()
-        rows, noted = await self._sealed(event, opened)
-        return self._written(await self._told(self.store.replace(rows, [noted]), noted), noted)
+        entry, rows, row = await self.trail.sealed(event, lambda: self.keys.seal(opened.record, opened.card))
+        return self._written(await self.trail.told(entry, self.store.replace([row], rows)), entry)
 
     async def note(self, event: Event) -> None:
         """Write an event that goes with no change."""
-        if self.journal.doubtful:
-            await self._settle()
-        _, noted = await self._sealed(event)
-        await self._told(self.store.append([noted]), noted)
+        await self.trail.note(event)
+
+    def _written(self, in_the_way: list[str], entry: Entry) -> bool:
+        if in_the_way:
+            self.trail.journal.withdraw(entry)
+        else:
+            self.trail.journal.written(entry)
+        return not in_the_way
 
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over, and count. Raises ConflictError once that is enough."""
@@ -222,55 +219,6 @@ class Core:
         ceiling_us = min(100 << min(attempts, 16), BACKOFF_MICROSECONDS_MAX)
         await self.runtime.sleep(secrets.randbelow(ceiling_us) / 1e6)
         return attempts + 1
-
-    async def _sealed(self, event: Event, *opened: Opened) -> tuple[list[SealedRecord], SealedEvent]:
-        """Seal an event, and the record that changes with it."""
-        noted: list[SealedEvent] = []
-        try:
-            rows = await self.runtime.call(self._seal, event, opened, noted)
-        except BaseException:
-            for row in noted:  # sealed before a cancellation arrived: its number is free again
-                self.journal.withdraw(row)
-            raise
-        return rows, noted[0]
-
-    def _seal(self, event: Event, opened: tuple[Opened, ...], noted: list[SealedEvent]) -> list[SealedRecord]:
-        rows = [self.keys.seal(each.record, each.card) for each in opened]
-        noted.append(self.journal.seal(event))
-        return rows
-
-    async def _told(self, write: Coroutine[Any, Any, T], noted: SealedEvent) -> T:
-        """What a write answers. Where it fails, the event may have been written or not."""
-        try:
-            return await write
-        except BaseException:
-            self.journal.doubt(noted)
-            raise
-
-    async def _settle(self) -> None:
-        """Find out which events of failed writes were written, so that no number is left out or given twice."""
-        doubts = self.journal.doubts()
-        while doubts:
-            row = doubts[-1]
-            asked = False
-            try:
-                found = await self.store.events(stream=row.stream, after=row.number - 1, limit=1)
-                written = bool(found) and found[0].number == row.number
-                asked = True
-            except IntegrityError:
-                written = asked = True  # something stands there: verifying the events will tell
-            finally:
-                if not asked:
-                    for doubtful in doubts:
-                        self.journal.doubt(doubtful)
-            doubts.pop()
-            if not written:
-                self.journal.withdraw(row)
-
-    def _written(self, in_the_way: list[str], noted: SealedEvent) -> bool:
-        if in_the_way:
-            self.journal.withdraw(noted)
-        return not in_the_way
 
     # Configuration
 

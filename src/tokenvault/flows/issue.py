@@ -191,7 +191,7 @@ async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> Token
     ]
     if different:
         raise InvalidInputError(f"this card has a token here already, with another {', '.join(different)}")
-    await core.note(_event(order, opened, now_ms))
+    await core.note(_event(order, opened, now_ms)._replace(revision=0))
     return TokenInfo.of(record, card)
 
 

@@ -21,6 +21,7 @@ async def provision(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, cu
     await check_keys(keys, store, runtime)
     for purpose in PROVISIONED:
         await runtime.call(_create_first, keys, purpose, custody)
+    await runtime.call(keys.create_signer)
     await check_keys(keys, store, runtime)
 
 

@@ -35,6 +35,10 @@ class Runtime(Protocol):
         """Call a function that may block on the key store. However this ends, the function then has, too."""
         ...
 
+    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `call`, for what may ask the module even where the vault's keys work in this process."""
+        ...
+
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         ...
@@ -69,6 +73,7 @@ class AsyncTokenStore(Protocol):
         after: int = 0,
         limit: int = PAGE_MAX,
     ) -> list[SealedEvent]: ...
+    async def heads(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
     async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102 # as in TokenStore
     async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102 # as in TokenStore
     async def get_meta(self, name: str) -> bytes | None: ...  # noqa: D102 # as in TokenStore
@@ -82,6 +87,10 @@ class BlockingRuntime:
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in this thread."""
+        return function(*args, **kwargs)
+
+    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Likewise."""
         return function(*args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:
@@ -137,6 +146,10 @@ class BlockingStore:
     ) -> list[SealedEvent]:
         """As in TokenStore."""
         return self._store.events(stream=stream, reference=reference, after=after, limit=limit)
+
+    async def heads(self, limit: int) -> list[SealedEvent]:
+        """As in TokenStore."""
+        return self._store.heads(limit)
 
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """As in TokenStore."""

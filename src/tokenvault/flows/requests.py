@@ -6,9 +6,11 @@ import re
 from typing import Final
 
 from tokenvault import checks
+from tokenvault.audit.event import HISTORY_MAX, AuditEvent
 from tokenvault.decision import Decision
 from tokenvault.domain import NO_RESTRICTION, Domain
 from tokenvault.errors import InvalidInputError
+from tokenvault.flows import history as reading
 from tokenvault.flows import issue as issuing
 from tokenvault.flows import manage, use
 from tokenvault.flows.core import Core
@@ -101,6 +103,15 @@ async def get(core: Core, token_or_reference: str) -> TokenInfo:
     if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
         return await manage.get(core, None, bytes.fromhex(token_or_reference))
     return await manage.get(core, checks.token(token_or_reference), None)
+
+
+async def history(core: Core, token_or_reference: str, after: int, limit: int) -> list[AuditEvent]:
+    """Check the arguments and read what the trail says of a token."""
+    checks.whole_number("after", after, 0, 2**62)
+    checks.whole_number("limit", limit, 1, HISTORY_MAX)
+    if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
+        return await reading.history(core, None, bytes.fromhex(token_or_reference), after, limit)
+    return await reading.history(core, checks.token(token_or_reference), b"", after, limit)
 
 
 def _expiry(expiry: str | CardExpiry | None) -> CardExpiry | None:

@@ -54,7 +54,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
             reference=record.reference,
             transaction_id=safe_id(transaction.id, None if card is None or done else card.pan),
             codes=codes,
-            revision=record.revision + counts,
+            revision=record.revision + 1 if counts else 0,
         )
         if not counts:
             await core.note(event)

@@ -12,7 +12,7 @@ from tokenvault.boundary import boundary
 from tokenvault.errors import InvalidInputError
 from tokenvault.keys.file import FileKeyStore
 from tokenvault.keys.local import LocalBlockCipher
-from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore, Signer
 from tokenvault.keys.uri import is_text
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "KeyStore",
     "LocalBlockCipher",
     "Pkcs11KeyStore",
+    "Signer",
     "open_key_store",
 ]
 

@@ -96,6 +96,14 @@ class FileKeyStore:
             )
         return name
 
+    def signer(self) -> None:
+        """None: checkpoints stay unsigned. Raises KeyStoreError."""
+        self._require_open()
+
+    def create_signer(self) -> None:
+        """None, likewise."""
+        self._require_open()
+
     def destroy(self, key: KeyName) -> None:
         """Remove one version from the file. Backups of the file still have it. Raises KeyStoreError."""
         if not isinstance(key, KeyName):

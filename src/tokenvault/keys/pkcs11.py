@@ -30,6 +30,7 @@ from tokenvault.keys import pkcs11_objects as objects
 from tokenvault.keys.coalescing import BLOCKS_PER_CALL_MAX, Coalescer
 from tokenvault.keys.local import LocalBlockCipher
 from tokenvault.keys.pkcs11_session import CLOSED, CollisionError, TokenSessions
+from tokenvault.keys.pkcs11_signer import ModuleSigner, create_signer, find_signer
 from tokenvault.keys.port import (
     BLOCK_BYTES,
     KEY_BYTES,
@@ -198,6 +199,14 @@ class Pkcs11KeyStore:
             failure = error
         self._sessions.run(partial(self._sessions.withdraw, identity=identity))
         raise failure
+
+    def signer(self) -> ModuleSigner | None:
+        """The key pair that signs checkpoints, if the token has one. Raises KeyStoreError."""
+        return find_signer(self._sessions)
+
+    def create_signer(self) -> ModuleSigner | None:
+        """Make that pair unless there is one; None where the module can not. Raises KeyStoreError."""
+        return create_signer(self._sessions)
 
     def destroy(self, key: KeyName) -> None:
         """Destroy one version for ever. Other processes may hold its data key until they close.

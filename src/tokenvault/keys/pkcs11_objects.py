@@ -64,6 +64,70 @@ class TokenKey:
     object: Object = attrs.field(repr=False, eq=False)
 
 
+SIGNER_LABEL: Final = "tokenvault/audit/1/signing"
+"""Of both keys of the pair that signs checkpoints."""
+
+P256: Final = bytes.fromhex("06082a8648ce3d030107")
+"""CKA_EC_PARAMS: the curve's object identifier in DER (RFC 5480)."""
+
+_REQUIRED_OF_SIGNER: Final[dict[Attribute, object]] = {
+    Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+    Attribute.KEY_TYPE: KeyType.EC,
+    Attribute.EC_PARAMS: P256,
+    Attribute.TOKEN: True,
+    Attribute.PRIVATE: True,
+    Attribute.SENSITIVE: True,
+    Attribute.EXTRACTABLE: False,
+    Attribute.SIGN: True,
+    Attribute.DECRYPT: False,
+    Attribute.UNWRAP: False,
+    Attribute.DERIVE: False,
+}
+
+_REQUIRED_OF_MADE_SIGNER: Final[dict[Attribute, object]] = {
+    **_REQUIRED_OF_SIGNER,
+    Attribute.LOCAL: True,
+    Attribute.ALWAYS_SENSITIVE: True,
+    Attribute.NEVER_EXTRACTABLE: True,
+}
+
+
+def find_signer(session: Session, kind: ObjectClass) -> Object | None:
+    """The private or the public key of the pair that signs checkpoints."""
+    found = list(islice(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL}), 2))
+    if len(found) > 1:
+        raise DoubtfulError(
+            f"the token holds more than one key {SIGNER_LABEL}: remove the one that is not used"
+        )
+    return found[0] if found else None
+
+
+def generate_signer(session: Session, identity: bytes) -> None:
+    """Make the pair that signs checkpoints."""
+    curve = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: P256}, local=True)
+    curve.generate_keypair(
+        label=SIGNER_LABEL,
+        id=identity,
+        store=True,
+        capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+        private_template={
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            **dict.fromkeys((Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE), False),
+        },
+    )
+
+
+def verify_signer(key: Object, *, made: bool = False) -> None:
+    """Refuse a private key, found or just made, whose attributes let more be done with it than signing."""
+    wrong = _differences(key, _REQUIRED_OF_MADE_SIGNER if made else _REQUIRED_OF_SIGNER)
+    if wrong:
+        raise DoubtfulError(
+            f"the key {SIGNER_LABEL} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used"
+        )
+
+
 def label_of(name: KeyName, custody: Custody) -> str:
     """The label of a key's object."""
     return f"tokenvault/{name.purpose.value}/{name.version}/{custody.value}"

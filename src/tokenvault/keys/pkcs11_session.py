@@ -152,11 +152,16 @@ class TokenSessions:
         state.module.check(login)
         return found
 
-    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
-        """Make a key, or raise CollisionError when there is one or another process makes it too.
+    def in_session(self, state: State, action: Callable[[Session], _Result]) -> _Result:
+        """Run an action on a session of its own."""
+        session = _login(state).token.open()
+        try:
+            return action(session)
+        finally:
+            close_quietly(session)
 
-        Run again with the same identity, it goes on with what the first run made.
-        """
+    def write_fresh(self, state: State, action: Callable[[Session], _Result]) -> _Result:
+        """Run an action that writes, on a session that sees what other processes have written by now."""
         with state.module.writing(self._lock_path):
             # The library may have missed a key that another process made a moment ago: look with fresh eyes.
             self._let_go(state)
@@ -164,9 +169,16 @@ class TokenSessions:
             self._log_in(state)
             session = _login(state).token.open(rw=True)
             try:
-                return self._generate(session, name, custody, identity)
+                return action(session)
             finally:
                 close_quietly(session)
+
+    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
+        """Make a key, or raise CollisionError when there is one or another process makes it too.
+
+        Run again with the same identity, it goes on with what the first run made.
+        """
+        return self.write_fresh(state, lambda session: self._generate(session, name, custody, identity))
 
     def _generate(self, session: Session, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
         before = [key for key in objects.find_all(session) if key.name == name]

@@ -76,6 +76,23 @@ class BlockCipher(Protocol):
         ...
 
 
+class Signer(Protocol):
+    """An ECDSA P-256 key pair that signs checkpoints of the audit trail, used from any number of threads."""
+
+    @property
+    def public_key(self) -> bytes:
+        """SubjectPublicKeyInfo (RFC 5280) in DER. Raises KeyStoreError when it can not be read now."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature of a message: ECDSA P-256 with SHA-256 (FIPS 186-5), 64 bytes, r and s.
+
+        Raises:
+            KeyStoreError: the key can not be reached now; a later call may succeed.
+        """
+        ...
+
+
 class KeyStore(Protocol):
     """Holds the vault's keys. Safe to share between threads; survives a fork by reopening in the child."""
 
@@ -95,6 +112,14 @@ class KeyStore(Protocol):
         Raises:
             KeyStoreError: the next version is another one, or the store can not be reached.
         """
+        ...
+
+    def signer(self) -> Signer | None:
+        """Signs checkpoints; None where there is no key pair for it. Raises KeyStoreError."""
+        ...
+
+    def create_signer(self) -> Signer | None:
+        """Make the key pair unless there is one; None where this store can not. Raises KeyStoreError."""
         ...
 
     def destroy(self, key: KeyName) -> None:

@@ -85,6 +85,7 @@ class Statements:
         ).encode()
         self._events_about = (event + "WHERE reference = $1 ORDER BY position LIMIT $2 OFFSET $3").encode()
         self._streams = _streams(events)
+        self._heads = _heads(events)
         self._insert_one = _insert_one(tokens, events)
         self._insert_many = _insert_many(tokens, events)
         self._replace_one = _replace_one(tokens, events)
@@ -156,6 +157,9 @@ class Statements:
     def streams(self) -> Statement[list[bytes]]:
         return Statement(self._streams, (), _bytes)
 
+    def heads(self, limit: int) -> Statement[list[SealedEvent]]:
+        return Statement(self._heads, (limit,), _events)
+
     def put_domain(self, digest: bytes, document: bytes) -> Statement[None]:
         return Statement(self._put_domain, (digest, document), _nothing)
 
@@ -195,6 +199,20 @@ def _streams(events: str) -> bytes:
             SELECT (SELECT e.stream FROM {events} e WHERE e.stream > s.stream ORDER BY e.stream LIMIT 1)
             FROM streams s WHERE s.stream IS NOT NULL
         ) SELECT stream FROM streams WHERE stream IS NOT NULL""".encode()
+
+
+def _heads(events: str) -> bytes:
+    # Likewise, from the other end.
+    return f"""
+        WITH RECURSIVE newest (stream, remaining) AS (
+            (SELECT stream, $1::bigint FROM {events} ORDER BY stream DESC LIMIT 1)
+            UNION ALL
+            SELECT (SELECT e.stream FROM {events} e WHERE e.stream < n.stream ORDER BY e.stream DESC LIMIT 1),
+                n.remaining - 1
+            FROM newest n WHERE n.stream IS NOT NULL AND n.remaining > 1
+        ) SELECT head.* FROM newest CROSS JOIN LATERAL (
+            SELECT {_EVENT_COLUMNS} FROM {events} WHERE reference = newest.stream ORDER BY position DESC LIMIT 1
+        ) head WHERE newest.stream IS NOT NULL""".encode()
 
 
 def _insert_one(tokens: str, events: str) -> bytes:

@@ -20,6 +20,7 @@ from tokenvault.stores.checks import (
     check_document,
     check_event_page,
     check_key_version,
+    check_limit,
     check_meta,
     check_owner,
     check_page,
@@ -147,6 +148,12 @@ class AsyncTokenStoreBase(ABC):
         return sound_streams(await self._streams())
 
     @_guarded
+    async def heads(self, limit: int) -> list[SealedEvent]:
+        """As in TokenStore."""
+        check_limit(limit)
+        return sound_events(await self._heads(limit))
+
+    @_guarded
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """As in TokenStore."""
         check_document(digest, document)
@@ -231,6 +238,9 @@ class AsyncTokenStoreBase(ABC):
 
     @abstractmethod
     async def _streams(self) -> list[bytes]: ...
+
+    @abstractmethod
+    async def _heads(self, limit: int) -> list[SealedEvent]: ...
 
     @abstractmethod
     async def _put_domain(self, digest: bytes, document: bytes) -> None: ...

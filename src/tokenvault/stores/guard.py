@@ -27,6 +27,7 @@ from tokenvault.stores.checks import (
     check_document,
     check_event_page,
     check_key_version,
+    check_limit,
     check_meta,
     check_owner,
     check_page,
@@ -172,6 +173,12 @@ class TokenStoreBase(ABC):
         return sound_streams(self._streams())
 
     @_guarded
+    def heads(self, limit: int) -> list[SealedEvent]:
+        """The newest streams' last checkpoints."""
+        check_limit(limit)
+        return sound_events(self._heads(limit))
+
+    @_guarded
     def put_domain(self, digest: bytes, document: bytes) -> None:
         """Keep a document under its SHA-256; nothing happens where it is there already."""
         check_document(digest, document)
@@ -256,6 +263,9 @@ class TokenStoreBase(ABC):
 
     @abstractmethod
     def _streams(self) -> list[bytes]: ...
+
+    @abstractmethod
+    def _heads(self, limit: int) -> list[SealedEvent]: ...
 
     @abstractmethod
     def _put_domain(self, digest: bytes, document: bytes) -> None: ...

@@ -113,6 +113,12 @@ class MemoryTokenStore(TokenStoreBase):
         with self._lock:
             return list({stream for stream, _ in self._events})
 
+    def _heads(self, limit: int) -> list[SealedEvent]:
+        with self._lock:
+            newest = sorted({stream for stream, _ in self._events}, reverse=True)[:limit]
+            last = {event.reference: event for event in self._events.values() if event.reference in newest}
+            return list(last.values())
+
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         with self._lock:
             self._domains.setdefault(digest, document)

@@ -53,9 +53,9 @@ class SealedEvent(NamedTuple):
     """One audit event as a store keeps it.
 
     Attributes:
-        stream: 16 random bytes naming the vault instance that wrote it.
+        stream: 16 bytes naming the vault instance that wrote it; greater for a younger one.
         number: position in the stream, from 1; (stream, number) is the primary key.
-        reference: 16 bytes of the token record it is about, or empty.
+        reference: 16 bytes of the token record it is about, or empty; of a checkpoint, its stream.
         body: the event in its canonical encoding, at most 4,096 bytes.
         mac: 16 bytes, CMAC under an AUDIT key.
     """
@@ -145,7 +145,15 @@ class TokenStore(Protocol):
         ...
 
     def streams(self) -> list[bytes]:
-        """Every event stream there is, in no particular order."""
+        """Every event stream there is, in no particular order; also a name of another length, if one was planted."""
+        ...
+
+    def heads(self, limit: int) -> list[SealedEvent]:
+        """The newest streams' last checkpoints, in one round trip, in no particular order.
+
+        Of the `limit` streams with the greatest names: of each the event written last whose reference is the
+        stream's own name; streams without one are left out. `limit` is from 1 to PAGE_MAX.
+        """
         ...
 
     def put_domain(self, digest: bytes, document: bytes) -> None:

@@ -193,6 +193,9 @@ class PostgresTokenStore(TokenStoreBase):
     def _streams(self) -> list[bytes]:
         return self._run(self._statements.streams())
 
+    def _heads(self, limit: int) -> list[SealedEvent]:
+        return self._run(self._statements.heads(limit))
+
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         self._run(self._statements.put_domain(digest, document))
 

@@ -187,6 +187,9 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
     async def _streams(self) -> list[bytes]:
         return await self._run(self._statements.streams())
 
+    async def _heads(self, limit: int) -> list[SealedEvent]:
+        return await self._run(self._statements.heads(limit))
+
     async def _put_domain(self, digest: bytes, document: bytes) -> None:
         await self._run(self._statements.put_domain(digest, document))
 

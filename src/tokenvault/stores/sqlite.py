@@ -64,6 +64,16 @@ _STREAMS: Final = """
         SELECT (SELECT min(stream) FROM events WHERE stream > streams.stream)
         FROM streams WHERE streams.stream IS NOT NULL
     ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
+# Likewise, from the other end.
+_HEADS: Final = """
+    WITH RECURSIVE newest (stream, remaining) AS (
+        SELECT max(stream), ?1 FROM events
+        UNION ALL
+        SELECT (SELECT max(stream) FROM events WHERE stream < newest.stream), newest.remaining - 1
+        FROM newest WHERE newest.stream IS NOT NULL AND newest.remaining > 1
+    ) SELECT events.stream, number, reference, body, mac FROM newest CROSS JOIN events ON position = (
+        SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1
+    )"""
 
 _INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
 # Numbered as the fields of SealedRecord. The usual replacement keeps reference and account. SQLite rewrites
@@ -250,6 +260,9 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read(_STREAMS, ())]
+
+    def _heads(self, limit: int) -> list[SealedEvent]:
+        return [SealedEvent(*row) for row in self._read(_HEADS, (limit,))]
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody

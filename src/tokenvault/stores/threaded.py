@@ -63,6 +63,9 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
     async def _streams(self) -> list[bytes]:
         return await self._workers.call(self._store.streams)
 
+    async def _heads(self, limit: int) -> list[SealedEvent]:
+        return await self._workers.call(self._store.heads, limit)
+
     async def _put_domain(self, digest: bytes, document: bytes) -> None:
         await self._workers.call(self._store.put_domain, digest, document)
 

@@ -22,7 +22,7 @@ import attrs
 
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.flows.ports import AsyncTokenStore
-from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore, Signer
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 
 T = TypeVar("T")
@@ -177,6 +177,9 @@ class FaultyTokenStore:
     def streams(self) -> list[bytes]:
         return self._call("streams", self._store.streams)
 
+    def heads(self, limit: int) -> list[SealedEvent]:
+        return self._call("heads", lambda: self._store.heads(limit))
+
     def put_domain(self, digest: bytes, document: bytes) -> None:
         self._call("put_domain", lambda: self._store.put_domain(digest, document))
 
@@ -257,6 +260,9 @@ class FaultyAsyncTokenStore:
             lambda: self._store.events(stream=stream, reference=reference, after=after, limit=limit),
         )
 
+    async def heads(self, limit: int) -> list[SealedEvent]:
+        return await self._call("heads", lambda: self._store.heads(limit))
+
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         await self._call("put_domain", lambda: self._store.put_domain(digest, document))
 
@@ -295,6 +301,12 @@ class FaultyKeyStore:
 
     def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
         return self._call("create", lambda: self._keys.create(purpose, custody, version=version))
+
+    def signer(self) -> Signer | None:
+        return self._call("signer", self._keys.signer)
+
+    def create_signer(self) -> Signer | None:
+        return self._call("create_signer", self._keys.create_signer)
 
     def destroy(self, key: KeyName) -> None:
         self._call("destroy", lambda: self._keys.destroy(key))

@@ -19,6 +19,10 @@ from contextlib import ExitStack, closing
 from typing import ClassVar
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys.port import BLOCK_BYTES, Custody, KeyName, KeyPurpose, KeyStore
@@ -133,6 +137,33 @@ class KeyStoreContract:
             key = second.create(KeyPurpose.SEAL, self.custodies[0])
             assert len(second.cipher(key).encrypt_blocks(_blocks(1))) == BLOCK_BYTES
 
+    def test_a_signer_is_made_once_and_signs_for_its_public_key(self, open_store: OpenStore) -> None:
+        """ECDSA P-256 with SHA-256, r and s; a store that makes none has none."""
+        with closing(open_store()) as store:
+            assert store.signer() is None
+            made = store.create_signer()
+            if made is None:
+                assert store.signer() is None
+                return
+            again, found = store.create_signer(), store.signer()
+            assert again is not None
+            assert found is not None
+            assert made.public_key == again.public_key == found.public_key
+            key = load_der_public_key(made.public_key)
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            for message in (b"", b"a message", bytes(10_000)):
+                signature = found.sign(message)
+                assert len(signature) == 64
+                halves = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+                key.verify(encode_dss_signature(*halves), message, ec.ECDSA(SHA256()))
+            for purpose in KeyPurpose:
+                assert store.versions(purpose) == ()
+        with closing(open_store()) as store:
+            there = store.signer()
+            assert there is not None
+            assert there.public_key == made.public_key
+            assert len(there.sign(b"again")) == 64
+
     @pytest.mark.parametrize("length", [1, 15, 17, 31])
     def test_partial_blocks_are_refused(self, key_store: KeyStore, length: int) -> None:
         for custody in self.custodies:
@@ -167,6 +198,8 @@ class KeyStoreContract:
             lambda: store.cipher(key),
             lambda: store.destroy(key),
             lambda: store.create(KeyPurpose.SEAL, self.custodies[0]),
+            store.signer,
+            store.create_signer,
         ]
         for call in calls:
             with pytest.raises(KeyStoreError):

@@ -37,7 +37,7 @@ _events = st.lists(
         SealedEvent,
         stream=st.sampled_from(_STREAMS),
         number=st.integers(1, 6),
-        reference=st.sampled_from((b"", *_REFERENCES)),
+        reference=st.sampled_from((b"", *_REFERENCES, *_STREAMS)),
         body=st.binary(max_size=8),
         mac=st.binary(min_size=16, max_size=16),
     ),
@@ -175,6 +175,12 @@ class TokenStoreMachine(RuleBasedStateMachine):
         for stream in _STREAMS:
             expected = [event for (of, _), event in sorted(self.log.items()) if of == stream]
             assert self.store.events(stream=stream) == expected
+        for limit in (1, 2):
+            newest = sorted({stream for stream, _ in self.log}, reverse=True)[:limit]
+            heads = {event.reference: event for event in self.log.values() if event.reference in newest}
+            assert sorted(self.store.heads(limit), key=lambda event: event.reference) == [
+                heads[stream] for stream in sorted(heads)
+            ]
         assert sorted(self.store.streams()) == sorted({stream for stream, _ in self.log})
         for digest, document in self.documents.items():
             assert self.store.get_domain(digest) == document

@@ -1,0 +1,1 @@
+"""The audit trail as it is read: single events, verification, export."""

@@ -1,0 +1,44 @@
+"""Which events have the MAC that the vault gives them, under any version of its AUDIT key."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Final
+
+from tokenvault.cmac import TAG_BYTES, Cmac
+from tokenvault.events import AUTHENTICATED_BYTES
+from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
+
+
+class AuditMacs:
+    """The AUDIT keys of a key store, the newest first. A row does not say which one it was written under."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys: Final = keys
+        self._macs: dict[int, Cmac] = {}
+
+    def genuine(self, leaves: Sequence[bytes], macs: Sequence[bytes]) -> list[bool]:
+        """For each event, given by its leaf hash and MAC, whether the two belong together.
+
+        One call of the key store for all events, and one more for each older key that some are left for.
+
+        Raises:
+            KeyStoreError: a key can not be reached now.
+        """
+        found = [False] * len(leaves)
+        left = list(range(len(leaves)))
+        for version in reversed(self._keys.versions(KeyPurpose.AUDIT)) if leaves else ():
+            tags = self._mac(version).tags(b"".join([leaves[at][:AUTHENTICATED_BYTES] for at in left]))
+            for at, start in zip(left, range(0, len(tags), TAG_BYTES), strict=True):
+                found[at] = hmac.compare_digest(tags[start : start + TAG_BYTES], macs[at])
+            left = [at for at in left if not found[at]]
+            if not left:
+                break
+        return found
+
+    def _mac(self, version: int) -> Cmac:
+        mac = self._macs.get(version)
+        if mac is None:
+            mac = self._macs.setdefault(version, Cmac(self._keys.cipher(KeyName(KeyPurpose.AUDIT, version))))
+        return mac

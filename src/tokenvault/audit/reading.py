@@ -1,0 +1,53 @@
+"""Reading a trail in pages, also where someone made rows of another shape that a store refuses to hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tokenvault.errors import IntegrityError
+from tokenvault.stores.port import SealedEvent, TokenStore
+
+PAGE: Final = 2_000
+MALFORMED_MAX: Final = 10_000
+"""Rows of a stream that may be malformed; after so many its end is not looked at."""
+
+
+def stream_pages(store: TokenStore, stream: bytes) -> Iterator[list[SealedEvent] | int]:
+    """The events of a stream by number, in pages; an int is the number of a row that is malformed."""
+    after = malformed = 0
+    while malformed < MALFORMED_MAX:
+        page = _page(store, stream, after, PAGE)
+        if page is None:
+            page = _page(store, stream, after, 1)
+        if page is None:  # the next row; if it is not at this number, those until it count as malformed too
+            after += 1
+            malformed += 1
+            yield after
+            continue
+        if not page:
+            return
+        yield page
+        after = page[-1].number
+
+
+def about_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
+    """The events of a reference in pages, in the order of writing; malformed rows are left out."""
+    after, size = 0, PAGE
+    while True:
+        try:
+            page = store.events(reference=reference, after=after, limit=size)
+        except IntegrityError:
+            after, size = after + (size == 1), 1
+            continue
+        if not page:
+            return
+        yield page
+        after += len(page)
+
+
+def _page(store: TokenStore, stream: bytes, after: int, limit: int) -> list[SealedEvent] | None:
+    try:
+        return store.events(stream=stream, after=after, limit=limit)
+    except IntegrityError:
+        return None

@@ -1,0 +1,180 @@
+"""What verifying an audit trail tells, and the anchor by which a later one proves that the trail only grew."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from tokenvault.errors import InvalidInputError
+from tokenvault.stores.port import SealedEvent
+
+FINDINGS_MAX: Final = 10_000
+ANCHOR_FORMAT: Final = "tokenvault-anchor-1"
+ANCHOR_CHARACTERS_MAX: Final = 2**28
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
+
+
+class FindingKind(enum.Enum):
+    """What was done to the trail or to a record.
+
+    EDITED: an event is not the one that the vault wrote there.
+    REMOVED: an event is missing that was there.
+    MOVED: an event stands in another place than the vault wrote it in.
+    INSERTED: an event or a record is there that the vault did not write.
+    TRUNCATED: the end of a stream is missing.
+    STREAM_DROPPED: a whole stream is missing.
+    REVISION_FELL: a record is an older one than its events tell of, or was one once: an older row was put back.
+    RECORD_REMOVED: events tell of a record that is missing.
+    """
+
+    EDITED = "edited"
+    REMOVED = "removed"
+    MOVED = "moved"
+    INSERTED = "inserted"
+    TRUNCATED = "truncated"
+    STREAM_DROPPED = "stream dropped"
+    REVISION_FELL = "revision fell"
+    RECORD_REMOVED = "record removed"
+
+
+@attrs.frozen(kw_only=True)
+class AuditFinding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: what was done.
+        message: the same in words, with what is known of how it was found.
+        stream: of the event, hexadecimal; number: its place; last: where the finding is of a run of events, its end.
+        reference: of the token whose record it is about, hexadecimal.
+        revision: of that record.
+    """
+
+    kind: FindingKind
+    message: str
+    stream: str | None = None
+    number: int | None = None
+    last: int | None = None
+    reference: str | None = None
+    revision: int | None = None
+
+
+@attrs.frozen
+class Pin:
+    """The state of one stream: the root of the Merkle tree over its first `size` events."""
+
+    size: int
+    root: bytes
+
+
+@attrs.frozen(kw_only=True)
+class AuditReport:
+    """The outcome of a verification.
+
+    Attributes:
+        findings: what is wrong, at most 10,000; findings_omitted: how many more there were.
+        streams, events, records: how many were read.
+        checkpoints: how many of the events are authenticated checkpoints; signed: how many of these have a
+            signature that is right.
+        covered: events that a checkpoint commits to. Of the others each is authenticated, if keys were given, but
+            only records, other streams and `since` show if some are missing.
+        gaps: numbers above the last checkpoint of their stream that no event has. Not a finding: a process that
+            is killed leaves such.
+        pins: for the anchor.
+    """
+
+    findings: tuple[AuditFinding, ...]
+    findings_omitted: int
+    streams: int
+    events: int
+    records: int
+    checkpoints: int
+    signed: int
+    covered: int
+    gaps: int
+    pins: Mapping[bytes, Pin] = attrs.field(repr=False)
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def anchor(self) -> str:
+        """The state of every stream as JSON: kept elsewhere, it is `since` of a later verification."""
+        streams = {
+            name.hex(): {"size": pin.size, "root": pin.root.hex()} for name, pin in sorted(self.pins.items())
+        }
+        return json.dumps({"format": ANCHOR_FORMAT, "streams": streams})
+
+
+def parse_anchor(text: str) -> dict[bytes, Pin]:
+    """What `AuditReport.anchor` wrote. Raises InvalidInputError."""
+    document: object = None
+    if isinstance(text, str) and len(text) <= ANCHOR_CHARACTERS_MAX:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            document = None
+    if isinstance(document, dict) and document.get("format") == ANCHOR_FORMAT:
+        streams = document.get("streams")
+        if isinstance(streams, dict):
+            pins = {_bytes(name, 16): _pin(value) for name, value in streams.items()}
+            if None not in pins and None not in pins.values():
+                return {name: pin for name, pin in pins.items() if name is not None and pin is not None}
+    raise InvalidInputError("since is an AuditReport, or what its anchor() returned")
+
+
+def _pin(value: object) -> Pin | None:
+    if isinstance(value, dict) and set(value) == {"size", "root"}:
+        size, root = value["size"], _bytes(value["root"], 32)
+        if type(size) is int and 0 <= size < 2**63 and root is not None:
+            return Pin(size, root)
+    return None
+
+
+def _bytes(value: object, length: int) -> bytes | None:
+    fits = isinstance(value, str) and len(value) == 2 * length and _HEX.fullmatch(value)
+    return bytes.fromhex(value) if fits and isinstance(value, str) else None
+
+
+class Findings:
+    """Findings as they are made."""
+
+    def __init__(self) -> None:
+        self.found: list[AuditFinding] = []
+        self.omitted = 0
+
+    def add(
+        self,
+        kind: FindingKind,
+        message: str,
+        *,
+        stream: bytes | None = None,
+        number: int | None = None,
+        last: int | None = None,
+        reference: bytes | None = None,
+        revision: int | None = None,
+    ) -> None:
+        """Note one."""
+        if len(self.found) >= FINDINGS_MAX:
+            self.omitted += 1
+            return
+        self.found.append(
+            AuditFinding(
+                kind=kind,
+                message=message,
+                stream=None if stream is None else stream.hex(),
+                number=number,
+                last=None if last == number else last,
+                reference=None if reference is None else reference.hex(),
+                revision=revision,
+            )
+        )
+
+    def add_event(self, kind: FindingKind, message: str, row: SealedEvent) -> None:
+        """Note one of an event that is there."""
+        self.add(kind, message, stream=row.stream, number=row.number)

@@ -1,0 +1,136 @@
+"""How events get into the store: numbered, sealed, and written with the change that they tell of.
+
+A flow never waits for another's event: no lock is held while the store is asked. A write that failed is in doubt
+until the store has been asked again; that comes before the next event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+import attrs
+
+from tokenvault.checkpoint import NAMED_MAX
+from tokenvault.errors import IntegrityError
+from tokenvault.events import Event
+from tokenvault.flows.ports import AsyncTokenStore, Runtime
+from tokenvault.journal import Entry, Journal
+from tokenvault.stores.port import SealedEvent
+
+T = TypeVar("T")
+
+CLOSING_MAX: Final = 1_000
+"""Checkpoints that closing writes at most, one for each number that was given back and not used again."""
+
+
+@attrs.frozen
+class Trail:
+    """The audit trail as this vault writes it."""
+
+    store: AsyncTokenStore
+    runtime: Runtime
+    journal: Journal
+
+    async def note(self, event: Event) -> None:
+        """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
+        entry, rows, _ = await self.sealed(event, _nothing)
+        await self.told(entry, self.store.append(rows))
+        self.journal.written(entry)
+
+    async def sealed(
+        self, event: Event, with_it: Callable[[], T]
+    ) -> tuple[Entry, tuple[SealedEvent, ...], T]:
+        """An event with its place and MAC, and what a function that asks the key store gives.
+
+        Raises KeyStoreError, TokenStoreError; the place is then free again.
+        """
+        journal = self.journal
+        checkpoint = False
+        heads: Sequence[SealedEvent] = ()
+        if journal.wants(event.time_ms):
+            checkpoint, heads = await self._tended(event.time_ms)
+        entry = journal.begin(event, checkpoint=checkpoint)
+        call = (
+            self.runtime.call if entry.due is None else self.runtime.block
+        )  # it may be signed in the module
+        try:
+            rows, found = await call(self._seal, entry, event.time_ms, heads, with_it)
+        except BaseException:
+            journal.withdraw(entry)
+            raise
+        return entry, rows, found
+
+    def _seal(
+        self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent], with_it: Callable[[], T]
+    ) -> tuple[tuple[SealedEvent, ...], T]:
+        return self.journal.seal(entry, time_ms, heads), with_it()
+
+    async def told(self, entry: Entry, write: Coroutine[Any, Any, T]) -> T:
+        """What a write answers. Where it fails, the entry may have been written or not."""
+        try:
+            return await write
+        except BaseException:
+            self.journal.doubt(entry)
+            raise
+
+    async def close(self, time_ms: int) -> None:
+        """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
+
+        While flows of other threads are under way, or after a write of which nothing is known, the stream stays as
+        one that ended without closing. Raises TokenStoreError, KeyStoreError.
+        """
+        await self._settle()
+        for _ in range(CLOSING_MAX):
+            entry = self.journal.begin_closing()
+            if entry is None:
+                return
+            try:
+                heads = await self._heads()
+                rows, _ = await self.runtime.block(self._seal, entry, time_ms, heads, _nothing)
+            except BaseException:
+                self.journal.withdraw(entry)
+                raise
+            await self.told(entry, self.store.append(rows))
+            self.journal.written(entry)
+            if entry.ends:
+                return
+
+    async def _tended(self, time_ms: int) -> tuple[bool, Sequence[SealedEvent]]:
+        """Settle doubts; whether a checkpoint is due, and the heads that it may name."""
+        await self._settle()
+        if not self.journal.due(time_ms):
+            return False, ()
+        return True, await self._heads()
+
+    async def _heads(self) -> Sequence[SealedEvent]:
+        try:
+            return await self.store.heads(NAMED_MAX)
+        except IntegrityError:
+            return ()  # verifying will tell; events are to be written all the same
+
+    async def _settle(self) -> None:
+        """Find out which failed writes were done after all, so that no number is left out or given twice."""
+        doubts = self.journal.doubts()
+        while doubts:
+            entry = doubts[-1]
+            row, asked = entry.rows[0], False
+            try:
+                found = await self.store.events(stream=row.stream, after=row.number - 1, limit=1)
+                written = bool(found) and found[0].number == row.number
+                asked = True
+            except IntegrityError:
+                written = asked = True  # something stands there: verifying the events will tell
+            finally:
+                if not asked:
+                    for doubtful in doubts:
+                        self.journal.doubt(doubtful)
+            doubts.pop()
+            if written:
+                self.journal.written(entry)
+            else:
+                self.journal.withdraw(entry)
+
+
+def _nothing() -> None:
+    return None
