@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL server for tests: its own data folder, a Unix socket and no port.
+"""A throw-away PostgreSQL server for tests and benchmarks: its own data folder, a Unix socket and no port.
 
 The server refuses to run as root. Under root it runs as the system user that its package made, or as nobody.
 """
@@ -22,6 +22,13 @@ import psycopg
 PASSWORD = "correct horse battery staple"
 USERS = ("postgres", "nobody")
 MEMORY_BYTES_MIN = 2**30
+SETTINGS = {
+    "max_connections": "120",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "shared_buffers": "32MB",
+    "max_wal_size": "256MB",
+}
 
 
 def binaries() -> Path:
@@ -52,11 +59,17 @@ def _place() -> str:
 
 
 class PostgresServer:
-    """A server in a folder of its own."""
+    """A server in a folder of its own.
 
-    def __init__(self) -> None:
+    Args:
+        place: where that folder is made; a disk in memory unless set.
+        settings: of the server, beside and before its own.
+    """
+
+    def __init__(self, place: str | None = None, **settings: str) -> None:
         self._binaries = binaries()
-        self.folder = Path(tempfile.mkdtemp(prefix="tokenvault-pg-", dir=_place()))
+        self._settings = {**SETTINGS, **settings}
+        self.folder = Path(tempfile.mkdtemp(prefix="tokenvault-pg-", dir=place or _place()))
         self._user: str | None = None
         if os.geteuid() == 0:
             self._user = next(name for name in USERS if name in {user.pw_name for user in pwd.getpwall()})
@@ -89,11 +102,8 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start, and wait until it takes connections."""
-        settings = [
-            f"unix_socket_directories='{self.folder}'", "listen_addresses=''", "max_connections=120", "fsync=on",
-            "synchronous_commit=on", "shared_buffers=32MB", "max_wal_size=256MB",
-        ]  # fmt: skip
-        options = " ".join(f"-c {setting}" for setting in settings)
+        settings = {"unix_socket_directories": f"'{self.folder}'", "listen_addresses": "''", **self._settings}
+        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         self._run("pg_ctl", "--wait", f"--options={options}", f"--log={self.folder}/log", "start")
 
     def stop(self, mode: str = "immediate") -> None:

@@ -21,11 +21,12 @@ import select
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import psycopg
 
 from tokenvault.errors import TokenStoreError
+from tokenvault.stores._postgres_values import Query
 
 CONNECTIONS_MAX: Final = 16
 """Per store and process. More callers than this wait for one another."""
@@ -46,19 +47,25 @@ _Connection = TypeVar("_Connection", psycopg.Connection, psycopg.AsyncConnection
 
 
 class Held(Generic[_Connection]):
-    """A connection of the pool.
+    """A connection of the pool, for the caller alone who took it: in a `with` block, at whose end it goes back.
+
+    It goes back only where nothing is in doubt: after an error other than a unique violation it is closed.
 
     Attributes:
-        connection: for the caller alone who took it.
+        connection: the connection.
         opened: when, in seconds of the monotonic clock.
         used: when it was last given back.
+        checked: the statements that are prepared on it, and whether the types of their columns were looked at.
     """
 
-    __slots__ = ("_poll", "connection", "opened", "used")
+    __slots__ = ("_poll", "_shelf", "checked", "connection", "opened", "used")
     connection: _Connection
+    _shelf: _Shelf[_Connection]
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, shelf: _Shelf[_Connection]) -> None:
+        self._shelf = shelf
         self.connection = connection
+        self.checked: dict[Query, bool] = {}
         self.opened = self.used = time.monotonic()
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         if hasattr(select, "poll"):
@@ -74,11 +81,26 @@ class Held(Generic[_Connection]):
             and (self._poll is None or not self._poll(0))
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, psycopg.errors.UniqueViolation):
+            self._shelf.put(self)
+        else:
+            self._shelf.drop(self)
+        self._shelf.slots.release()
+
 
 class _Shelf(Generic[_Connection]):
-    """Idle connections; last in, first out, so that those above need grow old and are closed."""
+    """Idle connections; last in, first out, so that those above need grow old and are closed.
 
-    def __init__(self) -> None:
+    Attributes:
+        slots: one for each connection that may be in use.
+    """
+
+    def __init__(self, slots: threading.Semaphore | asyncio.Semaphore) -> None:
+        self.slots: Final = slots
         self.pid: Final = os.getpid()
         self._idle: list[Held[_Connection]] = []
         self._open: set[Held[_Connection]] = set()
@@ -103,7 +125,7 @@ class _Shelf(Generic[_Connection]):
 
     def keep(self, connection: _Connection) -> Held[_Connection]:
         """Count a new connection."""
-        held = Held(connection)
+        held = Held(connection, self)
         self._open.add(held)
         return held
 
@@ -149,12 +171,12 @@ class Pool(_Shelf[psycopg.Connection]):
     """For threads."""
 
     def __init__(self, open_connection: Callable[[], psycopg.Connection]) -> None:
-        super().__init__()
-        self._open_connection = open_connection
         self._slots = threading.Semaphore(CONNECTIONS_MAX)
+        super().__init__(self._slots)
+        self._open_connection = open_connection
 
     def take(self) -> Held[psycopg.Connection]:
-        """A connection for this thread alone; give it back, or discard it after an error."""
+        """A connection for this thread alone."""
         if not self._slots.acquire(timeout=WAIT_SECONDS_MAX):
             raise TokenStoreError(_STALLED)
         try:
@@ -163,28 +185,18 @@ class Pool(_Shelf[psycopg.Connection]):
             self._slots.release()
             raise
 
-    def give(self, held: Held[psycopg.Connection]) -> None:
-        """Back to the pool."""
-        self.put(held)
-        self._slots.release()
-
-    def discard(self, held: Held[psycopg.Connection]) -> None:
-        """Close a connection in doubt."""
-        self.drop(held)
-        self._slots.release()
-
 
 class AsyncPool(_Shelf[psycopg.AsyncConnection]):
     """For the tasks of one event loop."""
 
     def __init__(self, open_connection: Callable[[], Awaitable[psycopg.AsyncConnection]]) -> None:
-        super().__init__()
+        self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
+        super().__init__(self._slots)
         self.loop: Final = asyncio.get_running_loop()
         self._open_connection = open_connection
-        self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
 
     async def take(self) -> Held[psycopg.AsyncConnection]:
-        """A connection for this task alone; give it back, or discard it after an error."""
+        """A connection for this task alone."""
         await self._take_slot()
         try:
             return self.idle() or self.keep(await self._open_connection())
@@ -204,13 +216,3 @@ class AsyncPool(_Shelf[psycopg.AsyncConnection]):
         else:
             return
         raise TokenStoreError(_STALLED)
-
-    def give(self, held: Held[psycopg.AsyncConnection]) -> None:
-        """Back to the pool."""
-        self.put(held)
-        self._slots.release()
-
-    def discard(self, held: Held[psycopg.AsyncConnection]) -> None:
-        """Close a connection in doubt."""
-        self.drop(held)
-        self._slots.release()

@@ -1,7 +1,7 @@
 """The token store in PostgreSQL; `postgres_async` has the one with coroutines.
 
-Every call is one statement and one round trip (see `_postgres_statements`). A connection prepares a statement
-after using it a few times, which costs one round trip more, once.
+Every call is one statement and one round trip, but for batches that are inserted (see `_postgres_statements`). A
+connection prepares a statement when it first runs it, which costs one round trip more, once.
 
 What an operator needs to know:
 - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on the
@@ -19,24 +19,32 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg import RawCursor
+from psycopg import RawCursor, generators
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import Format
+from psycopg.pq.abc import PGresult
 
-from tokenvault.errors import IntegrityError
 from tokenvault.stores._forks import hold_still_at_forks
-from tokenvault.stores._postgres_address import ANSWER_SECONDS_MAX, parse_address, prepare_connection
+from tokenvault.stores._postgres_address import ANSWER_SECONDS_MAX, parse_address
 from tokenvault.stores._postgres_errors import (
     MISSING,
     PRESENT,
-    UNREADABLE,
     explanation,
-    is_unreadable,
     unconnected,
 )
-from tokenvault.stores._postgres_pool import Pool
-from tokenvault.stores._postgres_schema import Rows, following, foreign, provisioning, unprovisioned
-from tokenvault.stores._postgres_statements import Statement, Statements
+from tokenvault.stores._postgres_pool import Held, Pool
+from tokenvault.stores._postgres_schema import (
+    Rows,
+    check_version,
+    following,
+    foreign,
+    provisioning,
+    unprovisioned,
+    version_statement,
+)
+from tokenvault.stores._postgres_statements import Batch, Statement, Statements
+from tokenvault.stores._postgres_values import check_types, sound_result
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord
 
@@ -98,19 +106,15 @@ class PostgresTokenStore(TokenStoreBase):
 
     def _connect(self) -> psycopg.Connection:
         try:
-            connection = _Connection.connect(make_conninfo("", **self._address.parameters), autocommit=True)
+            return _Connection.connect(make_conninfo("", **self._address.parameters), autocommit=True)
         except psycopg.Error as error:
             failure = unconnected(error)
-        else:
-            prepare_connection(connection)
-            return connection
         raise failure
 
     def _open(self) -> psycopg.Connection:
         connection = self._connect()
         try:
-            version = self._statements.version()
-            version.result(_fetch(connection, version.sql))
+            check_version(_fetch(connection, version_statement(self._address.schema)))
         except BaseException as error:
             connection.close()
             if isinstance(error, MISSING):
@@ -119,29 +123,25 @@ class PostgresTokenStore(TokenStoreBase):
         return connection
 
     def _run(self, statement: Statement[_T]) -> _T:
-        try:
-            rows = self._rows(statement)
-        except psycopg.errors.UniqueViolation:
-            if not statement.again:
-                raise
-            rows = self._rows(statement)
-        return statement.result(rows)
+        with self._pool_here().take() as held:
+            result = _answer(held, statement)
+        return statement.result(result)
 
-    def _rows(self, statement: Statement[_T]) -> Rows:
-        pool = self._pool_here()
-        held = pool.take()
+    def _run_batch(self, batch: Batch) -> list[str]:
         try:
-            rows = _fetch(held.connection, statement.sql, statement.values)
+            return self._run_batch_once(batch)
         except psycopg.errors.UniqueViolation:
-            pool.give(held)
-            raise
-        except BaseException as error:
-            pool.discard(held)
-            if is_unreadable(error):
-                raise IntegrityError(UNREADABLE) from None
-            raise
-        pool.give(held)
-        return rows
+            if batch.existing is None:
+                raise
+        return self._run_batch_once(batch)
+
+    def _run_batch_once(self, batch: Batch) -> list[str]:
+        with self._pool_here().take() as held, held.connection.transaction():
+            existing = batch.existing.result(_answer(held, batch.existing)) if batch.existing else []
+            for copy in [] if existing else batch.copies:
+                with RawCursor(held.connection).copy(copy.sql) as rows:
+                    rows.write(copy.rows)
+        return existing
 
     # The port.
 
@@ -160,7 +160,8 @@ class PostgresTokenStore(TokenStoreBase):
 
     def _check_schema(self) -> None:
         try:
-            self._run(self._statements.version())
+            with self._pool_here().take() as held:
+                check_version(_fetch(held.connection, version_statement(self._address.schema)))
         except MISSING:
             raise unprovisioned() from None
 
@@ -176,13 +177,18 @@ class PostgresTokenStore(TokenStoreBase):
         return self._run(self._statements.by_reference(reference))
 
     def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._run(self._statements.insert(records, events))
+        if len(records) == len(events) == 1:
+            return self._run(self._statements.insert_one(records[0], events[0]))
+        return self._run_batch(self._statements.insert_many(records, events))
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self._run(self._statements.replace(records, events))
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
-        self._run(self._statements.append(events))
+        if len(events) == 1:
+            self._run(self._statements.append_one(events[0]))
+        else:
+            self._run_batch(self._statements.insert_many((), events))
 
     def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
         return self._run(self._statements.events_of_stream(stream, after, limit))
@@ -221,7 +227,24 @@ class PostgresTokenStore(TokenStoreBase):
         return explanation(error) or super()._explain(error)
 
 
-def _fetch(connection: psycopg.Connection, sql: bytes, values: Sequence[object] = ()) -> Rows:
+def _answer(held: Held[psycopg.Connection], statement: Statement[_T]) -> PGresult:
+    query, values, _ = statement
+    connection = held.connection
+    pgconn = connection.pgconn
+    if query not in held.checked:
+        pgconn.send_prepare(query.name, query.sql, query.takes)
+        sound_result(connection.wait(generators.execute(pgconn)))
+        held.checked[query] = False
+    pgconn.send_query_prepared(query.name, values, query.formats, Format.BINARY)
+    result = sound_result(connection.wait(generators.execute(pgconn)))
+    if not held.checked[query]:
+        check_types(query, result)
+        held.checked[query] = True
+    return result
+
+
+def _fetch(connection: psycopg.Connection, sql: bytes) -> Rows:
+    """The rows of a statement that a connection runs once."""
     cursor = RawCursor(connection)
-    cursor.execute(sql, values, binary=True)
+    cursor.execute(sql)
     return [] if cursor.rownumber is None else cursor.fetchall()

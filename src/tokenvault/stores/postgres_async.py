@@ -8,24 +8,33 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg import AsyncRawCursor
+from psycopg import AsyncRawCursor, generators
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import Format
+from psycopg.pq.abc import PGresult
 
-from tokenvault.errors import IntegrityError, TokenStoreError
+from tokenvault.errors import TokenStoreError
 from tokenvault.stores._forks import hold_still_at_forks
-from tokenvault.stores._postgres_address import ANSWER_SECONDS_MAX, parse_address, prepare_connection
+from tokenvault.stores._postgres_address import ANSWER_SECONDS_MAX, parse_address
 from tokenvault.stores._postgres_errors import (
     MISSING,
     PRESENT,
-    UNREADABLE,
     explanation,
-    is_unreadable,
     unconnected,
 )
-from tokenvault.stores._postgres_pool import AsyncPool
-from tokenvault.stores._postgres_schema import Rows, following, foreign, provisioning, unprovisioned
-from tokenvault.stores._postgres_statements import Statement, Statements
+from tokenvault.stores._postgres_pool import AsyncPool, Held
+from tokenvault.stores._postgres_schema import (
+    Rows,
+    check_version,
+    following,
+    foreign,
+    provisioning,
+    unprovisioned,
+    version_statement,
+)
+from tokenvault.stores._postgres_statements import Batch, Statement, Statements
+from tokenvault.stores._postgres_values import check_types, sound_result
 from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord
 
@@ -90,21 +99,17 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
 
     async def _connect(self) -> psycopg.AsyncConnection:
         try:
-            connection = await _AsyncConnection.connect(
+            return await _AsyncConnection.connect(
                 make_conninfo("", **self._address.parameters), autocommit=True
             )
         except psycopg.Error as error:
             failure = unconnected(error)
-        else:
-            prepare_connection(connection)
-            return connection
         raise failure
 
     async def _open(self) -> psycopg.AsyncConnection:
         connection = await self._connect()
         try:
-            version = self._statements.version()
-            version.result(await _fetch(connection, version.sql))
+            check_version(await _fetch(connection, version_statement(self._address.schema)))
         except BaseException as error:
             connection.pgconn.finish()
             if isinstance(error, MISSING):
@@ -113,29 +118,28 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return connection
 
     async def _run(self, statement: Statement[_T]) -> _T:
-        try:
-            rows = await self._rows(statement)
-        except psycopg.errors.UniqueViolation:
-            if not statement.again:
-                raise
-            rows = await self._rows(statement)
-        return statement.result(rows)
+        with await self._pool_here().take() as held:
+            result = await _answer(held, statement)
+        return statement.result(result)
 
-    async def _rows(self, statement: Statement[_T]) -> Rows:
-        pool = self._pool_here()
-        held = await pool.take()
+    async def _run_batch(self, batch: Batch) -> list[str]:
         try:
-            rows = await _fetch(held.connection, statement.sql, statement.values)
+            return await self._run_batch_once(batch)
         except psycopg.errors.UniqueViolation:
-            pool.give(held)
-            raise
-        except BaseException as error:
-            pool.discard(held)
-            if is_unreadable(error):
-                raise IntegrityError(UNREADABLE) from None
-            raise
-        pool.give(held)
-        return rows
+            if batch.existing is None:
+                raise
+        return await self._run_batch_once(batch)
+
+    async def _run_batch_once(self, batch: Batch) -> list[str]:
+        with await self._pool_here().take() as held:
+            async with held.connection.transaction():
+                existing = (
+                    batch.existing.result(await _answer(held, batch.existing)) if batch.existing else []
+                )
+                for copy in [] if existing else batch.copies:
+                    async with AsyncRawCursor(held.connection).copy(copy.sql) as rows:
+                        await rows.write(copy.rows)
+        return existing
 
     # The port.
 
@@ -154,7 +158,8 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
 
     async def _check_schema(self) -> None:
         try:
-            await self._run(self._statements.version())
+            with await self._pool_here().take() as held:
+                check_version(await _fetch(held.connection, version_statement(self._address.schema)))
         except MISSING:
             raise unprovisioned() from None
 
@@ -170,13 +175,18 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return await self._run(self._statements.by_reference(reference))
 
     async def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return await self._run(self._statements.insert(records, events))
+        if len(records) == len(events) == 1:
+            return await self._run(self._statements.insert_one(records[0], events[0]))
+        return await self._run_batch(self._statements.insert_many(records, events))
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return await self._run(self._statements.replace(records, events))
 
     async def _append(self, events: Sequence[SealedEvent]) -> None:
-        await self._run(self._statements.append(events))
+        if len(events) == 1:
+            await self._run(self._statements.append_one(events[0]))
+        else:
+            await self._run_batch(self._statements.insert_many((), events))
 
     async def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
         return await self._run(self._statements.events_of_stream(stream, after, limit))
@@ -216,7 +226,24 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return explanation(error) or super()._explain(error)
 
 
-async def _fetch(connection: psycopg.AsyncConnection, sql: bytes, values: Sequence[object] = ()) -> Rows:
+async def _answer(held: Held[psycopg.AsyncConnection], statement: Statement[_T]) -> PGresult:
+    query, values, _ = statement
+    connection = held.connection
+    pgconn = connection.pgconn
+    if query not in held.checked:
+        pgconn.send_prepare(query.name, query.sql, query.takes)
+        sound_result(await connection.wait(generators.execute(pgconn)))
+        held.checked[query] = False
+    pgconn.send_query_prepared(query.name, values, query.formats, Format.BINARY)
+    result = sound_result(await connection.wait(generators.execute(pgconn)))
+    if not held.checked[query]:
+        check_types(query, result)
+        held.checked[query] = True
+    return result
+
+
+async def _fetch(connection: psycopg.AsyncConnection, sql: bytes) -> Rows:
+    """The rows of a statement that a connection runs once."""
     cursor = AsyncRawCursor(connection)
-    await cursor.execute(sql, values, binary=True)
+    await cursor.execute(sql)
     return [] if cursor.rownumber is None else await cursor.fetchall()

@@ -1,0 +1,122 @@
+"""Statements that are prepared once a connection, and their values in PostgreSQL's binary format.
+
+The store runs its statements on libpq itself, through `psycopg.pq`: that takes half the time of a cursor, which
+looks up for each value how to write it and for each column how to read it. Here both are known beforehand.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import attrs
+import psycopg
+from psycopg import errors
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGresult
+
+from tokenvault.errors import IntegrityError
+from tokenvault.stores._postgres_errors import UNREADABLE
+
+# Types by their oid, which is the same in every PostgreSQL.
+TEXT: Final = 25
+BYTEA: Final = 17
+INT8: Final = 20
+TEXTS: Final = 1009
+BYTEAS: Final = 1001
+INT8S: Final = 1016
+
+_DONE: Final = {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}
+_INT8: Final = struct.Struct(">q")
+_LENGTH: Final = struct.Struct(">i")
+_ARRAY: Final = struct.Struct(">iiiii")
+
+Value = str | bytes | int
+
+
+@attrs.frozen(eq=False)
+class Query:
+    """A statement without its values; prepared on a connection when it is first run there.
+
+    Attributes:
+        name: that it is prepared under.
+        sql: with $1, $2, ... for the values.
+        takes: the types of the values.
+        gives: the types of the columns.
+        formats: that every value is in binary.
+    """
+
+    name: bytes
+    sql: bytes
+    takes: Sequence[int]
+    gives: Sequence[int]
+    formats: Sequence[Format] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "formats", [Format.BINARY] * len(self.takes))
+
+
+def sound_result(results: Sequence[PGresult]) -> PGresult:
+    """The result of one statement. Raises what psycopg would raise."""
+    if len(results) != 1 or results[0].status not in _DONE:
+        raise errors.error_from_result(results[-1]) if results else psycopg.InterfaceError("no result")
+    return results[0]
+
+
+def check_types(query: Query, result: PGresult) -> None:
+    """Raise IntegrityError where columns have other types. Once is enough: a prepared statement keeps its types."""
+    if [result.ftype(n) for n in range(result.nfields)] != list(query.gives):
+        raise IntegrityError(UNREADABLE)
+
+
+# Values of statements.
+
+
+def packed(value: Value) -> bytes:
+    """A value in binary format."""
+    if type(value) is int:
+        return _INT8.pack(value)
+    return value.encode() if type(value) is str else value  # type: ignore[return-value] # bytes are what is left
+
+
+def packed_all(values: Iterable[Value]) -> list[bytes]:
+    """Values in binary format."""
+    return [packed(value) for value in values]
+
+
+def array(kind: int, values: Sequence[bytes]) -> bytes:
+    """An array of values of one type, none of them NULL."""
+    parts = [_ARRAY.pack(1, 0, kind, len(values), 1) if values else _ARRAY.pack(0, 0, kind, 0, 0)[:12]]
+    for value in values:
+        parts += (_LENGTH.pack(len(value)), value)
+    return b"".join(parts)
+
+
+# Columns of rows. A value that was edited may be anything of its type, and NULL: what was never written is read as
+# something that the guard of the store refuses.
+
+
+def byte_string(value: bytes | None) -> bytes:
+    """Of a bytea."""
+    return b"" if value is None else value
+
+
+def text(value: bytes | None) -> str:
+    """Of a text, or a bytea that holds ASCII."""
+    return "" if value is None else value.decode("latin-1")
+
+
+def number(value: bytes | None) -> int:
+    """Of a bigint."""
+    return -1 if value is None else int.from_bytes(value, signed=True)
+
+
+def texts(result: PGresult) -> list[str]:
+    """Of one column."""
+    return [text(result.get_value(row, 0)) for row in range(result.ntuples)]
+
+
+def byte_strings(result: PGresult) -> list[bytes]:
+    """Of one column."""
+    return [byte_string(result.get_value(row, 0)) for row in range(result.ntuples)]
