@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sqlite3
-import sys
 import tempfile
 from pathlib import Path
 
 import cryptography
+import psycopg
 
-from benchmarks import audit, ff1, single
+from benchmarks import audit, ff1, growth, postgresql, single
 from tests import softhsm
+from tests.postgres_server import PostgresServer
 
 MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
 
 
 def main() -> None:
-    """Run all, in temporary folders, with a SoftHSM token of its own. `--write` puts figures into the documents."""
+    """Run all, in temporary folders, with a SoftHSM token and a PostgreSQL server of its own."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put figures into the documents")
+    parser.add_argument(
+        "--tokens", type=int, default=growth.TOKENS[-1], help="how far the growth series goes"
+    )
+    arguments = parser.parse_args()
     print(
         f"Python {platform.python_version()}, cryptography {cryptography.__version__},"
-        f" SQLite {sqlite3.sqlite_version}, {platform.machine()}, {os.cpu_count()} cores"
+        f" SQLite {sqlite3.sqlite_version}, psycopg {psycopg.__version__},"
+        f" {platform.machine()}, {os.cpu_count()} cores"
     )
     single.ff1_scalar()
     if MEMORY.is_dir():  # without waits for a disk, so that the vault's share is not that of cold caches
@@ -31,9 +40,18 @@ def main() -> None:
         single.vault_share(Path(name), "the temporary folder's disk")
     with tempfile.TemporaryDirectory() as name:
         softhsm.set_up(Path(name))
-        ff1.main(softhsm.new_token(Path(name)), write="--write" in sys.argv)
+        ff1.main(softhsm.new_token(Path(name)), write=arguments.write)
         single.module_calls(softhsm.new_token(Path(name)))
         audit.main(softhsm.new_token(Path(name)), Path(name))
+    server = PostgresServer(place=tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            postgresql.single_calls(server, Path(name))
+        postgresql.batches(server)
+        with tempfile.TemporaryDirectory() as name:
+            growth.growth(server, Path(name), arguments.tokens)
+    finally:
+        server.remove()
 
 
 if __name__ == "__main__":

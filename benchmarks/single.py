@@ -102,8 +102,7 @@ def vault_share(folder: Path, medium: str) -> None:
     """Time of whole calls less that of the statements that they make, run bare on a twin of the database."""
     print(f"\nSQLite (WAL, synchronous=FULL) on {medium}, keys in the process: microseconds a call")
     row("", "whole call", "the same SQL", "vault's share", "aim, at most")
-    (folder / "passphrase").write_text(secrets.token_hex())
-    keys = tv.open_key_store(f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase")
+    keys = new_keys(folder)
     with recorded_sql():
         store = tv.open_token_store(f"sqlite:///{folder}/share.db")
         tv.provision(keys, store)
@@ -115,6 +114,17 @@ def vault_share(folder: Path, medium: str) -> None:
             twin.close()
         store.close()
     keys.close()
+
+
+def new_keys(folder: Path) -> KeyStore:
+    """A key store in a file, whose keys work in this process."""
+    (folder / "passphrase").write_text(secrets.token_hex())
+    return tv.open_key_store(f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase")
+
+
+def pans() -> Iterator[str]:
+    """Card numbers."""
+    return (payload + luhn_check_digit(payload) for payload in (f"411111{n:09}" for n in range(10**9)))
 
 
 def _twin(folder: Path) -> sqlite3.Connection:
@@ -174,13 +184,12 @@ def _vault(keys: KeyStore, store: TokenStore) -> tv.Vault:
 
 def _calls(vault: tv.Vault) -> dict[str, tuple[Call, int]]:
     """The calls that are measured, and the most microseconds that the vault itself may take."""
-    pans = (payload + luhn_check_digit(payload) for payload in (f"411111{n:09}" for n in range(10**9)))
     transactions = (
         tv.Transaction(id=f"tx-{n}", requestor=REQUESTOR, merchant="M-1001", amount=tv.Money(1, "EUR"))
         for n in range(10**9)
     )
     # Made beforehand: what a caller brings along is not the vault's share.
-    ready_pans, ready = list(islice(pans, 4 * CALLS)), list(islice(transactions, 4 * CALLS))
+    ready_pans, ready = list(islice(pans(), 4 * CALLS)), list(islice(transactions, 4 * CALLS))
 
     def issue(program: str, pan: str, domain: tv.Domain) -> tv.TokenInfo:
         return vault.issue(pan, expiry="2039-12", requestor=REQUESTOR, program=program, domain=domain)

@@ -12,8 +12,7 @@ The rows lie side by side in a matrix as wide as the widest row; where lengths d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import attrs
 import numpy as np
@@ -109,28 +108,32 @@ def _big_endian(number: int, dtype: str) -> Bytes:
 
 
 def record_columns(records: Sequence[SealedRecord]) -> list[Column]:
-    """The columns of records, in the order of the fields of SealedRecord."""
+    """The columns of records, at least one, in the order of the fields of SealedRecord."""
+    token, reference, account, requestor, program, revision, key_version, body, seal = zip(
+        *records, strict=True
+    )
     return [
-        Column.of_texts(_field(records, "token")),
-        Column.of_bytes(_field(records, "reference")),
-        Column.of_bytes(_field(records, "account")),
-        Column.of_texts(_field(records, "requestor")),
-        Column.of_texts(_field(records, "program")),
-        Column.of_integers(_field(records, "revision")),
-        Column.of_integers(_field(records, "key_version")),
-        Column.of_bytes(_field(records, "body")),
-        Column.of_bytes(_field(records, "seal")),
+        Column.of_texts(token),
+        Column.of_bytes(reference),
+        Column.of_bytes(account),
+        Column.of_texts(requestor),
+        Column.of_texts(program),
+        Column.of_integers(revision),
+        Column.of_integers(key_version),
+        Column.of_bytes(body),
+        Column.of_bytes(seal),
     ]
 
 
 def event_columns(events: Sequence[SealedEvent]) -> list[Column]:
-    """The columns of events, in the order of the fields of SealedEvent."""
+    """The columns of events, at least one, in the order of the fields of SealedEvent."""
+    stream, number, reference, body, mac = zip(*events, strict=True)
     return [
-        Column.of_bytes(_field(events, "stream")),
-        Column.of_integers(_field(events, "number")),
-        Column.of_bytes(_field(events, "reference")),
-        Column.of_bytes(_field(events, "body")),
-        Column.of_bytes(_field(events, "mac")),
+        Column.of_bytes(stream),
+        Column.of_integers(number),
+        Column.of_bytes(reference),
+        Column.of_bytes(body),
+        Column.of_bytes(mac),
     ]
 
 
@@ -138,7 +141,3 @@ def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp]:
     """The order of rows by their first field, for `copy_rows`."""
     first = np.ascontiguousarray(columns[0].data)
     return np.argsort(first.view(f"S{first.shape[1]}").reshape(len(first)))
-
-
-def _field(rows: Sequence[SealedRecord] | Sequence[SealedEvent], name: str) -> list[Any]:
-    return list(map(attrgetter(name), rows))

@@ -33,12 +33,11 @@ from tokenvault.stores._postgres_values import (
     Query,
     Value,
     array,
-    byte_string,
     byte_strings,
     number,
     packed,
     packed_all,
-    text,
+    rows,
     texts,
 )
 from tokenvault.stores.port import SealedEvent, SealedRecord
@@ -312,43 +311,44 @@ def _replace_many(tokens: str, events: str) -> str:
 
 
 def _record_values(record: SealedRecord) -> tuple[bytes, ...]:
+    token, reference, account, requestor, program, revision, key_version, body, seal = record
     return (
-        record.token.encode("ascii"),
-        record.reference,
-        record.account,
-        record.requestor.encode("ascii"),
-        record.program.encode("ascii"),
-        packed(record.revision),
-        packed(record.key_version),
-        record.body,
-        record.seal,
+        token.encode("ascii"),
+        reference,
+        account,
+        requestor.encode("ascii"),
+        program.encode("ascii"),
+        packed(revision),
+        packed(key_version),
+        body,
+        seal,
     )
 
 
 def _event_values(event: SealedEvent) -> tuple[bytes, ...]:
-    return event.stream, packed(event.number), event.reference, event.body, event.mac
+    stream, number, reference, body, mac = event
+    return stream, packed(number), reference, body, mac
 
 
-def _arrays(kinds: Sequence[int], rows: Iterable[tuple[bytes, ...]]) -> list[bytes]:
-    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
+def _arrays(kinds: Sequence[int], values: Iterable[tuple[bytes, ...]]) -> list[bytes]:
+    columns = list(zip(*values, strict=True)) or [()] * len(kinds)
     return [array(kind, column) for kind, column in zip(kinds, columns, strict=True)]
 
 
 def _records(result: PGresult) -> list[SealedRecord]:
-    get = result.get_value
     return [
         SealedRecord(
-            text(get(row, 0)),
-            byte_string(get(row, 1)),
-            byte_string(get(row, 2)),
-            text(get(row, 3)),
-            text(get(row, 4)),
-            number(get(row, 5)),
-            number(get(row, 6)),
-            byte_string(get(row, 7)),
-            byte_string(get(row, 8)),
+            str(token, "latin-1"),
+            reference,
+            account,
+            str(requestor, "latin-1"),
+            str(program, "latin-1"),
+            number(revision),
+            number(key_version),
+            body,
+            seal,
         )
-        for row in range(result.ntuples)
+        for token, reference, account, requestor, program, revision, key_version, body, seal in rows(result)
     ]
 
 
@@ -357,16 +357,9 @@ def _record_or_none(result: PGresult) -> SealedRecord | None:
 
 
 def _events(result: PGresult) -> list[SealedEvent]:
-    get = result.get_value
     return [
-        SealedEvent(
-            byte_string(get(row, 0)),
-            number(get(row, 1)),
-            byte_string(get(row, 2)),
-            byte_string(get(row, 3)),
-            byte_string(get(row, 4)),
-        )
-        for row in range(result.ntuples)
+        SealedEvent(stream, number(position), reference, body, mac)
+        for stream, position, reference, body, mac in rows(result)
     ]
 
 

@@ -7,7 +7,7 @@ looks up for each value how to write it and for each column how to read it. Here
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -93,30 +93,29 @@ def array(kind: int, values: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-# Columns of rows. A value that was edited may be anything of its type, and NULL: what was never written is read as
-# something that the guard of the store refuses.
+# Rows. An edited text may hold anything: each byte of it becomes a character, which the guard of the store refuses.
 
 
-def byte_string(value: bytes | None) -> bytes:
-    """Of a bytea."""
-    return b"" if value is None else value
+def rows(result: PGresult) -> Iterator[list[bytes]]:
+    """The rows of a result. Raises IntegrityError for NULL, which is never written."""
+    get, columns = result.get_value, range(result.nfields)
+    for row in range(result.ntuples):
+        values = [get(row, column) for column in columns]
+        if None in values:
+            raise IntegrityError(UNREADABLE)
+        yield values  # type: ignore[misc] # no None is among them
 
 
-def text(value: bytes | None) -> str:
-    """Of a text, or a bytea that holds ASCII."""
-    return "" if value is None else value.decode("latin-1")
-
-
-def number(value: bytes | None) -> int:
-    """Of a bigint."""
-    return -1 if value is None else int.from_bytes(value, signed=True)
+def number(value: bytes) -> int:
+    """A bigint."""
+    return int.from_bytes(value, signed=True)
 
 
 def texts(result: PGresult) -> list[str]:
-    """Of one column."""
-    return [text(result.get_value(row, 0)) for row in range(result.ntuples)]
+    """Texts of one column."""
+    return [str(value, "latin-1") for (value,) in rows(result)]
 
 
 def byte_strings(result: PGresult) -> list[bytes]:
-    """Of one column."""
-    return [byte_string(result.get_value(row, 0)) for row in range(result.ntuples)]
+    """Byte strings of one column."""
+    return [value for (value,) in rows(result)]

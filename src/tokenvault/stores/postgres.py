@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg import RawCursor, generators
+from psycopg import RawCursor, generators, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Format
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 
 from tokenvault.stores._forks import hold_still_at_forks
 from tokenvault.stores._postgres_address import ANSWER_SECONDS_MAX, parse_address
@@ -229,18 +229,22 @@ class PostgresTokenStore(TokenStoreBase):
 
 def _answer(held: Held[psycopg.Connection], statement: Statement[_T]) -> PGresult:
     query, values, _ = statement
-    connection = held.connection
-    pgconn = connection.pgconn
+    pgconn = held.connection.pgconn
     if query not in held.checked:
         pgconn.send_prepare(query.name, query.sql, query.takes)
-        sound_result(connection.wait(generators.execute(pgconn)))
+        sound_result(_wait(pgconn))
         held.checked[query] = False
     pgconn.send_query_prepared(query.name, values, query.formats, Format.BINARY)
-    result = sound_result(connection.wait(generators.execute(pgconn)))
+    result = sound_result(_wait(pgconn))
     if not held.checked[query]:
         check_types(query, result)
         held.checked[query] = True
     return result
+
+
+def _wait(pgconn: PGconn) -> list[PGresult]:
+    # Not Connection.wait: where it is interrupted, the connection is closed, so that nothing needs to be cancelled.
+    return waiting.wait(generators.execute(pgconn), pgconn.socket, _INTERVAL_SECONDS, ANSWER_SECONDS_MAX)
 
 
 def _fetch(connection: psycopg.Connection, sql: bytes) -> Rows:

@@ -1,0 +1,125 @@
+"""What one `detokenize` costs as the number of tokens grows, and what a token takes on the disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tokenvault as tv
+from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, new_keys, pans, row
+from tests.postgres_server import PostgresServer
+from tokenvault.events import Action, Event, Outcome
+from tokenvault.journal import Journal
+from tokenvault.keyring import KeyRing
+from tokenvault.keys import KeyStore
+from tokenvault.lifecycle import TokenStatus
+from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.records import REFERENCE_BYTES, TokenRecord
+from tokenvault.stores.port import PAGE_MAX, TokenStore
+
+TOKENS = (10**4, 10**5, 10**6)
+CALLS = 500
+
+
+def growth(server: PostgresServer, folder: Path, tokens_max: int = TOKENS[-1]) -> None:
+    """The tables, each store filled step by step with genuine records and an event for each."""
+    keys = new_keys(folder)
+    schema = "growth"
+    file = folder / "growth.db"
+
+    def postgres_bytes() -> int:
+        with server.raw() as connection:
+            found = connection.execute(
+                "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class"
+                " WHERE relkind = 'r' AND relnamespace = %s::regnamespace",
+                (schema,),
+            ).fetchone()
+        assert found is not None
+        return int(found[0])
+
+    for name, url, size in (
+        ("PostgreSQL", server.url(schema=schema), postgres_bytes),
+        ("SQLite", f"sqlite:///{file}", lambda: file.stat().st_size),
+    ):
+        print(f"\n{name}, one detokenize of a random token, without limits")
+        row("tokens", "microseconds", "bytes a token", "filled, a second")
+        _one_store(keys, tv.open_token_store(url), size, tokens_max)
+    keys.close()
+
+
+def _one_store(keys: KeyStore, store: TokenStore, size: Callable[[], int], tokens_max: int) -> None:
+    tv.provision(keys, store)
+    requestor = tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})
+    with tv.Vault(keys, store, programs=PROGRAMS, requestors=[requestor]) as vault:
+        cards = pans()
+        vault.issue(next(cards), expiry="2039-12", requestor=REQUESTOR, program="random", domain=UNLIMITED)
+        tokens: list[str] = []
+        numbers = iter(range(10**9))
+        for wanted in sorted({*TOKENS, tokens_max}):
+            if wanted > tokens_max:
+                break
+            new, start = wanted - len(tokens), time.perf_counter()
+            tokens += _fill(keys, store, cards, new, wanted)
+            a_second = new / (time.perf_counter() - start)
+            taken = []
+            for token in random.choices(tokens, k=CALLS):
+                transaction = tv.Transaction(
+                    id=f"tx-{next(numbers)}",
+                    requestor=REQUESTOR,
+                    merchant="M-1001",
+                    amount=tv.Money(1, "EUR"),
+                )
+                before = time.perf_counter_ns()
+                vault.detokenize(token, transaction)
+                taken.append(time.perf_counter_ns() - before)
+            row(
+                f"{wanted:,}",
+                f"{statistics.median(taken) / 1e3:.0f}",
+                f"{size() / wanted:.0f}",
+                f"{a_second:.0f}",
+            )
+    store.close()
+
+
+def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], count: int, wanted: int) -> list[str]:
+    """Insert records as the vault would, in the largest batches that the port takes."""
+    ring = KeyRing(keys)
+    journal = Journal(ring.audit_tag)
+    program, expiry = PROGRAMS[0], CardExpiry(2039, 12)
+    choices = program.format.choices(16)
+    now_ms = time.time_ns() // 1_000_000
+    made: list[str] = []
+    while len(made) < count:
+        batch = min(PAGE_MAX, count - len(made))
+        drawn = {program.format.make(choice, 16, "0000") for choice in random.sample(range(choices), batch)}
+        opened = [
+            (
+                TokenRecord(
+                    token=token, reference=os.urandom(REFERENCE_BYTES), account=os.urandom(16),
+                    requestor=REQUESTOR, program=program.name, revision=1, domain=UNLIMITED.digest,
+                    status=TokenStatus.ACTIVE, created_ms=now_ms, updated_ms=now_ms,
+                ),
+                Card(Pan.parse(next(cards)), expiry),
+            )
+            for token in drawn
+        ]  # fmt: skip
+        rows = [ring.seal(record, card) for record, card in opened]
+        events = [
+            journal.seal(
+                Event(
+                    time_ms=now_ms, action=Action.ISSUE, outcome=Outcome.DONE, requestor=REQUESTOR,
+                    reference=row.reference, revision=1,
+                )
+            )
+            for row in rows
+        ]  # fmt: skip
+        if not store.insert(rows, events):  # else a token was drawn that exists: draw anew
+            made += [row.token for row in rows]
+        if sys.stderr.isatty():
+            print(f"\r  {wanted - count + len(made):,} tokens", end="\r", file=sys.stderr)
+    return made
