@@ -33,11 +33,10 @@ from tokenvault.stores._postgres_values import (
     Query,
     Value,
     array,
-    byte_strings,
-    number,
+    columns,
+    numbers,
     packed,
     packed_all,
-    rows,
     texts,
 )
 from tokenvault.stores.port import SealedEvent, SealedRecord
@@ -181,17 +180,17 @@ class Statements:
         return Statement(self._by_reference, (reference,), _record_or_none)
 
     def insert_one(self, record: SealedRecord, event: SealedEvent) -> Statement[list[str]]:
-        return Statement(self._insert_one, _record_values(record) + _event_values(event), texts)
+        return Statement(self._insert_one, _record_values(record) + _event_values(event), _tokens)
 
     def insert_many(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Batch:
         existing = None
         copies = []
         if records:
             tokens = array(TEXT, packed_all([record.token for record in records]))
-            existing = Statement(self._existing, (tokens,), texts)
-            columns = record_columns(records)
+            existing = Statement(self._existing, (tokens,), _tokens)
+            written = record_columns(records)
             # In the order of tokens, two batches that write the same ones can not wait for each other.
-            copies.append(Copy(self._copy_records, copy_rows(columns, by_first(columns))))
+            copies.append(Copy(self._copy_records, copy_rows(written, by_first(written))))
         if events:
             copies.append(Copy(self._copy_events, copy_rows(event_columns(events))))
         return Batch(existing, copies)
@@ -199,9 +198,9 @@ class Statements:
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
         if len(records) == len(events) == 1:
             values = _record_values(records[0]) + _event_values(events[0])
-            return Statement(self._replace_one, values, texts)
+            return Statement(self._replace_one, values, _tokens)
         arrays = _arrays(_RECORD, map(_record_values, records)) + _arrays(_EVENT, map(_event_values, events))
-        return Statement(self._replace_many, arrays, texts)
+        return Statement(self._replace_many, arrays, _tokens)
 
     def append_one(self, event: SealedEvent) -> Statement[None]:
         return Statement(self._append_one, _event_values(event), _nothing)
@@ -213,7 +212,7 @@ class Statements:
         return Statement(self._events_about, packed_all((reference, limit, after)), _events)
 
     def streams(self) -> Statement[list[bytes]]:
-        return Statement(self._streams, (), byte_strings)
+        return Statement(self._streams, (), _bytes)
 
     def heads(self, limit: int) -> Statement[list[SealedEvent]]:
         return Statement(self._heads, (packed(limit),), _events)
@@ -336,20 +335,21 @@ def _arrays(kinds: Sequence[int], values: Iterable[tuple[bytes, ...]]) -> list[b
 
 
 def _records(result: PGresult) -> list[SealedRecord]:
-    return [
-        SealedRecord(
-            str(token, "latin-1"),
+    token, reference, account, requestor, program, revision, key_version, body, seal = columns(result)
+    return list(
+        map(
+            SealedRecord,
+            texts(token),
             reference,
             account,
-            str(requestor, "latin-1"),
-            str(program, "latin-1"),
-            number(revision),
-            number(key_version),
+            texts(requestor),
+            texts(program),
+            numbers(revision),
+            numbers(key_version),
             body,
             seal,
         )
-        for token, reference, account, requestor, program, revision, key_version, body, seal in rows(result)
-    ]
+    )
 
 
 def _record_or_none(result: PGresult) -> SealedRecord | None:
@@ -357,14 +357,20 @@ def _record_or_none(result: PGresult) -> SealedRecord | None:
 
 
 def _events(result: PGresult) -> list[SealedEvent]:
-    return [
-        SealedEvent(stream, number(position), reference, body, mac)
-        for stream, position, reference, body, mac in rows(result)
-    ]
+    stream, position, reference, body, mac = columns(result)
+    return list(map(SealedEvent, stream, numbers(position), reference, body, mac))
+
+
+def _tokens(result: PGresult) -> list[str]:
+    return texts(columns(result)[0])
+
+
+def _bytes(result: PGresult) -> list[bytes]:
+    return columns(result)[0]
 
 
 def _bytes_or_none(result: PGresult) -> bytes | None:
-    return next(iter(byte_strings(result)), None)
+    return next(iter(_bytes(result)), None)
 
 
 def _nothing(_: PGresult) -> None:

@@ -7,7 +7,7 @@ looks up for each value how to write it and for each column how to read it. Here
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -93,29 +93,24 @@ def array(kind: int, values: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-# Rows. An edited text may hold anything: each byte of it becomes a character, which the guard of the store refuses.
+# Columns. An edited text may hold anything: each byte of it becomes a character, which the guard refuses.
 
 
-def rows(result: PGresult) -> Iterator[list[bytes]]:
-    """The rows of a result. Raises IntegrityError for NULL, which is never written."""
-    get, columns = result.get_value, range(result.nfields)
-    for row in range(result.ntuples):
-        values = [get(row, column) for column in columns]
-        if None in values:
+def columns(result: PGresult) -> list[list[bytes]]:
+    """The columns of a result. Raises IntegrityError for NULL, which is never written."""
+    get, rows = result.get_value, range(result.ntuples)
+    found = [[get(row, column) for row in rows] for column in range(result.nfields)]
+    for column in found:
+        if None in column:
             raise IntegrityError(UNREADABLE)
-        yield values  # type: ignore[misc] # no None is among them
+    return found  # type: ignore[return-value] # no None is among them
 
 
-def number(value: bytes) -> int:
-    """A bigint."""
-    return int.from_bytes(value, signed=True)
+def texts(column: Sequence[bytes]) -> list[str]:
+    """A column of text, or of bytea that holds ASCII."""
+    return [str(value, "latin-1") for value in column]
 
 
-def texts(result: PGresult) -> list[str]:
-    """Texts of one column."""
-    return [str(value, "latin-1") for (value,) in rows(result)]
-
-
-def byte_strings(result: PGresult) -> list[bytes]:
-    """Byte strings of one column."""
-    return [value for (value,) in rows(result)]
+def numbers(column: Sequence[bytes]) -> tuple[int, ...]:
+    """A column of bigint."""
+    return struct.unpack(f">{len(column)}q", b"".join(column))
