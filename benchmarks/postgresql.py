@@ -111,7 +111,7 @@ def single_calls(server: PostgresServer, folder: Path) -> None:
             tv.provision(keys, store)
             store.close()
         print(f"\nPostgreSQL on the temporary folder's disk, {series}: milliseconds a call, calls a second")
-        for face in ("threads", "tasks") if hasattr(tv, "AsyncVault") else ("threads",):
+        for face in ("threads", "tasks"):
             row(f"vault / bare psycopg / ratio, {face}", "p50", "p99", "calls a second")
             for kind, domain in KINDS.items():
                 for at_once in AT_ONCE:
@@ -314,10 +314,9 @@ async def _with_tasks(
     cursors = [connection.cursor() for connection in connections]
     calls = CALLS // at_once
     ours, theirs = Taken([], []), Taken([], [])
-    async_vault: Any = getattr(tv, "AsyncVault", None)
-    async with async_vault(keys, store, programs=PROGRAMS, requestors=_requestors()) as vault:
+    async with tv.AsyncVault(keys, store, programs=PROGRAMS, requestors=_requestors()) as vault:
 
-        async def issue(pan: str, wanted: tv.Domain | None) -> Any:
+        async def issue(pan: str, wanted: tv.Domain | None) -> tv.TokenInfo:
             return await vault.issue(
                 pan, expiry="2039-12", requestor=REQUESTOR, program="random", domain=wanted
             )

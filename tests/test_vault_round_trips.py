@@ -18,7 +18,7 @@ from tokenvault.keys import KeyStore
 from tokenvault.stores.postgres import PostgresTokenStore
 
 LIMITED = tv.Domain(limits=(tv.Limit(uses=1_000, per=timedelta(days=1)),))
-PREPARED_AFTER = 6  # uses of a statement; then the connection knows it, for one round trip more, once
+PREPARED_AFTER = 1  # uses of a statement; the first one costs one round trip more
 
 
 @pytest.fixture
