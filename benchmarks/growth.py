@@ -24,6 +24,7 @@ from tokenvault.stores.port import PAGE_MAX, TokenStore
 
 TOKENS = (10**4, 10**5, 10**6)
 CALLS = 500
+STRIDE = 982_451_653  # a prime
 
 
 def growth(server: PostgresServer, folder: Path, tokens_max: int = TOKENS[-1]) -> None:
@@ -57,14 +58,14 @@ def _one_store(keys: KeyStore, store: TokenStore, size: Callable[[], int], token
     requestor = tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})
     with tv.Vault(keys, store, programs=PROGRAMS, requestors=[requestor]) as vault:
         cards = pans()
-        vault.issue(next(cards), expiry="2039-12", requestor=REQUESTOR, program="random", domain=UNLIMITED)
+        store.put_domain(UNLIMITED.digest, UNLIMITED.document)
         tokens: list[str] = []
         numbers = iter(range(10**9))
         for wanted in sorted({*TOKENS, tokens_max}):
             if wanted > tokens_max:
                 break
             new, start = wanted - len(tokens), time.perf_counter()
-            tokens += _fill(keys, store, cards, new, wanted)
+            tokens += _fill(keys, store, cards, len(tokens), new)
             a_second = new / (time.perf_counter() - start)
             taken = []
             for token in random.choices(tokens, k=CALLS):
@@ -86,7 +87,7 @@ def _one_store(keys: KeyStore, store: TokenStore, size: Callable[[], int], token
     store.close()
 
 
-def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], count: int, wanted: int) -> list[str]:
+def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, count: int) -> list[str]:
     """Insert records as the vault would, in the largest batches that the port takes."""
     ring = KeyRing(keys)
     journal = Journal(ring.audit_tag)
@@ -96,7 +97,11 @@ def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], count: int, w
     made: list[str] = []
     while len(made) < count:
         batch = min(PAGE_MAX, count - len(made))
-        drawn = {program.format.make(choice, 16, "0000") for choice in random.sample(range(choices), batch)}
+        # Spread over the whole space, and none twice.
+        drawn = [
+            program.format.make(number * STRIDE % choices, 16, "0000")
+            for number in range(there + len(made), there + len(made) + batch)
+        ]
         opened = [
             (
                 TokenRecord(
@@ -118,8 +123,8 @@ def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], count: int, w
             )
             for row in rows
         ]  # fmt: skip
-        if not store.insert(rows, events):  # else a token was drawn that exists: draw anew
-            made += [row.token for row in rows]
+        assert not store.insert(rows, events)
+        made += drawn
         if sys.stderr.isatty():
-            print(f"\r  {wanted - count + len(made):,} tokens", end="\r", file=sys.stderr)
+            print(f"\r  {there + len(made):,} tokens", end="\r", file=sys.stderr)
     return made

@@ -190,10 +190,10 @@ def some_records(count: int) -> tuple[list[SealedRecord], list[SealedEvent]]:
     stream = os.urandom(16)
     records = [
         SealedRecord(
-            f"999913{random.randrange(10**10):010}", os.urandom(16), os.urandom(16), REQUESTOR, "random", 1, 1,
+            f"999913{number:010}", os.urandom(16), os.urandom(16), REQUESTOR, "random", 1, 1,
             os.urandom(97), os.urandom(45),
         )
-        for _ in range(count)
+        for number in random.sample(range(10**10), count)
     ]  # fmt: skip
     events = [
         SealedEvent(stream, n, record.reference, os.urandom(33), os.urandom(16))
