@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from psycopg.pq.abc import PGresult
@@ -57,6 +58,9 @@ _EVENT_ARRAYS: Final = (
     f" AS noted ({_EVENT_COLUMNS})"
 )
 _EVENTS: Final = (BYTEAS, INT8S, BYTEAS, BYTEAS, BYTEAS)
+FEW_EVENTS: Final = (1, 2)
+"""How many events a statement of its own writes: an event, and the checkpoint that goes before it."""
+
 _REPLACED: Final = ("reference", "account", "requestor", "program", "revision", "key_version", "body", "seal")
 
 
@@ -134,12 +138,17 @@ class Statements:
         )
         self._streams = query(_streams(events), (), (BYTEA,))
         self._heads = query(_heads(events), (INT8,), _EVENT)
-        self._insert_one = query(_insert_one(tokens, events), _RECORD + _EVENT, (TEXT,))
-        self._replace_one = query(_replace_one(tokens, events), _RECORD + _EVENT, (TEXT,))
+        self._insert_one = {
+            n: query(_insert_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
+        }
+        self._replace_one = {
+            n: query(_replace_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
+        }
         self._replace_many = query(_replace_many(tokens, events), _RECORDS + _EVENTS, (TEXT,))
-        self._append_one = query(
-            f"INSERT INTO {events} ({_EVENT_COLUMNS}) VALUES ($1, $2, $3, $4, $5)", _EVENT
-        )
+        self._append_few = {
+            n: query(f"INSERT INTO {events} ({_EVENT_COLUMNS}) VALUES {_event_places(1, n)}", n * _EVENT)
+            for n in FEW_EVENTS
+        }
         self._copy_records = f"COPY {tokens} ({_RECORD_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
         self._copy_events = f"COPY {events} ({_EVENT_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
         # Nearly always it is there already: then no row is tried and no transaction number spent.
@@ -179,8 +188,9 @@ class Statements:
     def by_reference(self, reference: bytes) -> Statement[SealedRecord | None]:
         return Statement(self._by_reference, (reference,), _record_or_none)
 
-    def insert_one(self, record: SealedRecord, event: SealedEvent) -> Statement[list[str]]:
-        return Statement(self._insert_one, _record_values(record) + _event_values(event), _tokens)
+    def insert_one(self, record: SealedRecord, events: Sequence[SealedEvent]) -> Statement[list[str]]:
+        """For as many events as FEW_EVENTS has."""
+        return Statement(self._insert_one[len(events)], _record_values(record, events), _tokens)
 
     def insert_many(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Batch:
         existing = None
@@ -196,14 +206,16 @@ class Statements:
         return Batch(existing, copies)
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
-        if len(records) == len(events) == 1:
-            values = _record_values(records[0]) + _event_values(events[0])
-            return Statement(self._replace_one, values, _tokens)
+        if len(records) == 1 and len(events) in FEW_EVENTS:
+            return Statement(self._replace_one[len(events)], _record_values(records[0], events), _tokens)
         arrays = _arrays(_RECORD, map(_record_values, records)) + _arrays(_EVENT, map(_event_values, events))
         return Statement(self._replace_many, arrays, _tokens)
 
-    def append_one(self, event: SealedEvent) -> Statement[None]:
-        return Statement(self._append_one, _event_values(event), _nothing)
+    def append_few(self, events: Sequence[SealedEvent]) -> Statement[None]:
+        """For as many events as FEW_EVENTS has."""
+        return Statement(
+            self._append_few[len(events)], list(chain.from_iterable(map(_event_values, events))), _nothing
+        )
 
     def events_of_stream(self, stream: bytes, after: int, limit: int) -> Statement[list[SealedEvent]]:
         return Statement(self._events_of_stream, packed_all((stream, after, limit)), _events)
@@ -264,25 +276,33 @@ def _heads(events: str) -> str:
         ) head WHERE newest.stream IS NOT NULL"""
 
 
-def _insert_one(tokens: str, events: str) -> str:
+def _event_places(first: int, events: int) -> str:
+    rows = (range(n, n + len(_EVENT)) for n in range(first, first + events * len(_EVENT), len(_EVENT)))
+    return ", ".join(f"({', '.join(f'${n}' for n in row)})" for row in rows)
+
+
+def _noted(events: str, count: int) -> str:
+    places = _event_places(1 + len(_RECORD), count)
+    return f"""
+            INSERT INTO {events} ({_EVENT_COLUMNS})
+            SELECT noted.* FROM written, (VALUES {places}) AS noted ({_EVENT_COLUMNS})"""
+
+
+def _insert_one(tokens: str, events: str, count: int) -> str:
     return f"""
         WITH written AS (
             INSERT INTO {tokens} ({_RECORD_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
             ON CONFLICT (token) DO NOTHING RETURNING 1
-        ), noted AS (
-            INSERT INTO {events} ({_EVENT_COLUMNS})
-            SELECT $10, $11, $12, $13, $14 FROM written
+        ), noted AS ({_noted(events, count)}
         ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
 
 
-def _replace_one(tokens: str, events: str) -> str:
+def _replace_one(tokens: str, events: str, count: int) -> str:
     columns = ", ".join(f"{name} = ${n}" for n, name in enumerate(_REPLACED, 2))
     return f"""
         WITH written AS (
             UPDATE {tokens} SET {columns} WHERE token = $1 AND revision = $6 - 1 RETURNING 1
-        ), noted AS (
-            INSERT INTO {events} ({_EVENT_COLUMNS})
-            SELECT $10, $11, $12, $13, $14 FROM written
+        ), noted AS ({_noted(events, count)}
         ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
 
 
@@ -309,7 +329,7 @@ def _replace_many(tokens: str, events: str) -> str:
 # Values and rows.
 
 
-def _record_values(record: SealedRecord) -> tuple[bytes, ...]:
+def _record_values(record: SealedRecord, events: Sequence[SealedEvent] = ()) -> tuple[bytes, ...]:
     token, reference, account, requestor, program, revision, key_version, body, seal = record
     return (
         token.encode("ascii"),
@@ -321,6 +341,7 @@ def _record_values(record: SealedRecord) -> tuple[bytes, ...]:
         packed(key_version),
         body,
         seal,
+        *chain.from_iterable(map(_event_values, events)),
     )
 
 

@@ -43,7 +43,7 @@ from tokenvault.stores._postgres_schema import (
     unprovisioned,
     version_statement,
 )
-from tokenvault.stores._postgres_statements import Batch, Statement, Statements
+from tokenvault.stores._postgres_statements import FEW_EVENTS, Batch, Statement, Statements
 from tokenvault.stores._postgres_values import check_types, sound_result
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord
@@ -177,16 +177,16 @@ class PostgresTokenStore(TokenStoreBase):
         return self._run(self._statements.by_reference(reference))
 
     def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        if len(records) == len(events) == 1:
-            return self._run(self._statements.insert_one(records[0], events[0]))
+        if len(records) == 1 and len(events) in FEW_EVENTS:
+            return self._run(self._statements.insert_one(records[0], events))
         return self._run_batch(self._statements.insert_many(records, events))
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self._run(self._statements.replace(records, events))
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
-        if len(events) == 1:
-            self._run(self._statements.append_one(events[0]))
+        if len(events) in FEW_EVENTS:
+            self._run(self._statements.append_few(events))
         else:
             self._run_batch(self._statements.insert_many((), events))
 

@@ -33,7 +33,7 @@ from tokenvault.stores._postgres_schema import (
     unprovisioned,
     version_statement,
 )
-from tokenvault.stores._postgres_statements import Batch, Statement, Statements
+from tokenvault.stores._postgres_statements import FEW_EVENTS, Batch, Statement, Statements
 from tokenvault.stores._postgres_values import check_types, sound_result
 from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord
@@ -175,16 +175,16 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return await self._run(self._statements.by_reference(reference))
 
     async def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        if len(records) == len(events) == 1:
-            return await self._run(self._statements.insert_one(records[0], events[0]))
+        if len(records) == 1 and len(events) in FEW_EVENTS:
+            return await self._run(self._statements.insert_one(records[0], events))
         return await self._run_batch(self._statements.insert_many(records, events))
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return await self._run(self._statements.replace(records, events))
 
     async def _append(self, events: Sequence[SealedEvent]) -> None:
-        if len(events) == 1:
-            await self._run(self._statements.append_one(events[0]))
+        if len(events) in FEW_EVENTS:
+            await self._run(self._statements.append_few(events))
         else:
             await self._run_batch(self._statements.insert_many((), events))
 
