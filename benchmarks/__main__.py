@@ -12,7 +12,7 @@ from pathlib import Path
 import cryptography
 import psycopg
 
-from benchmarks import audit, ff1, growth, postgresql, single
+from benchmarks import audit, ff1, growth, postgresql, single, threads
 from tests import softhsm
 from tests.postgres_server import PostgresServer
 
@@ -42,6 +42,7 @@ def main() -> None:
         softhsm.set_up(Path(name))
         ff1.main(softhsm.new_token(Path(name)), write=arguments.write)
         single.module_calls(softhsm.new_token(Path(name)))
+        threads.module_threads()
         audit.main(softhsm.new_token(Path(name)), Path(name))
     server = PostgresServer(place=tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
     try:
