@@ -288,6 +288,43 @@ def test_writes_of_unknown_fate_leave_a_trail_that_verifies(
     assert vault_is_closed(store)
 
 
+class Late(MemoryTokenStore):
+    """A store whose next event is lost, and lands when the vault has given its number to another one."""
+
+    late: Sequence[SealedEvent] | None = ()
+
+    def _append(self, events: Sequence[SealedEvent]) -> None:
+        if self.late is None:
+            self.late = events
+            raise OSError
+        landing, self.late = self.late, ()
+        if landing:
+            super()._append(landing)
+        super()._append(events)
+
+
+@pytest.mark.parametrize("events", [1, 2, 1_000])
+def test_a_lost_write_that_lands_late_leaves_a_trail_that_verifies(local_keys: KeyStore, events: int) -> None:
+    """The event in whose place it stands is refused, told to its caller as an error, and not committed to."""
+    store = Late()
+    tv.provision(local_keys, store)
+    vault = open_vault(local_keys, store, events)
+    token = issue(vault).token
+    store.late = None
+    for number in (1, 2):
+        with pytest.raises(tv.TokenStoreError):
+            vault.detokenize(token, use(number))
+    for number in (3, 4):
+        vault.detokenize(token, use(number))
+    told = [event.transaction_id for event in vault.history(token)]
+    assert told == [None, "tx-1", "tx-3", "tx-4"]
+    vault.close()
+    report = tv.verify_audit(store, keys=local_keys)
+    assert report.findings == ()
+    assert report.gaps == 0
+    assert vault_is_closed(store)
+
+
 def test_a_closing_checkpoint_fills_what_conflicts_left_free(local_keys: KeyStore) -> None:
     store = MemoryTokenStore()
     tv.provision(local_keys, store)

@@ -59,3 +59,38 @@ def test_threads_that_begin_at_once_in_a_forked_child_share_one_stream(
     assert len({row.stream for row in rows}) == 1
     assert rows[0].stream != before.stream
     assert sorted(row.number for row in rows) == [1, 2, 3, 4]
+
+
+class Waited:
+    """A lock that tells when somebody comes to it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock, self.somebody = lock, threading.Event()
+
+    def __enter__(self) -> None:
+        self.somebody.set()
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_no_event_follows_a_closing_checkpoint_though_its_thread_found_the_stream_open() -> None:
+    journal = Journal(NoKeys())
+    first = journal.begin(EVENT)
+    journal.seal(first, EVENT.time_ms)
+    journal.written(first)
+    stream = first.stream
+    lock = stream.lock
+    waited = Waited(lock)
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            stream.lock = waited  # type: ignore[assignment] # the other thread waits here
+            later = pool.submit(journal.begin, EVENT)
+            assert waited.somebody.wait(10)
+            stream.lock = threading.Lock()
+            closing = journal.begin_closing()
+        assert closing is not None
+        assert closing.due is not None
+        assert closing.due.closes
+        assert later.result().stream is not stream

@@ -11,8 +11,8 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
 import attrs
@@ -142,8 +142,7 @@ class Journal:
 
     def begin(self, event: Event, *, checkpoint: bool = False) -> Entry:
         """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
-        stream = self._here()
-        with stream.lock:
+        with self._locked() as stream:
             due = None
             if not stream.name:
                 stream.name = _name(event.time_ms)
@@ -153,8 +152,7 @@ class Journal:
 
     def begin_closing(self) -> Entry | None:
         """A checkpoint alone, which closes the stream if nothing is missing; None where no event was ever written."""
-        stream = self._here()
-        with stream.lock:
+        with self._locked() as stream:
             if not stream.tree.size and not stream.ahead:
                 return None
             due = self._checkpoint(stream, _TIME_MAX)
@@ -242,16 +240,24 @@ class Journal:
                     stream.named.clear()  # some are named once more then
                 stream.named.update((each.stream, each.number) for each in entry.named)
 
-    def withdraw(self, entry: Entry) -> None:
-        """Free the numbers of an entry that is known not to be written."""
+    def withdraw(self, entry: Entry, there: Sequence[SealedEvent] = ()) -> None:
+        """Free the numbers of an entry that is known not to be written, but for those of events that are `there`."""
         stream = entry.stream
+        numbers = {entry.number}
         with stream.lock:
-            heapq.heappush(stream.free, entry.number)
             if entry.due is not None:
                 stream.due_number = 0
                 stream.closed = stream.closed and not entry.due.closes
-                if entry.due.number != entry.number:
-                    heapq.heappush(stream.free, entry.due.number)
+                numbers.add(entry.due.number)
+            for row in there:
+                numbers.discard(row.number)
+                stream.settle(row.number, leaf_of(row))
+            for number in numbers:
+                heapq.heappush(stream.free, number)
+
+    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
+        """Which of these events have a right MAC. Raises KeyStoreError."""
+        return self._keys.genuine(rows)
 
     def doubt(self, entry: Entry) -> None:
         """Note that it is not known whether an entry was written: `doubts` gives it to who can find out."""
@@ -265,6 +271,16 @@ class Journal:
             with suppress(IndexError):  # another thread took the last one
                 doubtful.append(stream.doubtful.pop())
         return doubtful
+
+    @contextmanager
+    def _locked(self) -> Iterator[_Stream]:
+        """This process's stream with its lock held; never one that another thread has closed meanwhile."""
+        while True:
+            stream = self._here()
+            with stream.lock:
+                if not stream.closed:
+                    yield stream
+                    return
 
     def _here(self) -> _Stream:
         stream, pid = self._stream, os.getpid()

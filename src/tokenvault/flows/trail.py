@@ -114,10 +114,10 @@ class Trail:
         doubts = self.journal.doubts()
         while doubts:
             entry = doubts[-1]
-            row, asked = entry.rows[0], False
+            written = asked = False
+            there: list[SealedEvent] = []
             try:
-                found = await self.store.events(stream=row.stream, after=row.number - 1, limit=1)
-                written = bool(found) and found[0].number == row.number
+                written = await self._found(entry, there)
                 asked = True
             except IntegrityError:
                 written = asked = True  # something stands there: verifying the events will tell
@@ -129,7 +129,23 @@ class Trail:
             if written:
                 self.journal.written(entry)
             else:
-                self.journal.withdraw(entry)
+                self.journal.withdraw(entry, there)
+
+    async def _found(self, entry: Entry, there: list[SealedEvent]) -> bool:
+        """Whether an entry was written; if not, what stands `there` in its place.
+
+        That is a write that was given up too early: it landed after its numbers were given to this entry.
+        """
+        for row in entry.rows:
+            found = await self.store.events(stream=row.stream, after=row.number - 1, limit=1)
+            there += [each for each in found if each.number == row.number]
+        if tuple(there) == entry.rows:
+            return True
+        genuine = await self.runtime.block(self.journal.genuine, there)
+        if len(there) == len(entry.rows) and not all(genuine):
+            return True  # someone else's hand: verifying will tell
+        there[:] = [row for row, right in zip(there, genuine, strict=True) if right]
+        return False
 
 
 def _nothing() -> None:
