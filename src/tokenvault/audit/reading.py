@@ -15,20 +15,20 @@ MALFORMED_MAX: Final = 10_000
 
 def stream_pages(store: TokenStore, stream: bytes) -> Iterator[list[SealedEvent] | int]:
     """The events of a stream by number, in pages; an int is the number of a row that is malformed."""
-    after = malformed = 0
+    after, malformed, size = 0, 0, PAGE
     while malformed < MALFORMED_MAX:
-        page = _page(store, stream, after, PAGE)
-        if page is None:
-            page = _page(store, stream, after, 1)
-        if page is None:  # the next row; if it is not at this number, those until it count as malformed too
+        page = _page(store, stream, after, size)
+        if page is None and size > 1:
+            size //= 2
+        elif page is None:  # the next row; if it is not at this number, those until it count as malformed too
             after += 1
             malformed += 1
             yield after
-            continue
-        if not page:
+        elif not page:
             return
-        yield page
-        after = page[-1].number
+        else:
+            yield page
+            after, size = page[-1].number, min(2 * size, PAGE)
 
 
 def about_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
@@ -38,12 +38,12 @@ def about_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEven
         try:
             page = store.events(reference=reference, after=after, limit=size)
         except IntegrityError:
-            after, size = after + (size == 1), 1
+            after, size = after + (size == 1), max(size // 2, 1)
             continue
         if not page:
             return
         yield page
-        after += len(page)
+        after, size = after + len(page), min(2 * size, PAGE)
 
 
 def _page(store: TokenStore, stream: bytes, after: int, limit: int) -> list[SealedEvent] | None:

@@ -117,9 +117,9 @@ class Revisions:
                 revision=revision,
             )
             return
-        first = 0
-        for number in range(1, min(revision, len(told) + TWICE_MAX) + 2):
-            missing = number <= revision and number not in told and (reference, number) not in self._explained
+        first, last = 0, min(revision, len(told) + TWICE_MAX)
+        for number in range(1, last + 2):  # one more, which ends the last run
+            missing = number <= last and number not in told and (reference, number) not in self._explained
             if missing:
                 first = first or number
             elif first:

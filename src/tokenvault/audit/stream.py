@@ -18,7 +18,10 @@ from tokenvault.merkle import Tree
 from tokenvault.stores.port import SealedEvent, TokenStore
 
 SUSPECTS_MAX: Final = 100
-"""Events with a wrong MAC of which it is looked into where they come from, and numbers missing, likewise."""
+"""Events of a stream with a wrong MAC of which it is looked into where they come from; and numbers missing."""
+
+SUSPECTS_OF_ALL_STREAMS_MAX: Final = 300
+"""Each is tried in the places of all others."""
 
 
 @attrs.frozen
@@ -111,6 +114,7 @@ class StreamAudit:
         closed = min((mark.number for mark in self.marks.values() if mark.closes), default=None)
         tree, stream, findings = self.tree, self.stream, self.findings
         wrong: list[tuple[SealedEvent, bool]] = []
+        wrong_max = min(SUSPECTS_MAX, SUSPECTS_OF_ALL_STREAMS_MAX - len(suspects.rows))
         for page in stream_pages(self.store, stream):
             if isinstance(page, int):
                 self._missing(expected, page - 1, suspects)
@@ -132,7 +136,7 @@ class StreamAudit:
                 expected = number + 1
                 beyond = closed is not None and number > closed
                 if genuine is False or beyond:
-                    if len(wrong) < SUSPECTS_MAX:
+                    if len(wrong) < wrong_max:
                         wrong.append((row, not beyond))
                     else:
                         findings.add_event(

@@ -145,7 +145,7 @@ def _pins(audits: dict[bytes, StreamAudit], before: dict[bytes, Pin], all_of_it:
                 ((mark.size, mark.root) for mark in audit.marks.values() if mark.size <= audit.tree.size),
                 default=(0, b""),
             )
-        if size and size >= (before[name].size if name in before else 0):
+        if size > (before[name].size if name in before else 0):
             pins[name] = Pin(size, root)
     return pins
 
