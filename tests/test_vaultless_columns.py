@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -74,6 +74,16 @@ def test_a_column_gives_what_single_calls_give_and_leads_back(
         assert turned.dtype == np.uint64
         assert turned.tolist() == [int(vaultless.tokenize(pan)) for pan in same]
         assert vaultless.detokenize_many(turned, length=length).tolist() == numbers.tolist()
+
+
+def test_a_named_tuple_of_pans_gives_a_tuple_of_tokens(local_keys: KeyStore) -> None:
+    class Two(NamedTuple):
+        first: str
+        second: str
+
+    vaultless = tokenizer(local_keys)
+    pans = Two("4111111111111111", "5555555555554444")
+    assert vaultless.tokenize_many(pans) == tuple(vaultless.tokenize_many(list(pans)))
 
 
 @FIXTURE

@@ -60,7 +60,8 @@ def turned(value: object, turn: Turn, refusal: str, *, first_row: int = 0) -> An
     if isinstance(value, list | tuple):
         if not set(map(type, value)) <= {str}:
             raise InvalidInputError("a list of digit strings must hold nothing else")
-        return type(value)(_of_list(value, turn, refusal, first_row))
+        result = _of_list(value, turn, refusal, first_row)
+        return result if isinstance(value, list) else tuple(result)
     array = plain_array(value)
     if array is not None and array.dtype.kind in "SU" and array.ndim == 1:
         return _of_array(array, turn, refusal, first_row)
