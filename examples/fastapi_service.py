@@ -26,10 +26,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI, HTTPException, Request
+from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, SecretStr
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import tokenvault as tv
@@ -146,8 +147,7 @@ async def requestor_of(request: Request) -> str:
         if hmac.compare_digest(digest, held)
     ]
     if scheme.lower() != "bearer" or not known:
-        refusal = {"response_code": tv.PermissionDeniedError.response_code, "message": "who calls?"}
-        raise HTTPException(401, refusal, {"WWW-Authenticate": "Bearer"})
+        raise HTTPException(401, "who calls?", {"WWW-Authenticate": "Bearer"})
     request.state.requestor = known[0]
     return str(known[0])
 
@@ -261,6 +261,15 @@ async def misread(_: Request, error: RequestValidationError) -> JSONResponse:
     return answer(
         {"response_code": "30", "message": "the body has another form", "fields": sorted(fields)}, 422
     )
+
+
+@app.exception_handler(HTTPException)
+async def turned_away(_: Request, error: HTTPException) -> JSONResponse:
+    """Nobody whom the service knows, no JSON, or no endpoint."""
+    code = tv.PermissionDeniedError.response_code if error.status_code == 401 else "30"
+    refusal = answer({"response_code": code, "message": error.detail}, error.status_code)
+    refusal.headers.update(error.headers or {})
+    return refusal
 
 
 async def provision() -> None:

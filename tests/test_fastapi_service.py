@@ -135,6 +135,16 @@ def test_the_service_over_http(server: Server) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {SECRETS[SHOP]}"}):
         refused = client.post("/tokens/detokenize", json=use(token, 1), headers=headers)
         assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert refused.json()["response_code"] == "58"
+    for method, path, content, status in (
+        ("POST", "/tokens", "[" * 100_000, 400),
+        ("GET", "/x", "", 404),
+        ("PUT", "/tokens", "", 405),
+    ):
+        refused = client.request(
+            method, path, content=content, headers=bearer(SHOP) | {"Content-Type": "application/json"}
+        )
+        assert (refused.status_code, refused.json()["response_code"]) == (status, "30")
     refused = client.post("/tokens", json={"pan": VISA, "program": "card-on-file"}, headers=bearer(ACQUIRER))
     assert (refused.status_code, refused.json()["response_code"]) == (403, "58")
     refused = client.post("/tokens/suspend", json={"token": token}, headers=bearer(ACQUIRER))
