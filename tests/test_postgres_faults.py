@@ -290,7 +290,11 @@ def test_round_trips(store: PostgresTokenStore, tmp_path: Path) -> None:
         "replace": (lambda: replace(1), 2),  # and the scan before it
         "replace many": (lambda: replace(3), 2),
         "append": (lambda: store.append([an_event(next(numbers))]), 1),
-        "append many": (lambda: store.append([an_event(next(numbers)), an_event(next(numbers))]), 3),
+        "insert with a checkpoint": (
+            lambda: store.insert(fresh(1), [an_event(next(numbers)) for _ in range(2)]), 1
+        ),
+        "append with a checkpoint": (lambda: store.append([an_event(next(numbers)) for _ in range(2)]), 1),
+        "append many": (lambda: store.append([an_event(next(numbers)) for _ in range(3)]), 3),
         "put_meta": (lambda: store.put_meta("a", b"b"), 1),
         "find": (lambda: store.find(a_record(1).account), 1),
     }  # fmt: skip

@@ -11,8 +11,8 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import attrs
@@ -33,6 +33,9 @@ from tokenvault.merkle import Tree
 from tokenvault.stores.port import SealedEvent
 
 _TIME_BYTES: Final = 6
+_LOT: Final = 64
+"""How many leaves the tree grows by at once: one by one, between waits for the database, each costs more."""
+
 _TIME_MAX: Final = 2 ** (8 * _TIME_BYTES) - 1
 
 
@@ -66,7 +69,7 @@ class _Stream:
         self.last = 0
         self.free: list[int] = []
         self.tree = Tree()
-        self.ahead: dict[int, bytes] = {}  # leaf hashes of what is written, but for something before it
+        self.ahead: dict[int, bytes] = {}  # leaf hashes of what is written and not in the tree yet
         self.due_number = 0
         self.due_ms = 0
         self.named: dict[bytes, int] = {}  # the last checkpoint of each other stream that is named already
@@ -81,13 +84,16 @@ class _Stream:
 
     def settle(self, number: int, leaf: bytes) -> None:
         """Note that a number is written."""
-        tree = self.tree
-        if number != tree.size + 1:
-            self.ahead[number] = leaf
-            return
-        tree.append(leaf)
-        while self.ahead and tree.size + 1 in self.ahead:
-            tree.append(self.ahead.pop(tree.size + 1))
+        self.ahead[number] = leaf
+        if len(self.ahead) >= _LOT:
+            self.grow()
+
+    def grow(self) -> Tree:
+        """The tree with every leaf that has all others before it."""
+        tree, ahead = self.tree, self.ahead
+        while (leaf := ahead.pop(tree.size + 1, None)) is not None:
+            tree.append(leaf)
+        return tree
 
 
 @attrs.frozen
@@ -142,30 +148,43 @@ class Journal:
 
     def begin(self, event: Event, *, checkpoint: bool = False) -> Entry:
         """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
-        with self._locked() as stream:
-            due = None
-            if not stream.name:
-                stream.name = _name(event.time_ms)
-            if checkpoint and (stream.last >= stream.due_number or event.time_ms >= stream.due_ms):
-                due = self._checkpoint(stream, event.time_ms)
-            return Entry(stream, event, stream.take(), due)
+        while True:
+            stream = self._here()
+            with stream.lock:
+                if not stream.closed:  # by another thread meanwhile
+                    return self._begun(stream, event, checkpoint)
 
     def begin_closing(self) -> Entry | None:
         """A checkpoint alone, which closes the stream if nothing is missing; None where no event was ever written."""
-        with self._locked() as stream:
-            if not stream.tree.size and not stream.ahead:
-                return None
-            due = self._checkpoint(stream, _TIME_MAX)
-            if stream.last == due.number == due.size + 1:
-                stream.closed = True
-                due = attrs.evolve(due, closes=True)
-            return Entry(stream, None, due.number, due)
+        while True:
+            stream = self._here()
+            with stream.lock:
+                if not stream.closed:
+                    return self._closing(stream)
+
+    def _closing(self, stream: _Stream) -> Entry | None:
+        if not (stream.tree.size or stream.ahead):
+            return None
+        due = self._checkpoint(stream, _TIME_MAX)
+        if stream.last == due.number == due.size + 1:
+            stream.closed = True
+            due = attrs.evolve(due, closes=True)
+        return Entry(stream, None, due.number, due)
+
+    def _begun(self, stream: _Stream, event: Event, checkpoint: bool) -> Entry:
+        due = None
+        if not stream.name:
+            stream.name = _name(event.time_ms)
+        if checkpoint and (stream.last >= stream.due_number or event.time_ms >= stream.due_ms):
+            due = self._checkpoint(stream, event.time_ms)
+        return Entry(stream, event, stream.take(), due)
 
     def _checkpoint(self, stream: _Stream, time_ms: int) -> _Due:
         number = stream.take()
         stream.due_number = stream.last + self._policy.events
         stream.due_ms = time_ms + 1_000 * self._policy.seconds
-        return _Due(number, stream.tree.size, stream.tree.root(), closes=False)
+        tree = stream.grow()
+        return _Due(number, tree.size, tree.root(), closes=False)
 
     def seal(self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent] = ()) -> tuple[SealedEvent, ...]:
         """The rows of an entry, authenticated.
@@ -178,20 +197,19 @@ class Journal:
         Raises:
             KeyStoreError: withdraw the entry then.
         """
-        stream, rows = entry.stream, []
         if entry.due is not None:
-            entry.named = self._named(stream, heads)
-            rows.append(self._sealed(stream, entry.due.number, self._noted(entry, entry.due, time_ms)))
+            entry.named = self._named(entry.stream, heads)
+            self._seal(entry, entry.due.number, self._noted(entry, entry.due, time_ms))
         if entry.event is not None:
-            rows.append(self._sealed(stream, entry.number, entry.event))
-        entry.rows, entry.leaves = tuple([row for row, _ in rows]), tuple([leaf for _, leaf in rows])
+            self._seal(entry, entry.number, entry.event)
         return entry.rows
 
-    def _sealed(self, stream: _Stream, number: int, event: Event) -> tuple[SealedEvent, bytes]:
-        body = event.body()
-        leaf = leaf_hash(stream.name, number, event.reference, body)
+    def _seal(self, entry: Entry, number: int, event: Event) -> None:
+        stream, reference, body = entry.stream.name, event.reference, event.body()
+        leaf = leaf_hash(stream, number, reference, body)
         mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])
-        return SealedEvent(stream.name, number, event.reference, body, mac), leaf
+        entry.rows += (SealedEvent(stream, number, reference, body, mac),)
+        entry.leaves += (leaf,)
 
     def _noted(self, entry: Entry, due: _Due, time_ms: int) -> Event:
         checkpoint = Checkpoint(size=due.size, root=due.root, closes=due.closes, named=entry.named)
@@ -271,16 +289,6 @@ class Journal:
             with suppress(IndexError):  # another thread took the last one
                 doubtful.append(stream.doubtful.pop())
         return doubtful
-
-    @contextmanager
-    def _locked(self) -> Iterator[_Stream]:
-        """This process's stream with its lock held; never one that another thread has closed meanwhile."""
-        while True:
-            stream = self._here()
-            with stream.lock:
-                if not stream.closed:
-                    yield stream
-                    return
 
     def _here(self) -> _Stream:
         stream, pid = self._stream, os.getpid()
