@@ -36,7 +36,7 @@ $(VENV)/.peers: $(VENV)/.installed benchmarks/peers.txt
 	touch $@
 
 bench: $(VENV)/.peers
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write
 
 clean:
 	rm -rf $(VENV) .softhsm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tokenvault as tv
+from benchmarks.report import line_plot, progress
 from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, new_keys, pans, row
 from tests.postgres_server import PostgresServer
 from tokenvault.events import STREAM_BYTES, Action, Event, Outcome
@@ -26,8 +26,10 @@ CALLS = 500
 STRIDE = 982_451_653  # a prime
 
 
-def growth(server: PostgresServer, folder: Path, tokens_max: int = TOKENS[-1]) -> None:
-    """The tables, each store filled step by step with genuine records and an event for each."""
+def growth(
+    server: PostgresServer, folder: Path, tokens_max: int = TOKENS[-1], *, write: bool = False
+) -> None:
+    """The tables, each store filled step by step with genuine records and an event for each; `write` draws them."""
     keys = new_keys(folder)
     schema = "growth"
     file = folder / "growth.db"
@@ -42,17 +44,25 @@ def growth(server: PostgresServer, folder: Path, tokens_max: int = TOKENS[-1]) -
         assert found is not None
         return int(found[0])
 
+    series = {}
     for name, url, size in (
         ("PostgreSQL", server.url(schema=schema), postgres_bytes),
         ("SQLite", f"sqlite:///{file}", lambda: file.stat().st_size),
     ):
         print(f"\n{name}, one detokenize of a random token, without limits")
         row("tokens", "microseconds", "bytes a token", "filled, a second")
-        _one_store(keys, tv.open_token_store(url), size, tokens_max)
+        series[name] = _one_store(keys, tv.open_token_store(url), size, tokens_max)
     keys.close()
+    if write:
+        line_plot(
+            "growth", "One detokenize as the vault grows", "tokens in the vault", "microseconds", series
+        )
 
 
-def _one_store(keys: KeyStore, store: TokenStore, size: Callable[[], int], tokens_max: int) -> None:
+def _one_store(
+    keys: KeyStore, store: TokenStore, size: Callable[[], int], tokens_max: int
+) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
     tv.provision(keys, store)
     requestor = tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})
     with tv.Vault(keys, store, programs=PROGRAMS, requestors=[requestor]) as vault:
@@ -77,13 +87,15 @@ def _one_store(keys: KeyStore, store: TokenStore, size: Callable[[], int], token
                 before = time.perf_counter_ns()
                 vault.detokenize(token, transaction)
                 taken.append(time.perf_counter_ns() - before)
+            points.append((wanted, statistics.median(taken) / 1e3))
             row(
                 f"{wanted:,}",
-                f"{statistics.median(taken) / 1e3:.0f}",
+                f"{points[-1][1]:.0f}",
                 f"{size() / wanted:.0f}",
                 f"{a_second:.0f}",
             )
     store.close()
+    return points
 
 
 def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, count: int) -> list[str]:
@@ -122,6 +134,5 @@ def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, c
         ]
         assert not store.insert(rows, events)
         made += drawn
-        if sys.stderr.isatty():
-            print(f"\r  {there + len(made):,} tokens", end="\r", file=sys.stderr)
+        progress(f"{there + len(made):,} tokens")
     return made

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 PLOTS = DOCUMENT.parent / "benchmarks"
@@ -54,6 +58,38 @@ def line_plot(
         PLOTS.mkdir(exist_ok=True)
         figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None})
     return True
+
+
+class _Both(io.TextIOBase):
+    """Prints to the screen, and keeps it."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self.screen = screen
+        self.kept = ""
+
+    def write(self, text: str) -> int:
+        """Print and keep."""
+        self.kept += text
+        return self.screen.write(text)
+
+
+@contextlib.contextmanager
+def section(name: str, *, write: bool, plots: Sequence[str] = ()) -> Iterator[None]:
+    """What is printed within goes into a section of docs/benchmarks.md too, if `write`; with plots below it."""
+    both = _Both(sys.stdout)
+    with contextlib.redirect_stdout(both):
+        yield
+    if write:
+        drawn = "".join(
+            f"\n![{plot}](benchmarks/{plot}.svg)\n" for plot in plots if (PLOTS / f"{plot}.svg").exists()
+        )
+        write_section(name, f"```text\n{both.kept.strip()}\n```\n{drawn}")
+
+
+def progress(text: str) -> None:
+    """Tell how far a long run is, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r  {text:<60}", end="\r", file=sys.stderr, flush=True)
 
 
 def write_section(name: str, text: str) -> None:
