@@ -71,9 +71,9 @@ def _instant(value: datetime | None) -> datetime | None:
         utc = value.astimezone(UTC)
     except (OverflowError, ValueError):
         utc = datetime.min
-    if not 2000 <= utc.year <= 2199 or utc.microsecond % 1000:
-        raise InvalidInputError("valid_from and valid_until lie in 2000 to 2199, to the millisecond")
-    return utc
+    if not 2000 <= utc.year <= 2199:
+        raise InvalidInputError("valid_from and valid_until lie in 2000 to 2199")
+    return utc.replace(microsecond=utc.microsecond // 1_000 * 1_000)
 
 
 def _limits(values: Iterable[Limit]) -> tuple[Limit, ...]:
@@ -101,7 +101,7 @@ class Domain:
         currencies: ISO 4217.
         devices: device ids, 1 to 64 printable ASCII characters.
         valid_from, valid_until: first instant of validity, and first instant after it; with a time zone,
-            to the millisecond.
+            rounded down to the millisecond.
         max_amount: the most that one use may be.
         limits: at most 8; each must hold.
         cryptogram: what is asked of the cryptogram of a use.
