@@ -15,7 +15,7 @@ import numpy
 import psycopg
 from cryptography.hazmat.backends.openssl.backend import backend
 
-from benchmarks import audit, ff1, growth, postgresql, report, single, threads
+from benchmarks import audit, batches, ff1, growth, postgresql, report, single, threads
 from tests import softhsm
 from tests.postgres_server import PostgresServer
 
@@ -49,6 +49,8 @@ def main() -> None:
             threads.module_threads()
         with report.section("audit", write=write):
             audit.main(softhsm.new_token(Path(name)), Path(name))
+    with report.section("batches", write=write, plots=("batches",)):
+        batches.main()
     server = PostgresServer(place=tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
     try:
         with tempfile.TemporaryDirectory() as name, report.section("postgresql", write=write):

@@ -159,7 +159,7 @@ def batches(server: PostgresServer) -> None:
             gc.collect()
             with _timed(taken["insert"]):
                 stores[0].insert(records, events)
-            copies = statements.insert_many(records, events).copies
+            copies = statements.insert_many(records, events).copies()
             with _timed(taken["COPY"]), connection.transaction():
                 for copy in copies:
                     with connection.cursor().copy(copy.sql) as out:

@@ -37,7 +37,7 @@ class OnALoop:
         return self.run(self.store.get(tokens))
 
     def find(
-        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         return self.run(

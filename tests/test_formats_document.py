@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tokenvault as tv
-from tokenvault import ccm, checkpoint, events, ff1, records, sealing
+from tokenvault import batch_events, ccm, checkpoint, events, ff1, records, sealing
 from tokenvault.controls import Meter
 from tokenvault.kdf import derive
 from tokenvault.keyring import KeyRing, key_check_value
@@ -35,12 +35,13 @@ LAYOUTS = {
     "Record body, fixed part": records._FIXED.size,
     "Counter": records._COUNTER.size,
     "Remembered transaction": 32,
-    "Record digest, fixed part of the input": 13 + sealing._HEADER.size,
-    "Plaintext of the seal": sealing._PLAINTEXT.size,
+    "Record digest, fixed part of the input": 13 + sealing.HEADER.size,
+    "Plaintext of the seal": sealing.PLAINTEXT.size,
     "Seal": sealing.SEAL_BYTES,
     "Event body, fixed part": events._FIXED.size,
     "Checkpoint payload, fixed part": checkpoint._FIXED.size,
     "Checkpoint named": checkpoint._NAMED.size,
+    "Batch event body, fixed part": batch_events._FIXED.size,
     "Vaultless tweak": 11,
 }
 

@@ -97,6 +97,9 @@ def calls(
         "issue": (vault.issue, 1, orders),
         "check": (vault.check, 2, []),
         "detokenize": (vault.detokenize, 2, []),
+        "issue_many": (vault.issue_many, 1, [name for name in orders if name not in ("expiry", "par")]),
+        "check_many": (vault.check_many, 1, []),
+        "detokenize_many": (vault.detokenize_many, 1, []),
         "activate": (vault.activate, 1, []),
         "suspend": (vault.suspend, 1, ["by", "requestor"]),
         "resume": (vault.resume, 1, ["by", "requestor"]),
@@ -189,8 +192,9 @@ def test_any_argument_is_answered_or_refused(local_keys: KeyStore, data: st.Data
 
 
 USES_THE_STORE = frozenset(
-    {"issue", "check", "detokenize", "activate", "suspend", "resume", "delete", "update_domain", "update_card",
-     "tokens_of", "get", "history", "Vault", "provision"}
+    {"issue", "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
+     "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
+     "provision"}
 )  # fmt: skip
 
 

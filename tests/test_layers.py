@@ -14,21 +14,25 @@ LAYERS = [
     {"errors", "boundary", "violation"},
     {"checks", "controls", "decision", "domain", "domain_document", "events", "formats", "iso", "lifecycle", "pan",
      "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "_block_columns", "ccm",
-     "ccm_columns", "cmac", "cmac_columns", "digit_columns", "text_columns",
+     "ccm_columns", "cmac", "cmac_columns", "digit_columns", "text_columns", "record_columns", "random_columns",
      "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing", "sealing_columns",
-     "merkle", "checkpoint", "audit", "audit.event", "audit.report", "keys.port", "keys.local", "stores.port"},
-    {"keyring", "journal", "audit.macs", "flows", "flows.core", "flows.history", "flows.issue", "flows.manage",
+     "merkle", "checkpoint", "audit", "audit.event", "audit.report", "keys.port", "keys.local", "stores.port",
+     "stores.record_batch", "batch_events", "chunks", "outcomes"},
+    {"keyring", "journal", "audit.macs", "flows", "flows.batches", "flows.cards", "flows.core", "flows.history",
+     "flows.issue_many", "flows.reading", "flows.standing", "flows.use_many", "flows.issue", "flows.manage",
      "flows.opening", "flows.ports", "flows.requests", "flows.trail", "flows.use", "workers"},
-    {"async_vault", "vault", "vaultless", "audit.proof", "audit.reading", "audit.records", "audit.stream",
+    {"async_vault", "joining", "vault", "vaultless", "audit.proof", "audit.reading", "audit.records", "audit.stream",
      "audit.suspects", "audit.verification"},
     {"keys", "stores"},  # adapters, by the start of their names
     {"", "testing"},
 ]  # fmt: skip
 PURE = LAYERS[1] - {
     "keys.local",
+    "random_columns",
+    "record_columns",
     "sealing",
     "sealing_columns",
-}  # those that need OpenSSL's state and fresh nonces
+}  # those that need OpenSSL's state, fresh nonces, or fresh random numbers
 IMPURE = {
     "os",
     "time",

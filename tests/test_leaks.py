@@ -86,6 +86,12 @@ class FailingCipher:
         return self._cipher.encrypt_blocks(blocks)
 
 
+def failing(item: Any) -> Iterator[Any]:
+    """Gives one item, and fails with it."""
+    yield item
+    raise ValueError(item)
+
+
 def misuses(vault: tv.Vault, token: str) -> dict[str, Callable[[], object]]:
     """Every way to fail that takes a PAN, or reads one."""
     bad_luhn, bad_text = VISA[:-1] + "2", VISA + "x"
@@ -110,6 +116,12 @@ def misuses(vault: tv.Vault, token: str) -> dict[str, Callable[[], object]]:
         "unknown requestor": lambda: issue(vault, VISA, requestor=STRANGER),
         "no permission": lambda: issue(vault, VISA, requestor=ACQUIRER),
         "other domain": lambda: issue(vault, VISA, program="card-on-file", domain=tv.Domain(merchants={"M"})),
+        "batch that is a pan": lambda: vault.issue_many(VISA, requestor=SHOP, program="one-time"),
+        "batch for a stranger": lambda: vault.issue_many([VISA], requestor=STRANGER, program="one-time"),
+        "batch of which an iterator fails": lambda: vault.issue_many(
+            failing(VISA), requestor=SHOP, program="one-time"
+        ),
+        "uses of which an iterator fails": lambda: vault.detokenize_many(failing((VISA, use(VISA)))),
         "pan as token": lambda: vault.detokenize(VISA, use()),
         "pan as token to check": lambda: vault.check(VISA, use()),
         "grouped pan as token": lambda: vault.detokenize(GROUPED, use()),
@@ -292,3 +304,40 @@ def test_the_database_file_holds_no_pan(keys: KeyStore, tmp_path: Path) -> None:
     assert token.encode() in held
     for needle in (*(needle.encode() for needle in NEEDLES), int(VISA).to_bytes(8), VISA.encode("utf-16-le")):
         assert needle not in held
+
+
+def test_no_error_of_an_item_of_a_batch_shows_a_pan(vault: tv.Vault, store: TokenStore) -> None:
+    """Nor does the audit trail, or the repr of what is returned."""
+    bad_luhn = VISA[:-1] + "2"
+    mention = tv.Domain(merchants={GROUPED})
+    limited = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=1),))).token
+    token, deleted = issue(vault).token, vault.delete(issue(vault).token).token
+    cards: list[Any] = [
+        bad_luhn, VISA + "x", VISA * 2, VISA.encode(), int(VISA), (VISA, "2029-13"), (VISA, VISA), (VISA, "2020-01"),
+        (VISA, VISA, VISA), token, {VISA: VISA}, [VISA, [VISA]],
+    ]  # fmt: skip
+    ids = (VISA, GROUPED, f"order-{VISA}")
+    transactions = [
+        tv.Transaction(id=name, requestor=by) for name in ids for by in (SHOP, ACQUIRER, STRANGER)
+    ]
+    transactions += [use(5, merchant=GROUPED), use(6, device=VISA)]
+    uses: list[Any] = [
+        (which, used) for which in (token, limited, deleted, VISA, GROUPED, "9" * 16) for used in transactions
+    ]
+    uses += [VISA, (VISA, VISA), (VISA,), (token, VISA)]
+    errors = [
+        *vault.issue_many(cards, requestor=SHOP, program="one-time").errors.values(),
+        *vault.issue_many(
+            [VISA, GROUPED], requestor=SHOP, program="one-time", domain=mention
+        ).errors.values(),
+        *vault.detokenize_many(uses).errors.values(),
+        *vault.check_many(uses).errors.values(),
+    ]
+    assert len(errors) > len(cards) + 2 + 2 * len(ids)
+    for error in errors:
+        assert_silent(error)
+    for stream in store.streams():
+        for row in store.events(stream=stream):
+            assert not any(needle.encode() in row.body for needle in NEEDLES)
+    shown = repr(vault.issue_many([VISA], requestor=SHOP, program="one-time"))
+    assert not any(needle in shown for needle in NEEDLES)

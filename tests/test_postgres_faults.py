@@ -551,8 +551,8 @@ def test_look_ups_use_their_index(
         ("tokens_pkey", of.get([token, token])),
         ("tokens_pkey", of.scan(token, 10, None)),
         ("tokens_pkey", of.scan(token, 10, 1)),
-        ("tokens_by_account", of.find(sixteen, None, None, "", 10)),
-        ("tokens_by_account", of.find(sixteen, "1" * 11, "p", "", 10)),
+        ("tokens_by_account", of.find([sixteen], None, None, "", 10)),
+        ("tokens_by_account", of.find([sixteen], "1" * 11, "p", "", 10)),
         ("tokens_by_reference", of.by_reference(sixteen)),
         ("events_pkey", of.events_of_stream(sixteen, 1, 10)),
         ("events_pkey", of.streams()),
@@ -566,6 +566,10 @@ def test_look_ups_use_their_index(
             plan = "\n".join(str(asked.get_value(line, 0)) for line in range(asked.ntuples))
             assert index in plan
             assert "Sort" not in plan
+        query, values, _ = of.find([sixteen, b"b" * 16], None, None, "", 10)
+        asked = connection.pgconn.exec_params(b"EXPLAIN " + query.sql, values, query.takes, query.formats)
+        plan = "\n".join(str(asked.get_value(line, 0)) for line in range(asked.ntuples))
+        assert "tokens_by_account" in plan  # of many accounts, and sorted then
 
 
 # Threads, loops and forks.

@@ -452,8 +452,8 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
     expected = {
         adapter._BY_TOKENS[1]: ("sqlite_autoindex_tokens_1 (token=?)", 1),
         adapter._BY_TOKENS[16]: ("sqlite_autoindex_tokens_1 (token=?)", 16),
-        adapter._FIND[False, False]: ("tokens_by_account (account=? AND token>?)", 3),
-        adapter._FIND[True, True]: ("tokens_by_account (account=? AND token>?)", 5),
+        adapter._FIND[1, False, False]: ("tokens_by_account (account=? AND token>?)", 3),
+        adapter._FIND[1, True, True]: ("tokens_by_account (account=? AND token>?)", 5),
         adapter._BY_REFERENCE: ("tokens_by_reference (reference=?)", 1),
         adapter._SCAN: ("sqlite_autoindex_tokens_1 (token>?)", 2),
         adapter._SCAN_KEY_VERSION: ("sqlite_autoindex_tokens_1 (token>?)", 3),
@@ -465,6 +465,8 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
             plan = connection.execute("EXPLAIN QUERY PLAN " + sql, (1,) * parameters).fetchall()
             assert index in plan[0][3]
             assert not any("TEMP B-TREE" in step[3] for step in plan)
+        plan = connection.execute("EXPLAIN QUERY PLAN " + adapter._FIND[16, True, True], (1,) * 20).fetchall()
+        assert "tokens_by_account (account=? AND token>?)" in plan[0][3]  # of many accounts, and sorted then
 
 
 # Threads.

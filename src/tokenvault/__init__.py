@@ -29,6 +29,7 @@ from tokenvault.errors import (
 from tokenvault.formats import TokenFormat
 from tokenvault.keys import Custody, KeyPurpose, open_key_store
 from tokenvault.lifecycle import Actor, TokenStatus
+from tokenvault.outcomes import IssueOutcomes, Outcomes
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.programs import Making, Permission, TokenProgram, TokenRequestor
 from tokenvault.stores import open_async_token_store, open_token_store
@@ -58,12 +59,14 @@ __all__ = [
     "FindingKind",
     "IntegrityError",
     "InvalidInputError",
+    "IssueOutcomes",
     "KeyPurpose",
     "KeyStoreError",
     "LifecycleError",
     "Limit",
     "Making",
     "Money",
+    "Outcomes",
     "Pan",
     "Permission",
     "PermissionDeniedError",

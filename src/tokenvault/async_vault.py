@@ -16,17 +16,19 @@ from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
 from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError
-from tokenvault.flows import opening, requests
+from tokenvault.flows import batches, opening, requests
 from tokenvault.flows.core import Core
 from tokenvault.flows.ports import AsyncTokenStore, Clock
+from tokenvault.joining import open_core
 from tokenvault.keyring import KeyRing
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.lifecycle import Actor, Change
+from tokenvault.outcomes import IssueOutcomes, Outcomes
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.programs import TokenProgram, TokenRequestor
 from tokenvault.token_info import TokenInfo
 from tokenvault.transaction import Transaction
-from tokenvault.vault import CLOSED, open_core
+from tokenvault.vault import CLOSED
 from tokenvault.workers import Workers
 
 P = ParamSpec("P")
@@ -123,6 +125,33 @@ class AsyncVault:
     async def detokenize(self, token: str, transaction: Transaction) -> Card:
         """As `Vault.detokenize`, awaited."""
         return await requests.detokenize(self._open(), token, transaction)
+
+    @async_boundary
+    async def issue_many(
+        self,
+        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
+        *,
+        requestor: str,
+        program: str,
+        domain: Domain | None = None,
+        token_expiry: str | CardExpiry | None = None,
+        assurance: str | None = None,
+        active: bool = True,
+    ) -> IssueOutcomes[TokenInfo]:
+        """As `Vault.issue_many`, awaited. With keys in this process the loop stands still while a chunk is sealed."""
+        return await batches.issue_all(
+            self._open(), cards, requestor, program, domain, token_expiry, assurance, active
+        )
+
+    @async_boundary
+    async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Card]:
+        """As `Vault.detokenize_many`, awaited; see `issue_many`."""
+        return await batches.detokenize_all(self._open(), uses)
+
+    @async_boundary
+    async def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Decision]:
+        """As `Vault.check_many`, awaited; see `issue_many`."""
+        return await batches.check_all(self._open(), uses)
 
     @async_boundary
     async def activate(self, token: str) -> TokenInfo:

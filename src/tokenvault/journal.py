@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 import attrs
 
+from tokenvault.batch_events import BatchEvent
 from tokenvault.checkpoint import (
     NAMED_MAX,
     SIGNATURE_BYTES,
@@ -115,7 +116,7 @@ class Entry:
     """
 
     stream: _Stream
-    event: Event | None
+    event: Event | BatchEvent | None
     number: int
     due: _Due | None
     rows: tuple[SealedEvent, ...] = ()
@@ -146,7 +147,7 @@ class Journal:
         stream = self._here()
         return stream.last >= stream.due_number or time_ms >= stream.due_ms
 
-    def begin(self, event: Event, *, checkpoint: bool = False) -> Entry:
+    def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
         """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
         while True:
             stream = self._here()
@@ -171,7 +172,7 @@ class Journal:
             due = attrs.evolve(due, closes=True)
         return Entry(stream, None, due.number, due)
 
-    def _begun(self, stream: _Stream, event: Event, checkpoint: bool) -> Entry:
+    def _begun(self, stream: _Stream, event: Event | BatchEvent, checkpoint: bool) -> Entry:
         due = None
         if not stream.name:
             stream.name = _name(event.time_ms)
@@ -204,7 +205,7 @@ class Journal:
             self._seal(entry, entry.number, entry.event)
         return entry.rows
 
-    def _seal(self, entry: Entry, number: int, event: Event) -> None:
+    def _seal(self, entry: Entry, number: int, event: Event | BatchEvent) -> None:
         stream, reference, body = entry.stream.name, event.reference, event.body()
         leaf = leaf_hash(stream, number, reference, body)
         mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])

@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final
 
-from tokenvault import sealing
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault import cmac_columns, record_columns, sealing, sealing_columns
 from tokenvault.audit.macs import AuditMacs
 from tokenvault.cmac import Cmac
 from tokenvault.errors import ConfigurationError, IntegrityError
@@ -14,8 +17,11 @@ from tokenvault.events import leaf_of
 from tokenvault.keys.local import LocalBlockCipher
 from tokenvault.keys.port import BLOCK_BYTES, BlockCipher, KeyName, KeyPurpose, KeyStore, Signer
 from tokenvault.pan import Card, Pan
+from tokenvault.pan_columns import PanColumns
+from tokenvault.record_columns import CardColumns
 from tokenvault.records import TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.record_batch import Bytes, RecordBatch, split
 
 PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
@@ -54,10 +60,11 @@ class KeyRing:
             version: self._cipher(KeyPurpose.SEAL, version) for version in versions[KeyPurpose.SEAL]
         }
         # Newest first: it writes, and most records are found by it.
-        self._fingerprints = tuple(
-            Cmac(self._cipher(KeyPurpose.FINGERPRINT, version))
+        self._fingerprint_ciphers = tuple(
+            self._cipher(KeyPurpose.FINGERPRINT, version)
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
+        self._fingerprints = tuple(map(Cmac, self._fingerprint_ciphers))
         self._audit_macs = AuditMacs(key_store)
         self._signer = key_store.signer()
         self._audit = Cmac(self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1]))
@@ -68,12 +75,7 @@ class KeyRing:
 
     def unseal(self, row: SealedRecord) -> tuple[TokenRecord, Card | None]:
         """The record and card of a row, authenticated. Raises IntegrityError, KeyStoreError."""
-        cipher = self._seal_ciphers.get(row.key_version)
-        if cipher is None:
-            if row.key_version not in self._key_store.versions(KeyPurpose.SEAL):
-                raise IntegrityError("a token record names a seal key that the key store does not have")
-            cipher = self._seal_ciphers[row.key_version] = self._cipher(KeyPurpose.SEAL, row.key_version)
-        card = sealing.unseal(row, cipher)
+        card = sealing.unseal(row, self._cipher_of(row.key_version))
         return TokenRecord.parse(row), card
 
     def accounts(self, pan: Pan) -> tuple[bytes, ...]:
@@ -103,6 +105,79 @@ class KeyRing:
     def signer(self) -> Signer | None:
         """Signs checkpoints; None where the key store has no key for it."""
         return self._signer
+
+    # Batches: what stands above, for columns.
+
+    def seal_many(
+        self,
+        tokens: Sequence[bytes],
+        references: Bytes,
+        accounts: Bytes,
+        cards: CardColumns,
+        like: TokenRecord,
+    ) -> RecordBatch:
+        """Records like an example but for these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
+        version = self._seal_version
+        common, body = (like.requestor, like.program, like.revision), like.body()
+        seals = record_columns.seal_like(
+            self._seal_ciphers[version], version, tokens, references, accounts, *common, body, cards
+        )
+        return RecordBatch(tokens, references, accounts, *common, version, body, seals)
+
+    def seal_all(self, opened: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
+        """As `seal`, for any records. Raises KeyStoreError."""
+        version = self._seal_version
+        records, cards = zip(*opened, strict=True)
+        return sealing_columns.seal_many(records, cards, self._seal_ciphers[version], version)
+
+    def unseal_many(self, rows: Sequence[SealedRecord]) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
+        """The cards of rows, and where they are genuine: elsewhere `unseal` raises. Raises KeyStoreError."""
+        versions = {row.key_version for row in rows}
+        if len(versions) == 1 and (cipher := self._known(rows[0].key_version)) is not None:
+            return record_columns.unseal_many(cipher, rows)
+        count = len(rows)
+        cards = CardColumns(
+            PanColumns(np.zeros(count, np.uint64), np.zeros(count, np.uint8)), np.zeros(count, np.uint16)
+        )
+        genuine = np.zeros(count, np.bool_)
+        for version in versions:
+            cipher = self._known(version)
+            chosen = [place for place, row in enumerate(rows) if row.key_version == version]
+            if cipher is not None:
+                found, genuine[chosen] = record_columns.unseal_many(cipher, [rows[place] for place in chosen])
+                cards.pans.values[chosen], cards.pans.lengths[chosen] = found.pans
+                cards.months[chosen] = found.months
+        return cards, genuine
+
+    def accounts_many(self, pans: PanColumns) -> tuple[Bytes, ...]:
+        """The fingerprints of PANs under each FINGERPRINT key, newest first: shape (rows, 16), dtype uint8."""
+        return tuple(sealing_columns.accounts_of(pans, cipher) for cipher in self._fingerprint_ciphers)
+
+    def account_many(self, pans: PanColumns) -> Bytes:
+        """The fingerprints of PANs under the newest FINGERPRINT key."""
+        return sealing_columns.accounts_of(pans, self._fingerprint_ciphers[0])
+
+    def convergent_choices(self, accounts: Bytes, requestor: str, program: str, candidate: int) -> list[int]:
+        """As `convergent_choice`, for each account."""
+        scope = f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
+        hashes = b"".join([hashlib.sha256(account + scope).digest() for account in split(accounts)])
+        messages = np.frombuffer(hashes, np.uint8).reshape(len(accounts), 32)
+        tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
+        return [int.from_bytes(tag) for tag in split(tags)]
+
+    def _known(self, version: int) -> BlockCipher | None:
+        try:
+            return self._cipher_of(version)
+        except IntegrityError:
+            return None
+
+    def _cipher_of(self, version: int) -> BlockCipher:
+        cipher = self._seal_ciphers.get(version)
+        if cipher is None:
+            if version not in self._key_store.versions(KeyPurpose.SEAL):
+                raise IntegrityError("a token record names a seal key that the key store does not have")
+            cipher = self._seal_ciphers[version] = self._cipher(KeyPurpose.SEAL, version)
+        return cipher
 
     def _cipher(self, purpose: KeyPurpose, version: int) -> BlockCipher:
         cipher = self._key_store.cipher(KeyName(purpose, version))

@@ -23,6 +23,7 @@ _GROUPED_LENGTH_MAX: Final = 2 * PAN_LENGTH_MAX - 1
 _GROUPED: Final = re.compile(r"[0-9]+(?:[ -][0-9]+)*")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _RUNS: Final = re.compile(r"[0-9]+")
+_LONG_RUN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN}}}")
 _EXPIRY: Final = re.compile(r"(20[0-9]{2})-(0[1-9]|1[0-2])")
 # What a digit adds to the Luhn sum, in a place that is doubled and in one that is not; indexed by ASCII code.
 _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256))
@@ -50,6 +51,13 @@ def could_hold_pan(text: str) -> bool:
         PAN_LENGTH_MIN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
         for form in (text, text.replace(" ", "").replace("-", ""))
         for run in _RUNS.findall(form)
+    )
+
+
+def holds_digits(text: str) -> bool:
+    """Whether a text holds 13 digits in a row, with or without separators: else no PAN stands in it."""
+    return (
+        len(text) >= PAN_LENGTH_MIN and _LONG_RUN.search(text.replace(" ", "").replace("-", "")) is not None
     )
 
 

@@ -42,6 +42,9 @@ REFERENCE_BYTES: Final = 16
 ACCOUNT_BYTES: Final = 16
 
 _FIXED: Final = struct.Struct(">BBBH32sQQ2s29sQBB")
+TIMES: Final = slice(37, 53)
+"""Where a body says when the record was created and updated."""
+
 _COUNTER: Final = struct.Struct(">3sIQQ")
 _NO_ASSURANCE: Final = bytes(2)
 _NO_PAR: Final = bytes(29)

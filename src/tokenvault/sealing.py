@@ -32,13 +32,13 @@ NONCE_BYTES: Final = 13
 SEAL_BYTES: Final = NONCE_BYTES + 16 + 16
 
 ASSOCIATED_BYTES: Final = 14
-_DIGEST_BYTES: Final = 20
-_PLAINTEXT: Final = struct.Struct(">QH6s")
-_LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
-_EXPIRY_BITS: Final = 12
+DIGEST_BYTES: Final = 20
+PLAINTEXT: Final = struct.Struct(">QH6s")
+LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
+EXPIRY_BITS: Final = 12
 _SHAPE: Final = struct.Struct(">H")
 _SHAPE_OFFSET: Final = 8
-_HEADER: Final = struct.Struct(">QI16s16sBBB")
+HEADER: Final = struct.Struct(">QI16s16sBBB")
 _CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
 
 
@@ -81,7 +81,7 @@ def record_digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes
     header = b""
     if len(reference) == REFERENCE_BYTES and len(account) == ACCOUNT_BYTES:
         try:
-            header = _HEADER.pack(
+            header = HEADER.pack(
                 revision, key_version, reference, account, len(token), len(requestor), len(program)
             )
         except struct.error:  # a number or length that no record has
@@ -89,25 +89,25 @@ def record_digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes
     if not header:
         raise IntegrityError(_CHANGED)
     texts = f"{token}{requestor}{program}".encode()
-    return hashlib.sha256(b"".join((nonce, header, texts, body))).digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(b"".join((nonce, header, texts, body))).digest()[:DIGEST_BYTES]
 
 
 def packed(card: Card | None, digest: bytes) -> bytes:
-    """The 16 bytes of plaintext."""
+    """The plaintext of a seal."""
     if card is None:
-        return _PLAINTEXT.pack(0, 0, digest[ASSOCIATED_BYTES:])
-    shape = (len(card.pan) - _LENGTH_OFFSET) << _EXPIRY_BITS
+        return PLAINTEXT.pack(0, 0, digest[ASSOCIATED_BYTES:])
+    shape = (len(card.pan) - LENGTH_OFFSET) << EXPIRY_BITS
     if card.expiry is not None:
         shape |= card.expiry.month_number
-    return _PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[ASSOCIATED_BYTES:])
+    return PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[ASSOCIATED_BYTES:])
 
 
 def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
-    if not hmac.compare_digest(plaintext[-(_DIGEST_BYTES - ASSOCIATED_BYTES) :], digest[ASSOCIATED_BYTES:]):
+    if not hmac.compare_digest(plaintext[-(DIGEST_BYTES - ASSOCIATED_BYTES) :], digest[ASSOCIATED_BYTES:]):
         raise IntegrityError(_CHANGED)
     (shape,) = _SHAPE.unpack_from(plaintext, _SHAPE_OFFSET)
-    length, month_number = shape >> _EXPIRY_BITS, shape & ((1 << _EXPIRY_BITS) - 1)
+    length, month_number = shape >> EXPIRY_BITS, shape & ((1 << EXPIRY_BITS) - 1)
     if length == 0:
         return None
-    pan = Pan.trusted(f"{int.from_bytes(plaintext[:_SHAPE_OFFSET], 'big'):0{length + _LENGTH_OFFSET}}")
+    pan = Pan.trusted(f"{int.from_bytes(plaintext[:_SHAPE_OFFSET], 'big'):0{length + LENGTH_OFFSET}}")
     return Card(pan, CardExpiry.from_month_number(month_number) if month_number else None)

@@ -10,7 +10,7 @@ import attrs
 from tokenvault import checks, controls
 from tokenvault.boundary import boundary_init
 from tokenvault.controls import Channel, Money
-from tokenvault.pan import Pan
+from tokenvault.pan import Pan, holds_digits
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable
@@ -88,6 +88,11 @@ class Transaction:
         memory = _digest(f"{self.requestor}{_SEPARATOR}{self.id}")[:16] + _digest(content)[:16]
         object.__setattr__(self, "memory", memory)
         object.__setattr__(self, "_text", f"{self.id}{_SEPARATOR}{content}")
+
+    @property
+    def could_mention(self) -> bool:
+        """Whether any card number stands in a field: where this is False, `mentions` is."""
+        return holds_digits(self._text)
 
     def mentions(self, pan: Pan) -> bool:
         """Whether a card number stands in any field."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,23 +13,19 @@ from tokenvault.boundary import boundary, boundary_init
 from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
-from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError
-from tokenvault.flows import opening, requests
-from tokenvault.flows.core import Core, Documents
+from tokenvault.errors import ConfigurationError, TokenVaultError
+from tokenvault.flows import batches, opening, requests
+from tokenvault.flows.core import Core
 from tokenvault.flows.ports import (
-    AsyncTokenStore,
     BlockingRuntime,
     BlockingStore,
     Clock,
-    Runtime,
-    SystemClock,
     run,
 )
-from tokenvault.flows.trail import Trail
-from tokenvault.journal import Journal
-from tokenvault.keyring import KeyRing
+from tokenvault.joining import open_core
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.lifecycle import Actor, Change
+from tokenvault.outcomes import IssueOutcomes, Outcomes
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.programs import TokenProgram, TokenRequestor
 from tokenvault.stores.port import TokenStore
@@ -40,9 +35,6 @@ from tokenvault.transaction import Transaction
 T = TypeVar("T")
 
 CLOSED = "this vault is closed: open another"
-
-CONFIGURED_MAX = 100_000
-"""The most programs, and the most requestors, of one vault."""
 
 
 @boundary
@@ -168,6 +160,73 @@ class Vault:
             ConfigurationError: the token's program or requestor is not configured.
         """
         return run(requests.detokenize(self._open(), token, transaction))
+
+    @boundary
+    def issue_many(
+        self,
+        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
+        *,
+        requestor: str,
+        program: str,
+        domain: Domain | None = None,
+        token_expiry: str | CardExpiry | None = None,
+        assurance: str | None = None,
+        active: bool = True,
+    ) -> IssueOutcomes[TokenInfo]:
+        """Issue a token for each of many cards, as `issue` does.
+
+        Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
+        cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
+
+        Args:
+            cards: PANs, or pairs of PAN and expiry; an iterator will do.
+            requestor: of all tokens, as in `issue`; and so is each of the next.
+            program: its name.
+            domain: their own.
+            token_expiry: "YYYY-MM".
+            assurance: 2 characters.
+            active: False for tokens that `activate` makes usable later.
+
+        Returns:
+            For each card, in order, its TokenInfo or the error that `issue` would raise. A database or key store
+            that is away is the error of the cards of a chunk, too; after two such chunks the rest is not tried.
+
+        Raises:
+            InvalidInputError: of what all cards have in common; or the iterable of cards failed.
+            PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
+        """
+        return run(
+            batches.issue_all(
+                self._open(), cards, requestor, program, domain, token_expiry, assurance, active
+            )
+        )
+
+    @boundary
+    def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Card]:
+        """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
+
+        Uses are taken in chunks of 8,000. Each chunk is written in one step with one audit event, and a token used
+        twice sees its first use.
+
+        Args:
+            uses: pairs of token and transaction; one Transaction may go with many tokens, as in
+                `zip(tokens, itertools.repeat(transaction))`.
+
+        Returns:
+            For each use, in order, its Card or the error that `detokenize` would raise; see `issue_many`.
+
+        Raises:
+            InvalidInputError: `uses` is no iterable, or it failed.
+        """
+        return run(batches.detokenize_all(self._open(), uses))
+
+    @boundary
+    def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Decision]:
+        """Decide on many uses without making them, as `check` does: each as if it were the next one.
+
+        Takes and raises what `detokenize_many` does. Returns a Decision or an error for each use, in order.
+        """
+        return run(batches.check_all(self._open(), uses))
 
     @boundary
     def activate(self, token: str) -> TokenInfo:
@@ -301,49 +360,3 @@ class Vault:
         if self._core is None:
             raise ConfigurationError(CLOSED)
         return self._core
-
-
-async def open_core(
-    keys: KeyStore,
-    store: AsyncTokenStore,
-    runtime: Runtime,
-    programs: Iterable[TokenProgram],
-    requestors: Iterable[TokenRequestor],
-    clock: Clock | None,
-    checkpoints: CheckpointPolicy | None = None,
-) -> Core:
-    """Check that the parts fit together, and join them."""
-    by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
-    by_id = {requestor.id: requestor for requestor in _listed("requestors", requestors, TokenRequestor)}
-    for requestor in by_id.values():
-        if not requestor.programs <= by_name.keys():
-            raise ConfigurationError(
-                "a requestor may issue tokens of a program that this vault does not have"
-            )
-    if checkpoints is not None:
-        checks.instance("checkpoints", checkpoints, CheckpointPolicy)
-    await store.check_schema()
-    ring = await runtime.call(KeyRing, keys)
-    await opening.check_keys(keys, store, runtime)
-    return Core(
-        store=store,
-        runtime=runtime,
-        clock=SystemClock() if clock is None else clock,
-        keys=ring,
-        trail=Trail(store, runtime, Journal(ring, checkpoints)),
-        documents=Documents(store),
-        programs=by_name,
-        requestors=by_id,
-    )
-
-
-def _listed(name: str, values: Iterable[T], kind: type[T]) -> list[T]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} is a list of {kind.__name__}")
-    listed = [checks.instance(f"each of {name}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)]
-    if len(listed) > CONFIGURED_MAX:
-        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {name}")
-    names = {getattr(value, "name", None) or getattr(value, "id", None) for value in listed}
-    if len(names) != len(listed):
-        raise ConfigurationError(f"two {name} have the same name")
-    return listed

@@ -6,13 +6,15 @@ it, as happens to tokens that several processes use at once.
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from tokenvault.audit.proof import Proof
 from tokenvault.audit.reading import about_pages
 from tokenvault.audit.report import FindingKind, Findings
+from tokenvault.batch_events import BATCH, changes_of
 from tokenvault.errors import IntegrityError
-from tokenvault.events import change_of, leaf_of
+from tokenvault.events import leaf_of
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 
 RECORD_PAGE: Final = 2_000
@@ -53,8 +55,9 @@ class Revisions:
 
     def explain(self, row: SealedEvent) -> None:
         """An event that is not genuine claims a revision: that this one is missing need not be said as well."""
-        if change_of(row) and len(self._explained) < TWICE_MAX:
-            self._explained.add((row.reference, change_of(row)))
+        for change in changes_of(row):
+            if len(self._explained) < TWICE_MAX:
+                self._explained.add(change)
 
     def check(self, store: TokenStore, proof: Proof, findings: Findings) -> int:
         """Read all records and note what is wrong. Returns how many there are."""
@@ -135,10 +138,12 @@ class Revisions:
 
 def _changes(store: TokenStore, proof: Proof, reference: bytes) -> set[int]:
     found = set()
-    for page in about_pages(store, reference):
+    for page in itertools.chain(about_pages(store, reference), about_pages(store, BATCH)):
         genuine = proof.genuine(page, [leaf_of(row) for row in page])
-        found |= {change_of(row) for row, right in zip(page, genuine, strict=True) if right is not False}
-    return found - {0}
+        for row, right in zip(page, genuine, strict=True):
+            if right is not False:
+                found |= {revision for about, revision in changes_of(row) if about == reference}
+    return found
 
 
 def _record_page(store: TokenStore, after: str, findings: Findings) -> list[SealedRecord]:

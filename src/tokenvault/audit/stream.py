@@ -11,9 +11,10 @@ from tokenvault.audit.proof import Proof
 from tokenvault.audit.reading import about_pages, stream_pages
 from tokenvault.audit.records import Revisions
 from tokenvault.audit.report import FindingKind, Findings, Pin
+from tokenvault.batch_events import changes_of
 from tokenvault.checkpoint import Named
 from tokenvault.errors import IntegrityError
-from tokenvault.events import Event, change_of, leaf_of
+from tokenvault.events import Event, leaf_of
 from tokenvault.merkle import Tree
 from tokenvault.stores.port import SealedEvent, TokenStore
 
@@ -147,9 +148,8 @@ class StreamAudit:
                     revisions.explain(row)
                     whole = False
                     continue
-                change = change_of(row)
-                if change:
-                    revisions.add(row.reference, change)
+                for reference, change in changes_of(row):
+                    revisions.add(reference, change)
                 if whole:
                     tree.append(leaf)
                     if tree.size in roots:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import attrs
 
+from tokenvault.batch_events import BatchEvent
 from tokenvault.decision import Restrictions
 from tokenvault.domain import NO_RESTRICTION, Domain
 from tokenvault.errors import (
@@ -28,11 +29,12 @@ from tokenvault.lifecycle import TokenStatus
 from tokenvault.pan import Card, Pan, could_hold_pan
 from tokenvault.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records import TokenRecord
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
 
+OTHERS_RECORD: Final = "the database answered with another token's record"
 BACKOFF_MICROSECONDS_MAX: Final = 20_000
 DOMAINS_CACHED_MAX: Final = 10_000
 
@@ -112,13 +114,20 @@ class Core:
         self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once it is noted."""
-        known = self.requestors.get(requestor)
-        if known is not None and permission in known.permissions:
-            return known
+        refused = self.denial(requestor, permission)
+        if refused is None:
+            return self.requestors[requestor]
         await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
+        raise refused
+
+    def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
+        """Why a requestor may not do something; None where it may."""
+        known = self.requestors.get(requestor)
         if known is None:
-            raise PermissionDeniedError("this requestor is not registered with the vault")
-        raise PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
+            return PermissionDeniedError("this requestor is not registered with the vault")
+        if permission not in known.permissions:
+            return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
+        return None
 
     async def deny(
         self,
@@ -164,7 +173,7 @@ class Core:
             raise TokenNotFoundError("no such token in this vault")
         tampered: IntegrityError | None = None
         if rows[0].token != token:
-            tampered = IntegrityError("the database answered with another token's record")
+            tampered = IntegrityError(OTHERS_RECORD)
         else:
             try:
                 return await self.runtime.call(self.unseal, rows[0])
@@ -212,6 +221,17 @@ class Core:
             self.trail.journal.written(entry)
         return not in_the_way
 
+    async def write(
+        self,
+        event: BatchEvent,
+        change: Callable[[Sequence[SealedEvent]], Coroutine[Any, Any, list[str] | None]],
+    ) -> list[str]:
+        """Write a batch's event by a change of the store that takes it along; returns the tokens in the way."""
+        entry, rows, _ = await self.trail.sealed(event, _nothing)
+        in_the_way = await self.trail.told(entry, change(rows)) or []
+        self._written(in_the_way, entry)
+        return in_the_way
+
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over, and count. Raises ConflictError once that is enough."""
         if attempts >= CONFLICTS_MAX:
@@ -237,6 +257,10 @@ class Core:
         """Raise InvalidInputError where a PAN lies in the token BIN of any program: it is a token already."""
         if any(pan.reveal().startswith(program.format.bin) for program in self.programs.values()):
             raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
+
+
+def _nothing() -> None:
+    return None
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:

@@ -56,26 +56,37 @@ class Order:
 
 async def issue(core: Core, order: Order) -> TokenInfo:
     """Issue a token, or find the one that there is."""
-    requestor = await core.permit(order.requestor, Permission.ISSUE, Action.ISSUE)
-    program = core.programs.get(order.program)
-    if program is None:
-        named = ", ".join(sorted(requestor.programs)) or "none"
-        raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
-    if program.name not in requestor.programs:
-        await core.deny(Action.ISSUE, order.requestor, "PROGRAM_NOT_ALLOWED")
-        raise PermissionDeniedError(
-            "this requestor may not issue tokens of this program: add it to its programs"
-        )
+    program = await permitted_program(core, order.requestor, order.program)
     core.refuse_token_as_pan(order.card.pan)
-    _refuse_mention(order)
+    refuse_mention(order)
     now_ms = core.clock.now_ms()
     for name, expiry in (("the card", order.card.expiry), ("the token", order.token_expiry)):
         if expiry is not None and expiry.passed(now_ms):
-            raise InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
+            raise expired(name)
     await core.documents.put(order.domain)
     if program.making is Making.CONVERGENT:
         return await _converge(core, order, program, now_ms)
     return await _draw(core, order, program, now_ms)
+
+
+async def permitted_program(core: Core, requestor_id: str, name: str) -> TokenProgram:
+    """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once it is noted."""
+    requestor = await core.permit(requestor_id, Permission.ISSUE, Action.ISSUE)
+    program = core.programs.get(name)
+    if program is None:
+        named = ", ".join(sorted(requestor.programs)) or "none"
+        raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
+    if program.name not in requestor.programs:
+        await core.deny(Action.ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
+        raise PermissionDeniedError(
+            "this requestor may not issue tokens of this program: add it to its programs"
+        )
+    return program
+
+
+def expired(name: str) -> InvalidInputError:
+    """What is wrong with an expiry that has passed."""
+    return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
 
 
 async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
@@ -84,7 +95,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     choices = program.format.choices(shape[0])
     for _ in range(DRAWS_MAX):
         token = program.format.make(secrets.randbelow(choices), *shape)
-        opened = _new(order, token, account, now_ms)
+        opened = new(order, token, account, now_ms)
         if await core.insert(opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
     if choices <= SAMPLE_MAX:
@@ -93,7 +104,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
         sample = {program.format.make(secrets.randbelow(choices), *shape) for _ in range(SAMPLE_MAX)}
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
-        opened = _new(order, token, account, now_ms)
+        opened = new(order, token, account, now_ms)
         if await core.insert(opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
     taken = len(sample) - len(free)
@@ -133,7 +144,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        opened = _new(order, token, accounts[0], now_ms)
+        opened = new(order, token, accounts[0], now_ms)
         if await core.insert(opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
         # Another process came first with this card; or the candidate is another card's, or deleted.
@@ -173,8 +184,17 @@ def _converges(order: Order, opened: Opened, accounts: tuple[bytes, ...]) -> boo
 
 async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> TokenInfo:
     """Issue a token that there is already: only as it is."""
+    refused = different(order, opened)
+    if refused is not None:
+        raise refused
+    await core.note(_event(order, opened, now_ms)._replace(revision=0))
+    return TokenInfo.of(opened.record, opened.card)
+
+
+def different(order: Order, opened: Opened) -> InvalidInputError | None:
+    """Why a token that there is already can not be issued again as ordered; None where it can."""
     record, card = opened.record, opened.card
-    different = [
+    others = [
         name
         for name, differs in (
             ("domain (update_domain changes it)", order.domain.digest != record.domain),
@@ -189,13 +209,13 @@ async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> Token
         )
         if differs
     ]
-    if different:
-        raise InvalidInputError(f"this card has a token here already, with another {', '.join(different)}")
-    await core.note(_event(order, opened, now_ms)._replace(revision=0))
-    return TokenInfo.of(record, card)
+    if not others:
+        return None
+    return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
 
 
-def _new(order: Order, token: str, account: bytes, now_ms: int) -> Opened:
+def new(order: Order, token: str, account: bytes, now_ms: int) -> Opened:
+    """A new record as ordered."""
     record = TokenRecord(
         token=token,
         reference=os.urandom(REFERENCE_BYTES),
@@ -225,6 +245,7 @@ def _event(order: Order, opened: Opened, now_ms: int) -> Event:
     )
 
 
-def _refuse_mention(order: Order) -> None:
+def refuse_mention(order: Order) -> None:
+    """Raise InvalidInputError where the card number stands in what the vault keeps in the clear."""
     if order.card.pan.stands_in(f"{order.par or ''} {order.domain.to_json()}"):
         raise InvalidInputError("the domain or the par holds the card number: use ids that do not")

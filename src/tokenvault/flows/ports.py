@@ -50,7 +50,7 @@ class AsyncTokenStore(Protocol):
     async def get(self, tokens: Sequence[str]) -> list[SealedRecord]: ...  # noqa: D102 # as in TokenStore
     async def find(  # noqa: D102 # as in TokenStore
         self,
-        account: bytes,
+        account: bytes | Sequence[bytes],
         *,
         requestor: str | None = None,
         program: str | None = None,
@@ -110,7 +110,7 @@ class BlockingStore:
 
     async def find(
         self,
-        account: bytes,
+        account: bytes | Sequence[bytes],
         *,
         requestor: str | None = None,
         program: str | None = None,

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
+from tokenvault.batch_events import BatchEvent
 from tokenvault.checkpoint import NAMED_MAX
 from tokenvault.errors import IntegrityError
 from tokenvault.events import Event
@@ -39,7 +40,7 @@ class Trail:
         self.journal.written(entry)
 
     async def sealed(
-        self, event: Event, with_it: Callable[[], T]
+        self, event: Event | BatchEvent, with_it: Callable[[], T]
     ) -> tuple[Entry, tuple[SealedEvent, ...], T]:
         """An event with its place and MAC, and what a function that asks the key store gives.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenvault.decision import Decision, Restrictions, TokenState, decide
 from tokenvault.errors import DomainRestrictionError, InvalidInputError
@@ -14,17 +14,17 @@ from tokenvault.token_info import effective_expiry
 from tokenvault.transaction import Transaction
 from tokenvault.usage import Seen
 
-_MENTIONED_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
-_MENTIONED: Final = "a field of the transaction holds the card number: use ids that do not"
+MENTIONED_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
+MENTIONED: Final = "a field of the transaction holds the card number: use ids that do not"
 
 
 async def check(core: Core, token: str, transaction: Transaction) -> Decision:
     """Decide on a use. Nothing is counted, and no event is left but for a missing permission."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
     opened = await core.read(token, None)
-    decision = _decision(opened, await core.restrictions(opened.record), transaction, core.clock.now_ms())
+    decision = decide_on(opened, await core.restrictions(opened.record), transaction, core.clock.now_ms())
     if decision.allowed and opened.card is not None and transaction.mentions(opened.card.pan):
-        raise InvalidInputError(_MENTIONED)
+        raise InvalidInputError(MENTIONED)
     return decision
 
 
@@ -38,28 +38,11 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         record, card = opened.record, opened.card
         restrictions = await core.restrictions(record)
         now_ms = core.clock.now_ms()
-        decision = _decision(opened, restrictions, transaction, now_ms)
-        # Only who is handed the card may learn that it stands in the transaction: else this would answer guesses.
-        mentioned = decision.allowed and card is not None and transaction.mentions(card.pan)
-        done = decision.allowed and not mentioned
-        counts = done and restrictions.counted and record.usage.seen(transaction) is Seen.NEW
-        codes = (
-            (_MENTIONED_CODE,) if mentioned else tuple([violation.code for violation in decision.violations])
-        )
-        event = Event(
-            time_ms=now_ms,
-            action=Action.DETOKENIZE,
-            outcome=Outcome.DONE if done else Outcome.DENIED,
-            requestor=requestor,
-            reference=record.reference,
-            transaction_id=safe_id(transaction.id, None if card is None or done else card.pan),
-            codes=codes,
-            revision=record.revision + 1 if counts else 0,
-        )
+        decision, mentioned, counts, event = judge(opened, restrictions, transaction, now_ms)
         if not counts:
             await core.note(event)
             if mentioned:
-                raise InvalidInputError(_MENTIONED)
+                raise InvalidInputError(MENTIONED)
             if card is None or not decision.allowed:
                 raise DomainRestrictionError(decision.violations)
             return card
@@ -69,7 +52,46 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         conflicts = await core.conflict(conflicts)
 
 
-def _decision(opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:
+class Judged(NamedTuple):
+    """What is to come of a use.
+
+    Attributes:
+        decision: by the domains.
+        mentioned: whether the use, though allowed, is refused because the card number stands in it.
+        counts: whether the record has to count it.
+        event: what the audit trail is to say.
+    """
+
+    decision: Decision
+    mentioned: bool
+    counts: bool
+    event: Event
+
+
+def judge(opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Judged:
+    """Decide on a use to be made."""
+    record, card = opened.record, opened.card
+    decision = decide_on(opened, restrictions, transaction, now_ms)
+    # Only who is handed the card may learn that it stands in the transaction: else this would answer guesses.
+    mentioned = decision.allowed and card is not None and transaction.mentions(card.pan)
+    done = decision.allowed and not mentioned
+    counts = done and restrictions.counted and record.usage.seen(transaction) is Seen.NEW
+    codes = (MENTIONED_CODE,) if mentioned else tuple([violation.code for violation in decision.violations])
+    event = Event(
+        time_ms=now_ms,
+        action=Action.DETOKENIZE,
+        outcome=Outcome.DONE if done else Outcome.DENIED,
+        requestor=transaction.requestor,
+        reference=record.reference,
+        transaction_id=safe_id(transaction.id, None if card is None else card.pan),
+        codes=codes,
+        revision=record.revision + 1 if counts else 0,
+    )
+    return Judged(decision, mentioned, counts, event)
+
+
+def decide_on(opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:
+    """Decide on a use, by the domains alone."""
     record = opened.record
     state = TokenState(
         record.requestor,

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.record_batch import RecordBatch
 
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
@@ -58,6 +59,11 @@ class Column:
         return cls(padded.view(np.uint8).reshape(len(values), width), lengths)
 
     @classmethod
+    def of_one(cls, value: bytes, rows: int) -> Column:
+        """One byte string in every row."""
+        return cls(np.broadcast_to(np.frombuffer(value, np.uint8), (rows, len(value))))
+
+    @classmethod
     def of_texts(cls, values: Sequence[str]) -> Column:
         """ASCII texts, of any lengths."""
         return cls.of_bytes([value.encode("ascii") for value in values])
@@ -95,7 +101,7 @@ def copy_rows(columns: Sequence[Column], order: npt.NDArray[np.intp] | None = No
             mask[:, start + _LENGTH_BYTES : end] = np.arange(field_width) < column.lengths[:, None]
         start = end
     if order is not None:
-        matrix = matrix[order]
+        matrix = matrix.take(order, axis=0)
         mask = None if mask is None else mask[order]
     return b"".join((_HEADER, (matrix if mask is None else matrix[mask]).tobytes(), _TRAILER))
 
@@ -109,6 +115,8 @@ def _big_endian(number: int, dtype: str) -> Bytes:
 
 def record_columns(records: Sequence[SealedRecord]) -> list[Column]:
     """The columns of records, at least one, in the order of the fields of SealedRecord."""
+    if isinstance(records, RecordBatch):
+        return _batch_columns(records)
     token, reference, account, requestor, program, revision, key_version, body, seal = zip(
         *records, strict=True
     )
@@ -122,6 +130,21 @@ def record_columns(records: Sequence[SealedRecord]) -> list[Column]:
         Column.of_integers(key_version),
         Column.of_bytes(body),
         Column.of_bytes(seal),
+    ]
+
+
+def _batch_columns(records: RecordBatch) -> list[Column]:
+    rows = len(records)
+    return [
+        Column.of_bytes(records.tokens),
+        Column(records.references),
+        Column(records.accounts),
+        Column.of_one(records.requestor.encode("ascii"), rows),
+        Column.of_one(records.program.encode("ascii"), rows),
+        Column.of_one(_big_endian(records.revision, ">i8").tobytes(), rows),
+        Column.of_one(_big_endian(records.key_version, ">i8").tobytes(), rows),
+        Column.of_one(records.body, rows),
+        Column(records.seals),
     ]
 
 

@@ -16,6 +16,7 @@ Values go and come in PostgreSQL's binary format, which `_postgres_values` write
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -41,6 +42,7 @@ from tokenvault.stores._postgres_values import (
     texts,
 )
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.record_batch import RecordBatch, records_of
 
 _T = TypeVar("_T")
 
@@ -87,11 +89,11 @@ class Batch(NamedTuple):
     Attributes:
         existing: says which of the tokens exist. PostgreSQL would log the token of a unique violation, so
             that COPY is tried only where none is to be expected. None where there are no records.
-        copies: what is copied, one after the other.
+        copies: gives what is copied, one after the other; built once it is known that none exists.
     """
 
     existing: Statement[list[str]] | None
-    copies: Sequence[Copy]
+    copies: Callable[[], Sequence[Copy]]
 
 
 class Statements:
@@ -115,13 +117,14 @@ class Statements:
         self._get_many = record("WHERE token = ANY($1)", TEXTS)
         self._existing = query(f"SELECT token FROM {tokens} WHERE token = ANY($1)", (TEXTS,), (TEXT,))
         self._find = {
-            (by_requestor, by_program): record(
-                "WHERE account = $1 AND token > $2"
+            (many, by_requestor, by_program): record(
+                f"WHERE account = {'ANY($1)' if many else '$1'} AND token > $2"
                 + (" AND requestor = $4" if by_requestor else "")
                 + (f" AND program = ${4 + by_requestor}" if by_program else "")
                 + " ORDER BY token LIMIT $3",
-                *(BYTEA, TEXT, INT8, *[TEXT] * by_requestor, *[BYTEA] * by_program),
+                *(BYTEAS if many else BYTEA, TEXT, INT8, *[TEXT] * by_requestor, *[BYTEA] * by_program),
             )
+            for many in (False, True)
             for by_requestor in (False, True)
             for by_program in (False, True)
         }
@@ -172,17 +175,19 @@ class Statements:
         """As in TokenStore, and so on."""
         if len(tokens) == 1:
             return Statement(self._get_one, (tokens[0].encode("ascii"),), _records)
-        return Statement(self._get_many, (array(TEXT, packed_all(tokens)),), _records)
+        encoded = "\n".join(tokens).encode("ascii").split(b"\n")
+        return Statement(self._get_many, (array(TEXT, encoded),), _records)
 
     def find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> Statement[list[SealedRecord]]:
-        values: list[Value] = [account, after, limit]
+        many = len(accounts) != 1
+        values: list[Value] = [array(BYTEA, accounts) if many else accounts[0], after, limit]
         if requestor is not None:
             values.append(requestor)
         if program is not None:
             values.append(program)
-        query = self._find[requestor is not None, program is not None]
+        query = self._find[many, requestor is not None, program is not None]
         return Statement(query, packed_all(values), _records)
 
     def by_reference(self, reference: bytes) -> Statement[SealedRecord | None]:
@@ -194,15 +199,25 @@ class Statements:
 
     def insert_many(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Batch:
         existing = None
-        copies = []
         if records:
-            tokens = array(TEXT, packed_all([record.token for record in records]))
-            existing = Statement(self._existing, (tokens,), _tokens)
-            written = record_columns(records)
-            # In the order of tokens, two batches that write the same ones can not wait for each other.
-            copies.append(Copy(self._copy_records, copy_rows(written, by_first(written))))
-        if events:
-            copies.append(Copy(self._copy_events, copy_rows(event_columns(events))))
+            named = (
+                records.tokens
+                if isinstance(records, RecordBatch)
+                else packed_all([record.token for record in records])
+            )
+            existing = Statement(self._existing, (array(TEXT, named),), _tokens)
+
+        @functools.cache
+        def copies() -> Sequence[Copy]:
+            found = []
+            if records:
+                written = record_columns(records)
+                # In the order of tokens, two batches that write the same ones can not wait for each other.
+                found.append(Copy(self._copy_records, copy_rows(written, by_first(written))))
+            if events:
+                found.append(Copy(self._copy_events, copy_rows(event_columns(events))))
+            return found
+
         return Batch(existing, copies)
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
@@ -357,20 +372,19 @@ def _arrays(kinds: Sequence[int], values: Iterable[tuple[bytes, ...]]) -> list[b
 
 def _records(result: PGresult) -> list[SealedRecord]:
     token, reference, account, requestor, program, revision, key_version, body, seal = columns(result)
-    return list(
-        map(
-            SealedRecord,
-            texts(token),
-            reference,
-            account,
-            texts(requestor),
-            texts(program),
-            numbers(revision),
-            numbers(key_version),
-            body,
-            seal,
-        )
+    rows = zip(
+        texts(token),
+        reference,
+        account,
+        texts(requestor),
+        texts(program),
+        numbers(revision),
+        numbers(key_version),
+        body,
+        seal,
+        strict=True,
     )
+    return records_of(rows)
 
 
 def _record_or_none(result: PGresult) -> SealedRecord | None:

@@ -88,6 +88,9 @@ def packed_all(values: Iterable[Value]) -> list[bytes]:
 def array(kind: int, values: Sequence[bytes]) -> bytes:
     """An array of values of one type, none of them NULL."""
     parts = [_ARRAY.pack(1, 0, kind, len(values), 1) if values else _ARRAY.pack(0, 0, kind, 0, 0)[:12]]
+    if len(set(map(len, values))) == 1:  # nearly always, and in one step then
+        length = _LENGTH.pack(len(values[0]))
+        return b"".join((*parts, length, length.join(values)))
     for value in values:
         parts += (_LENGTH.pack(len(value)), value)
     return b"".join(parts)

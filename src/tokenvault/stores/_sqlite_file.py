@@ -19,7 +19,7 @@ SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
 _BUSY_PAUSE_SECONDS_MAX: Final = 0.004
-_ROW_BYTES_MAX: Final = 1_000_000  # far above any row of ours: a planted one does not fill the memory
+_ROW_BYTES_MAX: Final = 2**21  # the largest event of a batch is half of it
 _JOURNAL_BYTES_KEPT_MAX: Final = 64 * 2**20
 
 _SCHEMA: Final = (

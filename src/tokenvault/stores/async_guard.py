@@ -12,7 +12,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from tokenvault.errors import TokenStoreError, TokenVaultError
 from tokenvault.stores.checks import (
-    ACCOUNT_BYTES,
     DIGEST_BYTES,
     INTEGER_MAX,
     REFERENCE_BYTES,
@@ -24,6 +23,7 @@ from tokenvault.stores.checks import (
     check_meta,
     check_owner,
     check_page,
+    checked_accounts,
     checked_events,
     checked_records,
     checked_tokens,
@@ -96,14 +96,14 @@ class AsyncTokenStoreBase(ABC):
 
     @_guarded
     async def find(
-        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         """As in TokenStore."""
-        check_bytes(account, ACCOUNT_BYTES, "an account")
+        accounts = checked_accounts(account)
         check_owner(requestor, program)
         check_page(after, limit)
-        return sound_records(await self._find(account, requestor, program, after, limit))
+        return sound_records(await self._find(accounts, requestor, program, after, limit))
 
     @_guarded
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -215,7 +215,7 @@ class AsyncTokenStoreBase(ABC):
 
     @abstractmethod
     async def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]: ...
 
     @abstractmethod

@@ -19,8 +19,10 @@ from tokenvault.stores.port import (
     SealedEvent,
     SealedRecord,
 )
+from tokenvault.stores.record_batch import RecordBatch
 
 BODY_BYTES_MAX: Final = 4_096
+EVENT_BODY_BYTES_MAX: Final = 2**20
 INTEGER_MAX: Final = 2**63 - 1
 REFERENCE_BYTES: Final = 16
 ACCOUNT_BYTES: Final = 16
@@ -29,6 +31,7 @@ SEAL_BYTES: Final = 45
 MAC_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 
+_COLUMNS_MIN: Final = 16
 _Item = TypeVar("_Item")
 _RECORD_TYPES: Final = (str, bytes, bytes, str, str, int, int, bytes, bytes)
 _EVENT_TYPES: Final = (bytes, int, bytes, bytes, bytes)
@@ -38,6 +41,7 @@ _is_token_prefix = re.compile("[0-9]{0,19}").fullmatch
 _is_requestor = re.compile("[0-9]{11}").fullmatch
 _is_program = re.compile("[\x00-\x7f]{1,64}", re.DOTALL).fullmatch
 _are_record_texts = re.compile("[0-9]{13,19} [0-9]{11} [\x00-\x7f]{1,64}", re.DOTALL).fullmatch
+_are_tokens = re.compile("[0-9]{13,19}(?:\n[0-9]{13,19})*").fullmatch
 _is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
 
 
@@ -70,10 +74,36 @@ def event_fits(event: SealedEvent) -> bool:
         tuple(map(type, event)) == _EVENT_TYPES
         and len(stream) == STREAM_BYTES
         and len(reference) in (0, REFERENCE_BYTES)
-        and len(body) <= BODY_BYTES_MAX
+        and len(body) <= EVENT_BODY_BYTES_MAX
         and len(mac) == MAC_BYTES
         and 1 <= number <= INTEGER_MAX
     )
+
+
+def records_fit(records: Sequence[SealedRecord]) -> bool:
+    """Whether `record_fits` says so of every one: the columns of many are looked at one by one."""
+    if len(records) < _COLUMNS_MIN or set(map(type, records)) != {SealedRecord}:
+        return all(map(record_fits, records))
+    columns = tuple(zip(*records, strict=True))
+    if [set(map(type, column)) for column in columns] != [{kind} for kind in _RECORD_TYPES]:
+        return False
+    tokens, references, accounts, requestors, programs, revisions, key_versions, bodies, seals = columns
+    return (
+        _are_separate_tokens(tokens)
+        and all(map(_is_requestor, set(requestors)))
+        and all(map(_is_program, set(programs)))
+        and set(map(len, references)) == {REFERENCE_BYTES}
+        and set(map(len, accounts)) == {ACCOUNT_BYTES}
+        and max(map(len, bodies)) <= BODY_BYTES_MAX
+        and set(map(len, seals)) == {SEAL_BYTES}
+        and 1 <= min(revisions) <= max(revisions) <= INTEGER_MAX
+        and 1 <= min(key_versions) <= max(key_versions) <= INTEGER_MAX
+    )
+
+
+def _are_separate_tokens(tokens: Sequence[str]) -> bool:
+    joined = "\n".join(tokens)
+    return _are_tokens(joined) is not None and joined.count("\n") == len(tokens) - 1
 
 
 # Checks of arguments: each returns what the adapter gets, or raises InvalidInputError.
@@ -82,6 +112,8 @@ def event_fits(event: SealedEvent) -> bool:
 def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
+    if set(map(type, checked)) == {str} and _are_separate_tokens(checked):
+        return checked
     for token in checked:
         if type(token) is not str or _is_token(token) is None:
             raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
@@ -92,6 +124,8 @@ def checked_records(
     records: Sequence[SealedRecord], revision_min: int, revision_max: int
 ) -> Sequence[SealedRecord]:
     """Records to write: at most PAGE_MAX, of distinct tokens, with revisions in a range."""
+    if type(records) is RecordBatch:
+        return _checked_batch(records, revision_min, revision_max)
     checked = _checked_items(records, "records")
     for record in checked:
         if not record_fits(record):
@@ -100,6 +134,25 @@ def checked_records(
             raise InvalidInputError("a record is inserted with revision 1 and replaced with one above it")
     if len(checked) > 1 and len({record.token for record in checked}) != len(checked):
         raise InvalidInputError("the records of one call have distinct tokens")
+    return checked
+
+
+def _checked_batch(records: RecordBatch, revision_min: int, revision_max: int) -> RecordBatch:
+    """As `checked_records`: it checked its columns itself, and one record has the other fields of all."""
+    if len(records) > PAGE_MAX:
+        raise InvalidInputError(f"at most {PAGE_MAX} records in one call; split the batch")
+    if len(records):
+        checked_records([records[0]], revision_min, revision_max)
+    if len(set(records.tokens)) != len(records):
+        raise InvalidInputError("the records of one call have distinct tokens")
+    return records
+
+
+def checked_accounts(accounts: bytes | Sequence[bytes]) -> Sequence[bytes]:
+    """Accounts to find the records of: one, or at most PAGE_MAX."""
+    checked = _checked_items((accounts,) if isinstance(accounts, bytes) else accounts, "accounts")
+    for account in checked:
+        check_bytes(account, ACCOUNT_BYTES, "an account")
     return checked
 
 
@@ -189,11 +242,8 @@ def check_limit(limit: int) -> None:
 
 def sound_records(records: list[SealedRecord]) -> list[SealedRecord]:
     """The same list, or IntegrityError."""
-    for record in records:
-        if not record_fits(record):
-            raise IntegrityError(
-                "a stored token record has columns of other types or lengths than were written"
-            )
+    if not records_fit(records):
+        raise IntegrityError("a stored token record has columns of other types or lengths than were written")
     return records
 
 

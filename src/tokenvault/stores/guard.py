@@ -19,7 +19,6 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.stores.checks import (
-    ACCOUNT_BYTES,
     DIGEST_BYTES,
     INTEGER_MAX,
     REFERENCE_BYTES,
@@ -31,6 +30,7 @@ from tokenvault.stores.checks import (
     check_meta,
     check_owner,
     check_page,
+    checked_accounts,
     checked_events,
     checked_records,
     checked_tokens,
@@ -121,14 +121,14 @@ class TokenStoreBase(ABC):
 
     @_guarded
     def find(
-        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
-        """The records of an account whose token is greater than `after`, by token, ascending."""
-        check_bytes(account, ACCOUNT_BYTES, "an account")
+        """The records of an account, or of several, whose token is greater than `after`, by token."""
+        accounts = checked_accounts(account)
         check_owner(requestor, program)
         check_page(after, limit)
-        return sound_records(self._find(account, requestor, program, after, limit))
+        return sound_records(self._find(accounts, requestor, program, after, limit))
 
     @_guarded
     def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -240,7 +240,7 @@ class TokenStoreBase(ABC):
 
     @abstractmethod
     def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]: ...
 
     @abstractmethod

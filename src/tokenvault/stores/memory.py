@@ -51,13 +51,14 @@ class MemoryTokenStore(TokenStoreBase):
             return [records[token] for token in dict.fromkeys(tokens) if token in records]
 
     def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]:
         with self._lock:
+            wanted = set(accounts)
             found: list[SealedRecord] = []
             for record in self._above(after):
                 if (
-                    record.account == account
+                    record.account in wanted
                     and requestor in (None, record.requestor)
                     and program in (None, record.program)
                 ):

@@ -56,7 +56,7 @@ class SealedEvent(NamedTuple):
         stream: 16 bytes naming the vault instance that wrote it; greater for a younger one.
         number: position in the stream, from 1; (stream, number) is the primary key.
         reference: 16 bytes of the token record it is about, or empty; of a checkpoint, its stream.
-        body: the event in its canonical encoding, at most 4,096 bytes.
+        body: the event in its canonical encoding, at most 1 MiB; only a batch has events above 4,096 bytes.
         mac: 16 bytes, CMAC under an AUDIT key.
     """
 
@@ -95,10 +95,10 @@ class TokenStore(Protocol):
         ...
 
     def find(
-        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
-        """The records of an account whose token is greater than `after`, by token, ascending.
+        """The records of an account, or of several, whose token is greater than `after`, by token, ascending.
 
         With `requestor` or `program`, only theirs.
         """
@@ -111,7 +111,8 @@ class TokenStore(Protocol):
     def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Insert records and events in one atomic step, or, where a token exists already, nothing at all.
 
-        No two of the records have one token; each has revision 1.
+        No two of the records have one token; each has revision 1. Records may come as a
+        `stores.record_batch.RecordBatch`, which has them as columns too.
 
         Returns:
             The tokens that already existed; empty when everything was written.

@@ -138,7 +138,7 @@ class PostgresTokenStore(TokenStoreBase):
     def _run_batch_once(self, batch: Batch) -> list[str]:
         with self._pool_here().take() as held, held.connection.transaction():
             existing = batch.existing.result(_answer(held, batch.existing)) if batch.existing else []
-            for copy in [] if existing else batch.copies:
+            for copy in [] if existing else batch.copies():
                 with RawCursor(held.connection).copy(copy.sql) as rows:
                     rows.write(copy.rows)
         return existing
@@ -169,9 +169,9 @@ class PostgresTokenStore(TokenStoreBase):
         return self._run(self._statements.get(tokens))
 
     def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]:
-        return self._run(self._statements.find(account, requestor, program, after, limit))
+        return self._run(self._statements.find(accounts, requestor, program, after, limit))
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return self._run(self._statements.by_reference(reference))

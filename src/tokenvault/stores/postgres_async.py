@@ -136,7 +136,7 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
                 existing = (
                     batch.existing.result(await _answer(held, batch.existing)) if batch.existing else []
                 )
-                for copy in [] if existing else batch.copies:
+                for copy in [] if existing else batch.copies():
                     async with AsyncRawCursor(held.connection).copy(copy.sql) as rows:
                         await rows.write(copy.rows)
         return existing
@@ -167,9 +167,9 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return await self._run(self._statements.get(tokens))
 
     async def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]:
-        return await self._run(self._statements.find(account, requestor, program, after, limit))
+        return await self._run(self._statements.find(accounts, requestor, program, after, limit))
 
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return await self._run(self._statements.by_reference(reference))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
@@ -28,26 +28,29 @@ from tokenvault.stores._sqlite_file import (
 from tokenvault.stores._sqlite_pool import Pool
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.record_batch import RecordBatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_Key = TypeVar("_Key", str, bytes)
 
 BUSY_SECONDS_MAX: Final = 30.0
 """How long a call waits for other writers, of this process and of others, before TokenStoreError."""
 
-_TOKENS_OF_ONE_STATEMENT: Final = (1, 16, 256)
+_KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
 
 _RECORD: Final = (
     "SELECT token, reference, account, requestor, program, revision, key_version, body, seal FROM tokens "
 )
 _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
-_BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _TOKENS_OF_ONE_STATEMENT}
+_BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 _FIND: Final = {
-    (by_requestor, by_program): _RECORD
-    + "WHERE account = ? AND token > ?"
+    (n, by_requestor, by_program): _RECORD
+    + f"WHERE account IN ({', '.join('?' * n)}) AND token > ?"
     + (" AND requestor = ?" if by_requestor else "")
     + (" AND program = ?" if by_program else "")
     + " ORDER BY token LIMIT ?"
+    for n in _KEYS_OF_ONE_STATEMENT
     for by_requestor in (False, True)
     for by_program in (False, True)
 }
@@ -225,22 +228,22 @@ class SqliteTokenStore(TokenStoreBase):
     def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
         if len(tokens) == 1:
             return list(map(SealedRecord._make, self._read(_BY_TOKENS[1], tokens)))
-        wanted = list(dict.fromkeys(tokens))
         rows: list[Any] = []
-        size_max = _TOKENS_OF_ONE_STATEMENT[-1]
-        for start in range(0, len(wanted), size_max):
-            chunk = wanted[start : start + size_max]
-            size = next(n for n in _TOKENS_OF_ONE_STATEMENT if n >= len(chunk))
-            chunk += chunk[-1:] * (size - len(chunk))  # few statements to keep prepared
+        for size, chunk in _statements_of(tokens):
             rows += self._read(_BY_TOKENS[size], chunk)
         return list(map(SealedRecord._make, rows))
 
     def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]:
-        sql = _FIND[requestor is not None, program is not None]
-        values = [value for value in (account, after, requestor, program, limit) if value is not None]
-        return list(map(SealedRecord._make, self._read(sql, values)))
+        filters = [value for value in (after, requestor, program, limit) if value is not None]
+        if len(accounts) == 1:
+            sql = _FIND[1, requestor is not None, program is not None]
+            return list(map(SealedRecord._make, self._read(sql, (accounts[0], *filters))))
+        rows: list[Any] = []
+        for size, chunk in _statements_of(accounts):
+            rows += self._read(_FIND[size, requestor is not None, program is not None], (*chunk, *filters))
+        return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         rows = self._read(_BY_REFERENCE, (reference,))
@@ -310,6 +313,16 @@ class SqliteTokenStore(TokenStoreBase):
         return super()._explain(error)
 
 
+def _statements_of(keys: Sequence[_Key]) -> Iterator[tuple[int, list[_Key]]]:
+    """Keys for statements of few sizes, so that few are kept prepared; the last is filled up with its last key."""
+    wanted = list(dict.fromkeys(keys))
+    size_max = _KEYS_OF_ONE_STATEMENT[-1]
+    for start in range(0, len(wanted), size_max):
+        chunk = wanted[start : start + size_max]
+        size = next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk))
+        yield size, chunk + chunk[-1:] * (size - len(chunk))
+
+
 # What happens within a transaction.
 
 
@@ -321,7 +334,8 @@ def _insert_all(
             return [records[0].token]
     elif records:
         connection.execute("SAVEPOINT clean")
-        if connection.executemany(_INSERT, records).rowcount != len(records):
+        rows = records.rows() if isinstance(records, RecordBatch) else records
+        if connection.executemany(_INSERT, rows).rowcount != len(records):
             connection.execute("ROLLBACK TO clean")
             return [record.token for record in records if _revision(connection, record.token) is not None]
     return _append_all(connection, (), events)

@@ -36,10 +36,10 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
         return await self._workers.call(self._store.get, tokens)
 
     async def _find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> list[SealedRecord]:
         return await self._workers.call(
-            self._store.find, account, requestor=requestor, program=program, after=after, limit=limit
+            self._store.find, accounts, requestor=requestor, program=program, after=after, limit=limit
         )
 
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:

@@ -145,7 +145,7 @@ class FaultyTokenStore:
         return self._call("get", lambda: self._store.get(tokens))
 
     def find(
-        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         return self._call(
@@ -231,7 +231,7 @@ class FaultyAsyncTokenStore:
         return await self._call("get", lambda: self._store.get(tokens))
 
     async def find(
-        self, account: bytes, *, requestor: str | None = None, program: str | None = None,
+        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         return await self._call(

@@ -121,20 +121,20 @@ class TokenStoreMachine(RuleBasedStateMachine):
         ]
 
     @rule(
-        account=st.sampled_from(_ACCOUNTS),
+        account=st.sampled_from(_ACCOUNTS) | st.lists(st.sampled_from(_ACCOUNTS), max_size=20),
         requestor=st.sampled_from((None, *_REQUESTORS)),
         program=st.sampled_from((None, *_PROGRAMS)),
         after=_after,
         limit=_limits,
     )
     def find(
-        self, account: bytes, requestor: str | None, program: str | None, after: str, limit: int
+        self, account: bytes | list[bytes], requestor: str | None, program: str | None, after: str, limit: int
     ) -> None:
         expected = [
             row
             for token, row in sorted(self.rows.items())
             if token > after
-            and row.account == account
+            and row.account in (account if isinstance(account, list) else [account])
             and requestor in (None, row.requestor)
             and program in (None, row.program)
         ]

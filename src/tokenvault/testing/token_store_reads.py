@@ -49,6 +49,29 @@ class ReadingContract(TokenStoreFixtures):
         assert paged == by_token(records)
         assert store.find(b"b" * 16) == []
 
+    def test_find_of_many_accounts(self, store: TokenStore) -> None:
+        """The records of all of them, each once, by token, also in pages; of none, none."""
+        accounts = [bytes([n]) * 16 for n in range(40)]
+        records = [
+            a_record(n, account=accounts[n % 30], requestor=str(n // 60 + 1) * 11, program=f"p{n % 2}")
+            for n in range(120)
+        ]
+        store.insert([*records, a_record(777)], [])
+        assert store.find([]) == []
+        assert store.find(accounts) == store.find(accounts * 3) == by_token(records)
+        assert (
+            store.find(accounts[5:22], limit=7)
+            == by_token([record for record in records if record.account in accounts[5:22]])[:7]
+        )
+        paged: list[SealedRecord] = []
+        while page := store.find(accounts[:25], after=paged[-1].token if paged else "", limit=9):
+            paged += page
+        assert paged == by_token([record for record in records if record.account in accounts[:25]])
+        filtered = store.find(accounts, requestor="2" * 11, program="p1")
+        assert filtered == by_token(
+            [record for record in records if record.requestor == "2" * 11 and record.program == "p1"]
+        )
+
     def test_find_filters(self, store: TokenStore) -> None:
         """By requestor, by program, by both; the limit counts what passes the filters."""
         account = b"a" * 16

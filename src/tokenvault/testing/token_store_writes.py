@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Final
 
+import numpy as np
 import pytest
 
-from tokenvault.errors import TokenStoreError
-from tokenvault.stores.port import TokenStore
+from tokenvault.errors import InvalidInputError, TokenStoreError
+from tokenvault.stores.port import PAGE_MAX, TokenStore
+from tokenvault.stores.record_batch import RecordBatch
 from tokenvault.testing.token_store_fixtures import TokenStoreFixtures
 from tokenvault.testing.token_store_harness import (
     THREADS,
@@ -30,8 +32,32 @@ PROCESSES: Final = 4
 _REPLACEMENTS: Final = 25  # by each process
 
 
+def a_batch(numbers: Iterable[int]) -> RecordBatch:
+    """Records of one requestor and program, with tokens of two lengths."""
+    tokens = [f"{9 * 10**15 + n}".encode("ascii") + b"0" * (n % 2) for n in numbers]
+    references = np.arange(len(tokens) * 16).astype(np.uint8).reshape(-1, 16)
+    seals = np.arange(len(tokens) * 45).astype(np.uint8).reshape(-1, 45)
+    return RecordBatch(tokens, references, references[::-1].copy(), "1" * 11, "p", 1, 7, b"\0body\xff", seals)
+
+
 class WritingContract(TokenStoreFixtures):
     """Writes are atomic, all or nothing, and exact under contention."""
+
+    def test_insert_of_a_record_batch(self, store: TokenStore) -> None:
+        """Records that come as columns are written as any others, and refused as they are."""
+        batch = a_batch(range(50))
+        assert store.insert(batch, [an_event(1)]) == []
+        assert by_token(store.get([record.token for record in batch])) == by_token(list(batch))
+        both = a_batch(range(40, 60))
+        assert sorted(store.insert(both, [an_event(2)])) == sorted(record.token for record in batch[40:])
+        assert store.get([both[15].token]) == []
+        assert store.events(stream=an_event(1).stream) == [an_event(1)]
+        with pytest.raises(InvalidInputError):
+            store.insert(a_batch([70, 70]), [])
+        with pytest.raises(InvalidInputError):
+            store.insert(a_batch(range(PAGE_MAX + 1)), [])
+        assert store.insert(a_batch([80]), []) == store.insert(a_batch([]), [an_event(3)]) == []
+        assert store.replace([replaced(record) for record in batch], []) == []
 
     # Schema.
 

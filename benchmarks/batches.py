@@ -1,0 +1,273 @@
+"""Batches beside the same rows written and read bare, by the same driver, into the same tables, in the same run."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import repeat
+from pathlib import Path
+
+import tokenvault as tv
+from benchmarks.single import PROGRAMS, REQUESTOR, row
+from tests.postgres_server import PostgresServer, new_name
+from tokenvault.keys import FileKeyStore, KeyStore
+from tokenvault.pan import luhn_check_digit
+from tokenvault.stores._postgres_copy import Copy
+from tokenvault.stores._postgres_statements import Batch
+from tokenvault.stores.port import TokenStore
+from tokenvault.stores.postgres import PostgresTokenStore
+from tokenvault.stores.sqlite import SqliteTokenStore
+
+ROUNDS = 5
+MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
+SIZES = (1_000, 10_000, 100_000)
+LARGE = 1_000_000
+REQUESTORS = (tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS}),)
+USE = tv.Transaction(id="tx-1", requestor=REQUESTOR)
+
+Call = Callable[[], object]
+
+
+def cards(count: int) -> Iterator[tuple[str, str]]:
+    """Cards that are all different, with an expiry."""
+    for number in range(count):
+        payload = f"411111{number:09}"
+        yield payload + luhn_check_digit(payload), "2049-12"
+
+
+def vault_of(keys: KeyStore, store: TokenStore) -> tv.Vault:
+    """A vault with the programs of the benchmark."""
+    return tv.Vault(keys, store, programs=PROGRAMS, requestors=REQUESTORS)
+
+
+def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES) -> None:
+    """issue_many and detokenize_many, beside COPY and SELECT."""
+    server = PostgresServer()
+    try:
+        print(
+            "\nBatches, PostgreSQL, keys in the process: microseconds an item, and the share of the bare speed"
+        )
+        row("", "batch", "bare", "share")
+        for size in sizes:
+            _issue_into_postgres(server, keys, size)
+            _detokenize_from_postgres(server, keys, size)
+    finally:
+        server.remove()
+
+
+def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:
+    listed = list(cards(size))
+
+    def issue() -> tuple[float, list[tuple[Copy, ...]], str]:
+        schema = new_name()
+        with closing(PostgresTokenStore(server.url(), schema=schema)) as store:
+            tv.provision(keys, store)
+            copies = _recorded(store)
+            with vault_of(keys, store) as vault:
+                seconds = _seconds(lambda: vault.issue_many(listed, requestor=REQUESTOR, program="random"))
+        return seconds, copies, schema
+
+    def bare(chunks: list[tuple[Copy, ...]], schema: str) -> float:
+        twin = new_name()
+        with closing(PostgresTokenStore(server.url(), schema=twin)) as store:
+            tv.provision(keys, store)
+
+        def write() -> None:
+            for copies in chunks:
+                with connection.transaction():
+                    for each in copies:
+                        statement = each.sql.replace(schema.encode(), twin.encode())
+                        with connection.cursor().copy(statement) as copy:
+                            copy.write(each.rows)
+
+        with server.raw() as connection:
+            return _seconds(write)
+
+    times: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        seconds, copies, schema = issue()
+        times.append((seconds, bare(copies, schema)))
+    _tell(f"issue_many, {size:,}", size, times)
+
+
+def _recorded(store: PostgresTokenStore) -> list[tuple[Copy, ...]]:
+    chunks: list[tuple[Copy, ...]] = []
+    run_batch = store._run_batch
+
+    def recording(batch: Batch) -> list[str]:
+        in_the_way = run_batch(batch)
+        if not in_the_way:
+            chunks.append(tuple(batch.copies()))
+        return in_the_way
+
+    store._run_batch = recording  # type: ignore[method-assign] # to see what is sent
+    return chunks
+
+
+def _detokenize_from_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:
+    schema = new_name()
+    with closing(PostgresTokenStore(server.url(), schema=schema)) as store:
+        tv.provision(keys, store)
+        with vault_of(keys, store) as vault, server.raw() as connection:
+            issued = vault.issue_many(cards(size), requestor=REQUESTOR, program="random")
+            tokens = [token.decode() for token in issued.tokens.tolist()]
+            sql = (
+                "SELECT token, reference, account, requestor, program, revision, key_version, body, seal"
+                f' FROM "{schema}".tokens WHERE token = ANY(%s)'
+            )
+
+            def bare() -> None:
+                cursor = connection.cursor(binary=True)
+                for start in range(0, size, 8_000):
+                    cursor.execute(sql, (tokens[start : start + 8_000],)).fetchall()
+
+            def detokenize() -> None:
+                if vault.detokenize_many(zip(tokens, repeat(USE), strict=False)).failed:
+                    raise AssertionError("a token was refused")
+
+            connection.execute(f'VACUUM ANALYZE "{schema}".tokens')
+            bare()
+            times = [(_seconds(detokenize), _seconds(bare)) for _ in range(ROUNDS)]
+    _tell(f"detokenize_many, {size:,}", size, times)
+
+
+def sqlite(keys: KeyStore, folder: Path, sizes: Sequence[int] = SIZES) -> None:
+    """issue_many and detokenize_many, beside executemany and SELECT."""
+    print("\nBatches, SQLite, keys in the process: microseconds an item, and the share of the bare speed")
+    row("", "batch", "bare", "share")
+    for size in sizes:
+        listed = list(cards(size))
+        times = []
+        uses = []
+        for number in range(ROUNDS):
+            path, twin = folder / f"{size}-{number}.db", folder / f"{size}-{number}-bare.db"
+            with closing(SqliteTokenStore(path)) as store, closing(SqliteTokenStore(twin)) as other:
+                tv.provision(keys, store)
+                tv.provision(keys, other)
+                with vault_of(keys, store) as vault:
+                    batch, tokens = _issue(vault, listed)
+                    use = _detokenize(vault, tokens)
+                times.append((batch, _executemany(path, twin)))
+                uses.append((use, _select(path, tokens)))
+        _tell(f"issue_many, {size:,}", size, times)
+        _tell(f"detokenize_many, {size:,}", size, uses)
+
+
+def _issue(vault: tv.Vault, listed: list[tuple[str, str]]) -> tuple[float, list[str]]:
+    issued: list[tv.IssueOutcomes[tv.TokenInfo]] = []
+    seconds = _seconds(lambda: issued.append(vault.issue_many(listed, requestor=REQUESTOR, program="random")))
+    return seconds, [token.decode() for token in issued[0].tokens.tolist()]
+
+
+def _detokenize(vault: tv.Vault, tokens: list[str]) -> float:
+    return _seconds(lambda: vault.detokenize_many(zip(tokens, repeat(USE), strict=False)))
+
+
+def _executemany(path: Path, twin: Path) -> float:
+    with closing(sqlite3.connect(path)) as connection:
+        records = connection.execute("SELECT * FROM tokens ORDER BY rowid").fetchall()
+        events = connection.execute(
+            "SELECT stream, number, reference, body, mac FROM events WHERE length(body) > 200 ORDER BY position"
+        ).fetchall()
+    with closing(sqlite3.connect(twin, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+
+        def write() -> None:
+            for number, event in enumerate(events):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany(
+                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    records[8_000 * number : 8_000 * (number + 1)],
+                )
+                connection.execute(
+                    "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)", event
+                )
+                connection.execute("COMMIT")
+
+        return _seconds(write)
+
+
+def _select(path: Path, tokens: list[str]) -> float:
+    sql = f"SELECT * FROM tokens WHERE token IN ({', '.join('?' * 256)})"
+    with closing(sqlite3.connect(path)) as connection:
+
+        def read() -> None:
+            for start in range(0, len(tokens), 256):
+                wanted = tokens[start : start + 256]
+                connection.execute(sql, wanted + wanted[-1:] * (256 - len(wanted))).fetchall()
+
+        return _seconds(read)
+
+
+def memory(keys_uri: str) -> None:
+    """Peak memory of issue_many over an iterator, in a process of its own."""
+    print(f"\nPeak memory of issue_many over an iterator of {LARGE:,} cards, above the idle process")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(  # noqa: S603 # this file
+            [sys.executable, "-m", "benchmarks.batches", keys_uri, f"sqlite:///{folder}/vault.db"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    row("megabytes", done.stdout.strip(), "aim, at most 300")
+
+
+def peak(keys_uri: str, store_uri: str) -> float:
+    """Megabytes that a batch takes at most, above what the process takes with a vault open."""
+    with closing(tv.open_key_store(keys_uri)) as keys, closing(tv.open_token_store(store_uri)) as store:
+        tv.provision(keys, store)
+        with vault_of(keys, store) as vault:
+            vault.issue_many(cards(10), requestor=REQUESTOR, program="random")
+            idle = _resident_kib()
+            outcomes = vault.issue_many(cards(LARGE), requestor=REQUESTOR, program="random")
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            if outcomes.failed:
+                raise AssertionError("a card was refused")
+    return (used - idle) / 1_024
+
+
+def _resident_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def _seconds(call: Call) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _tell(name: str, size: int, times: Sequence[tuple[float, float]]) -> None:
+    batch = statistics.median(first for first, _ in times)
+    bare = statistics.median(second for _, second in times)
+    share = statistics.median(second / first for first, second in times)
+    row(name, f"{batch / size * 1e6:.2f}", f"{bare / size * 1e6:.2f}", f"{share:.2f}")
+
+
+def main(sizes: Sequence[int] = SIZES) -> None:
+    """All of it, with keys of its own."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
+        folder = Path(name)
+        (folder / "passphrase").write_text("correct horse battery staple")
+        uri = f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase"
+        with closing(FileKeyStore(uri)) as keys:
+            tv.provision(keys, tv.open_token_store("memory:"))
+            postgres(keys, sizes)
+            sqlite(keys, folder, sizes)
+        memory(uri)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(f"{peak(*sys.argv[1:]):.0f}")
+    else:
+        main(tuple(int(size) for size in sys.argv[1:]) or SIZES)

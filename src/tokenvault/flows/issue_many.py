@@ -1,0 +1,395 @@
+"""Issuing many tokens: a chunk is read, sealed and written at once, with one event.
+
+Each card is answered as `issue` answers it. What is unusual (a card with several tokens or deleted ones, a convergent
+candidate that is taken, a space so full that draws collide again and again) is left to single calls, card by card.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault.batch_events import BatchEventBuilder, Kind
+from tokenvault.chunks import InfoChunk, card_at, token_texts
+from tokenvault.domain import Domain
+from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.events import Action, Outcome
+from tokenvault.flows import issue, standing
+from tokenvault.flows.cards import read_cards, tokens_among
+from tokenvault.flows.core import Core, Opened
+from tokenvault.flows.issue import Order
+from tokenvault.pan import CardExpiry, holds_digits
+from tokenvault.pan_columns import PanColumns
+from tokenvault.programs import Making, TokenProgram
+from tokenvault.random_columns import uniform
+from tokenvault.record_columns import CardColumns, Words
+from tokenvault.records import REFERENCE_BYTES
+from tokenvault.stores.record_batch import Bytes, RecordBatch, split
+from tokenvault.token_info import TokenInfo
+
+DRAWS_MAX: Final = issue.DRAWS_MAX
+"""How often a token that exists is drawn again before its card is left to a single call."""
+
+WRITES_MAX: Final = 3
+"""How often a chunk is written, where tokens turn out to exist, before the rest is left to single calls."""
+
+T = TypeVar("T")
+_LAST4: Final = np.uint64(10_000)
+Rows: TypeAlias = npt.NDArray[np.intp]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What all cards of a batch have in common; attributes as in `issue.Order`."""
+
+    requestor: str
+    program: TokenProgram
+    domain: Domain
+    token_expiry: CardExpiry | None
+    assurance: str | None
+    active: bool
+
+    def order(self, cards: CardColumns, row: int) -> Order:
+        """The order of one card."""
+        return Order(
+            card=card_at(cards, row),
+            requestor=self.requestor,
+            program=self.program.name,
+            domain=self.domain,
+            token_expiry=self.token_expiry,
+            assurance=self.assurance,
+            par=None,
+            active=self.active,
+        )
+
+
+class _New(NamedTuple):
+    """Tokens to be issued, a row each.
+
+    Attributes:
+        rows: of the chunk, ascending.
+        numbers, lengths: the tokens.
+        references, accounts: shape (rows, 16), dtype uint8.
+    """
+
+    rows: Rows
+    numbers: Words
+    lengths: npt.NDArray[np.uint8]
+    references: Bytes
+    accounts: Bytes
+
+    @classmethod
+    def of(cls, rows: Rows, lengths: npt.NDArray[np.uint8], accounts: Bytes) -> _New:
+        """With fresh references, and no tokens yet."""
+        count = len(rows)
+        references = np.frombuffer(os.urandom(count * REFERENCE_BYTES), np.uint8).reshape(
+            count, REFERENCE_BYTES
+        )
+        return cls(rows, np.zeros(count, np.uint64), lengths, references, accounts)
+
+    def take(self, chosen: Mask) -> _New:
+        """Some of them."""
+        rows, numbers, lengths, references, accounts = self
+        return _New(rows[chosen], numbers[chosen], lengths[chosen], references[chosen], accounts[chosen])
+
+    @property
+    def tokens(self) -> list[bytes]:
+        """The tokens' digits."""
+        found: list[bytes] = token_texts(self.numbers, self.lengths).tolist()
+        return found
+
+
+async def issue_many(core: Core, terms: Terms, items: Sequence[object]) -> InfoChunk:
+    """Tokens for cards: each a PAN, or a pair of PAN and expiry."""
+    work = _Work(core, terms, items)
+    await work.run()
+    return work.chunk
+
+
+class _Work:
+    """A chunk of cards.
+
+    Attributes:
+        chunk: the outcomes.
+    """
+
+    def __init__(self, core: Core, terms: Terms, items: Sequence[object]) -> None:
+        self._core = core
+        self._terms = terms
+        self._now_ms = core.clock.now_ms()
+        self.chunk = InfoChunk(len(items))
+        self._cards, refused = read_cards(items)
+        for row, error in refused.items():
+            self._fail(row, error)
+        self._alone: set[int] = set()
+        self._again: dict[
+            int, Opened | int
+        ] = {}  # by row: the token that stands, or the row that gets it first
+        self._firsts: dict[int, list[int]] = {}  # the rows of one card, by the first of them
+
+    async def run(self) -> None:
+        """Issue them."""
+        self._refuse()
+        rows = np.flatnonzero(self._cards.pans.lengths)
+        if rows.size:
+            pans = self._cards.take(rows).pans
+            if self._terms.program.making is Making.CONVERGENT:
+                await self._write(*await self._converge(rows, pans), drawn=False)
+            else:
+                accounts = await self._core.runtime.call(self._core.keys.account_many, pans)
+                fresh = _New.of(rows, self._token_lengths(pans), accounts)
+                self._draw(fresh, np.ones(len(rows), np.bool_))
+                await self._write(*self._apart(fresh), drawn=True)
+        for row in sorted(self._alone):
+            await self._single(row)
+
+    def _fail(self, row: int, error: TokenVaultError) -> None:
+        self.chunk.failures.add(row, error)
+        self._cards.pans.values[row] = self._cards.pans.lengths[row] = 0
+
+    def _refuse(self) -> None:
+        """Refuse what `issue` refuses."""
+        pans, terms = self._cards.pans, self._terms
+        for row in np.flatnonzero(tokens_among(pans, self._core.programs.values())).tolist():
+            refused = _raised(self._core.refuse_token_as_pan, card_at(self._cards, row).pan)
+            if refused is not None:
+                self._fail(row, refused)
+        if holds_digits(terms.domain.to_json()):
+            for row in np.flatnonzero(pans.lengths).tolist():
+                refused = _raised(issue.refuse_mention, terms.order(self._cards, row))
+                if refused is not None:
+                    self._fail(row, refused)
+        passed = [
+            month
+            for month in np.unique(self._cards.months).tolist()
+            if month and CardExpiry.from_month_number(month).passed(self._now_ms)
+        ]
+        if passed:
+            for row in np.flatnonzero(np.isin(self._cards.months, passed) & (pans.lengths > 0)).tolist():
+                self._fail(row, issue.expired("the card"))
+        if terms.token_expiry is not None and terms.token_expiry.passed(self._now_ms):
+            for row in np.flatnonzero(pans.lengths).tolist():
+                self._fail(row, issue.expired("the token"))
+
+    # Which tokens.
+
+    def _token_lengths(self, pans: PanColumns) -> npt.NDArray[np.uint8]:
+        length = self._terms.program.format.length
+        return pans.lengths if length is None else np.full(len(pans.lengths), length, np.uint8)
+
+    def _draw(self, fresh: _New, drawing: Mask) -> None:
+        """Draw tokens for some of the rows."""
+        token_format = self._terms.program.format
+        pans = self._cards.take(fresh.rows).pans
+        for length in np.unique(pans.lengths[drawing]).tolist():
+            chosen = drawing & (pans.lengths == length)
+            choices = uniform(int(chosen.sum()), token_format.choices(length))
+            last4 = pans.values[chosen] % _LAST4
+            fresh.numbers[chosen] = token_format.make_many(choices, length, last4)
+
+    def _apart(self, fresh: _New) -> tuple[_New, Mask]:
+        """Draw again what was drawn twice. Returns also which rows are still without a token of their own."""
+        twice = _repeated(fresh)
+        for _ in range(DRAWS_MAX):
+            if not twice.any():
+                break
+            self._draw(fresh, twice)
+            twice = _repeated(fresh)
+        return fresh, twice
+
+    async def _drawn_again(self, fresh: _New, drawing: Mask) -> tuple[_New, Mask]:
+        """Draw for rows whose token exists, until the database has none of them, nor the chunk twice."""
+        for _ in range(DRAWS_MAX):
+            self._draw(fresh, drawing)
+            fresh, stuck = self._apart(fresh)
+            picked = fresh.take(drawing & ~stuck)
+            asked = [token.decode("ascii") for token in picked.tokens]
+            taken = {row.token for row in await self._core.store.get(asked)} if asked else set()
+            drawing = stuck.copy()
+            if taken:
+                places = np.flatnonzero(np.isin(fresh.rows, picked.rows))
+                drawing[places] = [token in taken for token in asked]
+            if not drawing.any():
+                break
+        return fresh, drawing
+
+    async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[_New, Mask]:
+        """The first candidates of cards that have no token yet; those that have one are noted in `_again`."""
+        core, terms = self._core, self._terms
+        accounts = await core.runtime.call(core.keys.accounts_many, pans)
+        names = np.ascontiguousarray(accounts[0]).view("V16").reshape(-1)
+        _, firsts, first_of = np.unique(names, return_index=True, return_inverse=True)
+        for row, first in zip(rows.tolist(), rows[firsts[first_of.reshape(-1)]].tolist(), strict=True):
+            self._firsts.setdefault(first, []).append(row)
+        firsts.sort()
+        found = await standing.look_up(
+            core,
+            terms.requestor,
+            terms.program.name,
+            [column[firsts] for column in accounts],
+            PanColumns(pans.values[firsts], pans.lengths[firsts]),
+        )
+        free: Mask = np.ones(len(firsts), np.bool_)
+        for at in found.unusual:
+            free[at] = False
+            self._alone.update(self._firsts[int(rows[firsts[at]])])
+        for at, opened in found.tokens.items():
+            free[at] = False
+            for row in self._firsts[int(rows[firsts[at]])]:
+                self._stand(row, opened)
+        firsts = firsts[free]
+        chosen = PanColumns(pans.values[firsts], pans.lengths[firsts])
+        fresh = _New.of(rows[firsts], self._token_lengths(chosen), accounts[0][firsts])
+        drawn = await core.runtime.call(
+            core.keys.convergent_choices, fresh.accounts, terms.requestor, terms.program.name, 0
+        )
+        for length in np.unique(chosen.lengths).tolist():
+            places = np.flatnonzero(chosen.lengths == length)
+            ways = terms.program.format.choices(length)
+            choices = np.array([drawn[place] % ways for place in places.tolist()], np.uint64)
+            last4 = chosen.values[places] % _LAST4
+            fresh.numbers[places] = terms.program.format.make_many(choices, length, last4)
+        for first in fresh.rows.tolist():
+            for row in self._firsts[first][1:]:
+                self._again[row] = first
+        return fresh, _repeated(fresh)
+
+    def _stand(self, row: int, opened: Opened) -> None:
+        refused = issue.different(self._terms.order(self._cards, row), opened)
+        if refused is None:
+            self._again[row] = opened
+        else:
+            self._fail(row, refused)
+
+    # Writing.
+
+    async def _write(self, fresh: _New, stuck: Mask, *, drawn: bool) -> None:
+        """Write new tokens and their event, all or none; where tokens are in the way, without or with others."""
+        batch: RecordBatch | None = None
+        changed = np.ones(len(fresh.rows), np.bool_)
+        for attempt in range(WRITES_MAX + 1):
+            if attempt == WRITES_MAX:
+                stuck[:] = True
+            if stuck.any():
+                self._leave(fresh.rows[stuck])
+                fresh, changed = fresh.take(~stuck), changed[~stuck]
+                batch = None if batch is None else batch.take(np.flatnonzero(~stuck))
+            if len(fresh.rows) and (batch is None or changed.any()):
+                batch = await self._sealed(fresh, batch, changed)
+            in_the_way = await self._insert(fresh, batch)
+            if not in_the_way:
+                break
+            taken = set(in_the_way)
+            changed = np.array([token.decode("ascii") in taken for token in fresh.tokens], np.bool_)
+            if drawn:
+                before = fresh.numbers.copy()
+                fresh, stuck = await self._drawn_again(fresh, changed)
+                changed = fresh.numbers != before
+            else:
+                stuck = changed
+        self._answer(fresh)
+
+    def _leave(self, rows: Rows) -> None:
+        """Leave cards to single calls, wherever they stand in the chunk."""
+        for first in rows.tolist():
+            for row in self._firsts.get(first, (first,)):
+                self._again.pop(row, None)
+                self._alone.add(row)
+
+    async def _sealed(self, fresh: _New, batch: RecordBatch | None, changed: Mask) -> RecordBatch:
+        """Records of new tokens; of the batch so far, those whose token has not changed stay as they are."""
+        part = fresh if batch is None else fresh.take(changed)
+        cards, tokens = self._cards.take(part.rows), part.tokens
+        like = issue.new(self._terms.order(cards, 0), tokens[0].decode("ascii"), b"", self._now_ms)
+        sealed = await self._core.runtime.call(
+            self._core.keys.seal_many, tokens, part.references, part.accounts, cards, like.record
+        )
+        return sealed if batch is None else batch.with_rows(np.flatnonzero(changed), sealed)
+
+    async def _insert(self, fresh: _New, batch: RecordBatch | None) -> list[str]:
+        events = BatchEventBuilder(len(self.chunk.failures))
+        done = Kind(Outcome.DONE, self._terms.requestor)
+        events.note_many(fresh.rows, fresh.references, 1, done)
+        named = dict(zip(fresh.rows.tolist(), split(fresh.references), strict=True)) if self._again else {}
+        for row, source in self._again.items():
+            if isinstance(source, Opened):
+                events.note(row, source.record.reference, 0, done)
+            elif not self._differs(row, source):
+                events.note(row, named[source], 0, done)
+        event, store = events.event(self._now_ms, Action.ISSUE), self._core.store
+        if event is None:
+            return []
+        if batch is None or not len(batch):
+            return await self._core.write(event, store.append)
+        return await self._core.write(event, lambda noted: store.insert(batch, noted))
+
+    def _differs(self, row: int, first: int) -> bool:
+        """Whether a card stands in the chunk before with another expiry: all else is the same in a batch."""
+        month = self._cards.months[row]
+        return bool(month and month != self._cards.months[first])
+
+    # Answers.
+
+    def _answer(self, fresh: _New) -> None:
+        """Set the outcomes of what was written."""
+        chunk, cards, terms = self.chunk, self._cards, self._terms
+        rows = fresh.rows
+        if len(rows):
+            chunk.numbers[rows], chunk.lengths[rows] = fresh.numbers, fresh.lengths
+            chunk.references[rows] = fresh.references
+            chunk.last4[rows] = cards.pans.values[rows] % _LAST4
+            month = terms.token_expiry.month_number if terms.token_expiry else 0
+            chunk.months[rows] = month or cards.months[rows]
+            chunk.created_ms[rows] = chunk.updated_ms[rows] = self._now_ms
+            chunk.revisions[rows] = 1
+            chunk.common(rows, TokenInfo.of(*self._opened(fresh, 0)))
+        places = {row: place for place, row in enumerate(rows.tolist())} if self._again else {}
+        for row, source in self._again.items():
+            if isinstance(source, Opened):
+                chunk.put(row, TokenInfo.of(*source))
+            elif self._differs(row, source):
+                refused = issue.different(terms.order(cards, row), self._opened(fresh, places[source]))
+                if refused is not None:
+                    self._fail(row, refused)
+            else:
+                chunk.copy(row, source)
+
+    def _opened(self, fresh: _New, place: int) -> Opened:
+        one = fresh.take(np.arange(len(fresh.rows)) == place)
+        order = self._terms.order(self._cards, int(one.rows[0]))
+        opened = issue.new(order, one.tokens[0].decode("ascii"), one.accounts.tobytes(), self._now_ms)
+        return Opened(opened.record._replace(reference=one.references.tobytes()), opened.card)
+
+    async def _single(self, row: int) -> None:
+        failure: TokenVaultError | None = None
+        try:
+            self.chunk.put(row, await issue.issue(self._core, self._terms.order(self._cards, row)))
+        except TokenVaultError as error:
+            failure = error
+        if failure is not None:
+            self._fail(row, failure)
+
+
+def _raised(refuse: Callable[[T], None], value: T) -> InvalidInputError | None:
+    try:
+        refuse(value)
+    except InvalidInputError as error:
+        return error
+    return None
+
+
+def _repeated(fresh: _New) -> Mask:
+    """Where a token stands in an earlier row already."""
+    repeated: Mask = np.zeros(len(fresh.rows), np.bool_)
+    for length in np.unique(fresh.lengths):
+        places = np.flatnonzero(fresh.lengths == length)
+        _, firsts = np.unique(fresh.numbers[places], return_index=True)
+        if len(firsts) != len(places):
+            repeated[np.delete(places, firsts)] = True
+    return repeated

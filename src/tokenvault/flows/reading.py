@@ -1,0 +1,96 @@
+"""The rows of a chunk's tokens: read at once, authenticated, and told apart by what a decision looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault.chunks import card_at
+from tokenvault.errors import IntegrityError
+from tokenvault.flows.core import OTHERS_RECORD, Core
+from tokenvault.lifecycle import TokenStatus
+from tokenvault.pan import Card
+from tokenvault.record_columns import CardColumns
+from tokenvault.records import REFERENCE_BYTES, TIMES, TokenRecord
+from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.record_batch import Bytes, split
+
+
+class Read(NamedTuple):
+    """The rows of a chunk's tokens.
+
+    Attributes:
+        places: of each token's row.
+        rows, references, cards, genuine: a place each.
+        alike: a number for each place; of rows that are alike to a decision, the same.
+        unreadable: tokens whose row the store itself refuses.
+    """
+
+    places: dict[str, int]
+    rows: list[SealedRecord]
+    references: Bytes
+    cards: CardColumns
+    genuine: npt.NDArray[np.bool_]
+    alike: npt.NDArray[np.int64]
+    unreadable: dict[str, IntegrityError]
+
+    def card(self, place: int) -> Card | None:
+        """The card of a row; None of a tombstone."""
+        return card_at(self.cards, place) if self.cards.pans.lengths[place] else None
+
+    def record(self, place: int) -> TokenRecord | None:
+        """The record of a row; None where no vault writes it so."""
+        try:
+            record = TokenRecord.parse(self.rows[place])
+        except IntegrityError:
+            return None
+        deleted = record.status is TokenStatus.DELETED
+        return record if deleted == (self.cards.pans.lengths[place] == 0) else None
+
+
+async def read(core: Core, tokens: list[str]) -> Read:
+    """Read and authenticate the rows of tokens, all different. Raises IntegrityError, where rows of others come."""
+    unreadable: dict[str, IntegrityError] = {}
+    rows = await _rows(core, tokens, unreadable)
+    places = {row.token: place for place, row in enumerate(rows)}
+    if len(places) != len(rows) or not places.keys() <= set(tokens):
+        raise IntegrityError(OTHERS_RECORD)
+    cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
+    joined = b"".join([row.reference for row in rows])
+    references = np.frombuffer(joined, np.uint8).reshape(len(rows), REFERENCE_BYTES)
+    return Read(places, rows, references, cards, genuine, _alike(rows, cards), unreadable)
+
+
+async def _rows(core: Core, tokens: list[str], unreadable: dict[str, IntegrityError]) -> list[SealedRecord]:
+    """The rows of tokens; where the store refuses one, those of the others."""
+    if not tokens:
+        return []
+    failure: IntegrityError | None = None
+    try:
+        return await core.store.get(tokens)
+    except IntegrityError as error:
+        failure = error
+    if len(tokens) == 1:
+        unreadable[tokens[0]] = failure
+        return []
+    half = len(tokens) // 2
+    return await _rows(core, tokens[:half], unreadable) + await _rows(core, tokens[half:], unreadable)
+
+
+def _alike(rows: Sequence[SealedRecord], cards: CardColumns) -> npt.NDArray[np.int64]:
+    """A number for each row: the same for those that differ in token, reference, card number and times only."""
+    bodies = [row.body for row in rows]
+    if len(set(map(len, bodies))) == 1:
+        joined = np.frombuffer(b"".join(bodies), np.uint8).reshape(len(rows), -1).copy()
+        joined[:, TIMES] = 0
+        bodies = split(joined)
+    else:
+        bodies = [body[: TIMES.start] + body[TIMES.stop :] for body in bodies]
+    known: dict[object, int] = {}
+    requestors, programs = [row.requestor for row in rows], [row.program for row in rows]
+    live = (cards.pans.lengths > 0).tolist()
+    keys = zip(bodies, requestors, programs, live, cards.months.tolist(), strict=True)
+    return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)

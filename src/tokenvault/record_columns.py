@@ -1,0 +1,223 @@
+"""Sealing and opening the records of a batch: as `sealing` does one by one, bit for bit.
+
+The record digests are computed row by row, over messages laid side by side; the seals by `ccm_columns`: three calls
+of `encrypt_blocks` for each of its chunks of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault import ccm_columns
+from tokenvault.keys.port import BlockCipher
+from tokenvault.pan_columns import PanColumns
+from tokenvault.sealing import (
+    ASSOCIATED_BYTES,
+    DIGEST_BYTES,
+    EXPIRY_BITS,
+    HEADER,
+    LENGTH_OFFSET,
+    NONCE_BYTES,
+    PLAINTEXT,
+    SEAL_BYTES,
+)
+from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.record_batch import Bytes
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+Months: TypeAlias = npt.NDArray[np.uint16]
+
+_HASH_BYTES: Final = 32
+_HEADER_START: Final = NONCE_BYTES
+_REFERENCES: Final = _HEADER_START + 12
+_ACCOUNTS: Final = _REFERENCES + 16
+_LENGTHS: Final = _ACCOUNTS + 16
+_TEXTS: Final = _HEADER_START + HEADER.size
+_KEY_VERSION_MAX: Final = 2**32 - 1
+
+
+class CardColumns(NamedTuple):
+    """Cards, a row each.
+
+    Attributes:
+        pans: their PANs; length 0 in a tombstone, and where there is none.
+        months: dtype uint16, card expiry in months from January 2000, which is 1; 0: none.
+    """
+
+    pans: PanColumns
+    months: Months
+
+    def __repr__(self) -> str:
+        return f"<CardColumns of {len(self.months)}>"
+
+    def take(self, rows: npt.NDArray[np.intp]) -> CardColumns:
+        """Some of the rows."""
+        return CardColumns(PanColumns(self.pans.values[rows], self.pans.lengths[rows]), self.months[rows])
+
+
+def seal_like(
+    cipher: BlockCipher,
+    key_version: int,
+    tokens: Sequence[bytes],
+    references: Bytes,
+    accounts: Bytes,
+    requestor: str,
+    program: str,
+    revision: int,
+    body: bytes,
+    cards: CardColumns,
+) -> Bytes:
+    """The seals of records that differ in token, reference, account and card, with fresh nonces.
+
+    Args:
+        cipher: the SEAL key.
+        key_version: its version.
+        tokens: ASCII digits, a record each.
+        references: shape (rows, 16), dtype uint8.
+        accounts: likewise.
+        requestor: of every record, as the next ones.
+        program: its name.
+        revision: 1 of new records.
+        body: what the record encodes to.
+        cards: shape (rows,) each.
+
+    Returns:
+        An array of shape (rows, 45) and dtype uint8.
+
+    Raises:
+        KeyStoreError: the key can not be reached now.
+    """
+    rows = len(tokens)
+    seals: Bytes = np.empty((rows, SEAL_BYTES), np.uint8)
+    seals[:, :NONCE_BYTES] = np.frombuffer(os.urandom(rows * NONCE_BYTES), np.uint8).reshape(
+        rows, NONCE_BYTES
+    )
+    digests: Bytes = np.empty((rows, DIGEST_BYTES), np.uint8)
+    lengths = np.fromiter(map(len, tokens), np.int64, rows)
+    texts = np.frombuffer(f"{requestor}{program}".encode("ascii"), np.uint8)
+    for length in np.unique(lengths):
+        chosen = np.flatnonzero(lengths == length)
+        messages = _messages(len(chosen), int(length), len(requestor), len(program), len(body))
+        messages[:, :NONCE_BYTES] = seals[chosen, :NONCE_BYTES]
+        messages[:, _HEADER_START:_REFERENCES] = np.frombuffer(
+            revision.to_bytes(8) + key_version.to_bytes(4), np.uint8
+        )
+        messages[:, _REFERENCES:_ACCOUNTS] = references[chosen]
+        messages[:, _ACCOUNTS:_LENGTHS] = accounts[chosen]
+        text_start = _TEXTS + int(length)
+        messages[:, _TEXTS:text_start] = _joined([tokens[row] for row in chosen.tolist()], int(length))
+        messages[:, text_start : text_start + len(texts)] = texts
+        messages[:, text_start + len(texts) :] = np.frombuffer(body, np.uint8)
+        digests[chosen] = _hashed(messages)
+    plaintexts = _packed(cards, digests)
+    seals[:, NONCE_BYTES:] = ccm_columns.encrypt_many(
+        cipher, np.ascontiguousarray(seals[:, :NONCE_BYTES]), plaintexts, digests[:, :ASSOCIATED_BYTES].copy()
+    )
+    return seals
+
+
+def unseal_many(
+    cipher: BlockCipher, rows: Sequence[SealedRecord]
+) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
+    """The cards of rows that a store read and the port checked, all under one key.
+
+    Returns:
+        The cards, and a mask: where it is False, the row is not what was sealed, and the card is none.
+
+    Raises:
+        KeyStoreError: the key can not be reached now.
+    """
+    count = len(rows)
+    tokens, references, accounts, requestors, programs, revisions, key_versions, bodies, seals = (
+        zip(*rows, strict=True) if rows else ((),) * 9
+    )
+    sealed = _joined(seals, SEAL_BYTES)
+    nonces = np.ascontiguousarray(sealed[:, :NONCE_BYTES])
+    shapes: Words = np.zeros(
+        count, np.uint64
+    )  # lengths of the texts, and of the body, which has at most 4,096 bytes
+    for column in (bodies, programs, requestors, tokens):
+        shapes = shapes << np.uint64(16) | np.fromiter(map(len, column), np.uint64, count)
+    digests: Bytes = np.zeros((count, DIGEST_BYTES), np.uint8)
+    possible = np.array(key_versions, np.int64) <= _KEY_VERSION_MAX
+    numbers = np.column_stack(
+        [
+            np.array(revisions, ">u8").view(np.uint8).reshape(count, 8),
+            np.where(possible, key_versions, 0).astype(">u4").view(np.uint8).reshape(count, 4),
+        ]
+    )
+    named, owned = _joined(references, 16), _joined(accounts, 16)
+    for kind in np.unique(shapes):
+        chosen = np.flatnonzero(shapes == kind)
+        picked = chosen.tolist()
+        widths = [int(kind) >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
+        messages = _messages(len(picked), *widths)
+        messages[:, :NONCE_BYTES] = nonces[chosen]
+        messages[:, _HEADER_START:_REFERENCES] = numbers[chosen]
+        messages[:, _REFERENCES:_ACCOUNTS] = named[chosen]
+        messages[:, _ACCOUNTS:_LENGTHS] = owned[chosen]
+        start = _TEXTS
+        for texts, width in zip((tokens, requestors, programs), widths[:3], strict=True):
+            joined = "".join([texts[row] for row in picked]).encode("ascii")
+            messages[:, start : start + width] = np.frombuffer(joined, np.uint8).reshape(len(picked), width)
+            start += width
+        messages[:, start:] = _joined([bodies[row] for row in picked], widths[3])
+        digests[chosen] = _hashed(messages)
+    plaintexts, genuine = ccm_columns.decrypt_many(
+        cipher,
+        nonces,
+        np.ascontiguousarray(sealed[:, NONCE_BYTES:]),
+        np.ascontiguousarray(digests[:, :ASSOCIATED_BYTES]),
+    )
+    # Every byte of every row is compared, whatever differs.
+    unlike = np.bitwise_or.reduce(
+        plaintexts[:, -(DIGEST_BYTES - ASSOCIATED_BYTES) :] ^ digests[:, ASSOCIATED_BYTES:], axis=1
+    )
+    genuine = genuine & (unlike == 0) & possible
+    plaintexts *= genuine[:, None]
+    return _unpacked(plaintexts), genuine
+
+
+def _messages(rows: int, token: int, requestor: int, program: int, body: int) -> Bytes:
+    """Room for the messages of record digests, with the lengths of their texts filled in."""
+    messages: Bytes = np.empty((rows, _TEXTS + token + requestor + program + body), np.uint8)
+    messages[:, _LENGTHS:_TEXTS] = (token, requestor, program)
+    return messages
+
+
+def _hashed(messages: Bytes) -> Bytes:
+    width = messages.shape[1]
+    joined, sha256 = messages.tobytes(), hashlib.sha256
+    hashes = b"".join([sha256(joined[at : at + width]).digest() for at in range(0, len(joined), width)])
+    return np.frombuffer(hashes, np.uint8).reshape(len(messages), _HASH_BYTES)[:, :DIGEST_BYTES]
+
+
+def _joined(values: Sequence[bytes], width: int) -> Bytes:
+    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), width)
+
+
+def _packed(cards: CardColumns, digests: Bytes) -> Bytes:
+    lengths = cards.pans.lengths.astype(np.uint16)
+    shapes = np.where(
+        lengths, ((lengths - np.uint16(LENGTH_OFFSET)) << np.uint16(EXPIRY_BITS)) | cards.months, 0
+    )
+    plaintexts: Bytes = np.empty((len(digests), PLAINTEXT.size), np.uint8)
+    plaintexts[:, :8] = cards.pans.values.astype(">u8").view(np.uint8).reshape(-1, 8)
+    plaintexts[:, 8:10] = shapes.astype(">u2").view(np.uint8).reshape(-1, 2)
+    plaintexts[:, 10:] = digests[:, ASSOCIATED_BYTES:]
+    return plaintexts
+
+
+def _unpacked(plaintexts: Bytes) -> CardColumns:
+    values = np.ascontiguousarray(plaintexts[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+    shapes = np.ascontiguousarray(plaintexts[:, 8:10]).view(">u2").reshape(-1).astype(np.uint16)
+    lengths = shapes >> np.uint16(EXPIRY_BITS)
+    lengths[lengths > 0] += np.uint16(LENGTH_OFFSET)
+    months = shapes & np.uint16((1 << EXPIRY_BITS) - 1)
+    return CardColumns(PanColumns(values, lengths.astype(np.uint8)), months)

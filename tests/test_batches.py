@@ -1,0 +1,796 @@
+"""Batches answer each item as single calls do, in few steps, and leave whole chunks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count, repeat
+from typing import Any, cast
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import tokenvault as tv
+from tests import vaults
+from tests.counting import CountingCipher
+from tests.strategies import NOW_MS
+from tests.vault_workers import card_number
+from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, issue, use
+from tokenvault.batch_events import BATCH, ITEMS_MAX, BatchEvent, BatchEventBuilder, Item, Kind, items, parse
+from tokenvault.events import Action, Outcome
+from tokenvault.flows import batches
+from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
+from tokenvault.random_columns import uniform
+from tokenvault.stores.checks import EVENT_BODY_BYTES_MAX
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.record_batch import RecordBatch
+from tokenvault.testing.clock import ManualClock
+
+ONLINE = tv.Channel.ECOMMERCE
+TWICE = tv.Domain(limits=(tv.Limit(uses=2),))
+AMEX, LONG = "378282246310005", "6304000000000000000"
+
+
+def outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What a single call returns or raises."""
+    try:
+        return call(*arguments, **named)
+    except tv.TokenVaultError as error:
+        return error
+
+
+def told(found: Any) -> Any:
+    """An outcome as it can be compared between vaults: without what is random or counts writes."""
+    if isinstance(found, tv.TokenVaultError):
+        violations = getattr(found, "violations", None)
+        return type(found), str(found), violations, found.response_code
+    if isinstance(found, tv.Card):
+        return found.pan.reveal(), found.expiry
+    if isinstance(found, tv.TokenInfo):
+        return (
+            found.program, found.requestor, found.status, found.suspended_by, found.token_expiry, found.last4,
+            found.par, found.assurance, found.created, found.updated, found.revision, len(found.token),
+        )  # fmt: skip
+    return found
+
+
+def noted(store: TokenStore) -> list[Item]:
+    """What all events say of each token, whether listed one by one or together, in order."""
+    rows = [row for stream in store.streams() for row in store.events(stream=stream)]
+    return [
+        item for row in rows if row.reference != row.stream for item in items(parse(row))
+    ]  # no checkpoints
+
+
+def shown(found: Sequence[Item], names: dict[bytes, object]) -> list[Any]:
+    """The same, with names in place of random references and without revisions."""
+    return sorted(
+        (
+            str(names.get(item.reference, item.reference)), item.outcome, str(item.requestor), item.codes,
+            str(item.transaction_id),
+        )
+        for item in found
+    )  # fmt: skip
+
+
+def in_chunks(vault: tv.Vault, size: int) -> tv.Vault:
+    """The same vault with small chunks, so that there are many."""
+    return cast(tv.Vault, Small(vault, size))
+
+
+class Small:
+    """A vault whose batches have chunks of so many items."""
+
+    def __init__(self, vault: tv.Vault, size: int) -> None:
+        self._vault = vault
+        self._size = size
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._vault, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with mock.patch.object(batches, "CHUNK_ITEMS", self._size):
+                return method(*arguments, **named)
+
+        return call
+
+
+# The same outcomes as single calls.
+
+CARDS: tuple[Any, ...] = (
+    VISA, MASTERCARD, AMEX, LONG, "4111 1111 1111 1111", "4111111111111112", "", "x", 5, None, VISA.encode(),
+    "9999130000000009", "9999121234567894", tv.Pan.parse(VISA), (VISA, "2029-12"), (VISA, None),
+    (MASTERCARD, "2029-12"),
+    (VISA, "2030-01"), (AMEX, "2020-01"), (VISA, "2029-13"), (VISA, 5), [MASTERCARD, tv.CardExpiry(2031, 5)],
+    ("4111111111111112", "x"), (VISA,), (VISA, None, None), ("4111-1111-1111-1111", "2029-12"), (LONG, "2049-12"),
+    (VISA, []),
+)  # fmt: skip
+
+
+def single_card(item: Any) -> tuple[Any, Any]:
+    """What `issue` is called with for an item of a batch."""
+    if type(item) in (tuple, list):
+        return tuple(item) if len(item) == 2 else (None, None)
+    return item, None
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.sampled_from(CARDS), max_size=24),
+    st.sampled_from(["one-time", "card-on-file", "online"]),
+    st.integers(1, 9),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "domain": st.sampled_from(
+                [TWICE, tv.Domain(merchants={f"shop {VISA}"}), tv.Domain(devices={"9" * 20})]
+            ),
+            "token_expiry": st.just("2028-02"),
+            "assurance": st.just("22"),
+            "active": st.just(False),
+        },
+    ),
+    st.integers(0, 6),
+)
+@example([VISA, VISA, (VISA, "2030-01"), (MASTERCARD, "2030-01")] * 3, "card-on-file", 3, {}, 2)
+def test_issuing_in_batches_gives_what_single_calls_give(
+    local_keys: KeyStore, cards: list[Any], program: str, size: int, terms: dict[str, Any], before: int
+) -> None:
+    """Outcomes, errors and their messages, and what the audit trail says; also of cards that have tokens already."""
+    stores = [tv.open_token_store("memory:") for _ in range(2)]
+    outcomes, trails = [], []
+    for number, store in enumerate(stores):
+        tv.provision(local_keys, store)
+        with vaults.open_vault(local_keys, store, ManualClock(NOW_MS)) as vault:
+            made = [issue(vault, pan, program=program) for pan in (VISA, AMEX, MASTERCARD)[: before % 4]]
+            if before > 4:
+                vault.delete(made[0].token)
+            if number:
+                found = list(
+                    in_chunks(vault, size).issue_many(iter(cards), requestor=SHOP, program=program, **terms)
+                )
+            else:
+                found = [
+                    outcome(vault.issue, pan, expiry=expiry, requestor=SHOP, program=program, **terms)
+                    for pan, expiry in map(single_card, cards)
+                ]  # fmt: skip
+            outcomes.append(found)
+            assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+            names: dict[bytes, object] = {}
+            for info in [*made, *found]:
+                if isinstance(info, tv.TokenInfo):
+                    kind = info.token if program == "card-on-file" else info.last4
+                    names[bytes.fromhex(info.reference)] = kind
+            trails.append(shown(noted(store), names))
+    assert [told(found) for found in outcomes[1]] == [told(found) for found in outcomes[0]]
+    if program == "card-on-file":
+        tokens = [[getattr(info, "token", None) for info in found] for found in outcomes]
+        assert tokens[0] == tokens[1]
+    assert trails[0] == trails[1]
+
+
+class Twins:
+    """Two vaults with the same tokens in the same states."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self.stores = [tv.open_token_store("memory:") for _ in range(2)]
+        self.clocks = [ManualClock(NOW_MS) for _ in range(2)]
+        self.vaults = []
+        self.tokens: list[list[str]] = []
+        for store, clock in zip(self.stores, self.clocks, strict=True):
+            tv.provision(keys, store)
+            vault = vaults.open_vault(keys, store, clock)
+            self.vaults.append(vault)
+            self.tokens.append(self.made(vault, store))
+
+    def made(self, vault: tv.Vault, store: TokenStore) -> list[str]:
+        plain = [issue(vault, pan) for pan in (VISA, MASTERCARD, VISA)]
+        limited = [issue(vault, pan, domain=TWICE) for pan in (VISA, AMEX)]
+        spending = tv.Domain(
+            requestors={SHOP, ACQUIRER},
+            limits=(tv.Limit(amount=tv.Money(100, "EUR")), tv.Limit(uses=3)),
+            currencies={"EUR"},
+        )
+        money = issue(vault, domain=spending)
+        once = issue(vault, domain=tv.Domain(cryptogram=tv.CryptogramRule.REQUIRED))
+        online = issue(vault, MASTERCARD, program="online")
+        expiring = issue(vault, expiry="2026-05")
+        suspended = vault.suspend(issue(vault).token, by=tv.Actor.ISSUER)
+        deleted = vault.delete(issue(vault).token)
+        inactive = issue(vault, active=False)
+        tampered = issue(vault, MASTERCARD)
+        (row,) = store.get([tampered.token])
+        store.replace([row._replace(revision=2, body=row.body[:-1] + b"\7")], [])
+        lost = issue(vault, domain=tv.Domain(merchants={"lost"}))
+        infos = [
+            *plain,
+            *limited,
+            money,
+            once,
+            online,
+            expiring,
+            suspended,
+            deleted,
+            inactive,
+            tampered,
+            lost,
+        ]
+        return [info.token for info in infos]
+
+
+PRESENTED: tuple[Any, ...] = (
+    *(use(n) for n in range(3)),
+    *(use(n, merchant="M") for n in range(2)),
+    use(1, channel=ONLINE),
+    use(4, requestor=ACQUIRER),
+    use(5, requestor=ISSUER_ONLY),
+    use(f"order {VISA}", requestor=STRANGER),
+    use(f"order-{VISA}"),
+    use("4111-1111-1111-1111"),
+    use(VISA + "0"),
+    use(6, merchant=VISA),
+    use(7, device="1234567890123456789"),
+    *(use(f"eur-{n}", amount=tv.Money(40, "EUR")) for n in range(4)),
+    *(use(f"usd-{n}", amount=tv.Money(n, "USD")) for n in range(2)),
+    *(use(f"c-{n}", cryptogram_counter=n) for n in range(3)),
+)
+ODD: tuple[Any, ...] = (
+    "9" * 16, "", VISA, 5, None, "4111 1111 1111 1111",
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 13) | st.sampled_from(ODD),
+            st.sampled_from(PRESENTED) | st.sampled_from([None, "tx"]),
+        ),
+        max_size=24,
+    ),
+    st.integers(1, 9),
+    st.integers(0, 40),
+)
+def test_uses_in_batches_get_what_single_calls_get(
+    local_keys: KeyStore, wanted: list[tuple[Any, Any]], size: int, days: int
+) -> None:
+    """Cards, decisions, errors and their messages, what is counted, and what the audit trail says."""
+    twins = Twins(local_keys)
+    for clock in twins.clocks:
+        clock.advance(days * 86_400_000)
+    asked = [
+        [
+            (tokens[token] if type(token) is int and token < len(tokens) else token, used)
+            for token, used in wanted
+        ]
+        for tokens in twins.tokens
+    ]
+    single, batch = twins.vaults[0], in_chunks(twins.vaults[1], size)
+    decisions = [outcome(single.check, t, u) for t, u in asked[0]]
+    assert [told(one) for one in batch.check_many(iter(asked[1]))] == [told(one) for one in decisions]
+    cards = [outcome(single.detokenize, t, u) for t, u in asked[0]]
+    assert [told(one) for one in batch.detokenize_many(iter(asked[1]))] == [told(one) for one in cards]
+    trails = []
+    for tokens, store in zip(twins.tokens, twins.stores, strict=True):
+        names: dict[bytes, object] = {
+            row.reference: n for n, t in enumerate(tokens) for row in store.get([t])
+        }
+        trails.append(shown(noted(store), names))
+    assert trails[0] == trails[1]
+    for first, second in zip(*twins.tokens, strict=True):
+        states = [
+            outcome(v.check, t, use("after")) for v, t in zip(twins.vaults, (first, second), strict=True)
+        ]
+        assert told(states[0]) == told(states[1])
+    for vault in twins.vaults:
+        vault.close()
+
+
+# Every store, both custodies.
+
+
+def many(number: int) -> list[tuple[str, str]]:
+    """So many cards, all different."""
+    return [(card_number(n), "2029-12") for n in range(number)]
+
+
+def texts(outcomes: tv.IssueOutcomes[tv.TokenInfo]) -> list[str]:
+    """The tokens of a batch without errors."""
+    return [token.decode() for token in outcomes.tokens.tolist()]
+
+
+@pytest.mark.parametrize("program", ["one-time", "card-on-file", "online"])
+def test_a_batch_of_tokens_leads_back_to_its_cards(vault: tv.Vault, program: str) -> None:
+    """Single calls read what a batch wrote, and a batch what single calls wrote."""
+    cards = [*many(40), ("5555555555554444", "2029-12"), (AMEX, None), (LONG, "2030-01")]
+    small = in_chunks(vault, 16)
+    issued = small.issue_many(cards, requestor=SHOP, program=program)
+    singles = [issue(vault, pan, expiry=expiry, program=program) for pan, expiry in cards[:20]]
+    assert not issued.failed
+    assert not issued.errors
+    assert (texts(issued)[:20] == [info.token for info in singles]) == (program == "card-on-file")
+    transaction = use(channel=ONLINE)
+    for (pan, expiry), info in zip(cards, issued, strict=True):
+        assert isinstance(info, tv.TokenInfo)
+        assert vault.get(info.token) == vault.get(info.reference) == info
+        assert vault.detokenize(info.token, transaction).pan.reveal() == pan
+        assert expiry is None or str(info.token_expiry) == expiry
+    tokens = [*texts(issued), *(info.token for info in singles)]
+    found = small.detokenize_many(zip(tokens, repeat(transaction), strict=False))
+    assert [card.pan.reveal() for card in found] == [pan for pan, _ in [*cards, *cards[:20]]]  # type: ignore[union-attr] # none failed
+    assert all(small.check_many(zip(tokens, repeat(transaction), strict=False)))
+
+
+def test_a_convergent_batch_issued_again_gives_the_same_tokens(vault: tv.Vault) -> None:
+    """Whatever it is divided into, and whether batches or single calls came first."""
+    cards = many(30)
+    first = [issue(vault, pan, program="card-on-file").token for pan, _ in cards[:7]]
+    issued = in_chunks(vault, 11).issue_many(cards + cards[:5], requestor=SHOP, program="card-on-file")
+    again = in_chunks(vault, 4).issue_many(reversed(cards), requestor=SHOP, program="card-on-file")
+    assert texts(issued)[:7] == first
+    assert texts(issued)[30:] == first[:5]
+    assert texts(again)[::-1] == texts(issued)[:30]
+    assert list(issued)[:30] == [vault.get(token) for token in texts(issued)[:30]]
+
+
+class CountingStore:
+    """Counts the calls of a store, by name."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self._store = store
+        self.calls: list[str] = []
+        self.before: Callable[[str], None] = lambda _: None
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name == "run":  # of a store on a loop
+            return method
+
+        def counted(*args: object, **kwargs: object) -> Any:
+            self.calls.append(name)
+            self.before(name)
+            return method(*args, **kwargs)
+
+        return counted
+
+
+def test_a_chunk_is_one_write_and_one_event(keys: KeyStore, store: TokenStore) -> None:
+    """And one look-up for a chunk that is read; the event lists every reference."""
+    counting = CountingStore(store)
+    opened: Any = counting
+    with vaults.open_vault(keys, opened) as vault:
+        small = in_chunks(vault, 10)
+        issue(vault, domain=TWICE)
+        issue(vault, program="card-on-file", domain=TWICE)  # the domain is kept
+        counting.calls.clear()
+        issued = small.issue_many(many(30), requestor=SHOP, program="one-time", domain=TWICE)
+        assert counting.calls == ["insert"] * 3
+        counting.calls.clear()
+        small.issue_many(many(30), requestor=SHOP, program="card-on-file", domain=TWICE)
+        assert counting.calls == ["find", "insert"] * 3
+        counting.calls.clear()
+        small.issue_many(many(30), requestor=SHOP, program="card-on-file", domain=TWICE)
+        assert counting.calls == ["find", "append"] * 3
+        counting.calls.clear()
+        assert not small.detokenize_many(zip(texts(issued), map(use, count()), strict=False)).failed
+        assert counting.calls == ["get", "replace"] * 3
+        counting.calls.clear()
+        assert not small.detokenize_many(zip(texts(issued), map(use, count()), strict=False)).failed
+        assert counting.calls == ["get", "append"] * 3  # the same ones again: nothing counts
+        counting.calls.clear()
+        assert not small.check_many(zip(texts(issued), repeat(use(99)), strict=False)).failed
+        assert counting.calls == ["get"] * 3
+    events = [parse(row) for row in store.events(reference=BATCH)]
+    assert [event.action for event in events] == [Action.ISSUE] * 9 + [Action.DETOKENIZE] * 6
+    listed = [item.reference.hex() for event in events[:3] for item in items(event)]
+    assert listed == [info.reference for info in issued]  # type: ignore[union-attr] # none failed
+    used = [
+        (item.reference.hex(), item.revision, item.transaction_id)
+        for event in events[9:12]
+        for item in items(event)
+    ]
+    assert used == [(reference, 2, f"tx-{number}") for number, reference in enumerate(listed)]
+
+
+class CountingKeys:
+    """A key store whose ciphers count their calls, by purpose."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+        self.ciphers: dict[KeyPurpose, CountingCipher] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._keys, name)
+
+    def cipher(self, key: KeyName) -> BlockCipher:
+        return self.ciphers.setdefault(key.purpose, CountingCipher(self._keys.cipher(key)))
+
+
+def test_a_chunk_of_any_size_costs_few_module_calls(local_keys: KeyStore) -> None:
+    """Three for the seals of a chunk, whether written or read."""
+    counting: Any = CountingKeys(local_keys)
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with vaults.open_vault(counting, store) as vault:
+        seals = counting.ciphers[KeyPurpose.SEAL]
+        for size in (1, 10, 1_000):
+            seals.reset()
+            issued = vault.issue_many(many(size), requestor=SHOP, program="one-time", domain=TWICE)
+            assert seals.calls == 3
+            uses = [(token, use(n)) for n, token in enumerate(texts(issued))]
+            seals.reset()
+            assert not vault.detokenize_many(uses).failed
+            assert seals.calls == 6  # three to open, three to seal what was counted
+            for purpose in (KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT):
+                assert counting.ciphers[purpose].calls <= 20
+
+
+# What goes wrong.
+
+
+def test_one_tampered_record_spoils_no_other(vault: tv.Vault, store: TokenStore) -> None:
+    """It gets IntegrityError, the others their cards, and the event says which one it was."""
+    issued = texts(vault.issue_many(many(9), requestor=SHOP, program="one-time"))
+    rows = {row.token: row for row in store.get(issued)}
+    moved, changed = rows[issued[3]], rows[issued[5]]
+    store.replace([changed._replace(revision=2)], [])
+    store.replace([moved._replace(revision=2, seal=changed.seal)], [])
+    found = vault.detokenize_many(zip(issued, repeat(use()), strict=False))
+    assert list(found.errors) == [3, 5]
+    assert all(type(error) is tv.IntegrityError for error in found.errors.values())
+    assert [found[n].pan.reveal() for n in (0, 4, 8)] == [card_number(n) for n in (0, 4, 8)]  # type: ignore[union-attr] # cards
+    (event,) = [parse(row) for row in store.events(reference=BATCH)][1:]
+    tampered = [item.reference for item in items(event) if item.outcome is Outcome.TAMPERED]
+    assert tampered == [moved.reference, changed.reference]
+    assert [type(error) for error in vault.check_many(zip(issued, repeat(use()), strict=False)).errors.values()] == [
+        tv.IntegrityError, tv.IntegrityError
+    ]  # fmt: skip
+
+
+def test_a_row_that_the_store_itself_refuses_spoils_no_other(local_keys: KeyStore) -> None:
+    """As where a column was cut short."""
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store) as vault:
+        issued = texts(vault.issue_many(many(9), requestor=SHOP, program="one-time"))
+        records: dict[str, SealedRecord] = store._records  # type: ignore[attr-defined] # beside the port
+        records[issued[4]] = records[issued[4]]._replace(seal=b"short")
+        found = vault.detokenize_many(zip(issued, repeat(use()), strict=False))
+        assert list(found.errors) == [4]
+        assert type(found[4]) is tv.IntegrityError
+
+
+def test_a_program_that_runs_full_in_a_batch_gives_out_every_token(local_keys: KeyStore) -> None:
+    """And says so for the cards that get none."""
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store) as vault:
+        for program, cards in (("tiny", many(25)), ("tiny-convergent", many(40))):
+            found = in_chunks(vault, 15).issue_many(cards, requestor=SHOP, program=program)
+            given = [info.token for info in found if isinstance(info, tv.TokenInfo)]
+            assert len(set(given)) == len(given) == 10
+            assert all(type(error) is tv.TokenSpaceExhausted for error in found.errors.values())
+            assert len(found.errors) == len(cards) - 10
+            assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+
+
+def test_tokens_in_the_way_are_drawn_again(vault: tv.Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that draws tokens that exist, or one twice, writes them with others."""
+    first = vault.issue_many(many(50), requestor=SHOP, program="one-time")
+    taken = [int(token[6:-1]) for token in texts(first)]
+    draws: Iterator[list[int]] = chain([[*taken[:25], *range(20), *[7] * 5], [*range(5)]], repeat([]))
+
+    def drawn(number: int, below: int) -> Any:
+        planned = next(draws)
+        return np.array(planned, np.uint64) if len(planned) == number else uniform(number, below)
+
+    monkeypatch.setattr("tokenvault.flows.issue_many.uniform", drawn)
+    second = vault.issue_many(many(50), requestor=SHOP, program="one-time")
+    assert not second.failed
+    assert len({*texts(first), *texts(second)}) == 100
+    for number, token in enumerate(texts(second)):
+        assert vault.detokenize(token, use()).pan.reveal() == card_number(number)
+
+
+def test_uses_of_others_in_between_are_seen(keys: KeyStore, store: TokenStore) -> None:
+    """A batch whose records change under it decides anew; limits stay exact."""
+    counting = CountingStore(store)
+    opened: Any = counting
+    with vaults.open_vault(keys, opened) as vault, vaults.open_vault(keys, store) as other:
+        issued = texts(vault.issue_many(many(6), requestor=SHOP, program="one-time", domain=TWICE))
+        rounds = count()
+
+        def meddle(name: str) -> None:
+            turn = next(rounds) if name == "replace" else 99
+            if turn < 2:
+                other.detokenize(issued[turn], use(f"other-{turn}"))
+
+        counting.before = meddle
+        found = vault.detokenize_many(
+            [(token, use(f"{n}-{i}")) for i in range(2) for n, token in enumerate(issued)]
+        )
+        counting.before = lambda _: None
+    assert sorted(found.errors) == [6, 7]
+    assert all(type(error) is tv.DomainRestrictionError for error in found.errors.values())
+
+
+def test_a_token_that_others_never_leave_alone_is_used_by_single_calls(
+    keys: KeyStore, store: TokenStore
+) -> None:
+    """And the rest of its chunk is not held up."""
+    counting = CountingStore(store)
+    opened: Any = counting
+    many_times = tv.Domain(limits=(tv.Limit(uses=1_000),))
+    with vaults.open_vault(keys, opened) as vault, vaults.open_vault(keys, store) as other:
+        issued = texts(vault.issue_many(many(4), requestor=SHOP, program="one-time", domain=many_times))
+        rounds = count()
+
+        def meddle(name: str) -> None:
+            if name == "replace" and next(rounds) < 5:
+                other.detokenize(issued[0], use(f"other-{next(rounds)}"))
+
+        counting.before = meddle
+        found = vault.detokenize_many([(token, use(n)) for n, token in enumerate(issued)])
+    assert not found.failed
+    assert [card.pan.reveal() for card in found] == [pan for pan, _ in many(4)]  # type: ignore[union-attr] # none failed
+
+
+@pytest.mark.parametrize("broken", ["insert", "append", "get"])
+def test_a_database_that_is_away_is_the_error_of_its_items(
+    keys: KeyStore, store: TokenStore, broken: str
+) -> None:
+    """Chunks before and after stand; after two chunks in a row the rest is not tried."""
+    counting = CountingStore(store)
+    opened: Any = counting
+    with vaults.open_vault(keys, opened) as vault:
+        small = in_chunks(vault, 5)
+        issued = texts(vault.issue_many(many(30), requestor=SHOP, program="one-time"))
+
+        def batch() -> Any:
+            if broken == "insert":
+                return small.issue_many(many(30), requestor=SHOP, program="one-time")
+            return small.detokenize_many(zip(issued, repeat(use()), strict=False))
+
+        for away, failed in (
+            ({1}, range(5, 10)),
+            ({1, 3}, chain(range(5, 10), range(15, 20))),
+            ({2, 3}, range(10, 30)),
+        ):
+            turns = count()
+
+            def fail(name: str, away: set[int] = away, turns: Iterator[int] = turns) -> None:
+                if name == broken and next(turns) in away:
+                    raise tv.TokenStoreError("the database is away")
+
+            counting.before = fail
+            found = batch()
+            assert len(found) == 30
+            assert list(found.errors) == list(failed)
+            assert all(type(error) is tv.TokenStoreError for error in found.errors.values())
+
+
+def test_what_all_cards_have_in_common_is_refused_at_once(vault: tv.Vault, store: TokenStore) -> None:
+    """Also where there is no card, and nothing is taken from the iterator."""
+
+    def never() -> Iterator[str]:
+        raise AssertionError("asked for")
+        yield ""
+
+    for terms, error in (
+        ({"requestor": STRANGER}, tv.PermissionDeniedError),
+        ({"requestor": ACQUIRER}, tv.PermissionDeniedError),
+        ({"requestor": "x"}, tv.InvalidInputError),
+        ({"program": "none"}, tv.InvalidInputError),
+        ({"program": "online", "requestor": ISSUER_ONLY}, tv.PermissionDeniedError),
+        ({"domain": "x"}, tv.InvalidInputError),
+        ({"token_expiry": "2020-01"}, tv.InvalidInputError),
+        ({"active": 1}, tv.InvalidInputError),
+        ({"assurance": "x"}, tv.InvalidInputError),
+    ):
+        arguments: dict[str, Any] = {"requestor": SHOP, "program": "one-time", **terms}
+        for cards in (iter(()), never()):
+            with pytest.raises(error):
+                vault.issue_many(cards, **arguments)
+    for wrong in ("4111111111111111", b"x", 5, None):
+        with pytest.raises(tv.InvalidInputError):
+            vault.issue_many(wrong, requestor=SHOP, program="one-time")  # type: ignore[arg-type] # the point
+        with pytest.raises(tv.InvalidInputError):
+            vault.detokenize_many(wrong)  # type: ignore[arg-type] # the point
+    assert len(vault.issue_many([], requestor=SHOP, program="one-time")) == 0
+    assert store.events(reference=BATCH) == []
+
+
+def test_an_iterator_that_fails_ends_the_batch_between_chunks(vault: tv.Vault) -> None:
+    """Whole chunks stand, and what the iterator raised with does not get out."""
+
+    def cards() -> Iterator[str]:
+        yield from (pan for pan, _ in many(12))
+        raise RuntimeError(VISA)
+
+    with pytest.raises(tv.InvalidInputError, match="the iterable of cards failed") as raised:
+        in_chunks(vault, 5).issue_many(cards(), requestor=SHOP, program="card-on-file")
+    assert VISA not in str(raised.value)
+    assert [len(vault.tokens_of(pan)) for pan, _ in many(12)] == [1] * 10 + [0] * 2
+
+
+# What is returned.
+
+
+def test_outcomes_are_a_sequence(vault: tv.Vault) -> None:
+    cards: list[Any] = [*many(7), "x", *many(3)]
+    found = in_chunks(vault, 4).issue_many(cards, requestor=SHOP, program="card-on-file")
+    assert len(found) == 11
+    assert isinstance(found, Sequence)
+    assert found[-1] == found[2] == list(found)[10]
+    assert found[1:7:3] == [found[1], found[4]]
+    assert [type(one) for one in found[5:9]] == [
+        tv.TokenInfo,
+        tv.TokenInfo,
+        tv.InvalidInputError,
+        tv.TokenInfo,
+    ]
+    assert list(found.errors) == [7]
+    assert found.failed
+    assert found.tokens[7] == b""
+    for index in (11, -12):
+        with pytest.raises(IndexError):
+            found[index]
+    assert repr(found) == "<IssueOutcomes of 11, 1 with an error>"
+    assert found[7] is not found[7], "an error is raised by one caller only"
+
+
+def test_outcomes_show_no_card_number(vault: tv.Vault) -> None:
+    """Neither in their repr nor pickled or copied."""
+    issued = vault.issue_many([VISA, "4111111111111112"], requestor=SHOP, program="one-time")
+    found = vault.detokenize_many(zip(texts(issued)[:1], repeat(use()), strict=False))
+    for outcomes in (issued, found):
+        assert VISA not in repr(outcomes)
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(tv.InvalidInputError):
+                attempt(outcomes)
+    assert VISA not in repr(
+        [slot for chunk in found._chunks for slot in (chunk, getattr(chunk, "cards", None))]
+    )
+
+
+def test_outcomes_of_many_items_are_small(local_keys: KeyStore) -> None:
+    """Columns, not objects: below 100 bytes an item."""
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store) as vault:
+        issued = vault.issue_many(many(1_000), requestor=SHOP, program="one-time")
+        found = vault.detokenize_many(zip(texts(issued), repeat(use()), strict=False))
+        for outcomes in (issued, found):
+            gc.collect()
+            columns = [column for chunk in outcomes._chunks for column in referents(chunk)]
+            assert 0 < sum(column.nbytes for column in columns) < 100 * 1_000
+            assert len(outcomes) == 1_000
+
+
+def referents(thing: object, depth: int = 4) -> list[Any]:
+    """The arrays that something holds."""
+    if isinstance(thing, np.ndarray):
+        return [thing]
+    below = gc.get_referents(thing) if depth and not isinstance(thing, type) else []
+    return [array for each in below for array in referents(each, depth - 1)]
+
+
+# Records and events of a chunk.
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(min_size=16, max_size=16) | st.just(b""),
+            st.integers(0, 2**63 - 1) | st.just(0),
+            st.sampled_from(Outcome),
+            st.sampled_from([None, SHOP, ACQUIRER]),
+            st.lists(st.sampled_from(["TOKEN_EXPIRED", "A", "B"]), max_size=3, unique=True).map(tuple),
+            st.sampled_from([None, "tx-1", "tx-2", "x" * 64]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(0, 2**63),
+    st.sampled_from(Action),
+)
+def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, action: Action) -> None:
+    """Item by item; and no other bytes read as an event than those that an event is written as."""
+
+    builder = BatchEventBuilder(len(listed) + 2)
+    for row, (reference, revision, outcome, requestor, codes, name) in enumerate(listed, 1):
+        builder.note(row, reference, revision, Kind(outcome, requestor, codes), name)
+    event = builder.event(time_ms, action)
+    assert event is not None
+    sealed = SealedEvent(bytes(16), 1, BATCH, event.body(), bytes(16))
+    read = parse(sealed)
+    assert isinstance(read, BatchEvent)
+    assert (read.time_ms, read.action) == (time_ms, action)
+    expected = [
+        Item(reference if reference != BATCH else b"", revision, outcome, requestor, codes, name)
+        for reference, revision, outcome, requestor, codes, name in listed
+    ]
+    assert list(items(read)) == expected
+    for changed in (sealed.body[:-1], sealed.body + b"\0", sealed.body[:13] + b"\xff\xff" + sealed.body[15:]):
+        with pytest.raises(tv.IntegrityError):
+            parse(sealed._replace(body=changed))
+    with pytest.raises(tv.IntegrityError):
+        parse(sealed._replace(reference=b"r" * 16))
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_are_an_event_or_refused(body: bytes) -> None:
+    row = SealedEvent(bytes(16), 1, BATCH, b"\2" + body, bytes(16))
+    with contextlib.suppress(tv.IntegrityError):
+        assert parse(row).body() == row.body
+
+
+def test_the_largest_event_of_a_chunk_fits() -> None:
+    """Every item with a kind, a revision and the longest transaction id of its own."""
+
+    codes = [f"CODE_{n:020}" for n in range(24)]
+    builder = BatchEventBuilder(ITEMS_MAX)
+    for row in range(ITEMS_MAX):
+        chosen = tuple(codes[n] for n in range(12) if row >> n & 1) + tuple(codes[12:])
+        builder.note(row, b"r" * 16, row, Kind(Outcome.DENIED, f"{row:011}", chosen), f"{row:064}")
+    event = builder.event(NOW_MS, Action.DETOKENIZE)
+    assert event is not None
+    assert len(event.body()) <= EVENT_BODY_BYTES_MAX
+    assert len(list(event.items())) == ITEMS_MAX
+
+
+def test_record_batches_are_sequences_of_records() -> None:
+    """Whole, sliced, by index, merged; and one of another shape is refused."""
+    column = np.arange(48, dtype=np.uint8).reshape(3, 16)
+    seals = np.arange(135, dtype=np.uint8).reshape(3, 45)
+    tokens = [b"9" * 13, b"8" * 19, b"7" * 16]
+    batch = RecordBatch(tokens, column, column[::-1], SHOP, "one-time", 1, 3, b"body", seals)
+    listed = list(batch)
+    assert [batch[n] for n in range(3)] == listed == batch[:]
+    assert batch[-1] == listed[2]
+    assert [tuple(record) for record in listed] == list(batch.rows())
+    assert listed[1].account == column[1].tobytes()
+    assert list(batch.take(np.array([2, 0]))) == [listed[2], listed[0]]
+    other = RecordBatch([b"6" * 14], column[:1], column[:1], SHOP, "one-time", 1, 3, b"body", seals[2:])
+    assert list(batch.with_rows(np.array([1]), other)) == [listed[0], other[0], listed[2]]
+    for wrong in (
+        {"tokens": [b"9" * 13, b"x" * 13, b"7" * 16]},
+        {"tokens": [b"9" * 13, b"9" * 13 + b"\n" + b"9" * 13, b"7" * 16]},
+        {"tokens": tokens[:2]},
+        {"references": column[:, :15]},
+        {"seals": seals.astype(np.int8)},
+    ):
+        arguments: dict[str, Any] = {
+            "tokens": tokens,
+            "references": column,
+            "accounts": column,
+            "seals": seals,
+            **wrong,
+        }
+        with pytest.raises(tv.InvalidInputError):
+            RecordBatch(
+                arguments["tokens"], arguments["references"], arguments["accounts"], SHOP, "p", 1, 1, b"",
+                arguments["seals"],
+            )  # fmt: skip
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 2**64 - 1))
+def test_random_numbers_lie_below_their_bound(below: int) -> None:
+    found = uniform(50, below)
+    assert found.dtype == np.uint64
+    assert len(found) == 50
+    assert all(int(number) < below for number in found)
+
+
+def test_random_numbers_are_uniform() -> None:
+    """Chi-squared of 30,000 draws over 3 classes: above 27.6 in one of a million runs."""
+    counts = np.bincount(uniform(30_000, 3).astype(np.int64), minlength=3)
+    assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 27.6
