@@ -794,3 +794,32 @@ def test_random_numbers_are_uniform() -> None:
     """Chi-squared of 30,000 draws over 3 classes: above 27.6 in one of a million runs."""
     counts = np.bincount(uniform(30_000, 3).astype(np.int64), minlength=3)
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 27.6
+
+
+def test_the_trail_of_batches_is_verified_exported_and_told(keys: KeyStore, store: TokenStore) -> None:
+    """Nothing is found where nothing was done; a record put back shows; a token's history has its batches."""
+    with vaults.open_vault(keys, store) as vault:
+        issued = texts(vault.issue_many(many(20), requestor=SHOP, program="one-time", domain=TWICE))
+        vault.detokenize(issued[3], use("single"))
+        (before,) = store.get(issued[3:4])
+        vault.detokenize_many([(token, use(n)) for n, token in enumerate([*issued, issued[3]])])
+        told = vault.history(issued[3])
+        assert [(event.action, event.outcome, event.revision) for event in told] == [
+            (Action.ISSUE, Outcome.DONE, 1), (Action.DETOKENIZE, Outcome.DONE, 2),
+            (Action.DETOKENIZE, Outcome.DONE, 3), (Action.DETOKENIZE, Outcome.DENIED, 0),
+        ]  # fmt: skip
+        assert [event.transaction_id for event in told] == [None, "tx-single", "tx-3", "tx-20"]
+        assert vault.history(issued[3], after=1, limit=2) == told[1:3]
+        assert len(vault.history(vault.get(issued[5]).reference)) == 2
+    blocking = store if not hasattr(store, "store") else None
+    if blocking is None:  # verifying takes the blocking store
+        return
+    report = tv.verify_audit(store, keys=keys)
+    assert report.findings == ()
+    assert report.records == 20
+    lines = list(tv.export_audit(store, keys=keys))
+    assert sum('"action": "ISSUE"' in line and '"genuine": true' in line for line in lines) == 20
+    assert sum('"action": "DETOKENIZE"' in line for line in lines) == 22
+    (now,) = store.get(issued[3:4])
+    store.replace([before._replace(revision=now.revision + 1)], [])
+    assert [finding.kind for finding in tv.verify_audit(store, keys=keys).findings] != []

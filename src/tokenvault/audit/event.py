@@ -8,6 +8,7 @@ from typing import Final
 
 import attrs
 
+from tokenvault.batch_events import BATCH, items, parse
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.stores.port import SealedEvent
 
@@ -45,31 +46,37 @@ class AuditEvent:
     number: int
 
     @classmethod
-    def of(cls, row: SealedEvent) -> AuditEvent:
-        """An event as a store keeps it. Raises IntegrityError where it is none that this library writes."""
-        event = Event.parse(row)
-        return cls(
-            time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
-            action=event.action,
-            outcome=event.outcome,
-            requestor=event.requestor,
-            reference=event.reference.hex() or None,
-            transaction_id=event.transaction_id,
-            codes=event.codes,
-            revision=event.revision,
-            stream=row.stream.hex(),
-            number=row.number,
-        )
+    def all_of(cls, row: SealedEvent) -> list[AuditEvent]:
+        """What an event says, as a store keeps it; of a batch, of each item. Raises IntegrityError for any other."""
+        event = parse(row)
+        return [
+            cls(
+                time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
+                action=event.action,
+                outcome=item.outcome,
+                requestor=item.requestor,
+                reference=item.reference.hex() or None,
+                transaction_id=item.transaction_id,
+                codes=item.codes,
+                revision=item.revision,
+                stream=row.stream.hex(),
+                number=row.number,
+            )
+            for item in items(event)
+        ]
 
 
-def json_line(row: SealedEvent, genuine: bool | None) -> str:
-    """An event as one line of JSON in ASCII, without the end of line. Raises IntegrityError as `AuditEvent.of`.
+def json_lines(row: SealedEvent, genuine: bool | None) -> list[str]:
+    """An event as JSON in ASCII, a line for each item of a batch, without ends of line. Raises IntegrityError.
 
     Args:
         row: the event.
         genuine: whether its MAC is right, or None where nobody looked.
     """
-    event = AuditEvent.of(row)
+    return [_json_line(row, event, genuine) for event in AuditEvent.all_of(row)]
+
+
+def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str:
     told: dict[str, object] = {
         "stream": event.stream,
         "number": event.number,
@@ -83,7 +90,7 @@ def json_line(row: SealedEvent, genuine: bool | None) -> str:
         "revision": event.revision,
         "genuine": genuine,
     }
-    checkpoint = Event.parse(row).checkpoint
+    checkpoint = None if row.reference == BATCH else Event.parse(row).checkpoint
     if checkpoint is not None:
         told["checkpoint"] = {
             "size": checkpoint.size,

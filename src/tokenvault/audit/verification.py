@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from tokenvault.audit.event import json_line
+from tokenvault.audit.event import json_lines
 from tokenvault.audit.proof import Proof
 from tokenvault.audit.reading import stream_pages
 from tokenvault.audit.records import Revisions
@@ -164,7 +164,7 @@ def audit_public_key(keys: KeyStore) -> str | None:
 
 
 def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator[str]:
-    """All events of a database as JSON Lines: one line of ASCII for each, without the end of line.
+    """All events of a database as JSON Lines: a line of ASCII for each, or each item of a batch, without its end.
 
     By stream, oldest name first, and number. docs/audit.md has the names and values. "genuine" tells whether the MAC
     is right, and is null without keys. An event that can not be read has "stream", "number" and "genuine" only.
@@ -182,14 +182,14 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
                 [None] * len(page) if proof is None else proof.genuine(page, [leaf_of(row) for row in page])
             )
             for row, right in zip(page, genuine, strict=True):
-                yield _line(row, right)
+                yield from _lines(row, right)
 
 
-def _line(row: SealedEvent, genuine: bool | None) -> str:
+def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:
     try:
-        return json_line(row, genuine)
+        return json_lines(row, genuine)
     except IntegrityError:
-        return _unreadable(row.stream, row.number)
+        return [_unreadable(row.stream, row.number)]
 
 
 def _unreadable(stream: bytes, number: int) -> str:
