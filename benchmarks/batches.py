@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import resource
 import sqlite3
@@ -32,6 +33,7 @@ SIZES = (1_000, 10_000, 100_000)
 LARGE = 1_000_000
 REQUESTORS = (tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS}),)
 USE = tv.Transaction(id="tx-1", requestor=REQUESTOR)
+CASES = ("postgres-issue", "postgres-detokenize", "sqlite", "memory")
 
 Call = Callable[[], object]
 
@@ -48,7 +50,7 @@ def vault_of(keys: KeyStore, store: TokenStore) -> tv.Vault:
     return tv.Vault(keys, store, programs=PROGRAMS, requestors=REQUESTORS)
 
 
-def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES) -> None:
+def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES, cases: Sequence[str] = CASES) -> None:
     """issue_many and detokenize_many, beside COPY and SELECT."""
     server = PostgresServer()
     try:
@@ -57,8 +59,10 @@ def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES) -> None:
         )
         row("", "batch", "bare", "share")
         for size in sizes:
-            _issue_into_postgres(server, keys, size)
-            _detokenize_from_postgres(server, keys, size)
+            if "postgres-issue" in cases:
+                _issue_into_postgres(server, keys, size)
+            if "postgres-detokenize" in cases:
+                _detokenize_from_postgres(server, keys, size)
     finally:
         server.remove()
 
@@ -212,7 +216,7 @@ def memory(keys_uri: str) -> None:
     print(f"\nPeak memory of issue_many over an iterator of {LARGE:,} cards, above the idle process")
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(  # noqa: S603 # this file
-            [sys.executable, "-m", "benchmarks.batches", keys_uri, f"sqlite:///{folder}/vault.db"],
+            [sys.executable, "-m", "benchmarks.batches", "--peak", keys_uri, f"sqlite:///{folder}/vault.db"],
             capture_output=True,
             text=True,
             check=True,
@@ -253,21 +257,29 @@ def _tell(name: str, size: int, times: Sequence[tuple[float, float]]) -> None:
     row(name, f"{batch / size * 1e6:.2f}", f"{bare / size * 1e6:.2f}", f"{share:.2f}")
 
 
-def main(sizes: Sequence[int] = SIZES) -> None:
-    """All of it, with keys of its own."""
+def main(sizes: Sequence[int] = SIZES, cases: Sequence[str] = CASES) -> None:
+    """All of it, or some cases, with keys of its own."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
         (folder / "passphrase").write_text("correct horse battery staple")
         uri = f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase"
         with closing(FileKeyStore(uri)) as keys:
             tv.provision(keys, tv.open_token_store("memory:"))
-            postgres(keys, sizes)
-            sqlite(keys, folder, sizes)
-        memory(uri)
+            if any(case.startswith("postgres") for case in cases):
+                postgres(keys, sizes, cases)
+            if "sqlite" in cases:
+                sqlite(keys, folder, sizes)
+        if "memory" in cases:
+            memory(uri)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(f"{peak(*sys.argv[1:]):.0f}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES, action="append", help="only this one; may be repeated")
+    parser.add_argument("--rows", type=int, action="append", help="in a batch; may be repeated")
+    parser.add_argument("--peak", nargs=2, metavar=("KEYS", "STORE"), help="of memory, in this process")
+    given = parser.parse_args()
+    if given.peak:
+        print(f"{peak(*given.peak):.0f}")
     else:
-        main(tuple(int(size) for size in sys.argv[1:]) or SIZES)
+        main(given.rows or SIZES, given.case or CASES)

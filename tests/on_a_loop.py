@@ -33,7 +33,7 @@ class OnALoop:
     def check_schema(self) -> None:
         self.run(self.store.check_schema())
 
-    def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         return self.run(self.store.get(tokens))
 
     def find(

@@ -17,7 +17,7 @@ LAYERS = [
      "ccm_columns", "cmac", "cmac_columns", "digit_columns", "text_columns", "record_columns", "random_columns",
      "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing", "sealing_columns",
      "merkle", "checkpoint", "audit", "audit.event", "audit.report", "keys.port", "keys.local", "stores.port",
-     "stores.record_batch", "batch_events", "chunks", "outcomes"},
+     "stores.read_columns", "stores.record_batch", "batch_events", "chunks", "outcomes"},
     {"keyring", "journal", "audit.macs", "flows", "flows.batches", "flows.cards", "flows.core", "flows.history",
      "flows.issue_many", "flows.reading", "flows.standing", "flows.use_many", "flows.issue", "flows.manage",
      "flows.opening", "flows.ports", "flows.requests", "flows.trail", "flows.use", "workers"},

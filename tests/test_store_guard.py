@@ -27,7 +27,7 @@ class FailingStore(MemoryTokenStore):
 
     failure: BaseException | None = None
 
-    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         self._fail()
         return super()._get(tokens)
 

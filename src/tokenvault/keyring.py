@@ -21,6 +21,7 @@ from tokenvault.pan_columns import PanColumns
 from tokenvault.record_columns import CardColumns
 from tokenvault.records import TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.read_columns import RecordColumns
 from tokenvault.stores.record_batch import Bytes, RecordBatch, split
 
 PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
@@ -132,7 +133,10 @@ class KeyRing:
 
     def unseal_many(self, rows: Sequence[SealedRecord]) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
         """The cards of rows, and where they are genuine: elsewhere `unseal` raises. Raises KeyStoreError."""
-        versions = {row.key_version for row in rows}
+        if isinstance(rows, RecordColumns):
+            versions = set(np.unique(rows.key_versions).tolist())
+        else:
+            versions = {row.key_version for row in rows}
         if len(versions) == 1 and (cipher := self._known(rows[0].key_version)) is not None:
             return record_columns.unseal_many(cipher, rows)
         count = len(rows)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault import ccm_columns
+from tokenvault._block_columns import place
 from tokenvault.keys.port import BlockCipher
 from tokenvault.pan_columns import PanColumns
 from tokenvault.sealing import (
@@ -28,6 +29,7 @@ from tokenvault.sealing import (
     SEAL_BYTES,
 )
 from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.read_columns import RecordColumns
 from tokenvault.stores.record_batch import Bytes
 
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -100,20 +102,17 @@ def seal_like(
     )
     digests: Bytes = np.empty((rows, DIGEST_BYTES), np.uint8)
     lengths = np.fromiter(map(len, tokens), np.int64, rows)
-    texts = np.frombuffer(f"{requestor}{program}".encode("ascii"), np.uint8)
+    texts = f"{requestor}{program}".encode("ascii") + body
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         messages = _messages(len(chosen), int(length), len(requestor), len(program), len(body))
-        messages[:, :NONCE_BYTES] = seals[chosen, :NONCE_BYTES]
-        messages[:, _HEADER_START:_REFERENCES] = np.frombuffer(
-            revision.to_bytes(8) + key_version.to_bytes(4), np.uint8
-        )
-        messages[:, _REFERENCES:_ACCOUNTS] = references[chosen]
-        messages[:, _ACCOUNTS:_LENGTHS] = accounts[chosen]
-        text_start = _TEXTS + int(length)
-        messages[:, _TEXTS:text_start] = _joined([tokens[row] for row in chosen.tolist()], int(length))
-        messages[:, text_start : text_start + len(texts)] = texts
-        messages[:, text_start + len(texts) :] = np.frombuffer(body, np.uint8)
+        common = revision.to_bytes(8) + key_version.to_bytes(4)
+        place(seals[chosen, :NONCE_BYTES], messages, 0)
+        place(_repeated(common, len(chosen)), messages, _HEADER_START)
+        place(references[chosen], messages, _REFERENCES)
+        place(accounts[chosen], messages, _ACCOUNTS)
+        place(_joined([tokens[row] for row in chosen.tolist()], int(length)), messages, _TEXTS)
+        place(_repeated(texts, len(chosen)), messages, _TEXTS + int(length))
         digests[chosen] = _hashed(messages)
     plaintexts = _packed(cards, digests)
     seals[:, NONCE_BYTES:] = ccm_columns.encrypt_many(
@@ -134,45 +133,17 @@ def unseal_many(
         KeyStoreError: the key can not be reached now.
     """
     count = len(rows)
-    tokens, references, accounts, requestors, programs, revisions, key_versions, bodies, seals = (
-        zip(*rows, strict=True) if rows else ((),) * 9
-    )
-    sealed = _joined(seals, SEAL_BYTES)
-    nonces = np.ascontiguousarray(sealed[:, :NONCE_BYTES])
-    shapes: Words = np.zeros(
-        count, np.uint64
-    )  # lengths of the texts, and of the body, which has at most 4,096 bytes
-    for column in (bodies, programs, requestors, tokens):
-        shapes = shapes << np.uint64(16) | np.fromiter(map(len, column), np.uint64, count)
-    digests: Bytes = np.zeros((count, DIGEST_BYTES), np.uint8)
-    possible = np.array(key_versions, np.int64) <= _KEY_VERSION_MAX
-    numbers = np.column_stack(
-        [
-            np.array(revisions, ">u8").view(np.uint8).reshape(count, 8),
-            np.where(possible, key_versions, 0).astype(">u4").view(np.uint8).reshape(count, 4),
-        ]
-    )
-    named, owned = _joined(references, 16), _joined(accounts, 16)
-    for kind in np.unique(shapes):
-        chosen = np.flatnonzero(shapes == kind)
-        picked = chosen.tolist()
-        widths = [int(kind) >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
-        messages = _messages(len(picked), *widths)
-        messages[:, :NONCE_BYTES] = nonces[chosen]
-        messages[:, _HEADER_START:_REFERENCES] = numbers[chosen]
-        messages[:, _REFERENCES:_ACCOUNTS] = named[chosen]
-        messages[:, _ACCOUNTS:_LENGTHS] = owned[chosen]
-        start = _TEXTS
-        for texts, width in zip((tokens, requestors, programs), widths[:3], strict=True):
-            joined = "".join([texts[row] for row in picked]).encode("ascii")
-            messages[:, start : start + width] = np.frombuffer(joined, np.uint8).reshape(len(picked), width)
-            start += width
-        messages[:, start:] = _joined([bodies[row] for row in picked], widths[3])
-        digests[chosen] = _hashed(messages)
+    seals: Bytes = np.empty((count, SEAL_BYTES), np.uint8)
+    digests: Bytes = np.empty((count, DIGEST_BYTES), np.uint8)
+    possible: npt.NDArray[np.bool_] = np.empty(count, np.bool_)
+    for chosen, part in _equally_long(rows):
+        seals[chosen], digests[chosen] = part.seals, _digests(part)
+        possible[chosen] = part.key_versions <= _KEY_VERSION_MAX
+    nonces = np.ascontiguousarray(seals[:, :NONCE_BYTES])
     plaintexts, genuine = ccm_columns.decrypt_many(
         cipher,
         nonces,
-        np.ascontiguousarray(sealed[:, NONCE_BYTES:]),
+        np.ascontiguousarray(seals[:, NONCE_BYTES:]),
         np.ascontiguousarray(digests[:, :ASSOCIATED_BYTES]),
     )
     # Every byte of every row is compared, whatever differs.
@@ -182,6 +153,35 @@ def unseal_many(
     genuine = genuine & (unlike == 0) & possible
     plaintexts *= genuine[:, None]
     return _unpacked(plaintexts), genuine
+
+
+def _equally_long(rows: Sequence[SealedRecord]) -> list[tuple[npt.NDArray[np.intp] | slice, RecordColumns]]:
+    """The rows by the lengths of their texts and bodies."""
+    if isinstance(rows, RecordColumns):
+        return [(slice(None), rows)]
+    places: dict[tuple[int, ...], list[int]] = {}
+    for at, row in enumerate(rows):
+        lengths = len(row.token), len(row.requestor), len(row.program), len(row.body)
+        places.setdefault(lengths, []).append(at)
+    return [(np.array(found), RecordColumns.of([rows[at] for at in found])) for found in places.values()]
+
+
+def _digests(rows: RecordColumns) -> Bytes:
+    """The record digests, shape (rows, 20)."""
+    columns = rows.tokens, rows.requestors, rows.programs, rows.bodies
+    messages = _messages(len(rows), *[column.shape[1] for column in columns])
+    place(rows.seals[:, :NONCE_BYTES], messages, 0)
+    possible = rows.key_versions <= _KEY_VERSION_MAX
+    numbers = np.empty(len(rows), np.dtype([("revision", ">u8"), ("key_version", ">u4")]))
+    numbers["revision"], numbers["key_version"] = rows.revisions, np.where(possible, rows.key_versions, 0)
+    place(numbers.view(np.uint8).reshape(-1, _REFERENCES - _HEADER_START), messages, _HEADER_START)
+    place(rows.references, messages, _REFERENCES)
+    place(rows.accounts, messages, _ACCOUNTS)
+    start = _TEXTS
+    for column in columns:
+        place(column, messages, start)
+        start += column.shape[1]
+    return _hashed(messages)
 
 
 def _messages(rows: int, token: int, requestor: int, program: int, body: int) -> Bytes:
@@ -196,6 +196,10 @@ def _hashed(messages: Bytes) -> Bytes:
     joined, sha256 = messages.tobytes(), hashlib.sha256
     hashes = b"".join([sha256(joined[at : at + width]).digest() for at in range(0, len(joined), width)])
     return np.frombuffer(hashes, np.uint8).reshape(len(messages), _HASH_BYTES)[:, :DIGEST_BYTES]
+
+
+def _repeated(value: bytes, rows: int) -> Bytes:
+    return np.broadcast_to(np.frombuffer(value, np.uint8), (rows, len(value)))
 
 
 def _joined(values: Sequence[bytes], width: int) -> Bytes:

@@ -29,7 +29,10 @@ def read_cards(items: Sequence[object]) -> tuple[CardColumns, dict[int, TokenVau
     if kinds.isdisjoint({tuple, list}):
         pans, errors = parse_pans(items)
     else:
-        numbers, expiries = zip(*_pairs(items), strict=True)
+        pairs = _pairs(
+            items
+        )  # not zip(*pairs): an iterator for each item would have the garbage collector run
+        numbers, expiries = [number for number, _ in pairs], [expiry for _, expiry in pairs]
         pans, errors = parse_pans(numbers)
         known = _months(expiries)
         for row, expiry in enumerate(expiries) if known is None else ():

@@ -73,7 +73,7 @@ class _New(NamedTuple):
     """Tokens to be issued, a row each.
 
     Attributes:
-        rows: of the chunk, ascending.
+        rows: of the chunk, in any order.
         numbers, lengths: the tokens.
         references, accounts: shape (rows, 16), dtype uint8.
     """
@@ -93,7 +93,7 @@ class _New(NamedTuple):
         )
         return cls(rows, np.zeros(count, np.uint64), lengths, references, accounts)
 
-    def take(self, chosen: Mask) -> _New:
+    def take(self, chosen: Mask | Rows) -> _New:
         """Some of them."""
         rows, numbers, lengths, references, accounts = self
         return _New(rows[chosen], numbers[chosen], lengths[chosen], references[chosen], accounts[chosen])
@@ -145,7 +145,9 @@ class _Work:
                 accounts = await self._core.runtime.call(self._core.keys.account_many, pans)
                 fresh = _New.of(rows, self._token_lengths(pans), accounts)
                 self._draw(fresh, np.ones(len(rows), np.bool_))
-                await self._write(*self._apart(fresh), drawn=True)
+                fresh, stuck = self._apart(fresh)
+                order = np.argsort(fresh.numbers)  # as databases write them, where all are equally long
+                await self._write(fresh.take(order), stuck[order], drawn=True)
         for row in sorted(self._alone):
             await self._single(row)
 

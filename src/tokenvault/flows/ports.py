@@ -47,7 +47,7 @@ class Runtime(Protocol):
 class AsyncTokenStore(Protocol):
     """The part of a token store that flows use, awaited; methods as in TokenStore."""
 
-    async def get(self, tokens: Sequence[str]) -> list[SealedRecord]: ...  # noqa: D102 # as in TokenStore
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...  # noqa: D102 # as in TokenStore
     async def find(  # noqa: D102 # as in TokenStore
         self,
         account: bytes | Sequence[bytes],
@@ -104,7 +104,7 @@ class BlockingStore:
     def __init__(self, store: TokenStore) -> None:
         self._store = store
 
-    async def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """As in TokenStore."""
         return self._store.get(tokens)
 

@@ -16,6 +16,7 @@ from tokenvault.pan import Card
 from tokenvault.record_columns import CardColumns
 from tokenvault.records import REFERENCE_BYTES, TIMES, TokenRecord
 from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.read_columns import RecordColumns
 from tokenvault.stores.record_batch import Bytes, split
 
 
@@ -30,7 +31,7 @@ class Read(NamedTuple):
     """
 
     places: dict[str, int]
-    rows: list[SealedRecord]
+    rows: Sequence[SealedRecord]
     references: Bytes
     cards: CardColumns
     genuine: npt.NDArray[np.bool_]
@@ -55,16 +56,23 @@ async def read(core: Core, tokens: list[str]) -> Read:
     """Read and authenticate the rows of tokens, all different. Raises IntegrityError, where rows of others come."""
     unreadable: dict[str, IntegrityError] = {}
     rows = await _rows(core, tokens, unreadable)
-    places = {row.token: place for place, row in enumerate(rows)}
+    columns = rows if isinstance(rows, RecordColumns) else None
+    named = [row.token for row in rows] if columns is None else columns.token_texts()
+    places = dict(zip(named, range(len(named)), strict=True))
     if len(places) != len(rows) or not places.keys() <= set(tokens):
         raise IntegrityError(OTHERS_RECORD)
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
-    joined = b"".join([row.reference for row in rows])
-    references = np.frombuffer(joined, np.uint8).reshape(len(rows), REFERENCE_BYTES)
+    if columns is None:
+        joined = b"".join([row.reference for row in rows])
+        references = np.frombuffer(joined, np.uint8).reshape(len(rows), REFERENCE_BYTES)
+    else:
+        references = columns.references
     return Read(places, rows, references, cards, genuine, _alike(rows, cards), unreadable)
 
 
-async def _rows(core: Core, tokens: list[str], unreadable: dict[str, IntegrityError]) -> list[SealedRecord]:
+async def _rows(
+    core: Core, tokens: list[str], unreadable: dict[str, IntegrityError]
+) -> Sequence[SealedRecord]:
     """The rows of tokens; where the store refuses one, those of the others."""
     if not tokens:
         return []
@@ -77,11 +85,16 @@ async def _rows(core: Core, tokens: list[str], unreadable: dict[str, IntegrityEr
         unreadable[tokens[0]] = failure
         return []
     half = len(tokens) // 2
-    return await _rows(core, tokens[:half], unreadable) + await _rows(core, tokens[half:], unreadable)
+    return [
+        *await _rows(core, tokens[:half], unreadable),
+        *await _rows(core, tokens[half:], unreadable),
+    ]
 
 
 def _alike(rows: Sequence[SealedRecord], cards: CardColumns) -> npt.NDArray[np.int64]:
     """A number for each row: the same for those that differ in token, reference, card number and times only."""
+    if isinstance(rows, RecordColumns):
+        return _alike_columns(rows, cards)
     bodies = [row.body for row in rows]
     if len(set(map(len, bodies))) == 1:
         joined = np.frombuffer(b"".join(bodies), np.uint8).reshape(len(rows), -1).copy()
@@ -94,3 +107,14 @@ def _alike(rows: Sequence[SealedRecord], cards: CardColumns) -> npt.NDArray[np.i
     live = (cards.pans.lengths > 0).tolist()
     keys = zip(bodies, requestors, programs, live, cards.months.tolist(), strict=True)
     return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
+
+
+def _alike_columns(rows: RecordColumns, cards: CardColumns) -> npt.NDArray[np.int64]:
+    bodies = rows.bodies.copy()
+    bodies[:, TIMES] = 0
+    shape = (cards.months << np.uint16(1)) | (cards.pans.lengths > 0)
+    kinds = np.column_stack([bodies, rows.requestors, rows.programs, shape.view(np.uint8).reshape(-1, 2)])
+    if (kinds == kinds[:1]).all():  # nearly always
+        return np.zeros(len(rows), np.int64)
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(kind, len(known)) for kind in split(kinds)], np.int64)

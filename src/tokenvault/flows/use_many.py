@@ -98,7 +98,7 @@ class _Asked(NamedTuple):
 
 def _asked(items: Sequence[Any]) -> _Asked:
     if set(map(type, items)) == {tuple} and set(map(len, items)) == {2}:
-        tokens, transactions = zip(*items, strict=True)
+        tokens, transactions = [token for token, _ in items], [transaction for _, transaction in items]
         if checks.are_tokens(tokens) and set(map(type, transactions)) == {Transaction}:
             return _Asked(tokens, transactions, {})
     checked: list[tuple[str, Transaction | None]] = []

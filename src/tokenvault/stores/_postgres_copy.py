@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from tokenvault._block_columns import place
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.stores.record_batch import RecordBatch
 
@@ -90,7 +91,7 @@ def copy_rows(columns: Sequence[Column], order: npt.NDArray[np.intp] | None = No
     for column in columns:
         field_width = column.data.shape[1]
         end = start + _LENGTH_BYTES + field_width
-        matrix[:, start + _LENGTH_BYTES : end] = column.data
+        place(column.data, matrix, start + _LENGTH_BYTES)
         if column.lengths is None:
             matrix[:, start : start + _LENGTH_BYTES] = _big_endian(field_width, ">i4")
         else:
@@ -160,7 +161,8 @@ def event_columns(events: Sequence[SealedEvent]) -> list[Column]:
     ]
 
 
-def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp]:
-    """The order of rows by their first field, for `copy_rows`."""
+def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:
+    """The order of rows by their first field, for `copy_rows`; None where they are in that order."""
     first = np.ascontiguousarray(columns[0].data)
-    return np.argsort(first.view(f"S{first.shape[1]}").reshape(len(first)))
+    texts = first.view(f"S{first.shape[1]}").reshape(len(first))
+    return None if (texts[:-1] <= texts[1:]).all() else np.argsort(texts)

@@ -89,7 +89,7 @@ class AsyncTokenStoreBase(ABC):
         await self._check_schema()
 
     @_guarded
-    async def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """As in TokenStore."""
         checked = checked_tokens(tokens)
         return sound_records(await self._get(checked)) if checked else []
@@ -211,7 +211,7 @@ class AsyncTokenStoreBase(ABC):
     async def _check_schema(self) -> None: ...
 
     @abstractmethod
-    async def _get(self, tokens: Sequence[str]) -> list[SealedRecord]: ...
+    async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...
 
     @abstractmethod
     async def _find(

@@ -19,6 +19,7 @@ from tokenvault.stores.port import (
     SealedEvent,
     SealedRecord,
 )
+from tokenvault.stores.read_columns import RecordColumns
 from tokenvault.stores.record_batch import RecordBatch
 
 BODY_BYTES_MAX: Final = 4_096
@@ -33,6 +34,7 @@ DIGEST_BYTES: Final = 32
 
 _COLUMNS_MIN: Final = 16
 _Item = TypeVar("_Item")
+_Records = TypeVar("_Records", bound=Sequence[SealedRecord])
 _RECORD_TYPES: Final = (str, bytes, bytes, str, str, int, int, bytes, bytes)
 _EVENT_TYPES: Final = (bytes, int, bytes, bytes, bytes)
 
@@ -240,9 +242,9 @@ def check_limit(limit: int) -> None:
 # Checks of what an adapter read.
 
 
-def sound_records(records: list[SealedRecord]) -> list[SealedRecord]:
-    """The same list, or IntegrityError."""
-    if not records_fit(records):
+def sound_records(records: _Records) -> _Records:
+    """The same records, or IntegrityError."""
+    if not (records.fit() if isinstance(records, RecordColumns) else records_fit(records)):
         raise IntegrityError("a stored token record has columns of other types or lengths than were written")
     return records
 

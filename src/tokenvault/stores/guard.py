@@ -114,7 +114,7 @@ class TokenStoreBase(ABC):
         self._check_schema()
 
     @_guarded
-    def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """The records of these tokens, each once; those that do not exist are left out."""
         checked = checked_tokens(tokens)
         return sound_records(self._get(checked)) if checked else []
@@ -236,7 +236,7 @@ class TokenStoreBase(ABC):
     def _check_schema(self) -> None: ...
 
     @abstractmethod
-    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]: ...
+    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...
 
     @abstractmethod
     def _find(

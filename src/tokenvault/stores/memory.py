@@ -45,7 +45,7 @@ class MemoryTokenStore(TokenStoreBase):
     def _check_schema(self) -> None:
         pass
 
-    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         with self._lock:
             records = self._records
             return [records[token] for token in dict.fromkeys(tokens) if token in records]

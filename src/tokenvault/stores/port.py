@@ -90,8 +90,11 @@ class TokenStore(Protocol):
         """Raise ConfigurationError unless the database has a schema of the version that this code writes."""
         ...
 
-    def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
-        """The records of these tokens, each once; those that do not exist are left out; in no set order."""
+    def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
+        """The records of these tokens, each once; those that do not exist are left out; in no set order.
+
+        A list, or a `stores.read_columns.RecordColumns`, which has them as columns too.
+        """
         ...
 
     def find(

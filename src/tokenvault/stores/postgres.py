@@ -165,7 +165,7 @@ class PostgresTokenStore(TokenStoreBase):
         except MISSING:
             raise unprovisioned() from None
 
-    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         return self._run(self._statements.get(tokens))
 
     def _find(

@@ -163,7 +163,7 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         except MISSING:
             raise unprovisioned() from None
 
-    async def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         return await self._run(self._statements.get(tokens))
 
     async def _find(

@@ -42,6 +42,7 @@ _KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
 _RECORD: Final = (
     "SELECT token, reference, account, requestor, program, revision, key_version, body, seal FROM tokens "
 )
+_NAMES: Final = "SELECT token FROM tokens "
 _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 _BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 _FIND: Final = {
@@ -78,6 +79,7 @@ _HEADS: Final = """
         SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1
     )"""
 
+_EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 _INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
 # Numbered as the fields of SealedRecord. The usual replacement keeps reference and account. SQLite rewrites
 # the indexes of every column that it is told to set, changed or not: a statement that leaves those two alone
@@ -225,7 +227,7 @@ class SqliteTokenStore(TokenStoreBase):
         pool = self._pool_here()
         pool.discard(pool.take_new(self._file.open))
 
-    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         if len(tokens) == 1:
             return list(map(SealedRecord._make, self._read(_BY_TOKENS[1], tokens)))
         rows: list[Any] = []
@@ -333,12 +335,23 @@ def _insert_all(
         if not connection.execute(_INSERT, records[0]).rowcount:
             return [records[0].token]
     elif records:
-        connection.execute("SAVEPOINT clean")
-        rows = records.rows() if isinstance(records, RecordBatch) else records
-        if connection.executemany(_INSERT, rows).rowcount != len(records):
-            connection.execute("ROLLBACK TO clean")
-            return [record.token for record in records if _revision(connection, record.token) is not None]
+        # Looked for first: to write a chunk of random tokens in vain takes ten times as long.
+        existing = _existing(connection, records)
+        if existing:
+            return existing
+        connection.executemany(_INSERT, records.rows() if isinstance(records, RecordBatch) else records)
     return _append_all(connection, (), events)
+
+
+def _existing(connection: sqlite3.Connection, records: Sequence[SealedRecord]) -> list[str]:
+    if isinstance(records, RecordBatch):
+        tokens = [token.decode("ascii") for token in records.tokens]
+    else:
+        tokens = [record.token for record in records]
+    found: list[Any] = []
+    for size, chunk in _statements_of(tokens):
+        found += connection.execute(_EXISTING[size], chunk).fetchall()
+    return [token for (token,) in found]
 
 
 def _replace_all(

@@ -32,7 +32,7 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
     async def _check_schema(self) -> None:
         await self._workers.call(self._store.check_schema)
 
-    async def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         return await self._workers.call(self._store.get, tokens)
 
     async def _find(

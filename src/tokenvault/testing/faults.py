@@ -141,7 +141,7 @@ class FaultyTokenStore:
     def check_schema(self) -> None:
         self._call("check_schema", self._store.check_schema)
 
-    def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         return self._call("get", lambda: self._store.get(tokens))
 
     def find(
@@ -227,7 +227,7 @@ class FaultyAsyncTokenStore:
     async def check_schema(self) -> None:
         await self._call("check_schema", self._store.check_schema)
 
-    async def get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         return await self._call("get", lambda: self._store.get(tokens))
 
     async def find(
