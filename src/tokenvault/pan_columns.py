@@ -65,7 +65,7 @@ def parse_pans(items: Sequence[object]) -> tuple[PanColumns, dict[int, InvalidIn
 def _parse_plain(items: Sequence[object], columns: PanColumns) -> list[int]:
     """Fill in the rows that are plain digits with a right check digit; return the others."""
     every = list(range(len(items)))
-    if not all(type(item) is str for item in items):
+    if set(map(type, items)) != {str}:
         return every
     try:
         text = np.frombuffer("\n".join([*items, ""]).encode("ascii"), np.uint8)  # type: ignore[list-item] # str

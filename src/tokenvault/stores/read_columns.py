@@ -152,7 +152,7 @@ def _are_digits(column: Bytes) -> bool:
 
 
 def _texts(values: Sequence[str]) -> Bytes:
-    return np.frombuffer("".join(values).encode("ascii"), np.uint8).reshape(len(values), -1)
+    return np.frombuffer("".join(values).encode("ascii"), np.uint8).reshape(len(values), len(values[0]))
 
 
 def _column(values: Sequence[bytes]) -> Bytes:
