@@ -25,7 +25,8 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from psycopg.pq.abc import PGresult
 
 from tokenvault.stores._postgres_copy import Copy, by_first, copy_rows, event_columns, record_columns
-from tokenvault.stores._postgres_groups import RECORD, record_groups
+from tokenvault.stores._postgres_groups import RECORD as _RECORD
+from tokenvault.stores._postgres_groups import record_groups
 from tokenvault.stores._postgres_values import (
     BYTEA,
     BYTEAS,
@@ -47,8 +48,6 @@ from tokenvault.stores.record_batch import RecordBatch, records_of
 
 _T = TypeVar("_T")
 
-
-_RECORD: Final = RECORD
 _RECORD_COLUMNS: Final = "token, reference, account, requestor, program, revision, key_version, body, seal"
 _RECORD_ARRAYS: Final = (
     "unnest($1::text[], $2::bytea[], $3::bytea[], $4::text[], $5::bytea[],"
@@ -116,10 +115,11 @@ class Statements:
             return query(f"SELECT {_EVENT_COLUMNS} FROM {events} {rest}", takes, _EVENT)
 
         self._get_one = record("WHERE token = $1", TEXT)
-        # One value for the records whose texts and bodies are equally long: the client reads it in few steps.
+        # One value for records that are equally long; grouped by one number, as that sorts fastest.
         self._get_many = query(
             f"SELECT string_agg(record_send(ROW({_RECORD_COLUMNS})), '') FROM {tokens} WHERE token = ANY($1)"
-            " GROUP BY octet_length(token), octet_length(requestor), octet_length(program), octet_length(body)",
+            " GROUP BY (octet_length(token)::bigint << 48) | (octet_length(requestor)::bigint << 32)"
+            " | (octet_length(program)::bigint << 16) | octet_length(body)::bigint",
             (TEXTS,),
             (BYTEA,),
         )
