@@ -24,6 +24,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from psycopg.pq.abc import PGresult
 
+from tokenvault.stores import _postgres_sql as sql
 from tokenvault.stores._postgres_copy import Copy, by_first, copy_rows, event_columns, record_columns
 from tokenvault.stores._postgres_groups import RECORD as _RECORD
 from tokenvault.stores._postgres_groups import record_groups
@@ -48,23 +49,11 @@ from tokenvault.stores.record_batch import RecordBatch, records_of
 
 _T = TypeVar("_T")
 
-_RECORD_COLUMNS: Final = "token, reference, account, requestor, program, revision, key_version, body, seal"
-_RECORD_ARRAYS: Final = (
-    "unnest($1::text[], $2::bytea[], $3::bytea[], $4::text[], $5::bytea[],"
-    f" $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[]) AS new ({_RECORD_COLUMNS})"
-)
 _RECORDS: Final = (TEXTS, BYTEAS, BYTEAS, TEXTS, BYTEAS, INT8S, INT8S, BYTEAS, BYTEAS)
 _EVENT: Final = (BYTEA, INT8, BYTEA, BYTEA, BYTEA)
-_EVENT_COLUMNS: Final = "stream, number, reference, body, mac"
-_EVENT_ARRAYS: Final = (
-    "unnest($10::bytea[], $11::bigint[], $12::bytea[], $13::bytea[], $14::bytea[])"
-    f" AS noted ({_EVENT_COLUMNS})"
-)
 _EVENTS: Final = (BYTEAS, INT8S, BYTEAS, BYTEAS, BYTEAS)
 FEW_EVENTS: Final = (1, 2)
 """How many events a statement of its own writes: an event, and the checkpoint that goes before it."""
-
-_REPLACED: Final = ("reference", "account", "requestor", "program", "revision", "key_version", "body", "seal")
 
 
 class Statement(NamedTuple, Generic[_T]):
@@ -109,15 +98,15 @@ class Statements:
             return Query(b"tokenvault_%d" % next(numbers), sql.encode(), takes, gives)
 
         def record(rest: str, *takes: int) -> Query:
-            return query(f"SELECT {_RECORD_COLUMNS} FROM {tokens} {rest}", takes, _RECORD)
+            return query(f"SELECT {sql.RECORD_COLUMNS} FROM {tokens} {rest}", takes, _RECORD)
 
         def event(rest: str, *takes: int) -> Query:
-            return query(f"SELECT {_EVENT_COLUMNS} FROM {events} {rest}", takes, _EVENT)
+            return query(f"SELECT {sql.EVENT_COLUMNS} FROM {events} {rest}", takes, _EVENT)
 
         self._get_one = record("WHERE token = $1", TEXT)
         # One value for records that are equally long; grouped by one number, as that sorts fastest.
         self._get_many = query(
-            f"SELECT string_agg(record_send(ROW({_RECORD_COLUMNS})), '') FROM {tokens} WHERE token = ANY($1)"
+            f"SELECT string_agg(record_send(ROW({sql.RECORD_COLUMNS})), '') FROM {tokens} WHERE token = ANY($1)"
             " GROUP BY (octet_length(token)::bigint << 48) | (octet_length(requestor)::bigint << 32)"
             " | (octet_length(program)::bigint << 16) | octet_length(body)::bigint",
             (TEXTS,),
@@ -147,21 +136,23 @@ class Statements:
         self._events_about = event(
             "WHERE reference = $1 ORDER BY position LIMIT $2 OFFSET $3", BYTEA, INT8, INT8
         )
-        self._streams = query(_streams(events), (), (BYTEA,))
-        self._heads = query(_heads(events), (INT8,), _EVENT)
+        self._streams = query(sql.streams(events), (), (BYTEA,))
+        self._heads = query(sql.heads(events), (INT8,), _EVENT)
         self._insert_one = {
-            n: query(_insert_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
+            n: query(sql.insert_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
         }
         self._replace_one = {
-            n: query(_replace_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
+            n: query(sql.replace_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
         }
-        self._replace_many = query(_replace_many(tokens, events), _RECORDS + _EVENTS, (TEXT,))
+        self._replace_many = query(sql.replace_many(tokens, events), _RECORDS + _EVENTS, (TEXT,))
         self._append_few = {
-            n: query(f"INSERT INTO {events} ({_EVENT_COLUMNS}) VALUES {_event_places(1, n)}", n * _EVENT)
+            n: query(
+                f"INSERT INTO {events} ({sql.EVENT_COLUMNS}) VALUES {sql.event_places(1, n)}", n * _EVENT
+            )
             for n in FEW_EVENTS
         }
-        self._copy_records = f"COPY {tokens} ({_RECORD_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
-        self._copy_events = f"COPY {events} ({_EVENT_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
+        self._copy_records = f"COPY {tokens} ({sql.RECORD_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
+        self._copy_events = f"COPY {events} ({sql.EVENT_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
         # Nearly always it is there already: then no row is tried and no transaction number spent.
         self._put_domain = query(
             f"INSERT INTO {domains} SELECT $1, $2"
@@ -270,84 +261,6 @@ class Statements:
     def put_meta(self, name: str, value: bytes) -> Statement[bytes | None]:
         """The value that stands; None where another writer set it in between, who is read by `get_meta`."""
         return Statement(self._put_meta, (packed(name), value), _bytes_or_none)
-
-
-# SQL.
-
-
-def _streams(events: str) -> str:
-    # One index look-up a stream, where DISTINCT reads every event.
-    return f"""
-        WITH RECURSIVE streams (stream) AS (
-            (SELECT stream FROM {events} ORDER BY stream LIMIT 1)
-            UNION ALL
-            SELECT (SELECT e.stream FROM {events} e WHERE e.stream > s.stream ORDER BY e.stream LIMIT 1)
-            FROM streams s WHERE s.stream IS NOT NULL
-        ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
-
-
-def _heads(events: str) -> str:
-    # Likewise, from the other end.
-    return f"""
-        WITH RECURSIVE newest (stream, remaining) AS (
-            (SELECT stream, $1::bigint FROM {events} ORDER BY stream DESC LIMIT 1)
-            UNION ALL
-            SELECT (SELECT e.stream FROM {events} e WHERE e.stream < n.stream ORDER BY e.stream DESC LIMIT 1),
-                n.remaining - 1
-            FROM newest n WHERE n.stream IS NOT NULL AND n.remaining > 1
-        ) SELECT head.* FROM newest CROSS JOIN LATERAL (
-            SELECT {_EVENT_COLUMNS} FROM {events} WHERE reference = newest.stream ORDER BY position DESC LIMIT 1
-        ) head WHERE newest.stream IS NOT NULL"""
-
-
-def _event_places(first: int, events: int) -> str:
-    rows = (range(n, n + len(_EVENT)) for n in range(first, first + events * len(_EVENT), len(_EVENT)))
-    return ", ".join(f"({', '.join(f'${n}' for n in row)})" for row in rows)
-
-
-def _noted(events: str, count: int) -> str:
-    places = _event_places(1 + len(_RECORD), count)
-    return f"""
-            INSERT INTO {events} ({_EVENT_COLUMNS})
-            SELECT noted.* FROM written, (VALUES {places}) AS noted ({_EVENT_COLUMNS})"""
-
-
-def _insert_one(tokens: str, events: str, count: int) -> str:
-    return f"""
-        WITH written AS (
-            INSERT INTO {tokens} ({_RECORD_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-            ON CONFLICT (token) DO NOTHING RETURNING 1
-        ), noted AS ({_noted(events, count)}
-        ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
-
-
-def _replace_one(tokens: str, events: str, count: int) -> str:
-    columns = ", ".join(f"{name} = ${n}" for n, name in enumerate(_REPLACED, 2))
-    return f"""
-        WITH written AS (
-            UPDATE {tokens} SET {columns} WHERE token = $1 AND revision = $6 - 1 RETURNING 1
-        ), noted AS ({_noted(events, count)}
-        ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
-
-
-def _replace_many(tokens: str, events: str) -> str:
-    columns = ", ".join(f"{name} = new.{name}" for name in _REPLACED)
-    return f"""
-        WITH new AS MATERIALIZED (
-            SELECT * FROM {_RECORD_ARRAYS}
-        ), locked AS MATERIALIZED (
-            SELECT token, revision FROM {tokens} WHERE token = ANY($1::text[])
-            ORDER BY token FOR NO KEY UPDATE
-        ), moved AS MATERIALIZED (
-            SELECT token FROM new LEFT JOIN locked USING (token)
-            WHERE locked.revision IS DISTINCT FROM new.revision - 1
-        ), written AS (
-            UPDATE {tokens} AS old SET {columns} FROM new
-            WHERE old.token = new.token AND NOT EXISTS (SELECT FROM moved)
-        ), noted AS (
-            INSERT INTO {events} ({_EVENT_COLUMNS})
-            SELECT * FROM {_EVENT_ARRAYS} WHERE NOT EXISTS (SELECT FROM moved)
-        ) SELECT token FROM moved"""
 
 
 # Values and rows.
