@@ -50,7 +50,7 @@ def main() -> None:
         with report.section("audit", write=write):
             audit.main(softhsm.new_token(Path(name)), Path(name))
     with report.section("batches", write=write, plots=("batches",)):
-        batches.main()
+        batches.main(write=write)
     server = PostgresServer(place=tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
     try:
         with tempfile.TemporaryDirectory() as name, report.section("postgresql", write=write):

@@ -17,6 +17,7 @@ from itertools import repeat
 from pathlib import Path
 
 import tokenvault as tv
+from benchmarks.report import line_plot, progress
 from benchmarks.single import PROGRAMS, REQUESTOR, row
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import FileKeyStore, KeyStore
@@ -29,13 +30,16 @@ from tokenvault.stores.sqlite import SqliteTokenStore
 
 ROUNDS = 5
 MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
-SIZES = (1_000, 10_000, 100_000)
 LARGE = 1_000_000
+SIZES = (1_000, 10_000, 100_000, LARGE)
 REQUESTORS = (tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS}),)
 USE = tv.Transaction(id="tx-1", requestor=REQUESTOR)
 CASES = ("postgres-issue", "postgres-detokenize", "sqlite", "memory")
 
 Call = Callable[[], object]
+
+_rates: dict[str, list[tuple[float, float]]] = {}
+"""By what was measured: how many items, and how many a second."""
 
 
 def cards(count: int) -> Iterator[tuple[str, str]]:
@@ -59,6 +63,7 @@ def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES, cases: Sequence[str] 
         )
         row("", "batch", "bare", "share")
         for size in sizes:
+            progress(f"batches of {size:,} into PostgreSQL")
             if "postgres-issue" in cases:
                 _issue_into_postgres(server, keys, size)
             if "postgres-detokenize" in cases:
@@ -96,10 +101,10 @@ def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> N
             return _seconds(write)
 
     times: list[tuple[float, float]] = []
-    for _ in range(ROUNDS):
+    for _ in range(_rounds(size)):
         seconds, copies, schema = issue()
         times.append((seconds, bare(copies, schema)))
-    _tell(f"issue_many, {size:,}", size, times)
+    _tell("PostgreSQL, issue_many", "PostgreSQL, COPY", size, times)
 
 
 def _recorded(store: PostgresTokenStore) -> list[tuple[Copy, ...]]:
@@ -139,8 +144,8 @@ def _detokenize_from_postgres(server: PostgresServer, keys: KeyStore, size: int)
 
             connection.execute(f'VACUUM ANALYZE "{schema}".tokens')
             bare()
-            times = [(_seconds(detokenize), _seconds(bare)) for _ in range(ROUNDS)]
-    _tell(f"detokenize_many, {size:,}", size, times)
+            times = [(_seconds(detokenize), _seconds(bare)) for _ in range(_rounds(size))]
+    _tell("PostgreSQL, detokenize_many", "PostgreSQL, SELECT", size, times)
 
 
 def sqlite(keys: KeyStore, folder: Path, sizes: Sequence[int] = SIZES) -> None:
@@ -148,10 +153,11 @@ def sqlite(keys: KeyStore, folder: Path, sizes: Sequence[int] = SIZES) -> None:
     print("\nBatches, SQLite, keys in the process: microseconds an item, and the share of the bare speed")
     row("", "batch", "bare", "share")
     for size in sizes:
+        progress(f"batches of {size:,} into SQLite")
         listed = list(cards(size))
         times = []
         uses = []
-        for number in range(ROUNDS):
+        for number in range(_rounds(size)):
             path, twin = folder / f"{size}-{number}.db", folder / f"{size}-{number}-bare.db"
             with closing(SqliteTokenStore(path)) as store, closing(SqliteTokenStore(twin)) as other:
                 tv.provision(keys, store)
@@ -161,8 +167,10 @@ def sqlite(keys: KeyStore, folder: Path, sizes: Sequence[int] = SIZES) -> None:
                     use = _detokenize(vault, tokens)
                 times.append((batch, _executemany(path, twin)))
                 uses.append((use, _select(path, tokens)))
-        _tell(f"issue_many, {size:,}", size, times)
-        _tell(f"detokenize_many, {size:,}", size, uses)
+            path.unlink()
+            twin.unlink()
+        _tell("SQLite, issue_many", "SQLite, executemany", size, times)
+        _tell("SQLite, detokenize_many", "SQLite, SELECT", size, uses)
 
 
 def _issue(vault: tv.Vault, listed: list[tuple[str, str]]) -> tuple[float, list[str]]:
@@ -250,15 +258,26 @@ def _seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def _tell(name: str, size: int, times: Sequence[tuple[float, float]]) -> None:
+def _rounds(size: int) -> int:
+    return 1 if size >= LARGE else ROUNDS
+
+
+def _tell(name: str, plain: str, size: int, times: Sequence[tuple[float, float]]) -> None:
     batch = statistics.median(first for first, _ in times)
     bare = statistics.median(second for _, second in times)
     share = statistics.median(second / first for first, second in times)
-    row(name, f"{batch / size * 1e6:.2f}", f"{bare / size * 1e6:.2f}", f"{share:.2f}")
+    for what, seconds in ((name, batch), (plain, bare)):
+        _rates.setdefault(what, []).append((size, size / seconds))
+    row(
+        f"{name.partition(', ')[2]}, {size:,}",
+        f"{batch / size * 1e6:.2f}",
+        f"{bare / size * 1e6:.2f}",
+        f"{share:.2f}",
+    )
 
 
-def main(sizes: Sequence[int] = SIZES, cases: Sequence[str] = CASES) -> None:
-    """All of it, or some cases, with keys of its own."""
+def main(sizes: Sequence[int] = SIZES, cases: Sequence[str] = CASES, *, write: bool = False) -> None:
+    """All of it, or some cases, with keys of its own; `write` draws them."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
         (folder / "passphrase").write_text("correct horse battery staple")
@@ -271,6 +290,8 @@ def main(sizes: Sequence[int] = SIZES, cases: Sequence[str] = CASES) -> None:
                 sqlite(keys, folder, sizes)
         if "memory" in cases:
             memory(uri)
+    if write:
+        line_plot("batches", "Batches and the bare statements", "items of a batch", "items a second", _rates)
 
 
 if __name__ == "__main__":
