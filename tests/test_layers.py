@@ -22,7 +22,7 @@ LAYERS = [
      "flows.issue_many", "flows.reading", "flows.standing", "flows.use_many", "flows.issue", "flows.manage",
      "flows.opening", "flows.ports", "flows.requests", "flows.trail", "flows.use", "workers"},
     {"async_vault", "joining", "vault", "vaultless", "audit.proof", "audit.reading", "audit.records", "audit.stream",
-     "audit.suspects", "audit.verification"},
+     "audit.signatures", "audit.suspects", "audit.verification"},
     {"keys", "stores"},  # adapters, by the start of their names
     {"", "testing"},
 ]  # fmt: skip

@@ -120,4 +120,7 @@ def test_a_module_that_can_not_sign_leaves_checkpoints_unsigned(
             issue(vault)
         report = tv.verify_audit(database, public_key=tv.audit_public_key(store))
         assert report.intact
-        assert (report.streams, report.checkpoints, report.signed) == (2, 2, 2)
+        assert (report.streams, report.checkpoints, report.signed) == (2, 4, 2), (
+            "the signed ones name the others"
+        )
+        assert report.uncovered == dict.fromkeys(report.uncovered, 1)

@@ -231,6 +231,7 @@ class Journal:
             body = event._replace(checkpoint=empty).body()[:-SIGNATURE_BYTES]
             signature = signer.sign(signed(entry.stream.name, due.number, body))
             return event._replace(checkpoint=attrs.evolve(empty, signature=signature))
+        entry.named = ()  # to be named once more: a signature speaks for what its own checkpoint names
         return event
 
     def _named(self, stream: _Stream, heads: Sequence[SealedEvent]) -> tuple[Named, ...]:

@@ -30,6 +30,7 @@ class FindingKind(enum.Enum):
     STREAM_DROPPED: a whole stream is missing.
     REVISION_FELL: a record is an older one than its events tell of, or was one once: an older row was put back.
     RECORD_REMOVED: events tell of a record that is missing.
+    UNSIGNED: with a public key: nothing that is signed speaks for the last checkpoint of a stream, or it has none.
     """
 
     EDITED = "edited"
@@ -40,6 +41,7 @@ class FindingKind(enum.Enum):
     STREAM_DROPPED = "stream dropped"
     REVISION_FELL = "revision fell"
     RECORD_REMOVED = "record removed"
+    UNSIGNED = "unsigned"
 
 
 @attrs.frozen(kw_only=True)
@@ -78,10 +80,11 @@ class AuditReport:
     Attributes:
         findings: what is wrong, at most 10,000; findings_omitted: how many more there were.
         streams, events, records: how many were read.
-        checkpoints: how many of the events are authenticated checkpoints; signed: how many of these have a
-            signature that is right.
-        covered: events that a checkpoint commits to. Of the others each is authenticated, if keys were given, but
-            only records, other streams and `since` show if some are missing.
+        checkpoints: how many of the events are checkpoints, with keys: with a right MAC; signed: how many of these
+            have a signature that is right.
+        covered: events that an authenticated checkpoint commits to. Of the others each is authenticated, if keys were
+            given, but only records, other streams and `since` show if some are missing.
+        uncovered: how many others each stream has, by its name in hexadecimal.
         gaps: numbers above the last checkpoint of their stream that no event has. Not a finding: a process that
             is killed leaves such.
         pins: for the anchor.
@@ -95,6 +98,7 @@ class AuditReport:
     checkpoints: int
     signed: int
     covered: int
+    uncovered: Mapping[str, int] = attrs.field(repr=False)
     gaps: int
     pins: Mapping[bytes, Pin] = attrs.field(repr=False)
 

@@ -52,7 +52,7 @@ class StreamAudit:
 
     Attributes:
         pin: what it was when it was verified before.
-        marks: its checkpoints by number.
+        marks: its checkpoints by number; unproved: those that nothing authenticates, as without keys unsigned ones.
         events: how many were read; last: the number of the last one.
         tree: over the events from 1 on up to the first that is missing or wrong.
     """
@@ -63,6 +63,7 @@ class StreamAudit:
     findings: Findings
     pin: Pin | None = None
     marks: dict[int, Mark] = attrs.field(factory=dict)
+    unproved: dict[int, Mark] = attrs.field(factory=dict)
     events: int = 0
     last: int = 0
     gaps: int = 0
@@ -92,8 +93,9 @@ class StreamAudit:
         signature = self.proof.signature(row, checkpoint)
         if signature is False:
             self.findings.add_event(FindingKind.EDITED, "the signature of this checkpoint is wrong", row)
-        elif signature or genuine:
-            self.marks[row.number] = Mark(
+        else:
+            marks = self.marks if signature or genuine else self.unproved
+            marks[row.number] = Mark(
                 row.number,
                 leaf,
                 checkpoint.size,

@@ -11,6 +11,7 @@ from tokenvault.audit.proof import Proof
 from tokenvault.audit.reading import stream_pages
 from tokenvault.audit.records import Revisions
 from tokenvault.audit.report import AuditReport, FindingKind, Findings, Pin, parse_anchor
+from tokenvault.audit.signatures import check_signed, vouch
 from tokenvault.audit.stream import StreamAudit, Suspects
 from tokenvault.audit.suspects import look_into
 from tokenvault.boundary import boundary
@@ -38,7 +39,9 @@ def verify_audit(
         store: the database.
         keys: a key store with its AUDIT keys: every event is authenticated.
         public_key: what `audit_public_key` returned, PEM; without keys, signed checkpoints are authenticated, and by
-            them the events that they commit to (`AuditReport.covered`); an edit is then located between two of them.
+            them what they name and the events that they commit to (`AuditReport.covered`); an edit is then located
+            between two of them. With or without keys, every stream must then end with a checkpoint that is signed, or
+            that a signed one names.
         since: an earlier report, or what its `anchor()` returned: all that was there then must be there still.
 
     Raises:
@@ -58,10 +61,13 @@ def verify_audit(
             findings.add(FindingKind.EDITED, "an event's stream has a name of another length", stream=name)
     for audit in audits.values():
         audit.mark()
+    vouched = vouch(audits)
     for audit in audits.values():
         audit.read(revisions, suspects)
     look_into(suspects, proof, store, findings)
     _check_named(audits, pins, store, findings)
+    if public_key is not None:
+        check_signed(audits, vouched, store, proof, findings)
     records = revisions.check(store, proof, findings)
     marks = [each for audit in audits.values() for each in audit.marks.values()]
     return AuditReport(
@@ -70,9 +76,12 @@ def verify_audit(
         streams=len(audits),
         events=sum(audit.events for audit in audits.values()),
         records=records,
-        checkpoints=len(marks),
+        checkpoints=len(marks) + sum(len(audit.unproved) for audit in audits.values()),
         signed=sum(each.signed for each in marks),
         covered=sum(min(audit.committed, audit.events) for audit in audits.values()),
+        uncovered={
+            name.hex(): audit.events - min(audit.committed, audit.events) for name, audit in audits.items()
+        },
         gaps=sum(audit.gaps for audit in audits.values()),
         pins=_pins(audits, pins, keys is not None),
     )
