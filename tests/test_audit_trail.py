@@ -130,8 +130,9 @@ def test_a_planted_head_is_not_named(keys: KeyStore, store: TokenStore) -> None:
     with vaults.open_vault(keys, store) as vault:
         issue(vault)
     assert all(event.checkpoint and not event.checkpoint.named for event in checkpoints_but(store, planted))
-    (finding,) = tv.verify_audit(store, keys=keys).findings
-    assert (finding.kind, finding.stream, finding.number) == (tv.FindingKind.INSERTED, "ff" * 16, 1)
+    found = tv.verify_audit(store, keys=keys).findings
+    assert {each.kind for each in found} == {tv.FindingKind.INSERTED}
+    assert {(each.stream, each.number) for each in found} == {("ff" * 16, 1), (min(store.streams()).hex(), 1)}
 
 
 def checkpoints_but(store: TokenStore, planted: SealedEvent) -> list[Event]:

@@ -159,7 +159,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     tree.append(leaf)
     assert tree.root() == root
     named = checkpoint.Named(bytes(range(0x30, 0x40)), 5, b"\xaa" * 32)
-    mark = checkpoint.Checkpoint(size=2, root=root, closes=True, named=(named,))
+    mark = checkpoint.Checkpoint(size=2, root=root, closes=True, named=(named,), strangers=3)
     marking = events.Event(
         time_ms=TIME_MS + 2_000, action=events.Action.CHECKPOINT, outcome=events.Outcome.DONE,
         reference=STREAM, checkpoint=mark,
@@ -168,7 +168,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
         b"\1"
         + struct.pack(">Q", 2)
         + root
-        + b"\1"
+        + b"\3\1"
         + named.stream
         + struct.pack(">Q", 5)
         + named.leaf

@@ -5,6 +5,7 @@ Layout of the payload, behind the event's body, big endian:
     1   1: it closes the stream, 0: it does not
     8   size n: it commits to the events 1 to n of its stream
     32  root of the Merkle tree over the leaf hashes of these (RFC 9162 section 2.1.1; `merkle`, `events.leaf_hash`)
+    1   strangers: of the streams that were read to name them, so many showed a row that no vault wrote, at most 64
     1   number of streams named, at most 64, then of each: 16 name, 8 number of a checkpoint of it, 32 its leaf hash
     8   id of the signing key: first 8 bytes of SHA-256 of its SubjectPublicKeyInfo (RFC 5280); zeros: not signed
     64  where it is signed: ECDSA P-256 with SHA-256 (FIPS 186-5), r and s, of `signed`
@@ -26,7 +27,7 @@ SIGNATURE_BYTES: Final = 64
 EVENTS_MAX: Final = 1_000_000
 SECONDS_MAX: Final = 86_400
 
-_FIXED: Final = struct.Struct(">?Q32sB")
+_FIXED: Final = struct.Struct(">?Q32sBB")
 _NAMED: Final = struct.Struct(">16sQ32s")
 _UNSIGNED: Final = bytes(KEY_ID_BYTES)
 _LABEL: Final = b"tokenvault checkpoint 1\x00"
@@ -65,7 +66,7 @@ class Checkpoint:
     Attributes:
         size: it commits to the events 1 to size of its stream; root: of their tree, 32 bytes.
         closes: nothing follows it in its stream.
-        named: checkpoints of other streams.
+        named: checkpoints of other streams; strangers: so many others showed a row that no vault wrote.
         key_id: of the signing key, 8 bytes; signature: 64 bytes; both empty where it is not signed.
     """
 
@@ -73,6 +74,7 @@ class Checkpoint:
     root: bytes
     closes: bool = False
     named: tuple[Named, ...] = ()
+    strangers: int = 0
     key_id: bytes = b""
     signature: bytes = b""
 
@@ -80,7 +82,7 @@ class Checkpoint:
         """The canonical encoding."""
         return b"".join(
             (
-                _FIXED.pack(self.closes, self.size, self.root, len(self.named)),
+                _FIXED.pack(self.closes, self.size, self.root, self.strangers, len(self.named)),
                 *(_NAMED.pack(each.stream, each.number, each.leaf) for each in self.named),
                 self.key_id or _UNSIGNED,
                 self.signature,
@@ -90,9 +92,9 @@ class Checkpoint:
     @classmethod
     def parse(cls, payload: bytes) -> Checkpoint:
         """Read a payload. Raises struct.error or ValueError; the caller compares the encoding."""
-        closes, size, root, count = _FIXED.unpack_from(payload)
-        if count > NAMED_MAX:
-            raise ValueError(count)
+        closes, size, root, strangers, count = _FIXED.unpack_from(payload)
+        if max(strangers, count) > NAMED_MAX:
+            raise ValueError(strangers, count)
         end = _FIXED.size + count * _NAMED.size
         named = tuple(Named(*values) for values in _NAMED.iter_unpack(payload[_FIXED.size : end]))
         key_id = payload[end : end + KEY_ID_BYTES]
@@ -100,7 +102,7 @@ class Checkpoint:
         if len(signature) != (0 if key_id == _UNSIGNED else SIGNATURE_BYTES):
             raise ValueError(len(signature))
         return cls(
-            size=size, root=root, closes=closes, named=named,
+            size=size, root=root, closes=closes, named=named, strangers=strangers,
             key_id=b"" if key_id == _UNSIGNED else key_id, signature=signature,
         )  # fmt: skip
 

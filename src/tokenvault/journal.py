@@ -199,8 +199,8 @@ class Journal:
             KeyStoreError: withdraw the entry then.
         """
         if entry.due is not None:
-            entry.named = self._named(entry.stream, heads)
-            self._seal(entry, entry.due.number, self._noted(entry, entry.due, time_ms))
+            entry.named, strangers = self._named(entry.stream, heads)
+            self._seal(entry, entry.due.number, self._noted(entry, entry.due, time_ms, strangers))
         if entry.event is not None:
             self._seal(entry, entry.number, entry.event)
         return entry.rows
@@ -212,8 +212,10 @@ class Journal:
         entry.rows += (SealedEvent(stream, number, reference, body, mac),)
         entry.leaves += (leaf,)
 
-    def _noted(self, entry: Entry, due: _Due, time_ms: int) -> Event:
-        checkpoint = Checkpoint(size=due.size, root=due.root, closes=due.closes, named=entry.named)
+    def _noted(self, entry: Entry, due: _Due, time_ms: int, strangers: int) -> Event:
+        checkpoint = Checkpoint(
+            size=due.size, root=due.root, closes=due.closes, named=entry.named, strangers=strangers
+        )
         event = Event(
             time_ms=time_ms,
             action=Action.CHECKPOINT,
@@ -234,18 +236,16 @@ class Journal:
         entry.named = ()  # to be named once more: a signature speaks for what its own checkpoint names
         return event
 
-    def _named(self, stream: _Stream, heads: Sequence[SealedEvent]) -> tuple[Named, ...]:
-        new = [
-            row
-            for row in heads[:NAMED_MAX]
-            if row.stream != stream.name and row.stream == row.reference
-            and row.number > stream.named.get(row.stream, 0)
-        ]  # fmt: skip
-        return tuple(
+    def _named(self, stream: _Stream, heads: Sequence[SealedEvent]) -> tuple[tuple[Named, ...], int]:
+        """What a checkpoint names, and how many rows no vault wrote. Of a stream that begins, an event may come."""
+        others = [row for row in heads[:NAMED_MAX] if row.stream != stream.name]
+        genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
+        named = tuple(
             Named(row.stream, row.number, leaf_of(row))
-            for row, genuine in zip(new, self._keys.genuine(new), strict=True)
-            if genuine
+            for row in genuine
+            if row.stream == row.reference and row.number > stream.named.get(row.stream, 0)
         )
+        return named, len(others) - len(genuine)
 
     # What became of an entry.
 

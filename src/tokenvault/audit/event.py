@@ -96,6 +96,7 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
             "size": checkpoint.size,
             "root": checkpoint.root.hex(),
             "closes": checkpoint.closes,
+            "strangers": checkpoint.strangers,
             "named": [
                 {"stream": each.stream.hex(), "number": each.number, "leaf": each.leaf.hex()}
                 for each in checkpoint.named

@@ -36,6 +36,7 @@ class Mark:
     closes: bool
     signed: bool
     named: tuple[Named, ...]
+    strangers: int
 
 
 @attrs.define(eq=False)
@@ -103,6 +104,7 @@ class StreamAudit:
                 checkpoint.closes,
                 bool(signature),
                 checkpoint.named,
+                checkpoint.strangers,
             )
 
     def read(self, revisions: Revisions, suspects: Suspects) -> None:
@@ -162,6 +164,20 @@ class StreamAudit:
         own = len(wrong) < self.events or bool(self.marks) or pin is not None
         suspects.rows += [(row, there and own) for row, there in wrong]
         self._end(roots, suspects)
+
+    def check_strangers(self) -> None:
+        """Note that checkpoints met rows that no vault wrote, but for what the verification before has told."""
+        before = self.pin.size if self.pin else 0
+        met = sorted(mark.number for mark in self.marks.values() if mark.strangers and mark.number > before)
+        if met:
+            self.findings.add(
+                FindingKind.INSERTED,
+                "when this checkpoint was written, there were rows among the youngest streams that no vault wrote, "
+                "and that kept it from naming what they stood for: they may have been taken back since",
+                stream=self.stream,
+                number=met[0],
+                last=met[-1],
+            )
 
     def _matches(self, roots: dict[int, list[bytes]], tree: Tree) -> bool:
         """Whether the events up to here are those that were committed to."""

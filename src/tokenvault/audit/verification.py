@@ -63,6 +63,7 @@ def verify_audit(
         audit.mark()
     vouched = vouch(audits)
     for audit in audits.values():
+        audit.check_strangers()
         audit.read(revisions, suspects)
     look_into(suspects, proof, store, findings)
     _check_named(audits, pins, store, findings)

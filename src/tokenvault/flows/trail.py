@@ -17,7 +17,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.events import Event
 from tokenvault.flows.ports import AsyncTokenStore, Runtime
 from tokenvault.journal import Entry, Journal
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class Trail:
         try:
             return await self.store.heads(NAMED_MAX)
         except IntegrityError:
-            return ()  # verifying will tell; events are to be written all the same
+            return (MALFORMED_EVENT,)  # the checkpoint will tell; events are to be written all the same
 
     async def _settle(self) -> None:
         """Find out which failed writes were done after all, so that no number is left out or given twice."""

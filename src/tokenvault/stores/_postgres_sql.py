@@ -40,8 +40,10 @@ def heads(events: str) -> str:
             SELECT (SELECT e.stream FROM {events} e WHERE e.stream < n.stream ORDER BY e.stream DESC LIMIT 1),
                 n.remaining - 1
             FROM newest n WHERE n.stream IS NOT NULL AND n.remaining > 1
-        ) SELECT head.* FROM newest CROSS JOIN LATERAL (
-            SELECT {EVENT_COLUMNS} FROM {events} WHERE reference = newest.stream ORDER BY position DESC LIMIT 1
+        ) SELECT head.stream, number, reference, body, mac FROM newest CROSS JOIN LATERAL (
+            (SELECT e.*, 0 AS choice FROM {events} e WHERE reference = newest.stream ORDER BY position DESC LIMIT 1)
+            UNION ALL (SELECT e.*, 1 FROM {events} e WHERE stream = newest.stream ORDER BY number LIMIT 1)
+            ORDER BY choice LIMIT 1
         ) head WHERE newest.stream IS NOT NULL"""
 
 

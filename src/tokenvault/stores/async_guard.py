@@ -29,6 +29,7 @@ from tokenvault.stores.checks import (
     checked_tokens,
     sound_document,
     sound_events,
+    sound_heads,
     sound_records,
     sound_streams,
     sound_value,
@@ -151,7 +152,7 @@ class AsyncTokenStoreBase(ABC):
     async def heads(self, limit: int) -> list[SealedEvent]:
         """As in TokenStore."""
         check_limit(limit)
-        return sound_events(await self._heads(limit))
+        return sound_heads(await self._heads(limit))
 
     @_guarded
     async def put_domain(self, digest: bytes, document: bytes) -> None:

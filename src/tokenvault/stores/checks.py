@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.port import (
     DOCUMENT_BYTES_MAX,
+    MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
     META_VALUE_BYTES_MAX,
     PAGE_MAX,
@@ -257,6 +258,11 @@ def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
                 "a stored audit event has columns of other types or lengths than were written"
             )
     return events
+
+
+def sound_heads(events: list[SealedEvent]) -> list[SealedEvent]:
+    """The same list, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
+    return [event if event_fits(event) else MALFORMED_EVENT for event in events]
 
 
 def sound_document(digest: bytes, document: bytes | None) -> bytes | None:

@@ -36,6 +36,7 @@ from tokenvault.stores.checks import (
     checked_tokens,
     sound_document,
     sound_events,
+    sound_heads,
     sound_records,
     sound_streams,
     sound_value,
@@ -176,7 +177,7 @@ class TokenStoreBase(ABC):
     def heads(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints."""
         check_limit(limit)
-        return sound_events(self._heads(limit))
+        return sound_heads(self._heads(limit))
 
     @_guarded
     def put_domain(self, digest: bytes, document: bytes) -> None:

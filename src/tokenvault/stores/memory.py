@@ -117,8 +117,11 @@ class MemoryTokenStore(TokenStoreBase):
     def _heads(self, limit: int) -> list[SealedEvent]:
         with self._lock:
             newest = sorted({stream for stream, _ in self._events}, reverse=True)[:limit]
+            first = {
+                stream: self._events[stream, number] for stream, number in sorted(self._events, reverse=True)
+            }
             last = {event.reference: event for event in self._events.values() if event.reference in newest}
-            return list(last.values())
+            return [last.get(stream, first[stream]) for stream in newest]
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         with self._lock:

@@ -67,6 +67,10 @@ class SealedEvent(NamedTuple):
     mac: bytes
 
 
+MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
+"""Stands for a row that is no event, where others are to be read all the same. No vault writes this one."""
+
+
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
@@ -156,7 +160,8 @@ class TokenStore(Protocol):
         """The newest streams' last checkpoints, in one round trip, in no particular order.
 
         Of the `limit` streams with the greatest names: of each the event written last whose reference is the
-        stream's own name; streams without one are left out. `limit` is from 1 to PAGE_MAX.
+        stream's own name; of a stream without one, its first event. For a row of other types or lengths stands
+        MALFORMED_EVENT. `limit` is from 1 to PAGE_MAX.
         """
         ...
 

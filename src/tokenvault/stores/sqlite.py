@@ -75,8 +75,9 @@ _HEADS: Final = """
         UNION ALL
         SELECT (SELECT max(stream) FROM events WHERE stream < newest.stream), newest.remaining - 1
         FROM newest WHERE newest.stream IS NOT NULL AND newest.remaining > 1
-    ) SELECT events.stream, number, reference, body, mac FROM newest CROSS JOIN events ON position = (
-        SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1
+    ) SELECT events.stream, number, reference, body, mac FROM newest CROSS JOIN events ON position = coalesce(
+        (SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1),
+        (SELECT position FROM events WHERE stream = newest.stream ORDER BY number LIMIT 1)
     )"""
 
 _EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}

@@ -177,10 +177,9 @@ class TokenStoreMachine(RuleBasedStateMachine):
             assert self.store.events(stream=stream) == expected
         for limit in (1, 2):
             newest = sorted({stream for stream, _ in self.log}, reverse=True)[:limit]
-            heads = {event.reference: event for event in self.log.values() if event.reference in newest}
-            assert sorted(self.store.heads(limit), key=lambda event: event.reference) == [
-                heads[stream] for stream in sorted(heads)
-            ]
+            heads = {stream: self.log[stream, number] for stream, number in sorted(self.log, reverse=True)}
+            heads |= {event.reference: event for event in self.log.values() if event.reference in newest}
+            assert sorted(self.store.heads(limit)) == sorted(heads[stream] for stream in newest)
         assert sorted(self.store.streams()) == sorted({stream for stream, _ in self.log})
         for digest, document in self.documents.items():
             assert self.store.get_domain(digest) == document
