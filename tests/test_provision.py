@@ -21,11 +21,29 @@ store.close()
 """
 
 
-def test_processes_that_provision_at_once_make_one_key_of_each_purpose(
-    softhsm_uri: str, tmp_path: Path
-) -> None:
-    url = f"sqlite:///{tmp_path}/vault.db"
-    command = [sys.executable, "-W", "error", "-c", PROVISION, softhsm_uri, url]
+SIGN = """
+import contextlib, sys, time
+import tokenvault as tv
+from tokenvault.keys import pkcs11_module, pkcs11_objects
+pkcs11_module.host_lock = lambda path: contextlib.nullcontext()  # as on hosts that share no file
+generate = pkcs11_objects.generate_signer
+def late(*arguments):
+    time.sleep(0.05)  # so that all of them find that there is no pair; the first time
+    pkcs11_objects.generate_signer = generate
+    generate(*arguments)
+pkcs11_objects.generate_signer = late
+keys = tv.open_key_store(sys.argv[1])
+assert keys.signer() is None
+print("ready", flush=True)
+sys.stdin.readline()
+assert keys.create_signer() is not None
+keys.close()
+"""
+
+
+def run_four(script: str, *arguments: str) -> None:
+    """Run processes that begin at once, to their end."""
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
@@ -44,7 +62,23 @@ def test_processes_that_provision_at_once_make_one_key_of_each_purpose(
             process.kill()
             process.communicate()
     assert [process.returncode for process in processes] == [0] * len(processes)
+
+
+def test_processes_that_provision_at_once_make_one_key_of_each_purpose(
+    softhsm_uri: str, tmp_path: Path
+) -> None:
+    run_four(PROVISION, softhsm_uri, f"sqlite:///{tmp_path}/vault.db")
     keys = tv.open_key_store(softhsm_uri)
     for purpose in (tv.KeyPurpose.SEAL, tv.KeyPurpose.FINGERPRINT, tv.KeyPurpose.FPE, tv.KeyPurpose.AUDIT):
         assert keys.versions(purpose) == (1,)
+    keys.close()
+
+
+def test_hosts_that_make_the_signing_pair_at_once_make_one(softhsm_uri: str) -> None:
+    """Who finds another pair beside its own destroys its own."""
+    run_four(SIGN, softhsm_uri)
+    keys = tv.open_key_store(softhsm_uri)
+    signer = keys.signer()
+    assert signer is not None
+    assert len(signer.sign(b"message")) == 64
     keys.close()

@@ -29,7 +29,8 @@ from tokenvault.kdf import derive
 from tokenvault.keys import pkcs11_objects as objects
 from tokenvault.keys.coalescing import BLOCKS_PER_CALL_MAX, Coalescer
 from tokenvault.keys.local import LocalBlockCipher
-from tokenvault.keys.pkcs11_session import CLOSED, CollisionError, TokenSessions
+from tokenvault.keys.pkcs11_errors import CollisionError
+from tokenvault.keys.pkcs11_session import CLOSED, TokenSessions
 from tokenvault.keys.pkcs11_signer import ModuleSigner, create_signer, find_signer
 from tokenvault.keys.port import (
     BLOCK_BYTES,
@@ -205,8 +206,19 @@ class Pkcs11KeyStore:
         return find_signer(self._sessions)
 
     def create_signer(self) -> ModuleSigner | None:
-        """Make that pair unless there is one; None where the module can not. Raises KeyStoreError."""
-        return create_signer(self._sessions)
+        """Make that pair unless there is one; None where the module can not. Raises KeyStoreError.
+
+        Processes that make it at the same moment end up with one, as with `create`.
+        """
+        for attempt in range(CREATE_ATTEMPTS_MAX):
+            try:
+                return create_signer(self._sessions)
+            except CollisionError:
+                _pause(1 + attempt)
+        raise KeyStoreError(
+            f"the token holds more than one key {objects.SIGNER_LABEL}, or processes keep making them at once: "
+            "find out with the module's own tools, and remove the one that is not used"
+        )
 
     def destroy(self, key: KeyName) -> None:
         """Destroy one version for ever. Other processes may hold its data key until they close.
@@ -282,8 +294,8 @@ class Pkcs11KeyStore:
         )
 
 
-def _pause() -> None:
-    time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 # spreads retries, no secret
+def _pause(times: int = 1) -> None:
+    time.sleep(times * random.uniform(*PAUSE_SECONDS))  # noqa: S311 # spreads retries, no secret
 
 
 def _checked(blocks: bytes) -> bytes:

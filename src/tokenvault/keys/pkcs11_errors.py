@@ -56,6 +56,10 @@ _LOST: Final = (
 )
 
 
+class CollisionError(Exception):
+    """Another process made the same key at the same moment; ours is destroyed again."""
+
+
 class PinRefusedError(KeyStoreError):
     """The token refused the PIN. Not to be tried again: tokens lock themselves after a few wrong ones.
 

@@ -92,9 +92,14 @@ _REQUIRED_OF_MADE_SIGNER: Final[dict[Attribute, object]] = {
 }
 
 
+def find_signers(session: Session, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Object]:
+    """At most two keys of the label of the pair that signs checkpoints."""
+    return list(islice(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL}), 2))
+
+
 def find_signer(session: Session, kind: ObjectClass) -> Object | None:
     """The private or the public key of the pair that signs checkpoints."""
-    found = list(islice(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL}), 2))
+    found = find_signers(session, kind)
     if len(found) > 1:
         raise DoubtfulError(
             f"the token holds more than one key {SIGNER_LABEL}: remove the one that is not used"

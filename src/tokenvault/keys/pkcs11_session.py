@@ -13,6 +13,7 @@ from tokenvault.keys import pkcs11_objects as objects
 from tokenvault.keys.pkcs11_errors import (
     MODULE_ERRORS,
     PERMANENT_ERRORS,
+    CollisionError,
     DoubtfulError,
     PinRefusedError,
     TokenMissingError,
@@ -36,10 +37,6 @@ REINITIALIZE_FROM: Final = 2
 
 CLOSED: Final = "this key store is closed: open another"
 _Result = TypeVar("_Result")
-
-
-class CollisionError(Exception):
-    """Another process generated the same version at the same moment; ours is destroyed again."""
 
 
 @attrs.define(eq=False)

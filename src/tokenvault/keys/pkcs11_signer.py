@@ -19,7 +19,7 @@ from pkcs11 import Attribute, Mechanism, ObjectClass, SignMixin
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys import pkcs11_objects as objects
-from tokenvault.keys.pkcs11_errors import DoubtfulError, TokenMissingError
+from tokenvault.keys.pkcs11_errors import CollisionError, DoubtfulError, TokenMissingError
 
 if TYPE_CHECKING:
     from pkcs11 import Session
@@ -79,13 +79,19 @@ def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
 
 
 def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
-    """Make the pair unless there is one; None where the module can not."""
-    there = find_signer(sessions)
-    if there is not None or not sessions.run(_offered):
-        return there
+    """Make the pair unless there is one; None where the module can not.
+
+    Raises CollisionError where another process makes one too: ours is then destroyed again.
+    """
+    there = sessions.run(lambda state: sessions.in_session(state, objects.find_signers))
+    if len(there) == 1 or not sessions.run(_offered):
+        return find_signer(sessions)
     identity = secrets.token_bytes(_IDENTITY_BYTES)
     sessions.run(lambda state: sessions.write_fresh(state, lambda session: _create(session, identity)))
-    return find_signer(sessions)
+    found = find_signer(sessions)
+    if found is None:
+        raise CollisionError  # the other one was withdrawn
+    return found
 
 
 def _offered(state: State) -> bool:
@@ -94,19 +100,31 @@ def _offered(state: State) -> bool:
 
 
 def _create(session: Session, identity: bytes) -> None:
-    if objects.find_signer(session, ObjectClass.PRIVATE_KEY) is not None:
-        return  # another process came first
-    objects.generate_signer(session, identity)
-    key = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
-    if key is None:
+    made = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
+    if not list(session.get_objects(made)):  # or an earlier attempt was cut short after it
+        there = objects.find_signers(session)
+        if len(there) > 1:
+            raise CollisionError
+        if there:
+            return  # another process came first
+        objects.generate_signer(session, identity)
+    keys = objects.find_signers(session)
+    if not keys:
         raise TokenMissingError("the token does not show the key pair that it has just made: try again")
+    if len(keys) > 1:
+        _destroy(session, identity)
+        raise CollisionError
     try:
-        objects.verify_signer(key, made=True)
+        objects.verify_signer(keys[0], made=True)
     except DoubtfulError:
-        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-            for made in list(session.get_objects({Attribute.CLASS: kind, Attribute.ID: identity})):
-                made.destroy()
+        _destroy(session, identity)
         raise
+
+
+def _destroy(session: Session, identity: bytes) -> None:
+    for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+        for key in list(session.get_objects({Attribute.CLASS: kind, Attribute.ID: identity})):
+            key.destroy()
 
 
 def _point(session: Session) -> bytes | None:
