@@ -31,6 +31,11 @@ def stream_pages(store: TokenStore, stream: bytes) -> Iterator[list[SealedEvent]
             after, size = page[-1].number, min(2 * size, PAGE)
 
 
+def begins_below_one(store: TokenStore, stream: bytes) -> bool:
+    """Whether a row has a number below 1, where no event is; not told where the first event is malformed as well."""
+    return _page(store, stream, -1, 1) is None and _page(store, stream, 0, 1) is not None
+
+
 def about_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
     """The events of a reference in pages, in the order of writing; malformed rows are left out."""
     after, size = 0, PAGE

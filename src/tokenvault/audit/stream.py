@@ -8,7 +8,7 @@ from typing import Final
 import attrs
 
 from tokenvault.audit.proof import Proof
-from tokenvault.audit.reading import about_pages, stream_pages
+from tokenvault.audit.reading import about_pages, begins_below_one, stream_pages
 from tokenvault.audit.records import Revisions
 from tokenvault.audit.report import FindingKind, Findings, Pin
 from tokenvault.batch_events import changes_of
@@ -109,6 +109,12 @@ class StreamAudit:
 
     def read(self, revisions: Revisions, suspects: Suspects) -> None:
         """Read all events and note what is wrong with them."""
+        if begins_below_one(self.store, self.stream):
+            self.findings.add(
+                FindingKind.INSERTED,
+                "a row of this stream has a number below 1: no event has",
+                stream=self.stream,
+            )
         pin, expected, whole = self.pin, 1, True
         roots: dict[int, list[bytes]] = {}
         for mark in self.marks.values():

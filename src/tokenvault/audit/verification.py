@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
+from tokenvault.audit import reading
 from tokenvault.audit.event import json_lines
 from tokenvault.audit.proof import Proof
 from tokenvault.audit.reading import stream_pages
@@ -181,18 +182,23 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
 
     Raises:
         KeyStoreError, TokenStoreError: as lines are asked for.
+        IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
     """
     proof = None if keys is None else Proof(keys, None)
     for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
+        malformed = 0
         for page in stream_pages(store, stream):
             if isinstance(page, int):
                 yield _unreadable(stream, page)
+                malformed += 1
                 continue
             genuine = (
                 [None] * len(page) if proof is None else proof.genuine(page, [leaf_of(row) for row in page])
             )
             for row, right in zip(page, genuine, strict=True):
                 yield from _lines(row, right)
+        if malformed >= reading.MALFORMED_MAX:
+            raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
 
 
 def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:

@@ -131,7 +131,7 @@ class Statements:
             "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
         )
         self._events_of_stream = event(
-            "WHERE stream = $1 AND number > $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
+            "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
         )
         self._events_about = event(
             "WHERE reference = $1 ORDER BY position LIMIT $2 OFFSET $3", BYTEA, INT8, INT8
@@ -232,8 +232,8 @@ class Statements:
             self._append_few[len(events)], list(chain.from_iterable(map(_event_values, events))), _nothing
         )
 
-    def events_of_stream(self, stream: bytes, after: int, limit: int) -> Statement[list[SealedEvent]]:
-        return Statement(self._events_of_stream, packed_all((stream, after, limit)), _events)
+    def events_of_stream(self, stream: bytes, first: int, limit: int) -> Statement[list[SealedEvent]]:
+        return Statement(self._events_of_stream, packed_all((stream, first, limit)), _events)
 
     def events_about(self, reference: bytes, after: int, limit: int) -> Statement[list[SealedEvent]]:
         return Statement(self._events_about, packed_all((reference, limit, after)), _events)

@@ -27,6 +27,7 @@ from tokenvault.stores.checks import (
     checked_events,
     checked_records,
     checked_tokens,
+    first_after,
     sound_document,
     sound_events,
     sound_heads,
@@ -140,7 +141,9 @@ class AsyncTokenStoreBase(ABC):
         """As in TokenStore."""
         check_event_page(stream, reference, after, limit)
         if stream is not None:
-            return sound_events(await self._events_of_stream(stream, after, limit))
+            if after == INTEGER_MAX:
+                return []
+            return sound_events(await self._events_of_stream(stream, first_after(after), limit))
         return sound_events(await self._events_about(reference or b"", after, limit))
 
     @_guarded
@@ -232,7 +235,7 @@ class AsyncTokenStoreBase(ABC):
     async def _append(self, events: Sequence[SealedEvent]) -> None: ...
 
     @abstractmethod
-    async def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]: ...
+    async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]: ...
 
     @abstractmethod
     async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]: ...

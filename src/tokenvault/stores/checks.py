@@ -26,6 +26,7 @@ from tokenvault.stores.record_batch import RecordBatch
 BODY_BYTES_MAX: Final = 4_096
 EVENT_BODY_BYTES_MAX: Final = 2**20
 INTEGER_MAX: Final = 2**63 - 1
+INTEGER_MIN: Final = -(2**63)
 REFERENCE_BYTES: Final = 16
 ACCOUNT_BYTES: Final = 16
 STREAM_BYTES: Final = 16
@@ -203,9 +204,14 @@ def check_event_page(stream: bytes | None, reference: bytes | None, after: int, 
         check_bytes(stream, STREAM_BYTES, "a stream")
     else:
         check_bytes(reference, REFERENCE_BYTES, "a reference")
-    if type(after) is not int or not 0 <= after <= INTEGER_MAX:
-        raise InvalidInputError("after is a whole number from 0, below 2**63")
+    if type(after) is not int or not (0 if stream is None else -1) <= after <= INTEGER_MAX:
+        raise InvalidInputError("after is a whole number from 0, for a stream from -1, below 2**63")
     check_limit(limit)
+
+
+def first_after(after: int) -> int:
+    """The least number that a row may have that is to be read."""
+    return after + 1 if after >= 0 else INTEGER_MIN
 
 
 def check_document(digest: bytes, document: bytes) -> None:

@@ -34,6 +34,7 @@ from tokenvault.stores.checks import (
     checked_events,
     checked_records,
     checked_tokens,
+    first_after,
     sound_document,
     sound_events,
     sound_heads,
@@ -165,7 +166,9 @@ class TokenStoreBase(ABC):
         """Events of one stream by number, or of one reference in the order of writing."""
         check_event_page(stream, reference, after, limit)
         if stream is not None:
-            return sound_events(self._events_of_stream(stream, after, limit))
+            if after == INTEGER_MAX:
+                return []
+            return sound_events(self._events_of_stream(stream, first_after(after), limit))
         return sound_events(self._events_about(reference or b"", after, limit))
 
     @_guarded
@@ -257,7 +260,7 @@ class TokenStoreBase(ABC):
     def _append(self, events: Sequence[SealedEvent]) -> None: ...
 
     @abstractmethod
-    def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]: ...
+    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]: ...
 
     @abstractmethod
     def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]: ...

@@ -100,9 +100,9 @@ class MemoryTokenStore(TokenStoreBase):
         with self._lock:
             self._append_all(events)
 
-    def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
+    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         with self._lock:
-            numbers = sorted(number for of, number in self._events if of == stream and number > after)
+            numbers = sorted(number for of, number in self._events if of == stream and number >= first)
             return [self._events[stream, number] for number in numbers[:limit]]
 
     def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:

@@ -148,7 +148,8 @@ class TokenStore(Protocol):
         """Events of one stream with a number above `after`, ascending; or of one reference.
 
         Exactly one of `stream` and `reference` is given. By reference, the order is that of writing as the
-        database saw it and `after` is the number of events to pass over.
+        database saw it and `after` is the number of events to pass over. By stream, with `after` -1, also rows are
+        looked at whose number is below 1: an IntegrityError, where someone planted them.
         """
         ...
 

@@ -190,8 +190,8 @@ class PostgresTokenStore(TokenStoreBase):
         else:
             self._run_batch(self._statements.insert_many((), events))
 
-    def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return self._run(self._statements.events_of_stream(stream, after, limit))
+    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
+        return self._run(self._statements.events_of_stream(stream, first, limit))
 
     def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
         return self._run(self._statements.events_about(reference, after, limit))

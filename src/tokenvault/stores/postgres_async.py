@@ -188,8 +188,8 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         else:
             await self._run_batch(self._statements.insert_many((), events))
 
-    async def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return await self._run(self._statements.events_of_stream(stream, after, limit))
+    async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
+        return await self._run(self._statements.events_of_stream(stream, first, limit))
 
     async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
         return await self._run(self._statements.events_about(reference, after, limit))

@@ -58,7 +58,7 @@ _FIND: Final = {
 _BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
 _SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
 _SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
-_EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number > ? ORDER BY number LIMIT ?"
+_EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
 _EVENTS_ABOUT: Final = _EVENT + "WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
 # One index look-up a stream, where DISTINCT reads every event.
 _STREAMS: Final = """
@@ -264,8 +264,8 @@ class SqliteTokenStore(TokenStoreBase):
         else:
             self._write(self._transact, _append_all, (), events)
 
-    def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, self._read(_EVENTS_OF_STREAM, (stream, after, limit))))
+    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
+        return list(map(SealedEvent._make, self._read(_EVENTS_OF_STREAM, (stream, first, limit))))
 
     def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
         return list(map(SealedEvent._make, self._read(_EVENTS_ABOUT, (reference, limit, after))))

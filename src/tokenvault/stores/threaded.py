@@ -54,8 +54,10 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
     async def _append(self, events: Sequence[SealedEvent]) -> None:
         await self._workers.call(self._store.append, events)
 
-    async def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return await self._workers.call(self._store.events, stream=stream, after=after, limit=limit)
+    async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
+        return await self._workers.call(
+            self._store.events, stream=stream, after=max(first - 1, -1), limit=limit
+        )
 
     async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
         return await self._workers.call(self._store.events, reference=reference, after=after, limit=limit)

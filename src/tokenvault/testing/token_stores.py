@@ -85,7 +85,7 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
             lambda: store.append([event._replace(mac=b"")]),
             store.events,
             lambda: store.events(stream=event.stream, reference=record.reference),
-            lambda: store.events(stream=event.stream, after=-1),
+            lambda: store.events(stream=event.stream, after=-2),
             lambda: store.events(stream=event.stream, limit=0),
             lambda: store.heads(0),
             lambda: store.heads(too_many),
