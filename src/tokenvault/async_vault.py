@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -11,12 +12,12 @@ from typing import Final, ParamSpec, Self, TypeVar
 
 from tokenvault import checks
 from tokenvault.audit.event import HISTORY_MAX, AuditEvent
-from tokenvault.boundary import async_boundary
+from tokenvault.boundary import async_boundary, async_call_boundary
 from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
 from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError
-from tokenvault.flows import batches, opening, requests
+from tokenvault.flows import batches, closing, opening, requests
 from tokenvault.flows.core import Core
 from tokenvault.flows.ports import AsyncTokenStore, Clock
 from tokenvault.joining import open_core
@@ -81,6 +82,8 @@ class AsyncVault:
         self._parts = keys, store, programs, requestors, clock, checkpoints
         self._runtime: _LoopRuntime | None = None
         self._core: Core | None = None
+        self._calls: list[None] = []
+        self._pid = os.getpid()
 
     @async_boundary
     async def __aenter__(self) -> Self:
@@ -97,7 +100,7 @@ class AsyncVault:
         self._core = core
         return self
 
-    @async_boundary
+    @async_call_boundary
     async def issue(
         self,
         pan: str | Pan,
@@ -116,17 +119,17 @@ class AsyncVault:
             self._open(), pan, expiry, requestor, program, domain, token_expiry, assurance, par, active
         )
 
-    @async_boundary
+    @async_call_boundary
     async def check(self, token: str, transaction: Transaction) -> Decision:
         """As `Vault.check`, awaited."""
         return await requests.check(self._open(), token, transaction)
 
-    @async_boundary
+    @async_call_boundary
     async def detokenize(self, token: str, transaction: Transaction) -> Card:
         """As `Vault.detokenize`, awaited."""
         return await requests.detokenize(self._open(), token, transaction)
 
-    @async_boundary
+    @async_call_boundary
     async def issue_many(
         self,
         cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
@@ -143,44 +146,44 @@ class AsyncVault:
             self._open(), cards, requestor, program, domain, token_expiry, assurance, active
         )
 
-    @async_boundary
+    @async_call_boundary
     async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Card]:
         """As `Vault.detokenize_many`, awaited; see `issue_many`."""
         return await batches.detokenize_all(self._open(), uses)
 
-    @async_boundary
+    @async_call_boundary
     async def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Decision]:
         """As `Vault.check_many`, awaited; see `issue_many`."""
         return await batches.check_all(self._open(), uses)
 
-    @async_boundary
+    @async_call_boundary
     async def activate(self, token: str) -> TokenInfo:
         """As `Vault.activate`, awaited."""
         return await requests.change_status(self._open(), token, Change.ACTIVATE, None, None)
 
-    @async_boundary
+    @async_call_boundary
     async def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
         """As `Vault.suspend`, awaited."""
         return await requests.change_status(self._open(), token, Change.SUSPEND, by, requestor)
 
-    @async_boundary
+    @async_call_boundary
     async def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
         """As `Vault.resume`, awaited."""
         return await requests.change_status(self._open(), token, Change.RESUME, by, requestor)
 
-    @async_boundary
+    @async_call_boundary
     async def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
         """As `Vault.delete`, awaited."""
         return await requests.change_status(self._open(), token, Change.DELETE, None, requestor)
 
-    @async_boundary
+    @async_call_boundary
     async def update_domain(
         self, token: str, domain: Domain | None, *, requestor: str | None = None
     ) -> TokenInfo:
         """As `Vault.update_domain`, awaited."""
         return await requests.update_domain(self._open(), token, domain, requestor)
 
-    @async_boundary
+    @async_call_boundary
     async def update_card(
         self,
         pan: str | Pan,
@@ -192,17 +195,17 @@ class AsyncVault:
         """As `Vault.update_card`, awaited."""
         return await requests.update_card(self._open(), pan, new_pan, expiry, requestor)
 
-    @async_boundary
+    @async_call_boundary
     async def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
         """As `Vault.tokens_of`, awaited."""
         return await requests.tokens_of(self._open(), pan, requestor)
 
-    @async_boundary
+    @async_call_boundary
     async def get(self, token_or_reference: str) -> TokenInfo:
         """As `Vault.get`, awaited."""
         return await requests.get(self._open(), token_or_reference)
 
-    @async_boundary
+    @async_call_boundary
     async def history(
         self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
     ) -> list[AuditEvent]:
@@ -215,7 +218,7 @@ class AsyncVault:
         core, self._core = self._core, None
         try:
             if core is not None:
-                await core.trail.close(core.clock.now_ms())
+                await closing.close(core, self._calls, self._pid)
         finally:
             if self._runtime is not None:
                 self._runtime.close()

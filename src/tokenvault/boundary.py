@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tokenvault.errors import TokenVaultError
 
@@ -42,6 +42,55 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
             return await call(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 # as in `boundary`
             failure = bare(error)
+        del args, kwargs
+        raise failure
+
+    return bounded
+
+
+class Called(Protocol):
+    """Has calls under way: one entry each. `append` and `pop` of a list are one step for all threads."""
+
+    _calls: list[None]
+
+
+S = TypeVar("S", bound=Called)
+
+
+def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """As `boundary`, for a method that closing waits for."""
+
+    @functools.wraps(call)
+    def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        calls = self._calls
+        calls.append(None)
+        try:
+            return call(self, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 # as in `boundary`
+            failure = bare(error)
+        finally:
+            calls.pop()
+        del args, kwargs
+        raise failure
+
+    return bounded
+
+
+def async_call_boundary(
+    call: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """As `async_boundary`, for a method that closing waits for."""
+
+    @functools.wraps(call)
+    async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        calls = self._calls
+        calls.append(None)
+        try:
+            return await call(self, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 # as in `boundary`
+            failure = bare(error)
+        finally:
+            calls.pop()
         del args, kwargs
         raise failure
 

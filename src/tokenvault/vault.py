@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -9,12 +10,12 @@ from typing import Self, TypeVar
 
 from tokenvault import checks
 from tokenvault.audit.event import HISTORY_MAX, AuditEvent
-from tokenvault.boundary import boundary, boundary_init
+from tokenvault.boundary import boundary, boundary_init, call_boundary
 from tokenvault.checkpoint import CheckpointPolicy
 from tokenvault.decision import Decision
 from tokenvault.domain import Domain
 from tokenvault.errors import ConfigurationError, TokenVaultError
-from tokenvault.flows import batches, opening, requests
+from tokenvault.flows import batches, closing, opening, requests
 from tokenvault.flows.core import Core
 from tokenvault.flows.ports import (
     BlockingRuntime,
@@ -90,9 +91,11 @@ class Vault:
         opened = open_core(
             keys, BlockingStore(store), BlockingRuntime(), programs, requestors, clock, checkpoints
         )
+        self._calls: list[None] = []
+        self._pid = os.getpid()
         self._core: Core | None = run(opened)
 
-    @boundary
+    @call_boundary
     def issue(
         self,
         pan: str | Pan,
@@ -135,7 +138,7 @@ class Vault:
             )
         )
 
-    @boundary
+    @call_boundary
     def check(self, token: str, transaction: Transaction) -> Decision:
         """Decide on a use without making it: nothing is counted.
 
@@ -144,7 +147,7 @@ class Vault:
         """
         return run(requests.check(self._open(), token, transaction))
 
-    @boundary
+    @call_boundary
     def detokenize(self, token: str, transaction: Transaction) -> Card:
         """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
 
@@ -161,7 +164,7 @@ class Vault:
         """
         return run(requests.detokenize(self._open(), token, transaction))
 
-    @boundary
+    @call_boundary
     def issue_many(
         self,
         cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
@@ -201,7 +204,7 @@ class Vault:
             )
         )
 
-    @boundary
+    @call_boundary
     def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Card]:
         """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
 
@@ -220,7 +223,7 @@ class Vault:
         """
         return run(batches.detokenize_all(self._open(), uses))
 
-    @boundary
+    @call_boundary
     def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Decision]:
         """Decide on many uses without making them, as `check` does: each as if it were the next one.
 
@@ -228,7 +231,7 @@ class Vault:
         """
         return run(batches.check_all(self._open(), uses))
 
-    @boundary
+    @call_boundary
     def activate(self, token: str) -> TokenInfo:
         """Make an inactive token active: the outcome of identification and verification, so no requestor's to make.
 
@@ -238,7 +241,7 @@ class Vault:
         """
         return run(requests.change_status(self._open(), token, Change.ACTIVATE, None, None))
 
-    @boundary
+    @call_boundary
     def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
         """Suspend a token on behalf of an actor.
 
@@ -254,22 +257,22 @@ class Vault:
         """
         return run(requests.change_status(self._open(), token, Change.SUSPEND, by, requestor))
 
-    @boundary
+    @call_boundary
     def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
         """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
         return run(requests.change_status(self._open(), token, Change.RESUME, by, requestor))
 
-    @boundary
+    @call_boundary
     def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
         """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
         return run(requests.change_status(self._open(), token, Change.DELETE, None, requestor))
 
-    @boundary
+    @call_boundary
     def update_domain(self, token: str, domain: Domain | None, *, requestor: str | None = None) -> TokenInfo:
         """Give a token another domain of its own. What was counted stays counted. Raises as `suspend`."""
         return run(requests.update_domain(self._open(), token, domain, requestor))
 
-    @boundary
+    @call_boundary
     def update_card(
         self,
         pan: str | Pan,
@@ -297,7 +300,7 @@ class Vault:
         """
         return run(requests.update_card(self._open(), pan, new_pan, expiry, requestor))
 
-    @boundary
+    @call_boundary
     def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
         """The live tokens of a card, by token.
 
@@ -310,7 +313,7 @@ class Vault:
         """
         return run(requests.tokens_of(self._open(), pan, requestor))
 
-    @boundary
+    @call_boundary
     def get(self, token_or_reference: str) -> TokenInfo:
         """What stands about a token, found by itself or by its reference (32 hexadecimal digits). Never its PAN.
 
@@ -319,7 +322,7 @@ class Vault:
         """
         return run(requests.get(self._open(), token_or_reference))
 
-    @boundary
+    @call_boundary
     def history(
         self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
     ) -> list[AuditEvent]:
@@ -341,11 +344,13 @@ class Vault:
     def close(self) -> None:
         """End the use of the vault, once a checkpoint closes its audit trail; the stores stay open. Idempotent.
 
+        Calls of other threads that are under way are waited for, at most 10 seconds; later ones are refused. A forked
+        child does not wait.
         It is closed also after an error: the trail then ends as that of a process that was killed.
         """
         core, self._core = self._core, None
         if core is not None:
-            run(core.trail.close(core.clock.now_ms()))
+            run(closing.close(core, self._calls, self._pid))
 
     def __enter__(self) -> Self:
         return self

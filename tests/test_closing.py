@@ -1,0 +1,117 @@
+"""Closing a vault: calls under way are served, later ones refused, and its trail is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import tokenvault as tv
+from tests import vaults
+from tests.vaults import MASTERCARD, VISA, issue, use
+from tokenvault.events import Event
+from tokenvault.flows import closing
+from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.threaded import ThreadedTokenStore
+
+
+def closed_whole(store: MemoryTokenStore, keys: KeyStore) -> bool:
+    """Whether there is one stream, which a checkpoint closes."""
+    (stream,) = store.streams()
+    report = tv.verify_audit(store, keys=keys)
+    last = Event.parse(store.events(stream=stream)[-1]).checkpoint
+    return report.intact and not report.gaps and last is not None and last.closes
+
+
+class Held(MemoryTokenStore):
+    """Reads records once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = threading.Semaphore(0), threading.Event()
+        self.go.set()
+
+    def _get(self, tokens: object) -> list[SealedRecord]:
+        self.asked.release()
+        assert self.go.wait(30)
+        return super()._get(tokens)  # type: ignore[arg-type] # as it came
+
+
+def test_threads_under_way_are_served_before_a_vault_closes(local_keys: KeyStore) -> None:
+    store = Held()
+    tv.provision(local_keys, store)
+    vault = tv.Vault(local_keys, store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS)
+    token = issue(vault).token
+    store.go.clear()
+    with ThreadPoolExecutor(5) as pool:
+        going = [pool.submit(vault.detokenize, token, use(number)) for number in range(4)]
+        for _ in going:
+            assert store.asked.acquire(timeout=30)
+        ending = pool.submit(vault.close)
+        while vault._core is not None:  # until closing has begun
+            pass
+        with pytest.raises(tv.ConfigurationError, match="closed"):
+            vault.detokenize(token, use(9))
+        assert not ending.done()
+        store.go.set()
+        assert {call.result(30).pan.reveal() for call in going} == {VISA}
+        ending.result(30)
+    assert closed_whole(store, local_keys)
+
+
+def test_tasks_under_way_are_served_before_a_vault_closes(local_keys: KeyStore) -> None:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+
+    async def main() -> None:
+        threaded = ThreadedTokenStore(store)
+        async with tv.AsyncVault(
+            local_keys, threaded, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS
+        ) as vault:
+            token = await vault.issue(MASTERCARD, expiry="2029-12", requestor=vaults.SHOP, program="one-time")
+            going = [asyncio.create_task(vault.detokenize(token.token, use(n))) for n in range(50)]
+            await asyncio.sleep(0)
+            await vault.close()
+            assert {card.pan.reveal() for card in await asyncio.gather(*going)} == {MASTERCARD}
+        assert closed_whole(store, local_keys)
+        await threaded.close()
+
+    asyncio.run(main())
+
+
+def test_a_vault_does_not_wait_for_ever_nor_for_calls_that_its_parent_process_had(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Held()
+    tv.provision(local_keys, store)
+    vault = tv.Vault(local_keys, store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS)
+    token = issue(vault).token
+    store.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(vault.detokenize, token, use(1))
+        assert store.asked.acquire(timeout=30)
+        child = os.fork()
+        if not child:
+            vault.close()  # with the wait at its usual length
+            os._exit(0)
+        monkeypatch.setattr(closing, "CLOSING_SECONDS_MAX", 0.01)
+        vault.close()
+        store.go.set()
+        assert going.result(30).pan.reveal() == VISA
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_calls_that_fail_are_not_waited_for(local_keys: KeyStore) -> None:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    vault = tv.Vault(local_keys, store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS)
+    with pytest.raises(tv.TokenNotFoundError):
+        vault.detokenize("9999130000000003", use(1))
+    assert not vault._calls
+    vault.close()
+    assert closed_whole(store, local_keys)
