@@ -88,6 +88,8 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
         return find_signer(sessions)
     identity = secrets.token_bytes(_IDENTITY_BYTES)
     sessions.run(lambda state: sessions.write_fresh(state, lambda session: _create(session, identity)))
+    # Once more with fresh eyes: SoftHSM does not see a pair that it met half-written.
+    sessions.run(lambda state: sessions.write_fresh(state, lambda session: _withdraw_twin(session, identity)))
     found = find_signer(sessions)
     if found is None:
         raise CollisionError  # the other one was withdrawn
@@ -111,14 +113,19 @@ def _create(session: Session, identity: bytes) -> None:
     keys = objects.find_signers(session)
     if not keys:
         raise TokenMissingError("the token does not show the key pair that it has just made: try again")
-    if len(keys) > 1:
-        _destroy(session, identity)
-        raise CollisionError
+    _withdraw_twin(session, identity)
     try:
         objects.verify_signer(keys[0], made=True)
     except DoubtfulError:
         _destroy(session, identity)
         raise
+
+
+def _withdraw_twin(session: Session, identity: bytes) -> None:
+    """Destroy the pair of an identity, if there is another one; raise CollisionError where there are two."""
+    if len(objects.find_signers(session)) > 1:
+        _destroy(session, identity)
+        raise CollisionError
 
 
 def _destroy(session: Session, identity: bytes) -> None:
