@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,10 +37,10 @@ class Held(MemoryTokenStore):
         self.asked, self.go = threading.Semaphore(0), threading.Event()
         self.go.set()
 
-    def _get(self, tokens: object) -> list[SealedRecord]:
+    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         self.asked.release()
         assert self.go.wait(30)
-        return super()._get(tokens)  # type: ignore[arg-type] # as it came
+        return super()._get(tokens)
 
 
 def test_threads_under_way_are_served_before_a_vault_closes(local_keys: KeyStore) -> None:
