@@ -21,12 +21,12 @@ import hmac
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI, Request
+from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, SecretStr
@@ -58,6 +58,7 @@ STATUSES: dict[type[tv.TokenVaultError], int] = {
     tv.TokenStoreError: 503,  # done or not: the same transaction again tells
     tv.KeyStoreError: 503,
 }
+BODY_BYTES_MAX = 16_384
 log = logging.getLogger("uvicorn.error")  # despite its name, for all that uvicorn itself has to say
 
 
@@ -134,6 +135,17 @@ class AccessLog:
 
 
 app = FastAPI(title="Tokens", lifespan=lifespan)
+
+
+@app.middleware("http")
+async def bounded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse a body that is long, or does not say how long it is, before it is read."""
+    length = request.headers.get("Content-Length", "" if "Transfer-Encoding" in request.headers else "0")
+    if not length.isdecimal() or len(length) > 9 or int(length) > BODY_BYTES_MAX:
+        return answer({"response_code": "30", "message": f"a body has at most {BODY_BYTES_MAX} bytes"}, 413)
+    return await call_next(request)
+
+
 app.add_middleware(AccessLog)
 
 

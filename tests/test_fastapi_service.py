@@ -137,7 +137,9 @@ def test_the_service_over_http(server: Server) -> None:
         assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert refused.json()["response_code"] == "58"
     for method, path, content, status in (
-        ("POST", "/tokens", "[" * 100_000, 400),
+        ("POST", "/tokens", "[" * 10_000, 400),
+        ("POST", "/tokens", "[" * 100_000, 413),
+        ("POST", "/tokens", iter([b"[" * 10]), 413),  # in chunks, of unknown length
         ("GET", "/x", "", 404),
         ("PUT", "/tokens", "", 405),
     ):
