@@ -20,7 +20,7 @@ def test_the_readme_s_examples_run(
     softhsm_uri: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOKENVAULT_KEY_STORE", softhsm_uri)
     monkeypatch.setenv("TOKENVAULT_STORE", postgres_url)
