@@ -8,6 +8,8 @@ import platform
 import re
 import sqlite3
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cryptography
@@ -24,55 +26,104 @@ MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
 
 
 def main() -> None:
-    """Run all, in temporary folders, with a SoftHSM token and a PostgreSQL server of its own."""
+    """Run all, or some sections, in temporary folders, with SoftHSM tokens and a PostgreSQL server of its own."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--write", action="store_true", help="put figures into the documents")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="this section; may be repeated")
     parser.add_argument(
         "--tokens", type=int, default=growth.TOKENS[-1], help="how far the growth series goes"
     )
     arguments = parser.parse_args()
-    write = arguments.write
-    with report.section("machine", write=write):
-        _machine()
-    with report.section("single", write=write):
+    with tempfile.TemporaryDirectory() as name:
+        softhsm.set_up(Path(name))
+        for section in arguments.only or SECTIONS:
+            SECTIONS[section](arguments)
+
+
+def _machine(arguments: argparse.Namespace) -> None:
+    model = re.search(r"model name\s*: (.*)", CPU.read_text()) if CPU.exists() else None
+    with report.section("machine", write=arguments.write):
+        print(
+            f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+            f" {platform.release().partition('-')[0]}\n"
+            f"Python {platform.python_version()}, numpy {numpy.__version__},"
+            f" cryptography {cryptography.__version__} ({backend.openssl_version_text()}),"
+            f" SQLite {sqlite3.sqlite_version}, psycopg {psycopg.__version__}"
+        )
+
+
+def _ff1(arguments: argparse.Namespace) -> None:
+    ff1.main(_token(), write=arguments.write)
+
+
+def _single(arguments: argparse.Namespace) -> None:
+    with report.section("single", write=arguments.write):
         single.ff1_scalar()
         if MEMORY.is_dir():  # without waits for a disk, so that the vault's share is not that of cold caches
             with tempfile.TemporaryDirectory(dir=MEMORY) as name:
                 single.vault_share(Path(name), "a memory disk")
         with tempfile.TemporaryDirectory() as name:
             single.vault_share(Path(name), "the temporary folder's disk")
-    with tempfile.TemporaryDirectory() as name:
-        softhsm.set_up(Path(name))
-        ff1.main(softhsm.new_token(Path(name)), write=write)
-        with report.section("module", write=write):
-            single.module_calls(softhsm.new_token(Path(name)))
-            threads.module_threads()
-        with report.section("audit", write=write):
-            audit.main(softhsm.new_token(Path(name)), Path(name))
-    with report.section("batches", write=write, plots=("batches",)):
-        batches.main(write=write)
+
+
+def _module(arguments: argparse.Namespace) -> None:
+    with report.section("module", write=arguments.write):
+        single.module_calls(_token())
+        threads.module_threads(_token)
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name, report.section("audit", write=arguments.write):
+        audit.main(_token(), Path(name))
+
+
+def _batches(arguments: argparse.Namespace) -> None:
+    with report.section("batches", write=arguments.write, plots=("batches",)):
+        batches.main(write=arguments.write)
+
+
+def _postgresql(arguments: argparse.Namespace) -> None:
+    with (
+        _server() as server,
+        tempfile.TemporaryDirectory() as name,
+        report.section("postgresql", write=arguments.write),
+    ):
+        postgresql.single_calls(server, Path(name))
+        postgresql.batches(server)
+
+
+def _growth(arguments: argparse.Namespace) -> None:
+    with (
+        _server() as server,
+        tempfile.TemporaryDirectory() as name,
+        report.section("growth", write=arguments.write, plots=("growth",)),
+    ):
+        growth.growth(server, Path(name), arguments.tokens, write=arguments.write)
+
+
+def _token() -> str:
+    return softhsm.new_token(Path(os.environ["SOFTHSM2_CONF"]).parent)
+
+
+@contextmanager
+def _server() -> Iterator[PostgresServer]:
     server = PostgresServer(place=tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
     try:
-        with tempfile.TemporaryDirectory() as name, report.section("postgresql", write=write):
-            postgresql.single_calls(server, Path(name))
-            postgresql.batches(server)
-        with (
-            tempfile.TemporaryDirectory() as name,
-            report.section("growth", write=write, plots=("growth",)),
-        ):
-            growth.growth(server, Path(name), arguments.tokens, write=write)
+        yield server
     finally:
         server.remove()
 
 
-def _machine() -> None:
-    model = re.search(r"model name\s*: (.*)", CPU.read_text()) if CPU.exists() else None
-    print(
-        f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
-        f" {platform.release().partition('-')[0]}\n"
-        f"Python {platform.python_version()}, numpy {numpy.__version__}, cryptography {cryptography.__version__}"
-        f" ({backend.openssl_version_text()}), SQLite {sqlite3.sqlite_version}, psycopg {psycopg.__version__}"
-    )
+SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "machine": _machine,
+    "ff1": _ff1,
+    "single": _single,
+    "module": _module,
+    "audit": _audit,
+    "postgresql": _postgresql,
+    "batches": _batches,
+    "growth": _growth,
+}
 
 
 if __name__ == "__main__":

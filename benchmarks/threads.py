@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
 import tokenvault as tv
 from benchmarks.single import REQUESTOR, UNLIMITED, row
-from tests import softhsm
 from tokenvault.keys import KeyStore
 from tokenvault.keys.coalescing import Coalescer
 from tokenvault.keys.pkcs11 import Pkcs11KeyStore
@@ -27,29 +24,27 @@ THREADS: Final = (1, 4, 16)
 PROGRAM: Final = tv.TokenProgram("random", format=tv.TokenFormat(bin="999913"))
 
 
-def module_threads() -> None:
+def module_threads(new_token: Callable[[], str]) -> None:
     """Uses a second by threads, keys in SoftHSM, with 1 ms more before or within each call."""
     print(
         f"\nKeys in the module (SoftHSM), {LATENCY_MS} ms added to each call, store in memory, detokenize without"
         " limits: uses a second"
     )
     row("threads", *THREADS, "gain", "aim, at least")
-    row("waits before the key store", *_series(wrapped=True), 8)
+    row("waits before the key store", *_series(new_token(), wrapped=True), 8)
     with _slow_module():
-        row("waits within it, one call at a time", *_series(wrapped=False), "")
+        row("waits within it, one call at a time", *_series(new_token(), wrapped=False), "")
 
 
-def _series(*, wrapped: bool) -> list[str]:
+def _series(address: str, *, wrapped: bool) -> list[str]:
     late = Fault(before_ms=LATENCY_MS)
     uses = []
-    with tempfile.TemporaryDirectory() as name:
-        softhsm.set_up(Path(name))
-        with Pkcs11KeyStore(softhsm.new_token(Path(name))) as module:
-            tv.provision(module, tv.open_token_store("memory:"), custody=tv.Custody.IN_MODULE)
-            keys = FaultyKeyStore(module, lambda call: late if call == "encrypt_blocks" else None)
-            for threads in THREADS:
-                with _vault(keys if wrapped else module) as vault:
-                    uses.append(_uses_a_second(vault, threads))
+    with Pkcs11KeyStore(address) as module:
+        tv.provision(module, tv.open_token_store("memory:"), custody=tv.Custody.IN_MODULE)
+        keys = FaultyKeyStore(module, lambda call: late if call == "encrypt_blocks" else None)
+        for threads in THREADS:
+            with _vault(keys if wrapped else module) as vault:
+                uses.append(_uses_a_second(vault, threads))
     return [*(f"{each:,.0f}" for each in uses), f"{uses[-1] / uses[0]:.1f} times"]
 
 
