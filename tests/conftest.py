@@ -60,6 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "postgres",
         ):
             item.add_marker(pytest.mark.nightly)
+        # Processes meet the same statements on one table as on its partitions.
+        if item.name.endswith("_by_processes") and "Partitioned" in item.nodeid:
+            item.add_marker(pytest.mark.nightly)
 
 
 def parameters(item: pytest.Item) -> dict[str, Any]:
