@@ -43,7 +43,7 @@ def line_plot(
     """
     try:
         import matplotlib as mpl  # noqa: PLC0415 # the rest runs without it
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415 # likewise
     except ImportError:
         return False
     # text as text, and no random ids and dates: the same figures give the same file

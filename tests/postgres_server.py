@@ -55,7 +55,7 @@ def _place() -> str:
     Not pytest's folder: only its owner may enter that, and a socket's path is short.
     """
     shm = "/dev/shm"  # noqa: S108  a fresh folder in it
-    return shm if os.path.isdir(shm) and shutil.disk_usage(shm).free > MEMORY_BYTES_MIN else "/tmp"  # noqa: S108
+    return shm if os.path.isdir(shm) and shutil.disk_usage(shm).free > MEMORY_BYTES_MIN else "/tmp"  # noqa: S108 # likewise
 
 
 class PostgresServer:

@@ -33,6 +33,9 @@ SEAL_BYTES: Final = NONCE_BYTES + 16 + 16
 
 ASSOCIATED_BYTES: Final = 14
 DIGEST_BYTES: Final = 20
+COLUMNS: Final = 6
+"""How many fields a record and its row begin with alike: token, reference, account, requestor, program, revision."""
+
 PLAINTEXT: Final = struct.Struct(">QH6s")
 LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
 EXPIRY_BITS: Final = 12
@@ -48,17 +51,7 @@ def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_versio
     body = record.body()
     digest = record_digest(record, key_version, body, nonce)
     sealed = ccm.encrypt(cipher, nonce, packed(card, digest), digest[:ASSOCIATED_BYTES])
-    return SealedRecord(
-        record.token,
-        record.reference,
-        record.account,
-        record.requestor,
-        record.program,
-        record.revision,
-        key_version,
-        body,
-        nonce + sealed,
-    )
+    return SealedRecord(*record[:COLUMNS], key_version, body, nonce + sealed)
 
 
 def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
@@ -77,7 +70,7 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 def record_digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonce: bytes) -> bytes:
     """The record digest: 20 bytes. The header has the length of each text, so no two rows read alike."""
-    token, reference, account, requestor, program, revision = row[:6]
+    token, reference, account, requestor, program, revision = row[:COLUMNS]
     header = b""
     if len(reference) == REFERENCE_BYTES and len(account) == ACCOUNT_BYTES:
         try:

@@ -66,17 +66,7 @@ def seal_many(
     seals = np.concatenate((nonce_column, sealed), axis=1).tobytes()
     size = sealing.SEAL_BYTES
     return [
-        SealedRecord(
-            record.token,
-            record.reference,
-            record.account,
-            record.requestor,
-            record.program,
-            record.revision,
-            key_version,
-            body,
-            seals[i * size : (i + 1) * size],
-        )
+        SealedRecord(*record[: sealing.COLUMNS], key_version, body, seals[i * size : (i + 1) * size])
         for i, (record, body) in enumerate(zip(records, bodies, strict=True))
     ]
 

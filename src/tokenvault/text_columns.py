@@ -66,7 +66,7 @@ def turned(value: object, turn: Turn, refusal: str, *, first_row: int = 0) -> An
     if array is not None and array.dtype.kind in "SU" and array.ndim == 1:
         return _of_array(array, turn, refusal, first_row)
     if "pyarrow" in sys.modules:  # who has such an array has imported it
-        from tokenvault import arrow_columns  # noqa: PLC0415
+        from tokenvault import arrow_columns  # noqa: PLC0415 # it imports pyarrow, which is optional
 
         return arrow_columns.turned(value, turn, refusal, first_row)
     raise InvalidInputError(ACCEPTED)
