@@ -22,7 +22,6 @@ from tests import softhsm
 from tests.postgres_server import PostgresServer
 
 CPU = Path("/proc/cpuinfo")
-MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
 
 
 def main() -> None:
@@ -59,8 +58,10 @@ def _ff1(arguments: argparse.Namespace) -> None:
 def _single(arguments: argparse.Namespace) -> None:
     with report.section("single", write=arguments.write):
         single.ff1_scalar()
-        if MEMORY.is_dir():  # without waits for a disk, so that the vault's share is not that of cold caches
-            with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        if (
+            single.MEMORY.is_dir()
+        ):  # without waits for a disk, so that the vault's share is not that of cold caches
+            with tempfile.TemporaryDirectory(dir=single.MEMORY) as name:
                 single.vault_share(Path(name), "a memory disk")
         with tempfile.TemporaryDirectory() as name:
             single.vault_share(Path(name), "the temporary folder's disk")

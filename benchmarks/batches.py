@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tokenvault as tv
 from benchmarks.report import line_plot, progress
-from benchmarks.single import PROGRAMS, REQUESTOR, row
+from benchmarks.single import MEMORY, PROGRAMS, REQUESTOR, row
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.pan import luhn_check_digit
@@ -28,7 +28,6 @@ from tokenvault.stores.postgres import PostgresTokenStore
 from tokenvault.stores.sqlite import SqliteTokenStore
 
 ROUNDS = 5
-MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for
 LARGE = 1_000_000
 SIZES = (1_000, 10_000, 100_000, LARGE)
 REQUESTORS = (tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS}),)
