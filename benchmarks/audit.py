@@ -73,7 +73,7 @@ def edit(path: Path, event: SealedEvent) -> None:
 
 def _rows(journal: Journal, batch: list[Event], store: SqliteTokenStore) -> Iterator[SealedEvent]:
     for event in batch:
-        due = journal.wants(event.time_ms)
+        due = journal.due(event.time_ms)
         entry = journal.begin(event, checkpoint=due)
         yield from journal.seal(entry, event.time_ms, store.heads(64) if due else ())
         journal.written(entry)

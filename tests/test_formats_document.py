@@ -124,7 +124,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     record = records.TokenRecord(
         token=token, reference=REFERENCE, account=account, requestor=REQUESTOR, program=PROGRAM, revision=2,
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
-        usage=Usage().after(USE, {DOMAIN.limits[0].meter}, TIME_MS),
+        usage=Usage().after(USE, (DOMAIN.limits[0].meter,), TIME_MS),
     )  # fmt: skip
     assert record.usage == Usage((Counter(Meter("EUR", 0), 0, 4_200),), USE.memory)
     with monkeypatch.context() as patched:

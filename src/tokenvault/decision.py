@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import attrs
@@ -75,7 +76,7 @@ class Restrictions:
     Attributes:
         program, requestor, token: from the widest scope to the narrowest.
         documents: those of them that restrict anything.
-        meters: what is counted with each use; empty when no limit is set.
+        meters: what is counted with each use, sorted; empty when no limit is set.
         counted: whether a use has to be recorded in the token record.
     """
 
@@ -83,13 +84,13 @@ class Restrictions:
     requestor: Domain
     token: Domain
     documents: tuple[Domain, ...] = attrs.field(init=False, repr=False, eq=False)
-    meters: frozenset[Meter] = attrs.field(init=False, repr=False, eq=False)
+    meters: tuple[Meter, ...] = attrs.field(init=False, repr=False, eq=False)
     counted: bool = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         every = (self.program, self.requestor, self.token)
         documents = tuple(document for document in every if document != NO_RESTRICTION)
-        meters = frozenset(limit.meter for document in documents for limit in document.limits)
+        meters = tuple(sorted({limit.meter for document in documents for limit in document.limits}))
         counted = bool(meters) or any(document.cryptogram for document in documents)
         object.__setattr__(self, "documents", documents)
         object.__setattr__(self, "meters", meters)
@@ -105,13 +106,14 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
         transaction: the use.
         now_ms: the time, in milliseconds of the Unix epoch.
     """
-    violations = list(_token_violations(state, restrictions, transaction, now_ms))
+    violations: list[Violation] = []
+    _check_token(violations, state, restrictions, transaction, now_ms)
     seen = state.usage.seen(transaction) if restrictions.counted else Seen.NEW
     if seen is Seen.OTHER_CONTENT:
         message = "this transaction id was used before with other content; a new use needs a new id"
         violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
     for document in restrictions.documents:
-        violations += _document_violations(document, transaction, now_ms)
+        _check_document(violations, document, transaction, now_ms)
         if document.min_assurance is not None and (
             state.assurance is None or state.assurance < document.min_assurance
         ):
@@ -120,58 +122,65 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
             )
             violations.append(Violation("min_assurance", "ASSURANCE_TOO_LOW", message, "57"))
         if seen is not Seen.SAME:
-            violations += _use_violations(document, state.usage, transaction, now_ms)
+            _check_use(violations, document, state.usage, transaction, now_ms)
     return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
 
 
-def _token_violations(
-    state: TokenState, restrictions: Restrictions, transaction: Transaction, now_ms: int
-) -> Iterator[Violation]:
+def _check_token(
+    violations: list[Violation],
+    state: TokenState,
+    restrictions: Restrictions,
+    transaction: Transaction,
+    now_ms: int,
+) -> None:
     if state.status is not TokenStatus.ACTIVE:
-        yield _STATUS_VIOLATIONS[state.status]
+        violations.append(_STATUS_VIOLATIONS[state.status])
     if state.expiry is not None and state.expiry.passed(now_ms):
         message = f"the token was valid through {state.expiry}; update the card or issue a new token"
-        yield Violation("token_expiry", "TOKEN_EXPIRED", message, "54")
+        violations.append(Violation("token_expiry", "TOKEN_EXPIRED", message, "54"))
     if restrictions.token.requestors is None and transaction.requestor != state.requestor:
         message = "only the requestor that the token was issued to may use it; its domain names no others"
-        yield Violation("requestors", "REQUESTOR_NOT_ALLOWED", message, "57")
+        violations.append(Violation("requestors", "REQUESTOR_NOT_ALLOWED", message, "57"))
 
 
-def _document_violations(document: Domain, transaction: Transaction, now_ms: int) -> Iterator[Violation]:
-    amount = transaction.amount
+def _check_document(
+    violations: list[Violation], document: Domain, transaction: Transaction, now_ms: int
+) -> None:
     for control, allowed in document.lists:
-        field, code, response_code = _LISTS[control]
-        given = (amount and amount.currency) if control == "currencies" else getattr(transaction, field)
+        given = _GIVEN[control](transaction)
         if given not in allowed:
+            code, response_code = _LIST_CODES[control]
             missing = "; the transaction names none" if given is None else ""
-            yield Violation(control, code, f"allowed {control}: {_shown(allowed)}{missing}", response_code)
+            message = f"allowed {control}: {_shown(allowed)}{missing}"
+            violations.append(Violation(control, code, message, response_code))
     if document.valid_from is not None and now_ms < _ms(document.valid_from):
         message = f"the token is valid from {document.valid_from.isoformat()}; retry then"
-        yield Violation("valid_from", "NOT_YET_VALID", message, "57")
+        violations.append(Violation("valid_from", "NOT_YET_VALID", message, "57"))
     if document.valid_until is not None and now_ms >= _ms(document.valid_until):
         message = f"the token was valid until {document.valid_until.isoformat()}; issue or update one"
-        yield Violation("valid_until", "NO_LONGER_VALID", message, "54")
-    most = document.max_amount
+        violations.append(Violation("valid_until", "NO_LONGER_VALID", message, "54"))
+    amount, most = transaction.amount, document.max_amount
     if most is not None and (
         amount is None or amount.currency != most.currency or amount.amount > most.amount
     ):
-        yield Violation("max_amount", "AMOUNT_TOO_HIGH", f"one use may be at most {most}", "61")
+        message = f"one use may be at most {most}"
+        violations.append(Violation("max_amount", "AMOUNT_TOO_HIGH", message, "61"))
 
 
-def _use_violations(
-    document: Domain, usage: Usage, transaction: Transaction, now_ms: int
-) -> Iterator[Violation]:
+def _check_use(
+    violations: list[Violation], document: Domain, usage: Usage, transaction: Transaction, now_ms: int
+) -> None:
     counter = transaction.cryptogram_counter
     if document.cryptogram is CryptogramRule.REQUIRED and (
         counter is None or counter <= usage.cryptogram_counter
     ):
         message = "each use needs a verified cryptogram with a counter above the last one"
-        yield Violation("cryptogram", "CRYPTOGRAM_REQUIRED", message, "82")
+        violations.append(Violation("cryptogram", "CRYPTOGRAM_REQUIRED", message, "82"))
     for limit in document.limits:
         if not _within(limit, usage.used(limit.meter, now_ms), transaction):
             over_uses = limit.amount is None
             code = "USES_EXCEEDED" if over_uses else "AMOUNT_EXCEEDED"
-            yield Violation("limits", code, f"at most {limit}", "65" if over_uses else "61")
+            violations.append(Violation("limits", code, f"at most {limit}", "65" if over_uses else "61"))
 
 
 def _within(limit: Limit, used: int, transaction: Transaction) -> bool:
@@ -185,6 +194,10 @@ def _within(limit: Limit, used: int, transaction: Transaction) -> bool:
     )
 
 
+def _currency(transaction: Transaction) -> str | None:
+    return transaction.amount.currency if transaction.amount else None
+
+
 def _ms(instant: datetime) -> int:
     return (instant - _EPOCH) // timedelta(milliseconds=1)
 
@@ -195,15 +208,24 @@ def _shown(values: Iterable[object]) -> str:
     return ", ".join(listed[:VALUES_SHOWN_MAX]) + more
 
 
-# Of each control that lists what is allowed: the transaction's field, the code, the answer.
-_LISTS: Final = {
-    "requestors": ("requestor", "REQUESTOR_NOT_ALLOWED", "57"),
-    "merchants": ("merchant", "MERCHANT_NOT_ALLOWED", "57"),
-    "merchant_categories": ("merchant_category", "MERCHANT_CATEGORY_NOT_ALLOWED", "57"),
-    "channels": ("channel", "CHANNEL_NOT_ALLOWED", "57"),
-    "countries": ("country", "COUNTRY_NOT_ALLOWED", "62"),
-    "currencies": ("amount", "CURRENCY_NOT_ALLOWED", "57"),
-    "devices": ("device", "DEVICE_NOT_ALLOWED", "57"),
+# Of each control that lists what is allowed: what the transaction says of it, and how a failure is answered.
+_GIVEN: Final[dict[str, Callable[[Transaction], object]]] = {
+    "requestors": attrgetter("requestor"),
+    "merchants": attrgetter("merchant"),
+    "merchant_categories": attrgetter("merchant_category"),
+    "channels": attrgetter("channel"),
+    "countries": attrgetter("country"),
+    "currencies": _currency,
+    "devices": attrgetter("device"),
+}
+_LIST_CODES: Final = {
+    "requestors": ("REQUESTOR_NOT_ALLOWED", "57"),
+    "merchants": ("MERCHANT_NOT_ALLOWED", "57"),
+    "merchant_categories": ("MERCHANT_CATEGORY_NOT_ALLOWED", "57"),
+    "channels": ("CHANNEL_NOT_ALLOWED", "57"),
+    "countries": ("COUNTRY_NOT_ALLOWED", "62"),
+    "currencies": ("CURRENCY_NOT_ALLOWED", "57"),
+    "devices": ("DEVICE_NOT_ALLOWED", "57"),
 }
 _STATUS_VIOLATIONS: Final = {
     TokenStatus.INACTIVE: Violation(

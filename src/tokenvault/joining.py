@@ -57,7 +57,7 @@ async def open_core(
         clock=SystemClock() if clock is None else clock,
         keys=ring,
         trail=Trail(store, runtime, Journal(ring, checkpoints)),
-        documents=Documents(store),
+        documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
     )

@@ -137,15 +137,17 @@ class Journal:
         self._policy = policy or CheckpointPolicy()
         self._stream = _Stream()
 
-    def wants(self, time_ms: int) -> bool:
-        """Whether there are doubts to settle or a checkpoint to leave before the next event."""
-        stream = self._here()
-        return stream.last >= stream.due_number or time_ms >= stream.due_ms or bool(stream.doubtful)
-
     def due(self, time_ms: int) -> bool:
         """Whether a checkpoint is due."""
+        return _due(self._here(), time_ms)
+
+    def begin_at_once(self, event: Event | BatchEvent) -> Entry | None:
+        """Give an event its place; None where doubts are to be settled or a checkpoint is due before it."""
         stream = self._here()
-        return stream.last >= stream.due_number or time_ms >= stream.due_ms
+        with stream.lock:
+            if stream.closed or stream.doubtful or _due(stream, event.time_ms):
+                return None
+            return self._begun(stream, event, checkpoint=False)
 
     def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
         """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
@@ -153,7 +155,7 @@ class Journal:
             stream = self._here()
             with stream.lock:
                 if not stream.closed:  # by another thread meanwhile
-                    return self._begun(stream, event, checkpoint)
+                    return self._begun(stream, event, checkpoint=checkpoint)
 
     def begin_closing(self) -> Entry | None:
         """A checkpoint alone, which closes the stream if nothing is missing; None where no event was ever written."""
@@ -172,11 +174,11 @@ class Journal:
             due = attrs.evolve(due, closes=True)
         return Entry(stream, None, due.number, due)
 
-    def _begun(self, stream: _Stream, event: Event | BatchEvent, checkpoint: bool) -> Entry:
+    def _begun(self, stream: _Stream, event: Event | BatchEvent, *, checkpoint: bool) -> Entry:
         due = None
         if not stream.name:
             stream.name = _name(event.time_ms)
-        if checkpoint and (stream.last >= stream.due_number or event.time_ms >= stream.due_ms):
+        if checkpoint and _due(stream, event.time_ms):  # another thread may have been faster
             due = self._checkpoint(stream, event.time_ms)
         return Entry(stream, event, stream.take(), due)
 
@@ -298,6 +300,10 @@ class Journal:
             # Several threads may come here at once: setdefault is one step for all of them.
             stream = self._stream = stream.heirs.setdefault(pid, _Stream())
         return stream
+
+
+def _due(stream: _Stream, time_ms: int) -> bool:
+    return stream.last >= stream.due_number or time_ms >= stream.due_ms
 
 
 def _name(time_ms: int) -> bytes:

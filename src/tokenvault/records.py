@@ -166,7 +166,8 @@ class TokenRecord(NamedTuple):
 
     def used(self, usage: Usage, now_ms: int) -> TokenRecord:
         """The record after a use: the next revision."""
-        return self._replace(revision=self.revision + 1, updated_ms=now_ms, usage=usage)
+        # As `_replace(revision=, updated_ms=, usage=)`, in half the time: this comes with each counted use.
+        return TokenRecord._make((*self[:5], self.revision + 1, *self[6:9], now_ms, *self[10:14], usage))
 
     def body(self) -> bytes:
         """The canonical encoding of what the store does not look up by."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from tokenvault.controls import Meter
@@ -70,28 +70,29 @@ class Usage(NamedTuple):
                 return value if window >= meter.window(now_ms) else 0
         return 0
 
-    def after(self, transaction: Transaction, meters: Collection[Meter], now_ms: int) -> Usage:
-        """The usage once a transaction counts on these meters."""
-        kept = {counter.meter: counter for counter in self.counters}
+    def after(self, transaction: Transaction, meters: Sequence[Meter], now_ms: int) -> Usage:
+        """The usage once a transaction counts on these meters, which are sorted."""
         amount = transaction.amount.amount if transaction.amount else 0
-        for meter in meters:
-            window, was = meter.window(now_ms), kept.get(meter)
-            # A counter of a later window stays: a clock that was set back must not hand out a window twice.
-            if was is not None and was.window >= window:
-                window, value = was.window, was.value
-            else:
-                value = 0
-            kept[meter] = Counter(meter, window, value + (amount if meter.currency else 1))
-        live = sorted(
-            counter
-            for meter, counter in kept.items()
-            if meter in meters or counter.window >= meter.window(now_ms)
-        )
-        if len(live) > COUNTERS_MAX:  # left behind by limits of former configurations
-            live = [counter for counter in live if counter.meter in meters]
+        others = {counter.meter: counter for counter in self.counters}
+        counters = [
+            _counted(others.pop(meter, None), meter, amount if meter.currency else 1, now_ms)
+            for meter in meters
+        ]
+        if others:  # of limits that are not set any more, or of another configuration
+            live = [counter for counter in others.values() if counter.window >= counter.meter.window(now_ms)]
+            if len(counters) + len(live) <= COUNTERS_MAX:
+                counters = sorted(counters + live)
         counter = transaction.cryptogram_counter
         return Usage(
-            tuple(live),
+            tuple(counters),
             (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
             self.cryptogram_counter if counter is None else max(counter, self.cryptogram_counter),
         )
+
+
+def _counted(was: Counter | None, meter: Meter, more: int, now_ms: int) -> Counter:
+    window = meter.window(now_ms)
+    if was is None or was.window < window:
+        return Counter(meter, window, more)
+    # A counter of a later window stays: a clock that was set back must not hand out a window twice.
+    return Counter(meter, was.window, was.value + more)

@@ -23,7 +23,6 @@ from tokenvault.errors import (
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.flows.ports import AsyncTokenStore, Clock, Runtime
 from tokenvault.flows.trail import Trail
-from tokenvault.journal import Entry
 from tokenvault.keyring import KeyRing
 from tokenvault.lifecycle import TokenStatus
 from tokenvault.pan import Card, Pan, could_hold_pan
@@ -49,10 +48,17 @@ class Opened(NamedTuple):
 class Documents:
     """Domain documents by their SHA-256. Immutable, so a cached one stays right."""
 
-    def __init__(self, store: AsyncTokenStore) -> None:
+    def __init__(
+        self,
+        store: AsyncTokenStore,
+        programs: Mapping[str, TokenProgram],
+        requestors: Mapping[str, TokenRequestor],
+    ) -> None:
         self._store = store
+        self._programs = programs
+        self._requestors = requestors
         self._cached: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
-        self._joined: dict[tuple[bytes, bytes, bytes], Restrictions] = {}
+        self._joined: dict[tuple[str, str, bytes], Restrictions] = {}
 
     async def get(self, digest: bytes) -> Domain:
         """The domain kept under a digest. Raises IntegrityError, TokenStoreError."""
@@ -77,15 +83,23 @@ class Documents:
             await self._store.put_domain(domain.digest, domain.document)
             self._cache(domain)
 
-    async def restrictions(self, program: Domain, requestor: Domain, digest: bytes) -> Restrictions:
-        """The three documents that apply to a token. Raises IntegrityError, TokenStoreError."""
-        key = (program.digest, requestor.digest, digest)
+    async def restrictions(self, record: TokenRecord) -> Restrictions:
+        """The three documents that apply to a token. Raises ConfigurationError, IntegrityError, TokenStoreError."""
+        key = record.program, record.requestor, record.domain
         joined = self._joined.get(key)
-        if joined is None:
-            joined = Restrictions(program, requestor, await self.get(digest))
-            if len(self._joined) >= DOMAINS_CACHED_MAX:
-                self._joined.clear()
-            self._joined[key] = joined
+        if joined is not None:
+            return joined
+        program, requestor = self._programs.get(record.program), self._requestors.get(record.requestor)
+        if program is None:
+            raise ConfigurationError("the token's program is not among the programs of this vault: add it")
+        if requestor is None:
+            raise ConfigurationError(
+                "the token's requestor is not among the requestors of this vault: add it"
+            )
+        joined = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
+        if len(self._joined) >= DOMAINS_CACHED_MAX:
+            self._joined.clear()
+        self._joined[key] = joined
         return joined
 
     def _cache(self, domain: Domain) -> None:
@@ -202,24 +216,21 @@ class Core:
 
     async def insert(self, opened: Opened, event: Event) -> bool:
         """Write a new record with its event; False where the token exists already."""
-        entry, rows, row = await self.trail.sealed(event, lambda: self.keys.seal(opened.record, opened.card))
-        return self._written(await self.trail.told(entry, self.store.insert([row], rows)), entry)
+        seal, insert = self.keys.seal, self.store.insert
+        return not await self.trail.write(
+            event, lambda: seal(*opened), lambda events, row: insert([row], events)
+        )
 
     async def replace(self, opened: Opened, event: Event) -> bool:
         """Write a changed record with its event; False where another change came first."""
-        entry, rows, row = await self.trail.sealed(event, lambda: self.keys.seal(opened.record, opened.card))
-        return self._written(await self.trail.told(entry, self.store.replace([row], rows)), entry)
+        seal, replace = self.keys.seal, self.store.replace
+        return not await self.trail.write(
+            event, lambda: seal(*opened), lambda events, row: replace([row], events)
+        )
 
     async def note(self, event: Event) -> None:
         """Write an event that goes with no change."""
         await self.trail.note(event)
-
-    def _written(self, in_the_way: list[str], entry: Entry) -> bool:
-        if in_the_way:
-            self.trail.journal.withdraw(entry)
-        else:
-            self.trail.journal.written(entry)
-        return not in_the_way
 
     async def write(
         self,
@@ -227,10 +238,7 @@ class Core:
         change: Callable[[Sequence[SealedEvent]], Coroutine[Any, Any, list[str] | None]],
     ) -> list[str]:
         """Write a batch's event by a change of the store that takes it along; returns the tokens in the way."""
-        entry, rows, _ = await self.trail.sealed(event, _nothing)
-        in_the_way = await self.trail.told(entry, change(rows)) or []
-        self._written(in_the_way, entry)
-        return in_the_way
+        return await self.trail.write(event, _nothing, lambda events, _: change(events))
 
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over, and count. Raises ConflictError once that is enough."""
@@ -241,17 +249,6 @@ class Core:
         return attempts + 1
 
     # Configuration
-
-    async def restrictions(self, record: TokenRecord) -> Restrictions:
-        """The documents that apply to a token. Raises ConfigurationError, IntegrityError."""
-        program, requestor = self.programs.get(record.program), self.requestors.get(record.requestor)
-        if program is None:
-            raise ConfigurationError("the token's program is not among the programs of this vault: add it")
-        if requestor is None:
-            raise ConfigurationError(
-                "the token's requestor is not among the requestors of this vault: add it"
-            )
-        return await self.documents.restrictions(program.domain, requestor.domain, record.domain)
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError where a PAN lies in the token BIN of any program: it is a token already."""

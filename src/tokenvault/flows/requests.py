@@ -1,9 +1,10 @@
-"""What the faces call: arguments of any type in, checked, and on to the flows."""
+"""What the faces call: arguments of any type in, checked at once, and on to the flow, which is returned."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 from tokenvault import checks
 from tokenvault.audit.event import HISTORY_MAX, AuditEvent
@@ -19,10 +20,12 @@ from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.token_info import TokenInfo
 from tokenvault.transaction import Transaction
 
+T = TypeVar("T")
+Flow = Coroutine[Any, Any, T]
 _REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
 
 
-async def issue(
+def issue(
     core: Core,
     pan: str | Pan,
     expiry: str | CardExpiry | None,
@@ -33,7 +36,7 @@ async def issue(
     assurance: str | None,
     par: str | None,
     active: bool,
-) -> TokenInfo:
+) -> Flow[TokenInfo]:
     """Check an order and issue it."""
     if type(active) is not bool:
         raise InvalidInputError("active is True or False")
@@ -47,71 +50,67 @@ async def issue(
         par=None if par is None else checks.par(par),
         active=active,
     )
-    return await issuing.issue(core, order)
+    return issuing.issue(core, order)
 
 
-async def check(core: Core, token: str, transaction: Transaction) -> Decision:
+def check(core: Core, token: str, transaction: Transaction) -> Flow[Decision]:
     """Check the arguments and decide."""
-    return await use.check(
-        core, checks.token(token), checks.instance("transaction", transaction, Transaction)
-    )
+    return use.check(core, checks.token(token), checks.instance("transaction", transaction, Transaction))
 
 
-async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
+def detokenize(core: Core, token: str, transaction: Transaction) -> Flow[Card]:
     """Check the arguments and detokenize."""
-    return await use.detokenize(
-        core, checks.token(token), checks.instance("transaction", transaction, Transaction)
-    )
+    return use.detokenize(core, checks.token(token), checks.instance("transaction", transaction, Transaction))
 
 
-async def change_status(
+def change_status(
     core: Core, token: str, change: Change, by: Actor | None, requestor: str | None
-) -> TokenInfo:
+) -> Flow[TokenInfo]:
     """Check the arguments and change a token's status."""
     if change in {Change.SUSPEND, Change.RESUME}:
         checks.instance("by", by, Actor)
-    return await manage.change_status(core, checks.token(token), change, by, _requestor(requestor))
+    return manage.change_status(core, checks.token(token), change, by, _requestor(requestor))
 
 
-async def update_domain(core: Core, token: str, domain: Domain | None, requestor: str | None) -> TokenInfo:
+def update_domain(core: Core, token: str, domain: Domain | None, requestor: str | None) -> Flow[TokenInfo]:
     """Check the arguments and change a token's own domain."""
     domain = NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain)
-    return await manage.update_domain(core, checks.token(token), domain, _requestor(requestor))
+    return manage.update_domain(core, checks.token(token), domain, _requestor(requestor))
 
 
-async def update_card(
+def update_card(
     core: Core,
     pan: str | Pan,
     new_pan: str | Pan | None,
     expiry: str | CardExpiry | None,
     requestor: str | None,
-) -> list[TokenInfo]:
+) -> Flow[list[TokenInfo]]:
     """Check the arguments and change the card behind its tokens."""
     if new_pan is None and expiry is None:
         raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
     new = None if new_pan is None else Pan.parse(new_pan)
-    return await manage.update_card(core, Pan.parse(pan), new, _expiry(expiry), _requestor(requestor))
+    return manage.update_card(core, Pan.parse(pan), new, _expiry(expiry), _requestor(requestor))
 
 
-async def tokens_of(core: Core, pan: str | Pan, requestor: str | None) -> list[TokenInfo]:
+def tokens_of(core: Core, pan: str | Pan, requestor: str | None) -> Flow[list[TokenInfo]]:
     """Check the arguments and list a card's tokens."""
-    return await manage.tokens_of(core, Pan.parse(pan), _requestor(requestor))
+    return manage.tokens_of(core, Pan.parse(pan), _requestor(requestor))
 
 
-async def get(core: Core, token_or_reference: str) -> TokenInfo:
+def get(core: Core, token_or_reference: str) -> Flow[TokenInfo]:
     """Check the argument and look a token up."""
     if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
-        return await manage.get(core, None, bytes.fromhex(token_or_reference))
-    return await manage.get(core, checks.token(token_or_reference), None)
+        return manage.get(core, None, bytes.fromhex(token_or_reference))
+    return manage.get(core, checks.token(token_or_reference), None)
 
 
-async def history(core: Core, token_or_reference: str, after: int, limit: int) -> list[AuditEvent]:
+def history(core: Core, token_or_reference: str, after: int, limit: int) -> Flow[list[AuditEvent]]:
     """Check the arguments and read what the trail says of a token."""
     checks.whole_number("after", after, 0, 2**62)
     checks.whole_number("limit", limit, 1, HISTORY_MAX)
     if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
-        return await reading.history(core, None, bytes.fromhex(token_or_reference), after, limit)
-    return await reading.history(core, checks.token(token_or_reference), b"", after, limit)
+        return reading.history(core, None, bytes.fromhex(token_or_reference), after, limit)
+    return reading.history(core, checks.token(token_or_reference), b"", after, limit)
 
 
 def _expiry(expiry: str | CardExpiry | None) -> CardExpiry | None:

@@ -35,42 +35,53 @@ class Trail:
 
     async def note(self, event: Event) -> None:
         """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
-        entry, rows, _ = await self.sealed(event, _nothing)
-        await self.told(entry, self.store.append(rows))
-        self.journal.written(entry)
+        await self.write(event, _nothing, lambda events, _: self.store.append(events))
 
-    async def sealed(
-        self, event: Event | BatchEvent, with_it: Callable[[], T]
-    ) -> tuple[Entry, tuple[SealedEvent, ...], T]:
-        """An event with its place and MAC, and what a function that asks the key store gives.
+    async def write(
+        self,
+        event: Event | BatchEvent,
+        seal: Callable[[], T],
+        change: Callable[[tuple[SealedEvent, ...], T], Coroutine[Any, Any, list[str] | None]],
+    ) -> list[str]:
+        """Write an event by a change of the store that takes it along; returns the tokens in the way of that.
 
-        Raises KeyStoreError, TokenStoreError; the place is then free again.
+        Args:
+            event: what is changed.
+            seal: what else is to be asked of the key store.
+            change: writes the event's rows, with what `seal` gave, in one atomic step.
+
+        Raises:
+            KeyStoreError: nothing was written.
+            TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
         journal = self.journal
-        checkpoint = False
         heads: Sequence[SealedEvent] = ()
-        if journal.wants(event.time_ms):
+        entry = journal.begin_at_once(event)
+        if entry is None:
             checkpoint, heads = await self._tended(event.time_ms)
-        entry = journal.begin(event, checkpoint=checkpoint)
-        call = (
-            self.runtime.call if entry.due is None else self.runtime.block
-        )  # it may be signed in the module
+            entry = journal.begin(event, checkpoint=checkpoint)
+        call = self.runtime.call if entry.due is None else self.runtime.block  # a checkpoint may be signed
         try:
-            rows, found = await call(self._seal, entry, event.time_ms, heads, with_it)
+            rows, sealed = await call(self._seal, entry, event.time_ms, heads, seal)
         except BaseException:
             journal.withdraw(entry)
             raise
-        return entry, rows, found
+        in_the_way = await self._told(entry, change(rows, sealed)) or []
+        if in_the_way:
+            journal.withdraw(entry)
+        else:
+            journal.written(entry)
+        return in_the_way
 
     def _seal(
-        self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent], with_it: Callable[[], T]
+        self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent], seal: Callable[[], T]
     ) -> tuple[tuple[SealedEvent, ...], T]:
-        return self.journal.seal(entry, time_ms, heads), with_it()
+        return self.journal.seal(entry, time_ms, heads), seal()
 
-    async def told(self, entry: Entry, write: Coroutine[Any, Any, T]) -> T:
-        """What a write answers. Where it fails, the entry may have been written or not."""
+    async def _told(self, entry: Entry, change: Coroutine[Any, Any, T]) -> T:
+        """What a change answers. Where it fails, the entry may have been written or not."""
         try:
-            return await write
+            return await change
         except BaseException:
             self.journal.doubt(entry)
             raise
@@ -92,7 +103,7 @@ class Trail:
             except BaseException:
                 self.journal.withdraw(entry)
                 raise
-            await self.told(entry, self.store.append(rows))
+            await self._told(entry, self.store.append(rows))
             self.journal.written(entry)
             if entry.ends:
                 return

@@ -22,7 +22,9 @@ async def check(core: Core, token: str, transaction: Transaction) -> Decision:
     """Decide on a use. Nothing is counted, and no event is left but for a missing permission."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
     opened = await core.read(token, None)
-    decision = decide_on(opened, await core.restrictions(opened.record), transaction, core.clock.now_ms())
+    decision = decide_on(
+        opened, await core.documents.restrictions(opened.record), transaction, core.clock.now_ms()
+    )
     if decision.allowed and opened.card is not None and transaction.mentions(opened.card.pan):
         raise InvalidInputError(MENTIONED)
     return decision
@@ -36,7 +38,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
     while True:
         opened = await core.read(token, Action.DETOKENIZE, requestor, transaction.id)
         record, card = opened.record, opened.card
-        restrictions = await core.restrictions(record)
+        restrictions = await core.documents.restrictions(record)
         now_ms = core.clock.now_ms()
         decision, mentioned, counts, event = judge(opened, restrictions, transaction, now_ms)
         if not counts:
@@ -76,7 +78,10 @@ def judge(opened: Opened, restrictions: Restrictions, transaction: Transaction, 
     mentioned = decision.allowed and card is not None and transaction.mentions(card.pan)
     done = decision.allowed and not mentioned
     counts = done and restrictions.counted and record.usage.seen(transaction) is Seen.NEW
-    codes = (MENTIONED_CODE,) if mentioned else tuple([violation.code for violation in decision.violations])
+    codes: tuple[str, ...] = ()
+    if not done:
+        refusals = [violation.code for violation in decision.violations]
+        codes = (MENTIONED_CODE,) if mentioned else tuple(refusals)
     event = Event(
         time_ms=now_ms,
         action=Action.DETOKENIZE,

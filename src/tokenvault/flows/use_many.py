@@ -249,7 +249,7 @@ class _Work:
             return None
         failure: TokenVaultError | None = None
         try:
-            restrictions = await self._core.restrictions(record)
+            restrictions = await self._core.documents.restrictions(record)
         except (ConfigurationError, IntegrityError) as error:
             failure = error
         if failure is not None:

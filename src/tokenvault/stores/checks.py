@@ -116,7 +116,7 @@ def _are_separate_tokens(tokens: Sequence[str]) -> bool:
 def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
-    if set(map(type, checked)) == {str} and _are_separate_tokens(checked):
+    if len(checked) > 1 and set(map(type, checked)) == {str} and _are_separate_tokens(checked):
         return checked
     for token in checked:
         if type(token) is not str or _is_token(token) is None:
