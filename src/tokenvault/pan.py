@@ -24,7 +24,7 @@ _GROUPED: Final = re.compile(r"[0-9]+(?:[ -][0-9]+)*")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _RUNS: Final = re.compile(r"[0-9]+")
 _LONG_RUN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN}}}")
-_EXPIRY: Final = re.compile(r"(20[0-9]{2})-(0[1-9]|1[0-2])")
+_EXPIRY: Final = re.compile(r"20[0-9]{2}-(?:0[1-9]|1[0-2])")
 # What a digit adds to the Luhn sum, in a place that is doubled and in one that is not; indexed by ASCII code.
 _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256))
 _DOUBLED: Final = bytes(sum(divmod(2 * (code - 48), 10)) if 48 <= code <= 57 else 0 for code in range(256))
@@ -47,7 +47,7 @@ def could_hold_pan(text: str) -> bool:
 
     One in ten of other numbers of that length does so by chance.
     """
-    return len(text) >= PAN_LENGTH_MIN and any(
+    return holds_digits(text) and any(
         PAN_LENGTH_MIN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
         for form in (text, text.replace(" ", "").replace("-", ""))
         for run in _RUNS.findall(form)
@@ -179,10 +179,9 @@ class CardExpiry:
         """Read "YYYY-MM". Raises InvalidInputError."""
         if isinstance(text, CardExpiry):
             return text
-        match = _EXPIRY.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
+        if not isinstance(text, str) or _EXPIRY.fullmatch(text) is None:
             raise InvalidInputError('an expiry reads "YYYY-MM", such as "2029-12"')
-        return cls(int(match[1]), int(match[2]))
+        return cls.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 
     @property
     def month_number(self) -> int:

@@ -121,6 +121,11 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
+    token_bins: tuple[str, ...] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        bins = tuple(program.format.bin for program in self.programs.values())
+        object.__setattr__(self, "token_bins", bins)
 
     # Permissions
 
@@ -252,7 +257,7 @@ class Core:
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError where a PAN lies in the token BIN of any program: it is a token already."""
-        if any(pan.reveal().startswith(program.format.bin) for program in self.programs.values()):
+        if pan.reveal().startswith(self.token_bins):
             raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
 
 

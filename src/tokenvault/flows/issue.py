@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tokenvault.domain import Domain
 from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhausted
@@ -32,8 +30,7 @@ ACCOUNT_PAGE: Final = 100
 ACCOUNT_PAGES_MAX: Final = 100
 
 
-@attrs.frozen(kw_only=True)
-class Order:
+class Order(NamedTuple):
     """What is to be issued; checked, but for permissions and the clock.
 
     Attributes:

@@ -76,7 +76,7 @@ def judge(opened: Opened, restrictions: Restrictions, transaction: Transaction, 
     decision = decide_on(opened, restrictions, transaction, now_ms)
     # Only who is handed the card may learn that it stands in the transaction: else this would answer guesses.
     mentioned = decision.allowed and card is not None and transaction.mentions(card.pan)
-    done = decision.allowed and not mentioned
+    done = decision.allowed and not mentioned  # so the card number stands in no field
     counts = done and restrictions.counted and record.usage.seen(transaction) is Seen.NEW
     codes: tuple[str, ...] = ()
     if not done:
@@ -88,7 +88,7 @@ def judge(opened: Opened, restrictions: Restrictions, transaction: Transaction, 
         outcome=Outcome.DONE if done else Outcome.DENIED,
         requestor=transaction.requestor,
         reference=record.reference,
-        transaction_id=safe_id(transaction.id, None if card is None else card.pan),
+        transaction_id=safe_id(transaction.id, None if done or card is None else card.pan),
         codes=codes,
         revision=record.revision + 1 if counts else 0,
     )
