@@ -447,6 +447,27 @@ def test_a_writer_that_never_ends(path: Path, store: SqliteTokenStore) -> None:
         assert hasty.insert([a_record(2)], []) == []
 
 
+def test_a_file_moved_while_a_write_waits_takes_nothing(
+    path: Path, store: SqliteTokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that waits for another writer is not written into a file that has left its place meanwhile."""
+    away = tmp_path / "away.db"
+    store.append([an_event(1)])
+
+    def move_and_give_way(_: float) -> None:
+        if path.exists():
+            path.rename(away)
+            shell.execute("ROLLBACK")
+
+    with raw(path) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(time, "sleep", move_and_give_way)
+        with pytest.raises(TokenStoreError, match="moved"):
+            store.append([an_event(2)])
+        assert shell.execute("SELECT count(*) FROM events").fetchall() == [(1,)]
+    assert away.exists()
+
+
 def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
     store.insert([a_record(1)], [])
     expected = {

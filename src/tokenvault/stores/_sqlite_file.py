@@ -8,7 +8,7 @@ import stat
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
@@ -190,9 +190,13 @@ class SqliteFile:
 
 
 def run(
-    connection: sqlite3.Connection, sql: str, values: Sequence[str | bytes | int], busy_seconds_max: float
+    connection: sqlite3.Connection,
+    sql: str,
+    values: Sequence[str | bytes | int],
+    busy_seconds_max: float,
+    after_waiting: Callable[[sqlite3.Connection], None] | None = None,
 ) -> list[Any]:
-    """All rows of a statement, tried again while other processes hold the file."""
+    """All rows of a statement; tried again, each time after `after_waiting`, while other processes hold the file."""
     try:
         return connection.execute(sql, values).fetchall()
     except sqlite3.OperationalError as error:
@@ -205,6 +209,8 @@ def run(
     while True:
         time.sleep(pause)
         pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
+        if after_waiting is not None:
+            after_waiting(connection)
         try:
             return connection.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:

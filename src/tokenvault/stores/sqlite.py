@@ -210,8 +210,7 @@ class SqliteTokenStore(TokenStoreBase):
     def _execute(self, connection: sqlite3.Connection, sql: str, values: Sequence[str | bytes | int]) -> None:
         """Run one statement, a transaction by itself."""
         self._file.check_place(connection)
-        run(connection, sql, values, self._busy_seconds_max)
-        self._file.check_place(connection)  # it may have waited: what went elsewhere is not acknowledged
+        run(connection, sql, values, self._busy_seconds_max, self._file.check_place)
 
     # The port.
 
