@@ -23,7 +23,7 @@ check: $(VENV)/.installed
 
 test: check
 	./scripts/system-packages.sh tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 nightly: $(VENV)/.installed
 	./scripts/system-packages.sh tests

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import tokenvault as tv
 from tests import faces, softhsm, vaults
 from tests.on_a_loop import open_on_a_loop
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
+
+settings.register_profile("without deadline", deadline=None)  # how long a call takes proves nothing here
+settings.load_profile("without deadline")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """Make the folders of tests on a disk in memory, where there is one."""
+    if place := memory_disk():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", place)
 
 
 @pytest.fixture(scope="session")

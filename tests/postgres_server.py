@@ -49,27 +49,25 @@ def binaries() -> Path:
     return Path(found)
 
 
-def _place() -> str:
-    """A disk in memory where there is room: thousands of fsync calls of a busy disk prove nothing here.
-
-    Not pytest's folder: only its owner may enter that, and a socket's path is short.
-    """
-    shm = "/dev/shm"  # noqa: S108  a fresh folder in it
-    return shm if os.path.isdir(shm) and shutil.disk_usage(shm).free > MEMORY_BYTES_MIN else "/tmp"  # noqa: S108 # likewise
+def memory_disk() -> str | None:
+    """A disk in memory where there is room: thousands of fsync calls of a busy disk prove nothing here."""
+    shm = "/dev/shm"  # noqa: S108  fresh folders in it
+    return shm if os.path.isdir(shm) and shutil.disk_usage(shm).free > MEMORY_BYTES_MIN else None
 
 
 class PostgresServer:
     """A server in a folder of its own.
 
     Args:
-        place: where that folder is made; a disk in memory unless set.
+        place: where that folder is made; unless set, a disk in memory. Not pytest's folder: only its owner may
+            enter that, and a socket's path is short.
         settings: of the server, beside and before its own.
     """
 
     def __init__(self, place: str | None = None, **settings: str) -> None:
         self._binaries = binaries()
         self._settings = {**SETTINGS, **settings}
-        self.folder = Path(tempfile.mkdtemp(prefix="tokenvault-pg-", dir=place or _place()))
+        self.folder = Path(tempfile.mkdtemp(prefix="tokenvault-pg-", dir=place or memory_disk() or "/tmp"))  # noqa: S108 # a fresh folder in it
         self._user: str | None = None
         if os.geteuid() == 0:
             self._user = next(name for name in USERS if name in {user.pw_name for user in pwd.getpwall()})

@@ -19,7 +19,7 @@ import tokenvault as tv
 from tests.cancelling import CancelledAt
 from tests.strategies import NOW_MS
 from tests.test_leaks import NEEDLES, assert_silent
-from tests.test_postgres_faults import ended_well, forks_with_threads, in_child
+from tests.test_postgres_faults import ended_well, in_child
 from tests.vaults import PROGRAMS, REQUESTORS, SHOP, VISA, use
 from tokenvault.events import Event, Outcome
 from tokenvault.keyring import KeyRing
@@ -414,7 +414,6 @@ def test_a_call_in_a_thread_is_over_when_its_cancellation_arrives() -> None:
     asyncio.run(cancel())
 
 
-@forks_with_threads
 def test_a_child_starts_threads_of_its_own() -> None:
     workers = Workers(1)
     asyncio.run(workers.call(threading.get_ident))

@@ -265,7 +265,7 @@ class Lossy(MemoryTokenStore):
         return moved
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["", "", "", "before", "after"]), max_size=60), st.integers(1, 4))
 def test_writes_of_unknown_fate_leave_a_trail_that_verifies(
     local_keys: KeyStore, fates: list[str], events: int
@@ -464,7 +464,7 @@ def tamper(store: MemoryTokenStore, data: st.DataObject) -> str:
     return kind
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(todo=steps, events=st.integers(1, 5), data=st.data())
 def test_an_untouched_trail_is_never_reported_and_a_change_always_is(
     local_keys: KeyStore, todo: list[str], events: int, data: st.DataObject

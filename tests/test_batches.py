@@ -120,7 +120,7 @@ def single_card(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from(CARDS), max_size=24),
     st.sampled_from(["one-time", "card-on-file", "online"]),
@@ -245,7 +245,7 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.tuples(

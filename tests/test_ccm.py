@@ -111,7 +111,7 @@ def test_a_record_costs_three_calls_in_either_direction() -> None:
 
 @pytest.mark.parametrize("cipher", [LOCAL, GENERIC])
 @given(plaintext=st.binary(max_size=40), associated=st.binary(max_size=40), mask=st.integers(1, 255))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_changing_any_byte_of_nonce_data_ciphertext_or_tag_is_refused(
     cipher: BlockCipher, plaintext: bytes, associated: bytes, mask: int
 ) -> None:

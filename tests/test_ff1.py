@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
@@ -108,7 +108,6 @@ def strings(draw: st.DrawFn, length_max: int = 80) -> tuple[list[int], int]:
 TWEAKS = st.one_of(st.binary(max_size=20), st.binary(min_size=28, max_size=36), st.binary(max_size=100))
 
 
-@settings(deadline=None)
 @given(strings(), TWEAKS, st.booleans())
 @example(([0] * 58, 256), b"", False)
 @example(([65535] * 80, 65536), bytes(11), True)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tokenvault as tv
@@ -48,7 +48,6 @@ def batches(draw: st.DrawFn) -> tuple[Words, int, list[bytes]]:
     return column(*values), length, tweaks
 
 
-@settings(deadline=None)
 @given(batches(), st.booleans(), st.sampled_from([1, 2, 3, 7, CHUNK]))
 @example((column(10**19 - 1, 0, 1), 19, [b"x" * 11] * 3), False, 2)
 @example((column(10**16 - 1, 0, 1), 16, [b"x" * 28] * 3), True, 2)

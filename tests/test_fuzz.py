@@ -184,7 +184,6 @@ REQUIRED = {"requestor", "program", "by", "bin", "format", "radix", "tweak"}
 @settings(
     max_examples=400,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    deadline=None,
 )
 @given(st.data())
 def test_any_argument_is_answered_or_refused(local_keys: KeyStore, data: st.DataObject) -> None:
@@ -206,7 +205,6 @@ def test_every_method_of_the_vault_is_fuzzed() -> None:
 @settings(
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    deadline=None,
 )
 @given(st.data())
 def test_any_argument_is_answered_or_refused_over_postgresql(
@@ -219,7 +217,6 @@ def test_any_argument_is_answered_or_refused_over_postgresql(
 @settings(
     max_examples=3_000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    deadline=None,
 )
 @given(st.data())
 def test_any_of_3_000_arguments_is_answered_or_refused_over_postgresql(
@@ -232,7 +229,6 @@ def test_any_of_3_000_arguments_is_answered_or_refused_over_postgresql(
 @settings(
     max_examples=100_000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    deadline=None,
 )
 @given(st.data())
 def test_any_of_100_000_arguments_is_answered_or_refused(local_keys: KeyStore, data: st.DataObject) -> None:

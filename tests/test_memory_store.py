@@ -58,7 +58,7 @@ class MemoryMachine(TokenStoreMachine):
 
 
 TestMemoryMachine = MemoryMachine.TestCase
-TestMemoryMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestMemoryMachine.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 class PartialInsert(MemoryTokenStore):
@@ -112,7 +112,6 @@ def test_the_machine_finds_faults(faulty: type[MemoryTokenStore]) -> None:
     quick = settings(
         max_examples=500,
         stateful_step_count=30,
-        deadline=None,
         database=None,
         derandomize=True,
         phases=[Phase.generate],
@@ -122,9 +121,6 @@ def test_the_machine_finds_faults(faulty: type[MemoryTokenStore]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
-@pytest.mark.filterwarnings(
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-)  # locks are the subject
 def test_a_child_is_not_stuck_on_a_lock() -> None:
     """Threads hold the store's lock nearly always; every child can use its copy all the same."""
     store = MemoryTokenStore()

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.cmac import CMAC
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenvault as tv
@@ -34,7 +34,6 @@ def random_bytes(rows: int, width: int, seed: int = 1) -> Bytes:
     return np.random.default_rng(seed).integers(0, 256, (rows, width), np.uint8)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(0, 70), st.booleans(), CHUNKS, st.integers(0, 2**32))
 def test_the_tags_of_messages_are_those_of_openssl(
     rows: int, width: int, generic: bool, chunk: int, seed: int
@@ -49,7 +48,6 @@ def test_the_tags_of_messages_are_those_of_openssl(
         assert native.finalize() == tag.tobytes() == Cmac(LOCAL).tag(message.tobytes())
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 7), st.integers(0, 50), st.integers(0, 70), st.booleans(), CHUNKS, st.integers(0, 2**32)
 )

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +29,6 @@ SEAL, AUDIT = KeyPurpose.SEAL, KeyPurpose.AUDIT
 THREADS = 8
 
 # Forking with threads running is what is tested: the store promises to bear it.
-forks_with_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 
 
 def block(number: int) -> bytes:
@@ -388,7 +386,6 @@ def in_child(action: Callable[[], bool]) -> bool:
     return False
 
 
-@forks_with_threads
 def test_fork_while_threads_are_in_the_module(store: Pkcs11KeyStore, cipher: BlockCipher) -> None:
     """Child and parent both go on, and both get right answers; the child with threads of its own."""
     expected = {number: cipher.encrypt_blocks(block(number)) for number in range(64)}
@@ -452,7 +449,6 @@ def multiprocessing_child(cipher: BlockCipher, expected: bytes, outcome: object)
     outcome.value = int(cipher.encrypt_blocks(block(1)) == expected)  # type: ignore[attr-defined] # a ctypes value
 
 
-@forks_with_threads
 def test_multiprocessing_fork(cipher: BlockCipher) -> None:
     expected = cipher.encrypt_blocks(block(1))
     context = multiprocessing.get_context("fork")
@@ -483,10 +479,7 @@ def test_fork_hook_gives_up_on_a_module_that_hangs(
     thread.start()
     assert inside.wait(30)
     try:
-        with warnings.catch_warnings():
-            # A thread is running, as it must be here.
-            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork.*", category=DeprecationWarning)
-            assert in_child(lambda: cipher.encrypt_blocks(block(1)) == before)
+        assert in_child(lambda: cipher.encrypt_blocks(block(1)) == before)
     finally:
         leave.set()
         thread.join()

@@ -108,5 +108,5 @@ def machines_have_a_server(postgres_server: PostgresServer) -> None:
 
 TestPostgresMachine = pytest.mark.usefixtures("machines_have_a_server")(PostgresMachine.TestCase)
 TestAsyncPostgresMachine = pytest.mark.usefixtures("machines_have_a_server")(AsyncPostgresMachine.TestCase)
-TestPostgresMachine.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
-TestAsyncPostgresMachine.settings = settings(max_examples=5, stateful_step_count=25, deadline=None)
+TestPostgresMachine.settings = settings(max_examples=10, stateful_step_count=25)
+TestAsyncPostgresMachine.settings = settings(max_examples=5, stateful_step_count=25)

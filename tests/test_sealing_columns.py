@@ -24,7 +24,7 @@ EXPIRIES = st.none() | st.builds(CardExpiry, st.integers(2000, 2099), st.integer
 CARDS = st.none() | st.builds(Card, pan_digits().map(Pan.parse), EXPIRIES)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(records(), CARDS), max_size=5), st.booleans(), st.randoms())
 def test_seals_are_those_of_single_records_with_the_same_nonces(
     pairs: list[tuple[TokenRecord, Card | None]], generic: bool, random: Random

@@ -42,8 +42,6 @@ from tokenvault.testing.token_stores import (
 )
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
-# What Python warns of, locks held by other threads, is what these tests are about.
-forks_with_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 FILE = "vault.db"
 
 
@@ -103,7 +101,7 @@ class SqliteMachine(TokenStoreMachine):
 
 
 TestSqliteMachine = SqliteMachine.TestCase
-TestSqliteMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestSqliteMachine.settings = settings(max_examples=25, stateful_step_count=25)
 
 
 @pytest.fixture
@@ -588,7 +586,6 @@ def ended_well(pid: int) -> bool:
 
 
 @needs_fork
-@forks_with_threads
 def test_fork_while_threads_write(path: Path, store: SqliteTokenStore) -> None:
     """Children work at once, while the parent's threads go on, and nothing acknowledged is lost."""
     stop = threading.Event()
@@ -627,7 +624,6 @@ def test_fork_while_threads_write(path: Path, store: SqliteTokenStore) -> None:
 
 
 @needs_fork
-@forks_with_threads
 def test_a_child_outlives_its_parents_store(path: Path, store: SqliteTokenStore) -> None:
     """The parent's last close must not delete the write-ahead log that the child writes to."""
     store.insert([a_record(0)], [])

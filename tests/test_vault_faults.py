@@ -59,9 +59,7 @@ def run(machine: type[MemoryMachine], keys: KeyStore, examples: int, steps: int,
         keys_of_all = keys
 
     health = list(HealthCheck)
-    usual = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=health
-    )
+    usual = settings(max_examples=examples, stateful_step_count=steps, suppress_health_check=health)
     run_state_machine_as_test(Bound, settings=settings(usual, **more))  # type: ignore[arg-type] # passed on
 
 

@@ -687,7 +687,6 @@ def run(machine: type[VaultMachine], over: KeyStore, examples: int, steps: int) 
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -30,7 +30,6 @@ from tokenvault.records import TokenRecord
 from tokenvault.stores.port import TokenStore
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
-forks_with_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @attrs.frozen
@@ -335,7 +334,6 @@ def test_ten_thousand_issues_under_kills_lose_nothing(site: Site, database: Data
 
 
 @needs_fork
-@forks_with_threads
 def test_forked_children_go_on_with_streams_of_their_own(
     site: Site, vault: tv.Vault, store: TokenStore
 ) -> None:

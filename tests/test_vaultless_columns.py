@@ -28,7 +28,7 @@ OWN = [
 ]
 KEPT: list[dict[str, Any]] = [{"keep_first": first, "keep_last4": last4} for first, last4 in SHAPES]
 ANY_SHAPE = [*KEPT, *OWN]
-FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def longest(arguments: dict[str, Any]) -> int:
