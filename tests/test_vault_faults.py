@@ -107,7 +107,7 @@ def assert_found(keys: KeyStore, store: type[MemoryTokenStore] = MemoryTokenStor
         "report_multiple_bugs": False,
     }
     with pytest.raises(AssertionError):
-        run(Defective, keys, 600, 40, **quick)
+        run(Defective, keys, 600, 20, **quick)
 
 
 @pytest.mark.parametrize("store", [LosesEvents, ForgetsRecords])

@@ -83,10 +83,10 @@ class WritingContract(TokenStoreFixtures):
         harness.close()
 
     def test_provision_by_processes(self, harness: StoreHarness) -> None:
-        """Eight processes provision one empty database at once, and all can write to it."""
+        """Processes provision one empty database at once, and all can write to it."""
         self.require(Capability.PROCESSES)
-        run_processes(_provision_and_insert, harness.opener(), THREADS)
-        assert harness.raw_counts() == (THREADS, THREADS)
+        run_processes(_provision_and_insert, harness.opener(), PROCESSES)
+        assert harness.raw_counts() == (PROCESSES, PROCESSES)
         harness.close()
 
     # Insert.
