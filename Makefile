@@ -31,8 +31,9 @@ nightly: $(VENV)/.installed
 
 # Peers are installed one by one: the benchmark runs without those that can not be, and says so.
 $(VENV)/.peers: $(VENV)/.installed benchmarks/peers.txt
+	./scripts/system-packages.sh bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	for peer in $$(cat benchmarks/peers.txt); do $(BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done
+	while read -r peer; do $(BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done <benchmarks/peers.txt
 	touch $@
 
 bench: $(VENV)/.peers

@@ -42,7 +42,8 @@ def load(key: bytes, tweak: bytes, length: int) -> list[Peer]:
         "pyffx": ("FFX of 2010", _pyffx),
     }
     peers = []
-    for name in PACKAGES.read_text().split():
+    for line in PACKAGES.read_text().splitlines():
+        name = line.split()[0]  # behind it, what it needs and does not say
         algorithm, make = makers[name.partition("==")[0]]
         try:
             peers.append(Peer(name, algorithm, make(key, tweak, length)))

@@ -1,15 +1,23 @@
 #!/bin/sh
 # Installs the system packages that are missing (Debian, Ubuntu): SoftHSM, and venv for the system's Python; with the
-# argument `tests` the PostgreSQL server too. Apart from these packages, nothing on the machine is changed.
+# argument `tests` the PostgreSQL server too; with `bench` that, and what one of the packages compared with is built by.
+# Apart from these packages, nothing on the machine is changed.
 set -eu
 
 missing=""
 [ -n "$(find /usr/lib /usr/local/lib -name libsofthsm2.so 2>/dev/null | head -n 1)" ] || missing="$missing softhsm2"
 command -v softhsm2-util >/dev/null 2>&1 || missing="$missing softhsm2"
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-if [ "${1:-}" = tests ] && ! command -v initdb >/dev/null 2>&1 &&
+if [ -n "${1:-}" ] && ! command -v initdb >/dev/null 2>&1 &&
     [ -z "$(find /usr/lib/postgresql /usr/pgsql -path '*/bin/initdb' 2>/dev/null | head -n 1)" ]; then
     missing="$missing postgresql"
+fi
+if [ "${1:-}" = bench ]; then
+    command -v swig >/dev/null 2>&1 || missing="$missing swig"
+    command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+    [ -e /usr/include/openssl/ssl.h ] || missing="$missing libssl-dev"
+    headers=$("${PYTHON:-python3}" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$headers/Python.h" ] || missing="$missing python3-dev"
 fi
 [ -n "$missing" ] || exit 0
 

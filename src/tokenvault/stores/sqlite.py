@@ -71,7 +71,7 @@ _STREAMS: Final = """
 # Likewise, from the other end.
 _HEADS: Final = """
     WITH RECURSIVE newest (stream, remaining) AS (
-        SELECT max(stream), ?1 FROM events
+        SELECT max(stream), ? FROM events
         UNION ALL
         SELECT (SELECT max(stream) FROM events WHERE stream < newest.stream), newest.remaining - 1
         FROM newest WHERE newest.stream IS NOT NULL AND newest.remaining > 1
@@ -82,16 +82,15 @@ _HEADS: Final = """
 
 _EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 _INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
-# Numbered as the fields of SealedRecord. The usual replacement keeps reference and account. SQLite rewrites
-# the indexes of every column that it is told to set, changed or not: a statement that leaves those two alone
-# writes half the pages.
+# The usual replacement keeps reference and account. SQLite rewrites the indexes of every column that it is told to
+# set, changed or not: a statement that leaves those two alone writes half the pages.
 _REPLACE: Final = (
-    "UPDATE tokens SET requestor = ?4, program = ?5, revision = ?6, key_version = ?7, body = ?8, seal = ?9"
-    " WHERE token = ?1 AND revision = ?6 - 1 AND reference = ?2 AND account = ?3"
+    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
+    " WHERE token = ? AND revision = ? AND reference = ? AND account = ?"
 )
 _REPLACE_ALL: Final = (
-    "UPDATE tokens SET reference = ?2, account = ?3, requestor = ?4, program = ?5, revision = ?6,"
-    " key_version = ?7, body = ?8, seal = ?9 WHERE token = ?1 AND revision = ?6 - 1"
+    "UPDATE tokens SET reference = ?, account = ?, requestor = ?, program = ?, revision = ?,"
+    " key_version = ?, body = ?, seal = ? WHERE token = ? AND revision = ?"
 )
 _APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
 
@@ -360,18 +359,26 @@ def _replace_all(
     if len(records) == 1:
         record = records[0]
         if (
-            not connection.execute(_REPLACE, record).rowcount
-            and not connection.execute(_REPLACE_ALL, record).rowcount
+            not connection.execute(_REPLACE, _to_replace(record)).rowcount
+            and not connection.execute(_REPLACE_ALL, _to_replace_all(record)).rowcount
         ):
             return [record.token]
     elif records:
         connection.execute("SAVEPOINT clean")
-        if connection.executemany(_REPLACE, records).rowcount != len(records):
+        if connection.executemany(_REPLACE, map(_to_replace, records)).rowcount != len(records):
             connection.execute("ROLLBACK TO clean")
-            if connection.executemany(_REPLACE_ALL, records).rowcount != len(records):
+            if connection.executemany(_REPLACE_ALL, map(_to_replace_all, records)).rowcount != len(records):
                 connection.execute("ROLLBACK TO clean")
                 return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
     return _append_all(connection, (), events)
+
+
+def _to_replace(record: SealedRecord) -> tuple[str | bytes | int, ...]:
+    return *record[3:], record.token, record.revision - 1, record.reference, record.account
+
+
+def _to_replace_all(record: SealedRecord) -> tuple[str | bytes | int, ...]:
+    return *record[1:], record.token, record.revision - 1
 
 
 def _append_all(
