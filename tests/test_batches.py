@@ -490,7 +490,7 @@ def test_tokens_in_the_way_are_drawn_again(vault: tv.Vault, monkeypatch: pytest.
         planned = next(draws)
         return np.array(planned, np.uint64) if len(planned) == number else uniform(number, below)
 
-    monkeypatch.setattr("tokenvault.flows.issue_many.uniform", drawn)
+    monkeypatch.setattr("tokenvault.flows.drawing.uniform", drawn)
     second = vault.issue_many(many(50), requestor=SHOP, program="one-time")
     assert not second.failed
     assert len({*texts(first), *texts(second)}) == 100

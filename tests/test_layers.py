@@ -19,8 +19,9 @@ LAYERS = [
      "merkle", "checkpoint", "audit", "audit.event", "audit.report", "keys.port", "keys.local", "stores.port",
      "stores.read_columns", "stores.record_batch", "batch_events", "chunks", "outcomes"},
     {"keyring", "journal", "audit.macs", "flows", "flows.batches", "flows.cards", "flows.closing", "flows.core",
-     "flows.history", "flows.issue_many", "flows.reading", "flows.standing", "flows.use_many", "flows.issue",
-     "flows.manage", "flows.opening", "flows.ports", "flows.requests", "flows.trail", "flows.use", "workers"},
+     "flows.drawing", "flows.history", "flows.issue_many", "flows.reading", "flows.standing", "flows.use_many",
+     "flows.issue", "flows.manage", "flows.opening", "flows.ports", "flows.requests", "flows.trail",
+     "flows.use", "workers"},
     {"async_vault", "joining", "vault", "vaultless", "audit.proof", "audit.reading", "audit.records", "audit.stream",
      "audit.signatures", "audit.suspects", "audit.verification"},
     {"keys", "stores"},  # adapters, by the start of their names

@@ -13,6 +13,7 @@ from tokenvault.flows import opening
 from tokenvault.flows.core import Core, Documents
 from tokenvault.flows.ports import (
     AsyncTokenStore,
+    Beside,
     Clock,
     Runtime,
     SystemClock,
@@ -37,6 +38,7 @@ async def open_core(
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None = None,
+    beside: Beside | None = None,
 ) -> Core:
     """Check that the parts fit together, and join them."""
     by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
@@ -60,6 +62,7 @@ async def open_core(
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
+        beside=beside,
     )
 
 

@@ -21,6 +21,7 @@ from tokenvault.flows.ports import (
     BlockingRuntime,
     BlockingStore,
     Clock,
+    beside,
     run,
 )
 from tokenvault.joining import open_core
@@ -88,8 +89,16 @@ class Vault:
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
     ) -> None:
+        overlapping = beside if getattr(store, "overlaps", False) is True else None
         opened = open_core(
-            keys, BlockingStore(store), BlockingRuntime(), programs, requestors, clock, checkpoints
+            keys,
+            BlockingStore(store),
+            BlockingRuntime(),
+            programs,
+            requestors,
+            clock,
+            checkpoints,
+            overlapping,
         )
         self._calls: list[None] = []
         self._pid = os.getpid()

@@ -7,9 +7,9 @@ in a row the rest is not tried any more.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from tokenvault import checks
 from tokenvault.batch_events import ITEMS_MAX
@@ -59,9 +59,7 @@ async def issue_all(
     if expiry is not None and expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
     await core.documents.put(own)
-    return IssueOutcomes(
-        await _chunks("cards", items, lambda chunk: issue_many.issue_many(core, terms, chunk))
-    )
+    return IssueOutcomes(await _issued(core, terms, items))
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> Outcomes[Card]:
@@ -76,28 +74,90 @@ async def check_all(core: Core, uses: Iterable[object]) -> Outcomes[Decision]:
     return Outcomes(await _chunks("uses", items, lambda chunk: use_many.check_many(core, chunk)))
 
 
+class _Done(Generic[T]):
+    """The chunks that are done.
+
+    Attributes:
+        refusal: the error of two chunks in a row: no more are tried.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk[T]] = []
+        self.refusal: TokenVaultError | None = None
+        self._failures = 0
+
+    def add(self, size: int, outcome: Chunk[T] | TokenVaultError) -> None:
+        """Note what came of the next chunk, of so many items."""
+        if isinstance(outcome, TokenVaultError):
+            self._failures += 1
+            if self._failures >= FAILED_CHUNKS_MAX:
+                self.refusal = outcome
+            outcome = Failed(size, outcome)
+        else:
+            self._failures = 0
+        self.chunks.append(outcome)
+
+
 async def _chunks(
-    name: str,
-    items: Iterator[object],
-    work: Callable[[list[object]], Awaitable[Chunk[T]]],
+    name: str, items: Iterator[object], work: Callable[[list[object]], Coroutine[Any, Any, Chunk[T]]]
 ) -> list[Chunk[T]]:
-    done: list[Chunk[T]] = []
-    failure: TokenVaultError | None = None
-    failures = 0
+    done: _Done[T] = _Done()
     while chunk := _next(name, items, CHUNK_ITEMS):
-        if failures < FAILED_CHUNKS_MAX:
-            failed: TokenVaultError | None = None
-            try:
-                done.append(await work(chunk))
-            except TokenVaultError as error:
-                failed = error
-            if failed is None:
-                failures = 0
-                continue
-            failure, failures = failed, failures + 1
-        if failure is not None:
-            done.append(Failed(len(chunk), failure))
-    return done
+        done.add(len(chunk), await _attempt(work(chunk)) if done.refusal is None else done.refusal)
+    return done.chunks
+
+
+async def _attempt(work: Coroutine[Any, Any, T]) -> T | TokenVaultError:
+    try:
+        return await work
+    except TokenVaultError as error:
+        return error
+
+
+class _Coming(NamedTuple):
+    """The next chunk to be written: of so many items, prepared, or why not."""
+
+    size: int
+    work: issue_many.Issuing | TokenVaultError
+
+
+async def _issued(core: Core, terms: issue_many.Terms, items: Iterator[object]) -> list[Chunk[TokenInfo]]:
+    """Write chunk after chunk; where the database would be waited for, prepare the next one meanwhile."""
+    done: _Done[TokenInfo] = _Done()
+    coming = await _prepared(core, terms, items)
+    while coming is not None:
+        size, work = coming
+        if done.refusal is not None:
+            done.add(size, done.refusal)
+        elif isinstance(work, TokenVaultError):
+            done.add(size, work)
+        elif core.beside is not None and size == CHUNK_ITEMS:  # there may be more
+            following = _prepared(core, terms, items, former=work)
+            outcome, coming = await core.beside(_attempt(work.finish()), following)
+            done.add(size, outcome)
+            continue
+        else:
+            done.add(size, await _attempt(work.finish()))
+        coming = await _prepared(core, terms, items, refusal=done.refusal)
+    return done.chunks
+
+
+async def _prepared(
+    core: Core,
+    terms: issue_many.Terms,
+    items: Iterator[object],
+    *,
+    former: issue_many.Issuing | None = None,
+    refusal: TokenVaultError | None = None,
+) -> _Coming | None:
+    """The next chunk; None at the end."""
+    chunk = _next("cards", items, CHUNK_ITEMS)
+    if not chunk:
+        return None
+    if refusal is not None:
+        return _Coming(len(chunk), refusal)
+    work = issue_many.Issuing(core, terms, chunk, former)
+    return _Coming(len(chunk), await _attempt(work.prepare()))
 
 
 def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:

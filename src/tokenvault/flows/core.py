@@ -21,7 +21,7 @@ from tokenvault.errors import (
     TokenNotFoundError,
 )
 from tokenvault.events import Action, Event, Outcome
-from tokenvault.flows.ports import AsyncTokenStore, Clock, Runtime
+from tokenvault.flows.ports import AsyncTokenStore, Beside, Clock, Runtime
 from tokenvault.flows.trail import Trail
 from tokenvault.keyring import KeyRing
 from tokenvault.lifecycle import TokenStatus
@@ -111,7 +111,12 @@ class Documents:
 
 @attrs.frozen
 class Core:
-    """The ports and configuration of one vault."""
+    """The ports and configuration of one vault.
+
+    Attributes:
+        beside: runs the write of a chunk of new tokens and the preparation of the next at the same time; None where
+            one comes after the other.
+    """
 
     store: AsyncTokenStore
     runtime: Runtime
@@ -121,6 +126,7 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
+    beside: Beside | None
     token_bins: tuple[str, ...] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -6,42 +6,33 @@ candidate that is taken, a space so full that draws collide again and again) is 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from tokenvault.batch_events import BatchEventBuilder, Kind
-from tokenvault.chunks import InfoChunk, card_at, token_texts
+from tokenvault.chunks import InfoChunk, card_at
 from tokenvault.domain import Domain
 from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.events import Action, Outcome
 from tokenvault.flows import issue, standing
 from tokenvault.flows.cards import read_cards, tokens_among
 from tokenvault.flows.core import Core, Opened
+from tokenvault.flows.drawing import DRAWS_MAX, LAST4, Mask, New, Rows, draw, repeated, token_lengths
 from tokenvault.flows.issue import Order
 from tokenvault.pan import CardExpiry, holds_digits
 from tokenvault.pan_columns import PanColumns
 from tokenvault.programs import Making, TokenProgram
-from tokenvault.random_columns import uniform
-from tokenvault.record_columns import CardColumns, Words
-from tokenvault.records import REFERENCE_BYTES
-from tokenvault.stores.record_batch import Bytes, RecordBatch, split
+from tokenvault.record_columns import CardColumns
+from tokenvault.stores.record_batch import RecordBatch, split
 from tokenvault.token_info import TokenInfo
-
-DRAWS_MAX: Final = issue.DRAWS_MAX
-"""How often a token that exists is drawn again before its card is left to a single call."""
 
 WRITES_MAX: Final = 3
 """How often a chunk is written, where tokens turn out to exist, before the rest is left to single calls."""
 
 T = TypeVar("T")
-_LAST4: Final = np.uint64(10_000)
-Rows: TypeAlias = npt.NDArray[np.intp]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @attrs.frozen(kw_only=True)
@@ -69,59 +60,28 @@ class Terms:
         )
 
 
-class _New(NamedTuple):
-    """Tokens to be issued, a row each.
+class Issuing:
+    """A chunk of cards on its way to tokens: each a PAN, or a pair of PAN and expiry.
 
-    Attributes:
-        rows: of the chunk, in any order.
-        numbers, lengths: the tokens.
-        references, accounts: shape (rows, 16), dtype uint8.
-    """
+    `prepare` asks the key store, and `finish` writes. Where `core.beside` runs one chunk's `finish` beside the next
+    one's `prepare`, `prepare` looks for its tokens in the database too, so that little is left to do between writes.
 
-    rows: Rows
-    numbers: Words
-    lengths: npt.NDArray[np.uint8]
-    references: Bytes
-    accounts: Bytes
-
-    @classmethod
-    def of(cls, rows: Rows, lengths: npt.NDArray[np.uint8], accounts: Bytes) -> _New:
-        """With fresh references, and no tokens yet."""
-        count = len(rows)
-        references = np.frombuffer(os.urandom(count * REFERENCE_BYTES), np.uint8).reshape(
-            count, REFERENCE_BYTES
-        )
-        return cls(rows, np.zeros(count, np.uint64), lengths, references, accounts)
-
-    def take(self, chosen: Mask | Rows) -> _New:
-        """Some of them."""
-        rows, numbers, lengths, references, accounts = self
-        return _New(rows[chosen], numbers[chosen], lengths[chosen], references[chosen], accounts[chosen])
-
-    @property
-    def tokens(self) -> list[bytes]:
-        """The tokens' digits."""
-        found: list[bytes] = token_texts(self.numbers, self.lengths).tolist()
-        return found
-
-
-async def issue_many(core: Core, terms: Terms, items: Sequence[object]) -> InfoChunk:
-    """Tokens for cards: each a PAN, or a pair of PAN and expiry."""
-    work = _Work(core, terms, items)
-    await work.run()
-    return work.chunk
-
-
-class _Work:
-    """A chunk of cards.
+    Args:
+        core, terms, items: what to issue.
+        former: the chunk before this one, which may be on its way still.
 
     Attributes:
         chunk: the outcomes.
     """
 
-    def __init__(self, core: Core, terms: Terms, items: Sequence[object]) -> None:
+    def __init__(
+        self, core: Core, terms: Terms, items: Sequence[object], former: Issuing | None = None
+    ) -> None:
         self._core = core
         self._terms = terms
+        self._ready: tuple[New, RecordBatch] | None = None
+        self._drawn = np.empty(0, np.uint64)
+        self._formerly_drawn = self._drawn if former is None else former._drawn
         self._now_ms = core.clock.now_ms()
         self.chunk = InfoChunk(len(items))
         self._cards, refused = read_cards(items)
@@ -133,23 +93,46 @@ class _Work:
         ] = {}  # by row: the token that stands, or the row that gets it first
         self._firsts: dict[int, list[int]] = {}  # the rows of one card, by the first of them
 
-    async def run(self) -> None:
-        """Issue them."""
+    async def prepare(self) -> Issuing:
+        """Refuse what `issue` refuses; draw random tokens and seal them. Returns itself."""
         self._refuse()
         rows = np.flatnonzero(self._cards.pans.lengths)
-        if rows.size:
-            pans = self._cards.take(rows).pans
-            if self._terms.program.making is Making.CONVERGENT:
-                await self._write(*await self._converge(rows, pans), drawn=False)
-            else:
-                accounts = await self._core.runtime.call(self._core.keys.account_many, pans)
-                fresh = _New.of(rows, self._token_lengths(pans), accounts)
-                self._draw(fresh, np.ones(len(rows), np.bool_))
-                fresh, stuck = self._apart(fresh)
-                order = np.argsort(fresh.numbers)  # as databases write them, where all are equally long
-                await self._write(fresh.take(order), stuck[order], drawn=True)
+        if rows.size and self._terms.program.making is Making.RANDOM:
+            await self._prepare(rows)
+        return self
+
+    async def _prepare(self, rows: Rows) -> None:
+        pans, token_format = self._cards.take(rows).pans, self._terms.program.format
+        accounts = await self._core.runtime.call(self._core.keys.account_many, pans)
+        fresh = New.of(rows, token_lengths(token_format, pans), accounts)
+        drawing: Mask = np.ones(len(rows), np.bool_)
+        looks = self._core.beside is not None
+        stuck = (
+            await self._drawn_again(fresh, drawing)
+            if looks
+            else draw(token_format, self._cards, fresh, drawing)
+        )
+        self._leave(fresh.rows[stuck])
+        fresh = fresh.take(~stuck)
+        fresh = fresh.take(np.argsort(fresh.numbers))  # as databases write them, where all are equally long
+        if len(fresh.rows):
+            batch = await self._sealed(fresh)
+            batch.looked_for = looks
+            self._drawn = fresh.numbers.copy()
+            self._ready = fresh, batch
+
+    async def finish(self) -> InfoChunk:
+        """Write what is prepared, or the cards' convergent tokens. Returns the outcomes."""
+        rows = np.flatnonzero(self._cards.pans.lengths)
+        if self._ready is not None:
+            fresh, batch = self._ready
+            self._ready = None
+            await self._write(fresh, np.zeros(len(fresh.rows), np.bool_), batch)
+        elif rows.size and self._terms.program.making is Making.CONVERGENT:
+            await self._write(*await self._converge(rows, self._cards.take(rows).pans), None)
         for row in sorted(self._alone):
             await self._single(row)
+        return self.chunk
 
     def _fail(self, row: int, error: TokenVaultError) -> None:
         self.chunk.failures.add(row, error)
@@ -181,47 +164,29 @@ class _Work:
 
     # Which tokens.
 
-    def _token_lengths(self, pans: PanColumns) -> npt.NDArray[np.uint8]:
-        length = self._terms.program.format.length
-        return pans.lengths if length is None else np.full(len(pans.lengths), length, np.uint8)
-
-    def _draw(self, fresh: _New, drawing: Mask) -> None:
-        """Draw tokens for some of the rows."""
-        token_format = self._terms.program.format
-        pans = self._cards.take(fresh.rows).pans
-        for length in np.unique(pans.lengths[drawing]).tolist():
-            chosen = drawing & (pans.lengths == length)
-            choices = uniform(int(chosen.sum()), token_format.choices(length))
-            last4 = pans.values[chosen] % _LAST4
-            fresh.numbers[chosen] = token_format.make_many(choices, length, last4)
-
-    def _apart(self, fresh: _New) -> tuple[_New, Mask]:
-        """Draw again what was drawn twice. Returns also which rows are still without a token of their own."""
-        twice = _repeated(fresh)
+    async def _drawn_again(self, fresh: New, drawing: Mask) -> Mask:
+        """Draw for some rows until the database has none of the tokens. Returns which are still without one."""
         for _ in range(DRAWS_MAX):
-            if not twice.any():
-                break
-            self._draw(fresh, twice)
-            twice = _repeated(fresh)
-        return fresh, twice
-
-    async def _drawn_again(self, fresh: _New, drawing: Mask) -> tuple[_New, Mask]:
-        """Draw for rows whose token exists, until the database has none of them, nor the chunk twice."""
-        for _ in range(DRAWS_MAX):
-            self._draw(fresh, drawing)
-            fresh, stuck = self._apart(fresh)
-            picked = fresh.take(drawing & ~stuck)
-            asked = [token.decode("ascii") for token in picked.tokens]
-            taken = {row.token for row in await self._core.store.get(asked)} if asked else set()
-            drawing = stuck.copy()
-            if taken:
-                places = np.flatnonzero(np.isin(fresh.rows, picked.rows))
-                drawing[places] = [token in taken for token in asked]
+            before = fresh.numbers.copy()
+            stuck = draw(self._terms.program.format, self._cards, fresh, drawing)
+            asked = (drawing | (fresh.numbers != before)) & ~stuck
+            drawing = stuck
+            drawing[asked] = await self._taken(fresh.take(asked))
             if not drawing.any():
                 break
-        return fresh, drawing
+        return drawing
 
-    async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[_New, Mask]:
+    async def _taken(self, fresh: New) -> Mask:
+        """Which tokens the database has, or will have when the chunk before is written."""
+        tokens = [token.decode("ascii") for token in fresh.tokens]
+        rows = await self._core.store.get(tokens) if tokens else ()
+        taken: Mask = np.isin(fresh.numbers, self._formerly_drawn)
+        if rows:
+            there = {row.token for row in rows}
+            taken |= np.array([token in there for token in tokens], np.bool_)
+        return taken
+
+    async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[New, Mask]:
         """The first candidates of cards that have no token yet; those that have one are noted in `_again`."""
         core, terms = self._core, self._terms
         accounts = await core.runtime.call(core.keys.accounts_many, pans)
@@ -247,7 +212,7 @@ class _Work:
                 self._stand(row, opened)
         firsts = firsts[free]
         chosen = PanColumns(pans.values[firsts], pans.lengths[firsts])
-        fresh = _New.of(rows[firsts], self._token_lengths(chosen), accounts[0][firsts])
+        fresh = New.of(rows[firsts], token_lengths(terms.program.format, chosen), accounts[0][firsts])
         drawn = await core.runtime.call(
             core.keys.convergent_choices, fresh.accounts, terms.requestor, terms.program.name, 0
         )
@@ -255,12 +220,12 @@ class _Work:
             places = np.flatnonzero(chosen.lengths == length)
             ways = terms.program.format.choices(length)
             choices = np.array([drawn[place] % ways for place in places.tolist()], np.uint64)
-            last4 = chosen.values[places] % _LAST4
+            last4 = chosen.values[places] % LAST4
             fresh.numbers[places] = terms.program.format.make_many(choices, length, last4)
         for first in fresh.rows.tolist():
             for row in self._firsts[first][1:]:
                 self._again[row] = first
-        return fresh, _repeated(fresh)
+        return fresh, repeated(fresh)
 
     def _stand(self, row: int, opened: Opened) -> None:
         refused = issue.different(self._terms.order(self._cards, row), opened)
@@ -271,10 +236,13 @@ class _Work:
 
     # Writing.
 
-    async def _write(self, fresh: _New, stuck: Mask, *, drawn: bool) -> None:
-        """Write new tokens and their event, all or none; where tokens are in the way, without or with others."""
-        batch: RecordBatch | None = None
-        changed = np.ones(len(fresh.rows), np.bool_)
+    async def _write(self, fresh: New, stuck: Mask, batch: RecordBatch | None) -> None:
+        """Write new tokens and their event, all or none; where tokens are in the way, without or with others.
+
+        With their records, where they are sealed already.
+        """
+        drawn = batch is not None
+        changed = np.full(len(fresh.rows), not drawn, np.bool_)
         for attempt in range(WRITES_MAX + 1):
             if attempt == WRITES_MAX:
                 stuck[:] = True
@@ -283,7 +251,8 @@ class _Work:
                 fresh, changed = fresh.take(~stuck), changed[~stuck]
                 batch = None if batch is None else batch.take(np.flatnonzero(~stuck))
             if len(fresh.rows) and (batch is None or changed.any()):
-                batch = await self._sealed(fresh, batch, changed)
+                sealed = await self._sealed(fresh if batch is None else fresh.take(changed))
+                batch = sealed if batch is None else batch.with_rows(np.flatnonzero(changed), sealed)
             in_the_way = await self._insert(fresh, batch)
             if not in_the_way:
                 break
@@ -291,7 +260,7 @@ class _Work:
             changed = np.array([token.decode("ascii") in taken for token in fresh.tokens], np.bool_)
             if drawn:
                 before = fresh.numbers.copy()
-                fresh, stuck = await self._drawn_again(fresh, changed)
+                stuck = await self._drawn_again(fresh, changed)
                 changed = fresh.numbers != before
             else:
                 stuck = changed
@@ -304,17 +273,15 @@ class _Work:
                 self._again.pop(row, None)
                 self._alone.add(row)
 
-    async def _sealed(self, fresh: _New, batch: RecordBatch | None, changed: Mask) -> RecordBatch:
-        """Records of new tokens; of the batch so far, those whose token has not changed stay as they are."""
-        part = fresh if batch is None else fresh.take(changed)
-        cards, tokens = self._cards.take(part.rows), part.tokens
+    async def _sealed(self, fresh: New) -> RecordBatch:
+        """Records of new tokens."""
+        cards, tokens = self._cards.take(fresh.rows), fresh.tokens
         like = issue.new(self._terms.order(cards, 0), tokens[0].decode("ascii"), b"", self._now_ms)
-        sealed = await self._core.runtime.call(
-            self._core.keys.seal_many, tokens, part.references, part.accounts, cards, like.record
+        return await self._core.runtime.call(
+            self._core.keys.seal_many, tokens, fresh.references, fresh.accounts, cards, like.record
         )
-        return sealed if batch is None else batch.with_rows(np.flatnonzero(changed), sealed)
 
-    async def _insert(self, fresh: _New, batch: RecordBatch | None) -> list[str]:
+    async def _insert(self, fresh: New, batch: RecordBatch | None) -> list[str]:
         events = BatchEventBuilder(len(self.chunk.failures))
         done = Kind(Outcome.DONE, self._terms.requestor)
         events.note_many(fresh.rows, fresh.references, 1, done)
@@ -338,14 +305,14 @@ class _Work:
 
     # Answers.
 
-    def _answer(self, fresh: _New) -> None:
+    def _answer(self, fresh: New) -> None:
         """Set the outcomes of what was written."""
         chunk, cards, terms = self.chunk, self._cards, self._terms
         rows = fresh.rows
         if len(rows):
             chunk.numbers[rows], chunk.lengths[rows] = fresh.numbers, fresh.lengths
             chunk.references[rows] = fresh.references
-            chunk.last4[rows] = cards.pans.values[rows] % _LAST4
+            chunk.last4[rows] = cards.pans.values[rows] % LAST4
             month = terms.token_expiry.month_number if terms.token_expiry else 0
             chunk.months[rows] = month or cards.months[rows]
             chunk.created_ms[rows] = chunk.updated_ms[rows] = self._now_ms
@@ -362,7 +329,7 @@ class _Work:
             else:
                 chunk.copy(row, source)
 
-    def _opened(self, fresh: _New, place: int) -> Opened:
+    def _opened(self, fresh: New, place: int) -> Opened:
         one = fresh.take(np.arange(len(fresh.rows)) == place)
         order = self._terms.order(self._cards, int(one.rows[0]))
         opened = issue.new(order, one.tokens[0].decode("ascii"), one.accounts.tobytes(), self._now_ms)
@@ -384,14 +351,3 @@ def _raised(refuse: Callable[[T], None], value: T) -> InvalidInputError | None:
     except InvalidInputError as error:
         return error
     return None
-
-
-def _repeated(fresh: _New) -> Mask:
-    """Where a token stands in an earlier row already."""
-    repeated: Mask = np.zeros(len(fresh.rows), np.bool_)
-    for length in np.unique(fresh.lengths):
-        places = np.flatnonzero(fresh.lengths == length)
-        _, firsts = np.unique(fresh.numbers[places], return_index=True)
-        if len(firsts) != len(places):
-            repeated[np.delete(places, firsts)] = True
-    return repeated

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import ParamSpec, Protocol, TypeVar
+from concurrent.futures import Future
+from typing import Final, ParamSpec, Protocol, TypeVar
 
+from tokenvault.errors import TokenStoreError
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
+
+HEAD_START_SECONDS: Final = 0.006
+"""For the first of two flows alone: it computes about so long before it waits for the database."""
+
+FORKED: Final = "this process was forked while a chunk of a batch was written: the parent has its outcomes"
 
 
 class Clock(Protocol):
@@ -174,6 +184,58 @@ class BlockingStore:
     async def check_schema(self) -> None:
         """As in TokenStore."""
         self._store.check_schema()
+
+
+class Beside(Protocol):
+    """Runs two flows at the same time, to the end of both, and returns what they return."""
+
+    async def __call__(
+        self, first: Coroutine[None, None, T], second: Coroutine[None, None, U]
+    ) -> tuple[T, U]:
+        """As `beside`."""
+        ...
+
+
+async def beside(first: Coroutine[None, None, T], second: Coroutine[None, None, U]) -> tuple[T, U]:
+    """Run two flows over blocking ports: the first in a thread of its own, the second, a little later, in this one.
+
+    However this ends, the first has ended then. Raises what the flows raise, the second before the first.
+    """
+    answer: Future[T] = Future()
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(_settle, answer, first), name="tokenvault"
+    )
+    try:
+        thread.start()
+    except RuntimeError:  # this process may have no more threads
+        return await first, await second
+    try:
+        thread.join(HEAD_START_SECONDS)
+        found = await second
+    finally:
+        _join(thread)
+    if not answer.done():  # the second forked this process: a child does not have the thread
+        raise TokenStoreError(FORKED)
+    return answer.result(), found
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread, also where this one is interrupted meanwhile: nothing goes on behind the caller's back."""
+    interrupted: KeyboardInterrupt | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def _settle(answer: Future[T], flow: Coroutine[None, None, T]) -> None:
+    try:
+        answer.set_result(run(flow))
+    except BaseException as error:  # noqa: BLE001 # whatever it is, it is raised where the flow is waited for
+        answer.set_exception(error)
 
 
 def run(flow: Coroutine[None, None, T]) -> T:

@@ -80,10 +80,12 @@ class Batch(NamedTuple):
         existing: says which of the tokens exist. PostgreSQL would log the token of a unique violation, so
             that COPY is tried only where none is to be expected. None where there are no records.
         copies: gives what is copied, one after the other; built once it is known that none exists.
+        looked_for: whether that is known already.
     """
 
     existing: Statement[list[str]] | None
     copies: Callable[[], Sequence[Copy]]
+    looked_for: bool
 
 
 class Statements:
@@ -218,7 +220,7 @@ class Statements:
                 found.append(Copy(self._copy_events, copy_rows(event_columns(events))))
             return found
 
-        return Batch(existing, copies)
+        return Batch(existing, copies, isinstance(records, RecordBatch) and records.looked_for)
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
         if len(records) == 1 and len(events) in FEW_EVENTS:

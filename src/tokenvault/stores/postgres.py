@@ -76,6 +76,8 @@ class PostgresTokenStore(TokenStoreBase):
         InvalidInputError: the address is of another form.
     """
 
+    overlaps = True
+
     def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:
         self._address: Final = parse_address(url, schema, partitions)
         self._statements: Final = Statements(self._address.schema)
@@ -129,15 +131,15 @@ class PostgresTokenStore(TokenStoreBase):
 
     def _run_batch(self, batch: Batch) -> list[str]:
         try:
-            return self._run_batch_once(batch)
+            return self._run_batch_once(batch, None if batch.looked_for else batch.existing)
         except psycopg.errors.UniqueViolation:
             if batch.existing is None:
                 raise
-        return self._run_batch_once(batch)
+        return self._run_batch_once(batch, batch.existing)
 
-    def _run_batch_once(self, batch: Batch) -> list[str]:
+    def _run_batch_once(self, batch: Batch, look: Statement[list[str]] | None) -> list[str]:
         with self._pool_here().take() as held, held.connection.transaction():
-            existing = batch.existing.result(_answer(held, batch.existing)) if batch.existing else []
+            existing = look.result(_answer(held, look)) if look else []
             for copy in [] if existing else batch.copies():
                 with RawCursor(held.connection).copy(copy.sql) as rows:
                     rows.write(copy.rows)

@@ -124,18 +124,16 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
 
     async def _run_batch(self, batch: Batch) -> list[str]:
         try:
-            return await self._run_batch_once(batch)
+            return await self._run_batch_once(batch, None if batch.looked_for else batch.existing)
         except psycopg.errors.UniqueViolation:
             if batch.existing is None:
                 raise
-        return await self._run_batch_once(batch)
+        return await self._run_batch_once(batch, batch.existing)
 
-    async def _run_batch_once(self, batch: Batch) -> list[str]:
+    async def _run_batch_once(self, batch: Batch, look: Statement[list[str]] | None) -> list[str]:
         with await self._pool_here().take() as held:
             async with held.connection.transaction():
-                existing = (
-                    batch.existing.result(await _answer(held, batch.existing)) if batch.existing else []
-                )
+                existing = look.result(await _answer(held, look)) if look else []
                 for copy in [] if existing else batch.copies():
                     async with AsyncRawCursor(held.connection).copy(copy.sql) as rows:
                         await rows.write(copy.rows)

@@ -29,6 +29,8 @@ class RecordBatch(Sequence[SealedRecord]):
         references: shape (rows, 16), dtype uint8; accounts: likewise.
         seals: shape (rows, 45), dtype uint8.
         requestor, program, revision, key_version, body: of every record, as in SealedRecord.
+        looked_for: whether the database was asked for these tokens a moment ago and had none. A store that looks
+            before it writes need not look once more.
 
     Raises:
         InvalidInputError: a column is of another dtype or shape, or a token of another form.
@@ -38,6 +40,7 @@ class RecordBatch(Sequence[SealedRecord]):
         "accounts",
         "body",
         "key_version",
+        "looked_for",
         "program",
         "references",
         "requestor",
@@ -76,6 +79,7 @@ class RecordBatch(Sequence[SealedRecord]):
         self.key_version: Final = key_version
         self.body: Final = body
         self.seals: Final = np.ascontiguousarray(seals)
+        self.looked_for = False
 
     def rows(self) -> Iterator[tuple[str, bytes, bytes, str, str, int, int, bytes, bytes]]:
         """The records as plain tuples, in the order of the fields of SealedRecord."""
