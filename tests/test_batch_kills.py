@@ -29,14 +29,14 @@ def keys_uri(tmp_path: Path) -> str:
     return f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
 
 
-def kill_batches(keys_uri: str, url: str, rounds: int) -> None:
+def kill_batches(keys_uri: str, url: str, rounds: int, program: str = "card-on-file") -> None:
     source = random.Random(7)
     with closing(tv.open_key_store(keys_uri)) as keys, closing(tv.open_token_store(url)) as store:
         tv.provision(keys, store)
         written = 0
         for _ in range(rounds):
             writer = multiprocessing.get_context("spawn").Process(
-                target=vault_workers.issue_batches, args=(keys_uri, url, CHUNK_ITEMS, CARDS)
+                target=vault_workers.issue_batches, args=(keys_uri, url, CHUNK_ITEMS, CARDS, program)
             )
             writer.start()
             try:
@@ -56,6 +56,9 @@ def kill_batches(keys_uri: str, url: str, rounds: int) -> None:
             records = all_records(store)
             assert sorted(listed) == sorted(record.reference for record in records)
             assert len(records) % CHUNK_ITEMS == 0
+        if program != "card-on-file":
+            assert tv.verify_audit(store, keys=keys).intact
+            return
         before = {record.token for record in records}
         with vaults.open_vault(keys, store) as vault:
             count = len(before) + 1_000
@@ -81,9 +84,17 @@ def test_a_killed_batch_leaves_whole_chunks_in_postgres(
     kill_batches(keys_uri, postgres_server.new_url(), rounds=2)
 
 
+def test_a_killed_batch_of_random_tokens_leaves_whole_chunks_in_postgres(
+    keys_uri: str, postgres_server: PostgresServer
+) -> None:
+    """There the next chunk is prepared already when one is killed on its way."""
+    kill_batches(keys_uri, postgres_server.new_url(), rounds=1, program="one-time")
+
+
 @pytest.mark.nightly
 def test_a_batch_killed_often_leaves_whole_chunks(
     keys_uri: str, tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
     kill_batches(keys_uri, f"sqlite:///{tmp_path}/vault.db", rounds=25)
     kill_batches(keys_uri, postgres_server.new_url(), rounds=25)
+    kill_batches(keys_uri, postgres_server.new_url(), rounds=25, program="one-time")

@@ -200,9 +200,9 @@ def issue_for_ever(uri: str, url: str, first: int, told: Connection) -> None:
             list(pool.map(each, range(WRITER_THREADS)))
 
 
-def issue_batches(uri: str, url: str, chunk_items: int, number: int) -> None:
-    """Issue convergent tokens for so many cards in one batch."""
+def issue_batches(uri: str, url: str, chunk_items: int, number: int, program: str) -> None:
+    """Issue tokens for so many cards in one batch."""
     with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
         batches.CHUNK_ITEMS = chunk_items  # type: ignore[misc] # many chunks, so that a kill finds one under way
         vault = vaults.open_vault(keys, store)
-        vault.issue_many(map(card_number, range(number)), requestor=vaults.SHOP, program="card-on-file")
+        vault.issue_many(map(card_number, range(number)), requestor=vaults.SHOP, program=program)

@@ -1,0 +1,311 @@
+"""Batches into a database that is waited for: the next chunk is prepared meanwhile, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain, count
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import tokenvault as tv
+from tests import vaults
+from tests.postgres_server import PostgresServer
+from tests.test_batches import CountingStore, in_chunks, many, texts
+from tests.vaults import SHOP
+from tokenvault.batch_events import BATCH, items, parse
+from tokenvault.flows import ports
+from tokenvault.keys import KeyStore
+from tokenvault.random_columns import uniform
+from tokenvault.stores.port import TokenStore
+
+SECONDS_MAX = 20.0
+
+
+class Watched(CountingStore):
+    """A store over which batches overlap, and which is asked for one write at a time."""
+
+    overlaps = True
+
+    def __init__(self, store: TokenStore) -> None:
+        super().__init__(store)
+        self.inserting = threading.Lock()
+        self.in_the_way: list[str] = []
+
+    def insert(self, *arguments: Any) -> Any:
+        assert self.inserting.acquire(blocking=False), "one chunk is written after the other"
+        try:
+            self.calls.append("insert")
+            self.before("insert")
+            found = self._store.insert(*arguments)
+            self.in_the_way += found
+            return found
+        finally:
+            self.inserting.release()
+
+
+@pytest.fixture
+def watched(local_keys: KeyStore) -> Watched:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    return Watched(store)
+
+
+@pytest.fixture
+def vault(local_keys: KeyStore, watched: Watched) -> Iterator[tv.Vault]:
+    opened: Any = watched
+    with vaults.open_vault(local_keys, opened) as vault:
+        yield vault
+
+
+def issue_random(vault: tv.Vault, cards: Any, size: int = 5) -> tv.IssueOutcomes[tv.TokenInfo]:
+    """A batch of a RANDOM program, in chunks of so many cards."""
+    return in_chunks(vault, size).issue_many(cards, requestor=SHOP, program="one-time")
+
+
+def issued_in_order(vault: tv.Vault, watched: Watched, found: tv.IssueOutcomes[tv.TokenInfo]) -> None:
+    """The outcomes are those of the cards, in order, and one event a chunk lists them in that order."""
+    assert [info.last4 for info in found if isinstance(info, tv.TokenInfo)] == [
+        pan[-4:] for row, (pan, _) in enumerate(many(len(found))) if row not in found.errors
+    ]
+    listed = [
+        item.reference.hex() for row in watched._store.events(reference=BATCH) for item in items(parse(row))
+    ]
+    assert listed == [info.reference for info in found if isinstance(info, tv.TokenInfo)]
+    assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+
+
+def test_a_chunk_is_prepared_while_the_one_before_is_written(vault: tv.Vault, watched: Watched) -> None:
+    """Each write waits here until the next chunk was looked for. Cards are taken in the caller's thread."""
+    looked = threading.Semaphore(0)
+    ahead = []
+    taken = 0
+
+    def wait(name: str) -> None:
+        if name == "get":
+            looked.release()
+        elif name == "insert":
+            written = 5 * (watched.calls.count("insert") - 1)
+            for _ in range(2 if written == 0 else written < 15):  # the last chunk has none behind it
+                assert looked.acquire(timeout=SECONDS_MAX)
+            ahead.append(taken - written)
+
+    def cards() -> Iterator[tuple[str, str]]:
+        nonlocal taken
+        for card in many(18):
+            taken += 1
+            assert threading.current_thread() is threading.main_thread()
+            yield card
+
+    watched.before = wait
+    found = issue_random(vault, cards())
+    watched.before = lambda _: None
+    assert not found.failed
+    assert ahead == [10, 10, 8, 3]
+    issued_in_order(vault, watched, found)
+
+
+def test_tokens_of_the_chunk_on_its_way_are_not_drawn_again(
+    vault: tv.Vault, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor those that the database has: a write never meets a token, which the database would log."""
+    first = vault.issue_many(many(10), requestor=SHOP, program="one-time")
+    there = [int(token[6:-1]) for token in texts(first)]
+    draws = chain([there[:5]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5]], [[1, 6, 7, 8, 9]])
+
+    def drawn(number: int, below: int) -> Any:
+        planned = next(draws, None) if number == 5 else None
+        return uniform(number, below) if planned is None else np.array(planned, np.uint64)
+
+    monkeypatch.setattr("tokenvault.flows.drawing.uniform", drawn)
+    found = issue_random(vault, many(30))
+    assert next(draws, None) is None
+    assert not found.failed
+    assert len({*texts(first), *texts(found)}) == 40
+    assert watched.in_the_way == []
+    assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+
+
+@pytest.mark.parametrize("broken", ["insert", "get"])
+def test_a_chunk_that_fails_leaves_the_prepared_one_as_single_calls_would(
+    vault: tv.Vault, watched: Watched, broken: str
+) -> None:
+    """The next chunk is tried, after two failures in a row the rest is not, and the audit trail has no gap."""
+    for away, failed, tried in (
+        ({1}, range(5, 10), 6),
+        ({1, 3}, chain(range(5, 10), range(15, 20)), 6),
+        ({2, 3}, range(10, 30), 4),
+        ({5}, range(25, 30), 6),
+    ):
+        turns = count()
+
+        def fail(name: str, away: set[int] = away, turns: Iterator[int] = turns) -> None:
+            if name == broken and next(turns) in away:
+                raise tv.TokenStoreError("the database is away")
+
+        before = len(watched._store.events(reference=BATCH))
+        watched.before = fail
+        found = issue_random(vault, many(30))
+        watched.before = lambda _: None
+        assert len(found) == 30
+        assert list(found.errors) == list(failed)
+        assert all(type(error) is tv.TokenStoreError for error in found.errors.values())
+        assert next(turns) == tried
+        assert len(watched._store.events(reference=BATCH)) - before == 6 - len(found.errors) // 5
+    assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+
+
+def test_a_key_store_that_is_away_fails_the_chunk_that_asked_it(
+    local_keys: KeyStore, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the one that is being written meanwhile, whichever of them fails, too."""
+    opened: Any = watched
+    with vaults.open_vault(local_keys, opened) as vault:
+        seal_many = vault._core.keys.seal_many  # type: ignore[union-attr] # it is open
+        turns = count()
+
+        def failing(*arguments: Any) -> Any:
+            if next(turns) in (1, 4):
+                raise tv.KeyStoreError("the module is away")
+            return seal_many(*arguments)
+
+        with mock.patch("tokenvault.keyring.KeyRing.seal_many", side_effect=failing):
+            inserts = count()
+
+            def fail(name: str) -> None:
+                if (
+                    name == "insert" and next(inserts) == 2
+                ):  # of the fourth chunk: one before was never written
+                    raise tv.TokenStoreError("the database is away")
+
+            watched.before = fail
+            found = issue_random(vault, many(40))
+        watched.before = lambda _: None
+    kinds = [type(found.errors.get(row)) for row in range(0, 40, 5)]
+    none = type(None)
+    assert kinds == [none, tv.KeyStoreError, none, tv.TokenStoreError, *[tv.KeyStoreError] * 4]
+    assert len(found.errors) == 30
+
+
+def test_an_iterator_that_fails_leaves_whole_chunks(vault: tv.Vault, watched: Watched) -> None:
+    """Also the one that is on its way when the iterator fails, or its thread is interrupted."""
+    for error, expected in (
+        (RuntimeError("x"), tv.InvalidInputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+
+        def cards(error: BaseException = error) -> Iterator[tuple[str, str]]:
+            yield from many(12)
+            raise error
+
+        before = len(watched._store.events(reference=BATCH))
+        with pytest.raises(expected):
+            issue_random(vault, cards())
+        assert not watched.inserting.locked()
+        assert len(watched._store.events(reference=BATCH)) - before == 2
+
+
+def test_two_flows_end_together_whatever_they_raise() -> None:
+    """What the second raises comes before what the first raises; the first has ended by then."""
+    ended = threading.Event()
+
+    async def first(error: BaseException | None) -> str:
+        ended.clear()
+        threading.Event().wait(0.05)
+        ended.set()
+        if error is not None:
+            raise error
+        return threading.current_thread().name
+
+    async def second(error: BaseException | None) -> str:
+        if error is not None:
+            raise error
+        return threading.current_thread().name
+
+    assert ports.run(ports.beside(first(None), second(None))) == (
+        "tokenvault",
+        threading.current_thread().name,
+    )
+    for one, other, expected in (
+        (ValueError(), None, ValueError),
+        (None, KeyError(), KeyError),
+        (ValueError(), KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(), None, SystemExit),
+    ):
+        with pytest.raises(expected):
+            ports.run(ports.beside(first(one), second(other)))
+        assert ended.is_set()
+    with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+        here = threading.current_thread().name
+        assert ports.run(ports.beside(first(None), second(None))) == (here, here)
+
+
+# With a real server.
+
+
+@pytest.fixture
+def url(local_keys: KeyStore, postgres_server: PostgresServer) -> str:
+    url = postgres_server.new_url()
+    with closing(tv.open_token_store(url)) as store:
+        tv.provision(local_keys, store)
+    return url
+
+
+def test_batches_into_postgres_are_whole_and_their_tokens_in_no_log(
+    local_keys: KeyStore, url: str, postgres_server: PostgresServer
+) -> None:
+    """Several batches at once, in a program so small that nearly every chunk draws tokens that exist."""
+    tiny = tv.TokenProgram("tiny", format=tv.TokenFormat(bin="99991234", length=13), expected_tokens=5_000)
+    requestor = tv.TokenRequestor(SHOP, programs={"tiny"})
+    with (
+        closing(tv.open_token_store(url)) as store,
+        tv.Vault(local_keys, store, programs=[tiny], requestors=[requestor]) as vault,
+    ):
+        small = in_chunks(vault, 300)
+        found = [small.issue_many(many(1_500), requestor=SHOP, program="tiny") for _ in range(2)]
+        assert not any(each.failed for each in found)
+        tokens = texts(found[0]) + texts(found[1])
+        assert len(set(tokens)) == 3_000
+        assert [info.last4 for info in found[1]] == [pan[-4:] for pan, _ in many(1_500)]  # type: ignore[union-attr] # none failed
+        assert tv.verify_audit(store, keys=local_keys).intact
+    log = postgres_server.log()
+    assert not any(token in log for token in tokens)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_child_forked_by_the_iterator_does_not_wait_for_the_parents_write(
+    local_keys: KeyStore, url: str
+) -> None:
+    """Its call fails, since what came of that chunk is known to the parent alone; the parent's batch is whole."""
+    forked = threading.Event()
+    children: list[int] = []
+
+    def cards() -> Iterator[tuple[str, str]]:
+        for number, card in enumerate(many(20)):
+            if number == 5:  # the first chunk is being written
+                children.append(os.fork())
+                forked.set()
+            yield card
+
+    with closing(tv.open_token_store(url)) as store:
+        opened: Any = Watched(store)
+        with vaults.open_vault(local_keys, opened) as vault:
+            parent = os.getpid()
+            opened.before = lambda name: name != "insert" or forked.wait(SECONDS_MAX)
+            message = ""
+            try:
+                found = issue_random(vault, cards())
+            except tv.TokenStoreError as error:
+                message = str(error)
+            finally:
+                if os.getpid() != parent:
+                    os._exit(0 if message == ports.FORKED else 1)
+            _, status = os.waitpid(children[0], 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert not found.failed
+            issued_in_order(vault, opened, found)
