@@ -48,16 +48,17 @@ def batches(draw: st.DrawFn) -> tuple[Words, int, list[bytes]]:
     return column(*values), length, tweaks
 
 
-@given(batches(), st.booleans(), st.sampled_from([1, 2, 3, 7, CHUNK]))
-@example((column(10**19 - 1, 0, 1), 19, [b"x" * 11] * 3), False, 2)
-@example((column(10**16 - 1, 0, 1), 16, [b"x" * 28] * 3), True, 2)
+@given(batches(), st.booleans(), st.sampled_from([1, 2, 3, 7, CHUNK]), st.integers(1, 3))
+@example((column(10**19 - 1, 0, 1), 19, [b"x" * 11] * 3), False, 2, 1)
+@example((column(10**16 - 1, 0, 1), 16, [b"x" * 28] * 3), True, 2, 1)
+@example((column(10**16 - 1, 0, 1, 2, 3), 16, [bytes([n]) * 28 for n in range(5)]), True, 1, 3)
 def test_gives_the_scalar_results_for_every_length_tweak_and_number_of_rows(
-    batch: tuple[Words, int, list[bytes]], generic: bool, chunk: int
+    batch: tuple[Words, int, list[bytes]], generic: bool, chunk: int, parts: int
 ) -> None:
     values, length, tweaks = batch
     cipher = CountingCipher(LOCAL) if generic else LOCAL
     array = np.frombuffer(b"".join(tweaks), np.uint8).reshape(len(tweaks), len(tweaks[0]) if tweaks else 0)
-    with patch.multiple(_block_columns, CHUNK_BLOCKS_LOCAL=chunk, CHUNK_BLOCKS_MODULE=chunk):
+    with patch.multiple(_block_columns, CHUNK_BLOCKS_LOCAL=chunk, CHUNK_BLOCKS_MODULE_IN_PARTS=parts * chunk):
         encrypted = ff1.encrypt_many(cipher, values, length=length, tweaks=tweaks)
         assert encrypted.dtype == np.uint64
         assert encrypted.tolist() == scalar(values, length, tweaks)
@@ -115,8 +116,9 @@ def test_a_batch_of_any_size_costs_as_many_calls_as_one_row(
 
 def test_no_call_carries_more_than_a_chunk_and_what_no_row_changes_goes_out_once() -> None:
     cipher = CountingCipher(LOCAL)
-    ff1.encrypt_many(cipher, np.zeros(_block_columns.CHUNK_BLOCKS_MODULE + 1, np.uint64), length=16)
-    assert cipher.sizes == [1, *[_block_columns.CHUNK_BLOCKS_MODULE] * 10, *[1] * 10]
+    most = _block_columns.CHUNK_BLOCKS_MODULE_IN_PARTS
+    ff1.encrypt_many(cipher, np.zeros(most + 1, np.uint64), length=16)
+    assert cipher.sizes == [1, *[most] * 10, *[1] * 10]
 
 
 def test_no_rows_need_no_key() -> None:
@@ -130,15 +132,17 @@ def test_keys_in_softhsm_give_the_same_in_at_most_twelve_operations(softhsm_uri:
     with Pkcs11KeyStore(softhsm_uri) as keys:
         name = keys.create(tv.KeyPurpose.FPE, tv.Custody.IN_MODULE)
         cipher = keys.cipher(name)
-        values = np.random.default_rng(1).integers(0, 10**16, 100_000, np.uint64)
-        ff1.encrypt_many(cipher, values[:1], length=16)
-        before = keys.operations
-        encrypted = ff1.encrypt_many(cipher, values, length=16, tweaks=b"eleven-byte")
-        assert keys.operations - before <= 12
-        assert (ff1.decrypt_many(cipher, encrypted, length=16, tweaks=b"eleven-byte") == values).all()
-        for row in (0, 4_095, 4_096, 99_999):
-            digits = ff1.encrypt_digits(cipher, f"{values[row]:016}", tweak=b"eleven-byte")
-            assert int(digits) == encrypted[row]
+        for rows in (1, 1_000, 131_073, 2**20):
+            values = np.random.default_rng(1).integers(0, 10**16, rows, np.uint64)
+            before = keys.operations
+            encrypted = ff1.encrypt_many(cipher, values, length=16, tweaks=b"eleven-byte")
+            assert keys.operations - before <= 12
+            before = keys.operations
+            assert (ff1.decrypt_many(cipher, encrypted, length=16, tweaks=b"eleven-byte") == values).all()
+            assert keys.operations - before <= 12
+            for row in {0, 4_095, 131_072, 2**20 - 1} & set(range(rows)):
+                digits = ff1.encrypt_digits(cipher, f"{values[row]:016}", tweak=b"eleven-byte")
+                assert int(digits) == encrypted[row]
 
 
 def test_arguments_are_not_changed_and_may_be_views() -> None:

@@ -60,7 +60,7 @@ def encrypt_many(
     """Encrypt a column of decimal strings (NIST SP 800-38G, FF1.Encrypt, algorithm 7, radix 10).
 
     With a tweak of up to 11 bytes (10 where `length` is 19) a call makes 1 + 10 calls of `encrypt_blocks` for each
-    chunk of rows: 8,192 for a `LocalBlockCipher`, else 131,072. Each 16 bytes of tweak more add one: for a common
+    chunk of rows: 8,192 for a `LocalBlockCipher`, else 1,048,576. Each 16 bytes of tweak more add one: for a common
     tweak to the call, for a tweak a row to every chunk. Besides the result, memory for one chunk is taken.
 
     Args:
@@ -119,7 +119,7 @@ def _transform(
     shape = shape_of(10, length)
     rows = len(column)
     common, each = _tweaks(tweaks, rows)
-    columns = ColumnCipher(cipher, blocks_per_row=1, rows=rows)
+    columns = ColumnCipher(cipher, blocks_per_row=1, rows=rows, in_parts=True)
     result = np.empty(rows, np.uint64)
     if not rows:
         return result
@@ -198,7 +198,8 @@ class _Rounds:
         self._blocks: Words = np.empty((rows, WORDS_PER_BLOCK), np.uint64)
         self._big_endian = self._blocks.view(">u8")
         self._start: Words = np.empty(0, np.uint64)
-        self._left, self._right, self._sum, self._scratch = np.empty((4, rows), np.uint64)
+        self._left, self._right = np.empty((2, rows), np.uint64)
+        self._sum, self._scratch = np.empty((2, columns.part_rows), np.uint64)
 
     def start_from(self, start: Words) -> None:
         """Set the last block before round and half are added: shape (1, 2), or (rows, 2) for the next chunk."""
@@ -207,34 +208,48 @@ class _Rounds:
 
     def run(self, values: Words, result: Words, *, encrypts: bool) -> None:
         """Encrypt or decrypt one chunk of checked values into `result`."""
-        rows = len(values)
-        left, right, scratch = self._left[:rows], self._right[:rows], self._scratch[:rows]
-        np.floor_divide(values, self._right_modulus, out=left)
-        np.multiply(left, self._right_modulus, out=scratch)
-        np.subtract(values, scratch, out=right)
+        rows, part_rows = len(values), self._columns.part_rows
+        parts = [slice(start, min(start + part_rows, rows)) for start in range(0, rows, part_rows)]
+        for part in parts:
+            left, right, scratch = (
+                self._left[part],
+                self._right[part],
+                self._scratch[: part.stop - part.start],
+            )
+            np.floor_divide(values[part], self._right_modulus, out=left)
+            np.multiply(left, self._right_modulus, out=scratch)
+            np.subtract(values[part], scratch, out=right)
         for i in range(ROUNDS) if encrypts else reversed(range(ROUNDS)):
             half, other, modulus = (
-                (left, right, self._left_modulus) if i % 2 == 0 else (right, left, self._right_modulus)
+                (self._left, self._right, self._left_modulus)
+                if i % 2 == 0
+                else (self._right, self._left, self._right_modulus)
             )
-            value = self._round_value(i, other, modulus)
-            # Of a number and itself one modulus away, the one that wrapped around 2**64 is the larger.
-            if encrypts:
-                np.add(half, value, out=half)
-                np.subtract(half, modulus, out=scratch)
-            else:
-                np.subtract(half, value, out=half)
-                np.add(half, modulus, out=scratch)
-            np.minimum(half, scratch, out=half)
-        np.multiply(left, self._right_modulus, out=scratch)
-        np.add(scratch, right, out=result)
+            for part in parts:
+                self._fill(i, part, other[part])
+            answer = self._columns.encrypt(self._blocks[:rows]).view(">u8")
+            for part in parts:
+                self._add(half[part], answer[part], modulus, encrypts=encrypts)
+        for part in parts:
+            left, right, scratch = (
+                self._left[part],
+                self._right[part],
+                self._scratch[: part.stop - part.start],
+            )
+            np.multiply(left, self._right_modulus, out=scratch)
+            np.add(scratch, right, out=result[part])
 
-    def _round_value(self, i: int, other: Words, modulus: np.uint64) -> Words:
-        """Steps 6.i to 6.v for each row, reduced."""
-        rows = len(other)
+    def _fill(self, i: int, part: slice, other: Words) -> None:
+        """Step 6.i: round and half into the last block of Q."""
+        scratch = self._scratch[: len(other)]
+        start = self._start[part] if len(self._start) > 1 else self._start
+        np.bitwise_xor(other, start ^ np.uint64(i << self._round_shift), out=scratch)
+        self._big_endian[part, 1] = scratch
+
+    def _add(self, half: Words, answer: Words, modulus: np.uint64, *, encrypts: bool) -> None:
+        """Steps 6.iv to 6.vi, or their inverse: add the round's value to a half, or subtract it."""
+        rows = len(half)
         value, scratch = self._sum[:rows], self._scratch[:rows]
-        np.bitwise_xor(other, self._start ^ np.uint64(i << self._round_shift), out=scratch)
-        self._big_endian[:rows, 1] = scratch
-        answer = self._columns.encrypt(self._blocks[:rows]).view(">u8")
         value[:] = answer[:, 0]
         _reduce(value, modulus, scratch)
         if self._long:
@@ -243,7 +258,14 @@ class _Rounds:
                 np.left_shift(value, _HALF_WORD, out=value)  # below 10**10 * 2**16 < 2**50
                 np.bitwise_or(value, following, out=value)
                 _reduce(value, modulus, scratch)
-        return value
+        # Of a number and itself one modulus away, the one that wrapped around 2**64 is the larger.
+        if encrypts:
+            np.add(half, value, out=half)
+            np.subtract(half, modulus, out=scratch)
+        else:
+            np.subtract(half, value, out=half)
+            np.add(half, modulus, out=scratch)
+        np.minimum(half, scratch, out=half)
 
 
 def _reduce(values: Words, modulus: np.uint64, scratch: Words) -> None:

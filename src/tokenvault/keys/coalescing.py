@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-BLOCKS_PER_CALL_MAX: Final = 2**17
-"""Blocks in one module call unless told otherwise: 2 MiB (docs/decisions/0049-calls-of-a-batch.md)."""
+BLOCKS_PER_CALL_MAX: Final = 2**20
+"""Blocks in one module call unless told otherwise: 16 MiB (docs/decisions/0049-calls-of-a-batch.md)."""
 
 _INTERRUPTED: Final = (
     "the call that carried this request was interrupted; nothing is known to be wrong: retry"

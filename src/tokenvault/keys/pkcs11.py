@@ -97,7 +97,8 @@ class Pkcs11KeyStore:
 
     Args:
         uri: see `tokenvault.keys.uri`. The vendor attribute `x-blocks-per-call-max` of its query sets how
-            many blocks go into one module call, for modules that take less than 2 MiB or gain from more.
+            many blocks go into one module call, for modules that take less than 16 MiB, or are not to be busy
+            for so long.
 
     Raises:
         InvalidInputError: the URI is not right; the message never shows its PIN.
