@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -243,6 +244,23 @@ def test_two_flows_end_together_whatever_they_raise() -> None:
     with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
         here = threading.current_thread().name
         assert ports.run(ports.beside(first(None), second(None))) == (here, here)
+
+
+def test_an_interrupt_waits_for_the_write() -> None:
+    """Ctrl-C that arrives while the thread is waited for."""
+    ended = threading.Event()
+
+    async def first() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        threading.Event().wait(0.1)
+        ended.set()
+
+    async def second() -> None:
+        threading.Event().wait(0.02)
+
+    with pytest.raises(KeyboardInterrupt):
+        ports.run(ports.beside(first(), second()))
+    assert ended.is_set()
 
 
 # With a real server.

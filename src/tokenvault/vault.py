@@ -189,6 +189,7 @@ class Vault:
 
         Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
         cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
+        With PostgreSQL, a thread writes a chunk while this one takes and prepares the next, on a second connection.
 
         Args:
             cards: PANs, or pairs of PAN and expiry; an iterator will do.
