@@ -206,14 +206,15 @@ async def beside(first: Coroutine[None, None, T], second: Coroutine[None, None, 
         target=contextvars.copy_context().run, args=(_settle, answer, first), name="tokenvault"
     )
     try:
-        thread.start()
-    except RuntimeError:  # this process may have no more threads
-        return await first, await second
-    try:
+        try:
+            thread.start()
+        except RuntimeError:  # this process may have no more threads
+            return await first, await second
         thread.join(HEAD_START_SECONDS)
         found = await second
     finally:
         _join(thread)
+        second.close()  # where it never began
     if not answer.done():  # the second forked this process: a child does not have the thread
         raise TokenStoreError(FORKED)
     return answer.result(), found
