@@ -8,8 +8,8 @@ import platform
 import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import cryptography
@@ -18,6 +18,7 @@ import psycopg
 from cryptography.hazmat.backends.openssl.backend import backend
 
 from benchmarks import audit, batches, ff1, growth, postgresql, report, single, threads
+from benchmarks.servers import running_server
 from tests import softhsm
 from tests.postgres_server import PostgresServer
 
@@ -106,24 +107,8 @@ def _token() -> str:
     return softhsm.new_token(Path(os.environ["SOFTHSM2_CONF"]).parent)
 
 
-@contextmanager
-def _server() -> Iterator[PostgresServer]:
-    """A server with a core of its own, as if on another machine: on one core, each empties the other's caches."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-    _run_on(cores[:1])
-    server = PostgresServer(place=tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
-    _run_on(cores[1:])
-    try:
-        yield server
-    finally:
-        _run_on(cores)
-        server.remove()
-
-
-def _run_on(cores: Sequence[int]) -> None:
-    """Keep this process, and those that it starts from now on, to some cores, if there are several."""
-    if cores:
-        os.sched_setaffinity(0, cores)
+def _server() -> AbstractContextManager[PostgresServer]:
+    return running_server(tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tokenvault as tv
 from benchmarks.report import line_plot, progress
+from benchmarks.servers import running_server
 from benchmarks.single import MEMORY, PROGRAMS, REQUESTOR, row
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import FileKeyStore, KeyStore
@@ -54,20 +55,15 @@ def vault_of(keys: KeyStore, store: TokenStore) -> tv.Vault:
 
 def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES, cases: Sequence[str] = CASES) -> None:
     """issue_many and detokenize_many, beside COPY and SELECT."""
-    server = PostgresServer()
-    try:
-        print(
-            "\nBatches, PostgreSQL, keys in the process: microseconds an item, and the share of the bare speed"
-        )
-        row("", "batch", "bare", "share")
+    print("\nBatches, PostgreSQL, keys in the process: microseconds an item, and the share of the bare speed")
+    row("", "batch", "bare", "share")
+    with running_server() as server:
         for size in sizes:
             progress(f"batches of {size:,} into PostgreSQL")
             if "postgres-issue" in cases:
                 _issue_into_postgres(server, keys, size)
             if "postgres-detokenize" in cases:
                 _detokenize_from_postgres(server, keys, size)
-    finally:
-        server.remove()
 
 
 def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:
