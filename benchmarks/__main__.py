@@ -108,7 +108,7 @@ def _token() -> str:
 
 
 def _server() -> AbstractContextManager[PostgresServer]:
-    return running_server(tempfile.gettempdir(), shared_buffers="256MB", max_wal_size="2GB")
+    return running_server(tempfile.gettempdir(), own_core=True, shared_buffers="256MB", max_wal_size="2GB")
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -10,9 +10,11 @@ from tests.postgres_server import PostgresServer
 
 
 @contextmanager
-def running_server(place: str | None = None, **settings: str) -> Iterator[PostgresServer]:
-    """A server with a core of its own, as if on another machine: on one core, each empties the other's caches."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+def running_server(
+    place: str | None = None, *, own_core: bool = False, **settings: str
+) -> Iterator[PostgresServer]:
+    """A server; with a core of its own, as if on another machine: on one core, each empties the other's caches."""
+    cores = sorted(os.sched_getaffinity(0)) if own_core and hasattr(os, "sched_setaffinity") else []
     _run_on(cores[:1])
     server = PostgresServer(place, **settings)
     _run_on(cores[1:])
