@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -193,8 +194,8 @@ def _messages(rows: int, token: int, requestor: int, program: int, body: int) ->
 
 def _hashed(messages: Bytes) -> Bytes:
     width = messages.shape[1]
-    joined, sha256 = messages.tobytes(), hashlib.sha256
-    hashes = b"".join([sha256(joined[at : at + width]).digest() for at in range(0, len(joined), width)])
+    sha256, each = hashlib.sha256, struct.iter_unpack(f"{width}s", messages.tobytes())
+    hashes = b"".join([sha256(message).digest() for (message,) in each])
     return np.frombuffer(hashes, np.uint8).reshape(len(messages), _HASH_BYTES)[:, :DIGEST_BYTES]
 
 

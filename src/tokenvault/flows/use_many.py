@@ -63,7 +63,8 @@ async def detokenize_many(core: Core, items: Sequence[object]) -> CardChunk:
         if attempt >= PATIENT_ATTEMPTS:
             alone.update(moved)
         await core.conflict(attempt)
-    for row, (token, transaction) in enumerate(zip(asked.tokens, asked.transactions, strict=True)):
+    for row, token in enumerate(asked.tokens if alone else ()):
+        transaction = asked.transactions[row]
         if token in alone and transaction is not None and not chunk.failures.at(row):
             failure: TokenVaultError | None = None
             try:
@@ -184,12 +185,16 @@ class _Work:
             self._chunk.failures.add(row, error)
         known: dict[int, int] = {}
         presented: list[_Presented] = []
-        for transaction in transactions if len(set(map(id, transactions))) > 1 else transactions[:1]:
+        shared = len(set(map(id, transactions))) == 1
+        for transaction in transactions[:1] if shared else transactions:
             if transaction is not None and id(transaction) not in known:
                 known[id(transaction)] = len(presented)
                 presented.append(self._present(transaction))
         count = len(tokens)
-        shown_by = np.fromiter(map(known.get, map(id, transactions), repeat(-1)), np.int64, count)
+        if shared:
+            shown_by = np.full(count, len(presented) - 1)
+        else:
+            shown_by = np.fromiter(map(known.get, map(id, transactions), repeat(-1)), np.int64, count)
         place_of = np.fromiter(map(read.places.get, tokens, repeat(-1)), np.int64, count)
         left = shown_by >= 0
         if any(each.denied for each in presented):
