@@ -23,7 +23,8 @@ from tokenvault.stores.port import TokenStore
 
 MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for: a disk in memory, where there is one
 CALLS = 2_000
-ROUND_CALLS = 100
+SHARE_ROUNDS = 40
+SHARE_CALLS = 100  # a round
 MODULE_CALLS = 200
 ROUNDS = 5
 REQUESTOR = "40012345678"
@@ -103,13 +104,13 @@ def recorded_sql() -> Iterator[None]:
 def vault_share(folder: Path, medium: str) -> None:
     """Time of whole calls less that of the statements that they make, run bare on a twin of the database.
 
-    A round of calls takes some 10 ms: of another's load on the machine, the calmest of many rounds shows least.
+    Rounds of some 10 ms, of each call in turn: of another's load on the machine, the calmest shows least.
     """
     print(
-        f"\nSQLite (WAL, synchronous=FULL) on {medium}, keys in the process: microseconds a call, median of a"
+        f"\nSQLite (WAL, synchronous=FULL) on {medium}, keys in the process: microseconds of the median call"
     )
     print(
-        f"round of {ROUND_CALLS} calls; the calmest of {CALLS // ROUND_CALLS} rounds, and the share in the middle one"
+        f"in the calmest of {SHARE_ROUNDS} rounds of {SHARE_CALLS}, and of the vault's share in the middle one"
     )
     row("", "whole call", "the same SQL", "vault's share", "aim, at most", "middle round")
     keys = new_keys(folder)
@@ -119,10 +120,13 @@ def vault_share(folder: Path, medium: str) -> None:
         with _vault(keys, store) as vault:
             calls = _calls(vault)
             twin = _twin(folder)
-            for name, (call, most) in calls.items():
-                rounds = sorted(_round(call, twin) for _ in range(CALLS // ROUND_CALLS))
-                whole, bare = rounds[0]
-                middle = statistics.median(one[0] - one[1] for one in rounds)
+            rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+            for _ in range(SHARE_ROUNDS):
+                for name, (call, _) in calls.items():
+                    rounds[name].append(_round(call, twin))
+            for name, (_, most) in calls.items():
+                whole, bare = min(rounds[name])
+                middle = statistics.median(one[0] - one[1] for one in rounds[name])
                 row(name, _us([whole]), _us([bare]), _us([whole - bare]), most, _us([middle]))
             twin.close()
         store.close()
@@ -156,7 +160,7 @@ def _round(call: Call, twin: sqlite3.Connection) -> tuple[float, float]:
     wholes, bares = [], []
     gc.collect()
     gc.freeze()  # what was made beforehand is not looked through while the calls are timed
-    for _ in range(ROUND_CALLS):
+    for _ in range(SHARE_CALLS):
         _statements.clear()
         start = time.perf_counter_ns()
         call()
@@ -203,7 +207,8 @@ def _calls(vault: tv.Vault) -> dict[str, tuple[Call, int]]:
         for n in range(10**9)
     )
     # Made beforehand: what a caller brings along is not the vault's share.
-    ready_pans, ready = list(islice(pans(), 4 * CALLS)), list(islice(transactions, 4 * CALLS))
+    made = 4 * max(SHARE_ROUNDS * SHARE_CALLS, MODULE_CALLS)
+    ready_pans, ready = list(islice(pans(), made)), list(islice(transactions, made))
 
     def issue(program: str, pan: str, domain: tv.Domain) -> tv.TokenInfo:
         return vault.issue(pan, expiry="2039-12", requestor=REQUESTOR, program=program, domain=domain)
