@@ -17,6 +17,7 @@ from tokenvault import checks, controls, domain_document
 from tokenvault.boundary import boundary, boundary_init
 from tokenvault.controls import Channel, CryptogramRule, Limit, Meter, Money
 from tokenvault.errors import InvalidInputError
+from tokenvault.pan import Pan, holds_digits
 
 LIMITS_MAX: Final = 8
 LISTS: Final = (
@@ -108,6 +109,7 @@ class Domain:
         min_assurance: least token assurance method (2 characters, compared as ASCII text).
         document, digest: the canonical document (see `to_json`), and its SHA-256.
         lists: the controls that list what is allowed, those that are set.
+        could_mention: whether any card number stands in the document: where this is False, `mentions` is.
 
     Raises:
         InvalidInputError: on any other value, and on an empty set.
@@ -129,6 +131,7 @@ class Domain:
     document: bytes = attrs.field(init=False, repr=False, eq=False)
     digest: bytes = attrs.field(init=False, repr=False, eq=False)
     lists: tuple[tuple[str, frozenset[object]], ...] = attrs.field(init=False, repr=False, eq=False)
+    could_mention: bool = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.max_amount is not None:
@@ -142,6 +145,7 @@ class Domain:
         document = domain_document.encode(self)
         object.__setattr__(self, "document", document)
         object.__setattr__(self, "digest", hashlib.sha256(document).digest())
+        object.__setattr__(self, "could_mention", holds_digits(self.to_json()))
         listed = ((name, getattr(self, name)) for name in LISTS)
         object.__setattr__(
             self, "lists", tuple((name, values) for name, values in listed if values is not None)
@@ -150,6 +154,10 @@ class Domain:
     def to_json(self) -> str:
         """The canonical document: JSON in ASCII, sorted keys, no spaces, unset controls left out."""
         return self.document.decode("ascii")
+
+    def mentions(self, pan: Pan) -> bool:
+        """Whether a card number stands in the document."""
+        return self.could_mention and pan.stands_in(self.to_json())
 
     @classmethod
     @boundary

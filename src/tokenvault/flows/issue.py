@@ -244,5 +244,6 @@ def _event(order: Order, opened: Opened, now_ms: int) -> Event:
 
 def refuse_mention(order: Order) -> None:
     """Raise InvalidInputError where the card number stands in what the vault keeps in the clear."""
-    if order.card.pan.stands_in(f"{order.par or ''} {order.domain.to_json()}"):
+    pan = order.card.pan
+    if order.domain.mentions(pan) or (order.par is not None and pan.stands_in(order.par)):
         raise InvalidInputError("the domain or the par holds the card number: use ids that do not")

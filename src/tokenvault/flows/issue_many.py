@@ -22,7 +22,7 @@ from tokenvault.flows.cards import read_cards, tokens_among
 from tokenvault.flows.core import Core, Opened
 from tokenvault.flows.drawing import DRAWS_MAX, LAST4, Mask, New, Rows, draw, repeated, token_lengths
 from tokenvault.flows.issue import Order
-from tokenvault.pan import CardExpiry, holds_digits
+from tokenvault.pan import CardExpiry
 from tokenvault.pan_columns import PanColumns
 from tokenvault.programs import Making, TokenProgram
 from tokenvault.record_columns import CardColumns
@@ -145,7 +145,7 @@ class Issuing:
             refused = _raised(self._core.refuse_token_as_pan, card_at(self._cards, row).pan)
             if refused is not None:
                 self._fail(row, refused)
-        if holds_digits(terms.domain.to_json()):
+        if terms.domain.could_mention:
             for row in np.flatnonzero(pans.lengths).tolist():
                 refused = _raised(issue.refuse_mention, terms.order(self._cards, row))
                 if refused is not None:

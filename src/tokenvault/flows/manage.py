@@ -74,7 +74,7 @@ async def update_domain(core: Core, token: str, domain: Domain, requestor: str |
     """Give a token another domain of its own."""
     opened = await _manageable(core, token, Action.UPDATE_DOMAIN, None, requestor)
     # For the host only: it knows the card or may. A requestor could try guesses by it.
-    if requestor is None and opened.card is not None and opened.card.pan.stands_in(domain.to_json()):
+    if requestor is None and opened.card is not None and domain.mentions(opened.card.pan):
         raise InvalidInputError("the domain holds the card number: use ids that do not")
     await core.documents.put(domain)
 
@@ -110,7 +110,7 @@ async def update_card(
         raise TokenNotFoundError("this card has no token in this vault")
     for record in live if new_pan is not None else ():
         domain = await core.documents.get(record.domain)
-        if new_pan is not None and new_pan.stands_in(f"{record.par or ''} {domain.to_json()}"):
+        if new_pan is not None and (domain.mentions(new_pan) or new_pan.stands_in(record.par or "")):
             raise InvalidInputError("a token's domain or par holds the new card number: change that first")
     changed = []
     for record in live:
