@@ -15,9 +15,10 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -153,8 +154,9 @@ def batches(server: PostgresServer) -> None:
     taken: dict[str, list[float]] = {"insert": [], "COPY": [], "get": [], "SELECT": []}
     with _connect(server, "") as connection:
         statements = stores[1]._statements
+        numbers = iter(random.sample(range(10**10), BATCH_ROUNDS * PAGE_MAX))  # no token twice in all rounds
         for _ in range(BATCH_ROUNDS):
-            records, events = some_records(PAGE_MAX)
+            records, events = some_records(islice(numbers, PAGE_MAX))
             tokens = [record.token for record in records]
             gc.collect()
             with _timed(taken["insert"]):
@@ -186,7 +188,7 @@ def _timed(taken: list[float]) -> Iterator[None]:
     taken.append(time.perf_counter() - start)
 
 
-def some_records(count: int) -> tuple[list[SealedRecord], list[SealedEvent]]:
+def some_records(numbers: Iterable[int]) -> tuple[list[SealedRecord], list[SealedEvent]]:
     """Rows of the sizes that the vault writes, with an event for each."""
     stream = os.urandom(16)
     records = [
@@ -194,7 +196,7 @@ def some_records(count: int) -> tuple[list[SealedRecord], list[SealedEvent]]:
             f"999913{number:010}", os.urandom(16), os.urandom(16), REQUESTOR, "random", 1, 1,
             os.urandom(97), os.urandom(45),
         )
-        for number in random.sample(range(10**10), count)
+        for number in numbers
     ]  # fmt: skip
     events = [
         SealedEvent(stream, n, record.reference, os.urandom(33), os.urandom(16))
