@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import chain, count
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -20,12 +23,14 @@ from tests.postgres_server import PostgresServer
 from tests.test_batches import CountingStore, in_chunks, many, texts
 from tests.vaults import SHOP
 from tokenvault.batch_events import BATCH, items, parse
-from tokenvault.flows import ports
+from tokenvault.flows import issue_many, ports
 from tokenvault.keys import KeyStore
 from tokenvault.random_columns import uniform
 from tokenvault.stores.port import TokenStore
 
 SECONDS_MAX = 20.0
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Watched(CountingStore):
@@ -228,7 +233,7 @@ def test_two_flows_end_together_whatever_they_raise() -> None:
             raise error
         return threading.current_thread().name
 
-    assert ports.run(ports.beside(first(None), second(None))) == (
+    assert together(partial(first, None), second(None)) == (
         "tokenvault",
         threading.current_thread().name,
     )
@@ -239,28 +244,132 @@ def test_two_flows_end_together_whatever_they_raise() -> None:
         (SystemExit(), None, SystemExit),
     ):
         with pytest.raises(expected):
-            ports.run(ports.beside(first(one), second(other)))
+            together(partial(first, one), second(other))
         assert ended.is_set()
     with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
         here = threading.current_thread().name
-        assert ports.run(ports.beside(first(None), second(None))) == (here, here)
+        assert together(partial(first, None), second(None)) == (here, here)
 
 
-def test_an_interrupt_waits_for_the_write() -> None:
-    """Ctrl-C that arrives while the thread is waited for."""
-    ended = threading.Event()
+def together(
+    first: Callable[[], Coroutine[None, None, T]],
+    second: Coroutine[None, None, U],
+    stop: Callable[[], None] = lambda: None,
+) -> tuple[T, U]:
+    """Run two flows beside each other."""
+    return ports.run(ports.beside(first, second, stop))
+
+
+class _AlarmError(BaseException):
+    """What a signal's handler may raise."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, _AlarmError])
+def test_an_interrupt_waits_for_the_write_and_tells_it_to_end_soon(error: type[BaseException]) -> None:
+    """Whatever the signal's handler raises, more than once too, while the thread is waited for."""
+    ended, stopped = threading.Event(), threading.Event()
+    main = threading.main_thread().ident or 0
+
+    def handler(*_: object) -> None:
+        raise error
 
     async def first() -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        for _ in range(3):
+            threading.Event().wait(0.05)
+            signal.pthread_kill(main, signal.SIGUSR1)
+        assert stopped.wait(SECONDS_MAX)
         threading.Event().wait(0.1)
         ended.set()
 
     async def second() -> None:
-        threading.Event().wait(0.02)
+        pass
 
-    with pytest.raises(KeyboardInterrupt):
-        ports.run(ports.beside(first(), second()))
-    assert ended.is_set()
+    former = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(error):
+            together(first, second(), stopped.set)
+        assert ended.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
+def test_a_thread_whose_start_is_interrupted_writes_nothing_afterwards(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It has ended by then, or never begins; and no coroutine is left that nobody awaits."""
+    begun, ended = threading.Event(), threading.Event()
+    bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined] # what a new thread runs first
+    late = 0.0
+
+    def started_late(thread: threading.Thread) -> None:
+        time.sleep(late)
+        bootstrap(thread)
+
+    def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
+        wait(event, 0.05)
+        raise KeyboardInterrupt
+
+    async def first() -> None:
+        begun.set()
+        time.sleep(0.1)
+        ended.set()
+
+    async def second() -> None:
+        pass
+
+    wait = threading.Event.wait
+    monkeypatch.setattr(threading.Thread, "_bootstrap_inner", started_late)
+    start = threading.Thread.start
+
+    def start_interrupted(thread: threading.Thread) -> None:
+        with mock.patch.object(type(thread._started), "wait", interrupted):  # type: ignore[attr-defined] # as above
+            start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_interrupted)
+    for late in (0.0, 0.2):
+        begun.clear()
+        ended.clear()
+        with pytest.raises(KeyboardInterrupt):
+            together(first, second())
+        assert begun.is_set() == ended.is_set()
+        time.sleep(0.4)
+        assert begun.is_set() == ended.is_set() == (late == 0.0)
+    gc.collect()
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
+
+
+def test_after_an_interrupt_no_more_single_calls_are_made(vault: tv.Vault, watched: Watched) -> None:
+    """The write under way ends; what is left to single calls is not begun."""
+
+    def before(name: str) -> None:
+        if name == "insert":
+            threading.Event().wait(0.02)
+
+    def cards() -> Iterator[tuple[str, str]]:
+        for number, card in enumerate(many(40)):
+            if number == 15:
+                raise KeyboardInterrupt
+            yield card
+
+    every = mock.patch.object(issue_many, "WRITES_MAX", 0)  # so that all is left to single calls
+    watched.before = before
+    with every, pytest.raises(KeyboardInterrupt):
+        issue_random(vault, cards(), 10)
+    assert watched.calls.count("insert") < 10
+
+
+def test_a_row_that_no_vault_wrote_fails_its_own_card_at_most(vault: tv.Vault, watched: Watched) -> None:
+    """Where the look for a chunk's tokens meets it, the write looks."""
+
+    def before(name: str) -> None:
+        if name == "get":
+            raise tv.IntegrityError("a row was edited")
+
+    watched.before = before
+    found = issue_random(vault, many(18))
+    watched.before = lambda _: None
+    assert not found.failed
+    issued_in_order(vault, watched, found)
 
 
 # With a real server.
@@ -277,7 +386,7 @@ def url(local_keys: KeyStore, postgres_server: PostgresServer) -> str:
 def test_batches_into_postgres_are_whole_and_their_tokens_in_no_log(
     local_keys: KeyStore, url: str, postgres_server: PostgresServer
 ) -> None:
-    """Several batches at once, in a program so small that nearly every chunk draws tokens that exist."""
+    """Batch after batch, into a program so small that nearly every chunk draws tokens that exist."""
     tiny = tv.TokenProgram("tiny", format=tv.TokenFormat(bin="99991234", length=13), expected_tokens=5_000)
     requestor = tv.TokenRequestor(SHOP, programs={"tiny"})
     with (
@@ -285,10 +394,13 @@ def test_batches_into_postgres_are_whole_and_their_tokens_in_no_log(
         tv.Vault(local_keys, store, programs=[tiny], requestors=[requestor]) as vault,
     ):
         small = in_chunks(vault, 300)
-        found = [small.issue_many(many(1_500), requestor=SHOP, program="tiny") for _ in range(2)]
+        found = [
+            small.issue_many(many(size), requestor=SHOP, program="tiny")
+            for size in (1_500, 1_500, 3_000, 2_000)  # the last few by single calls
+        ]
         assert not any(each.failed for each in found)
-        tokens = texts(found[0]) + texts(found[1])
-        assert len(set(tokens)) == 3_000
+        tokens = [token for each in found for token in texts(each)]
+        assert len(set(tokens)) == 8_000
         assert [info.last4 for info in found[1]] == [pan[-4:] for pan, _ in many(1_500)]  # type: ignore[union-attr] # none failed
         assert tv.verify_audit(store, keys=local_keys).intact
     log = postgres_server.log()

@@ -8,6 +8,7 @@ in a row the rest is not tried any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -103,13 +104,13 @@ async def _chunks(
 ) -> list[Chunk[T]]:
     done: _Done[T] = _Done()
     while chunk := _next(name, items, CHUNK_ITEMS):
-        done.add(len(chunk), await _attempt(work(chunk)) if done.refusal is None else done.refusal)
+        done.add(len(chunk), await _attempt(partial(work, chunk)) if done.refusal is None else done.refusal)
     return done.chunks
 
 
-async def _attempt(work: Coroutine[Any, Any, T]) -> T | TokenVaultError:
+async def _attempt(work: Callable[[], Coroutine[Any, Any, T]]) -> T | TokenVaultError:
     try:
-        return await work
+        return await work()
     except TokenVaultError as error:
         return error
 
@@ -133,11 +134,13 @@ async def _issued(core: Core, terms: issue_many.Terms, items: Iterator[object]) 
             done.add(size, work)
         elif core.beside is not None and size == CHUNK_ITEMS:  # there may be more
             following = _prepared(core, terms, items, former=work)
-            outcome, coming = await core.beside(_attempt(work.finish()), following)
+            outcome, coming = await core.beside(partial(_attempt, work.finish), following, work.stop)
             done.add(size, outcome)
+            if work.strayed and coming is not None and isinstance(coming.work, issue_many.Issuing):
+                coming.work.look_again()
             continue
         else:
-            done.add(size, await _attempt(work.finish()))
+            done.add(size, await _attempt(work.finish))
         coming = await _prepared(core, terms, items, refusal=done.refusal)
     return done.chunks
 
@@ -157,7 +160,7 @@ async def _prepared(
     if refusal is not None:
         return _Coming(len(chunk), refusal)
     work = issue_many.Issuing(core, terms, chunk, former)
-    return _Coming(len(chunk), await _attempt(work.prepare()))
+    return _Coming(len(chunk), await _attempt(work.prepare))
 
 
 def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:

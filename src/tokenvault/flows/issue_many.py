@@ -15,7 +15,7 @@ import numpy as np
 from tokenvault.batch_events import BatchEventBuilder, Kind
 from tokenvault.chunks import InfoChunk, card_at
 from tokenvault.domain import Domain
-from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.errors import IntegrityError, InvalidInputError, TokenVaultError
 from tokenvault.events import Action, Outcome
 from tokenvault.flows import issue, standing
 from tokenvault.flows.cards import read_cards, tokens_among
@@ -72,6 +72,7 @@ class Issuing:
 
     Attributes:
         chunk: the outcomes.
+        strayed: whether other tokens were written than `prepare` drew, of which the next chunk does not know.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Issuing:
         self._core = core
         self._terms = terms
         self._ready: tuple[New, RecordBatch] | None = None
+        self._stopped = False
         self._drawn = np.empty(0, np.uint64)
         self._formerly_drawn = self._drawn if former is None else former._drawn
         self._now_ms = core.clock.now_ms()
+        self.strayed = False
         self.chunk = InfoChunk(len(items))
         self._cards, refused = read_cards(items)
         for row, error in refused.items():
@@ -105,19 +108,16 @@ class Issuing:
         pans, token_format = self._cards.take(rows).pans, self._terms.program.format
         accounts = await self._core.runtime.call(self._core.keys.account_many, pans)
         fresh = New.of(rows, token_lengths(token_format, pans), accounts)
-        drawing: Mask = np.ones(len(rows), np.bool_)
-        looks = self._core.beside is not None
-        stuck = (
-            await self._drawn_again(fresh, drawing)
-            if looks
-            else draw(token_format, self._cards, fresh, drawing)
-        )
+        stuck = await self._looked(fresh)
+        looked_for = stuck is not None
+        if stuck is None:
+            stuck = draw(token_format, self._cards, fresh, np.ones(len(rows), np.bool_))
         self._leave(fresh.rows[stuck])
         fresh = fresh.take(~stuck)
         fresh = fresh.take(np.argsort(fresh.numbers))  # as databases write them, where all are equally long
         if len(fresh.rows):
             batch = await self._sealed(fresh)
-            batch.looked_for = looks
+            batch.looked_for = looked_for
             self._drawn = fresh.numbers.copy()
             self._ready = fresh, batch
 
@@ -131,8 +131,20 @@ class Issuing:
         elif rows.size and self._terms.program.making is Making.CONVERGENT:
             await self._write(*await self._converge(rows, self._cards.take(rows).pans), None)
         for row in sorted(self._alone):
+            if self._stopped:
+                break
+            self.strayed = True
             await self._single(row)
         return self.chunk
+
+    def stop(self) -> None:
+        """Leave the cards that are left to single calls: the caller was interrupted, and gets no outcomes."""
+        self._stopped = True
+
+    def look_again(self) -> None:
+        """Have the store look for the tokens of `prepare` before it writes them."""
+        if self._ready is not None:
+            self._ready[1].looked_for = False
 
     def _fail(self, row: int, error: TokenVaultError) -> None:
         self.chunk.failures.add(row, error)
@@ -163,6 +175,17 @@ class Issuing:
                 self._fail(row, issue.expired("the token"))
 
     # Which tokens.
+
+    async def _looked(self, fresh: New) -> Mask | None:
+        """Draw tokens that the database does not have. Returns which rows are without; None where it can not tell."""
+        if self._core.beside is None:
+            return None
+        try:
+            return await self._drawn_again(fresh, np.ones(len(fresh.rows), np.bool_))
+        except (
+            IntegrityError
+        ):  # one of them has a row that no vault wrote: the write itself will meet the token
+            return None
 
     async def _drawn_again(self, fresh: New, drawing: Mask) -> Mask:
         """Draw for some rows until the database has none of the tokens. Returns which are still without one."""
@@ -259,6 +282,7 @@ class Issuing:
             taken = set(in_the_way)
             changed = np.array([token.decode("ascii") in taken for token in fresh.tokens], np.bool_)
             if drawn:
+                self.strayed = True
                 before = fresh.numbers.copy()
                 stuck = await self._drawn_again(fresh, changed)
                 changed = fresh.numbers != before

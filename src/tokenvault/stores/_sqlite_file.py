@@ -8,7 +8,7 @@ import stat
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
@@ -69,8 +69,8 @@ _NEWER: Final = (
     "install the release that wrote it, or a later one"
 )
 _MOVED: Final = (
-    "the SQLite file was removed, moved or replaced under this process; nothing was written: put it back, or "
-    "call again to go on with the file that is there now"
+    "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
+    "now: put it back, or call again to go on with the file that is there"
 )
 BUSY: Final = (
     "other writers held the SQLite file for longer than a call waits; look for a process that keeps a "
@@ -194,9 +194,8 @@ def run(
     sql: str,
     values: Sequence[str | bytes | int],
     busy_seconds_max: float,
-    after_waiting: Callable[[sqlite3.Connection], None] | None = None,
 ) -> list[Any]:
-    """All rows of a statement; tried again, each time after `after_waiting`, while other processes hold the file."""
+    """All rows of a statement, tried again while other processes hold the file."""
     try:
         return connection.execute(sql, values).fetchall()
     except sqlite3.OperationalError as error:
@@ -209,8 +208,6 @@ def run(
     while True:
         time.sleep(pause)
         pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
-        if after_waiting is not None:
-            after_waiting(connection)
         try:
             return connection.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:

@@ -180,6 +180,7 @@ class SqliteTokenStore(TokenStoreBase):
             connection = pool.take()
             try:
                 result = work(connection, *args, **kwargs)
+                self._file.check_place(connection)  # last: what went elsewhere is not acknowledged
             except BaseException:
                 try:
                     if connection.in_transaction:
@@ -202,14 +203,8 @@ class SqliteTokenStore(TokenStoreBase):
         """Do the work in a transaction; undo it where it refuses tokens."""
         run(connection, "BEGIN IMMEDIATE", (), self._busy_seconds_max)
         refused = work(connection, records, events)
-        self._file.check_place(connection)
         run(connection, "ROLLBACK" if refused else "COMMIT", (), self._busy_seconds_max)
         return refused
-
-    def _execute(self, connection: sqlite3.Connection, sql: str, values: Sequence[str | bytes | int]) -> None:
-        """Run one statement, a transaction by itself."""
-        self._file.check_place(connection)
-        run(connection, sql, values, self._busy_seconds_max, self._file.check_place)
 
     # The port.
 
@@ -258,7 +253,7 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
         if len(events) == 1:
-            self._write(self._execute, _APPEND, events[0])
+            self._write(run, _APPEND, events[0], self._busy_seconds_max)
         else:
             self._write(self._transact, _append_all, (), events)
 
@@ -278,7 +273,7 @@ class SqliteTokenStore(TokenStoreBase):
         if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody
             return
         sql = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
-        self._write(self._execute, sql, (digest, document))
+        self._write(run, sql, (digest, document), self._busy_seconds_max)
 
     def _get_domain(self, digest: bytes) -> bytes | None:
         rows = self._read("SELECT document FROM domains WHERE digest = ?", (digest,))
@@ -299,7 +294,7 @@ class SqliteTokenStore(TokenStoreBase):
         if (standing := self._get_meta(name)) is not None:
             return standing
         sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
-        self._write(self._execute, sql, (name, value))
+        self._write(run, sql, (name, value), self._busy_seconds_max)
         rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
         return rows[0][0] if rows else value
 
