@@ -111,7 +111,7 @@ def _recorded(store: PostgresTokenStore) -> list[tuple[Copy, ...]]:
             chunks.append(tuple(batch.copies()))
         return in_the_way
 
-    store._run_batch = recording  # type: ignore[method-assign] # to see what is sent
+    store._run_batch = recording  # type: ignore[method-assign] # wraps it, to note what is sent
     return chunks
 
 
@@ -217,7 +217,7 @@ def memory(keys_uri: str) -> None:
     """Peak memory of issue_many over an iterator, in a process of its own."""
     print(f"\nPeak memory of issue_many over an iterator of {LARGE:,} cards, above the idle process")
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(  # noqa: S603 # this file
+        done = subprocess.run(  # noqa: S603 # runs this file, with arguments made here
             [sys.executable, "-m", "benchmarks.batches", "--peak", keys_uri, f"sqlite:///{folder}/vault.db"],
             capture_output=True,
             text=True,

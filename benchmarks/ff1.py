@@ -189,7 +189,7 @@ def _agreement(local: BlockCipher, values: Words, tweak: bytes, others: list[pee
 def _shares(key: bytes, local: BlockCipher, values: Words, tweak: bytes) -> str:
     """How much of a row's time OpenSSL takes for its ten blocks, in the same chunks."""
     rows = 2**13
-    update_into = Cipher(AES(key), ECB()).encryptor().update_into  # noqa: S305 # what FF1 is made of
+    update_into = Cipher(AES(key), ECB()).encryptor().update_into  # noqa: S305 # FF1 is made of single blocks, which are timed here
     blocks, answer = np.zeros(16 * rows, np.uint8), np.empty(16 * rows + 15, np.uint8)
     whole = 1e9 / _rate(lambda: ff1.encrypt_many(local, values, length=LENGTH, tweaks=tweak), len(values))
     aes = 10e9 / _rate(lambda: update_into(blocks.data, answer.data), rows)

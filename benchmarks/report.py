@@ -42,8 +42,8 @@ def line_plot(
         Whether it is.
     """
     try:
-        import matplotlib as mpl  # noqa: PLC0415 # the rest runs without it
-        from matplotlib.figure import Figure  # noqa: PLC0415 # likewise
+        import matplotlib as mpl  # noqa: PLC0415 # an extra: tables are printed without it
+        from matplotlib.figure import Figure  # noqa: PLC0415 # of the same extra
     except ImportError:
         return False
     # text as text, and no random ids and dates: the same figures give the same file

@@ -21,7 +21,7 @@ from tokenvault.keys.pkcs11 import Pkcs11KeyStore
 from tokenvault.pan import luhn_check_digit
 from tokenvault.stores.port import TokenStore
 
-MEMORY = Path("/dev/shm")  # noqa: S108 # only looked for: a disk in memory, where there is one
+MEMORY = Path("/dev/shm")  # noqa: S108 # a disk in memory; only fresh folders are made in it
 CALLS = 2_000
 SHARE_ROUNDS = 40
 SHARE_CALLS = 100  # a round
@@ -87,7 +87,7 @@ def recorded_sql() -> Iterator[None]:
     connect = sqlite3.connect
 
     def recording(*args: Any, factory: type[sqlite3.Connection] = sqlite3.Connection, **kwargs: Any) -> Any:
-        class RecordingConnection(factory):  # type: ignore[valid-type, misc] # whatever the store connects by
+        class RecordingConnection(factory):  # type: ignore[valid-type, misc] # its base is a variable
             def execute(self, *statement: Any) -> Any:
                 _statements.append(statement)
                 return super().execute(*statement)

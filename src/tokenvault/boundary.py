@@ -40,7 +40,7 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
     async def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await call(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # as in `boundary`
+        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
             failure = bare(error)
         del args, kwargs
         raise failure
@@ -66,7 +66,7 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
         calls.append(None)
         try:
             return call(self, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # as in `boundary`
+        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
             failure = bare(error)
         finally:
             calls.pop()
@@ -87,7 +87,7 @@ def async_call_boundary(
         calls.append(None)
         try:
             return await call(self, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # as in `boundary`
+        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
             failure = bare(error)
         finally:
             calls.pop()
@@ -99,7 +99,7 @@ def async_call_boundary(
 
 def boundary_init(kind: C) -> C:
     """Make a class's constructor part of the boundary."""
-    kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # the signature stays as it is
+    kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # mypy lets no __init__ be assigned; its signature stays
     return kind
 
 

@@ -211,11 +211,7 @@ class _Rounds:
         rows, part_rows = len(values), self._columns.part_rows
         parts = [slice(start, min(start + part_rows, rows)) for start in range(0, rows, part_rows)]
         for part in parts:
-            left, right, scratch = (
-                self._left[part],
-                self._right[part],
-                self._scratch[: part.stop - part.start],
-            )
+            left, right, scratch = self._halves(part)
             np.floor_divide(values[part], self._right_modulus, out=left)
             np.multiply(left, self._right_modulus, out=scratch)
             np.subtract(values[part], scratch, out=right)
@@ -231,13 +227,13 @@ class _Rounds:
             for part in parts:
                 self._add(half[part], answer[part], modulus, encrypts=encrypts)
         for part in parts:
-            left, right, scratch = (
-                self._left[part],
-                self._right[part],
-                self._scratch[: part.stop - part.start],
-            )
+            left, right, scratch = self._halves(part)
             np.multiply(left, self._right_modulus, out=scratch)
             np.add(scratch, right, out=result[part])
+
+    def _halves(self, part: slice) -> tuple[Words, Words, Words]:
+        """Both halves of a part of the chunk, and room to compute in."""
+        return self._left[part], self._right[part], self._scratch[: part.stop - part.start]
 
     def _fill(self, i: int, part: slice, other: Words) -> None:
         """Step 6.i: round and half into the last block of Q."""

@@ -6,13 +6,13 @@ It is a sequence of `SealedRecord`, so anyone may iterate it; batches take its c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, TypeAlias, overload
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenvault.stores.port import SealedRecord
-from tokenvault.stores.record_batch import Bytes, records_of, split
+from tokenvault.stores.record_batch import Bytes, ColumnarRecords, records_of, split
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -23,7 +23,7 @@ _BODY_BYTES_MAX: Final = 4_096
 _ASCII_MAX: Final = 0x7F
 
 
-class RecordColumns(Sequence[SealedRecord]):
+class RecordColumns(ColumnarRecords):
     """Records whose texts and bodies are equally long: a row each, equal to a list of the same records.
 
     Attributes:
@@ -117,15 +117,7 @@ class RecordColumns(Sequence[SealedRecord]):
             )
         )
 
-    @overload
-    def __getitem__(self, index: int) -> SealedRecord: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[SealedRecord]: ...
-
-    def __getitem__(self, index: int | slice) -> SealedRecord | Sequence[SealedRecord]:
-        if isinstance(index, slice):
-            return list(self)[index]
+    def _row(self, index: int) -> SealedRecord:
         return SealedRecord(
             self.tokens[index].tobytes().decode("ascii"),
             self.references[index].tobytes(),

@@ -6,6 +6,7 @@ It is a sequence of `SealedRecord`, so any adapter may iterate it; a tuned one w
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Final, TypeAlias, overload
@@ -21,7 +22,25 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 _are_tokens: Final = re.compile(rb"(?:[0-9]{13,19}\n)+").fullmatch
 
 
-class RecordBatch(Sequence[SealedRecord]):
+class ColumnarRecords(Sequence[SealedRecord]):
+    """Records whose fields are columns; a row becomes a record when it is asked for."""
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, index: int) -> SealedRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SealedRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> SealedRecord | Sequence[SealedRecord]:
+        return list(self)[index] if isinstance(index, slice) else self._row(index)
+
+    @abstractmethod
+    def _row(self, index: int) -> SealedRecord: ...
+
+
+class RecordBatch(ColumnarRecords):
     """Records of one requestor and program, which differ in token, reference, account and seal only.
 
     Attributes:
@@ -120,15 +139,7 @@ class RecordBatch(Sequence[SealedRecord]):
     def __iter__(self) -> Iterator[SealedRecord]:
         return iter(records_of(self.rows()))
 
-    @overload
-    def __getitem__(self, index: int) -> SealedRecord: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[SealedRecord]: ...
-
-    def __getitem__(self, index: int | slice) -> SealedRecord | Sequence[SealedRecord]:
-        if isinstance(index, slice):
-            return list(self)[index]
+    def _row(self, index: int) -> SealedRecord:
         return SealedRecord(
             self.tokens[index].decode("ascii"),
             self.references[index].tobytes(),
