@@ -27,7 +27,7 @@ from tokenvault.keys.secrets import Secret
 from tokenvault.merkle import Tree
 from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.stores.port import SealedEvent
-from tokenvault.usage import Counter, Usage
+from tokenvault.usage import Usage
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES_COUNT = 31
@@ -126,7 +126,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
         usage=Usage().after(USE, (DOMAIN.limits[0].meter,), TIME_MS),
     )  # fmt: skip
-    assert record.usage == Usage((Counter(Meter("EUR", 0), 0, 4_200),), USE.memory)
+    assert record.usage == Usage(((Meter("EUR", 0), 0, 4_200),), USE.memory)
     with monkeypatch.context() as patched:
         fixed(patched, NONCE)
         row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)

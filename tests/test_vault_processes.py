@@ -128,8 +128,8 @@ def record_of(site: Site, store: TokenStore, token: str) -> TokenRecord:
 
 
 def counted(record: TokenRecord) -> int:
-    (counter,) = record.usage.counters
-    return counter.value
+    ((_, _, value),) = record.usage.counters
+    return value
 
 
 def tries(token: str, each: int, amounts: random.Random | None = None) -> Tries:

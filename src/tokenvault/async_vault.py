@@ -245,8 +245,12 @@ class _LoopRuntime:
         self._workers = Workers(MODULE_THREADS)
         self._closed = False
 
+    @property
+    def inline(self) -> bool:
+        return self.keys is not None and not self.keys.blocking
+
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.keys is not None and not self.keys.blocking:
+        if self.inline:
             return function(*args, **kwargs)
         return await self.block(function, *args, **kwargs)
 

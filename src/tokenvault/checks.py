@@ -18,13 +18,15 @@ _TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
 _TOKENS: Final = re.compile(rf"{_TOKEN.pattern}(?:\n{_TOKEN.pattern})*")
 _PAR: Final = re.compile(r"[0-9A-Z]{29}")
 _ASSURANCE: Final = re.compile(r"[0-9A-Z]{2}")
+_TEXT_ACCEPTS: Final = f"1 to {TEXT_LENGTH_MAX} printable ASCII characters"
+_TOKEN_ACCEPTS: Final = f"{PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits"
 
 T = TypeVar("T")
 
 
 def text(name: str, value: object) -> str:
     """1 to 64 printable ASCII characters with no space at either end."""
-    return _matching(name, value, _TEXT, f"1 to {TEXT_LENGTH_MAX} printable ASCII characters")
+    return _matching(name, value, _TEXT, _TEXT_ACCEPTS)
 
 
 def requestor_id(name: str, value: object) -> str:
@@ -34,7 +36,7 @@ def requestor_id(name: str, value: object) -> str:
 
 def token(value: object) -> str:
     """A token: 13 to 19 digits without separators."""
-    return _matching("the token", value, _TOKEN, f"{PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
+    return _matching("the token", value, _TOKEN, _TOKEN_ACCEPTS)
 
 
 def are_tokens(values: Sequence[object]) -> bool:

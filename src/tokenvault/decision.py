@@ -27,6 +27,11 @@ from tokenvault.violation import Violation
 VALUES_SHOWN_MAX: Final = 5
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+# What each decision asks for: Python 3.11 looks a member up through its metaclass, as slow as a call.
+_ACTIVE: Final = TokenStatus.ACTIVE
+_NEW, _SAME, _OTHER_CONTENT = Seen.NEW, Seen.SAME, Seen.OTHER_CONTENT
+_REQUIRED: Final = CryptogramRule.REQUIRED
+
 
 @attrs.frozen
 class Decision:
@@ -108,8 +113,8 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
     """
     violations: list[Violation] = []
     _check_token(violations, state, restrictions, transaction, now_ms)
-    seen = state.usage.seen(transaction) if restrictions.counted else Seen.NEW
-    if seen is Seen.OTHER_CONTENT:
+    seen = state.usage.seen(transaction) if restrictions.counted else _NEW
+    if seen is _OTHER_CONTENT:
         message = "this transaction id was used before with other content; a new use needs a new id"
         violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
     for document in restrictions.documents:
@@ -121,7 +126,7 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
                 f"the token's assurance method is below {document.min_assurance}; identify and verify again"
             )
             violations.append(Violation("min_assurance", "ASSURANCE_TOO_LOW", message, "57"))
-        if seen is not Seen.SAME:
+        if seen is not _SAME:
             _check_use(violations, document, state.usage, transaction, now_ms)
     return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
 
@@ -133,7 +138,7 @@ def _check_token(
     transaction: Transaction,
     now_ms: int,
 ) -> None:
-    if state.status is not TokenStatus.ACTIVE:
+    if state.status is not _ACTIVE:
         violations.append(_STATUS_VIOLATIONS[state.status])
     if state.expiry is not None and state.expiry.passed(now_ms):
         message = f"the token was valid through {state.expiry}; update the card or issue a new token"
@@ -171,9 +176,7 @@ def _check_use(
     violations: list[Violation], document: Domain, usage: Usage, transaction: Transaction, now_ms: int
 ) -> None:
     counter = transaction.cryptogram_counter
-    if document.cryptogram is CryptogramRule.REQUIRED and (
-        counter is None or counter <= usage.cryptogram_counter
-    ):
+    if document.cryptogram is _REQUIRED and (counter is None or counter <= usage.cryptogram_counter):
         message = "each use needs a verified cryptogram with a counter above the last one"
         violations.append(Violation("cryptogram", "CRYPTOGRAM_REQUIRED", message, "82"))
     for limit in document.limits:

@@ -112,7 +112,7 @@ class Entry:
     """An event on its way into its stream, with the checkpoint that goes before it, if one was due.
 
     Attributes:
-        rows: to be written in one atomic step; there once it is sealed.
+        rows: to be written in one atomic step; there once it is sealed, with the leaf of each number.
     """
 
     stream: _Stream
@@ -120,7 +120,7 @@ class Entry:
     number: int
     due: _Due | None
     rows: tuple[SealedEvent, ...] = ()
-    leaves: tuple[bytes, ...] = ()
+    leaves: tuple[tuple[int, bytes], ...] = ()
     named: tuple[Named, ...] = ()
 
     @property
@@ -147,7 +147,9 @@ class Journal:
         with stream.lock:
             if stream.closed or stream.doubtful or _due(stream, event.time_ms):
                 return None
-            return self._begun(stream, event, checkpoint=False)
+            return Entry(
+                stream, event, stream.take(), None
+            )  # it has a name: the first checkpoint gave it one
 
     def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
         """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
@@ -212,7 +214,7 @@ class Journal:
         leaf = leaf_hash(stream, number, reference, body)
         mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])
         entry.rows += (SealedEvent(stream, number, reference, body, mac),)
-        entry.leaves += (leaf,)
+        entry.leaves += ((number, leaf),)
 
     def _noted(self, entry: Entry, due: _Due, time_ms: int, strangers: int) -> Event:
         checkpoint = Checkpoint(
@@ -255,8 +257,8 @@ class Journal:
         """Note that an entry was written."""
         stream = entry.stream
         with stream.lock:
-            for row, leaf in zip(entry.rows, entry.leaves, strict=True):
-                stream.settle(row.number, leaf)
+            for number, leaf in entry.leaves:
+                stream.settle(number, leaf)
             if entry.named:
                 if len(stream.named) + len(entry.named) > 16 * NAMED_MAX:
                     stream.named.clear()  # some are named once more then

@@ -162,16 +162,24 @@ class Pan:
 @boundary_init
 @attrs.frozen(order=True)
 class CardExpiry:
-    """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here)."""
+    """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here).
+
+    `month_number` is months from January 2000, which is 1.
+    """
 
     year: int
     month: int
+    month_number: int = attrs.field(init=False, repr=False, eq=False)
+    _end_ms: int = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if type(self.year) is not int or type(self.month) is not int:
             raise InvalidInputError("an expiry is a year and a month, whole numbers")
         if not 2000 <= self.year <= 2099 or not 1 <= self.month <= 12:
             raise InvalidInputError("an expiry is a month (1 to 12) of a year from 2000 to 2099")
+        object.__setattr__(self, "month_number", 12 * (self.year - 2000) + self.month)
+        next_month = date(self.year + self.month // 12, self.month % 12 + 1, 1)
+        object.__setattr__(self, "_end_ms", (next_month.toordinal() - _EPOCH_ORDINAL) * 86_400_000)
 
     @classmethod
     @boundary
@@ -183,11 +191,6 @@ class CardExpiry:
             raise InvalidInputError('an expiry reads "YYYY-MM", such as "2029-12"')
         return cls.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 
-    @property
-    def month_number(self) -> int:
-        """Months from January 2000, which is 1."""
-        return 12 * (self.year - 2000) + self.month
-
     @staticmethod
     @functools.cache  # 1,200 months; each record that is read asks for one
     def from_month_number(number: int) -> CardExpiry:
@@ -197,16 +200,10 @@ class CardExpiry:
 
     def passed(self, now_ms: int) -> bool:
         """Whether the month is over at a time given in milliseconds of the Unix epoch (UTC)."""
-        return now_ms >= _month_end_ms(self.month_number)
+        return now_ms >= self._end_ms
 
     def __str__(self) -> str:
         return f"{self.year:04}-{self.month:02}"
-
-
-@functools.cache
-def _month_end_ms(month_number: int) -> int:
-    year, month = 2000 + month_number // 12, month_number % 12 + 1  # of the month after
-    return (date(year, month, 1).toordinal() - _EPOCH_ORDINAL) * 86_400_000
 
 
 @attrs.frozen

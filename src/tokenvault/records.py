@@ -151,17 +151,21 @@ class TokenRecord(NamedTuple):
             or len(body) != memories_start + memories * MEMORY_BYTES
         ):
             raise IntegrityError(_MALFORMED)
-        return cls(
-            *row[:6],
-            domain,
-            lifecycle[0],
-            created_ms,
-            updated_ms,
-            lifecycle[1],
-            CardExpiry.from_month_number(expiry) if expiry else None,
-            None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
-            None if par == _NO_PAR else par.decode("ascii"),
-            Usage(_parse_counters(body[usage_start:memories_start]), body[memories_start:], cryptogram - 1),
+        return cls._make(
+            (
+                *row[:6],
+                domain,
+                lifecycle[0],
+                created_ms,
+                updated_ms,
+                lifecycle[1],
+                CardExpiry.from_month_number(expiry) if expiry else None,
+                None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
+                None if par == _NO_PAR else par.decode("ascii"),
+                Usage(
+                    _parse_counters(body[usage_start:memories_start]), body[memories_start:], cryptogram - 1
+                ),
+            )
         )
 
     def used(self, usage: Usage, now_ms: int) -> TokenRecord:
@@ -188,12 +192,12 @@ class TokenRecord(NamedTuple):
         )
         counters = [
             _COUNTER.pack(
-                counter.meter.currency.encode("ascii") or _NO_CURRENCY,
-                counter.meter.window_seconds,
-                counter.window,
-                counter.value,
+                currency.encode("ascii") or _NO_CURRENCY,
+                window_seconds,
+                window,
+                value,
             )
-            for counter in usage.counters
+            for (currency, window_seconds), window, value in usage.counters
         ]
         return b"".join((fixed, *counters, usage.memories))
 
@@ -204,9 +208,9 @@ def _parse_counters(encoded: bytes) -> tuple[Counter, ...]:
     counters: list[Counter] = []
     for currency, window_seconds, window, value in _COUNTER.iter_unpack(encoded):
         meter = _meter(currency, window_seconds)
-        if counters and meter <= counters[-1].meter:
+        if counters and meter <= counters[-1][0]:
             raise IntegrityError(_MALFORMED)
-        counters.append(Counter(meter, window, value))
+        counters.append((meter, window, value))
     return tuple(counters)
 
 

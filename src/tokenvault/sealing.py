@@ -89,7 +89,7 @@ def packed(card: Card | None, digest: bytes) -> bytes:
     """The plaintext of a seal."""
     if card is None:
         return PLAINTEXT.pack(0, 0, digest[ASSOCIATED_BYTES:])
-    shape = (len(card.pan) - LENGTH_OFFSET) << EXPIRY_BITS
+    shape = (len(card.pan.reveal()) - LENGTH_OFFSET) << EXPIRY_BITS
     if card.expiry is not None:
         shape |= card.expiry.month_number
     return PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[ASSOCIATED_BYTES:])
@@ -102,5 +102,5 @@ def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
     length, month_number = shape >> EXPIRY_BITS, shape & ((1 << EXPIRY_BITS) - 1)
     if length == 0:
         return None
-    pan = Pan.trusted(f"{int.from_bytes(plaintext[:_SHAPE_OFFSET], 'big'):0{length + LENGTH_OFFSET}}")
+    pan = Pan.trusted(str(int.from_bytes(plaintext[:_SHAPE_OFFSET])).zfill(length + LENGTH_OFFSET))
     return Card(pan, CardExpiry.from_month_number(month_number) if month_number else None)

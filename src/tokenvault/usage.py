@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from tokenvault.controls import Meter
 from tokenvault.transaction import Transaction
@@ -25,18 +25,12 @@ class Seen(enum.Enum):
     OTHER_CONTENT = enum.auto()
 
 
-class Counter(NamedTuple):
-    """What a meter read in one window.
+_NEW: Final = Seen.NEW  # Python 3.11 looks a member up through its metaclass: as slow as a call
 
-    Attributes:
-        meter: what is counted.
-        window: number of the window since the Unix epoch.
-        value: uses, or minor units.
-    """
 
-    meter: Meter
-    window: int
-    value: int
+Counter: TypeAlias = tuple[Meter, int, int]
+"""What a meter read in one window: the meter, the number of the window since the Unix epoch, and the value: uses, or
+minor units."""
 
 
 class Usage(NamedTuple):
@@ -59,7 +53,7 @@ class Usage(NamedTuple):
         while start > 0 and start % MEMORY_BYTES:  # found across two ids, or in a content
             start = self.memories.find(memory[:_ID_BYTES], start + 1)
         if start < 0:
-            return Seen.NEW
+            return _NEW
         same = self.memories[start : start + MEMORY_BYTES] == memory
         return Seen.SAME if same else Seen.OTHER_CONTENT
 
@@ -73,13 +67,17 @@ class Usage(NamedTuple):
     def after(self, transaction: Transaction, meters: Sequence[Meter], now_ms: int) -> Usage:
         """The usage once a transaction counts on these meters, which are sorted."""
         amount = transaction.amount.amount if transaction.amount else 0
-        others = {counter.meter: counter for counter in self.counters}
-        counters = [
-            _counted(others.pop(meter, None), meter, amount if meter.currency else 1, now_ms)
-            for meter in meters
-        ]
+        others = {counter[0]: counter for counter in self.counters}
+        counters: list[Counter] = []
+        for meter in meters:
+            window, value = meter.window(now_ms), amount if meter.currency else 1
+            was = others.pop(meter, None)
+            # A counter of a later window stays: a clock that was set back must not hand out a window twice.
+            if was is not None and was[1] >= window:
+                window, value = was[1], was[2] + value
+            counters.append((meter, window, value))
         if others:  # of limits that are not set any more, or of another configuration
-            live = [counter for counter in others.values() if counter.window >= counter.meter.window(now_ms)]
+            live = [counter for meter, counter in others.items() if counter[1] >= meter.window(now_ms)]
             if len(counters) + len(live) <= COUNTERS_MAX:
                 counters = sorted(counters + live)
         counter = transaction.cryptogram_counter
@@ -88,11 +86,3 @@ class Usage(NamedTuple):
             (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
             self.cryptogram_counter if counter is None else max(counter, self.cryptogram_counter),
         )
-
-
-def _counted(was: Counter | None, meter: Meter, more: int, now_ms: int) -> Counter:
-    window = meter.window(now_ms)
-    if was is None or was.window < window:
-        return Counter(meter, window, more)
-    # A counter of a later window stays: a clock that was set back must not hand out a window twice.
-    return Counter(meter, was.window, was.value + more)

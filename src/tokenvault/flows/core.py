@@ -36,6 +36,9 @@ CONFLICTS_MAX: Final = 512
 OTHERS_RECORD: Final = "the database answered with another token's record"
 BACKOFF_MICROSECONDS_MAX: Final = 20_000
 DOMAINS_CACHED_MAX: Final = 10_000
+_DELETED: Final = (
+    TokenStatus.DELETED
+)  # Python 3.11 looks a member up through its metaclass: as slow as a call
 
 
 class Opened(NamedTuple):
@@ -83,10 +86,13 @@ class Documents:
             await self._store.put_domain(domain.digest, domain.document)
             self._cache(domain)
 
+    def known(self, record: TokenRecord) -> Restrictions | None:
+        """What `restrictions` gives, if it was asked for before."""
+        return self._joined.get((record.program, record.requestor, record.domain))
+
     async def restrictions(self, record: TokenRecord) -> Restrictions:
         """The three documents that apply to a token. Raises ConfigurationError, IntegrityError, TokenStoreError."""
-        key = record.program, record.requestor, record.domain
-        joined = self._joined.get(key)
+        joined = self.known(record)
         if joined is not None:
             return joined
         program, requestor = self._programs.get(record.program), self._requestors.get(record.requestor)
@@ -99,7 +105,7 @@ class Documents:
         joined = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
         if len(self._joined) >= DOMAINS_CACHED_MAX:
             self._joined.clear()
-        self._joined[key] = joined
+        self._joined[record.program, record.requestor, record.domain] = joined
         return joined
 
     def _cache(self, domain: Domain) -> None:
@@ -201,6 +207,8 @@ class Core:
             tampered = IntegrityError(OTHERS_RECORD)
         else:
             try:
+                if self.runtime.inline:
+                    return self.unseal(rows[0])
                 return await self.runtime.call(self.unseal, rows[0])
             except IntegrityError as error:
                 tampered = error
@@ -221,22 +229,22 @@ class Core:
     def unseal(self, row: SealedRecord) -> Opened:
         """As `open`, in this thread."""
         record, card = self.keys.unseal(row)
-        if (card is None) != (record.status is TokenStatus.DELETED):
+        if (card is None) != (record.status is _DELETED):
             raise IntegrityError("only the record of a deleted token has no card")
         return Opened(record, card)
 
-    async def insert(self, opened: Opened, event: Event) -> bool:
+    async def insert(self, record: TokenRecord, card: Card | None, event: Event) -> bool:
         """Write a new record with its event; False where the token exists already."""
         seal, insert = self.keys.seal, self.store.insert
         return not await self.trail.write(
-            event, lambda: seal(*opened), lambda events, row: insert([row], events)
+            event, lambda: seal(record, card), lambda events, row: insert((row,), events)
         )
 
-    async def replace(self, opened: Opened, event: Event) -> bool:
+    async def replace(self, record: TokenRecord, card: Card | None, event: Event) -> bool:
         """Write a changed record with its event; False where another change came first."""
         seal, replace = self.keys.seal, self.store.replace
         return not await self.trail.write(
-            event, lambda: seal(*opened), lambda events, row: replace([row], events)
+            event, lambda: seal(record, card), lambda events, row: replace((row,), events)
         )
 
     async def note(self, event: Event) -> None:

@@ -42,6 +42,11 @@ class SystemClock:
 class Runtime(Protocol):
     """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
 
+    @property
+    def inline(self) -> bool:
+        """Whether `call` is a call like any other, so that a flow may do without."""
+        ...
+
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that may block on the key store. However this ends, the function then has, too."""
         ...
@@ -95,6 +100,8 @@ class AsyncTokenStore(Protocol):
 
 class BlockingRuntime:
     """Blocks where it is called: the runtime of `Vault`."""
+
+    inline: Final = True
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in this thread."""

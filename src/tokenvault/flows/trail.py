@@ -60,31 +60,32 @@ class Trail:
         if entry is None:
             checkpoint, heads = await self._tended(event.time_ms)
             entry = journal.begin(event, checkpoint=checkpoint)
-        call = self.runtime.call if entry.due is None else self.runtime.block  # a checkpoint may be signed
+        runtime = self.runtime
         try:
-            rows, sealed = await call(self._seal, entry, event.time_ms, heads, seal)
+            if entry.due is not None:  # a checkpoint may be signed
+                rows, sealed = await runtime.block(self._seal, entry, event.time_ms, heads, seal)
+            elif runtime.inline:
+                rows, sealed = self._seal(entry, event.time_ms, heads, seal)
+            else:
+                rows, sealed = await runtime.call(self._seal, entry, event.time_ms, heads, seal)
         except BaseException:
             journal.withdraw(entry)
             raise
-        in_the_way = await self._told(entry, change(rows, sealed)) or []
+        try:
+            in_the_way = await change(rows, sealed)
+        except BaseException:
+            journal.doubt(entry)
+            raise
         if in_the_way:
             journal.withdraw(entry)
-        else:
-            journal.written(entry)
-        return in_the_way
+            return in_the_way
+        journal.written(entry)
+        return []
 
     def _seal(
         self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent], seal: Callable[[], T]
     ) -> tuple[tuple[SealedEvent, ...], T]:
         return self.journal.seal(entry, time_ms, heads), seal()
-
-    async def _told(self, entry: Entry, change: Coroutine[Any, Any, T]) -> T:
-        """What a change answers. Where it fails, the entry may have been written or not."""
-        try:
-            return await change
-        except BaseException:
-            self.journal.doubt(entry)
-            raise
 
     async def close(self, time_ms: int) -> None:
         """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
@@ -103,7 +104,11 @@ class Trail:
             except BaseException:
                 self.journal.withdraw(entry)
                 raise
-            await self._told(entry, self.store.append(rows))
+            try:
+                await self.store.append(rows)
+            except BaseException:
+                self.journal.doubt(entry)
+                raise
             self.journal.written(entry)
             if entry.ends:
                 return

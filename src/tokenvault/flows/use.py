@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from tokenvault.decision import Decision, Restrictions, TokenState, decide
-from tokenvault.errors import DomainRestrictionError, InvalidInputError
+from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.flows.core import Core, Opened, safe_id
 from tokenvault.pan import Card
@@ -17,14 +17,20 @@ from tokenvault.usage import Seen
 MENTIONED_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
 MENTIONED: Final = "a field of the transaction holds the card number: use ids that do not"
 
+# Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
+_MAY_DETOKENIZE: Final = Permission.DETOKENIZE
+_DETOKENIZE: Final = Action.DETOKENIZE
+_DONE: Final = Outcome.DONE
+_NEW: Final = Seen.NEW
+
 
 async def check(core: Core, token: str, transaction: Transaction) -> Decision:
     """Decide on a use. Nothing is counted, and no event is left but for a missing permission."""
-    await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
+    if core.denial(transaction.requestor, _MAY_DETOKENIZE) is not None:
+        await core.permit(transaction.requestor, _MAY_DETOKENIZE, _DETOKENIZE, transaction.id)
     opened = await core.read(token, None)
-    decision = decide_on(
-        opened, await core.documents.restrictions(opened.record), transaction, core.clock.now_ms()
-    )
+    restrictions = core.documents.known(opened.record) or await core.documents.restrictions(opened.record)
+    decision = decide_on(opened, restrictions, transaction, core.clock.now_ms())
     if decision.allowed and opened.card is not None and transaction.mentions(opened.card.pan):
         raise InvalidInputError(MENTIONED)
     return decision
@@ -33,66 +39,58 @@ async def check(core: Core, token: str, transaction: Transaction) -> Decision:
 async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
     """Decide on a use, record it, and only then hand out the card."""
     requestor = transaction.requestor
-    await core.permit(requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
+    if core.denial(requestor, _MAY_DETOKENIZE) is not None:
+        await core.permit(requestor, _MAY_DETOKENIZE, _DETOKENIZE, transaction.id)
     conflicts = 0
     while True:
-        opened = await core.read(token, Action.DETOKENIZE, requestor, transaction.id)
-        record, card = opened.record, opened.card
-        restrictions = await core.documents.restrictions(record)
+        opened = await core.read(token, _DETOKENIZE, requestor, transaction.id)
+        record, card = opened
+        restrictions = core.documents.known(record) or await core.documents.restrictions(record)
         now_ms = core.clock.now_ms()
-        decision, mentioned, counts, event = judge(opened, restrictions, transaction, now_ms)
-        if not counts:
-            await core.note(event)
-            if mentioned:
-                raise InvalidInputError(MENTIONED)
-            if card is None or not decision.allowed:
-                raise DomainRestrictionError(decision.violations)
+        event, counts, refusal = judge(opened, restrictions, transaction, now_ms)
+        if counts:
+            used = record.used(record.usage.after(transaction, restrictions.meters, now_ms), now_ms)
+            if await core.replace(used, card, event) and card is not None:
+                return card
+            conflicts = await core.conflict(conflicts)
+            continue
+        await core.note(event)
+        if refusal is None and card is not None:
             return card
-        used = record.used(record.usage.after(transaction, restrictions.meters, now_ms), now_ms)
-        if await core.replace(Opened(used, card), event) and card is not None:
-            return card
-        conflicts = await core.conflict(conflicts)
+        raise refusal or DomainRestrictionError(())
 
 
-class Judged(NamedTuple):
-    """What is to come of a use.
+def judge(
+    opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int
+) -> tuple[Event, bool, TokenVaultError | None]:
+    """Decide on a use to be made.
 
-    Attributes:
-        decision: by the domains.
-        mentioned: whether the use, though allowed, is refused because the card number stands in it.
-        counts: whether the record has to count it.
-        event: what the audit trail is to say.
+    Returns:
+        What the audit trail is to say, whether the record has to count the use, and why the card stays, if it does.
     """
-
-    decision: Decision
-    mentioned: bool
-    counts: bool
-    event: Event
-
-
-def judge(opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Judged:
-    """Decide on a use to be made."""
-    record, card = opened.record, opened.card
+    record, card = opened
     decision = decide_on(opened, restrictions, transaction, now_ms)
-    # Only who is handed the card may learn that it stands in the transaction: else this would answer guesses.
-    mentioned = decision.allowed and card is not None and transaction.mentions(card.pan)
-    done = decision.allowed and not mentioned  # so the card number stands in no field
-    counts = done and restrictions.counted and record.usage.seen(transaction) is Seen.NEW
+    refusal: TokenVaultError | None = None
     codes: tuple[str, ...] = ()
-    if not done:
-        refusals = [violation.code for violation in decision.violations]
-        codes = (MENTIONED_CODE,) if mentioned else tuple(refusals)
+    if not decision.allowed or card is None:
+        refusal = DomainRestrictionError(decision.violations)
+        codes = tuple([violation.code for violation in decision.violations])
+    elif transaction.mentions(card.pan):
+        # Only who would be handed the card learns that it stands in the transaction: else this would answer guesses.
+        refusal, codes = InvalidInputError(MENTIONED), (MENTIONED_CODE,)
+    counts = refusal is None and restrictions.counted and record.usage.seen(transaction) is _NEW
     event = Event(
-        time_ms=now_ms,
-        action=Action.DETOKENIZE,
-        outcome=Outcome.DONE if done else Outcome.DENIED,
-        requestor=transaction.requestor,
-        reference=record.reference,
-        transaction_id=safe_id(transaction.id, None if done or card is None else card.pan),
-        codes=codes,
-        revision=record.revision + 1 if counts else 0,
+        now_ms,
+        _DETOKENIZE,
+        _DONE if refusal is None else Outcome.DENIED,
+        transaction.requestor,
+        record.reference,
+        # The card number stands in no field of a use that is allowed.
+        safe_id(transaction.id, None if refusal is None or card is None else card.pan),
+        codes,
+        record.revision + 1 if counts else 0,
     )
-    return Judged(decision, mentioned, counts, event)
+    return event, counts, refusal
 
 
 def decide_on(opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:

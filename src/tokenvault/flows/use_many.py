@@ -326,21 +326,18 @@ class _Work:
         if record is None or restrictions is None:
             raise IntegrityError(_UNLIKE)
         transaction = presented.transaction
-        judged = use.judge(Opened(record, card), restrictions, transaction, self._now_ms)
+        event, counts, refusal = use.judge(Opened(record, card), restrictions, transaction, self._now_ms)
         revision = 0
-        if judged.counts:
+        if counts:
             revision = stored.revision + 1  # one write, however many uses it counts
             usage = record.usage.after(transaction, restrictions.meters, self._now_ms)
             used = record.used(usage, self._now_ms)._replace(revision=revision)
             self._changed[stored.token] = Opened(used, card)
-        event = judged.event
         kind = Kind(event.outcome, event.requestor, event.codes)
         self._notes.note(row, record.reference, revision, kind, event.transaction_id)
-        if judged.mentioned:
-            self._chunk.failures.add(row, InvalidInputError(use.MENTIONED))
-        elif card is None or not judged.decision.allowed:
-            self._chunk.failures.add(row, DomainRestrictionError(judged.decision.violations))
-        elif isinstance(self._chunk, CardChunk):
+        if refusal is not None:
+            self._chunk.failures.add(row, refusal)
+        elif isinstance(self._chunk, CardChunk) and card is not None:
             self._chunk.put(row, card)
 
 

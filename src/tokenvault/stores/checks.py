@@ -58,7 +58,18 @@ def record_fits(record: SealedRecord) -> bool:
         return False
     token, reference, account, requestor, program, revision, key_version, body, seal = record
     return (
-        tuple(map(type, record)) == _RECORD_TYPES
+        (
+            type(token),
+            type(reference),
+            type(account),
+            type(requestor),
+            type(program),
+            type(revision),
+            type(key_version),
+            type(body),
+            type(seal),
+        )
+        == _RECORD_TYPES
         and _are_record_texts(f"{token} {requestor} {program}") is not None
         and len(reference) == REFERENCE_BYTES
         and len(account) == ACCOUNT_BYTES
@@ -75,7 +86,7 @@ def event_fits(event: SealedEvent) -> bool:
         return False
     stream, number, reference, body, mac = event
     return (
-        tuple(map(type, event)) == _EVENT_TYPES
+        (type(stream), type(number), type(reference), type(body), type(mac)) == _EVENT_TYPES
         and len(stream) == STREAM_BYTES
         and len(reference) in (0, REFERENCE_BYTES)
         and len(body) <= EVENT_BODY_BYTES_MAX
@@ -86,6 +97,8 @@ def event_fits(event: SealedEvent) -> bool:
 
 def records_fit(records: Sequence[SealedRecord]) -> bool:
     """Whether `record_fits` says so of every one: the columns of many are looked at one by one."""
+    if len(records) == 1:
+        return record_fits(records[0])
     if len(records) < _COLUMNS_MIN or set(map(type, records)) != {SealedRecord}:
         return all(map(record_fits, records))
     columns = tuple(zip(*records, strict=True))
