@@ -8,11 +8,11 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tokenvault as tv
 from tokenvault import ff1
@@ -81,16 +81,23 @@ def _us(nanoseconds: Sequence[float]) -> str:
 _statements: list[tuple[Any, ...]] = []
 
 
+class _RecordingCursor(sqlite3.Cursor):
+    """Notes each statement that it runs, with its values."""
+
+    def execute(self, *statement: Any) -> Self:
+        _statements.append(statement)
+        return super().execute(*statement)
+
+
 @contextmanager
 def recorded_sql() -> Iterator[None]:
-    """While this lasts, new SQLite connections note each statement that they run, with its values."""
+    """While this lasts, new SQLite connections note what they run."""
     connect = sqlite3.connect
 
     def recording(*args: Any, factory: type[sqlite3.Connection] = sqlite3.Connection, **kwargs: Any) -> Any:
         class RecordingConnection(factory):  # type: ignore[valid-type, misc] # its base is a variable
-            def execute(self, *statement: Any) -> Any:
-                _statements.append(statement)
-                return super().execute(*statement)
+            def cursor(self) -> _RecordingCursor:
+                return super().cursor(_RecordingCursor)  # type: ignore[no-any-return] # likewise
 
         return connect(*args, factory=RecordingConnection, **kwargs)
 
@@ -102,9 +109,10 @@ def recorded_sql() -> Iterator[None]:
 
 
 def vault_share(folder: Path, medium: str) -> None:
-    """Time of whole calls less that of the statements that they make, run bare on a twin of the database.
+    """Time of whole calls less that of the statements that they make, run bare.
 
-    Rounds of some 10 ms, of each call in turn: of another's load on the machine, the calmest shows least.
+    The statements are those that a second vault made for a like call. Rounds of some 10 ms, of each call in turn: of
+    another's load on the machine, the calmest shows least.
     """
     print(
         f"\nSQLite (WAL, synchronous=FULL) on {medium}, keys in the process: microseconds of the median call"
@@ -114,23 +122,28 @@ def vault_share(folder: Path, medium: str) -> None:
     )
     row("", "whole call", "the same SQL", "vault's share", "aim, at most", "middle round")
     keys = new_keys(folder)
-    with recorded_sql():
-        store = tv.open_token_store(f"sqlite:///{folder}/share.db")
-        tv.provision(keys, store)
-        with _vault(keys, store) as vault:
-            calls = _calls(vault)
-            twin = _twin(folder)
+    with ExitStack() as opened:
+        opened.callback(keys.close)
+        calls = _calls(opened.enter_context(_vault_of(keys, folder / "share.db")))
+        with recorded_sql():
+            alike = _calls(opened.enter_context(_vault_of(keys, folder / "recorded.db")))
+            twin = opened.enter_context(closing(_twin(folder)))
             rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
             for _ in range(SHARE_ROUNDS):
                 for name, (call, _) in calls.items():
-                    rounds[name].append(_round(call, twin))
-            for name, (_, most) in calls.items():
-                whole, bare = min(rounds[name])
-                middle = statistics.median(one[0] - one[1] for one in rounds[name])
-                row(name, _us([whole]), _us([bare]), _us([whole - bare]), most, _us([middle]))
-            twin.close()
-        store.close()
-    keys.close()
+                    rounds[name].append(_round(call, alike[name][0], twin))
+        for name, (_, most) in calls.items():
+            whole, bare = min(rounds[name])
+            middle = statistics.median(one[0] - one[1] for one in rounds[name])
+            row(name, _us([whole]), _us([bare]), _us([whole - bare]), most, _us([middle]))
+
+
+@contextmanager
+def _vault_of(keys: KeyStore, path: Path) -> Iterator[tv.Vault]:
+    with closing(tv.open_token_store(f"sqlite:///{path}")) as store:
+        tv.provision(keys, store)
+        with _vault(keys, store) as vault:
+            yield vault
 
 
 def new_keys(folder: Path) -> KeyStore:
@@ -145,29 +158,32 @@ def pans() -> Iterator[str]:
 
 
 def _twin(folder: Path) -> sqlite3.Connection:
-    """A connection to a copy of the database, set up as the store sets up its own; noting costs it as much."""
-    twin = sqlite3.connect(folder / "twin.db", isolation_level=None)
-    source = sqlite3.Connection(folder / "share.db")
-    source.backup(twin)
-    source.close()
+    """A connection to a copy of the recorded database, set up as the store sets up its own."""
+    twin = sqlite3.Connection(folder / "twin.db", isolation_level=None)
+    with closing(sqlite3.Connection(folder / "recorded.db")) as source:
+        source.backup(twin)
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "temp_store = MEMORY", "secure_delete = FAST"):
         twin.execute(f"PRAGMA {pragma}")
     return twin
 
 
-def _round(call: Call, twin: sqlite3.Connection) -> tuple[float, float]:
-    """Median nanoseconds of a call, and of its statements run bare."""
+def _round(call: Call, alike: Call, twin: sqlite3.Connection) -> tuple[float, float]:
+    """Median nanoseconds of a call, and of the statements of one like it, run bare."""
+    made: list[list[tuple[Any, ...]]] = []
+    for _ in range(SHARE_CALLS):
+        _statements.clear()
+        alike()
+        made.append(list(_statements))
     wholes, bares = [], []
     gc.collect()
     gc.freeze()  # what was made beforehand is not looked through while the calls are timed
     for _ in range(SHARE_CALLS):
-        _statements.clear()
         start = time.perf_counter_ns()
         call()
         wholes.append(time.perf_counter_ns() - start)
-        made = list(_statements)
+    for statements in made:
         start = time.perf_counter_ns()
-        for statement in made:
+        for statement in statements:
             twin.execute(*statement).fetchall()
         bares.append(time.perf_counter_ns() - start)
     return statistics.median(wholes), statistics.median(bares)

@@ -57,7 +57,14 @@ def encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data
         KeyStoreError: the key can not be reached now.
     """
     try:
-        return _encrypt(cipher, nonce, plaintext, associated_data)
+        _check(nonce, plaintext, associated_data)
+        if len(nonce) != NONCE_BYTES:
+            raise InvalidInputError(f"nonce must be {NONCE_BYTES} bytes")
+        if len(plaintext) > PLAINTEXT_BYTES_MAX:
+            raise InvalidInputError(f"plaintext must be at most {PLAINTEXT_BYTES_MAX} bytes")
+        if isinstance(cipher, LocalBlockCipher):
+            return cipher.aes_ccm.encrypt(nonce, plaintext, associated_data)
+        return _encrypt_by_blocks(cipher, nonce, plaintext, associated_data)
     except TokenVaultError as error:
         failure = error.with_traceback(None)
     del plaintext  # not in the frames that the error shows
@@ -82,45 +89,32 @@ def decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_dat
         InvalidInputError: an argument is of another type, or the associated data too long.
         KeyStoreError: the key can not be reached now.
     """
+    failure: TokenVaultError | None = None
     try:
-        plaintext = _decrypt(cipher, nonce, ciphertext, associated_data)
+        _check(nonce, ciphertext, associated_data)
+        if len(nonce) == NONCE_BYTES and TAG_BYTES <= len(ciphertext) <= PLAINTEXT_BYTES_MAX + TAG_BYTES:
+            if isinstance(cipher, LocalBlockCipher):
+                return cipher.aes_ccm.decrypt(nonce, ciphertext, associated_data)
+            return _decrypt_by_blocks(cipher, nonce, ciphertext, associated_data)
+    except InvalidTag:
+        pass
     except TokenVaultError as error:
-        failure: TokenVaultError = error.with_traceback(None)  # its frames hold plaintext
-    else:
-        if plaintext is not None:
-            return plaintext
-        failure = IntegrityError(_REFUSED)
-    raise failure
+        failure = error.with_traceback(None)  # its frames hold plaintext
+    raise failure or IntegrityError(_REFUSED)
 
 
-def _encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    _check(nonce, plaintext, associated_data)
-    if len(nonce) != NONCE_BYTES:
-        raise InvalidInputError(f"nonce must be {NONCE_BYTES} bytes")
-    if len(plaintext) > PLAINTEXT_BYTES_MAX:
-        raise InvalidInputError(f"plaintext must be at most {PLAINTEXT_BYTES_MAX} bytes")
-    if isinstance(cipher, LocalBlockCipher):
-        return cipher.aes_ccm.encrypt(nonce, plaintext, associated_data)
+def _encrypt_by_blocks(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
     run = _Run(cipher, nonce, len(plaintext), associated_data)
     return xor(plaintext, run.keystream) + run.tag(plaintext)
 
 
-def _decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes | None:
-    """The plaintext, or None where it does not verify: the caller raises, from a frame without plaintext."""
-    _check(nonce, ciphertext, associated_data)
+def _decrypt_by_blocks(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
     payload_bytes = len(ciphertext) - TAG_BYTES
-    if len(nonce) != NONCE_BYTES or not 0 <= payload_bytes <= PLAINTEXT_BYTES_MAX:
-        return None
-    if isinstance(cipher, LocalBlockCipher):
-        try:
-            return cipher.aes_ccm.decrypt(nonce, ciphertext, associated_data)
-        except InvalidTag:
-            return None
     run = _Run(cipher, nonce, payload_bytes, associated_data)
     plaintext = xor(ciphertext[:payload_bytes], run.keystream)
     if hmac.compare_digest(run.tag(plaintext), ciphertext[payload_bytes:]):
         return plaintext
-    return None
+    raise InvalidTag
 
 
 class _Run:

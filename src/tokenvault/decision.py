@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final, Protocol
 
 import attrs
 
@@ -56,22 +56,28 @@ class Decision:
 _ALLOWED: Final = Decision()
 
 
-class TokenState(NamedTuple):
-    """What a decision has to know of a token.
+class TokenState(Protocol):
+    """What a decision has to know of a token; a TokenRecord is one."""
 
-    Attributes:
-        requestor: id of the requestor that it was issued to.
-        status: its status.
-        expiry: the last month that it is valid in, if any.
-        assurance: its token assurance method, if any.
-        usage: what it was used for so far.
-    """
+    @property
+    def requestor(self) -> str:
+        """Id of the requestor that it was issued to."""
+        ...
 
-    requestor: str
-    status: TokenStatus
-    expiry: CardExpiry | None
-    assurance: str | None
-    usage: Usage
+    @property
+    def status(self) -> TokenStatus:
+        """Its status."""
+        ...
+
+    @property
+    def assurance(self) -> str | None:
+        """Its token assurance method, if any."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What it was used for so far."""
+        ...
 
 
 @attrs.frozen
@@ -102,17 +108,24 @@ class Restrictions:
         object.__setattr__(self, "counted", counted)
 
 
-def decide(state: TokenState, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:
+def decide(
+    state: TokenState,
+    expiry: CardExpiry | None,
+    restrictions: Restrictions,
+    transaction: Transaction,
+    now_ms: int,
+) -> Decision:
     """Whether a use is allowed.
 
     Args:
         state: the token.
+        expiry: the last month that it is valid in, if any.
         restrictions: the documents that apply to it.
         transaction: the use.
         now_ms: the time, in milliseconds of the Unix epoch.
     """
     violations: list[Violation] = []
-    _check_token(violations, state, restrictions, transaction, now_ms)
+    _check_token(violations, state, expiry, restrictions, transaction, now_ms)
     seen = state.usage.seen(transaction) if restrictions.counted else _NEW
     if seen is _OTHER_CONTENT:
         message = "this transaction id was used before with other content; a new use needs a new id"
@@ -134,14 +147,15 @@ def decide(state: TokenState, restrictions: Restrictions, transaction: Transacti
 def _check_token(
     violations: list[Violation],
     state: TokenState,
+    expiry: CardExpiry | None,
     restrictions: Restrictions,
     transaction: Transaction,
     now_ms: int,
 ) -> None:
     if state.status is not _ACTIVE:
         violations.append(_STATUS_VIOLATIONS[state.status])
-    if state.expiry is not None and state.expiry.passed(now_ms):
-        message = f"the token was valid through {state.expiry}; update the card or issue a new token"
+    if expiry is not None and expiry.passed(now_ms):
+        message = f"the token was valid through {expiry}; update the card or issue a new token"
         violations.append(Violation("token_expiry", "TOKEN_EXPIRED", message, "54"))
     if restrictions.token.requestors is None and transaction.requestor != state.requestor:
         message = "only the requestor that the token was issued to may use it; its domain names no others"

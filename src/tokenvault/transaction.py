@@ -87,7 +87,9 @@ class Transaction:
         content = _SEPARATOR.join(fields)
         memory = _digest(f"{self.requestor}{_SEPARATOR}{self.id}")[:16] + _digest(content)[:16]
         object.__setattr__(self, "memory", memory)
-        object.__setattr__(self, "_text", f"{self.id}{_SEPARATOR}{content}")
+        text = f"{self.id}{_SEPARATOR}{content}"
+        together = text.replace(" ", "").replace("-", "")
+        object.__setattr__(self, "_text", text if together == text else f"{text}{_SEPARATOR}{together}")
 
     @property
     def could_mention(self) -> bool:
@@ -95,5 +97,5 @@ class Transaction:
         return holds_digits(self._text)
 
     def mentions(self, pan: Pan) -> bool:
-        """Whether a card number stands in any field."""
-        return pan.stands_in(self._text)
+        """Whether a card number stands in any field, in one piece or with spaces or hyphens between its digits."""
+        return pan.reveal() in self._text

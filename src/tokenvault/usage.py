@@ -57,6 +57,10 @@ class Usage(NamedTuple):
         same = self.memories[start : start + MEMORY_BYTES] == memory
         return Seen.SAME if same else Seen.OTHER_CONTENT
 
+    def remembers(self, transaction: Transaction) -> bool:
+        """Whether a transaction was counted before with the same content: not `seen`'s NEW, nor OTHER_CONTENT."""
+        return transaction.memory in self.memories  # by chance across two of them: once in 2**256
+
     def used(self, meter: Meter, now_ms: int) -> int:
         """What a meter reads in the window of an instant: uses, or minor units."""
         for counted, window, value in self.counters:

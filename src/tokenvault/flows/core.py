@@ -233,17 +233,15 @@ class Core:
             raise IntegrityError("only the record of a deleted token has no card")
         return Opened(record, card)
 
-    async def insert(self, record: TokenRecord, card: Card | None, event: Event) -> bool:
-        """Write a new record with its event; False where the token exists already."""
+    def insert(self, record: TokenRecord, card: Card | None, event: Event) -> Coroutine[Any, Any, list[str]]:
+        """Write a new record with its event; returns the token where it exists already: then nothing is written."""
         seal, insert = self.keys.seal, self.store.insert
-        return not await self.trail.write(
-            event, lambda: seal(record, card), lambda events, row: insert((row,), events)
-        )
+        return self.trail.write(event, lambda: seal(record, card), lambda events, row: insert((row,), events))
 
-    async def replace(self, record: TokenRecord, card: Card | None, event: Event) -> bool:
-        """Write a changed record with its event; False where another change came first."""
+    def replace(self, record: TokenRecord, card: Card | None, event: Event) -> Coroutine[Any, Any, list[str]]:
+        """Write a changed record with its event; returns the token where another change came first, likewise."""
         seal, replace = self.keys.seal, self.store.replace
-        return not await self.trail.write(
+        return self.trail.write(
             event, lambda: seal(record, card), lambda events, row: replace((row,), events)
         )
 

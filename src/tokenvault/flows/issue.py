@@ -93,7 +93,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     for _ in range(DRAWS_MAX):
         token = program.format.make(secrets.randbelow(choices), *shape)
         opened = new(order, token, account, now_ms)
-        if await core.insert(*opened, _event(order, opened, now_ms)):
+        if not await core.insert(*opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
     if choices <= SAMPLE_MAX:
         sample = {program.format.make(choice, *shape) for choice in range(choices)}
@@ -102,7 +102,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
         opened = new(order, token, account, now_ms)
-        if await core.insert(*opened, _event(order, opened, now_ms)):
+        if not await core.insert(*opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
     taken = len(sample) - len(free)
     raise TokenSpaceExhausted(
@@ -142,7 +142,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
         opened = new(order, token, accounts[0], now_ms)
-        if await core.insert(*opened, _event(order, opened, now_ms)):
+        if not await core.insert(*opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)

@@ -176,7 +176,7 @@ async def _change(
             codes=codes,
             revision=revision,
         )
-        if await core.replace(*changed, event):
+        if not await core.replace(*changed, event):
             return TokenInfo.of(changed.record, changed.card)
         conflicts = await core.conflict(conflicts)
 

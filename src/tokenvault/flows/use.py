@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenvault.decision import Decision, Restrictions, TokenState, decide
+from tokenvault.decision import Decision, Restrictions, decide
 from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.flows.core import Core, Opened, safe_id
@@ -12,7 +12,6 @@ from tokenvault.pan import Card
 from tokenvault.programs import Permission
 from tokenvault.token_info import effective_expiry
 from tokenvault.transaction import Transaction
-from tokenvault.usage import Seen
 
 MENTIONED_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
 MENTIONED: Final = "a field of the transaction holds the card number: use ids that do not"
@@ -21,7 +20,6 @@ MENTIONED: Final = "a field of the transaction holds the card number: use ids th
 _MAY_DETOKENIZE: Final = Permission.DETOKENIZE
 _DETOKENIZE: Final = Action.DETOKENIZE
 _DONE: Final = Outcome.DONE
-_NEW: Final = Seen.NEW
 
 
 async def check(core: Core, token: str, transaction: Transaction) -> Decision:
@@ -30,7 +28,9 @@ async def check(core: Core, token: str, transaction: Transaction) -> Decision:
         await core.permit(transaction.requestor, _MAY_DETOKENIZE, _DETOKENIZE, transaction.id)
     opened = await core.read(token, None)
     restrictions = core.documents.known(opened.record) or await core.documents.restrictions(opened.record)
-    decision = decide_on(opened, restrictions, transaction, core.clock.now_ms())
+    decision = decide(
+        opened.record, effective_expiry(*opened), restrictions, transaction, core.clock.now_ms()
+    )
     if decision.allowed and opened.card is not None and transaction.mentions(opened.card.pan):
         raise InvalidInputError(MENTIONED)
     return decision
@@ -50,7 +50,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         event, counts, refusal = judge(opened, restrictions, transaction, now_ms)
         if counts:
             used = record.used(record.usage.after(transaction, restrictions.meters, now_ms), now_ms)
-            if await core.replace(used, card, event) and card is not None:
+            if not await core.replace(used, card, event) and card is not None:
                 return card
             conflicts = await core.conflict(conflicts)
             continue
@@ -69,7 +69,7 @@ def judge(
         What the audit trail is to say, whether the record has to count the use, and why the card stays, if it does.
     """
     record, card = opened
-    decision = decide_on(opened, restrictions, transaction, now_ms)
+    decision = decide(record, effective_expiry(record, card), restrictions, transaction, now_ms)
     refusal: TokenVaultError | None = None
     codes: tuple[str, ...] = ()
     if not decision.allowed or card is None:
@@ -78,7 +78,7 @@ def judge(
     elif transaction.mentions(card.pan):
         # Only who would be handed the card learns that it stands in the transaction: else this would answer guesses.
         refusal, codes = InvalidInputError(MENTIONED), (MENTIONED_CODE,)
-    counts = refusal is None and restrictions.counted and record.usage.seen(transaction) is _NEW
+    counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
     event = Event(
         now_ms,
         _DETOKENIZE,
@@ -91,16 +91,3 @@ def judge(
         record.revision + 1 if counts else 0,
     )
     return event, counts, refusal
-
-
-def decide_on(opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Decision:
-    """Decide on a use, by the domains alone."""
-    record = opened.record
-    state = TokenState(
-        record.requestor,
-        record.status,
-        effective_expiry(record, opened.card),
-        record.assurance,
-        record.usage,
-    )
-    return decide(state, restrictions, transaction, now_ms)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tokenvault import checks
 from tokenvault.batch_events import BatchEventBuilder, Kind
 from tokenvault.chunks import CardChunk, DecisionChunk
-from tokenvault.decision import Decision, Restrictions
+from tokenvault.decision import Decision, Restrictions, decide
 from tokenvault.errors import (
     ConfigurationError,
     DomainRestrictionError,
@@ -34,6 +34,7 @@ from tokenvault.flows.core import Core, Opened, safe_id
 from tokenvault.flows.reading import Read
 from tokenvault.programs import Permission
 from tokenvault.stores.port import SealedRecord
+from tokenvault.token_info import effective_expiry
 from tokenvault.transaction import Transaction
 
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -260,8 +261,8 @@ class _Work:
         if failure is not None:
             return _Alike(failure, None)
         transaction = presented.transaction
-        opened = Opened(record, read.card(place))
-        decision = use.decide_on(opened, restrictions, transaction, self._now_ms)
+        expiry = effective_expiry(record, read.card(place))
+        decision = decide(record, expiry, restrictions, transaction, self._now_ms)
         if decision.allowed:
             kind, refused = Kind(Outcome.DONE, transaction.requestor), None
         else:

@@ -43,7 +43,10 @@ class LocalBlockCipher:
         InvalidInputError: the key is not bytes, or of another length.
     """
 
-    __slots__ = ("_ccm", "_cmac", "_ecb", "_threads")
+    __slots__ = ("_cmac", "_ecb", "_threads", "aes_ccm")
+
+    aes_ccm: Final[AESCCM]
+    """OpenSSL's AES-CCM under this key, with 16-byte tags (NIST SP 800-38C). Safe between threads."""
 
     def __init__(self, key: bytes) -> None:
         if type(key) is not bytes or len(key) not in AES_KEY_BYTES:
@@ -52,7 +55,7 @@ class LocalBlockCipher:
         algorithm = AES(key)
         self._ecb = Cipher(algorithm, ECB())  # noqa: S305 # the port is ECB; modes are built on top of it
         self._cmac = CMAC(algorithm)
-        self._ccm = AESCCM(key, tag_length=CCM_TAG_BYTES)
+        self.aes_ccm = AESCCM(key, tag_length=CCM_TAG_BYTES)
         self._threads = threading.local()
 
     def encrypt_blocks(self, blocks: bytes) -> bytes:
@@ -97,11 +100,6 @@ class LocalBlockCipher:
     def new_cmac(self) -> CMAC:
         """A fresh OpenSSL AES-CMAC computation under this key (NIST SP 800-38B)."""
         return self._cmac.copy()
-
-    @property
-    def aes_ccm(self) -> AESCCM:
-        """OpenSSL's AES-CCM under this key, with 16-byte tags (NIST SP 800-38C). Safe between threads."""
-        return self._ccm
 
     def __repr__(self) -> str:
         return "<LocalBlockCipher>"

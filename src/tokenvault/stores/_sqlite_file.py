@@ -91,10 +91,23 @@ _EXPLANATIONS: Final = {
 }
 
 
-class _Connection(sqlite3.Connection):
-    """Knows which file it was opened on, by device and number."""
+class Connection(sqlite3.Connection):
+    """A connection and what is kept with it.
 
-    file: tuple[int, int] | None = None
+    Attributes:
+        file: what it was opened on, by device and number.
+        statement: runs one statement after the other: to make a cursor for each takes a fifth of its time.
+    """
+
+    file: tuple[int, int] | None
+    statement: sqlite3.Cursor
+
+    def close(self) -> None:
+        """Close the cursor before the connection: a statement that it holds would keep the file open."""
+        try:
+            self.statement.close()
+        finally:
+            super().close()
 
 
 class SqliteFile:
@@ -109,7 +122,7 @@ class SqliteFile:
         self._path: Final = path
         self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw"
 
-    def open(self) -> sqlite3.Connection:
+    def open(self) -> Connection:
         """A connection, once the schema is there. Raises ConfigurationError where it is not."""
         connection = self.open_unchecked()
         try:
@@ -122,7 +135,7 @@ class SqliteFile:
             raise ConfigurationError(_UNPROVISIONED)
         return connection
 
-    def open_unchecked(self) -> sqlite3.Connection:
+    def open_unchecked(self) -> Connection:
         """A connection to whatever the file holds."""
         try:
             connection = sqlite3.connect(
@@ -131,9 +144,9 @@ class SqliteFile:
                 timeout=0,
                 isolation_level=None,
                 check_same_thread=False,
-                factory=_Connection,
+                factory=Connection,
             )
-            connection.file = self._file()
+            connection.file, connection.statement = self._file(), connection.cursor()
         except sqlite3.OperationalError:
             if os.path.exists(self._path):
                 raise
@@ -147,12 +160,12 @@ class SqliteFile:
             raise
         return connection
 
-    def check_place(self, connection: sqlite3.Connection) -> None:
+    def check_place(self, connection: Connection) -> None:
         """Raise TokenStoreError where the path no longer names the file that the connection writes to.
 
         The system lets it write on to a file that was removed or replaced, and what it writes is lost.
         """
-        if isinstance(connection, _Connection) and connection.file != self._file():
+        if connection.file != self._file():
             raise TokenStoreError(_MOVED)
 
     def _file(self) -> tuple[int, int] | None:
@@ -174,7 +187,7 @@ class SqliteFile:
         except FileExistsError:
             pass
 
-    def create_schema(self, connection: sqlite3.Connection) -> None:
+    def create_schema(self, connection: Connection) -> None:
         """Create the schema where it is missing, in one transaction; the caller closes the connection."""
         seconds_max = self.busy_seconds_max
         _schema_version(connection, seconds_max)  # a foreign file is not even switched to WAL
@@ -190,14 +203,14 @@ class SqliteFile:
 
 
 def run(
-    connection: sqlite3.Connection,
+    connection: Connection,
     sql: str,
     values: Sequence[str | bytes | int],
     busy_seconds_max: float,
 ) -> list[Any]:
     """All rows of a statement, tried again while other processes hold the file."""
     try:
-        return connection.execute(sql, values).fetchall()
+        return connection.statement.execute(sql, values).fetchall()
     except sqlite3.OperationalError as error:
         if _code(error) != sqlite3.SQLITE_BUSY:
             raise
@@ -209,13 +222,13 @@ def run(
         time.sleep(pause)
         pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
         try:
-            return connection.execute(sql, values).fetchall()
+            return connection.statement.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:
             if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
 
 
-def _schema_version(connection: sqlite3.Connection, busy_seconds_max: float) -> int:
+def _schema_version(connection: Connection, busy_seconds_max: float) -> int:
     """The version of the schema, 0 in an empty file. Raises ConfigurationError for anything else."""
 
     def value(sql: str) -> int:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 from tokenvault.errors import TokenStoreError
+from tokenvault.stores._sqlite_file import Connection
 
 CONNECTIONS_MAX: Final = 16
 """Per process. More threads than this wait for one another; SQLite's reads are short."""
@@ -76,20 +76,20 @@ class Turns:
 class Pool:
     """The connections of one process."""
 
-    def __init__(self, open_connection: Callable[[], sqlite3.Connection], wait_seconds_max: float) -> None:
+    def __init__(self, open_connection: Callable[[], Connection], wait_seconds_max: float) -> None:
         self.pid: Final = os.getpid()
         self.turns: Final = Turns()
         self._open = open_connection
         self._wait_seconds_max = wait_seconds_max
         self._changed = threading.Condition(threading.Lock())
-        self._idle: list[sqlite3.Connection] = []  # last in, first out: the warm page cache is used again
+        self._idle: list[Connection] = []  # last in, first out: the warm page cache is used again
         self._open_count = 0
         self._waiting = 0
         self._holding = False
         self._closed = False
         self._alert = False  # someone waits, holds or has closed; read without the lock
 
-    def take(self) -> sqlite3.Connection:
+    def take(self) -> Connection:
         """A connection for this thread alone; give it back, or discard it after an error."""
         if not self._alert:
             try:
@@ -98,18 +98,18 @@ class Pool:
                 pass
         return self._take_or_open()
 
-    def take_new(self, open_connection: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+    def take_new(self, open_connection: Callable[[], Connection]) -> Connection:
         """A connection that is opened otherwise than the pool's; to be discarded after use."""
         return self._take_or_open(open_connection)
 
-    def give(self, connection: sqlite3.Connection) -> None:
+    def give(self, connection: Connection) -> None:
         """Back to the pool."""
         self._idle.append(connection)
         if self._alert:  # looked at after the append, so that whoever sets it first sees the connection
             with self._changed:
                 self._attend()
 
-    def discard(self, connection: sqlite3.Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         """Close a connection in doubt; an open transaction is rolled back by that."""
         try:
             connection.close()
@@ -152,7 +152,7 @@ class Pool:
                 self._idle.pop().close()
         self._changed.notify_all()
 
-    def _take_or_open(self, open_new: Callable[[], sqlite3.Connection] | None = None) -> sqlite3.Connection:
+    def _take_or_open(self, open_new: Callable[[], Connection] | None = None) -> Connection:
         deadline = time.monotonic() + self._wait_seconds_max
         with self._changed:
             self._waiting += 1

@@ -5,6 +5,7 @@ Plain functions, so that blocking adapters and those with coroutines use the sam
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ MAC_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 
 _COLUMNS_MIN: Final = 16
+_OWNERS_CACHED_MAX: Final = 1_024
 _Item = TypeVar("_Item")
 _Records = TypeVar("_Records", bound=Sequence[SealedRecord])
 _RECORD_TYPES: Final = (str, bytes, bytes, str, str, int, int, bytes, bytes)
@@ -44,7 +46,6 @@ _is_token = re.compile("[0-9]{13,19}").fullmatch
 _is_token_prefix = re.compile("[0-9]{0,19}").fullmatch
 _is_requestor = re.compile("[0-9]{11}").fullmatch
 _is_program = re.compile("[\x00-\x7f]{1,64}", re.DOTALL).fullmatch
-_are_record_texts = re.compile("[0-9]{13,19} [0-9]{11} [\x00-\x7f]{1,64}", re.DOTALL).fullmatch
 _are_tokens = re.compile("[0-9]{13,19}(?:\n[0-9]{13,19})*").fullmatch
 _is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
 
@@ -70,7 +71,8 @@ def record_fits(record: SealedRecord) -> bool:
             type(seal),
         )
         == _RECORD_TYPES
-        and _are_record_texts(f"{token} {requestor} {program}") is not None
+        and _is_token(token) is not None
+        and _owner_fits(requestor, program)
         and len(reference) == REFERENCE_BYTES
         and len(account) == ACCOUNT_BYTES
         and len(body) <= BODY_BYTES_MAX
@@ -78,6 +80,11 @@ def record_fits(record: SealedRecord) -> bool:
         and 1 <= revision <= INTEGER_MAX
         and 1 <= key_version <= INTEGER_MAX
     )
+
+
+@functools.lru_cache(_OWNERS_CACHED_MAX)  # a vault's are few, and one stands in each record
+def _owner_fits(requestor: str, program: str) -> bool:
+    return _is_requestor(requestor) is not None and _is_program(program) is not None
 
 
 def event_fits(event: SealedEvent) -> bool:

@@ -20,6 +20,7 @@ from tokenvault.stores._forks import hold_still_at_forks
 from tokenvault.stores._sqlite_file import (
     BUSY,
     SQLITE_VERSION_MIN,
+    Connection,
     SqliteFile,
     explanation,
     is_unreadable,
@@ -169,9 +170,7 @@ class SqliteTokenStore(TokenStoreBase):
         pool.give(connection)
         return rows
 
-    def _write(
-        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def _write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do work that writes, with a connection, once this thread's turn has come."""
         pool = self._pool_here()
         if not pool.turns.take(self._busy_seconds_max):
@@ -195,8 +194,8 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _transact(
         self,
-        connection: sqlite3.Connection,
-        work: Callable[[sqlite3.Connection, Sequence[SealedRecord], Sequence[SealedEvent]], list[str]],
+        connection: Connection,
+        work: Callable[[Connection, Sequence[SealedRecord], Sequence[SealedEvent]], list[str]],
         records: Sequence[SealedRecord],
         events: Sequence[SealedEvent],
     ) -> list[str]:
@@ -323,46 +322,50 @@ def _statements_of(keys: Sequence[_Key]) -> Iterator[tuple[int, list[_Key]]]:
 
 
 def _insert_all(
-    connection: sqlite3.Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
     if len(records) == 1:
-        if not connection.execute(_INSERT, records[0]).rowcount:
+        if not connection.statement.execute(_INSERT, records[0]).rowcount:
             return [records[0].token]
     elif records:
         # Looked for first: to write a chunk of random tokens in vain takes ten times as long.
         existing = _existing(connection, records)
         if existing:
             return existing
-        connection.executemany(_INSERT, records.rows() if isinstance(records, RecordBatch) else records)
+        connection.statement.executemany(
+            _INSERT, records.rows() if isinstance(records, RecordBatch) else records
+        )
     return _append_all(connection, (), events)
 
 
-def _existing(connection: sqlite3.Connection, records: Sequence[SealedRecord]) -> list[str]:
+def _existing(connection: Connection, records: Sequence[SealedRecord]) -> list[str]:
     if isinstance(records, RecordBatch):
         tokens = [token.decode("ascii") for token in records.tokens]
     else:
         tokens = [record.token for record in records]
     found: list[Any] = []
     for size, chunk in _statements_of(tokens):
-        found += connection.execute(_EXISTING[size], chunk).fetchall()
+        found += connection.statement.execute(_EXISTING[size], chunk).fetchall()
     return [token for (token,) in found]
 
 
 def _replace_all(
-    connection: sqlite3.Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
     if len(records) == 1:
         record = records[0]
         if (
-            not connection.execute(_REPLACE, _to_replace(record)).rowcount
-            and not connection.execute(_REPLACE_ALL, _to_replace_all(record)).rowcount
+            not connection.statement.execute(_REPLACE, _to_replace(record)).rowcount
+            and not connection.statement.execute(_REPLACE_ALL, _to_replace_all(record)).rowcount
         ):
             return [record.token]
     elif records:
         connection.execute("SAVEPOINT clean")
-        if connection.executemany(_REPLACE, map(_to_replace, records)).rowcount != len(records):
+        if connection.statement.executemany(_REPLACE, map(_to_replace, records)).rowcount != len(records):
             connection.execute("ROLLBACK TO clean")
-            if connection.executemany(_REPLACE_ALL, map(_to_replace_all, records)).rowcount != len(records):
+            if connection.statement.executemany(_REPLACE_ALL, map(_to_replace_all, records)).rowcount != len(
+                records
+            ):
                 connection.execute("ROLLBACK TO clean")
                 return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
     return _append_all(connection, (), events)
@@ -377,15 +380,15 @@ def _to_replace_all(record: SealedRecord) -> tuple[str | bytes | int, ...]:
 
 
 def _append_all(
-    connection: sqlite3.Connection, _: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    connection: Connection, _: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
     if len(events) == 1:
-        connection.execute(_APPEND, events[0])
+        connection.statement.execute(_APPEND, events[0])
     elif events:
-        connection.executemany(_APPEND, events)
+        connection.statement.executemany(_APPEND, events)
     return []
 
 
-def _revision(connection: sqlite3.Connection, token: str) -> int | None:
+def _revision(connection: Connection, token: str) -> int | None:
     rows = connection.execute("SELECT revision FROM tokens WHERE token = ?", (token,)).fetchall()
     return rows[0][0] if rows else None
