@@ -88,16 +88,10 @@ assurances = st.none() | st.text("0123456789ABCXYZ", min_size=2, max_size=2)
 pars = st.none() | st.text("0123456789ABCXYZ", min_size=29, max_size=29)
 big = st.integers(0, 2**63 - 1)
 
-counters = st.tuples(
-    st.builds(Meter, st.sampled_from(["", *CURRENCIES]), st.sampled_from([0, 3_600, 86_400])),
-    big,
-    big,
-)
+meters = st.builds(Meter, st.sampled_from(["", *CURRENCIES]), st.sampled_from([0, 3_600, 86_400]))
 usages = st.builds(
     Usage,
-    st.lists(counters, max_size=6, unique_by=lambda counter: counter[0]).map(
-        lambda found: tuple(sorted(found))
-    ),
+    st.dictionaries(meters, st.tuples(big, big), max_size=6).map(lambda found: dict(sorted(found.items()))),
     st.integers(0, 32).flatmap(lambda count: st.binary(min_size=32 * count, max_size=32 * count)),
     st.integers(-1, 2**32 - 1),
 )

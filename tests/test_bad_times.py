@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.vaults import MASTERCARD, VISA, issue, use
 from tokenvault.keyring import KeyRing
 from tokenvault.keys import KeyStore
 from tokenvault.stores import _sqlite_file
+from tokenvault.stores._sqlite_file import PLACE_SECONDS
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.sqlite import SqliteTokenStore
 
@@ -184,6 +186,7 @@ def test_a_file_removed_under_an_open_vault_takes_no_write_that_is_lost(
         token = issue(vault).token
         for path in files(tmp_path):
             path.unlink()
+        time.sleep(PLACE_SECONDS)
         for _ in range(3):
             with pytest.raises(tv.TokenStoreError):
                 issue(vault)
@@ -202,6 +205,7 @@ def test_a_file_moved_away_and_back_under_an_open_vault_loses_nothing(keys: KeyS
         token = issue(vault, domain=ONCE).token
         for path in files(tmp_path):
             path.rename(away / path.name)
+        time.sleep(PLACE_SECONDS)
         with pytest.raises(tv.TokenStoreError):
             vault.detokenize(token, use())
         for path in files(away):
@@ -224,6 +228,7 @@ def test_a_backup_put_in_place_of_the_file_is_what_the_vault_goes_on_with(
         for path in files(tmp_path):
             path.unlink()
         (tmp_path / "backup").rename(tmp_path / FILE)
+        time.sleep(PLACE_SECONDS)
         with pytest.raises(tv.TokenStoreError):
             issue(vault)
         fresh = issue(vault).token

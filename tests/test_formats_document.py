@@ -126,7 +126,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
         usage=Usage().after(USE, (DOMAIN.limits[0].meter,), TIME_MS),
     )  # fmt: skip
-    assert record.usage == Usage(((Meter("EUR", 0), 0, 4_200),), USE.memory)
+    assert record.usage == Usage({Meter("EUR", 0): (0, 4_200)}, USE.memory)
     with monkeypatch.context() as patched:
         fixed(patched, NONCE)
         row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)

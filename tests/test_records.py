@@ -131,7 +131,7 @@ def test_the_fixed_part_of_a_body_is_as_documented() -> None:
         token="9999120000001111", reference=bytes(16), account=bytes(16), requestor="40012345678", program="p",
         revision=3, domain=bytes(range(32)), status=TokenStatus.SUSPENDED,
         suspended_by=frozenset({Actor.ISSUER, Actor.VAULT}), token_expiry=CardExpiry(2029, 12), assurance="10",
-        par="V" * 29, usage=Usage(((Meter("EUR", 86_400), 20_000, 4_200),), bytes(range(32)), 7),
+        par="V" * 29, usage=Usage({Meter("EUR", 86_400): (20_000, 4_200)}, bytes(range(32)), 7),
         created_ms=1, updated_ms=2,
     )  # fmt: skip
     assert record.body().hex() == (

@@ -128,7 +128,7 @@ def record_of(site: Site, store: TokenStore, token: str) -> TokenRecord:
 
 
 def counted(record: TokenRecord) -> int:
-    ((_, _, value),) = record.usage.counters
+    ((_, value),) = record.usage.counters.values()
     return value
 
 

@@ -35,7 +35,7 @@ from tokenvault.lifecycle import Actor, TokenStatus
 from tokenvault.pan import CardExpiry
 from tokenvault.stores.port import SealedRecord
 from tokenvault.transaction import CRYPTOGRAM_COUNTER_MAX
-from tokenvault.usage import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Counter, Usage
+from tokenvault.usage import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Usage
 
 ENCODING_VERSION: Final = 1
 REFERENCE_BYTES: Final = 16
@@ -197,21 +197,20 @@ class TokenRecord(NamedTuple):
                 window,
                 value,
             )
-            for (currency, window_seconds), window, value in usage.counters
+            for (currency, window_seconds), (window, value) in usage.counters.items()
         ]
         return b"".join((fixed, *counters, usage.memories))
 
 
-def _parse_counters(encoded: bytes) -> tuple[Counter, ...]:
-    if not encoded:
-        return ()
-    counters: list[Counter] = []
+def _parse_counters(encoded: bytes) -> dict[Meter, tuple[int, int]]:
+    counters: dict[Meter, tuple[int, int]] = {}
+    last: Meter | None = None
     for currency, window_seconds, window, value in _COUNTER.iter_unpack(encoded):
         meter = _meter(currency, window_seconds)
-        if counters and meter <= counters[-1][0]:
+        if last is not None and meter <= last:
             raise IntegrityError(_MALFORMED)
-        counters.append((meter, window, value))
-    return tuple(counters)
+        counters[meter], last = (window, value), meter
+    return counters
 
 
 @functools.lru_cache(_METERS_CACHED_MAX)  # a vault's limits read a few, in each record

@@ -39,8 +39,6 @@ COLUMNS: Final = 6
 PLAINTEXT: Final = struct.Struct(">QH6s")
 LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
 EXPIRY_BITS: Final = 12
-_SHAPE: Final = struct.Struct(">H")
-_SHAPE_OFFSET: Final = 8
 HEADER: Final = struct.Struct(">QI16s16sBBB")
 _CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
 
@@ -96,11 +94,11 @@ def packed(card: Card | None, digest: bytes) -> bytes:
 
 
 def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
-    if not hmac.compare_digest(plaintext[-(DIGEST_BYTES - ASSOCIATED_BYTES) :], digest[ASSOCIATED_BYTES:]):
+    number, shape, bound = PLAINTEXT.unpack(plaintext)
+    if not hmac.compare_digest(bound, digest[ASSOCIATED_BYTES:]):
         raise IntegrityError(_CHANGED)
-    (shape,) = _SHAPE.unpack_from(plaintext, _SHAPE_OFFSET)
     length, month_number = shape >> EXPIRY_BITS, shape & ((1 << EXPIRY_BITS) - 1)
     if length == 0:
         return None
-    pan = Pan.trusted(str(int.from_bytes(plaintext[:_SHAPE_OFFSET])).zfill(length + LENGTH_OFFSET))
+    pan = Pan.trusted(str(number).zfill(length + LENGTH_OFFSET))
     return Card(pan, CardExpiry.from_month_number(month_number) if month_number else None)

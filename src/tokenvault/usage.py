@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from tokenvault.controls import Meter
 from tokenvault.transaction import Transaction
@@ -15,6 +16,7 @@ REMEMBERED_USES_MAX: Final = 32
 COUNTERS_MAX: Final = 64
 MEMORY_BYTES: Final = 32
 _ID_BYTES: Final = 16
+_UNREAD: Final = (-1, 0)  # before every window
 
 
 class Seen(enum.Enum):
@@ -28,21 +30,17 @@ class Seen(enum.Enum):
 _NEW: Final = Seen.NEW  # Python 3.11 looks a member up through its metaclass: as slow as a call
 
 
-Counter: TypeAlias = tuple[Meter, int, int]
-"""What a meter read in one window: the meter, the number of the window since the Unix epoch, and the value: uses, or
-minor units."""
-
-
 class Usage(NamedTuple):
     """The uses of one token.
 
     Attributes:
-        counters: one a meter, sorted by meter; at most 64.
+        counters: by meter, sorted, at most 64: the number of a window since the Unix epoch, and what the meter read
+            in it: uses, or minor units.
         memories: `Transaction.memory` of the latest counted uses, oldest first; at most 32 of 32 bytes.
         cryptogram_counter: the highest seen, or -1.
     """
 
-    counters: tuple[Counter, ...] = ()
+    counters: Mapping[Meter, tuple[int, int]] = MappingProxyType({})
     memories: bytes = b""
     cryptogram_counter: int = -1
 
@@ -63,30 +61,26 @@ class Usage(NamedTuple):
 
     def used(self, meter: Meter, now_ms: int) -> int:
         """What a meter reads in the window of an instant: uses, or minor units."""
-        for counted, window, value in self.counters:
-            if counted == meter:
-                return value if window >= meter.window(now_ms) else 0
-        return 0
+        window, value = self.counters.get(meter, _UNREAD)
+        return value if window >= meter.window(now_ms) else 0
 
     def after(self, transaction: Transaction, meters: Sequence[Meter], now_ms: int) -> Usage:
         """The usage once a transaction counts on these meters, which are sorted."""
         amount = transaction.amount.amount if transaction.amount else 0
-        others = {counter[0]: counter for counter in self.counters}
-        counters: list[Counter] = []
+        others = dict(self.counters)
+        counters: dict[Meter, tuple[int, int]] = {}
         for meter in meters:
-            window, value = meter.window(now_ms), amount if meter.currency else 1
-            was = others.pop(meter, None)
+            now, value = meter.window(now_ms), amount if meter.currency else 1
+            window, before = others.pop(meter, _UNREAD)
             # A counter of a later window stays: a clock that was set back must not hand out a window twice.
-            if was is not None and was[1] >= window:
-                window, value = was[1], was[2] + value
-            counters.append((meter, window, value))
+            counters[meter] = (window, before + value) if window >= now else (now, value)
         if others:  # of limits that are not set any more, or of another configuration
-            live = [counter for meter, counter in others.items() if counter[1] >= meter.window(now_ms)]
+            live = {meter: read for meter, read in others.items() if read[0] >= meter.window(now_ms)}
             if len(counters) + len(live) <= COUNTERS_MAX:
-                counters = sorted(counters + live)
+                counters = dict(sorted((counters | live).items()))
         counter = transaction.cryptogram_counter
         return Usage(
-            tuple(counters),
+            counters,
             (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
             self.cryptogram_counter if counter is None else max(counter, self.cryptogram_counter),
         )

@@ -34,19 +34,26 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        self._free: list[None] = [
+            None
+        ]  # one entry while it is nobody's turn; `pop` and `append` are one step each
         self._guard = threading.Lock()
-        self._taken = False
         self._waiting: collections.deque[threading.Lock] = collections.deque()
 
     def take(self, seconds_max: float) -> bool:
         """Whether the turn came in time."""
-        with self._guard:
-            if not self._taken:
-                self._taken = True
+        if not self._waiting:
+            try:
+                self._free.pop()
+            except IndexError:
+                pass
+            else:
                 return True
-            mine = threading.Lock()
-            mine.acquire()
+        mine = threading.Lock()
+        mine.acquire()
+        with self._guard:
             self._waiting.append(mine)
+            self._hand_on()  # it may have come free meanwhile
         try:
             came = mine.acquire(timeout=seconds_max)
         except BaseException:  # a signal's handler raised
@@ -57,11 +64,19 @@ class Turns:
 
     def give(self) -> None:
         """End a turn."""
-        with self._guard:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
+        self._free.append(None)
+        if self._waiting:  # looked at after the append: whoever begins to wait later finds the entry
+            with self._guard:
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give the turn, if it is free, to who has waited longest."""
+        if self._waiting:
+            try:
+                self._free.pop()
+            except IndexError:
+                return  # taken: who gives it back hands it on
+            self._waiting.popleft().release()
 
     def _withdraw(self, mine: threading.Lock) -> bool:
         """Stop waiting; False where the turn has come in the meantime."""
