@@ -24,6 +24,8 @@ _GROUPED: Final = re.compile(r"[0-9]+(?:[ -][0-9]+)*")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _RUNS: Final = re.compile(r"[0-9]+")
 _LONG_RUN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN}}}")
+_EXPIRY_FORM: Final = 'an expiry reads "YYYY-MM", such as "2029-12"'
+_EXPIRIES_CACHED_MAX: Final = 1_200
 _EXPIRY: Final = re.compile(r"20[0-9]{2}-(?:0[1-9]|1[0-2])")
 # What a digit adds to the Luhn sum, in a place that is doubled and in one that is not; indexed by ASCII code.
 _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256))
@@ -187,9 +189,18 @@ class CardExpiry:
         """Read "YYYY-MM". Raises InvalidInputError."""
         if isinstance(text, CardExpiry):
             return text
-        if not isinstance(text, str) or _EXPIRY.fullmatch(text) is None:
-            raise InvalidInputError('an expiry reads "YYYY-MM", such as "2029-12"')
-        return cls.from_month_number(12 * int(text[2:4]) + int(text[5:]))
+        if not isinstance(text, str):
+            raise InvalidInputError(_EXPIRY_FORM)
+        return cls._read(
+            str.__str__(text)
+        )  # of a subclass its plain text: what it hashes like is its own affair
+
+    @staticmethod
+    @functools.lru_cache(_EXPIRIES_CACHED_MAX)
+    def _read(text: str) -> CardExpiry:
+        if _EXPIRY.fullmatch(text) is None:
+            raise InvalidInputError(_EXPIRY_FORM)
+        return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 
     @staticmethod
     @functools.cache  # 1,200 months; each record that is read asks for one

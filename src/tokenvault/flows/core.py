@@ -80,9 +80,13 @@ class Documents:
         self._cache(domain)
         return domain
 
+    def holds(self, domain: Domain) -> bool:
+        """Whether `put` has nothing to do."""
+        return domain.digest in self._cached
+
     async def put(self, domain: Domain) -> None:
         """Keep a domain in the database. Raises TokenStoreError."""
-        if domain.digest not in self._cached:
+        if not self.holds(domain):
             await self._store.put_domain(domain.digest, domain.document)
             self._cache(domain)
 

@@ -2,13 +2,13 @@
 
 Not psycopg_pool: that connects in threads of its own, so a caller waits for a time-out and never learns that the
 password is wrong; it comes back seconds after the server does; and its threads do not live through a fork.
-docs/decisions/postgres-pool.md has the figures. Here, whoever needs a connection opens it and gets
+docs/decisions/0030-postgres-pool.md has the figures. Here, whoever needs a connection opens it and gets
 its error.
 
 - At most `connections_max` callers are inside at once; each holds one connection, and a connection is
   opened only when none is idle, so there are never more.
-- Before it is used again, an idle connection is looked at without asking the server: a server has nothing to say
-  to an idle client but good-bye.
+- Before it is used again, a connection that was idle for a while is looked at without asking the server: a server has
+  nothing to say to an idle client but good-bye.
 - A forked child must not say anything on its parent's connections, not even good-bye: `abandon`.
 """
 
@@ -41,6 +41,9 @@ forgotten it."""
 
 AGE_SECONDS_MAX: Final = 3_600.0
 """A connection is closed after so long: addresses, certificates and passwords change."""
+
+LOOKED_AT_SECONDS: Final = 0.01
+"""A connection that was used so lately is used again without a look at it, which costs a system call."""
 
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
 
@@ -76,10 +79,11 @@ class Held(Generic[_Connection]):
 
     def usable(self, now: float) -> bool:
         """Whether the connection is young and the server has not said good-bye."""
+        idle_seconds = now - self.used
         return (
-            now - self.used <= IDLE_SECONDS_MAX
+            idle_seconds <= IDLE_SECONDS_MAX
             and now - self.opened <= AGE_SECONDS_MAX
-            and (self._poll is None or not self._poll(0))
+            and (idle_seconds < LOOKED_AT_SECONDS or self._poll is None or not self._poll(0))
         )
 
     def __enter__(self) -> Self:
