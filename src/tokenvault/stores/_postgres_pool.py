@@ -22,11 +22,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import psycopg
 
 from tokenvault.errors import TokenStoreError
+from tokenvault.stores._postgres_answers import Answers
 from tokenvault.stores._postgres_values import Query
 
 CONNECTIONS_MAX: Final = 16
@@ -64,9 +65,8 @@ class Held(Generic[_Connection]):
 
     __slots__ = ("_poll", "_shelf", "checked", "connection", "opened", "used")
     connection: _Connection
-    _shelf: _Shelf[_Connection]
 
-    def __init__(self, connection: _Connection, shelf: _Shelf[_Connection]) -> None:
+    def __init__(self, connection: _Connection, shelf: _Shelf[Any]) -> None:
         self._shelf = shelf
         self.connection = connection
         self.checked: dict[Query, bool] = {}
@@ -83,8 +83,15 @@ class Held(Generic[_Connection]):
         return (
             idle_seconds <= IDLE_SECONDS_MAX
             and now - self.opened <= AGE_SECONDS_MAX
-            and (idle_seconds < LOOKED_AT_SECONDS or self._poll is None or not self._poll(0))
+            and (idle_seconds < LOOKED_AT_SECONDS or not (self.connection.closed or self._speaks()))
         )
+
+    def _speaks(self) -> bool:
+        return self._poll is not None and bool(self._poll(0))
+
+    def close(self) -> None:
+        """Close the connection for good; the server undoes what it had not committed."""
+        self.connection.pgconn.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +104,34 @@ class Held(Generic[_Connection]):
         self._shelf.slots.release()
 
 
-class _Shelf(Generic[_Connection]):
+class AsyncHeld(Held[psycopg.AsyncConnection]):
+    """A connection for the tasks of an event loop.
+
+    Attributes:
+        answers: what the server answers on it.
+    """
+
+    __slots__ = ("answers",)
+
+    def __init__(self, connection: psycopg.AsyncConnection, shelf: AsyncPool) -> None:
+        super().__init__(connection, shelf)
+        self.answers = Answers(connection)
+
+    def for_psycopg(self) -> psycopg.AsyncConnection:
+        """The connection for what psycopg waits for itself, until `answers` is used again."""
+        self.answers.leave()
+        return self.connection
+
+    def close(self) -> None:
+        """As in Held."""
+        self.answers.leave()
+        super().close()
+
+
+_AnyHeld = TypeVar("_AnyHeld", Held[psycopg.Connection], AsyncHeld)
+
+
+class _Shelf(Generic[_AnyHeld]):
     """Idle connections; last in, first out, so that those above need grow old and are closed.
 
     Attributes:
@@ -107,9 +141,9 @@ class _Shelf(Generic[_Connection]):
     def __init__(self, slots: Slots | asyncio.Semaphore) -> None:
         self.slots: Final = slots
         self.pid: Final = os.getpid()
-        self._idle: list[Held[_Connection]] = []
-        self._open: set[Held[_Connection]] = set()
-        self._abandoned: set[Held[_Connection]] = set()
+        self._idle: list[_AnyHeld] = []
+        self._open: set[_AnyHeld] = set()
+        self._abandoned: set[_AnyHeld] = set()
         self._closed = False
 
     @property
@@ -117,7 +151,7 @@ class _Shelf(Generic[_Connection]):
         """Connections open now, in use or idle."""
         return len(self._open)
 
-    def idle(self) -> Held[_Connection] | None:
+    def idle(self) -> _AnyHeld | None:
         """An idle connection that is fit for use."""
         while True:
             try:
@@ -128,13 +162,12 @@ class _Shelf(Generic[_Connection]):
                 return held
             self.drop(held)
 
-    def keep(self, connection: _Connection) -> Held[_Connection]:
+    def keep(self, held: _AnyHeld) -> _AnyHeld:
         """Count a new connection."""
-        held = Held(connection, self)
         self._open.add(held)
         return held
 
-    def put(self, held: Held[_Connection]) -> None:
+    def put(self, held: _AnyHeld) -> None:
         """Back on the shelf."""
         now = held.used = time.monotonic()
         self._idle.append(held)
@@ -144,10 +177,10 @@ class _Shelf(Generic[_Connection]):
         if self._closed:  # looked at after the append: whoever closes meanwhile sees the connection
             self.close()
 
-    def drop(self, held: Held[_Connection]) -> None:
-        """Close a connection for good; the server undoes what it had not committed."""
+    def drop(self, held: _AnyHeld) -> None:
+        """Close a connection for good."""
         self._open.discard(held)
-        held.connection.pgconn.finish()
+        held.close()
 
     def close(self) -> None:
         """Close idle connections now and the others as they come back."""
@@ -172,7 +205,7 @@ class _Shelf(Generic[_Connection]):
         os.close(nowhere)
 
 
-class Pool(_Shelf[psycopg.Connection]):
+class Pool(_Shelf[Held[psycopg.Connection]]):
     """For threads."""
 
     def __init__(self, open_connection: Callable[[], psycopg.Connection]) -> None:
@@ -185,7 +218,7 @@ class Pool(_Shelf[psycopg.Connection]):
         if not self._slots.acquire(WAIT_SECONDS_MAX):
             raise TokenStoreError(_STALLED)
         try:
-            return self.idle() or self.keep(self._open_connection())
+            return self.idle() or self.keep(Held(self._open_connection(), self))
         except BaseException:
             self._slots.release()
             raise
@@ -228,7 +261,7 @@ class Slots:
                 self._wanted.notify()
 
 
-class AsyncPool(_Shelf[psycopg.AsyncConnection]):
+class AsyncPool(_Shelf[AsyncHeld]):
     """For the tasks of one event loop."""
 
     def __init__(self, open_connection: Callable[[], Awaitable[psycopg.AsyncConnection]]) -> None:
@@ -237,11 +270,11 @@ class AsyncPool(_Shelf[psycopg.AsyncConnection]):
         self.loop: Final = asyncio.get_running_loop()
         self._open_connection = open_connection
 
-    async def take(self) -> Held[psycopg.AsyncConnection]:
+    async def take(self) -> AsyncHeld:
         """A connection for this task alone."""
         await self._take_slot()
         try:
-            return self.idle() or self.keep(await self._open_connection())
+            return self.idle() or self.keep(AsyncHeld(await self._open_connection(), self))
         except BaseException:
             self._slots.release()
             raise

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import psycopg
-from psycopg import AsyncRawCursor, generators
+from psycopg import AsyncRawCursor
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Format
@@ -23,7 +23,7 @@ from tokenvault.stores._postgres_errors import (
     explanation,
     unconnected,
 )
-from tokenvault.stores._postgres_pool import AsyncPool, Held
+from tokenvault.stores._postgres_pool import AsyncHeld, AsyncPool
 from tokenvault.stores._postgres_schema import (
     Rows,
     check_version,
@@ -132,10 +132,11 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
 
     async def _run_batch_once(self, batch: Batch, look: Statement[list[str]] | None) -> list[str]:
         with await self._pool_here().take() as held:
-            async with held.connection.transaction():
+            async with held.for_psycopg().transaction():
                 existing = look.result(await _answer(held, look)) if look else []
+                connection = held.for_psycopg()
                 for copy in [] if existing else batch.copies():
-                    async with AsyncRawCursor(held.connection).copy(copy.sql) as rows:
+                    async with AsyncRawCursor(connection).copy(copy.sql) as rows:
                         await rows.write(copy.rows)
         return existing
 
@@ -157,7 +158,7 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
     async def _check_schema(self) -> None:
         try:
             with await self._pool_here().take() as held:
-                check_version(await _fetch(held.connection, version_statement(self._address.schema)))
+                check_version(await _fetch(held.for_psycopg(), version_statement(self._address.schema)))
         except MISSING:
             raise unprovisioned() from None
 
@@ -224,16 +225,15 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return explanation(error) or super()._explain(error)
 
 
-async def _answer(held: Held[psycopg.AsyncConnection], statement: Statement[_T]) -> PGresult:
+async def _answer(held: AsyncHeld, statement: Statement[_T]) -> PGresult:
     query, values, _ = statement
-    connection = held.connection
-    pgconn = connection.pgconn
+    pgconn, answers = held.connection.pgconn, held.answers
     if query not in held.checked:
         pgconn.send_prepare(query.name, query.sql, query.takes)
-        sound_result(await connection.wait(generators.execute(pgconn)))
+        sound_result(await answers.next())
         held.checked[query] = False
     pgconn.send_query_prepared(query.name, values, query.formats, Format.BINARY)
-    result = sound_result(await connection.wait(generators.execute(pgconn)))
+    result = sound_result(await answers.next())
     if not held.checked[query]:
         check_types(query, result)
         held.checked[query] = True
