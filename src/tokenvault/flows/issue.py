@@ -114,8 +114,9 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     shape = len(order.card.pan), order.card.pan.last4
     choices = program.format.choices(shape[0])
     for _ in range(DRAWS_MAX):
-        token = program.format.make(int.from_bytes(os.urandom(CHOICE_BYTES)) % choices, *shape)
-        opened = new(order, token, account, now_ms)
+        drawn = os.urandom(REFERENCE_BYTES + CHOICE_BYTES)  # one call of the system
+        token = program.format.make(int.from_bytes(drawn[REFERENCE_BYTES:]) % choices, *shape)
+        opened = new(order, token, drawn[:REFERENCE_BYTES], account, now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
     if choices <= SAMPLE_MAX:
@@ -124,7 +125,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
         sample = {program.format.make(secrets.randbelow(choices), *shape) for _ in range(SAMPLE_MAX)}
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
-        opened = new(order, token, account, now_ms)
+        opened = new(order, token, os.urandom(REFERENCE_BYTES), account, now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
     taken = len(sample) - len(free)
@@ -164,7 +165,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        opened = new(order, token, accounts[0], now_ms)
+        opened = new(order, token, os.urandom(REFERENCE_BYTES), accounts[0], now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms)):
             return TokenInfo.of(opened.record, opened.card)
         # Another process came first with this card; or the candidate is another card's, or deleted.
@@ -234,11 +235,11 @@ def different(order: Order, opened: Opened) -> InvalidInputError | None:
     return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
 
 
-def new(order: Order, token: str, account: bytes, now_ms: int) -> Opened:
+def new(order: Order, token: str, reference: bytes, account: bytes, now_ms: int) -> Opened:
     """A new record as ordered."""
     record = TokenRecord(
         token,
-        os.urandom(REFERENCE_BYTES),
+        reference,
         account,
         order.requestor,
         order.program,

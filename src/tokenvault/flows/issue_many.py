@@ -300,7 +300,7 @@ class Issuing:
     async def _sealed(self, fresh: New) -> RecordBatch:
         """Records of new tokens."""
         cards, tokens = self._cards.take(fresh.rows), fresh.tokens
-        like = issue.new(self._terms.order(cards, 0), tokens[0].decode("ascii"), b"", self._now_ms)
+        like = issue.new(self._terms.order(cards, 0), tokens[0].decode("ascii"), b"", b"", self._now_ms)
         return await self._core.runtime.call(
             self._core.keys.seal_many, tokens, fresh.references, fresh.accounts, cards, like.record
         )
@@ -356,8 +356,8 @@ class Issuing:
     def _opened(self, fresh: New, place: int) -> Opened:
         one = fresh.take(np.arange(len(fresh.rows)) == place)
         order = self._terms.order(self._cards, int(one.rows[0]))
-        opened = issue.new(order, one.tokens[0].decode("ascii"), one.accounts.tobytes(), self._now_ms)
-        return Opened(opened.record._replace(reference=one.references.tobytes()), opened.card)
+        token, reference, account = one.tokens[0], one.references.tobytes(), one.accounts.tobytes()
+        return issue.new(order, token.decode("ascii"), reference, account, self._now_ms)
 
     async def _single(self, row: int) -> None:
         failure: TokenVaultError | None = None

@@ -39,9 +39,12 @@ from tokenvault.stores._postgres_values import (
     Value,
     array,
     columns,
+    number,
     numbers,
     packed,
     packed_all,
+    row,
+    text,
     texts,
 )
 from tokenvault.stores.port import SealedEvent, SealedRecord
@@ -175,7 +178,7 @@ class Statements:
     def get(self, tokens: Sequence[str]) -> Statement[Sequence[SealedRecord]]:
         """As in TokenStore, and so on."""
         if len(tokens) == 1:
-            return Statement(self._get_one, (tokens[0].encode("ascii"),), _records)
+            return Statement(self._get_one, (tokens[0].encode("ascii"),), _record)
         # In order, as PostgreSQL walks its index: neighbours lie in the same pages.
         encoded = "\n".join(sorted(tokens)).encode("ascii").split(b"\n")
         return Statement(self._get_many, (array(TEXT, encoded),), record_groups)
@@ -309,6 +312,26 @@ def _records(result: PGresult) -> list[SealedRecord]:
         strict=True,
     )
     return records_of(rows)
+
+
+def _record(result: PGresult) -> list[SealedRecord]:
+    """As `_records`, in a fourth of the time where there is one."""
+    if result.ntuples != 1:
+        return _records(result)
+    token, reference, account, requestor, program, revision, key_version, body, seal = row(result)
+    return [
+        SealedRecord(
+            text(token),
+            reference,
+            account,
+            text(requestor),
+            text(program),
+            number(revision),
+            number(key_version),
+            body,
+            seal,
+        )
+    ]
 
 
 def _record_or_none(result: PGresult) -> SealedRecord | None:

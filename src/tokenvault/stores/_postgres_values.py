@@ -96,7 +96,7 @@ def array(kind: int, values: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-# Columns. An edited text may hold anything: each byte of it becomes a character, which the guard refuses.
+# Rows and columns. An edited text may hold anything: each byte of it becomes a character, which the guard refuses.
 
 
 def columns(result: PGresult) -> list[list[bytes]]:
@@ -109,9 +109,29 @@ def columns(result: PGresult) -> list[list[bytes]]:
     return found  # type: ignore[return-value] # no None is among them
 
 
+def row(result: PGresult) -> list[bytes]:
+    """The first row of a result. Raises IntegrityError for NULL."""
+    get = result.get_value
+    found = [get(0, column) for column in range(result.nfields)]
+    if None in found:
+        raise IntegrityError(UNREADABLE)
+    return found  # type: ignore[return-value] # no None is among them
+
+
+def text(value: bytes) -> str:
+    """A text, or a bytea that holds ASCII."""
+    return str(value, "latin-1")
+
+
 def texts(column: Sequence[bytes]) -> list[str]:
     """A column of text, or of bytea that holds ASCII."""
     return [str(value, "latin-1") for value in column]
+
+
+def number(value: bytes) -> int:
+    """A bigint."""
+    found: int = _INT8.unpack(value)[0]
+    return found
 
 
 def numbers(column: Sequence[bytes]) -> tuple[int, ...]:
