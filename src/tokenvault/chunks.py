@@ -15,7 +15,7 @@ from tokenvault.pan import Card, CardExpiry, Pan
 from tokenvault.pan_columns import PanColumns
 from tokenvault.record_columns import CardColumns, Words
 from tokenvault.stores.record_batch import Bytes
-from tokenvault.token_info import TokenInfo
+from tokenvault.token_info import TokenInfo, instant
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -157,8 +157,8 @@ class InfoChunk(Chunk[TokenInfo]):
             last4=f"{self.last4[row]:04}",
             par=like.par,
             assurance=like.assurance,
-            created=_EPOCH + timedelta(milliseconds=int(self.created_ms[row])),
-            updated=_EPOCH + timedelta(milliseconds=int(self.updated_ms[row])),
+            created=instant(int(self.created_ms[row])),
+            updated=instant(int(self.updated_ms[row])),
             revision=int(self.revisions[row]),
         )
 

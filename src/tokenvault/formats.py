@@ -78,7 +78,7 @@ class TokenFormat:
             free, step = divmod(choice, _INVALID_CHOICES)
             step += 1
         width = self._free_digits(pan_length) - 1
-        start = f"{self.bin}{free:0{width}}" if width else self.bin
+        start = self.bin + str(free).zfill(width) if width else self.bin
         return f"{start}{(_fitting_digit(start, ending) + step) % 10}{ending}"
 
     def make_many(self, choices: Words, pan_length: int, last4: Words) -> Words:

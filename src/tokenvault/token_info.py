@@ -12,6 +12,7 @@ from tokenvault.pan import Card, CardExpiry
 from tokenvault.records import TokenRecord
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 def _masked(token: str) -> str:
@@ -53,7 +54,7 @@ class TokenInfo:
     @classmethod
     def of(cls, record: TokenRecord, card: Card | None) -> TokenInfo:
         """What is told of a record."""
-        created = _instant(record.created_ms)
+        created = instant(record.created_ms)
         return cls(
             token=record.token,
             reference=record.reference.hex(),
@@ -66,13 +67,14 @@ class TokenInfo:
             par=record.par,
             assurance=record.assurance,
             created=created,
-            updated=created if record.updated_ms == record.created_ms else _instant(record.updated_ms),
+            updated=created if record.updated_ms == record.created_ms else instant(record.updated_ms),
             revision=record.revision,
         )
 
 
-def _instant(time_ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=time_ms)
+def instant(time_ms: int) -> datetime:
+    """The instant, in UTC, of milliseconds of the Unix epoch."""
+    return _EPOCH + time_ms * _MILLISECOND
 
 
 def effective_expiry(record: TokenRecord, card: Card | None) -> CardExpiry | None:

@@ -171,9 +171,11 @@ class _Shelf(Generic[_AnyHeld]):
         """Back on the shelf."""
         now = held.used = time.monotonic()
         self._idle.append(held)
-        with contextlib.suppress(IndexError):  # others take and give meanwhile; dropping any one will do
+        try:
             if now - self._idle[0].used > IDLE_SECONDS_MAX:
                 self.drop(self._idle.pop(0))
+        except IndexError:
+            pass  # others take and give meanwhile; dropping any one will do
         if self._closed:  # looked at after the append: whoever closes meanwhile sees the connection
             self.close()
 
