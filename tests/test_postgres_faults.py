@@ -25,7 +25,7 @@ from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.flows.ports import AsyncTokenStore
-from tokenvault.stores import open_async_token_store, open_token_store, postgres, postgres_async
+from tokenvault.stores import _postgres_answers, open_async_token_store, open_token_store, postgres
 from tokenvault.stores._postgres_pool import CONNECTIONS_MAX
 from tokenvault.stores._postgres_statements import Statement
 from tokenvault.stores.port import SealedRecord, TokenStore
@@ -519,7 +519,7 @@ def test_a_server_that_stands_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A server that no longer answers at all is given up, and the next call goes over another connection."""
-    for module in (postgres, postgres_async):
+    for module in (postgres, _postgres_answers):
         monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 1.0)
     with closing(open_store(postgres_url)) as store, postgres_server.raw() as watcher:
         store.provision()

@@ -1,0 +1,152 @@
+"""Answers of PostgreSQL on an event loop, whose socket stays with the loop between statements."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.postgres_server import PostgresServer
+from tokenvault.errors import TokenStoreError
+from tokenvault.stores._postgres_answers import Answers
+from tokenvault.stores._postgres_pool import LOOKED_AT_SECONDS, AsyncHeld
+from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
+from tokenvault.testing.token_stores import a_record, an_event
+
+MANY = 3_000
+LARGE_BYTES = 2**20  # the most that an event may have; more than a socket takes at once
+
+
+@asynccontextmanager
+async def provisioned(url: str) -> AsyncIterator[AsyncPostgresTokenStore]:
+    store = AsyncPostgresTokenStore(url)
+    try:
+        await store.provision()
+        yield store
+    finally:
+        await store.close()
+
+
+def only_connection(store: AsyncPostgresTokenStore) -> AsyncHeld:
+    (held,) = store._pool_here()._open
+    return held
+
+
+def end_all(server: PostgresServer) -> None:
+    """Have the server end the store's connections."""
+    with server.raw() as watcher:
+        watcher.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tokenvault'"
+        )
+
+
+def test_answers_that_come_in_pieces_are_read_whole(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = 0
+    read = Answers._read
+
+    def counted(answers: Answers) -> None:
+        nonlocal pieces
+        pieces += 1
+        read(answers)
+
+    monkeypatch.setattr(Answers, "_read", counted)
+
+    async def work() -> None:
+        nonlocal pieces
+        async with provisioned(postgres_url) as store:
+            records = [a_record(n) for n in range(MANY)]
+            assert await store.insert(records, []) == []
+            pieces = 0
+            assert list(await store.get([record.token for record in records])) == records
+            assert pieces > 1
+            assert list(await store.scan(limit=MANY)) == records
+
+    asyncio.run(work())
+
+
+def test_statements_larger_than_a_socket_takes_at_once_are_sent_whole(postgres_url: str) -> None:
+    async def work() -> None:
+        async with provisioned(postgres_url) as store:
+            for number in (1, 2):
+                event = an_event(number)._replace(body=bytes([number]) * LARGE_BYTES)
+                await store.append([event])
+                assert await store.events(stream=event.stream, after=number - 1) == [event]
+
+    asyncio.run(work())
+
+
+def test_single_statements_batches_and_checks_of_the_schema_take_turns_on_one_connection(
+    postgres_url: str,
+) -> None:
+    """Some are waited for by psycopg, some here: neither takes the other's answer, nor waits for ever."""
+
+    async def work() -> None:
+        async with provisioned(postgres_url) as store, asyncio.timeout(20):
+            for turn in range(4):
+                records = [a_record(4 * turn + n) for n in range(4)]
+                assert await store.insert(records[:1], [an_event(turn + 1)]) == []
+                assert await store.insert(records[1:], []) == []
+                await store.check_schema()
+                assert await store.get([records[2].token]) == [records[2]]
+                assert sorted(await store.insert(records, [])) == [record.token for record in records]
+            assert store._pool_here().open_count == 1
+
+    asyncio.run(work())
+
+
+def test_a_connection_that_the_server_ends_while_it_is_idle_leaves_the_loop_and_is_not_used_again(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    async def work() -> None:
+        async with provisioned(postgres_url) as store:
+            assert await store.insert([a_record(1)], [an_event(1)]) == []
+            before = only_connection(store)
+            assert before.answers._loop is not None
+            end_all(postgres_server)
+            async with asyncio.timeout(10):
+                while before.answers._loop is not None:  # else its end would be reported for ever
+                    await asyncio.sleep(LOOKED_AT_SECONDS)
+            assert await store.get([a_record(1).token]) == [a_record(1)]
+            assert only_connection(store) is not before
+
+    asyncio.run(work())
+
+
+def test_a_connection_that_the_server_ends_while_it_is_asked_fails_that_call_alone(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    async def work() -> None:
+        async with provisioned(postgres_url) as store:
+            schema = postgres_url.rpartition("schema=")[2].partition("&")[0]
+            with postgres_server.raw() as writer, postgres_server.raw() as watcher:
+                writer.execute(f'BEGIN; LOCK TABLE "{schema}".tokens'.encode())
+                waiting = asyncio.create_task(store.get([a_record(1).token]))
+                waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+                async with asyncio.timeout(10):
+                    while not watcher.execute(waits, (writer.info.backend_pid,)).fetchone():
+                        await asyncio.sleep(0.005)
+                await asyncio.to_thread(end_all, postgres_server)
+                with pytest.raises(TokenStoreError, match="lost"):
+                    await waiting
+            assert await store.get([a_record(1).token]) == []
+
+    asyncio.run(work())
+
+
+def test_a_store_goes_on_in_a_new_loop_once_the_old_one_is_closed(postgres_url: str) -> None:
+    store = AsyncPostgresTokenStore(postgres_url)
+
+    async def first() -> None:
+        await store.provision()
+        await store.append([an_event(1)])
+
+    async def second() -> None:
+        assert await store.events(stream=an_event(1).stream) == [an_event(1)]
+        await store.close()
+
+    asyncio.run(first())
+    asyncio.run(second())
