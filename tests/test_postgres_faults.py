@@ -25,10 +25,16 @@ from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.flows.ports import AsyncTokenStore
-from tokenvault.stores import _postgres_answers, open_async_token_store, open_token_store, postgres
+from tokenvault.stores import (
+    _postgres_answers,
+    open_async_token_store,
+    open_token_store,
+    postgres,
+    postgres_async,
+)
 from tokenvault.stores._postgres_pool import CONNECTIONS_MAX
 from tokenvault.stores._postgres_statements import Statement
-from tokenvault.stores.port import SealedRecord, TokenStore
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.postgres import PostgresTokenStore
 from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
 from tokenvault.testing.token_store_harness import race, replaced
@@ -513,13 +519,14 @@ def test_a_server_that_is_slow(
             assert store.insert([a_record(2)], [an_event(1)]) == []
 
 
+@pytest.mark.parametrize("events", [[], [an_event(1)]], ids=["batch", "single"])
 @openers
 def test_a_server_that_stands_still(
     postgres_server: PostgresServer, postgres_url: str, open_store: Callable[[str], TokenStore],
-    monkeypatch: pytest.MonkeyPatch,
+    events: list[SealedEvent], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A server that no longer answers at all is given up, and the next call goes over another connection."""
-    for module in (postgres, _postgres_answers):
+    for module in (postgres, postgres_async, _postgres_answers):
         monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 1.0)
     with closing(open_store(postgres_url)) as store, postgres_server.raw() as watcher:
         store.provision()
@@ -531,8 +538,8 @@ def test_a_server_that_stands_still(
             os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(TokenStoreError, match="no answer"):
-                store.insert([a_record(1)], [])
-            assert store.insert([a_record(2)], []) == []
+                store.insert([a_record(1)], events)
+            assert store.insert([a_record(2)], [an_event(2)]) == []
         finally:
             for (pid,) in pids:
                 os.kill(pid, signal.SIGCONT)
