@@ -41,14 +41,14 @@ def issue(
     if type(active) is not bool:
         raise InvalidInputError("active is True or False")
     order = issuing.Order(
-        card=Card(Pan.parse(pan), _expiry(expiry)),
-        requestor=checks.requestor_id("requestor", requestor),
-        program=checks.text("program", program),
-        domain=NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain),
-        token_expiry=_expiry(token_expiry),
-        assurance=None if assurance is None else checks.assurance("assurance", assurance),
-        par=None if par is None else checks.par(par),
-        active=active,
+        Card(Pan.parse(pan), _expiry(expiry)),
+        checks.requestor_id("requestor", requestor),
+        checks.text("program", program),
+        NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain),
+        _expiry(token_expiry),
+        None if assurance is None else checks.assurance("assurance", assurance),
+        None if par is None else checks.par(par),
+        active,
     )
     return issuing.issue(core, order)
 

@@ -97,11 +97,12 @@ class Held(Generic[_Connection]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        shelf = self._shelf
         if kind is None or issubclass(kind, psycopg.errors.UniqueViolation):
-            self._shelf.put(self)
+            shelf.put(self)
         else:
-            self._shelf.drop(self)
-        self._shelf.slots.release()
+            shelf.drop(self)
+        shelf.slots.release()
 
 
 class AsyncHeld(Held[psycopg.AsyncConnection]):
