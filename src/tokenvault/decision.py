@@ -27,7 +27,7 @@ from tokenvault.violation import Violation
 VALUES_SHOWN_MAX: Final = 5
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-# What each decision asks for: Python 3.11 looks a member up through its metaclass, as slow as a call.
+# Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
 _ACTIVE: Final = TokenStatus.ACTIVE
 _NEW, _SAME, _OTHER_CONTENT = Seen.NEW, Seen.SAME, Seen.OTHER_CONTENT
 _REQUIRED: Final = CryptogramRule.REQUIRED

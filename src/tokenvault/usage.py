@@ -27,7 +27,8 @@ class Seen(enum.Enum):
     OTHER_CONTENT = enum.auto()
 
 
-_NEW: Final = Seen.NEW  # Python 3.11 looks a member up through its metaclass: as slow as a call
+# Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
+_NEW: Final = Seen.NEW
 
 
 class Usage(NamedTuple):

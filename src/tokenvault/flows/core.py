@@ -36,9 +36,9 @@ CONFLICTS_MAX: Final = 512
 OTHERS_RECORD: Final = "the database answered with another token's record"
 BACKOFF_MICROSECONDS_MAX: Final = 20_000
 DOMAINS_CACHED_MAX: Final = 10_000
-_DELETED: Final = (
-    TokenStatus.DELETED
-)  # Python 3.11 looks a member up through its metaclass: as slow as a call
+
+# Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
+_DELETED: Final = TokenStatus.DELETED
 
 
 class Opened(NamedTuple):

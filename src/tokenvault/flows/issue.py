@@ -81,11 +81,8 @@ def _permitted(core: Core, order: Order) -> TokenProgram | None:
     """The program, if the requestor may issue its tokens."""
     if core.denial(order.requestor, _MAY_ISSUE) is not None:
         return None
-    return (
-        core.programs.get(order.program)
-        if order.program in core.requestors[order.requestor].programs
-        else None
-    )
+    programs = core.requestors[order.requestor].programs
+    return core.programs.get(order.program) if order.program in programs else None
 
 
 async def permitted_program(core: Core, requestor_id: str, name: str) -> TokenProgram:
