@@ -181,10 +181,11 @@ def _round(call: Call, alike: Call, twin: sqlite3.Connection) -> tuple[float, fl
         start = time.perf_counter_ns()
         call()
         wholes.append(time.perf_counter_ns() - start)
+    cursor = twin.cursor()
     for statements in made:
         start = time.perf_counter_ns()
         for statement in statements:
-            twin.execute(*statement).fetchall()
+            cursor.execute(*statement).fetchall()
         bares.append(time.perf_counter_ns() - start)
     return statistics.median(wholes), statistics.median(bares)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -69,12 +71,22 @@ def test_answers_that_come_in_pieces_are_read_whole(
 
 
 def test_statements_larger_than_a_socket_takes_at_once_are_sent_whole(postgres_url: str) -> None:
+    """The server stands still while the socket fills, and reads on then."""
+
     async def work() -> None:
-        async with provisioned(postgres_url) as store:
-            for number in (1, 2):
-                event = an_event(number)._replace(body=bytes([number]) * LARGE_BYTES)
-                await store.append([event])
-                assert await store.events(stream=event.stream, after=number - 1) == [event]
+        async with provisioned(postgres_url) as store, asyncio.timeout(20):
+            await store.append([an_event(1)])
+            pid = only_connection(store).connection.info.backend_pid
+            event = an_event(2)._replace(body=bytes(LARGE_BYTES))
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                written = asyncio.create_task(store.append([event]))
+                await asyncio.sleep(0.05)
+                assert not written.done()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await written
+            assert await store.events(stream=event.stream, after=1) == [event]
 
     asyncio.run(work())
 
@@ -150,3 +162,39 @@ def test_a_store_goes_on_in_a_new_loop_once_the_old_one_is_closed(postgres_url: 
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+def test_a_cancelled_statement_ends_on_the_server_before_its_call_does(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """Whoever looks afterwards is not surprised by what lands later."""
+
+    async def work() -> None:
+        async with provisioned(postgres_url) as store:
+            schema = postgres_url.rpartition("schema=")[2].partition("&")[0]
+            with postgres_server.raw() as writer, postgres_server.raw() as watcher:
+                writer.execute(f'BEGIN; LOCK TABLE "{schema}".tokens'.encode())
+                waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+                waiting = asyncio.create_task(store.insert([a_record(1)], [an_event(1)]))
+                async with asyncio.timeout(10):
+                    while not watcher.execute(waits, (writer.info.backend_pid,)).fetchone():
+                        await asyncio.sleep(0.005)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+                assert not watcher.execute(waits, (writer.info.backend_pid,)).fetchone()
+            assert await store.get([a_record(1).token]) == []
+
+    asyncio.run(work())
+
+
+def test_a_closed_store_leaves_nothing_with_the_loop(postgres_url: str) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        async with provisioned(postgres_url) as store:
+            await asyncio.gather(*(store.append([an_event(number)]) for number in range(1, 9)))
+            sockets = [held.connection.fileno() for held in store._pool_here()._open]
+            assert len(sockets) > 1
+        assert not any(map(loop.remove_reader, sockets))
+
+    asyncio.run(work())

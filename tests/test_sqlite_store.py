@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import multiprocessing
 import os
 import random
@@ -583,6 +584,27 @@ def in_child(work: Callable[[], None], fork: Callable[[], int] = os.fork) -> int
 
 def ended_well(pid: int) -> bool:
     return os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the platform does not list open files")
+def test_a_store_that_is_dropped_unclosed_closes_its_connections(path: Path, store: SqliteTokenStore) -> None:
+    """Nobody would close them before a fork: the child would close the parent's, and take its locks and log away."""
+    store.close()
+    dropped = SqliteTokenStore(path)
+    assert dropped.insert([a_record(1)], []) == []
+    assert open_files(path)
+    del dropped
+    gc.collect()
+    assert not open_files(path)
+
+
+def open_files(path: Path) -> list[str]:
+    """What this process has open of a database."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [name for name in found if name.startswith(str(path))]
 
 
 @needs_fork

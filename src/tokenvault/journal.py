@@ -147,9 +147,8 @@ class Journal:
         with stream.lock:
             if stream.closed or stream.doubtful or _due(stream, event.time_ms):
                 return None
-            return Entry(
-                stream, event, stream.take(), None
-            )  # it has a name: the first checkpoint gave it one
+            # It has a name: where none was given yet, a checkpoint is due.
+            return Entry(stream, event, stream.take(), None)
 
     def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
         """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""

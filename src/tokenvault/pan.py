@@ -161,9 +161,17 @@ class Pan:
         raise InvalidInputError("a Pan is not pickled; its token may be")
 
 
+class _Months:
+    """What follows from a month, kept for speed: no fields of its own."""
+
+    __slots__ = ("_end_ms", "month_number")
+    month_number: int
+    _end_ms: int
+
+
 @boundary_init
 @attrs.frozen(order=True)
-class CardExpiry:
+class CardExpiry(_Months):
     """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here).
 
     `month_number` is months from January 2000, which is 1.
@@ -171,8 +179,6 @@ class CardExpiry:
 
     year: int
     month: int
-    month_number: int = attrs.field(init=False, repr=False, eq=False)
-    _end_ms: int = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if type(self.year) is not int or type(self.month) is not int:
@@ -191,9 +197,8 @@ class CardExpiry:
             return text
         if not isinstance(text, str):
             raise InvalidInputError(_EXPIRY_FORM)
-        return cls._read(
-            str.__str__(text)
-        )  # of a subclass its plain text: what it hashes like is its own affair
+        # Of a subclass its plain text: what that hashes like is its own affair.
+        return cls._read(str.__str__(text))
 
     @staticmethod
     @functools.lru_cache(_EXPIRIES_CACHED_MAX)
@@ -208,6 +213,9 @@ class CardExpiry:
         """The inverse of `month_number`. Raises InvalidInputError."""
         years, months = divmod(number - 1, 12)
         return CardExpiry(2000 + years, months + 1)
+
+    def __reduce__(self) -> tuple[type[CardExpiry], tuple[int, int]]:
+        return CardExpiry, (self.year, self.month)
 
     def passed(self, now_ms: int) -> bool:
         """Whether the month is over at a time given in milliseconds of the Unix epoch (UTC)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from tokenvault.controls import Meter
@@ -16,6 +15,7 @@ REMEMBERED_USES_MAX: Final = 32
 COUNTERS_MAX: Final = 64
 MEMORY_BYTES: Final = 32
 _ID_BYTES: Final = 16
+NO_COUNTERS: Final[Mapping[Meter, tuple[int, int]]] = {}
 _UNREAD: Final = (-1, 0)  # before every window
 
 
@@ -41,7 +41,7 @@ class Usage(NamedTuple):
         cryptogram_counter: the highest seen, or -1.
     """
 
-    counters: Mapping[Meter, tuple[int, int]] = MappingProxyType({})
+    counters: Mapping[Meter, tuple[int, int]] = NO_COUNTERS
     memories: bytes = b""
     cryptogram_counter: int = -1
 

@@ -63,7 +63,8 @@ class Order(NamedTuple):
 
 async def issue(core: Core, order: Order) -> TokenInfo:
     """Issue a token, or find the one that there is."""
-    program = _permitted(core, order) or await permitted_program(core, order.requestor, order.program)
+    names = order.requestor, order.program
+    program = _permitted(core, *names) or await permitted_program(core, *names)
     core.refuse_token_as_pan(order.card.pan)
     refuse_mention(order)
     now_ms = core.clock.now_ms()
@@ -77,27 +78,24 @@ async def issue(core: Core, order: Order) -> TokenInfo:
     return await _draw(core, order, program, now_ms)
 
 
-def _permitted(core: Core, order: Order) -> TokenProgram | None:
+def _permitted(core: Core, requestor_id: str, name: str) -> TokenProgram | None:
     """The program, if the requestor may issue its tokens."""
-    if core.denial(order.requestor, _MAY_ISSUE) is not None:
+    if core.denial(requestor_id, _MAY_ISSUE) is not None:
         return None
-    programs = core.requestors[order.requestor].programs
-    return core.programs.get(order.program) if order.program in programs else None
+    return core.programs.get(name) if name in core.requestors[requestor_id].programs else None
 
 
 async def permitted_program(core: Core, requestor_id: str, name: str) -> TokenProgram:
     """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once it is noted."""
-    requestor = await core.permit(requestor_id, Permission.ISSUE, Action.ISSUE)
-    program = core.programs.get(name)
-    if program is None:
+    permitted = _permitted(core, requestor_id, name)
+    if permitted is not None:
+        return permitted
+    requestor = await core.permit(requestor_id, _MAY_ISSUE, _ISSUE)
+    if name not in core.programs:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
-    if program.name not in requestor.programs:
-        await core.deny(Action.ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
-        raise PermissionDeniedError(
-            "this requestor may not issue tokens of this program: add it to its programs"
-        )
-    return program
+    await core.deny(_ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
+    raise PermissionDeniedError("this requestor may not issue tokens of this program: add it to its programs")
 
 
 def expired(name: str) -> InvalidInputError:

@@ -43,8 +43,8 @@ forgotten it."""
 AGE_SECONDS_MAX: Final = 3_600.0
 """A connection is closed after so long: addresses, certificates and passwords change."""
 
-LOOKED_AT_SECONDS: Final = 0.01
-"""A connection that was used so lately is used again without a look at it, which costs a system call."""
+LOOKED_AT_SECONDS: Final = 0.001
+"""A connection that was used so lately is used again without a look at its socket, which costs a system call."""
 
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
 
@@ -83,7 +83,8 @@ class Held(Generic[_Connection]):
         return (
             idle_seconds <= IDLE_SECONDS_MAX
             and now - self.opened <= AGE_SECONDS_MAX
-            and (idle_seconds < LOOKED_AT_SECONDS or not (self.connection.closed or self._speaks()))
+            and not self.connection.closed
+            and (idle_seconds < LOOKED_AT_SECONDS or not self._speaks())
         )
 
     def _speaks(self) -> bool:

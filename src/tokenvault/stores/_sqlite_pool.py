@@ -34,9 +34,8 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._free: list[None] = [
-            None
-        ]  # one entry while it is nobody's turn; `pop` and `append` are one step each
+        # One entry while it is nobody's turn; `pop` and `append` are one step each.
+        self._free: list[None] = [None]
         self._guard = threading.Lock()
         self._waiting: collections.deque[threading.Lock] = collections.deque()
 
@@ -138,6 +137,11 @@ class Pool:
         with self._changed:
             self._closed = True
             self._attend()
+
+    def close_own(self) -> None:
+        """As `close`, unless the connections are the parent's."""
+        if self.pid == os.getpid():
+            self.close()
 
     def hold(self, seconds_max: float) -> None:
         """Close every connection and open none until `release`; wait for those in use."""

@@ -28,6 +28,8 @@ BODY_BYTES_MAX: Final = 4_096
 EVENT_BODY_BYTES_MAX: Final = 2**20
 INTEGER_MAX: Final = 2**63 - 1
 INTEGER_MIN: Final = -(2**63)
+REQUESTOR_CHARACTERS: Final = 11
+PROGRAM_CHARACTERS_MAX: Final = 64
 REFERENCE_BYTES: Final = 16
 ACCOUNT_BYTES: Final = 16
 STREAM_BYTES: Final = 16
@@ -72,6 +74,8 @@ def record_fits(record: SealedRecord) -> bool:
         )
         == _RECORD_TYPES
         and _is_token(token) is not None
+        and len(requestor) == REQUESTOR_CHARACTERS
+        and len(program) <= PROGRAM_CHARACTERS_MAX
         and _owner_fits(requestor, program)
         and len(reference) == REFERENCE_BYTES
         and len(account) == ACCOUNT_BYTES
@@ -82,7 +86,8 @@ def record_fits(record: SealedRecord) -> bool:
     )
 
 
-@functools.lru_cache(_OWNERS_CACHED_MAX)  # a vault's are few, and one stands in each record
+# A vault's are few, and one stands in each record. Of what does not fit some is kept, too: it is short.
+@functools.lru_cache(_OWNERS_CACHED_MAX)
 def _owner_fits(requestor: str, program: str) -> bool:
     return _is_requestor(requestor) is not None and _is_program(program) is not None
 

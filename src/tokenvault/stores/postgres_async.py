@@ -58,7 +58,7 @@ class _AsyncConnection(psycopg.AsyncConnection):
 class AsyncPostgresTokenStore(AsyncTokenStoreBase):
     """As PostgresTokenStore, with coroutines, for the tasks of one event loop.
 
-    A call that is cancelled is done wholly or not at all.
+    A call that is cancelled is done wholly or not at all. Close it: its event loop keeps its connections until then.
     """
 
     def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -127,7 +128,10 @@ class SqliteTokenStore(TokenStoreBase):
         hold_still_at_forks(self)
 
     def _new_pool(self) -> Pool:
-        return Pool(self._file.open, self._busy_seconds_max)
+        pool = Pool(self._file.open, self._busy_seconds_max)
+        # A store that is dropped unclosed takes its connections along: a fork would not find them any more.
+        weakref.finalize(self, pool.close_own).atexit = False
+        return pool
 
     # Around a fork.
 
