@@ -83,7 +83,6 @@ class Held(Generic[_Connection]):
         return (
             idle_seconds <= IDLE_SECONDS_MAX
             and now - self.opened <= AGE_SECONDS_MAX
-            and not self.connection.closed
             and (idle_seconds < LOOKED_AT_SECONDS or not self._speaks())
         )
 
@@ -118,6 +117,10 @@ class AsyncHeld(Held[psycopg.AsyncConnection]):
     def __init__(self, connection: psycopg.AsyncConnection, shelf: AsyncPool) -> None:
         super().__init__(connection, shelf)
         self.answers = Answers(connection)
+
+    def usable(self, now: float) -> bool:
+        """As in Held; the loop may have read the server's good-bye already."""
+        return not self.connection.closed and super().usable(now)
 
     def for_psycopg(self) -> psycopg.AsyncConnection:
         """The connection for what psycopg waits for itself, until `answers` is used again."""
