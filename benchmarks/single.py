@@ -97,7 +97,7 @@ def recorded_sql() -> Iterator[None]:
     def recording(*args: Any, factory: type[sqlite3.Connection] = sqlite3.Connection, **kwargs: Any) -> Any:
         class RecordingConnection(factory):  # type: ignore[valid-type, misc] # its base is a variable
             def cursor(self) -> _RecordingCursor:
-                return super().cursor(_RecordingCursor)  # type: ignore[no-any-return] # likewise
+                return super().cursor(_RecordingCursor)  # type: ignore[no-any-return] # a base that is a variable has no types
 
         return connect(*args, factory=RecordingConnection, **kwargs)
 

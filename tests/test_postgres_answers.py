@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 
@@ -16,6 +17,8 @@ from tokenvault.stores._postgres_answers import Answers
 from tokenvault.stores._postgres_pool import LOOKED_AT_SECONDS, AsyncHeld
 from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
 from tokenvault.testing.token_stores import a_record, an_event
+
+T = TypeVar("T")
 
 MANY = 3_000
 LARGE_BYTES = 2**20  # the most that an event may have; more than a socket takes at once
@@ -42,6 +45,26 @@ def end_all(server: PostgresServer) -> None:
         watcher.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tokenvault'"
         )
+
+
+@asynccontextmanager
+async def held_up(
+    server: PostgresServer, url: str, call: Coroutine[None, None, T]
+) -> AsyncIterator[tuple[asyncio.Task[T], Callable[[], bool]]]:
+    """A call that waits in the server for a lock while this lasts, and whether any statement waits for it."""
+    schema = url.rpartition("schema=")[2].partition("&")[0]
+    with server.raw() as writer, server.raw() as watcher:
+        writer.execute(f'BEGIN; LOCK TABLE "{schema}".tokens'.encode())
+
+        def waits() -> bool:
+            sql = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+            return watcher.execute(sql, (writer.info.backend_pid,)).fetchone() is not None
+
+        waiting = asyncio.create_task(call)
+        async with asyncio.timeout(10):
+            while not waits():
+                await asyncio.sleep(0.005)
+        yield waiting, waits
 
 
 def test_answers_that_come_in_pieces_are_read_whole(
@@ -133,14 +156,7 @@ def test_a_connection_that_the_server_ends_while_it_is_asked_fails_that_call_alo
 ) -> None:
     async def work() -> None:
         async with provisioned(postgres_url) as store:
-            schema = postgres_url.rpartition("schema=")[2].partition("&")[0]
-            with postgres_server.raw() as writer, postgres_server.raw() as watcher:
-                writer.execute(f'BEGIN; LOCK TABLE "{schema}".tokens'.encode())
-                waiting = asyncio.create_task(store.get([a_record(1).token]))
-                waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
-                async with asyncio.timeout(10):
-                    while not watcher.execute(waits, (writer.info.backend_pid,)).fetchone():
-                        await asyncio.sleep(0.005)
+            async with held_up(postgres_server, postgres_url, store.get([a_record(1).token])) as (waiting, _):
                 await asyncio.to_thread(end_all, postgres_server)
                 with pytest.raises(TokenStoreError, match="lost"):
                     await waiting
@@ -171,18 +187,12 @@ def test_a_cancelled_statement_ends_on_the_server_before_its_call_does(
 
     async def work() -> None:
         async with provisioned(postgres_url) as store:
-            schema = postgres_url.rpartition("schema=")[2].partition("&")[0]
-            with postgres_server.raw() as writer, postgres_server.raw() as watcher:
-                writer.execute(f'BEGIN; LOCK TABLE "{schema}".tokens'.encode())
-                waits = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
-                waiting = asyncio.create_task(store.insert([a_record(1)], [an_event(1)]))
-                async with asyncio.timeout(10):
-                    while not watcher.execute(waits, (writer.info.backend_pid,)).fetchone():
-                        await asyncio.sleep(0.005)
+            insert = store.insert([a_record(1)], [an_event(1)])
+            async with held_up(postgres_server, postgres_url, insert) as (waiting, waits):
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await waiting
-                assert not watcher.execute(waits, (writer.info.backend_pid,)).fetchone()
+                assert not waits()
             assert await store.get([a_record(1).token]) == []
 
     asyncio.run(work())

@@ -109,6 +109,7 @@ def _encrypt_by_blocks(cipher: BlockCipher, nonce: bytes, plaintext: bytes, asso
 
 
 def _decrypt_by_blocks(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
+    """Raises InvalidTag where it does not verify: the caller raises its own error, from a frame without plaintext."""
     payload_bytes = len(ciphertext) - TAG_BYTES
     run = _Run(cipher, nonce, payload_bytes, associated_data)
     plaintext = xor(ciphertext[:payload_bytes], run.keystream)
