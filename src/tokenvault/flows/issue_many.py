@@ -182,9 +182,8 @@ class Issuing:
             return None
         try:
             return await self._drawn_again(fresh, np.ones(len(fresh.rows), np.bool_))
-        except (
-            IntegrityError
-        ):  # one of them has a row that no vault wrote: the write itself will meet the token
+        except IntegrityError:
+            # One of them has a row that no vault wrote: the write itself will meet the token.
             return None
 
     async def _drawn_again(self, fresh: New, drawing: Mask) -> Mask:
