@@ -47,8 +47,10 @@ class OnALoop:
     def by_reference(self, reference: bytes) -> SealedRecord | None:
         return self.run(self.store.by_reference(reference))
 
-    def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self.run(self.store.insert(records, events))
+    def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
+        return self.run(self.store.insert(records, events, document))
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self.run(self.store.replace(records, events))

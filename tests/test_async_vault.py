@@ -255,7 +255,7 @@ def test_a_call_cancelled_at_any_await_leaves_nothing_half_done(
                     return at
                 at += 1
 
-    assert asyncio.run(work()) >= 2
+    assert asyncio.run(work()) >= (1 if name == "issue" else 2)  # which waits for its one write
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -62,10 +62,12 @@ TestMemoryMachine.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 class PartialInsert(MemoryTokenStore):
-    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
         refused: list[str] = []
         for record in records:
-            refused += super()._insert([record], [])
+            refused += super()._insert([record], [], document)
         if not refused:
             super()._append(events)
         return refused

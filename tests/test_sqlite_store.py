@@ -29,6 +29,7 @@ from hypothesis import settings
 from tests import sqlite_workers
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores import _sqlite_file
+from tokenvault.stores import _sqlite_sql as statements
 from tokenvault.stores import sqlite as adapter
 from tokenvault.stores._sqlite_pool import CONNECTIONS_MAX, Turns
 from tokenvault.stores.port import SealedRecord, TokenStore
@@ -470,22 +471,24 @@ def test_a_write_into_a_file_that_left_its_place_is_not_acknowledged(
 def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
     store.insert([a_record(1)], [])
     expected = {
-        adapter._BY_TOKENS[1]: ("sqlite_autoindex_tokens_1 (token=?)", 1),
-        adapter._BY_TOKENS[16]: ("sqlite_autoindex_tokens_1 (token=?)", 16),
-        adapter._FIND[1, False, False]: ("tokens_by_account (account=? AND token>?)", 3),
-        adapter._FIND[1, True, True]: ("tokens_by_account (account=? AND token>?)", 5),
-        adapter._BY_REFERENCE: ("tokens_by_reference (reference=?)", 1),
-        adapter._SCAN: ("sqlite_autoindex_tokens_1 (token>?)", 2),
-        adapter._SCAN_KEY_VERSION: ("sqlite_autoindex_tokens_1 (token>?)", 3),
-        adapter._EVENTS_OF_STREAM: ("sqlite_autoindex_events_1 (stream=? AND number>?)", 3),
-        adapter._EVENTS_ABOUT: ("events_by_reference (reference=?)", 3),
+        statements.BY_TOKENS[1]: ("sqlite_autoindex_tokens_1 (token=?)", 1),
+        statements.BY_TOKENS[16]: ("sqlite_autoindex_tokens_1 (token=?)", 16),
+        statements.FIND[1, False, False]: ("tokens_by_account (account=? AND token>?)", 3),
+        statements.FIND[1, True, True]: ("tokens_by_account (account=? AND token>?)", 5),
+        statements.BY_REFERENCE: ("tokens_by_reference (reference=?)", 1),
+        statements.SCAN: ("sqlite_autoindex_tokens_1 (token>?)", 2),
+        statements.SCAN_KEY_VERSION: ("sqlite_autoindex_tokens_1 (token>?)", 3),
+        statements.EVENTS_OF_STREAM: ("sqlite_autoindex_events_1 (stream=? AND number>?)", 3),
+        statements.EVENTS_ABOUT: ("events_by_reference (reference=?)", 3),
     }
     with raw(path) as connection:
-        for sql, (index, parameters) in expected.items():
-            plan = connection.execute("EXPLAIN QUERY PLAN " + sql, (1,) * parameters).fetchall()
+        for statement, (index, parameters) in expected.items():
+            plan = connection.execute("EXPLAIN QUERY PLAN " + statement, (1,) * parameters).fetchall()
             assert index in plan[0][3]
             assert not any("TEMP B-TREE" in step[3] for step in plan)
-        plan = connection.execute("EXPLAIN QUERY PLAN " + adapter._FIND[16, True, True], (1,) * 20).fetchall()
+        plan = connection.execute(
+            "EXPLAIN QUERY PLAN " + statements.FIND[16, True, True], (1,) * 20
+        ).fetchall()
         assert "tokens_by_account (account=? AND token>?)" in plan[0][3]  # of many accounts, and sorted then
 
 

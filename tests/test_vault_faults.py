@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 import tokenvault as tv
+from tests import vaults
 from tests.postgres_server import PostgresServer
 from tokenvault.events import Event
 from tokenvault.flows.core import Core
@@ -21,6 +22,7 @@ from tokenvault.journal import Journal
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore
 from tokenvault.testing.vault_machine import FaultyVaultMachine
 from tokenvault.usage import Seen, Usage
 
@@ -79,6 +81,27 @@ def test_long_lives_under_faults_lose_nothing_and_give_nothing_away(
 ) -> None:
     PostgresMachine.server = postgres_server
     run(machine, local_keys, examples, 80)
+
+
+@pytest.mark.parametrize("program", ["one-time", "card-on-file"])
+@pytest.mark.parametrize("failure", Failure)
+def test_a_token_never_stands_without_its_domain_document(
+    keys: KeyStore, store: TokenStore, program: str, failure: Failure
+) -> None:
+    """Not even where the write that brought both failed, or was refused, and another of the same vault came after."""
+    failures = iter([Fault(failure)])
+    faulty = FaultyTokenStore(store, lambda call: next(failures, None) if call == "insert" else None)
+    vault = vaults.open_vault(keys, faulty)
+    domain = tv.Domain(merchants={"M-1"})
+    with pytest.raises(tv.TokenStoreError):
+        vaults.issue(vault, program=program, domain=domain)
+    vaults.issue(vault, program=program, domain=domain)
+    other = vaults.open_vault(keys, store)
+    records = vaults.all_records(store)
+    assert len(records) == (2 if program == "one-time" and failure is Failure.ANSWER_LOST else 1)
+    for record in records:
+        assert other.check(record.token, vaults.use(merchant="M-1")).allowed
+        assert not other.check(record.token, vaults.use(merchant="M-2")).allowed
 
 
 # What the machine is worth: each of these defects is found.

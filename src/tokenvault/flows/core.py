@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -28,7 +27,7 @@ from tokenvault.lifecycle import TokenStatus
 from tokenvault.pan import Card, Pan, could_hold_pan
 from tokenvault.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records import TokenRecord
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -69,7 +68,7 @@ class Documents:
         if cached is not None:
             return cached
         document = await self._store.get_domain(digest)
-        if document is None or hashlib.sha256(document).digest() != digest:
+        if document is None or digest_of(document) != digest:
             raise IntegrityError("a domain document is missing from the database or was changed")
         try:
             domain = Domain.from_json(document)
@@ -77,18 +76,18 @@ class Documents:
             domain = None
         if domain is None:
             raise IntegrityError("a domain document was written by a newer version of the library")
-        self._cache(domain)
+        self.written(domain)
         return domain
 
-    def holds(self, domain: Domain) -> bool:
-        """Whether `put` has nothing to do."""
-        return domain.digest in self._cached
+    def unwritten(self, domain: Domain) -> bytes | None:
+        """Its document, unless it is known to be in the database."""
+        return None if domain.digest in self._cached else domain.document
 
     async def put(self, domain: Domain) -> None:
         """Keep a domain in the database. Raises TokenStoreError."""
-        if not self.holds(domain):
+        if self.unwritten(domain) is not None:
             await self._store.put_domain(domain.digest, domain.document)
-            self._cache(domain)
+            self.written(domain)
 
     def known(self, record: TokenRecord) -> Restrictions | None:
         """What `restrictions` gives, if it was asked for before."""
@@ -112,7 +111,8 @@ class Documents:
         self._joined[record.program, record.requestor, record.domain] = joined
         return joined
 
-    def _cache(self, domain: Domain) -> None:
+    def written(self, domain: Domain) -> None:
+        """Note that a domain is in the database."""
         if len(self._cached) >= DOMAINS_CACHED_MAX:
             self._cached.clear()
             self._cached[NO_RESTRICTION.digest] = NO_RESTRICTION
@@ -237,10 +237,17 @@ class Core:
             raise IntegrityError("only the record of a deleted token has no card")
         return Opened(record, card)
 
-    def insert(self, record: TokenRecord, card: Card | None, event: Event) -> Coroutine[Any, Any, list[str]]:
-        """Write a new record with its event; returns the token where it exists already: then nothing is written."""
+    def insert(
+        self, record: TokenRecord, card: Card | None, event: Event, document: bytes | None
+    ) -> Coroutine[Any, Any, list[str]]:
+        """Write a new record with its event, and a domain document that goes along.
+
+        Returns the token where it exists already: then nothing is written.
+        """
         seal, insert = self.keys.seal, self.store.insert
-        return self.trail.write(event, lambda: seal(record, card), lambda events, row: insert((row,), events))
+        return self.trail.write(
+            event, lambda: seal(record, card), lambda events, row: insert((row,), events, document)
+        )
 
     def replace(self, record: TokenRecord, card: Card | None, event: Event) -> Coroutine[Any, Any, list[str]]:
         """Write a changed record with its event; returns the token where another change came first, likewise."""

@@ -71,11 +71,12 @@ async def issue(core: Core, order: Order) -> TokenInfo:
     for name, expiry in (("the card", order.card.expiry), ("the token", order.token_expiry)):
         if expiry is not None and expiry.passed(now_ms):
             raise expired(name)
-    if not core.documents.holds(order.domain):
-        await core.documents.put(order.domain)
-    if program.making is _CONVERGENT:
-        return await _converge(core, order, program, now_ms)
-    return await _draw(core, order, program, now_ms)
+    make = _converge if program.making is _CONVERGENT else _draw
+    document = core.documents.unwritten(order.domain)
+    issued = await make(core, order, program, now_ms, document)
+    if document is not None:
+        core.documents.written(order.domain)  # with the token, or before one that there is
+    return issued
 
 
 def _permitted(core: Core, requestor_id: str, name: str) -> TokenProgram | None:
@@ -103,7 +104,9 @@ def expired(name: str) -> InvalidInputError:
     return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
 
 
-async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+async def _draw(
+    core: Core, order: Order, program: TokenProgram, now_ms: int, document: bytes | None
+) -> TokenInfo:
     pan, keys = order.card.pan, core.keys
     account = keys.account(pan) if core.runtime.inline else await core.runtime.call(keys.account, pan)
     shape = len(order.card.pan), order.card.pan.last4
@@ -112,7 +115,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
         drawn = os.urandom(REFERENCE_BYTES + CHOICE_BYTES)  # one call of the system
         token = program.format.make(int.from_bytes(drawn[REFERENCE_BYTES:]) % choices, *shape)
         opened = new(order, token, drawn[:REFERENCE_BYTES], account, now_ms)
-        if not await core.insert(*opened, _event(order, opened, now_ms)):
+        if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return TokenInfo.of(opened.record, opened.card)
     if choices <= SAMPLE_MAX:
         sample = {program.format.make(choice, *shape) for choice in range(choices)}
@@ -121,7 +124,7 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
         opened = new(order, token, os.urandom(REFERENCE_BYTES), account, now_ms)
-        if not await core.insert(*opened, _event(order, opened, now_ms)):
+        if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return TokenInfo.of(opened.record, opened.card)
     taken = len(sample) - len(free)
     raise TokenSpaceExhausted(
@@ -131,7 +134,9 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     )
 
 
-async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+async def _converge(
+    core: Core, order: Order, program: TokenProgram, now_ms: int, document: bytes | None
+) -> TokenInfo:
     # By account first, under each key version: so tokens outlive the key that they were derived with.
     accounts = await core.runtime.call(core.keys.accounts, order.card.pan)
     standing: list[Opened] = []
@@ -161,7 +166,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
         opened = new(order, token, os.urandom(REFERENCE_BYTES), accounts[0], now_ms)
-        if not await core.insert(*opened, _event(order, opened, now_ms)):
+        if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return TokenInfo.of(opened.record, opened.card)
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)

@@ -75,7 +75,7 @@ class AsyncTokenStore(Protocol):
     ) -> list[SealedRecord]: ...
     async def by_reference(self, reference: bytes) -> SealedRecord | None: ...  # noqa: D102 # as in TokenStore
     async def insert(  # noqa: D102 # as in TokenStore
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
     ) -> list[str]: ...
     async def replace(  # noqa: D102 # as in TokenStore
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
@@ -142,9 +142,11 @@ class BlockingStore:
         """As in TokenStore."""
         return self._store.by_reference(reference)
 
-    async def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    async def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
         """As in TokenStore."""
-        return self._store.insert(records, events)
+        return self._store.insert(records, events, document)
 
     async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """As in TokenStore."""

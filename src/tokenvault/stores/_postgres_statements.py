@@ -47,7 +47,7 @@ from tokenvault.stores._postgres_values import (
     text,
     texts,
 )
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.record_batch import RecordBatch, records_of
 
 _T = TypeVar("_T")
@@ -84,11 +84,13 @@ class Batch(NamedTuple):
             that COPY is tried only where none is to be expected. None where there are no records.
         copies: gives what is copied, one after the other; built once it is known that none exists.
         looked_for: whether that is known already.
+        document: keeps a domain document first, where one goes along.
     """
 
     existing: Statement[list[str]] | None
     copies: Callable[[], Sequence[Copy]]
     looked_for: bool
+    document: Statement[None] | None
 
 
 class Statements:
@@ -146,6 +148,12 @@ class Statements:
         self._insert_one = {
             n: query(sql.insert_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
         }
+        self._insert_one_with_document = {
+            n: query(
+                sql.insert_one(tokens, events, n, domains), _RECORD + n * _EVENT + (BYTEA, BYTEA), (TEXT,)
+            )
+            for n in FEW_EVENTS
+        }
         self._replace_one = {
             n: query(sql.replace_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
         }
@@ -158,10 +166,8 @@ class Statements:
         }
         self._copy_records = f"COPY {tokens} ({sql.RECORD_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
         self._copy_events = f"COPY {events} ({sql.EVENT_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
-        # Nearly always it is there already: then no row is tried and no transaction number spent.
         self._put_domain = query(
-            f"INSERT INTO {domains} SELECT $1, $2"
-            f" WHERE NOT EXISTS (SELECT FROM {domains} WHERE digest = $1) ON CONFLICT (digest) DO NOTHING",
+            sql.put_domain(domains, 1),
             (BYTEA, BYTEA),
         )
         self._get_domain = query(f"SELECT document FROM {domains} WHERE digest = $1", (BYTEA,), (BYTEA,))
@@ -198,11 +204,19 @@ class Statements:
     def by_reference(self, reference: bytes) -> Statement[SealedRecord | None]:
         return Statement(self._by_reference, (reference,), _record_or_none)
 
-    def insert_one(self, record: SealedRecord, events: Sequence[SealedEvent]) -> Statement[list[str]]:
+    def insert_one(
+        self, record: SealedRecord, events: Sequence[SealedEvent], document: bytes | None
+    ) -> Statement[list[str]]:
         """For as many events as FEW_EVENTS has."""
-        return Statement(self._insert_one[len(events)], _record_values(record, events), _tokens)
+        values = _record_values(record, events)
+        if document is None:
+            return Statement(self._insert_one[len(events)], values, _tokens)
+        values += (digest_of(document), document)
+        return Statement(self._insert_one_with_document[len(events)], values, _tokens)
 
-    def insert_many(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Batch:
+    def insert_many(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> Batch:
         existing = None
         if records:
             named = (
@@ -223,7 +237,12 @@ class Statements:
                 found.append(Copy(self._copy_events, copy_rows(event_columns(events))))
             return found
 
-        return Batch(existing, copies, isinstance(records, RecordBatch) and records.looked_for)
+        return Batch(
+            existing,
+            copies,
+            isinstance(records, RecordBatch) and records.looked_for,
+            None if document is None else self.put_domain(digest_of(document), document),
+        )
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
         if len(records) == 1 and len(events) in FEW_EVENTS:

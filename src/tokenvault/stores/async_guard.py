@@ -16,6 +16,7 @@ from tokenvault.stores.checks import (
     INTEGER_MAX,
     REFERENCE_BYTES,
     check_bytes,
+    check_digest,
     check_document,
     check_event_page,
     check_key_version,
@@ -115,10 +116,16 @@ class AsyncTokenStoreBase(ABC):
         return None if record is None else sound_records([record])[0]
 
     @_guarded
-    async def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    async def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
         """As in TokenStore."""
         records, events = checked_records(records, 1, 1), checked_events(events)
-        return await self._insert(records, events) if records or events else []
+        if document is not None:
+            check_document(document)
+        elif not (records or events):
+            return []
+        return await self._insert(records, events, document)
 
     @_guarded
     async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
@@ -160,7 +167,8 @@ class AsyncTokenStoreBase(ABC):
     @_guarded
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """As in TokenStore."""
-        check_document(digest, document)
+        check_document(document)
+        check_digest(digest, document)
         await self._put_domain(digest, document)
 
     @_guarded
@@ -226,7 +234,9 @@ class AsyncTokenStoreBase(ABC):
     async def _by_reference(self, reference: bytes) -> SealedRecord | None: ...
 
     @abstractmethod
-    async def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]: ...
+    async def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]: ...
 
     @abstractmethod
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]: ...

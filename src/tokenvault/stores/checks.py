@@ -6,7 +6,6 @@ Plain functions, so that blocking adapters and those with coroutines use the sam
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Final, TypeVar
@@ -20,6 +19,7 @@ from tokenvault.stores.port import (
     PAGE_MAX,
     SealedEvent,
     SealedRecord,
+    digest_of,
 )
 from tokenvault.stores.read_columns import RecordColumns
 from tokenvault.stores.record_batch import RecordBatch
@@ -239,11 +239,15 @@ def first_after(after: int) -> int:
     return after + 1 if after >= 0 else INTEGER_MIN
 
 
-def check_document(digest: bytes, document: bytes) -> None:
-    """A domain document and its digest."""
+def check_document(document: bytes) -> None:
+    """A domain document."""
     if type(document) is not bytes or len(document) > DOCUMENT_BYTES_MAX:
         raise InvalidInputError(f"a domain document is at most {DOCUMENT_BYTES_MAX} bytes")
-    if type(digest) is not bytes or digest != hashlib.sha256(document).digest():
+
+
+def check_digest(digest: bytes, document: bytes) -> None:
+    """A domain document's digest."""
+    if type(digest) is not bytes or digest != digest_of(document):
         raise InvalidInputError("a domain document is kept under its SHA-256")
 
 
@@ -298,7 +302,7 @@ def sound_heads(events: list[SealedEvent]) -> list[SealedEvent]:
 
 def sound_document(digest: bytes, document: bytes | None) -> bytes | None:
     """The same document, or IntegrityError."""
-    if document is not None and (type(document) is not bytes or hashlib.sha256(document).digest() != digest):
+    if document is not None and (type(document) is not bytes or digest_of(document) != digest):
         raise IntegrityError("a stored domain document is not the one of its digest")
     return document
 

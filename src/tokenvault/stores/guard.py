@@ -23,6 +23,7 @@ from tokenvault.stores.checks import (
     INTEGER_MAX,
     REFERENCE_BYTES,
     check_bytes,
+    check_digest,
     check_document,
     check_event_page,
     check_key_version,
@@ -144,10 +145,16 @@ class TokenStoreBase(ABC):
         return None if record is None else sound_records([record])[0]
 
     @_guarded
-    def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
         """Insert all, or, where a token exists already, nothing. Returns the tokens that existed."""
         records, events = checked_records(records, 1, 1), checked_events(events)
-        return self._insert(records, events) if records or events else []
+        if document is not None:
+            check_document(document)
+        elif not (records or events):
+            return []
+        return self._insert(records, events, document)
 
     @_guarded
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
@@ -189,7 +196,8 @@ class TokenStoreBase(ABC):
     @_guarded
     def put_domain(self, digest: bytes, document: bytes) -> None:
         """Keep a document under its SHA-256; nothing happens where it is there already."""
-        check_document(digest, document)
+        check_document(document)
+        check_digest(digest, document)
         self._put_domain(digest, document)
 
     @_guarded
@@ -255,7 +263,9 @@ class TokenStoreBase(ABC):
     def _by_reference(self, reference: bytes) -> SealedRecord | None: ...
 
     @abstractmethod
-    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]: ...
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]: ...
 
     @abstractmethod
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]: ...

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores._forks import hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 
 class MemoryTokenStore(TokenStoreBase):
@@ -71,12 +71,16 @@ class MemoryTokenStore(TokenStoreBase):
         with self._lock:
             return next((r for r in self._records.values() if r.reference == reference), None)
 
-    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
         with self._lock:
             existing = [record.token for record in records if record.token in self._records]
             if existing:
                 return existing
             self._append_all(events)
+            if document is not None:
+                self._domains.setdefault(digest_of(document), document)
             for record in records:
                 self._records[record.token] = record
                 bisect.insort(self._tokens, record.token)

@@ -9,6 +9,7 @@ What a row means is none of the store's business: it keeps columns to look up by
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -67,6 +68,11 @@ class SealedEvent(NamedTuple):
     mac: bytes
 
 
+def digest_of(document: bytes) -> bytes:
+    """What a domain document is kept under: its SHA-256."""
+    return hashlib.sha256(document).digest()
+
+
 MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
 """Stands for a row that is no event, where others are to be read all the same. No vault writes this one."""
 
@@ -115,11 +121,14 @@ class TokenStore(Protocol):
         """The record with this reference."""
         ...
 
-    def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
         """Insert records and events in one atomic step, or, where a token exists already, nothing at all.
 
         No two of the records have one token; each has revision 1. Records may come as a
-        `stores.record_batch.RecordBatch`, which has them as columns too.
+        `stores.record_batch.RecordBatch`, which has them as columns too. A domain document that goes along is kept in
+        the same step, as by `put_domain`.
 
         Returns:
             The tokens that already existed; empty when everything was written.

@@ -140,6 +140,8 @@ class PostgresTokenStore(TokenStoreBase):
     def _run_batch_once(self, batch: Batch, look: Statement[list[str]] | None) -> list[str]:
         with self._pool_here().take() as held, held.connection.transaction():
             existing = look.result(_answer(held, look)) if look else []
+            if batch.document is not None and not existing:
+                _answer(held, batch.document)
             for copy in [] if existing else batch.copies():
                 with RawCursor(held.connection).copy(copy.sql) as rows:
                     rows.write(copy.rows)
@@ -178,10 +180,12 @@ class PostgresTokenStore(TokenStoreBase):
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return self._run(self._statements.by_reference(reference))
 
-    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
         if len(records) == 1 and len(events) in FEW_EVENTS:
-            return self._run(self._statements.insert_one(records[0], events))
-        return self._run_batch(self._statements.insert_many(records, events))
+            return self._run(self._statements.insert_one(records[0], events, document))
+        return self._run_batch(self._statements.insert_many(records, events, document))
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self._run(self._statements.replace(records, events))

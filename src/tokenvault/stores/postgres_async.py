@@ -134,6 +134,8 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         with await self._pool_here().take() as held:
             async with held.for_psycopg().transaction():
                 existing = look.result(await _answer(held, look)) if look else []
+                if batch.document is not None and not existing:
+                    await _answer(held, batch.document)
                 connection = held.for_psycopg()
                 for copy in [] if existing else batch.copies():
                     async with AsyncRawCursor(connection).copy(copy.sql) as rows:
@@ -173,10 +175,12 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return await self._run(self._statements.by_reference(reference))
 
-    async def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    async def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
         if len(records) == 1 and len(events) in FEW_EVENTS:
-            return await self._run(self._statements.insert_one(records[0], events))
-        return await self._run_batch(self._statements.insert_many(records, events))
+            return await self._run(self._statements.insert_one(records[0], events, document))
+        return await self._run_batch(self._statements.insert_many(records, events, document))
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return await self._run(self._statements.replace(records, events))

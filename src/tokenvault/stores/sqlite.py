@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
+from tokenvault.stores import _sqlite_sql as sql
 from tokenvault.stores._forks import hold_still_at_forks
 from tokenvault.stores._sqlite_file import (
     BUSY,
@@ -29,72 +30,14 @@ from tokenvault.stores._sqlite_file import (
 )
 from tokenvault.stores._sqlite_pool import Pool
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.record_batch import RecordBatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_Key = TypeVar("_Key", str, bytes)
 
 BUSY_SECONDS_MAX: Final = 30.0
 """How long a call waits for other writers, of this process and of others, before TokenStoreError."""
-
-_KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
-
-_RECORD: Final = (
-    "SELECT token, reference, account, requestor, program, revision, key_version, body, seal FROM tokens "
-)
-_NAMES: Final = "SELECT token FROM tokens "
-_EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
-_BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
-_FIND: Final = {
-    (n, by_requestor, by_program): _RECORD
-    + f"WHERE account IN ({', '.join('?' * n)}) AND token > ?"
-    + (" AND requestor = ?" if by_requestor else "")
-    + (" AND program = ?" if by_program else "")
-    + " ORDER BY token LIMIT ?"
-    for n in _KEYS_OF_ONE_STATEMENT
-    for by_requestor in (False, True)
-    for by_program in (False, True)
-}
-_BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
-_SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
-_SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
-_EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
-_EVENTS_ABOUT: Final = _EVENT + "WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
-# One index look-up a stream, where DISTINCT reads every event.
-_STREAMS: Final = """
-    WITH RECURSIVE streams (stream) AS (
-        SELECT min(stream) FROM events
-        UNION ALL
-        SELECT (SELECT min(stream) FROM events WHERE stream > streams.stream)
-        FROM streams WHERE streams.stream IS NOT NULL
-    ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
-# Likewise, from the other end.
-_HEADS: Final = """
-    WITH RECURSIVE newest (stream, remaining) AS (
-        SELECT max(stream), ? FROM events
-        UNION ALL
-        SELECT (SELECT max(stream) FROM events WHERE stream < newest.stream), newest.remaining - 1
-        FROM newest WHERE newest.stream IS NOT NULL AND newest.remaining > 1
-    ) SELECT events.stream, number, reference, body, mac FROM newest CROSS JOIN events ON position = coalesce(
-        (SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1),
-        (SELECT position FROM events WHERE stream = newest.stream ORDER BY number LIMIT 1)
-    )"""
-
-_EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
-_INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
-# The usual replacement keeps reference and account. SQLite rewrites the indexes of every column that it is told to
-# set, changed or not: a statement that leaves those two alone writes half the pages.
-_REPLACE: Final = (
-    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
-    " WHERE token = ? AND revision = ? AND reference = ? AND account = ?"
-)
-_REPLACE_ALL: Final = (
-    "UPDATE tokens SET reference = ?, account = ?, requestor = ?, program = ?, revision = ?,"
-    " key_version = ?, body = ?, seal = ? WHERE token = ? AND revision = ?"
-)
-_APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
 
 _FORKED: Final = (
     "this process was forked while its parent was using the token store, and without Python's fork hooks; "
@@ -161,11 +104,11 @@ class SqliteTokenStore(TokenStoreBase):
 
     # Connections and statements.
 
-    def _read(self, sql: str, values: Sequence[str | bytes | int]) -> list[Any]:
+    def _read(self, statement: str, values: Sequence[str | bytes | int]) -> list[Any]:
         pool = self._pool_here()
         connection = pool.take()
         try:
-            rows = run(connection, sql, values, self._busy_seconds_max)
+            rows = run(connection, statement, values, self._busy_seconds_max)
         except BaseException as error:
             pool.discard(connection)
             if is_unreadable(error):
@@ -199,13 +142,15 @@ class SqliteTokenStore(TokenStoreBase):
     def _transact(
         self,
         connection: Connection,
-        work: Callable[[Connection, Sequence[SealedRecord], Sequence[SealedEvent]], list[str]],
+        work: Callable[Concatenate[Connection, Sequence[SealedRecord], Sequence[SealedEvent], P], list[str]],
         records: Sequence[SealedRecord],
         events: Sequence[SealedEvent],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> list[str]:
         """Do the work in a transaction; undo it where it refuses tokens."""
         run(connection, "BEGIN IMMEDIATE", (), self._busy_seconds_max)
-        refused = work(connection, records, events)
+        refused = work(connection, records, events, *args, **kwargs)
         run(connection, "ROLLBACK" if refused else "COMMIT", (), self._busy_seconds_max)
         return refused
 
@@ -226,10 +171,10 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         if len(tokens) == 1:
-            return list(map(SealedRecord._make, self._read(_BY_TOKENS[1], tokens)))
+            return list(map(SealedRecord._make, self._read(sql.BY_TOKENS[1], tokens)))
         rows: list[Any] = []
-        for size, chunk in _statements_of(tokens):
-            rows += self._read(_BY_TOKENS[size], chunk)
+        for size, chunk in sql.statements_of(tokens):
+            rows += self._read(sql.BY_TOKENS[size], chunk)
         return list(map(SealedRecord._make, rows))
 
     def _find(
@@ -237,68 +182,68 @@ class SqliteTokenStore(TokenStoreBase):
     ) -> list[SealedRecord]:
         filters = [value for value in (after, requestor, program, limit) if value is not None]
         if len(accounts) == 1:
-            sql = _FIND[1, requestor is not None, program is not None]
-            return list(map(SealedRecord._make, self._read(sql, (accounts[0], *filters))))
+            statement = sql.FIND[1, requestor is not None, program is not None]
+            return list(map(SealedRecord._make, self._read(statement, (accounts[0], *filters))))
         rows: list[Any] = []
-        for size, chunk in _statements_of(accounts):
-            rows += self._read(_FIND[size, requestor is not None, program is not None], (*chunk, *filters))
+        for size, chunk in sql.statements_of(accounts):
+            rows += self._read(sql.FIND[size, requestor is not None, program is not None], (*chunk, *filters))
         return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
-        rows = self._read(_BY_REFERENCE, (reference,))
+        rows = self._read(sql.BY_REFERENCE, (reference,))
         return SealedRecord(*rows[0]) if rows else None
 
-    def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._write(self._transact, _insert_all, records, events)
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        return self._write(self._transact, _insert_all, records, events, document)
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self._write(self._transact, _replace_all, records, events)
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
         if len(events) == 1:
-            self._write(run, _APPEND, events[0], self._busy_seconds_max)
+            self._write(run, sql.APPEND, events[0], self._busy_seconds_max)
         else:
             self._write(self._transact, _append_all, (), events)
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, self._read(_EVENTS_OF_STREAM, (stream, first, limit))))
+        return list(map(SealedEvent._make, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
 
     def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, self._read(_EVENTS_ABOUT, (reference, limit, after))))
+        return list(map(SealedEvent._make, self._read(sql.EVENTS_ABOUT, (reference, limit, after))))
 
     def _streams(self) -> list[bytes]:
-        return [stream for (stream,) in self._read(_STREAMS, ())]
+        return [stream for (stream,) in self._read(sql.STREAMS, ())]
 
     def _heads(self, limit: int) -> list[SealedEvent]:
-        return [SealedEvent(*row) for row in self._read(_HEADS, (limit,))]
+        return [SealedEvent(*row) for row in self._read(sql.HEADS, (limit,))]
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody
             return
-        sql = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
-        self._write(run, sql, (digest, document), self._busy_seconds_max)
+        self._write(run, sql.PUT_DOMAIN, (digest, document), self._busy_seconds_max)
 
     def _get_domain(self, digest: bytes) -> bytes | None:
-        rows = self._read("SELECT document FROM domains WHERE digest = ?", (digest,))
+        rows = self._read(sql.GET_DOMAIN, (digest,))
         return rows[0][0] if rows else None
 
     def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
         if key_version is None:
-            rows = self._read(_SCAN, (after, limit))
+            rows = self._read(sql.SCAN, (after, limit))
         else:
-            rows = self._read(_SCAN_KEY_VERSION, (after, key_version, limit))
+            rows = self._read(sql.SCAN_KEY_VERSION, (after, key_version, limit))
         return list(map(SealedRecord._make, rows))
 
     def _get_meta(self, name: str) -> bytes | None:
-        rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
+        rows = self._read(sql.GET_META, (name,))
         return rows[0][0] if rows else None
 
     def _put_meta(self, name: str, value: bytes) -> bytes:
         if (standing := self._get_meta(name)) is not None:
             return standing
-        sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
-        self._write(run, sql, (name, value), self._busy_seconds_max)
-        rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
+        self._write(run, sql.PUT_META, (name, value), self._busy_seconds_max)
+        rows = self._read(sql.GET_META, (name,))
         return rows[0][0] if rows else value
 
     def _close(self) -> None:
@@ -312,24 +257,17 @@ class SqliteTokenStore(TokenStoreBase):
         return super()._explain(error)
 
 
-def _statements_of(keys: Sequence[_Key]) -> Iterator[tuple[int, list[_Key]]]:
-    """Keys for statements of few sizes, so that few are kept prepared; the last is filled up with its last key."""
-    wanted = list(dict.fromkeys(keys))
-    size_max = _KEYS_OF_ONE_STATEMENT[-1]
-    for start in range(0, len(wanted), size_max):
-        chunk = wanted[start : start + size_max]
-        size = next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk))
-        yield size, chunk + chunk[-1:] * (size - len(chunk))
-
-
 # What happens within a transaction.
 
 
 def _insert_all(
-    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    connection: Connection,
+    records: Sequence[SealedRecord],
+    events: Sequence[SealedEvent],
+    document: bytes | None,
 ) -> list[str]:
     if len(records) == 1:
-        if not connection.statement.execute(_INSERT, records[0]).rowcount:
+        if not connection.statement.execute(sql.INSERT, records[0]).rowcount:
             return [records[0].token]
     elif records:
         # Looked for first: to write a chunk of random tokens in vain takes ten times as long.
@@ -337,8 +275,10 @@ def _insert_all(
         if existing:
             return existing
         connection.statement.executemany(
-            _INSERT, records.rows() if isinstance(records, RecordBatch) else records
+            sql.INSERT, records.rows() if isinstance(records, RecordBatch) else records
         )
+    if document is not None:
+        connection.statement.execute(sql.PUT_DOMAIN, (digest_of(document), document))
     return _append_all(connection, (), events)
 
 
@@ -348,8 +288,8 @@ def _existing(connection: Connection, records: Sequence[SealedRecord]) -> list[s
     else:
         tokens = [record.token for record in records]
     found: list[Any] = []
-    for size, chunk in _statements_of(tokens):
-        found += connection.statement.execute(_EXISTING[size], chunk).fetchall()
+    for size, chunk in sql.statements_of(tokens):
+        found += connection.statement.execute(sql.EXISTING[size], chunk).fetchall()
     return [token for (token,) in found]
 
 
@@ -359,17 +299,17 @@ def _replace_all(
     if len(records) == 1:
         record = records[0]
         if (
-            not connection.statement.execute(_REPLACE, _to_replace(record)).rowcount
-            and not connection.statement.execute(_REPLACE_ALL, _to_replace_all(record)).rowcount
+            not connection.statement.execute(sql.REPLACE, _to_replace(record)).rowcount
+            and not connection.statement.execute(sql.REPLACE_ALL, _to_replace_all(record)).rowcount
         ):
             return [record.token]
     elif records:
         connection.execute("SAVEPOINT clean")
-        if connection.statement.executemany(_REPLACE, map(_to_replace, records)).rowcount != len(records):
+        if connection.statement.executemany(sql.REPLACE, map(_to_replace, records)).rowcount != len(records):
             connection.execute("ROLLBACK TO clean")
-            if connection.statement.executemany(_REPLACE_ALL, map(_to_replace_all, records)).rowcount != len(
-                records
-            ):
+            if connection.statement.executemany(
+                sql.REPLACE_ALL, map(_to_replace_all, records)
+            ).rowcount != len(records):
                 connection.execute("ROLLBACK TO clean")
                 return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
     return _append_all(connection, (), events)
@@ -387,12 +327,12 @@ def _append_all(
     connection: Connection, _: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
     if len(events) == 1:
-        connection.statement.execute(_APPEND, events[0])
+        connection.statement.execute(sql.APPEND, events[0])
     elif events:
-        connection.statement.executemany(_APPEND, events)
+        connection.statement.executemany(sql.APPEND, events)
     return []
 
 
 def _revision(connection: Connection, token: str) -> int | None:
-    rows = connection.execute("SELECT revision FROM tokens WHERE token = ?", (token,)).fetchall()
+    rows = connection.execute(sql.REVISION, (token,)).fetchall()
     return rows[0][0] if rows else None

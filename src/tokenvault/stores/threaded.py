@@ -45,8 +45,10 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return await self._workers.call(self._store.by_reference, reference)
 
-    async def _insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return await self._workers.call(self._store.insert, records, events)
+    async def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        return await self._workers.call(self._store.insert, records, events, document)
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return await self._workers.call(self._store.replace, records, events)

@@ -156,8 +156,10 @@ class FaultyTokenStore:
     def by_reference(self, reference: bytes) -> SealedRecord | None:
         return self._call("by_reference", lambda: self._store.by_reference(reference))
 
-    def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._call("insert", lambda: self._store.insert(records, events))
+    def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
+        return self._call("insert", lambda: self._store.insert(records, events, document))
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self._call("replace", lambda: self._store.replace(records, events))
@@ -242,8 +244,10 @@ class FaultyAsyncTokenStore:
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
         return await self._call("by_reference", lambda: self._store.by_reference(reference))
 
-    async def insert(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return await self._call("insert", lambda: self._store.insert(records, events))
+    async def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
+        return await self._call("insert", lambda: self._store.insert(records, events, document))
 
     async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return await self._call("replace", lambda: self._store.replace(records, events))

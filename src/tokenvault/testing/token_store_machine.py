@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore, digest_of
 
 # Few values, so that steps meet: the same tokens, accounts, events again and again.
 _TOKENS = ("0" * 13, "0" * 14, "1" * 13, "1" * 19, "12" * 8, "9" * 16)
@@ -44,6 +43,7 @@ _events = st.lists(
     max_size=2,
 )
 _offsets = st.lists(st.sampled_from((1, 1, 1, 1, 0, 2)), min_size=3, max_size=3)  # most revisions fit
+_documents = st.binary(max_size=2)  # few, so that some are there already
 _after = st.sampled_from(("", "1", *_TOKENS))
 _limits = st.integers(1, 4)
 
@@ -74,11 +74,13 @@ class TokenStoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.close()
 
-    @rule(records=_batches, events=_events)
-    def insert(self, records: list[SealedRecord], events: list[SealedEvent]) -> None:
+    @rule(records=_batches, events=_events, document=st.none() | _documents)
+    def insert(self, records: list[SealedRecord], events: list[SealedEvent], document: bytes | None) -> None:
         existing = [record.token for record in records if record.token in self.rows]
-        if self._expect(existing, events, lambda: self.store.insert(records, events)):
+        if self._expect(existing, events, lambda: self.store.insert(records, events, document)):
             self.rows.update((record.token, record) for record in records)
+            if document is not None:
+                self.documents[digest_of(document)] = document
 
     @rule(records=_batches, events=_events, offsets=_offsets)
     def replace(self, records: list[SealedRecord], events: list[SealedEvent], offsets: list[int]) -> None:
@@ -99,9 +101,9 @@ class TokenStoreMachine(RuleBasedStateMachine):
     def append(self, events: list[SealedEvent]) -> None:
         self._expect([], events, lambda: self._append(events))
 
-    @rule(document=st.binary(max_size=8))
+    @rule(document=_documents)
     def put_domain(self, document: bytes) -> None:
-        digest = hashlib.sha256(document).digest()
+        digest = digest_of(document)
         self.store.put_domain(digest, document)
         self.documents[digest] = document
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Final
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tokenvault.errors import InvalidInputError, TokenStoreError
-from tokenvault.stores.port import PAGE_MAX, TokenStore
+from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore, digest_of
 from tokenvault.stores.record_batch import RecordBatch
 from tokenvault.testing.token_store_fixtures import TokenStoreFixtures
 from tokenvault.testing.token_store_harness import (
@@ -142,6 +142,44 @@ class WritingContract(TokenStoreFixtures):
             store.insert([a_record(1), a_record(2)], [an_event(2), an_event(1)])
         assert harness.raw_counts() == (0, 1)
         assert store.insert([a_record(1)], [an_event(2)]) == []
+
+    def test_insert_keeps_a_document(self, store: TokenStore, harness: StoreHarness) -> None:
+        """A domain document that goes along is kept in the same step: not where a token or an event exists."""
+        written: list[tuple[Sequence[SealedRecord], list[SealedEvent]]] = [
+            ([a_record(1)], [an_event(1)]),
+            ([a_record(2)], [an_event(2), an_event(3)]),
+            ([a_record(3)], []),
+            ([a_record(4), a_record(5)], [an_event(4)]),
+            (a_batch(range(40)), [an_event(5)]),
+            ([], [an_event(6)]),
+            ([], []),
+        ]
+        for number, (records, events) in enumerate(written):
+            document = b"%d" % number
+            assert store.get_domain(digest_of(document)) is None
+            assert store.insert(records, events, document) == []
+            assert store.get_domain(digest_of(document)) == document
+        counts = harness.raw_counts()
+        refused = digest_of(b"refused")
+        for records, events in written[:5]:
+            assert store.insert(records, [an_event(100 + len(events))], b"refused")
+            assert store.get_domain(refused) is None
+            with pytest.raises(TokenStoreError):
+                store.insert([a_record(100)], [an_event(1)], b"refused")
+            assert store.get_domain(refused) is None
+        assert harness.raw_counts() == counts
+        assert store.insert([a_record(100)], [an_event(101)], b"0") == []  # which is there
+
+    def test_insert_keeps_one_document_for_threads(self, store: TokenStore) -> None:
+        """Threads that insert tokens of one new document at once all do."""
+        for attempt in range(1, 6):
+
+            def insert(n: int, attempt: int = attempt) -> list[str]:
+                record, event = a_record(THREADS * attempt + n), an_event(attempt, stream=n)
+                return store.insert([record], [event], b"%d" % attempt)
+
+            assert race(insert) == [[]] * THREADS
+            assert store.get_domain(digest_of(b"%d" % attempt)) == b"%d" % attempt
 
     def test_insert_by_threads(self, store: TokenStore, harness: StoreHarness) -> None:
         """Of eight threads that insert one token at once, exactly one does."""

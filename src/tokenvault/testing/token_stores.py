@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import closing
+from typing import cast
 
 import pytest
 
@@ -80,6 +81,9 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
             lambda: store.insert([record._replace(program="p\u00e4")], [event]),
             lambda: store.insert([record], [event._replace(number=0)]),
             lambda: store.insert([record], [event._replace(number=2**63)]),
+            lambda: store.insert([record], [event], too_long),
+            lambda: store.insert([record], [event], cast(bytes, "{}")),
+            lambda: store.insert([], [], cast(bytes, bytearray(b"{}"))),
             lambda: store.replace([record], []),
             lambda: store.replace([record._replace(revision=2**63)], []),
             lambda: store.append([event._replace(mac=b"")]),

@@ -1,0 +1,80 @@
+"""The SQL of a SQLite token store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeVar
+
+_Key = TypeVar("_Key", str, bytes)
+
+_KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
+
+_RECORD: Final = (
+    "SELECT token, reference, account, requestor, program, revision, key_version, body, seal FROM tokens "
+)
+_NAMES: Final = "SELECT token FROM tokens "
+_EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
+BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
+FIND: Final = {
+    (n, by_requestor, by_program): _RECORD
+    + f"WHERE account IN ({', '.join('?' * n)}) AND token > ?"
+    + (" AND requestor = ?" if by_requestor else "")
+    + (" AND program = ?" if by_program else "")
+    + " ORDER BY token LIMIT ?"
+    for n in _KEYS_OF_ONE_STATEMENT
+    for by_requestor in (False, True)
+    for by_program in (False, True)
+}
+BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
+SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
+SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
+EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
+EVENTS_ABOUT: Final = _EVENT + "WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
+# One index look-up a stream, where DISTINCT reads every event.
+STREAMS: Final = """
+    WITH RECURSIVE streams (stream) AS (
+        SELECT min(stream) FROM events
+        UNION ALL
+        SELECT (SELECT min(stream) FROM events WHERE stream > streams.stream)
+        FROM streams WHERE streams.stream IS NOT NULL
+    ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
+# Likewise, from the other end.
+HEADS: Final = """
+    WITH RECURSIVE newest (stream, remaining) AS (
+        SELECT max(stream), ? FROM events
+        UNION ALL
+        SELECT (SELECT max(stream) FROM events WHERE stream < newest.stream), newest.remaining - 1
+        FROM newest WHERE newest.stream IS NOT NULL AND newest.remaining > 1
+    ) SELECT events.stream, number, reference, body, mac FROM newest CROSS JOIN events ON position = coalesce(
+        (SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1),
+        (SELECT position FROM events WHERE stream = newest.stream ORDER BY number LIMIT 1)
+    )"""
+
+EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
+INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
+# The usual replacement keeps reference and account. SQLite rewrites the indexes of every column that it is told to
+# set, changed or not: a statement that leaves those two alone writes half the pages.
+REPLACE: Final = (
+    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
+    " WHERE token = ? AND revision = ? AND reference = ? AND account = ?"
+)
+REPLACE_ALL: Final = (
+    "UPDATE tokens SET reference = ?, account = ?, requestor = ?, program = ?, revision = ?,"
+    " key_version = ?, body = ?, seal = ? WHERE token = ? AND revision = ?"
+)
+PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
+REVISION: Final = "SELECT revision FROM tokens WHERE token = ?"
+GET_DOMAIN: Final = "SELECT document FROM domains WHERE digest = ?"
+GET_META: Final = "SELECT value FROM meta WHERE name = ?"
+PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
+
+
+def statements_of(keys: Sequence[_Key]) -> Iterator[tuple[int, list[_Key]]]:
+    """Keys for statements of few sizes, so that few are kept prepared; the last is filled up with its last key."""
+    wanted = list(dict.fromkeys(keys))
+    size_max = _KEYS_OF_ONE_STATEMENT[-1]
+    for start in range(0, len(wanted), size_max):
+        chunk = wanted[start : start + size_max]
+        size = next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk))
+        yield size, chunk + chunk[-1:] * (size - len(chunk))
