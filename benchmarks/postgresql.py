@@ -1,8 +1,9 @@
 """Whole calls of the vault on PostgreSQL beside the same statements, with the same values, through bare psycopg.
 
-A round of calls of the vault by some threads or tasks is followed by a round of the statements that they made, by as
-many, each over a connection of its own, on a twin of the tables in the same server. Bare means: one cursor, kept;
-statements prepared from the first time on; values and rows in binary; autocommit; no pool, no checks.
+A round of calls of the vault by some threads or tasks is followed by a round of the statements that such calls make,
+by as many, each over a connection of its own, on a twin of the tables in the same server. The statements are noted
+from a second vault, not from the one that is timed. Bare means: one cursor, kept; statements prepared from the first
+time on; values and rows in binary; autocommit; no pool, no checks.
 """
 
 from __future__ import annotations
@@ -11,25 +12,22 @@ import asyncio
 import gc
 import os
 import random
-import re
 import statistics
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import psycopg
 
 import tokenvault as tv
+from benchmarks.noted_calls import EXAMPLE, RARE, TWIN, Bare, Call, Example, calls_of, issue, requestors
 from benchmarks.single import LIMITED, PROGRAMS, REQUESTOR, UNLIMITED, new_keys, pans, row
 from tests.postgres_server import PASSWORD, PostgresServer
 from tokenvault.keys import KeyStore
-from tokenvault.stores._postgres_statements import Statement
-from tokenvault.stores._postgres_values import INT8, TEXT, Query
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
 from tokenvault.stores.postgres import PostgresTokenStore
 from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
@@ -38,8 +36,7 @@ AT_ONCE = (1, 4, 16)
 ROUNDS = 31  # short ones in turn, as the machine and its disk change their pace; the first is not counted
 BATCH_ROUNDS = 7
 CALLS = 96  # a round, by all threads or tasks together
-RARE = tv.CheckpointPolicy(events=1_000_000, seconds=86_400)  # none is among the calls that are timed
-SCHEMA, TWIN = "vault", "twin"
+SCHEMA = "vault"
 KINDS = {
     "issue, random": None,
     "detokenize, without limits": UNLIMITED,
@@ -50,26 +47,6 @@ SERIES = {
     "synchronous_commit=off, so that no commit waits for the disk": "-c synchronous_commit=off",
 }
 
-T = TypeVar("T")
-Bare = tuple[str, tuple[Any, ...], bool]
-_made: ContextVar[list[Statement[Any]]] = ContextVar("_made")
-
-
-class Store(PostgresTokenStore):
-    """Notes the statements that it runs."""
-
-    def _run(self, statement: Statement[T]) -> T:
-        _made.get([]).append(statement)
-        return super()._run(statement)
-
-
-class AsyncStore(AsyncPostgresTokenStore):
-    """Notes the statements that it runs."""
-
-    async def _run(self, statement: Statement[T]) -> T:
-        _made.get([]).append(statement)
-        return await super()._run(statement)
-
 
 class Taken(NamedTuple):
     """Seconds of each call, and of each round."""
@@ -78,37 +55,11 @@ class Taken(NamedTuple):
     rounds: list[float]
 
 
-def bare(statement: Statement[Any]) -> Bare:
-    """A statement as psycopg's cursor takes it, on the twin: SQL, values, whether it has rows."""
-    sql, order = _bare_sql(statement.query)
-    values = [
-        _value(kind, value) for kind, value in zip(statement.query.takes, statement.values, strict=True)
-    ]
-    return sql, tuple(values[n - 1] for n in order), bool(statement.query.gives)
-
-
-_texts: dict[Query, tuple[str, list[int]]] = {}
-
-
-def _bare_sql(query: Query) -> tuple[str, list[int]]:
-    if query not in _texts:
-        sql = query.sql.decode().replace(f'"{SCHEMA}".', f'"{TWIN}".')
-        order = [int(number) for number in re.findall(r"\$(\d+)", sql)]
-        _texts[query] = re.sub(r"\$\d+", "%s", sql), order
-    return _texts[query]
-
-
-def _value(kind: int, value: bytes) -> str | int | bytes:
-    if kind == TEXT:
-        return value.decode()
-    return int.from_bytes(value, signed=True) if kind == INT8 else value
-
-
 def single_calls(server: PostgresServer, folder: Path) -> None:
     """The tables of single calls, for threads and for tasks."""
     keys = new_keys(folder)
     for series, options in SERIES.items():
-        for schema in (SCHEMA, TWIN):
+        for schema in (SCHEMA, EXAMPLE, TWIN):
             store = tv.open_token_store(server.url(schema=schema))
             tv.provision(keys, store)
             store.close()
@@ -134,16 +85,6 @@ def _print(name: str, vault: Taken, plain: Taken) -> None:
         columns.append(f"{ours:.2f}/{theirs:.2f}/{ours / theirs:.2f}")
     ours, theirs = (len(taken.calls) / sum(taken.rounds) for taken in (vault, plain))
     row(name, *columns, f"{ours:.0f}/{theirs:.0f}/{ours / theirs:.2f}")
-
-
-def _transaction(number: int) -> tv.Transaction:
-    return tv.Transaction(
-        id=f"tx-{number}", requestor=REQUESTOR, merchant="M-1001", amount=tv.Money(1, "EUR")
-    )
-
-
-def _requestors() -> list[tv.TokenRequestor]:
-    return [tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})]
 
 
 def batches(server: PostgresServer) -> None:
@@ -211,57 +152,43 @@ def some_records(numbers: Iterable[int]) -> tuple[list[SealedRecord], list[Seale
 def _with_threads(
     keys: KeyStore, server: PostgresServer, options: str, domain: tv.Domain | None, at_once: int
 ) -> tuple[Taken, Taken]:
-    store = Store(server.url(schema=SCHEMA, options=options))
-    vault = tv.Vault(keys, store, programs=PROGRAMS, requestors=_requestors(), checkpoints=RARE)
+    store = PostgresTokenStore(server.url(schema=SCHEMA, options=options))
+    vault = tv.Vault(keys, store, programs=PROGRAMS, requestors=requestors(), checkpoints=RARE)
+    example = Example(keys, server, domain, at_once)
     connections = [_connect(server, options) for _ in range(at_once)]
     cursors = [connection.cursor() for connection in connections]
-    tokens = []
-    calls = CALLS // at_once
-
-    def issue(pan: str, wanted: tv.Domain | None) -> tv.TokenInfo:
-        return vault.issue(pan, expiry="2039-12", requestor=REQUESTOR, program="random", domain=wanted)
-
-    issue(next(pans()), UNLIMITED)  # the first event goes with a checkpoint
-    for cursor, pan in zip(cursors, pans(), strict=False):
-        _made.set([])
-        tokens.append(issue(pan, domain or UNLIMITED).token)
-        for statement in _made.get():
-            _execute(cursor, bare(statement))
-
+    for cursor, statements in zip(cursors, example.first, strict=True):
+        for statement in statements:
+            _execute(cursor, statement)
+    issue(vault, next(pans()), UNLIMITED)  # the first event goes with a checkpoint
+    tokens = [issue(vault, next(pans()), domain or UNLIMITED).token for _ in range(at_once)]
+    count = CALLS // at_once
     ours, theirs = Taken([], []), Taken([], [])
     for number in range(ROUNDS):
-        made: list[list[list[Statement[Any]]]] = [[] for _ in range(at_once)]
-        ready = [[*zip(pans(), map(_transaction, range(number * calls, (number + 1) * calls)), strict=False)]
-                 for _ in range(at_once)]  # fmt: skip
+        ready = [calls_of(number, count) for _ in range(at_once)]
+        plain = [[example.statements(worker, call) for call in ready[worker]] for worker in range(at_once)]
 
-        def call(
-            worker: int, n: int, made: list[list[list[Statement[Any]]]] = made, ready: list[Any] = ready
-        ) -> float:
+        def call(worker: int, n: int, ready: list[list[Call]] = ready) -> float:
             pan, transaction = ready[worker][n]
-            statements: list[Statement[Any]] = []
-            _made.set(statements)
             start = time.perf_counter()
             if domain is None:
-                issue(pan, UNLIMITED)
+                issue(vault, pan, UNLIMITED)
             else:
                 vault.detokenize(tokens[worker], transaction)
-            taken = time.perf_counter() - start
-            made[worker].append(statements)
-            return taken
-
-        _round(call, at_once, calls, ours if number else Taken([], []))
-        plain = [[[bare(statement) for statement in each] for each in worker] for worker in made]
+            return time.perf_counter() - start
 
         def replay(worker: int, n: int, plain: list[list[list[Bare]]] = plain) -> float:
-            cursor = cursors[worker]
+            cursor, statements = cursors[worker], plain[worker][n]
             start = time.perf_counter()
-            for statement in plain[worker][n]:
+            for statement in statements:
                 _execute(cursor, statement)
             return time.perf_counter() - start
 
-        _round(replay, at_once, calls, theirs if number else Taken([], []))
+        _round(call, at_once, count, ours if number else Taken([], []))
+        _round(replay, at_once, count, theirs if number else Taken([], []))
     vault.close()
     store.close()
+    example.close()
     for connection in connections:
         connection.close()
     return ours, theirs
@@ -313,59 +240,52 @@ def _round(call: Callable[[int, int], float], at_once: int, calls: int, taken: T
 async def _with_tasks(
     keys: KeyStore, server: PostgresServer, options: str, domain: tv.Domain | None, at_once: int
 ) -> tuple[Taken, Taken]:
-    store = AsyncStore(server.url(schema=SCHEMA, options=options))
+    store = AsyncPostgresTokenStore(server.url(schema=SCHEMA, options=options))
+    example = Example(keys, server, domain, at_once)
     connections = [await _connect_async(server, options) for _ in range(at_once)]
     cursors = [connection.cursor() for connection in connections]
-    calls = CALLS // at_once
+    for cursor, statements in zip(cursors, example.first, strict=True):
+        for statement in statements:
+            await _execute_async(cursor, statement)
+    count = CALLS // at_once
     ours, theirs = Taken([], []), Taken([], [])
     async with tv.AsyncVault(
-        keys, store, programs=PROGRAMS, requestors=_requestors(), checkpoints=RARE
+        keys, store, programs=PROGRAMS, requestors=requestors(), checkpoints=RARE
     ) as vault:
 
-        async def issue(pan: str, wanted: tv.Domain | None) -> tv.TokenInfo:
+        async def issue_one(pan: str, wanted: tv.Domain | None) -> tv.TokenInfo:
             return await vault.issue(
                 pan, expiry="2039-12", requestor=REQUESTOR, program="random", domain=wanted
             )
 
-        tokens = []
-        await issue(next(pans()), UNLIMITED)  # the first event goes with a checkpoint
-        for cursor, pan in zip(cursors, pans(), strict=False):
-            _made.set([])
-            tokens.append((await issue(pan, domain or UNLIMITED)).token)
-            for statement in _made.get():
-                await _execute_async(cursor, bare(statement))
+        await issue_one(next(pans()), UNLIMITED)  # the first event goes with a checkpoint
+        tokens = [(await issue_one(next(pans()), domain or UNLIMITED)).token for _ in range(at_once)]
         for number in range(ROUNDS):
-            made: list[list[list[Statement[Any]]]] = [[] for _ in range(at_once)]
-            ready = [[*zip(pans(), map(_transaction, range(number * calls, (number + 1) * calls)), strict=False)]
-                     for _ in range(at_once)]  # fmt: skip
+            ready = [calls_of(number, count) for _ in range(at_once)]
+            plain = [
+                [example.statements(worker, call) for call in ready[worker]] for worker in range(at_once)
+            ]
 
-            async def call(
-                worker: int, n: int, made: list[list[list[Statement[Any]]]] = made, ready: list[Any] = ready
-            ) -> float:
+            async def call(worker: int, n: int, ready: list[list[Call]] = ready) -> float:
                 pan, transaction = ready[worker][n]
-                statements: list[Statement[Any]] = []
-                _made.set(statements)
                 start = time.perf_counter()
                 if domain is None:
-                    await issue(pan, UNLIMITED)
+                    await issue_one(pan, UNLIMITED)
                 else:
                     await vault.detokenize(tokens[worker], transaction)
-                taken = time.perf_counter() - start
-                made[worker].append(statements)
-                return taken
-
-            await _round_async(call, at_once, calls, ours if number else Taken([], []))
-            plain = [[[bare(statement) for statement in each] for each in worker] for worker in made]
+                return time.perf_counter() - start
 
             async def replay(worker: int, n: int, plain: list[list[list[Bare]]] = plain) -> float:
-                cursor = cursors[worker]
+                cursor, statements = cursors[worker], plain[worker][n]
                 start = time.perf_counter()
-                for statement in plain[worker][n]:
+                for statement in statements:
                     await _execute_async(cursor, statement)
                 return time.perf_counter() - start
 
-            await _round_async(replay, at_once, calls, theirs if number else Taken([], []))
+            await _round_async(call, at_once, count, ours if number else Taken([], []))
+            await _round_async(replay, at_once, count, theirs if number else Taken([], []))
     await store.close()
+    example.close()
     for connection in connections:
         await connection.close()
     return ours, theirs

@@ -112,7 +112,7 @@ def test_the_machine_finds_faults(faulty: type[MemoryTokenStore]) -> None:
             return faulty()
 
     quick = settings(
-        max_examples=500,
+        max_examples=2_000,  # of 500, one seed in twelve had none that found the rarest of them
         stateful_step_count=30,
         database=None,
         derandomize=True,

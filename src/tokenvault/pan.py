@@ -40,8 +40,13 @@ def luhn_valid(digits: str) -> bool:
 
 def luhn_check_digit(payload: str) -> str:
     """The digit that makes ASCII digits Luhn-valid when it is put behind them."""
+    return str(missing_luhn_sum(payload))
+
+
+def missing_luhn_sum(payload: str) -> int:
+    """What ASCII digits lack to a Luhn sum that ends in 0: 0 to 9."""
     codes = payload.encode("ascii")
-    return str(-(sum(codes[-1::-2].translate(_DOUBLED)) + sum(codes[-2::-2].translate(_PLAIN))) % 10)
+    return -(sum(codes[-1::-2].translate(_DOUBLED)) + sum(codes[-2::-2].translate(_PLAIN))) % 10
 
 
 def could_hold_pan(text: str) -> bool:
@@ -85,20 +90,7 @@ class Pan:
         Raises:
             InvalidInputError: saying which rule fails, not what was given.
         """
-        if isinstance(text, Pan):
-            return text
-        if not isinstance(text, str):
-            raise InvalidInputError("a PAN is text of 13 to 19 digits")
-        if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
-            raise InvalidInputError(
-                "a PAN has ASCII digits only, with single spaces or hyphens between groups"
-            )
-        digits = text.replace(" ", "").replace("-", "")
-        if not PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX:
-            raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
-        if not luhn_valid(digits):
-            raise InvalidInputError("the PAN's check digit is wrong (Luhn)")
-        return cls.trusted(digits)
+        return read_pan(text)
 
     @classmethod
     def trusted(cls, digits: str) -> Pan:
@@ -161,6 +153,22 @@ class Pan:
         raise InvalidInputError("a Pan is not pickled; its token may be")
 
 
+def read_pan(text: str | Pan) -> Pan:
+    """As `Pan.parse`, for callers within the boundary."""
+    if isinstance(text, Pan):
+        return text
+    if not isinstance(text, str):
+        raise InvalidInputError("a PAN is text of 13 to 19 digits")
+    if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
+        raise InvalidInputError("a PAN has ASCII digits only, with single spaces or hyphens between groups")
+    digits = text.replace(" ", "").replace("-", "")
+    if not PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX:
+        raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
+    if not luhn_valid(digits):
+        raise InvalidInputError("the PAN's check digit is wrong (Luhn)")
+    return Pan.trusted(digits)
+
+
 class _Months:
     """What follows from a month, kept for speed: no fields of its own."""
 
@@ -193,19 +201,7 @@ class CardExpiry(_Months):
     @boundary
     def parse(cls, text: str | CardExpiry) -> CardExpiry:
         """Read "YYYY-MM". Raises InvalidInputError."""
-        if isinstance(text, CardExpiry):
-            return text
-        if not isinstance(text, str):
-            raise InvalidInputError(_EXPIRY_FORM)
-        # Of a subclass its plain text: what that hashes like is its own affair.
-        return cls._read(str.__str__(text))
-
-    @staticmethod
-    @functools.lru_cache(_EXPIRIES_CACHED_MAX)
-    def _read(text: str) -> CardExpiry:
-        if _EXPIRY.fullmatch(text) is None:
-            raise InvalidInputError(_EXPIRY_FORM)
-        return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))
+        return read_expiry(text)
 
     @staticmethod
     @functools.cache  # 1,200 months; each record that is read asks for one
@@ -223,6 +219,23 @@ class CardExpiry(_Months):
 
     def __str__(self) -> str:
         return f"{self.year:04}-{self.month:02}"
+
+
+def read_expiry(text: str | CardExpiry) -> CardExpiry:
+    """As `CardExpiry.parse`, for callers within the boundary."""
+    if isinstance(text, CardExpiry):
+        return text
+    if not isinstance(text, str):
+        raise InvalidInputError(_EXPIRY_FORM)
+    # Of a subclass its plain text: what that hashes like is its own affair.
+    return _read_month(text if type(text) is str else str.__str__(text))
+
+
+@functools.lru_cache(_EXPIRIES_CACHED_MAX)
+def _read_month(text: str) -> CardExpiry:
+    if _EXPIRY.fullmatch(text) is None:
+        raise InvalidInputError(_EXPIRY_FORM)
+    return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 
 
 @attrs.frozen

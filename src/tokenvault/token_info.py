@@ -55,21 +55,26 @@ class TokenInfo:
     def of(cls, record: TokenRecord, card: Card | None) -> TokenInfo:
         """What is told of a record."""
         created = instant(record.created_ms)
-        return cls(
-            token=record.token,
-            reference=record.reference.hex(),
-            program=record.program,
-            requestor=record.requestor,
-            status=record.status,
-            suspended_by=record.suspended_by,
-            token_expiry=effective_expiry(record, card),
-            last4=None if card is None else card.pan.last4,
-            par=record.par,
-            assurance=record.assurance,
-            created=created,
-            updated=created if record.updated_ms == record.created_ms else instant(record.updated_ms),
-            revision=record.revision,
+        info = cls.__new__(cls)
+        # As the constructor, in a third of its time: this comes with each issue.
+        info.__dict__.update(
+            {
+                "token": record.token,
+                "reference": record.reference.hex(),
+                "program": record.program,
+                "requestor": record.requestor,
+                "status": record.status,
+                "suspended_by": record.suspended_by,
+                "token_expiry": effective_expiry(record, card),
+                "last4": None if card is None else card.pan.last4,
+                "par": record.par,
+                "assurance": record.assurance,
+                "created": created,
+                "updated": created if record.updated_ms == record.created_ms else instant(record.updated_ms),
+                "revision": record.revision,
+            }
         )
+        return info
 
 
 def instant(time_ms: int) -> datetime:

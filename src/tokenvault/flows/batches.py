@@ -20,7 +20,7 @@ from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.flows import issue, issue_many, use_many
 from tokenvault.flows.core import Core
 from tokenvault.outcomes import Chunk, Failed, IssueOutcomes, Outcomes
-from tokenvault.pan import Card, CardExpiry
+from tokenvault.pan import Card, CardExpiry, read_expiry
 from tokenvault.token_info import TokenInfo
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ async def issue_all(
     checks.requestor_id("requestor", requestor)
     checks.text("program", program)
     own = NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain)
-    expiry = None if token_expiry is None else CardExpiry.parse(token_expiry)
+    expiry = None if token_expiry is None else read_expiry(token_expiry)
     if assurance is not None:
         checks.assurance("assurance", assurance)
     items = _iterator("cards", cards)

@@ -11,7 +11,7 @@ from tokenvault.domain import Domain
 from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhausted
 from tokenvault.events import Action, Event, Outcome
 from tokenvault.flows.core import Core, Opened
-from tokenvault.lifecycle import TokenStatus
+from tokenvault.lifecycle import Actor, TokenStatus
 from tokenvault.pan import Card, CardExpiry
 from tokenvault.programs import Making, Permission, TokenProgram
 from tokenvault.records import REFERENCE_BYTES, TokenRecord
@@ -34,6 +34,7 @@ _MAY_ISSUE: Final = Permission.ISSUE
 _CONVERGENT: Final = Making.CONVERGENT
 _ISSUE: Final = Action.ISSUE
 _DONE: Final = Outcome.DONE
+_NOBODY: Final[frozenset[Actor]] = frozenset()
 _ACTIVE, _INACTIVE = TokenStatus.ACTIVE, TokenStatus.INACTIVE
 
 ACCOUNT_PAGE: Final = 100
@@ -246,18 +247,19 @@ def new(order: Order, token: str, reference: bytes, account: bytes, now_ms: int)
         1,
         order.domain.digest,
         _ACTIVE if order.active else _INACTIVE,
-        created_ms=now_ms,
-        updated_ms=now_ms,
-        token_expiry=order.token_expiry,
-        assurance=order.assurance,
-        par=order.par,
+        now_ms,
+        now_ms,
+        _NOBODY,
+        order.token_expiry,
+        order.assurance,
+        order.par,
     )
     return Opened(record, order.card)
 
 
 def _event(order: Order, opened: Opened, now_ms: int) -> Event:
     record = opened.record
-    return Event(now_ms, _ISSUE, _DONE, order.requestor, record.reference, revision=record.revision)
+    return Event(now_ms, _ISSUE, _DONE, order.requestor, record.reference, None, (), record.revision)
 
 
 def refuse_mention(order: Order) -> None:

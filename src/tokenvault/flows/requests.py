@@ -16,7 +16,7 @@ from tokenvault.flows import issue as issuing
 from tokenvault.flows import manage, use
 from tokenvault.flows.core import Core
 from tokenvault.lifecycle import Actor, Change
-from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.pan import Card, CardExpiry, Pan, read_expiry, read_pan
 from tokenvault.token_info import TokenInfo
 from tokenvault.transaction import Transaction
 
@@ -41,7 +41,7 @@ def issue(
     if type(active) is not bool:
         raise InvalidInputError("active is True or False")
     order = issuing.Order(
-        Card(Pan.parse(pan), _expiry(expiry)),
+        Card(read_pan(pan), _expiry(expiry)),
         checks.requestor_id("requestor", requestor),
         checks.text("program", program),
         NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain),
@@ -88,13 +88,13 @@ def update_card(
     """Check the arguments and change the card behind its tokens."""
     if new_pan is None and expiry is None:
         raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
-    new = None if new_pan is None else Pan.parse(new_pan)
-    return manage.update_card(core, Pan.parse(pan), new, _expiry(expiry), _requestor(requestor))
+    new = None if new_pan is None else read_pan(new_pan)
+    return manage.update_card(core, read_pan(pan), new, _expiry(expiry), _requestor(requestor))
 
 
 def tokens_of(core: Core, pan: str | Pan, requestor: str | None) -> Flow[list[TokenInfo]]:
     """Check the arguments and list a card's tokens."""
-    return manage.tokens_of(core, Pan.parse(pan), _requestor(requestor))
+    return manage.tokens_of(core, read_pan(pan), _requestor(requestor))
 
 
 def get(core: Core, token_or_reference: str) -> Flow[TokenInfo]:
@@ -114,7 +114,7 @@ def history(core: Core, token_or_reference: str, after: int, limit: int) -> Flow
 
 
 def _expiry(expiry: str | CardExpiry | None) -> CardExpiry | None:
-    return None if expiry is None else CardExpiry.parse(expiry)
+    return None if expiry is None else read_expiry(expiry)
 
 
 def _requestor(requestor: str | None) -> str | None:

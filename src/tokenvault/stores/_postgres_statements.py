@@ -43,8 +43,8 @@ from tokenvault.stores._postgres_values import (
     numbers,
     packed,
     packed_all,
+    packed_number,
     row,
-    text,
     texts,
 )
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
@@ -292,23 +292,25 @@ class Statements:
 
 def _record_values(record: SealedRecord, events: Sequence[SealedEvent] = ()) -> tuple[bytes, ...]:
     token, reference, account, requestor, program, revision, key_version, body, seal = record
-    return (
+    values: tuple[bytes, ...] = (
         token.encode("ascii"),
         reference,
         account,
         requestor.encode("ascii"),
         program.encode("ascii"),
-        packed(revision),
-        packed(key_version),
+        packed_number(revision),
+        packed_number(key_version),
         body,
         seal,
-        *chain.from_iterable(map(_event_values, events)),
     )
+    for event in events:
+        values += _event_values(event)
+    return values
 
 
 def _event_values(event: SealedEvent) -> tuple[bytes, ...]:
     stream, number, reference, body, mac = event
-    return stream, packed(number), reference, body, mac
+    return stream, packed_number(number), reference, body, mac
 
 
 def _arrays(kinds: Sequence[int], values: Iterable[tuple[bytes, ...]]) -> list[bytes]:
@@ -340,11 +342,11 @@ def _record(result: PGresult) -> list[SealedRecord]:
     token, reference, account, requestor, program, revision, key_version, body, seal = row(result)
     return [
         SealedRecord(
-            text(token),
+            str(token, "latin-1"),
             reference,
             account,
-            text(requestor),
-            text(program),
+            str(requestor, "latin-1"),
+            str(program, "latin-1"),
             number(revision),
             number(key_version),
             body,
@@ -363,7 +365,7 @@ def _events(result: PGresult) -> list[SealedEvent]:
 
 
 def _tokens(result: PGresult) -> list[str]:
-    return texts(columns(result)[0])
+    return texts(columns(result)[0]) if result.ntuples else []
 
 
 def _bytes(result: PGresult) -> list[bytes]:

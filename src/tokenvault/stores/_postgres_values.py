@@ -73,10 +73,14 @@ def check_types(query: Query, result: PGresult) -> None:
 # Values of statements.
 
 
+packed_number: Final = _INT8.pack
+"""A bigint in binary format."""
+
+
 def packed(value: Value) -> bytes:
     """A value in binary format."""
     if type(value) is int:
-        return _INT8.pack(value)
+        return packed_number(value)
     return value.encode() if type(value) is str else value  # type: ignore[return-value] # bytes are what is left
 
 
@@ -116,11 +120,6 @@ def row(result: PGresult) -> list[bytes]:
     if None in found:
         raise IntegrityError(UNREADABLE)
     return found  # type: ignore[return-value] # no None is among them
-
-
-def text(value: bytes) -> str:
-    """A text, or a bytea that holds ASCII."""
-    return str(value, "latin-1")
 
 
 def texts(column: Sequence[bytes]) -> list[str]:
