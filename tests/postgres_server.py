@@ -98,8 +98,9 @@ class PostgresServer:
             log = self.folder / "log"
             raise RuntimeError(f"{program} failed: {log.read_text() if log.exists() else 'no log'}")
 
-    def start(self) -> None:
-        """Start, and wait until it takes connections."""
+    def start(self, **settings: str) -> None:
+        """Start, and wait until it takes connections; these settings stay for later starts."""
+        self._settings |= settings
         settings = {"unix_socket_directories": f"'{self.folder}'", "listen_addresses": "''", **self._settings}
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         self._run("pg_ctl", "--wait", f"--options={options}", f"--log={self.folder}/log", "start")
@@ -107,6 +108,11 @@ class PostgresServer:
     def stop(self, mode: str = "immediate") -> None:
         """Stop; "immediate" is as good as a power cut."""
         self._run("pg_ctl", "--wait", f"--mode={mode}", "stop")
+
+    @property
+    def port(self) -> str:
+        """Of TCP, and of the Unix socket's name."""
+        return self._settings.get("port", "5432")
 
     def url(self, *, user: str = "postgres", password: str = PASSWORD, database: str = "postgres",
             **options: str) -> str:  # fmt: skip
@@ -123,7 +129,12 @@ class PostgresServer:
     def raw(self, database: str = "postgres") -> Iterator[psycopg.Connection]:
         """A connection of the superuser, without the store."""
         with psycopg.connect(
-            host=str(self.folder), user="postgres", password=PASSWORD, dbname=database, autocommit=True
+            host=str(self.folder),
+            port=self.port,
+            user="postgres",
+            password=PASSWORD,
+            dbname=database,
+            autocommit=True,
         ) as connection:
             yield connection
 
