@@ -36,10 +36,10 @@ class Example:
     """A vault that makes the calls as well, untimed, for the statements that they take. Each worker has a token."""
 
     def __init__(
-        self, keys: KeyStore, server: PostgresServer, domain: tv.Domain | None, workers: int
+        self, keys: KeyStore, server: PostgresServer, options: str, domain: tv.Domain | None, workers: int
     ) -> None:
         self.domain = domain
-        self.store = NotingStore(server.url(schema=EXAMPLE))
+        self.store = NotingStore(server.url(schema=EXAMPLE, options=options))
         self.store.made = []
         self.vault = tv.Vault(keys, self.store, programs=PROGRAMS, requestors=requestors(), checkpoints=RARE)
         issue(self.vault, next(pans()), UNLIMITED)  # the first event goes with a checkpoint

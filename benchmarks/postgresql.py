@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import psycopg
 
@@ -48,6 +48,9 @@ SERIES = {
 }
 
 
+T = TypeVar("T")
+
+
 class Taken(NamedTuple):
     """Seconds of each call, and of each round."""
 
@@ -74,6 +77,13 @@ def single_calls(server: PostgresServer, folder: Path) -> None:
                         vault, plain = asyncio.run(_with_tasks(keys, server, options, domain, at_once))
                     _print(f"{kind}, {at_once}", vault, plain)
     keys.close()
+
+
+class Side(NamedTuple, Generic[T]):
+    """What is called, and the times that it takes."""
+
+    call: Callable[[int, int], T]
+    taken: Taken
 
 
 def _print(name: str, vault: Taken, plain: Taken) -> None:
@@ -154,7 +164,7 @@ def _with_threads(
 ) -> tuple[Taken, Taken]:
     store = PostgresTokenStore(server.url(schema=SCHEMA, options=options))
     vault = tv.Vault(keys, store, programs=PROGRAMS, requestors=requestors(), checkpoints=RARE)
-    example = Example(keys, server, domain, at_once)
+    example = Example(keys, server, options, domain, at_once)
     connections = [_connect(server, options) for _ in range(at_once)]
     cursors = [connection.cursor() for connection in connections]
     for cursor, statements in zip(cursors, example.first, strict=True):
@@ -184,14 +194,20 @@ def _with_threads(
                 _execute(cursor, statement)
             return time.perf_counter() - start
 
-        _round(call, at_once, count, ours if number else Taken([], []))
-        _round(replay, at_once, count, theirs if number else Taken([], []))
+        for side in _in_turn(number, (call, ours), (replay, theirs)):
+            _round(side.call, at_once, count, side.taken)
     vault.close()
     store.close()
     example.close()
     for connection in connections:
         connection.close()
     return ours, theirs
+
+
+def _in_turn(number: int, *sides: tuple[Callable[[int, int], T], Taken]) -> list[Side[T]]:
+    """The sides of a round, each first in every other one; what the first round takes is not kept."""
+    kept = [Side(call, taken if number else Taken([], [])) for call, taken in sides]
+    return kept if number % 2 else kept[::-1]
 
 
 def _connect(server: PostgresServer, options: str) -> psycopg.Connection:
@@ -241,7 +257,7 @@ async def _with_tasks(
     keys: KeyStore, server: PostgresServer, options: str, domain: tv.Domain | None, at_once: int
 ) -> tuple[Taken, Taken]:
     store = AsyncPostgresTokenStore(server.url(schema=SCHEMA, options=options))
-    example = Example(keys, server, domain, at_once)
+    example = Example(keys, server, options, domain, at_once)
     connections = [await _connect_async(server, options) for _ in range(at_once)]
     cursors = [connection.cursor() for connection in connections]
     for cursor, statements in zip(cursors, example.first, strict=True):
@@ -282,8 +298,8 @@ async def _with_tasks(
                     await _execute_async(cursor, statement)
                 return time.perf_counter() - start
 
-            await _round_async(call, at_once, count, ours if number else Taken([], []))
-            await _round_async(replay, at_once, count, theirs if number else Taken([], []))
+            for side in _in_turn(number, (call, ours), (replay, theirs)):
+                await _round_async(side.call, at_once, count, side.taken)
     await store.close()
     example.close()
     for connection in connections:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import attrs
 import pytest
 
 import tokenvault as tv
@@ -562,3 +563,17 @@ def test_a_closed_vault_refuses_everything_and_leaves_its_parts_open(
         vault.get("9999130000000003")
     assert keys.versions(tv.KeyPurpose.SEAL)
     assert store.scan() == []
+
+
+def test_what_is_told_of_a_token_is_what_its_constructor_makes(vault: tv.Vault) -> None:
+    """`TokenInfo.of` goes another way, for speed: every field, in order, and nothing else."""
+    for info in (
+        issue(vault, assurance="A1", domain=tv.Domain(merchants={"M-1"})),
+        issue(vault, active=False),
+    ):
+        fields = [field.name for field in attrs.fields(tv.TokenInfo)]
+        made = tv.TokenInfo(**{name: getattr(info, name) for name in fields})
+        assert made == info
+        assert hash(made) == hash(info)
+        assert repr(made) == repr(info)
+        assert list(vars(info)) == list(vars(made)) == fields

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +18,14 @@ from hypothesis.stateful import run_state_machine_as_test
 import tokenvault as tv
 from tests import vaults
 from tests.postgres_server import PostgresServer
+from tests.vault_workers import card_number
+from tokenvault.domain import NO_RESTRICTION
 from tokenvault.events import Event
+from tokenvault.flows import core
 from tokenvault.flows.core import Core
+from tokenvault.flows.issue import DRAWS_MAX
+from tokenvault.flows.ports import BlockingStore
+from tokenvault.flows.ports import run as run_flow
 from tokenvault.journal import Journal
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
@@ -102,6 +110,87 @@ def test_a_token_never_stands_without_its_domain_document(
     for record in records:
         assert other.check(record.token, vaults.use(merchant="M-1")).allowed
         assert not other.check(record.token, vaults.use(merchant="M-2")).allowed
+
+
+class Crowded(MemoryTokenStore):
+    """Its next few tokens are taken."""
+
+    taken = 0
+
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        if self.taken:
+            self.taken -= 1
+            return [records[0].token]
+        return super()._insert(records, events, document)
+
+
+@pytest.mark.parametrize("taken", [0, 1, DRAWS_MAX - 1, DRAWS_MAX, DRAWS_MAX + 1])
+def test_a_token_that_was_drawn_again_stands_with_its_domain_document(
+    local_keys: KeyStore, taken: int
+) -> None:
+    store = Crowded()
+    tv.provision(local_keys, store)
+    vault = vaults.open_vault(local_keys, store)
+    vaults.issue(vault)
+    store.taken = taken
+    token = vaults.issue(vault, domain=tv.Domain(merchants={"M-1"})).token
+    assert store.taken == 0
+    assert vaults.open_vault(local_keys, store).check(token, vaults.use(merchant="M-1")).allowed
+
+
+def test_a_later_candidate_stands_with_its_domain_document(local_keys: KeyStore) -> None:
+    """Nine cards for ten tokens: nearly always some converge on one that another card has."""
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    vault = vaults.open_vault(local_keys, store)
+    tokens = [
+        vaults.issue(
+            vault, card_number(n), program="tiny-convergent", domain=tv.Domain(merchants={f"M-{n}"})
+        ).token
+        for n in range(9)
+    ]
+    other = vaults.open_vault(local_keys, store)
+    assert all(other.check(token, vaults.use(merchant=f"M-{n}")).allowed for n, token in enumerate(tokens))
+
+
+def test_a_document_that_is_gone_comes_back_with_the_next_token(local_keys: KeyStore) -> None:
+    """A token that there is already says nothing of its document: a vault that found one writes it all the same."""
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    domain = tv.Domain(merchants={"M-1"})
+    vaults.issue(vaults.open_vault(local_keys, store), program="card-on-file", domain=domain)
+    store._domains.clear()
+    vault = vaults.open_vault(local_keys, store)
+    vaults.issue(vault, program="card-on-file", domain=domain)
+    token = vaults.issue(vault, domain=domain).token
+    assert vaults.open_vault(local_keys, store).check(token, vaults.use(merchant="M-1")).allowed
+
+
+def test_the_empty_domain_is_known_at_any_time(local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while other threads' domains push each other out of the memory of a vault."""
+    monkeypatch.setattr(core, "DOMAINS_CACHED_MAX", 3)
+    documents = core.Documents(BlockingStore(MemoryTokenStore()), {}, {})
+    others = [tv.Domain(merchants={f"M-{n}"}) for n in range(10)]
+    stop = threading.Event()
+
+    def crowd() -> None:
+        while not stop.is_set():
+            for other in others:
+                documents.written(other)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=crowd)
+    thread.start()
+    try:
+        sys.setswitchinterval(1e-6)
+        for _ in range(100_000):
+            assert run_flow(documents.get(NO_RESTRICTION.digest)) is NO_RESTRICTION
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
 
 
 # What the machine is worth: each of these defects is found.

@@ -17,7 +17,7 @@ from tokenvault._block_columns import Words
 from tokenvault.boundary import boundary_init
 from tokenvault.digit_columns import luhn_sums
 from tokenvault.errors import InvalidInputError
-from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, missing_luhn_sum
+from tokenvault.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_check_value
 
 BIN_LENGTH_MAX: Final = 12
 _BIN: Final = re.compile(rf"[0-9]{{1,{BIN_LENGTH_MAX}}}")
@@ -107,6 +107,6 @@ class TokenFormat:
 def _fitting_digit(start: str, ending: str) -> int:
     """The digit that makes start, digit, ending Luhn-valid; `ending` is empty or of four digits."""
     if not ending:
-        return missing_luhn_sum(start)
+        return luhn_check_value(start)
     # The gap is fifth from the end: Luhn doubles it as little as the last place, so the two weigh the same.
-    return (missing_luhn_sum(f"{start}0{ending[:-1]}") - int(ending[-1])) % 10
+    return (luhn_check_value(f"{start}0{ending[:-1]}") - int(ending[-1])) % 10

@@ -40,11 +40,11 @@ def luhn_valid(digits: str) -> bool:
 
 def luhn_check_digit(payload: str) -> str:
     """The digit that makes ASCII digits Luhn-valid when it is put behind them."""
-    return str(missing_luhn_sum(payload))
+    return str(luhn_check_value(payload))
 
 
-def missing_luhn_sum(payload: str) -> int:
-    """What ASCII digits lack to a Luhn sum that ends in 0: 0 to 9."""
+def luhn_check_value(payload: str) -> int:
+    """`luhn_check_digit`, as a number."""
     codes = payload.encode("ascii")
     return -(sum(codes[-1::-2].translate(_DOUBLED)) + sum(codes[-2::-2].translate(_PLAIN))) % 10
 
@@ -82,9 +82,9 @@ class Pan:
         """Refused: `Pan.parse` makes one."""
         raise InvalidInputError("make a Pan with Pan.parse(text)")
 
-    @classmethod
+    @staticmethod
     @boundary
-    def parse(cls, text: str | Pan) -> Pan:
+    def parse(text: str | Pan) -> Pan:
         """Read a PAN: 13 to 19 ASCII digits, Luhn-valid; single spaces or hyphens may stand between groups.
 
         Raises:
@@ -197,9 +197,9 @@ class CardExpiry(_Months):
         next_month = date(self.year + self.month // 12, self.month % 12 + 1, 1)
         object.__setattr__(self, "_end_ms", (next_month.toordinal() - _EPOCH_ORDINAL) * 86_400_000)
 
-    @classmethod
+    @staticmethod
     @boundary
-    def parse(cls, text: str | CardExpiry) -> CardExpiry:
+    def parse(text: str | CardExpiry) -> CardExpiry:
         """Read "YYYY-MM". Raises InvalidInputError."""
         return read_expiry(text)
 

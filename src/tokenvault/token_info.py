@@ -56,7 +56,7 @@ class TokenInfo:
         """What is told of a record."""
         created = instant(record.created_ms)
         info = cls.__new__(cls)
-        # As the constructor, in a third of its time: this comes with each issue.
+        # As the constructor, in half its time, for 270 bytes more: this comes with each issue.
         info.__dict__.update(
             {
                 "token": record.token,

@@ -85,8 +85,9 @@ class Documents:
 
     async def put(self, domain: Domain) -> None:
         """Keep a domain in the database. Raises TokenStoreError."""
-        if self.unwritten(domain) is not None:
-            await self._store.put_domain(domain.digest, domain.document)
+        document = self.unwritten(domain)
+        if document is not None:
+            await self._store.put_domain(domain.digest, document)
             self.written(domain)
 
     def known(self, record: TokenRecord) -> Restrictions | None:
@@ -114,8 +115,8 @@ class Documents:
     def written(self, domain: Domain) -> None:
         """Note that a domain is in the database."""
         if len(self._cached) >= DOMAINS_CACHED_MAX:
-            self._cached.clear()
-            self._cached[NO_RESTRICTION.digest] = NO_RESTRICTION
+            # In one step, as other threads read meanwhile: the empty domain stands in no database.
+            self._cached = {NO_RESTRICTION.digest: NO_RESTRICTION}
         self._cached[domain.digest] = domain
 
 

@@ -73,11 +73,7 @@ async def issue(core: Core, order: Order) -> TokenInfo:
         if expiry is not None and expiry.passed(now_ms):
             raise expired(name)
     make = _converge if program.making is _CONVERGENT else _draw
-    document = core.documents.unwritten(order.domain)
-    issued = await make(core, order, program, now_ms, document)
-    if document is not None:
-        core.documents.written(order.domain)  # with the token, or before one that there is
-    return issued
+    return await make(core, order, program, now_ms, core.documents.unwritten(order.domain))
 
 
 def _permitted(core: Core, requestor_id: str, name: str) -> TokenProgram | None:
@@ -117,7 +113,7 @@ async def _draw(
         token = program.format.make(int.from_bytes(drawn[REFERENCE_BYTES:]) % choices, *shape)
         opened = new(order, token, drawn[:REFERENCE_BYTES], account, now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
-            return TokenInfo.of(opened.record, opened.card)
+            return _told(core, order, opened, document)
     if choices <= SAMPLE_MAX:
         sample = {program.format.make(choice, *shape) for choice in range(choices)}
     else:
@@ -126,7 +122,7 @@ async def _draw(
     for token in free:
         opened = new(order, token, os.urandom(REFERENCE_BYTES), account, now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
-            return TokenInfo.of(opened.record, opened.card)
+            return _told(core, order, opened, document)
     taken = len(sample) - len(free)
     raise TokenSpaceExhausted(
         f"program {program.name}: of {choices} tokens for a card of this length"
@@ -168,7 +164,7 @@ async def _converge(
         token = await candidate(number)
         opened = new(order, token, os.urandom(REFERENCE_BYTES), accounts[0], now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
-            return TokenInfo.of(opened.record, opened.card)
+            return _told(core, order, opened, document)
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
         if _converges(order, there, accounts):
@@ -234,6 +230,13 @@ def different(order: Order, opened: Opened) -> InvalidInputError | None:
     if not others:
         return None
     return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
+
+
+def _told(core: Core, order: Order, opened: Opened, document: bytes | None) -> TokenInfo:
+    """The token that was just written, with its document where one went along."""
+    if document is not None:
+        core.documents.written(order.domain)
+    return TokenInfo.of(*opened)
 
 
 def new(order: Order, token: str, reference: bytes, account: bytes, now_ms: int) -> Opened:

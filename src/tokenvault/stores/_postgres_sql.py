@@ -60,23 +60,17 @@ def _noted(events: str, count: int) -> str:
             SELECT noted.* FROM written, (VALUES {places}) AS noted ({EVENT_COLUMNS})"""
 
 
-def put_domain(domains: str, first: int, source: str = "") -> str:
-    """A document; its digest and itself are the values from `first` on."""
-    # Nearly always it is there already: then no row is tried and no transaction number spent.
-    return f"""
-            INSERT INTO {domains} SELECT ${first}, ${first + 1} {source}
-            WHERE NOT EXISTS (SELECT FROM {domains} WHERE digest = ${first}) ON CONFLICT (digest) DO NOTHING"""
-
-
 def insert_one(tokens: str, events: str, count: int, domains: str | None = None) -> str:
     """A record and its events; the token comes back where it exists already. With `domains`, a document too."""
-    first = 2 + RECORD_COLUMNS.count(",") + count * _EVENT_WIDTH
-    kept = f"), kept AS ({put_domain(domains, first, 'FROM written')}\n        " if domains else ""
+    digest = 2 + RECORD_COLUMNS.count(",") + count * _EVENT_WIDTH
+    kept = f""", kept AS (
+            INSERT INTO {domains} SELECT ${digest}, ${digest + 1} FROM written ON CONFLICT (digest) DO NOTHING
+        )"""
     return f"""
         WITH written AS (
             INSERT INTO {tokens} ({RECORD_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
             ON CONFLICT (token) DO NOTHING RETURNING 1
-        {kept}), noted AS ({_noted(events, count)}
+        ){kept if domains else ""}, noted AS ({_noted(events, count)}
         ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
 
 

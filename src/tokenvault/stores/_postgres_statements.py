@@ -84,13 +84,11 @@ class Batch(NamedTuple):
             that COPY is tried only where none is to be expected. None where there are no records.
         copies: gives what is copied, one after the other; built once it is known that none exists.
         looked_for: whether that is known already.
-        document: keeps a domain document first, where one goes along.
     """
 
     existing: Statement[list[str]] | None
     copies: Callable[[], Sequence[Copy]]
     looked_for: bool
-    document: Statement[None] | None
 
 
 class Statements:
@@ -167,7 +165,7 @@ class Statements:
         self._copy_records = f"COPY {tokens} ({sql.RECORD_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
         self._copy_events = f"COPY {events} ({sql.EVENT_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
         self._put_domain = query(
-            sql.put_domain(domains, 1),
+            f"INSERT INTO {domains} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING",
             (BYTEA, BYTEA),
         )
         self._get_domain = query(f"SELECT document FROM {domains} WHERE digest = $1", (BYTEA,), (BYTEA,))
@@ -214,9 +212,7 @@ class Statements:
         values += (digest_of(document), document)
         return Statement(self._insert_one_with_document[len(events)], values, _tokens)
 
-    def insert_many(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
-    ) -> Batch:
+    def insert_many(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Batch:
         existing = None
         if records:
             named = (
@@ -237,12 +233,7 @@ class Statements:
                 found.append(Copy(self._copy_events, copy_rows(event_columns(events))))
             return found
 
-        return Batch(
-            existing,
-            copies,
-            isinstance(records, RecordBatch) and records.looked_for,
-            None if document is None else self.put_domain(digest_of(document), document),
-        )
+        return Batch(existing, copies, isinstance(records, RecordBatch) and records.looked_for)
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
         if len(records) == 1 and len(events) in FEW_EVENTS:

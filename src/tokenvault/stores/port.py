@@ -127,8 +127,8 @@ class TokenStore(Protocol):
         """Insert records and events in one atomic step, or, where a token exists already, nothing at all.
 
         No two of the records have one token; each has revision 1. Records may come as a
-        `stores.record_batch.RecordBatch`, which has them as columns too. A domain document that goes along is kept in
-        the same step, as by `put_domain`.
+        `stores.record_batch.RecordBatch`, which has them as columns too. A domain document that goes along is kept
+        as by `put_domain`: before the records or with them, and it may stay where they are refused.
 
         Returns:
             The tokens that already existed; empty when everything was written.

@@ -46,7 +46,7 @@ from tokenvault.stores._postgres_schema import (
 from tokenvault.stores._postgres_statements import FEW_EVENTS, Batch, Statement, Statements
 from tokenvault.stores._postgres_values import check_types, sound_result
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 _T = TypeVar("_T")
 
@@ -140,8 +140,6 @@ class PostgresTokenStore(TokenStoreBase):
     def _run_batch_once(self, batch: Batch, look: Statement[list[str]] | None) -> list[str]:
         with self._pool_here().take() as held, held.connection.transaction():
             existing = look.result(_answer(held, look)) if look else []
-            if batch.document is not None and not existing:
-                _answer(held, batch.document)
             for copy in [] if existing else batch.copies():
                 with RawCursor(held.connection).copy(copy.sql) as rows:
                     rows.write(copy.rows)
@@ -185,7 +183,9 @@ class PostgresTokenStore(TokenStoreBase):
     ) -> list[str]:
         if len(records) == 1 and len(events) in FEW_EVENTS:
             return self._run(self._statements.insert_one(records[0], events, document))
-        return self._run_batch(self._statements.insert_many(records, events, document))
+        if document is not None:
+            self._put_domain(digest_of(document), document)
+        return self._run_batch(self._statements.insert_many(records, events))
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return self._run(self._statements.replace(records, events))

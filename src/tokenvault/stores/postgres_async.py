@@ -36,7 +36,7 @@ from tokenvault.stores._postgres_schema import (
 from tokenvault.stores._postgres_statements import FEW_EVENTS, Batch, Statement, Statements
 from tokenvault.stores._postgres_values import check_types, sound_result
 from tokenvault.stores.async_guard import AsyncTokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 _T = TypeVar("_T")
 
@@ -134,8 +134,6 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         with await self._pool_here().take() as held:
             async with held.for_psycopg().transaction():
                 existing = look.result(await _answer(held, look)) if look else []
-                if batch.document is not None and not existing:
-                    await _answer(held, batch.document)
                 connection = held.for_psycopg()
                 for copy in [] if existing else batch.copies():
                     async with AsyncRawCursor(connection).copy(copy.sql) as rows:
@@ -180,7 +178,9 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
     ) -> list[str]:
         if len(records) == 1 and len(events) in FEW_EVENTS:
             return await self._run(self._statements.insert_one(records[0], events, document))
-        return await self._run_batch(self._statements.insert_many(records, events, document))
+        if document is not None:
+            await self._put_domain(digest_of(document), document)
+        return await self._run_batch(self._statements.insert_many(records, events))
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         return await self._run(self._statements.replace(records, events))

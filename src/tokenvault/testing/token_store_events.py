@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
 from tokenvault.errors import TokenStoreError, TokenVaultError
-from tokenvault.stores.port import DOCUMENT_BYTES_MAX, META_VALUE_BYTES_MAX, PAGE_MAX, TokenStore
+from tokenvault.stores.port import DOCUMENT_BYTES_MAX, META_VALUE_BYTES_MAX, PAGE_MAX, TokenStore, digest_of
 from tokenvault.testing.token_store_fixtures import TokenStoreFixtures
 from tokenvault.testing.token_store_harness import StoreHarness, an_event, race
 
@@ -86,13 +84,13 @@ class EventContract(TokenStoreFixtures):
         """A document is kept under its SHA-256, once; another document under that digest is refused."""
         documents = [b"", b"{}", bytes(DOCUMENT_BYTES_MAX)]
         for document in documents * 2:
-            store.put_domain(hashlib.sha256(document).digest(), document)
+            store.put_domain(digest_of(document), document)
         for document in documents:
-            assert store.get_domain(hashlib.sha256(document).digest()) == document
+            assert store.get_domain(digest_of(document)) == document
         assert store.get_domain(b"?" * 32) is None
         with pytest.raises(TokenVaultError):
-            store.put_domain(hashlib.sha256(b"{}").digest(), b"[]")
-        assert store.get_domain(hashlib.sha256(b"{}").digest()) == b"{}"
+            store.put_domain(digest_of(b"{}"), b"[]")
+        assert store.get_domain(digest_of(b"{}")) == b"{}"
 
     def test_meta_first_wins(self, store: TokenStore) -> None:
         """A named value is set once; who comes later learns what stands."""

@@ -21,7 +21,6 @@ in a conftest.py.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from typing import cast
@@ -29,7 +28,7 @@ from typing import cast
 import pytest
 
 from tokenvault.errors import IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores.port import DOCUMENT_BYTES_MAX, META_VALUE_BYTES_MAX, PAGE_MAX, TokenStore
+from tokenvault.stores.port import DOCUMENT_BYTES_MAX, META_VALUE_BYTES_MAX, PAGE_MAX, TokenStore, digest_of
 from tokenvault.testing.token_store_events import EventContract
 from tokenvault.testing.token_store_harness import Capability, StoreHarness, a_record, an_event, replaced
 from tokenvault.testing.token_store_machine import TokenStoreMachine
@@ -93,7 +92,7 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
             lambda: store.events(stream=event.stream, limit=0),
             lambda: store.heads(0),
             lambda: store.heads(too_many),
-            lambda: store.put_domain(hashlib.sha256(too_long).digest(), too_long),
+            lambda: store.put_domain(digest_of(too_long), too_long),
             lambda: store.get_domain(b""),
             lambda: store.scan(limit=too_many),
             lambda: store.scan(key_version=0),
@@ -134,7 +133,7 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
             lambda: store.events(stream=bytes(16)),
             store.streams,
             lambda: store.heads(1),
-            lambda: store.put_domain(hashlib.sha256(b"").digest(), b""),
+            lambda: store.put_domain(digest_of(b""), b""),
             lambda: store.get_domain(bytes(32)),
             store.scan,
             lambda: store.get_meta("a"),
@@ -151,14 +150,14 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
         store.insert([a_record(1)], [an_event(1)])
         store.replace([replaced(a_record(1))], [])
         store.put_meta("a", b"value")
-        store.put_domain(hashlib.sha256(b"{}").digest(), b"{}")
+        store.put_domain(digest_of(b"{}"), b"{}")
         store.close()
         with closing(harness.open()) as again:
             again.check_schema()
             assert again.get([a_record(1).token]) == [replaced(a_record(1))]
             assert again.events(stream=an_event(1).stream) == [an_event(1)]
             assert again.get_meta("a") == b"value"
-            assert again.get_domain(hashlib.sha256(b"{}").digest()) == b"{}"
+            assert again.get_domain(digest_of(b"{}")) == b"{}"
 
     def test_rows_of_another_shape(self, store: TokenStore, harness: StoreHarness) -> None:
         """An edited row is handed over where it has a record's shape, else it is IntegrityError."""
