@@ -46,8 +46,6 @@ SERIES = {
     "as a production server would": "",
     "synchronous_commit=off, so that no commit waits for the disk": "-c synchronous_commit=off",
 }
-
-
 T = TypeVar("T")
 
 
@@ -56,6 +54,13 @@ class Taken(NamedTuple):
 
     calls: list[float]
     rounds: list[float]
+
+
+class Side(NamedTuple, Generic[T]):
+    """What is called, and the times that it takes."""
+
+    call: Callable[[int, int], T]
+    taken: Taken
 
 
 def single_calls(server: PostgresServer, folder: Path) -> None:
@@ -77,13 +82,6 @@ def single_calls(server: PostgresServer, folder: Path) -> None:
                         vault, plain = asyncio.run(_with_tasks(keys, server, options, domain, at_once))
                     _print(f"{kind}, {at_once}", vault, plain)
     keys.close()
-
-
-class Side(NamedTuple, Generic[T]):
-    """What is called, and the times that it takes."""
-
-    call: Callable[[int, int], T]
-    taken: Taken
 
 
 def _print(name: str, vault: Taken, plain: Taken) -> None:
