@@ -168,14 +168,21 @@ class WritingContract(TokenStoreFixtures):
         assert store.insert([a_record(100)], [an_event(101)], b"0") == []  # which is there
 
     def test_insert_keeps_one_document_for_threads(self, store: TokenStore) -> None:
-        """Threads that insert tokens of one new document at once all do."""
-        for attempt in range(1, 6):
+        """Threads that insert tokens of one new document at once do not wait for each other in a circle.
+
+        Each second one inserts a token more than the one before it: of those two, one does.
+        """
+        for attempt in range(1, 21):
 
             def insert(n: int, attempt: int = attempt) -> list[str]:
-                record, event = a_record(THREADS * attempt + n), an_event(attempt, stream=n)
-                return store.insert([record], [event], b"%d" % attempt)
+                first = 2 * THREADS * attempt + n // 2 * 2
+                records = [a_record(first), a_record(first + 1)][: 1 + n % 2]
+                return store.insert(records, [an_event(attempt, stream=n)], b"%d" % attempt)
 
-            assert race(insert) == [[]] * THREADS
+            results = race(insert)
+            assert [sorted(map(len, results[n : n + 2])) for n in range(0, THREADS, 2)] == [[0, 1]] * (
+                THREADS // 2
+            )
             assert store.get_domain(digest_of(b"%d" % attempt)) == b"%d" % attempt
 
     def test_insert_by_threads(self, store: TokenStore, harness: StoreHarness) -> None:
