@@ -5,8 +5,10 @@
 set -eu
 
 missing=""
-[ -n "$(find /usr/lib /usr/local/lib -name libsofthsm2.so 2>/dev/null | head -n 1)" ] || missing="$missing softhsm2"
-command -v softhsm2-util >/dev/null 2>&1 || missing="$missing softhsm2"
+if [ -z "$(find /usr/lib /usr/local/lib -name libsofthsm2.so 2>/dev/null | head -n 1)" ] ||
+    ! command -v softhsm2-util >/dev/null 2>&1; then
+    missing="$missing softhsm2"
+fi
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 if [ -n "${1:-}" ] && ! command -v initdb >/dev/null 2>&1 &&
     [ -z "$(find /usr/lib/postgresql /usr/pgsql -path '*/bin/initdb' 2>/dev/null | head -n 1)" ]; then
