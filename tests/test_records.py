@@ -108,6 +108,11 @@ def test_an_event_reads_back_as_it_was_written(event: Event) -> None:
     assert Event.parse(SealedEvent(bytes(16), 1, event.reference, event.body(), bytes(16))) == event
 
 
+@pytest.mark.parametrize("code", [*Action, *Outcome])
+def test_codes_of_events_print_as_names_not_numbers(code: Action | Outcome) -> None:
+    assert str(code) == f"{code}" == f"{type(code).__name__}.{code.name}"
+
+
 @given(events, st.data())
 def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataObject) -> None:
     body = bytearray(event.body() + data.draw(st.binary(max_size=2)))

@@ -37,7 +37,7 @@ AUTHENTICATED_BYTES: Final = 16
 _MALFORMED: Final = "an audit event is not one that this library writes"
 
 
-class Action(enum.IntEnum):
+class Action(int, enum.Enum):  # an IntEnum would print as a number
     """What was asked of the vault."""
 
     ISSUE = 1
@@ -52,7 +52,7 @@ class Action(enum.IntEnum):
     CHECKPOINT = 10
 
 
-class Outcome(enum.IntEnum):
+class Outcome(int, enum.Enum):
     """What came of it.
 
     DONE: as asked. DENIED: refused by a control or a permission, named by the codes. NOT_FOUND: no such token.
