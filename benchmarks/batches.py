@@ -223,7 +223,7 @@ def memory(keys_uri: str) -> None:
             text=True,
             check=True,
         )
-    row("megabytes", done.stdout.strip(), "aim, at most 300")
+    row("megabytes, aim at most 300", done.stdout.strip())
 
 
 def peak(keys_uri: str, store_uri: str) -> float:

@@ -50,7 +50,7 @@ def growth(
         ("SQLite", f"sqlite:///{file}", lambda: file.stat().st_size),
     ):
         print(f"\n{name}, one detokenize of a random token, without limits")
-        row("tokens", "microseconds", "bytes a token", "filled, a second")
+        row("tokens", "microseconds", "bytes a token", "filled a second")
         series[name] = _one_store(keys, tv.open_token_store(url), size, tokens_max)
     keys.close()
     if write:

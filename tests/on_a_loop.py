@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final, TypeVar
+
+import uvloop
 
 from tokenvault.stores import AsyncTokenStoreBase, open_async_token_store
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 
 T = TypeVar("T")
 
+LOOPS: Final = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+"""Python's own event loop, and the one that uvicorn takes where it is installed."""
+
 
 class OnALoop:
     """A store with coroutines, called from any thread: they run on an event loop in a thread of its own."""
 
-    def __init__(self, store: AsyncTokenStoreBase) -> None:
+    def __init__(
+        self,
+        store: AsyncTokenStoreBase,
+        new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
         self.store = store
-        self.loop = asyncio.new_event_loop()
+        self.loop = new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
 
@@ -97,3 +106,7 @@ class OnALoop:
 
 def open_on_a_loop(url: str) -> TokenStore:
     return OnALoop(open_async_token_store(url))
+
+
+def open_on_uvloop(url: str) -> TokenStore:
+    return OnALoop(open_async_token_store(url), uvloop.new_event_loop)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests.on_a_loop import LOOPS
 from tests.postgres_server import PostgresServer
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores._postgres_answers import Answers
@@ -19,9 +20,21 @@ from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
 from tokenvault.testing.token_stores import a_record, an_event
 
 T = TypeVar("T")
+Run = Callable[[Coroutine[None, None, None]], None]
 
 MANY = 3_000
 LARGE_BYTES = 2**20  # the most that an event may have; more than a socket takes at once
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """As `asyncio.run`, on each kind of event loop."""
+
+    def run(work: Coroutine[None, None, None]) -> None:
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            runner.run(work)
+
+    return run
 
 
 @asynccontextmanager
@@ -68,7 +81,7 @@ async def held_up(
 
 
 def test_answers_that_come_in_pieces_are_read_whole(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     pieces = 0
     read = Answers._read
@@ -90,10 +103,10 @@ def test_answers_that_come_in_pieces_are_read_whole(
             assert pieces > 1
             assert list(await store.scan(limit=MANY)) == records
 
-    asyncio.run(work())
+    run(work())
 
 
-def test_statements_larger_than_a_socket_takes_at_once_are_sent_whole(postgres_url: str) -> None:
+def test_statements_larger_than_a_socket_takes_at_once_are_sent_whole(postgres_url: str, run: Run) -> None:
     """The server stands still while the socket fills, and reads on then."""
 
     async def work() -> None:
@@ -111,11 +124,11 @@ def test_statements_larger_than_a_socket_takes_at_once_are_sent_whole(postgres_u
             await written
             assert await store.events(stream=event.stream, after=1) == [event]
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_single_statements_batches_and_checks_of_the_schema_take_turns_on_one_connection(
-    postgres_url: str,
+    postgres_url: str, run: Run
 ) -> None:
     """Some are waited for by psycopg, some here: neither takes the other's answer, nor waits for ever."""
 
@@ -130,11 +143,11 @@ def test_single_statements_batches_and_checks_of_the_schema_take_turns_on_one_co
                 assert sorted(await store.insert(records, [])) == [record.token for record in records]
             assert store._pool_here().open_count == 1
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_a_connection_that_the_server_ends_while_it_is_idle_leaves_the_loop_and_is_not_used_again(
-    postgres_server: PostgresServer, postgres_url: str
+    postgres_server: PostgresServer, postgres_url: str, run: Run
 ) -> None:
     async def work() -> None:
         async with provisioned(postgres_url) as store:
@@ -148,11 +161,11 @@ def test_a_connection_that_the_server_ends_while_it_is_idle_leaves_the_loop_and_
             assert await store.get([a_record(1).token]) == [a_record(1)]
             assert only_connection(store) is not before
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_a_connection_that_the_server_ends_while_it_is_asked_fails_that_call_alone(
-    postgres_server: PostgresServer, postgres_url: str
+    postgres_server: PostgresServer, postgres_url: str, run: Run
 ) -> None:
     async def work() -> None:
         async with provisioned(postgres_url) as store:
@@ -162,10 +175,10 @@ def test_a_connection_that_the_server_ends_while_it_is_asked_fails_that_call_alo
                     await waiting
             assert await store.get([a_record(1).token]) == []
 
-    asyncio.run(work())
+    run(work())
 
 
-def test_a_store_goes_on_in_a_new_loop_once_the_old_one_is_closed(postgres_url: str) -> None:
+def test_a_store_goes_on_in_a_new_loop_once_the_old_one_is_closed(postgres_url: str, run: Run) -> None:
     store = AsyncPostgresTokenStore(postgres_url)
 
     async def first() -> None:
@@ -176,12 +189,12 @@ def test_a_store_goes_on_in_a_new_loop_once_the_old_one_is_closed(postgres_url: 
         assert await store.events(stream=an_event(1).stream) == [an_event(1)]
         await store.close()
 
-    asyncio.run(first())
-    asyncio.run(second())
+    run(first())
+    run(second())
 
 
 def test_a_cancelled_statement_ends_on_the_server_before_its_call_does(
-    postgres_server: PostgresServer, postgres_url: str
+    postgres_server: PostgresServer, postgres_url: str, run: Run
 ) -> None:
     """Whoever looks afterwards is not surprised by what lands later."""
 
@@ -195,10 +208,10 @@ def test_a_cancelled_statement_ends_on_the_server_before_its_call_does(
                 assert not waits()
             assert await store.get([a_record(1).token]) == []
 
-    asyncio.run(work())
+    run(work())
 
 
-def test_a_closed_store_leaves_nothing_with_the_loop(postgres_url: str) -> None:
+def test_a_closed_store_leaves_nothing_with_the_loop(postgres_url: str, run: Run) -> None:
     async def work() -> None:
         loop = asyncio.get_running_loop()
         async with provisioned(postgres_url) as store:
@@ -207,4 +220,4 @@ def test_a_closed_store_leaves_nothing_with_the_loop(postgres_url: str) -> None:
             assert len(sockets) > 1
         assert not any(map(loop.remove_reader, sockets))
 
-    asyncio.run(work())
+    run(work())

@@ -10,7 +10,7 @@ import attrs
 import pytest
 from hypothesis import settings
 
-from tests.on_a_loop import open_on_a_loop
+from tests.on_a_loop import open_on_a_loop, open_on_uvloop
 from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedRecord, TokenStore
@@ -73,6 +73,12 @@ class TestAsyncPostgresTokenStore(TokenStoreContract):
     @pytest.fixture
     def harness(self, postgres_server: PostgresServer, postgres_url: str) -> StoreHarness:
         return PostgresHarness(postgres_server, open_on_a_loop, postgres_url)
+
+
+class TestUvloopPostgresTokenStore(TokenStoreContract):
+    @pytest.fixture
+    def harness(self, postgres_server: PostgresServer, postgres_url: str) -> StoreHarness:
+        return PostgresHarness(postgres_server, open_on_uvloop, postgres_url)
 
 
 class TestPartitionedPostgresTokenStore(TokenStoreContract):
