@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 GROUPED = "4111 1111 1111 1111"
 SECRETS = {SHOP: "shop-secret-7f", ACQUIRER: "acquirer-secret-9a"}
 NEEDLES = (VISA, GROUPED, VISA[:12], MASTERCARD, *SECRETS.values())
+JSON = {"Content-Type": "application/json"}
 START_SECONDS_MAX = 60
 
 
@@ -143,9 +145,7 @@ def test_the_service_over_http(server: Server) -> None:
         ("GET", "/x", "", 404),
         ("PUT", "/tokens", "", 405),
     ):
-        refused = client.request(
-            method, path, content=content, headers=bearer(SHOP) | {"Content-Type": "application/json"}
-        )
+        refused = client.request(method, path, content=content, headers=bearer(SHOP) | JSON)
         assert (refused.status_code, refused.json()["response_code"]) == (status, "30")
     refused = client.post("/tokens", json={"pan": VISA, "program": "card-on-file"}, headers=bearer(ACQUIRER))
     assert (refused.status_code, refused.json()["response_code"]) == (403, "58")
@@ -202,6 +202,16 @@ def test_the_service_over_http(server: Server) -> None:
     assert "look_up for 40012345678: 404" in log
     assert not any(needle in log for needle in (*NEEDLES, token)), log
     assert "Traceback" not in log
+
+
+def test_the_requests_of_the_document_are_answered(server: Server) -> None:
+    text = (EXAMPLES.parent / "docs" / "fastapi.md").read_text()
+    first, second = re.findall(r"^curl http://localhost:8000(\S+) .* --json '([^']+)'$", text, re.MULTILINE)
+    issued = server.client.post(first[0], content=first[1], headers=JSON | bearer(SHOP))
+    assert issued.status_code == 201, issued.text
+    used = second[1].replace("TOKEN", issued.json()["token"])
+    answered = server.client.post(second[0], content=used, headers=JSON | bearer(SHOP))
+    assert answered.json() == {"response_code": "00", "pan": VISA, "expiry": "2039-12"}
 
 
 def load() -> ModuleType:
