@@ -48,7 +48,7 @@ Call = Callable[[], object]
 
 def row(name: str, *columns: object) -> None:
     """Print a row of a table."""
-    print(f"  {name:<36}" + "".join(f"{column!s:>16}" for column in columns))
+    print(f"  {name:<36}" + "".join(f" {column!s:>15}" for column in columns))
 
 
 def ff1_scalar() -> None:
