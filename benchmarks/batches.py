@@ -66,17 +66,29 @@ def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES, cases: Sequence[str] 
                 _detokenize_from_postgres(server, keys, size)
 
 
+class RecordingStore(PostgresTokenStore):
+    """Notes what it copies, a chunk each, in `chunks`."""
+
+    chunks: list[tuple[Copy, ...]]
+
+    def _run_batch(self, batch: Batch) -> list[str]:
+        existing = super()._run_batch(batch)
+        if not existing:
+            self.chunks.append(tuple(batch.copies()))
+        return existing
+
+
 def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:
     listed = list(cards(size))
 
     def issue() -> tuple[float, list[tuple[Copy, ...]], str]:
         schema = new_name()
-        with closing(PostgresTokenStore(server.url(), schema=schema)) as store:
+        with closing(RecordingStore(server.url(), schema=schema)) as store:
             tv.provision(keys, store)
-            copies = _recorded(store)
+            store.chunks = []
             with vault_of(keys, store) as vault:
                 seconds = _seconds(lambda: vault.issue_many(listed, requestor=REQUESTOR, program="random"))
-        return seconds, copies, schema
+        return seconds, store.chunks, schema
 
     def bare(chunks: list[tuple[Copy, ...]], schema: str) -> float:
         twin = new_name()
@@ -99,20 +111,6 @@ def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> N
         seconds, copies, schema = issue()
         times.append((seconds, bare(copies, schema)))
     _tell("PostgreSQL, issue_many", "PostgreSQL, COPY", size, times)
-
-
-def _recorded(store: PostgresTokenStore) -> list[tuple[Copy, ...]]:
-    chunks: list[tuple[Copy, ...]] = []
-    run_batch = store._run_batch
-
-    def recording(batch: Batch) -> list[str]:
-        in_the_way = run_batch(batch)
-        if not in_the_way:
-            chunks.append(tuple(batch.copies()))
-        return in_the_way
-
-    store._run_batch = recording  # type: ignore[method-assign] # wraps it, to note what is sent
-    return chunks
 
 
 def _detokenize_from_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:

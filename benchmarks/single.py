@@ -13,12 +13,14 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import tokenvault as tv
 from tokenvault import ff1
 from tokenvault.keys import KeyStore, LocalBlockCipher
 from tokenvault.keys.pkcs11 import Pkcs11KeyStore
 from tokenvault.pan import luhn_check_digit
+from tokenvault.stores._sqlite_file import Connection, SqliteFile
 from tokenvault.stores.port import TokenStore
 
 MEMORY = Path("/dev/shm")  # noqa: S108 # a disk in memory; only fresh folders are made in it
@@ -92,20 +94,16 @@ class _RecordingCursor(sqlite3.Cursor):
 @contextmanager
 def recorded_sql() -> Iterator[None]:
     """While this lasts, new SQLite connections note what they run."""
-    connect = sqlite3.connect
+    open_unchecked = SqliteFile.open_unchecked
 
-    def recording(*args: Any, factory: type[sqlite3.Connection] = sqlite3.Connection, **kwargs: Any) -> Any:
-        class RecordingConnection(factory):  # type: ignore[valid-type, misc] # its base is a variable
-            def cursor(self) -> _RecordingCursor:
-                return super().cursor(_RecordingCursor)  # type: ignore[no-any-return] # a base that is a variable has no types
+    def recording(file: SqliteFile) -> Connection:
+        connection = open_unchecked(file)
+        connection.statement.close()
+        connection.statement = _RecordingCursor(connection)
+        return connection
 
-        return connect(*args, factory=RecordingConnection, **kwargs)
-
-    sqlite3.connect = recording
-    try:
+    with mock.patch.object(SqliteFile, "open_unchecked", recording):
         yield
-    finally:
-        sqlite3.connect = connect
 
 
 def vault_share(folder: Path, medium: str) -> None:

@@ -25,7 +25,7 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
     def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
+        except BaseException as error:
             failure = bare(error)
         del args, kwargs
         raise failure
@@ -40,7 +40,7 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
     async def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await call(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
+        except BaseException as error:
             failure = bare(error)
         del args, kwargs
         raise failure
@@ -66,7 +66,7 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
         calls.append(None)
         try:
             return call(self, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
+        except BaseException as error:
             failure = bare(error)
         finally:
             calls.pop()
@@ -87,7 +87,7 @@ def async_call_boundary(
         calls.append(None)
         try:
             return await call(self, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 # SystemExit too would carry the frames along
+        except BaseException as error:
             failure = bare(error)
         finally:
             calls.pop()
