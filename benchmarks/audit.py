@@ -12,12 +12,12 @@ from pathlib import Path
 
 import tokenvault as tv
 from benchmarks.single import REQUESTOR, row
-from tokenvault.events import Action, Event, Outcome
-from tokenvault.journal import Journal
-from tokenvault.keyring import KeyRing
+from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.journal import Journal
 from tokenvault.keys import FileKeyStore, KeyStore
+from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import SealedEvent, SealedRecord
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 EVENTS = 100_000
 TOKENS = 10_000

@@ -21,12 +21,12 @@ from benchmarks.servers import running_server
 from benchmarks.single import MEMORY, PROGRAMS, REQUESTOR, row
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import FileKeyStore, KeyStore
-from tokenvault.pan import luhn_check_digit
-from tokenvault.stores._postgres_copy import Copy
-from tokenvault.stores._postgres_statements import Batch
+from tokenvault.model.pan import luhn_check_digit
 from tokenvault.stores.port import TokenStore
-from tokenvault.stores.postgres import PostgresTokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.postgres.copy import Copy
+from tokenvault.stores.postgres.statements import Batch
+from tokenvault.stores.postgres.store import PostgresTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 ROUNDS = 5
 LARGE = 1_000_000

@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 import tokenvault as tv
 from benchmarks import peers, report
-from tokenvault import ccm_columns, cmac_columns, ff1
+from tokenvault.crypto import ccm_columns, cmac_columns, ff1
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.keys import LocalBlockCipher
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
-from tokenvault.keys.port import BlockCipher, KeyName
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
+from tokenvault.keys.port import KeyName
 
 LENGTH = 16
 SIZES = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)

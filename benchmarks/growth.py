@@ -13,12 +13,12 @@ import tokenvault as tv
 from benchmarks.report import line_plot, progress
 from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, new_keys, pans, row
 from tests.postgres_server import PostgresServer
-from tokenvault.events import STREAM_BYTES, Action, Event, Outcome
-from tokenvault.keyring import KeyRing
+from tokenvault.audit.event import STREAM_BYTES, Action, Event, Outcome
 from tokenvault.keys import KeyStore
-from tokenvault.lifecycle import TokenStatus
-from tokenvault.pan import Card, CardExpiry, Pan
-from tokenvault.records import REFERENCE_BYTES, TokenRecord
+from tokenvault.model.lifecycle import TokenStatus
+from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.records.keyring import KeyRing
+from tokenvault.records.record import REFERENCE_BYTES, TokenRecord
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, TokenStore
 
 TOKENS = (10**4, 10**5, 10**6)

@@ -9,9 +9,9 @@ import tokenvault as tv
 from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, pans
 from tests.postgres_server import PostgresServer
 from tokenvault.keys import KeyStore
-from tokenvault.stores._postgres_statements import Statement
-from tokenvault.stores._postgres_values import INT8, TEXT, Query
-from tokenvault.stores.postgres import PostgresTokenStore
+from tokenvault.stores.postgres.statements import Statement
+from tokenvault.stores.postgres.store import PostgresTokenStore
+from tokenvault.stores.postgres.values import INT8, TEXT, Query
 
 EXAMPLE, TWIN = "example", "twin"
 """The schemas of the vault whose statements are noted, and of the tables that they are run on once more."""

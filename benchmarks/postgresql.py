@@ -29,8 +29,8 @@ from benchmarks.single import LIMITED, PROGRAMS, REQUESTOR, UNLIMITED, new_keys,
 from tests.postgres_server import PASSWORD, PostgresServer
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
-from tokenvault.stores.postgres import PostgresTokenStore
-from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
+from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
+from tokenvault.stores.postgres.store import PostgresTokenStore
 
 AT_ONCE = (1, 4, 16)
 ROUNDS = 31  # short ones in turn, as the machine and its disk change their pace; the first is not counted

@@ -16,12 +16,12 @@ from typing import Any, Self
 from unittest import mock
 
 import tokenvault as tv
-from tokenvault import ff1
+from tokenvault.crypto import ff1
 from tokenvault.keys import KeyStore, LocalBlockCipher
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
-from tokenvault.pan import luhn_check_digit
-from tokenvault.stores._sqlite_file import Connection, SqliteFile
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
+from tokenvault.model.pan import luhn_check_digit
 from tokenvault.stores.port import TokenStore
+from tokenvault.stores.sqlite.file import Connection, SqliteFile
 
 MEMORY = Path("/dev/shm")  # noqa: S108 # a disk in memory; only fresh folders are made in it
 CALLS = 2_000

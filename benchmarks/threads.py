@@ -13,9 +13,9 @@ from unittest import mock
 import tokenvault as tv
 from benchmarks.single import REQUESTOR, UNLIMITED, row
 from tokenvault.keys import KeyStore
-from tokenvault.keys.coalescing import Coalescer
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
-from tokenvault.pan import luhn_check_digit
+from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
+from tokenvault.model.pan import luhn_check_digit
 from tokenvault.testing.faults import Fault, FaultyKeyStore
 
 SECONDS: Final = 3.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.port import BLOCK_BYTES, BlockCipher
 
 
 class CountingCipher:

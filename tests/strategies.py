@@ -7,13 +7,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tokenvault.controls import Channel, CryptogramRule, Limit, Meter, Money
-from tokenvault.domain import Domain
-from tokenvault.lifecycle import Actor, TokenStatus
-from tokenvault.pan import CardExpiry, luhn_check_digit
-from tokenvault.records import TokenRecord
-from tokenvault.transaction import Transaction
-from tokenvault.usage import Usage
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, Meter, Money
+from tokenvault.model.counters import Usage
+from tokenvault.model.domain import Domain
+from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.pan import CardExpiry, luhn_check_digit
+from tokenvault.model.transaction import Transaction
+from tokenvault.records.record import TokenRecord
 
 DIGITS = "0123456789"
 REQUESTORS = ("40012345678", "40087654321", "40000000001")

@@ -21,12 +21,12 @@ from tests.strategies import NOW_MS
 from tests.test_leaks import NEEDLES, assert_silent
 from tests.test_postgres_faults import ended_well, in_child
 from tests.vaults import PROGRAMS, REQUESTORS, SHOP, VISA, use
-from tokenvault.events import Event, Outcome
-from tokenvault.keyring import KeyRing
+from tokenvault.audit.event import Event, Outcome
 from tokenvault.keys import KeyStore, Pkcs11KeyStore
+from tokenvault.records.keyring import KeyRing
+from tokenvault.runtime import Workers
 from tokenvault.stores import AsyncTokenStoreBase, ThreadedTokenStore
 from tokenvault.testing.clock import ManualClock
-from tokenvault.workers import Workers
 
 TIMES = tv.Domain(limits=(tv.Limit(uses=10),))
 OFTEN = tv.Domain(limits=(tv.Limit(uses=10**6),))

@@ -15,16 +15,16 @@ import psycopg
 import pytest
 
 import tokenvault as tv
-import tokenvault.audit.stream
-import tokenvault.audit.suspects
+import tokenvault.audit.verify.misplaced
+import tokenvault.audit.verify.stream
 from tests import vaults
 from tests.vaults import VISA, issue, use
 from tokenvault import FindingKind
-from tokenvault.audit.reading import stream_pages
-from tokenvault.events import leaf_of
+from tokenvault.audit.event import leaf_of
+from tokenvault.audit.verify.pages import stream_pages
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import SealedEvent, TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 LIMITED = tv.Domain(limits=(tv.Limit(uses=5),))
 OFTEN = tv.CheckpointPolicy(events=4)
@@ -349,7 +349,7 @@ def test_planted_streams_are_all_named_and_few_are_looked_into(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that time grows with the number of planted events, not with its square."""
-    monkeypatch.setattr(tokenvault.audit.stream, "SUSPECTS_OF_ALL_STREAMS_MAX", 10)
+    monkeypatch.setattr(tokenvault.audit.verify.stream, "SUSPECTS_OF_ALL_STREAMS_MAX", 10)
     tried = 0
 
     def counted(row: SealedEvent) -> bytes:
@@ -357,7 +357,7 @@ def test_planted_streams_are_all_named_and_few_are_looked_into(
         tried += 1
         return leaf_of(row)
 
-    monkeypatch.setattr(tokenvault.audit.suspects, "leaf_of", counted)
+    monkeypatch.setattr(tokenvault.audit.verify.misplaced, "leaf_of", counted)
     planted = [os.urandom(16) for _ in range(40)]
     shell.sql.executemany(
         "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, 1, x'', x'', ?)",

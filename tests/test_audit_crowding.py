@@ -14,9 +14,9 @@ import tokenvault as tv
 from tests.test_audit import open_vault
 from tests.vaults import issue, use
 from tokenvault import FindingKind
-from tokenvault.events import Event
+from tokenvault.audit.event import Event
 from tokenvault.keys import KeyStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 FIRST = b"\xff" * 8
 

@@ -12,7 +12,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.vaults import issue, use
 from tokenvault.keys import KeyStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "audit.md").read_text(encoding="utf-8")
 

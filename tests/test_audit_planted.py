@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tokenvault as tv
-import tokenvault.audit.reading
+import tokenvault.audit.verify.pages
 from tests.editors import PostgresEditor
 from tests.postgres_server import PostgresServer
 from tests.test_audit import open_vault
@@ -85,7 +85,7 @@ def test_a_malformed_record_does_not_make_those_behind_it_look_removed(database:
 def test_an_export_that_gives_up_on_malformed_rows_says_so(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenvault.audit.reading, "MALFORMED_MAX", 5)
+    monkeypatch.setattr(tokenvault.audit.verify.pages, "MALFORMED_MAX", 5)
     for number in range(1, 8):
         database.plant(b"\xff" * 16, number, mac=1)
     with pytest.raises(tv.IntegrityError, match="malformed"):

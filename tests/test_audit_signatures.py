@@ -13,10 +13,10 @@ import tokenvault as tv
 from tests.test_audit import LIMITED, Shell, open_vault, public, work
 from tests.vaults import issue, use
 from tokenvault import FindingKind
-from tokenvault.events import Event
+from tokenvault.audit.event import Event
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import SealedEvent
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 
 class Silent:

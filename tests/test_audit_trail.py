@@ -19,13 +19,13 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import MASTERCARD, SHOP, VISA, issue, use
-from tokenvault.audit.report import parse_anchor
-from tokenvault.checkpoint import NAMED_MAX
-from tokenvault.events import Action, Event, Outcome
+from tokenvault.audit.checkpoint import NAMED_MAX
+from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.verify.report import parse_anchor
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.clock import ManualClock
 
 LIMITED = tv.Domain(limits=(tv.Limit(uses=1_000),))

@@ -16,12 +16,12 @@ import tokenvault as tv
 from tests import softhsm, vaults
 from tests.test_sqlite_store import small_disk
 from tests.vaults import MASTERCARD, VISA, issue, use
-from tokenvault.keyring import KeyRing
 from tokenvault.keys import KeyStore
-from tokenvault.stores import _sqlite_file
-from tokenvault.stores._sqlite_file import PLACE_SECONDS
+from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite import file as _sqlite_file
+from tokenvault.stores.sqlite.file import PLACE_SECONDS
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 ONCE = tv.Domain(limits=(tv.Limit(uses=1),))
 FILE = "vault.db"

@@ -15,7 +15,7 @@ from tests import vault_workers, vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
 from tests.vaults import SHOP, all_records, issue
-from tokenvault.batch_events import BATCH, items, parse
+from tokenvault.audit.batch_event import BATCH, items, parse
 
 CARDS = 40_000
 CHUNK_ITEMS = 100

@@ -22,15 +22,24 @@ from tests.counting import CountingCipher
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, issue, use
-from tokenvault.batch_events import BATCH, ITEMS_MAX, BatchEvent, BatchEventBuilder, Item, Kind, items, parse
-from tokenvault.events import Action, Outcome
-from tokenvault.flows import batches
+from tokenvault.audit.batch_event import (
+    BATCH,
+    ITEMS_MAX,
+    BatchEvent,
+    BatchEventBuilder,
+    Item,
+    Kind,
+    items,
+    parse,
+)
+from tokenvault.audit.event import Action, Outcome
+from tokenvault.columns.random import uniform
 from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
-from tokenvault.random_columns import uniform
 from tokenvault.stores.checks import EVENT_BODY_BYTES_MAX
+from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.record_batch import RecordBatch
 from tokenvault.testing.clock import ManualClock
+from tokenvault.vault.batch import run as batches
 
 ONLINE = tv.Channel.ECOMMERCE
 TWICE = tv.Domain(limits=(tv.Limit(uses=2),))
@@ -492,7 +501,7 @@ def test_tokens_in_the_way_are_drawn_again(vault: tv.Vault, monkeypatch: pytest.
         planned = next(draws)
         return np.array(planned, np.uint64) if len(planned) == number else uniform(number, below)
 
-    monkeypatch.setattr("tokenvault.flows.drawing.uniform", drawn)
+    monkeypatch.setattr("tokenvault.vault.batch.draw.uniform", drawn)
     second = vault.issue_many(many(50), requestor=SHOP, program="one-time")
     assert not second.failed
     assert len({*texts(first), *texts(second)}) == 100

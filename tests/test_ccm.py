@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tests.threads import same_in_threads
-from tokenvault import ccm
+from tokenvault.crypto import ccm
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import IntegrityError, InvalidInputError, KeyStoreError
 from tokenvault.keys import LocalBlockCipher
-from tokenvault.keys.port import BlockCipher
 
 KEYS = st.sampled_from([16, 24, 32]).flatmap(lambda size: st.binary(min_size=size, max_size=size))
 NONCES = st.binary(min_size=13, max_size=13)

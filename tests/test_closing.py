@@ -13,12 +13,12 @@ import pytest
 import tokenvault as tv
 from tests import vaults
 from tests.vaults import MASTERCARD, VISA, issue, use
-from tokenvault.events import Event
-from tokenvault.flows import closing
+from tokenvault.audit.event import Event
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord
 from tokenvault.stores.threaded import ThreadedTokenStore
+from tokenvault.vault import closing
 
 
 def closed_whole(store: MemoryTokenStore, keys: KeyStore) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tests.threads import same_in_threads
-from tokenvault.cmac import MESSAGE_BYTES_MAX, Cmac
+from tokenvault.crypto.cmac import MESSAGE_BYTES_MAX, Cmac
 from tokenvault.errors import IntegrityError, InvalidInputError, KeyStoreError
 from tokenvault.keys import LocalBlockCipher
 

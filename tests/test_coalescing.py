@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.coalescing import Coalescer
+from tokenvault.keys.pkcs11.coalescer import Coalescer
 
 PATIENCE_SECONDS = 30
 

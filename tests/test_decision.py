@@ -22,13 +22,13 @@ from tests.strategies import (
     transactions,
     usages,
 )
-from tokenvault.controls import Channel, CryptogramRule, Limit, Money
-from tokenvault.decision import Decision, Restrictions, decide
-from tokenvault.domain import NO_RESTRICTION, Domain
-from tokenvault.lifecycle import TokenStatus
-from tokenvault.pan import CardExpiry
-from tokenvault.transaction import Transaction
-from tokenvault.usage import REMEMBERED_USES_MAX, Seen, Usage
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model.counters import REMEMBERED_USES_MAX, Seen, Usage
+from tokenvault.model.decision import Decision, Restrictions, decide
+from tokenvault.model.domain import NO_RESTRICTION, Domain
+from tokenvault.model.lifecycle import TokenStatus
+from tokenvault.model.pan import CardExpiry
+from tokenvault.model.transaction import Transaction
 
 OWNER, OTHER = REQUESTORS[:2]
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import controls, domains, limits, transactions
-from tokenvault.controls import Channel, CryptogramRule, Limit, Money
-from tokenvault.domain import NO_RESTRICTION, Domain
 from tokenvault.errors import InvalidInputError
-from tokenvault.transaction import Transaction
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model.domain import NO_RESTRICTION, Domain
+from tokenvault.model.transaction import Transaction
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),

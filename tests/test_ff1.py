@@ -13,10 +13,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
-from tokenvault import ff1
+from tokenvault.crypto import ff1
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import LocalBlockCipher
-from tokenvault.keys.port import BlockCipher
 
 KEY = bytes(range(32))
 LOCAL = LocalBlockCipher(KEY)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 import tokenvault as tv
 from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tests.test_ff1 import ANYTHING, vectors
-from tokenvault import _block_columns, ff1
+from tokenvault.crypto import block_columns as _block_columns
+from tokenvault.crypto import ff1
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.keys import LocalBlockCipher
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
-from tokenvault.keys.port import BlockCipher
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 
 LOCAL = LocalBlockCipher(bytes(range(32)))
 CHUNK = _block_columns.CHUNK_BLOCKS_LOCAL

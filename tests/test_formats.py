@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.formats import TokenFormat
-from tokenvault.pan import luhn_valid
-from tokenvault.programs import TokenProgram
+from tokenvault.model.pan import luhn_valid
+from tokenvault.model.programs import TokenProgram
+from tokenvault.model.token_format import TokenFormat
 
 
 @st.composite

@@ -15,19 +15,24 @@ from pathlib import Path
 import pytest
 
 import tokenvault as tv
-from tokenvault import batch_events, ccm, checkpoint, events, ff1, records, sealing
-from tokenvault.controls import Meter
-from tokenvault.kdf import derive
-from tokenvault.keyring import KeyRing, key_check_value
+from tokenvault.audit import batch_event as batch_events
+from tokenvault.audit import checkpoint
+from tokenvault.audit import event as events
+from tokenvault.audit.merkle import Tree
+from tokenvault.crypto import ccm, ff1
+from tokenvault.crypto.kdf import derive
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
 from tokenvault.keys import file_format as key_file
-from tokenvault.keys.pkcs11 import DERIVATION_LABEL
-from tokenvault.keys.pkcs11_objects import label_of, parse_label
+from tokenvault.keys.pkcs11.objects import label_of, parse_label
+from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
-from tokenvault.merkle import Tree
-from tokenvault.pan import Card, CardExpiry, Pan
+from tokenvault.model.controls import Meter
+from tokenvault.model.counters import Usage
+from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.records import record as records
+from tokenvault.records import sealing
+from tokenvault.records.keyring import KeyRing, key_check_value
 from tokenvault.stores.port import SealedEvent
-from tokenvault.usage import Usage
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES_COUNT = 31

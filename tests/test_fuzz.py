@@ -18,7 +18,7 @@ from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PostgresServer
 from tests.strategies import domains, pan_digits, transactions
 from tests.vaults import SHOP, VISA, issue
-from tokenvault import ff1
+from tokenvault.crypto import ff1
 from tokenvault.keys import FileKeyStore, KeyStore, LocalBlockCipher
 from tokenvault.stores import ThreadedTokenStore
 from tokenvault.stores.port import TokenStore

@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from tokenvault.events import Action, Event, Outcome
-from tokenvault.journal import Journal
+from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.journal import Journal
 from tokenvault.stores.port import SealedEvent
 
 EVENT = Event(time_ms=1, action=Action.ISSUE, outcome=Outcome.DONE)

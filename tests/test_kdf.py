@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.counting import CountingCipher, FailingCipher
+from tokenvault.crypto.kdf import CONTEXT_BYTES_MAX, DERIVED_BYTES_MAX, LABEL_BYTES_MAX, derive
 from tokenvault.errors import InvalidInputError, KeyStoreError
-from tokenvault.kdf import CONTEXT_BYTES_MAX, DERIVED_BYTES_MAX, LABEL_BYTES_MAX, derive
 from tokenvault.keys import LocalBlockCipher
 
 KEYS = st.sampled_from([16, 24, 32]).flatmap(lambda size: st.binary(min_size=size, max_size=size))

@@ -1,39 +1,45 @@
-"""Imports point downwards only: pure core, ports, flows, faces, adapters."""
+"""The house: rooms in one order, imports that run down it, a core without input and output, modules of one idea."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 from pathlib import Path
 
 import tokenvault
 
 ROOT = Path(tokenvault.__file__).parent
 
-# Each layer may import from itself and from those before it.
-LAYERS = [
-    {"errors", "boundary", "violation"},
-    {"checks", "controls", "decision", "domain", "domain_document", "events", "formats", "iso", "lifecycle", "pan",
-     "pan_columns", "programs", "records", "token_info", "transaction", "usage", "_blocks", "_block_columns", "ccm",
-     "ccm_columns", "cmac", "cmac_columns", "digit_columns", "text_columns", "record_columns", "random_columns",
-     "arrow_columns", "vaultless_columns", "ff1", "ff1_columns", "ff1_shape", "kdf", "sealing", "sealing_columns",
-     "merkle", "checkpoint", "audit", "audit.event", "audit.report", "keys.port", "keys.local", "stores.port",
-     "stores.read_columns", "stores.record_batch", "batch_events", "chunks", "outcomes"},
-    {"keyring", "journal", "audit.macs", "flows", "flows.batches", "flows.cards", "flows.closing", "flows.core",
-     "flows.drawing", "flows.history", "flows.issue_many", "flows.reading", "flows.standing", "flows.use_many",
-     "flows.issue", "flows.manage", "flows.opening", "flows.ports", "flows.requests", "flows.trail",
-     "flows.use", "workers"},
-    {"async_vault", "joining", "vault", "vaultless", "audit.proof", "audit.reading", "audit.records", "audit.stream",
-     "audit.signatures", "audit.suspects", "audit.verification"},
-    {"keys", "stores"},  # adapters, by the start of their names
-    {"", "testing"},
-]  # fmt: skip
-PURE = LAYERS[1] - {
-    "keys.local",
-    "random_columns",
-    "record_columns",
-    "sealing",
-    "sealing_columns",
-}  # those that need OpenSSL's state, fresh nonces, or fresh random numbers
+# Each room may import from those of the floors before it, and from no other on its own.
+ORDER = (
+    "errors < columns, runtime < crypto, model, stores < keys < audit, vaultless < records < vault < testing"
+)
+
+FLOORS = {room.strip(): floor for floor, rooms in enumerate(ORDER.split("<")) for room in rooms.split(",")}
+
+PURE_ROOMS = {"columns", "crypto", "model"}
+PURE_MODULES = {
+    "audit.batch_event",
+    "audit.checkpoint",
+    "audit.event",
+    "audit.export",
+    "audit.merkle",
+    "audit.verify.report",
+    "keys.port",
+    "records.record",
+    "records.token_info",
+    "stores.found_records",
+    "stores.new_records",
+    "stores.port",
+    "vault.batch.outcomes",
+    "vault.batch.results",
+    "vaultless.arrow",
+    "vaultless.columns",
+    "vaultless.containers",
+    "vaultless.texts",
+}
+NOT_PURE = {"columns.random", "crypto.local_cipher"}  # fresh random numbers, and OpenSSL's state of a thread
 IMPURE = {
     "os",
     "time",
@@ -49,8 +55,9 @@ IMPURE = {
 }
 
 
+@functools.cache
 def modules() -> dict[str, set[str]]:
-    """Every module of the package, with what it imports."""
+    """Every module of the package but for its public face, with what it imports, in full."""
     found = {}
     for path in ROOT.rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
@@ -61,41 +68,68 @@ def modules() -> dict[str, set[str]]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         found[name] = imports
+    del found[""]
     return found
 
 
-def layer(name: str) -> int:
-    for level, members in enumerate(LAYERS):
-        if name in members:
-            return level
-    return next(level for level, members in enumerate(LAYERS) if name.split(".", maxsplit=1)[0] in members)
-
-
-def test_imports_point_downwards() -> None:
+def within(imports: set[str]) -> set[str]:
+    """The modules of the package among what is imported."""
     every = modules()
-    assert len(every) > 30
+    names = {name.removeprefix("tokenvault.") for name in imports if name.startswith("tokenvault.")}
+    return names & every.keys()
+
+
+def room(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+def test_the_top_of_the_package_is_the_rooms_of_the_order() -> None:
+    every = {
+        path.name.removesuffix(".py")
+        for path in ROOT.iterdir()
+        if path.name not in ("__pycache__", "py.typed")
+    }
+    assert every == {*FLOORS, "__init__"}
+
+
+def test_imports_run_down_the_order_of_rooms() -> None:
+    every = modules()
+    assert len(every) > 100
     for name, imports in every.items():
-        for imported in imports:
-            target = imported.removeprefix("tokenvault").lstrip(".")
-            if imported.split(".")[0] != "tokenvault" or target not in every or target == "":
-                continue
-            assert layer(target) <= layer(name), f"{name} imports {target}, which lies above it"
+        for target in within(imports):
+            assert room(target) == room(name) or FLOORS[room(target)] < FLOORS[room(name)], (
+                f"{name} imports {target}, which does not lie below it"
+            )
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    graph = {name: within(imports) - {name} for name, imports in modules().items()}
+    # A package is imported before what lies in it; what its face hands on is no import of what lies in it.
+    faces = {name for name in graph if any(other.startswith(f"{name}.") for other in graph)}
+    trimmed = {name: targets - faces for name, targets in graph.items() if name not in faces}
+    assert len(list(graphlib.TopologicalSorter(trimmed).static_order())) == len(trimmed)
 
 
 def test_adapters_do_not_know_of_each_other() -> None:
-    every = modules()
-    for name, imports in every.items():
-        other = {"keys": "stores", "stores": "keys"}.get(name.split(".")[0])
-        if other and layer(name) == 4:
-            assert not any(imported.startswith(f"tokenvault.{other}") for imported in imports), name
+    for name, imports in modules().items():
+        other = {"keys": "stores", "stores": "keys"}.get(room(name))
+        assert not any(room(target) == other for target in within(imports)), name
 
 
 def test_the_pure_core_has_no_io_no_clock_and_no_randomness() -> None:
     every = modules()
-    for name in PURE:
+    pure = {name for name in every if room(name) in PURE_ROOMS} - NOT_PURE
+    assert every.keys() >= PURE_MODULES | NOT_PURE
+    for name in pure | PURE_MODULES:
         assert not {imported.split(".")[0] for imported in every[name]} & IMPURE, name
 
 
 def test_no_module_holds_two_ideas() -> None:
     """Past 400 lines a module wants to be two."""
     assert not [path.name for path in ROOT.rglob("*.py") if len(path.read_text().splitlines()) > 400]
+
+
+def test_the_package_shows_its_public_names_and_its_rooms_and_nothing_else() -> None:
+    packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert set(dir(tokenvault)) == {*tokenvault.__all__, *packages}
+    assert all(hasattr(tokenvault, name) for name in tokenvault.__all__)

@@ -14,7 +14,7 @@ import tokenvault as tv
 from tests import faces, vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, STRANGER, VISA, issue, use
-from tokenvault.events import Event
+from tokenvault.audit.event import Event
 from tokenvault.keys import BlockCipher, KeyName, KeyStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock

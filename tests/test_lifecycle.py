@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvault.errors import LifecycleError
-from tokenvault.lifecycle import Actor, Change, TokenStatus, transition
+from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
 
 ALLOWED = {
     ("inactive", "activate"): "active",

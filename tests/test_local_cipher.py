@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.counting import library_locals
 from tests.threads import same_in_threads
+from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.errors import InvalidInputError
 from tokenvault.keys import LocalBlockCipher
-from tokenvault.keys.port import BLOCK_BYTES
 
 KEY = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
 

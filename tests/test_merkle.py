@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenvault.merkle import Tree
+from tokenvault.audit.merkle import Tree
 
 
 def leaf(data: bytes) -> bytes:

@@ -18,10 +18,11 @@ import tokenvault as tv
 from tests.counting import CountingCipher, FailingCipher
 from tests.test_ff1 import ANYTHING
 from tests.test_ff1_columns import ARRAYS
-from tokenvault import _block_columns, ccm, ccm_columns, cmac_columns
-from tokenvault.cmac import Cmac
+from tokenvault.crypto import block_columns as _block_columns
+from tokenvault.crypto import ccm, ccm_columns, cmac_columns
+from tokenvault.crypto.cmac import Cmac
 from tokenvault.keys import KeyStore, LocalBlockCipher
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 from tokenvault.keys.port import KeyName
 
 KEY = bytes(range(32))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenvault.errors import InvalidInputError, TokenStoreError, TokenVaultError
 from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 
 def test_memory() -> None:

@@ -22,11 +22,12 @@ from tests import vaults
 from tests.postgres_server import PostgresServer
 from tests.test_batches import CountingStore, in_chunks, many, texts
 from tests.vaults import SHOP
-from tokenvault.batch_events import BATCH, items, parse
-from tokenvault.flows import issue_many, ports
+from tokenvault import runtime as ports
+from tokenvault.audit.batch_event import BATCH, items, parse
+from tokenvault.columns.random import uniform
 from tokenvault.keys import KeyStore
-from tokenvault.random_columns import uniform
 from tokenvault.stores.port import TokenStore
+from tokenvault.vault.batch import issue as issue_many
 
 SECONDS_MAX = 20.0
 T = TypeVar("T")
@@ -128,7 +129,7 @@ def test_tokens_of_the_chunk_on_its_way_are_not_drawn_again(
         planned = next(draws, None) if number == 5 else None
         return uniform(number, below) if planned is None else np.array(planned, np.uint64)
 
-    monkeypatch.setattr("tokenvault.flows.drawing.uniform", drawn)
+    monkeypatch.setattr("tokenvault.vault.batch.draw.uniform", drawn)
     found = issue_random(vault, many(30))
     assert next(draws, None) is None
     assert not found.failed
@@ -180,7 +181,7 @@ def test_a_key_store_that_is_away_fails_the_chunk_that_asked_it(
                 raise tv.KeyStoreError("the module is away")
             return seal_many(*arguments)
 
-        with mock.patch("tokenvault.keyring.KeyRing.seal_many", side_effect=failing):
+        with mock.patch("tokenvault.records.keyring.KeyRing.seal_many", side_effect=failing):
             inserts = count()
 
             def fail(name: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import expiries, pan_digits
 from tokenvault.errors import InvalidInputError
-from tokenvault.pan import Card, CardExpiry, Pan, luhn_check_digit, luhn_valid
+from tokenvault.model.pan import Card, CardExpiry, Pan, luhn_check_digit, luhn_valid
 
 KNOWN = "4111111111111111"
 

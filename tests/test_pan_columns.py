@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tests.strategies import pan_digits
 from tokenvault.errors import InvalidInputError
-from tokenvault.pan import Pan
-from tokenvault.pan_columns import parse_pans
+from tokenvault.model.pan import Pan
+from tokenvault.model.pan_columns import parse_pans
 
 pans = pan_digits()
 spaced = pans.map(lambda pan: " ".join((pan[:4], pan[4:])))

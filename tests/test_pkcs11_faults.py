@@ -17,9 +17,10 @@ import pytest
 
 from tests import softhsm
 from tokenvault.errors import InvalidInputError, KeyStoreError
-from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher, pkcs11_module
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
-from tokenvault.keys.pkcs11_module import Module, module_at
+from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
+from tokenvault.keys.pkcs11 import module as pkcs11_module
+from tokenvault.keys.pkcs11.module import Module, module_at
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 from tokenvault.keys.uri import parse_pkcs11_uri
 
 if TYPE_CHECKING:

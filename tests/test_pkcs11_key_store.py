@@ -16,13 +16,14 @@ import pytest
 from pkcs11 import Attribute, KeyType, MechanismFlag
 
 from tests import softhsm
+from tokenvault.crypto.kdf import derive
 from tokenvault.errors import InvalidInputError, KeyStoreError
-from tokenvault.kdf import derive
-from tokenvault.keys import Custody, KeyName, KeyPurpose, LocalBlockCipher, open_key_store, pkcs11_objects
-from tokenvault.keys.coalescing import BLOCKS_PER_CALL_MAX
-from tokenvault.keys.pkcs11 import DERIVATION_LABEL, Pkcs11KeyStore
-from tokenvault.keys.pkcs11_module import module_at
-from tokenvault.keys.pkcs11_objects import parse_label
+from tokenvault.keys import Custody, KeyName, KeyPurpose, LocalBlockCipher, open_key_store
+from tokenvault.keys.pkcs11 import objects as pkcs11_objects
+from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX
+from tokenvault.keys.pkcs11.module import module_at
+from tokenvault.keys.pkcs11.objects import parse_label
+from tokenvault.keys.pkcs11.store import DERIVATION_LABEL, Pkcs11KeyStore
 from tokenvault.keys.uri import parse_pkcs11_uri
 from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from pkcs11 import Session
 
-    from tokenvault.keys.pkcs11_objects import TokenKey
+    from tokenvault.keys.pkcs11.objects import TokenKey
 
 SEAL = KeyPurpose.SEAL
 KEY = KeyName(SEAL, 1)

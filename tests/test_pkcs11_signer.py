@@ -14,11 +14,11 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass, Session
 import tokenvault as tv
 from tests import vaults
 from tests.vaults import issue
-from tokenvault.keys import pkcs11_signer
-from tokenvault.keys.pkcs11 import Pkcs11KeyStore
-from tokenvault.keys.pkcs11_objects import P256, SIGNER_LABEL
+from tokenvault.keys.pkcs11 import signer as pkcs11_signer
+from tokenvault.keys.pkcs11.objects import P256, SIGNER_LABEL
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 from tokenvault.keys.uri import parse_pkcs11_uri
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 NOT_NEEDED = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
 

@@ -14,9 +14,9 @@ import pytest
 from tests.on_a_loop import LOOPS
 from tests.postgres_server import PostgresServer
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores._postgres_answers import Answers
-from tokenvault.stores._postgres_pool import LOOKED_AT_SECONDS, AsyncHeld
-from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
+from tokenvault.stores.postgres.answers import Answers
+from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
+from tokenvault.stores.postgres.pool import LOOKED_AT_SECONDS, AsyncHeld
 from tokenvault.testing.token_stores import a_record, an_event
 
 T = TypeVar("T")

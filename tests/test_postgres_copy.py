@@ -14,8 +14,8 @@ from psycopg.copy import LibpqWriter
 
 from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
-from tokenvault.stores._postgres_copy import Column, by_first, copy_rows, event_columns, record_columns
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.postgres.copy import Column, by_first, copy_rows, event_columns, record_columns
 from tokenvault.testing.token_stores import a_record, an_event
 
 RECORD = ["text", "bytea", "bytea", "text", "bytea", "int8", "int8", "bytea", "bytea"]

@@ -24,19 +24,15 @@ from tests.cancelling import CancelledAt
 from tests.on_a_loop import open_on_a_loop
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.flows.ports import AsyncTokenStore
-from tokenvault.stores import (
-    _postgres_answers,
-    open_async_token_store,
-    open_token_store,
-    postgres,
-    postgres_async,
-)
-from tokenvault.stores._postgres_pool import CONNECTIONS_MAX
-from tokenvault.stores._postgres_statements import Statement
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.postgres import PostgresTokenStore
-from tokenvault.stores.postgres_async import AsyncPostgresTokenStore
+from tokenvault.stores import open_async_token_store, open_token_store
+from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.postgres import answers as _postgres_answers
+from tokenvault.stores.postgres import async_store as postgres_async
+from tokenvault.stores.postgres import store as postgres
+from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
+from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
+from tokenvault.stores.postgres.statements import Statement
+from tokenvault.stores.postgres.store import PostgresTokenStore
 from tokenvault.testing.token_store_harness import race, replaced
 from tokenvault.testing.token_stores import a_record, an_event
 

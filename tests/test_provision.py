@@ -24,14 +24,14 @@ store.close()
 SIGN = """
 import contextlib, sys, time
 import tokenvault as tv
-from tokenvault.keys import pkcs11_module, pkcs11_objects
-pkcs11_module.host_lock = lambda path: contextlib.nullcontext()  # as on hosts that share no file
-generate = pkcs11_objects.generate_signer
+from tokenvault.keys.pkcs11 import module, objects
+module.host_lock = lambda path: contextlib.nullcontext()  # as on hosts that share no file
+generate = objects.generate_signer
 def late(*arguments):
     time.sleep(0.05)  # so that all of them find that there is no pair; the first time
-    pkcs11_objects.generate_signer = generate
+    objects.generate_signer = generate
     generate(*arguments)
-pkcs11_objects.generate_signer = late
+objects.generate_signer = late
 keys = tv.open_key_store(sys.argv[1])
 assert keys.signer() is None
 print("ready", flush=True)

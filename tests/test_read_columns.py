@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvault.errors import IntegrityError
-from tokenvault.stores._postgres_groups import RECORD, record_groups
 from tokenvault.stores.checks import records_fit
+from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.port import SealedRecord
-from tokenvault.stores.postgres import PostgresTokenStore
-from tokenvault.stores.read_columns import RecordColumns
+from tokenvault.stores.postgres.groups import RECORD, record_groups
+from tokenvault.stores.postgres.store import PostgresTokenStore
 
 
 def record(number: int, **fields: object) -> SealedRecord:

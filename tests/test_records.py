@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import REQUESTORS, big, records
-from tokenvault.checkpoint import NAMED_MAX, Checkpoint, Named
+from tokenvault.audit.checkpoint import NAMED_MAX, Checkpoint, Named
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import IntegrityError
-from tokenvault.events import Action, Event, Outcome
-from tokenvault.records import TokenRecord
+from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
 
 
@@ -127,10 +127,10 @@ def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataO
 
 def test_the_fixed_part_of_a_body_is_as_documented() -> None:
     """Byte for byte, as docs/formats.md lays it out: a change here breaks every database there is."""
-    from tokenvault.controls import Meter
-    from tokenvault.lifecycle import Actor, TokenStatus
-    from tokenvault.pan import CardExpiry
-    from tokenvault.usage import Usage
+    from tokenvault.model.controls import Meter
+    from tokenvault.model.counters import Usage
+    from tokenvault.model.lifecycle import Actor, TokenStatus
+    from tokenvault.model.pan import CardExpiry
 
     record = TokenRecord(
         token="9999120000001111", reference=bytes(16), account=bytes(16), requestor="40012345678", program="p",

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from tests.counting import CountingCipher
 from tests.strategies import pan_digits, records
-from tokenvault import sealing, sealing_columns
-from tokenvault.cmac import Cmac
-from tokenvault.formats import TokenFormat
+from tokenvault.crypto.cmac import Cmac
 from tokenvault.keys import LocalBlockCipher
-from tokenvault.pan import Card, CardExpiry, Pan
-from tokenvault.pan_columns import parse_pans
-from tokenvault.records import TokenRecord
+from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.pan_columns import parse_pans
+from tokenvault.model.token_format import TokenFormat
+from tokenvault.records import sealing, sealing_columns
+from tokenvault.records.record import TokenRecord
 
 LOCAL = LocalBlockCipher(bytes(range(32)))
 EXPIRIES = st.none() | st.builds(CardExpiry, st.integers(2000, 2099), st.integers(1, 12))

@@ -28,12 +28,12 @@ from hypothesis import settings
 
 from tests import sqlite_workers
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores import _sqlite_file
-from tokenvault.stores import _sqlite_sql as statements
-from tokenvault.stores import sqlite as adapter
-from tokenvault.stores._sqlite_pool import CONNECTIONS_MAX, Turns
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.sqlite import file as _sqlite_file
+from tokenvault.stores.sqlite import sql as statements
+from tokenvault.stores.sqlite import store as adapter
+from tokenvault.stores.sqlite.pool import CONNECTIONS_MAX, Turns
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.token_store_harness import replaced, run_processes
 from tokenvault.testing.token_stores import (
     StoreHarness,

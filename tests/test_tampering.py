@@ -36,7 +36,7 @@ from tests.editors import (
     sqlite_database,
 )
 from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, issue, use
-from tokenvault.events import Event, Outcome
+from tokenvault.audit.event import Event, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import TokenStore
 

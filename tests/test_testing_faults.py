@@ -15,11 +15,11 @@ import pytest
 from tests.test_file_key_store import quick_scrypt, uri  # noqa: F401 # fixtures
 from tests.test_memory_store import MemoryHarness
 from tokenvault.errors import KeyStoreError, TokenStoreError
-from tokenvault.flows.ports import AsyncTokenStore, BlockingStore
 from tokenvault.keys import Custody, KeyName, KeyPurpose, KeyStore, open_key_store
 from tokenvault.stores import open_token_store
+from tokenvault.stores.blocking import BlockingStore
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import TokenStore
+from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.testing.faults import (
     FAIL,
     LOSE,

@@ -14,9 +14,9 @@ from tests import faces, vaults
 from tests.strategies import DAY_MS, NOW_MS
 from tests.test_pan import PUBLISHED
 from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, issue, use
-from tokenvault.events import Action, Event, Outcome
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
-from tokenvault.pan import luhn_check_digit, luhn_valid
+from tokenvault.model.pan import luhn_check_digit, luhn_valid
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 

@@ -19,20 +19,20 @@ import tokenvault as tv
 from tests import vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
-from tokenvault.domain import NO_RESTRICTION
-from tokenvault.events import Event
-from tokenvault.flows import core
-from tokenvault.flows.core import Core
-from tokenvault.flows.issue import DRAWS_MAX
-from tokenvault.flows.ports import BlockingStore
-from tokenvault.flows.ports import run as run_flow
-from tokenvault.journal import Journal
+from tokenvault.audit.event import Event
+from tokenvault.audit.journal import Journal
 from tokenvault.keys import KeyStore
+from tokenvault.model.counters import Seen, Usage
+from tokenvault.model.domain import NO_RESTRICTION
+from tokenvault.runtime import run as run_flow
+from tokenvault.stores.blocking import BlockingStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore
 from tokenvault.testing.vault_machine import FaultyVaultMachine
-from tokenvault.usage import Seen, Usage
+from tokenvault.vault import core
+from tokenvault.vault.core import Core
+from tokenvault.vault.issue import DRAWS_MAX
 
 
 class MemoryMachine(FaultyVaultMachine):

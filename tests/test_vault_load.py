@@ -19,9 +19,9 @@ from tests import vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
 from tests.vaults import all_events, all_records, issue, use
-from tokenvault.events import Action, Event, Outcome
-from tokenvault.keyring import KeyRing
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
+from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import SealedEvent, TokenStore
 from tokenvault.testing.faults import FAIL, LOSE, Fault, FaultyTokenStore
 

@@ -23,10 +23,10 @@ from tests import softhsm, vault_workers, vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import PROCESSES, REDEEMED, SECONDS_MAX, THREADS, WRITER_THREADS, Crew, Tries, Use
 from tests.vaults import MASTERCARD, VISA, all_events, all_records, issue, use
-from tokenvault.events import Action, Event, Outcome
-from tokenvault.keyring import KeyRing
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
-from tokenvault.records import TokenRecord
+from tokenvault.records.keyring import KeyRing
+from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import TokenStore
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")

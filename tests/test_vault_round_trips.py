@@ -15,7 +15,7 @@ from tests.test_postgres_faults import messages
 from tests.vault_workers import card_number
 from tests.vaults import SHOP, VISA, issue, use
 from tokenvault.keys import KeyStore
-from tokenvault.stores.postgres import PostgresTokenStore
+from tokenvault.stores.postgres.store import PostgresTokenStore
 
 LIMITED = tv.Domain(limits=(tv.Limit(uses=1_000, per=timedelta(days=1)),))
 PREPARED_AFTER = 1  # uses of a statement; the first one costs one round trip more

@@ -12,7 +12,7 @@ import tokenvault as tv
 from tests.strategies import pan_digits
 from tests.vaults import AMEX, SHOP, VISA
 from tokenvault.keys import KeyStore
-from tokenvault.pan import luhn_valid
+from tokenvault.model.pan import luhn_valid
 
 SHAPES = [(0, True), (0, False), (6, False), (3, True)]
 

@@ -17,9 +17,9 @@ from tests.test_ff1 import ANYTHING
 from tests.test_ff1_columns import ARRAYS
 from tests.test_vaultless import SHAPES, tokenizer
 from tests.vaults import VISA
-from tokenvault.digit_columns import from_ascii, luhn_valid_many, to_ascii, with_check_digit
+from tokenvault.columns.digits import from_ascii, luhn_valid_many, to_ascii, with_check_digit
 from tokenvault.keys import KeyStore
-from tokenvault.pan import luhn_check_digit, luhn_valid
+from tokenvault.model.pan import luhn_check_digit, luhn_valid
 
 OWN = [
     {"format": tv.TokenFormat(bin="99", length=19)},

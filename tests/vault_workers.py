@@ -18,9 +18,9 @@ import attrs
 
 import tokenvault as tv
 from tests import vaults
-from tokenvault.flows import batches
-from tokenvault.pan import luhn_check_digit
+from tokenvault.model.pan import luhn_check_digit
 from tokenvault.stores.port import TokenStore
+from tokenvault.vault.batch import run as batches
 
 PROCESSES = 4
 THREADS = 16

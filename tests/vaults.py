@@ -7,8 +7,8 @@ from typing import Any
 import tokenvault as tv
 from tests.faces import open_face
 from tests.strategies import NOW_MS
-from tokenvault.flows.ports import Clock
 from tokenvault.keys import KeyStore
+from tokenvault.runtime import Clock
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.clock import ManualClock
 

@@ -4,14 +4,13 @@ Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys` and `
 rest that is public. Nothing happens at import.
 """
 
-from tokenvault.async_vault import AsyncVault, provision_async
-from tokenvault.audit.event import AuditEvent
-from tokenvault.audit.report import AuditFinding, AuditReport, FindingKind
-from tokenvault.audit.verification import audit_public_key, export_audit, verify_audit
-from tokenvault.checkpoint import CheckpointPolicy
-from tokenvault.controls import Channel, CryptogramRule, Limit, Money
-from tokenvault.decision import Decision
-from tokenvault.domain import Domain
+import pkgutil as _pkgutil
+
+from tokenvault.audit.checkpoint import CheckpointPolicy
+from tokenvault.audit.export import AuditEvent
+from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind
+from tokenvault.audit.verify.verify import audit_public_key, export_audit, verify_audit
+from tokenvault.crypto import ff1
 from tokenvault.errors import (
     ConfigurationError,
     ConflictError,
@@ -25,22 +24,28 @@ from tokenvault.errors import (
     TokenSpaceExhausted,
     TokenStoreError,
     TokenVaultError,
+    Violation,
 )
-from tokenvault.formats import TokenFormat
-from tokenvault.keys import Custody, KeyPurpose, open_key_store
-from tokenvault.lifecycle import Actor, TokenStatus
-from tokenvault.outcomes import IssueOutcomes, Outcomes
-from tokenvault.pan import Card, CardExpiry, Pan
-from tokenvault.programs import Making, Permission, TokenProgram, TokenRequestor
-from tokenvault.stores import open_async_token_store, open_token_store
-from tokenvault.token_info import TokenInfo
-from tokenvault.transaction import Transaction
-from tokenvault.vault import Vault, provision
-from tokenvault.vaultless import VaultlessTokenizer
-from tokenvault.violation import Violation
+from tokenvault.keys import Custody, KeyPurpose, KeyStore, open_key_store
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model.decision import Decision
+from tokenvault.model.domain import Domain
+from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
+from tokenvault.model.token_format import TokenFormat
+from tokenvault.model.transaction import Transaction
+from tokenvault.records.token_info import TokenInfo
+from tokenvault.runtime import Clock
+from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_store, open_token_store
+from tokenvault.vault.awaited import AsyncVault, provision_async
+from tokenvault.vault.batch.outcomes import IssueOutcomes, Outcomes
+from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __all__ = [
     "Actor",
+    "AsyncTokenStore",
     "AsyncVault",
     "AuditEvent",
     "AuditFinding",
@@ -49,6 +54,7 @@ __all__ = [
     "CardExpiry",
     "Channel",
     "CheckpointPolicy",
+    "Clock",
     "ConfigurationError",
     "ConflictError",
     "CryptogramRule",
@@ -61,6 +67,7 @@ __all__ = [
     "InvalidInputError",
     "IssueOutcomes",
     "KeyPurpose",
+    "KeyStore",
     "KeyStoreError",
     "LifecycleError",
     "Limit",
@@ -77,6 +84,7 @@ __all__ = [
     "TokenRequestor",
     "TokenSpaceExhausted",
     "TokenStatus",
+    "TokenStore",
     "TokenStoreError",
     "TokenVaultError",
     "Transaction",
@@ -85,6 +93,7 @@ __all__ = [
     "Violation",
     "audit_public_key",
     "export_audit",
+    "ff1",
     "open_async_token_store",
     "open_key_store",
     "open_token_store",
@@ -92,3 +101,8 @@ __all__ = [
     "provision_async",
     "verify_audit",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names and the subpackages, for who looks around in a shell or an editor."""
+    return sorted({*__all__, *(found.name for found in _pkgutil.iter_modules(__path__) if found.ispkg)})

@@ -1,107 +1,164 @@
-"""An audit event as a reader of the trail sees it."""
+"""Audit events: what was decided and changed, for whom and when. Never a PAN, never a whole token.
+
+Layout of an event's body, encoding version 1, big endian:
+
+    1   encoding version, 1
+    8   time, milliseconds of the Unix epoch
+    1   action, 1   outcome: codes below
+    8   revision of the record that was written with this event; 0 where none was
+    1   length of requestor (0 or 11), then its digits
+    1   length of the transaction id, then its ASCII
+    1   number of codes, then each as 1 length and its ASCII; every length and number here is below 128
+    ..  of a checkpoint: its payload (`checkpoint`)
+
+The leaf hash is SHA-256 over a byte 00, stream, number (8 bytes), length of the reference (1 byte), reference and
+body. The MAC is AES-CMAC under an AUDIT key, of its first 16 bytes: one AES call, whatever the length.
+"""
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime, timedelta
-from typing import Final
+import enum
+import hashlib
+import struct
+from typing import Final, NamedTuple
 
-import attrs
-
-from tokenvault.batch_events import BATCH, items, parse
-from tokenvault.events import Action, Event, Outcome
+from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.merkle import LEAF
+from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent
 
-HISTORY_MAX: Final = 1_000
-"""The most events that `Vault.history` returns at once."""
+ENCODING_VERSION: Final = 1
+STREAM_BYTES: Final = 16
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MS_MAX: Final = 253_402_300_799_999  # the last of the year 9999
+_FIXED: Final = struct.Struct(">BQBBQ")
+_POSITION: Final = struct.Struct(">QB")
+_REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
+AUTHENTICATED_BYTES: Final = 16
+_MALFORMED: Final = "an audit event is not one that this library writes"
 
 
-@attrs.frozen(kw_only=True)
-class AuditEvent:
-    """One event of the audit trail. Never a PAN, never a whole token.
+class Action(int, enum.Enum):  # an IntEnum would print as a number
+    """What was asked of the vault."""
+
+    ISSUE = 1
+    DETOKENIZE = 2
+    ACTIVATE = 3
+    SUSPEND = 4
+    RESUME = 5
+    DELETE = 6
+    UPDATE_CARD = 7
+    UPDATE_DOMAIN = 8
+    LOOK_UP = 9
+    CHECKPOINT = 10
+
+
+class Outcome(int, enum.Enum):
+    """What came of it.
+
+    DONE: as asked. DENIED: refused by a control or a permission, named by the codes. NOT_FOUND: no such token.
+    TAMPERED: the record failed authentication.
+    """
+
+    DONE = 1
+    DENIED = 2
+    NOT_FOUND = 3
+    TAMPERED = 4
+
+
+class Event(NamedTuple):
+    """One audit event.
 
     Attributes:
-        time: of the vault's clock, UTC, to the millisecond.
-        action: what was asked of the vault; outcome: what came of it.
-        requestor: who asked, 11 digits; None for the host application itself.
-        reference: of the token, 32 hexadecimal digits; None where none was found. Of a checkpoint, its stream.
-        transaction_id: of the use, if it was one; masked where it could be a card number.
-        codes: of the controls that failed, or the actor who suspends or resumes.
-        revision: of the token's record that was written with this event; 0 where none was.
-        stream, number: where the event stands: 32 hexadecimal digits, and its place from 1.
+        time_ms: milliseconds of the Unix epoch.
+        action: what was asked; outcome: what came of it.
+        requestor: who asked; None for the host application itself.
+        reference: 16 bytes naming the token record, or empty where none was found; of a checkpoint, its stream.
+        transaction_id: of the use, if it was one.
+        codes: violation codes, or who suspended.
+        revision: of the record that was written with this event; 0 where none was.
+        checkpoint: what a checkpoint says.
     """
 
-    time: datetime
+    time_ms: int
     action: Action
     outcome: Outcome
-    requestor: str | None
-    reference: str | None
-    transaction_id: str | None
-    codes: tuple[str, ...]
-    revision: int
-    stream: str
-    number: int
+    requestor: str | None = None
+    reference: bytes = b""
+    transaction_id: str | None = None
+    codes: tuple[str, ...] = ()
+    revision: int = 0
+    checkpoint: Checkpoint | None = None
+
+    def body(self) -> bytes:
+        """The canonical encoding."""
+        fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
+        requestor, transaction_id, codes = self.requestor or "", self.transaction_id or "", self.codes
+        texts = f"{chr(len(requestor))}{requestor}{chr(len(transaction_id))}{transaction_id}{chr(len(codes))}"
+        for code in codes:
+            texts += chr(len(code)) + code
+        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
+        return fixed + texts.encode("ascii") + payload
 
     @classmethod
-    def all_of(cls, row: SealedEvent) -> list[AuditEvent]:
-        """What an event says, as a store keeps it; of a batch, of each item. Raises IntegrityError for any other."""
-        event = parse(row)
-        return [
-            cls(
-                time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
-                action=event.action,
-                outcome=item.outcome,
-                requestor=item.requestor,
-                reference=item.reference.hex() or None,
-                transaction_id=item.transaction_id,
-                codes=item.codes,
-                revision=item.revision,
-                stream=row.stream.hex(),
-                number=row.number,
+    def parse(cls, row: SealedEvent) -> Event:
+        """Read an event row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
+        event = cls._read(row)
+        if event is None or event.body() != row.body:
+            raise IntegrityError(_MALFORMED)
+        return event
+
+    @classmethod
+    def _read(cls, row: SealedEvent) -> Event | None:
+        try:
+            version, time_ms, action, outcome, revision = _FIXED.unpack_from(row.body)
+            if version != ENCODING_VERSION:
+                return None
+            texts = _texts(row.body[_FIXED.size :].decode("latin-1"), 2)  # the payload goes on as any bytes
+            codes = _texts(texts.rest[1:], ord(texts.rest[:1]))
+            payload = codes.rest.encode("latin-1")
+            if not row.body[_FIXED.size : len(row.body) - len(payload)].isascii():
+                return None
+            return cls(
+                time_ms=time_ms,
+                action=Action(action),
+                outcome=Outcome(outcome),
+                requestor=texts.found[0] or None,
+                reference=row.reference,
+                transaction_id=texts.found[1] or None,
+                codes=tuple(codes.found),
+                revision=revision,
+                checkpoint=Checkpoint.parse(payload) if action == Action.CHECKPOINT.value else None,
             )
-            for item in items(event)
-        ]
+        except (struct.error, TypeError, ValueError):
+            return None
 
 
-def json_lines(row: SealedEvent, genuine: bool | None) -> list[str]:
-    """An event as JSON in ASCII, a line for each item of a batch, without ends of line. Raises IntegrityError.
-
-    Args:
-        row: the event.
-        genuine: whether its MAC is right, or None where nobody looked.
-    """
-    return [_json_line(row, event, genuine) for event in AuditEvent.all_of(row)]
+def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:
+    """32 bytes: an event's leaf in the Merkle tree of its stream. Its MAC covers the first 16."""
+    covered = b"".join((LEAF, stream, _POSITION.pack(number, len(reference)), reference, body))
+    return hashlib.sha256(covered).digest()
 
 
-def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str:
-    told: dict[str, object] = {
-        "stream": event.stream,
-        "number": event.number,
-        "time": event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "action": event.action.name,
-        "outcome": event.outcome.name,
-        "requestor": event.requestor,
-        "reference": event.reference,
-        "transaction_id": event.transaction_id,
-        "codes": list(event.codes),
-        "revision": event.revision,
-        "genuine": genuine,
-    }
-    checkpoint = None if row.reference == BATCH else Event.parse(row).checkpoint
-    if checkpoint is not None:
-        told["checkpoint"] = {
-            "size": checkpoint.size,
-            "root": checkpoint.root.hex(),
-            "closes": checkpoint.closes,
-            "strangers": checkpoint.strangers,
-            "named": [
-                {"stream": each.stream.hex(), "number": each.number, "leaf": each.leaf.hex()}
-                for each in checkpoint.named
-            ],
-            "key_id": checkpoint.key_id.hex() or None,
-            "signature": checkpoint.signature.hex() or None,
-        }
-    return json.dumps(told, ensure_ascii=True)
+def leaf_of(row: SealedEvent) -> bytes:
+    """The leaf hash of an event as a store keeps it."""
+    return leaf_hash(row.stream, row.number, row.reference, row.body)
+
+
+def change_of(row: SealedEvent) -> int:
+    """The revision of the record that was written with this event, or 0. Does not look at the rest of the body."""
+    return int.from_bytes(row.body[_REVISION]) if row.reference != row.stream else 0
+
+
+class _Texts(NamedTuple):
+    found: list[str]
+    rest: str
+
+
+def _texts(encoded: str, count: int) -> _Texts:
+    """The first texts, each after its length. Raises TypeError where the encoding ends before."""
+    found = []
+    for _ in range(count):
+        end = 1 + ord(encoded[:1])
+        found.append(encoded[1:end])
+        encoded = encoded[end:]
+    return _Texts(found, encoded)

@@ -6,8 +6,8 @@ import hmac
 from collections.abc import Sequence
 from typing import Final
 
-from tokenvault.cmac import TAG_BYTES, Cmac
-from tokenvault.events import AUTHENTICATED_BYTES
+from tokenvault.audit.event import AUTHENTICATED_BYTES
+from tokenvault.crypto.cmac import TAG_BYTES, Cmac
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 
 

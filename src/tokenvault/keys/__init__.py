@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenvault.boundary import boundary
-from tokenvault.errors import InvalidInputError
+from tokenvault.crypto.block_cipher import BlockCipher
+from tokenvault.crypto.local_cipher import LocalBlockCipher
+from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.file import FileKeyStore
-from tokenvault.keys.local import LocalBlockCipher
-from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore, Signer
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore, Signer
 from tokenvault.keys.uri import is_text
 
 if TYPE_CHECKING:
-    from tokenvault.keys.pkcs11 import Pkcs11KeyStore
+    from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 
 __all__ = [
     "BlockCipher",
@@ -45,7 +45,7 @@ def open_key_store(uri: str) -> KeyStore:
         KeyStoreError: the store can not be opened; the message says what to do.
     """
     if is_text(uri) and uri.startswith("pkcs11:"):
-        from tokenvault.keys.pkcs11 import Pkcs11KeyStore  # noqa: PLC0415 # see above
+        from tokenvault.keys.pkcs11.store import Pkcs11KeyStore  # noqa: PLC0415 # see above
 
         return Pkcs11KeyStore(uri)
     if is_text(uri) and uri.startswith("file:"):
@@ -55,7 +55,7 @@ def open_key_store(uri: str) -> KeyStore:
 
 def __getattr__(name: str) -> object:
     if name == "Pkcs11KeyStore":
-        from tokenvault.keys.pkcs11 import Pkcs11KeyStore  # noqa: PLC0415 # see above
+        from tokenvault.keys.pkcs11.store import Pkcs11KeyStore  # noqa: PLC0415 # see above
 
         return Pkcs11KeyStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,10 +18,11 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
+from tokenvault.crypto.block_cipher import BlockCipher
+from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import file_format
-from tokenvault.keys.local import LocalBlockCipher
-from tokenvault.keys.port import KEY_BYTES, NOT_NEXT, VERSION_MAX, BlockCipher, Custody, KeyName, KeyPurpose
+from tokenvault.keys.port import KEY_BYTES, NOT_NEXT, VERSION_MAX, Custody, KeyName, KeyPurpose
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
 

@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 import attrs
 
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import InvalidInputError
 
-BLOCK_BYTES: Final = 16
 KEY_BYTES: Final = 32
 VERSION_MAX: Final = 9_999
 NOT_NEXT: Final = "the next version of the {} key is {}: look at versions() before you ask again"
@@ -55,25 +55,6 @@ class KeyName:
 
     def __str__(self) -> str:
         return f"{self.purpose.value} version {self.version}"
-
-
-class BlockCipher(Protocol):
-    """One AES key, used from any number of threads."""
-
-    def encrypt_blocks(self, blocks: bytes) -> bytes:
-        """Encrypt each 16-byte block for itself (ECB).
-
-        Args:
-            blocks: any whole number of 16-byte blocks, none included.
-
-        Returns:
-            As many bytes as given.
-
-        Raises:
-            InvalidInputError: the length is not a multiple of 16 bytes.
-            KeyStoreError: the key can not be reached now; a later call may succeed.
-        """
-        ...
 
 
 class Signer(Protocol):

@@ -6,15 +6,15 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Final
 
-from tokenvault.boundary import boundary
-from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
 from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import TokenStore
-from tokenvault.stores.sqlite import SqliteTokenStore
+from tokenvault.stores.port import AsyncTokenStore, TokenStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.stores.threaded import ThreadedTokenStore
 
 __all__ = [
+    "AsyncTokenStore",
     "AsyncTokenStoreBase",
     "MemoryTokenStore",
     "SqliteTokenStore",
@@ -69,7 +69,7 @@ def open_async_token_store(url: str) -> AsyncTokenStoreBase:
     if type(url) is not str or not url.startswith("postgresql:"):
         return ThreadedTokenStore(open_token_store(url))
     try:
-        from tokenvault.stores.postgres_async import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
+        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
     except ImportError:
         failure = ConfigurationError(_NO_PSYCOPG)
     else:
@@ -106,7 +106,7 @@ def _open_sqlite(rest: str) -> TokenStore:
 
 def _open_postgres(rest: str) -> TokenStore:
     try:
-        from tokenvault.stores.postgres import PostgresTokenStore  # noqa: PLC0415  an extra
+        from tokenvault.stores.postgres.store import PostgresTokenStore  # noqa: PLC0415  an extra
     except ImportError:
         failure = ConfigurationError(_NO_PSYCOPG)
     else:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from tokenvault.errors import IntegrityError, InvalidInputError
+from tokenvault.stores.found_records import RecordColumns
+from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import (
     DOCUMENT_BYTES_MAX,
     MALFORMED_EVENT,
@@ -21,8 +23,6 @@ from tokenvault.stores.port import (
     SealedRecord,
     digest_of,
 )
-from tokenvault.stores.read_columns import RecordColumns
-from tokenvault.stores.record_batch import RecordBatch
 
 BODY_BYTES_MAX: Final = 4_096
 EVENT_BODY_BYTES_MAX: Final = 2**20

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores._forks import hold_still_at_forks
+from tokenvault.stores.forks import hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 

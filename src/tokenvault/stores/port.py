@@ -203,3 +203,41 @@ class TokenStore(Protocol):
     def close(self) -> None:
         """Release connections; idempotent. Every later call raises TokenStoreError."""
         ...
+
+
+class AsyncTokenStore(Protocol):
+    """The part of a token store that flows use, awaited; methods as in TokenStore."""
+
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...  # noqa: D102 # as in TokenStore
+    async def find(  # noqa: D102 # as in TokenStore
+        self,
+        account: bytes | Sequence[bytes],
+        *,
+        requestor: str | None = None,
+        program: str | None = None,
+        after: str = "",
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]: ...
+    async def by_reference(self, reference: bytes) -> SealedRecord | None: ...  # noqa: D102 # as in TokenStore
+    async def insert(  # noqa: D102 # as in TokenStore
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]: ...
+    async def replace(  # noqa: D102 # as in TokenStore
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    ) -> list[str]: ...
+    async def append(self, events: Sequence[SealedEvent]) -> None: ...  # noqa: D102 # as in TokenStore
+    async def events(  # noqa: D102 # as in TokenStore
+        self,
+        *,
+        stream: bytes | None = None,
+        reference: bytes | None = None,
+        after: int = 0,
+        limit: int = PAGE_MAX,
+    ) -> list[SealedEvent]: ...
+    async def heads(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
+    async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102 # as in TokenStore
+    async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102 # as in TokenStore
+    async def get_meta(self, name: str) -> bytes | None: ...  # noqa: D102 # as in TokenStore
+    async def put_meta(self, name: str, value: bytes) -> bytes: ...  # noqa: D102 # as in TokenStore
+    async def provision(self) -> None: ...  # noqa: D102 # as in TokenStore
+    async def check_schema(self) -> None: ...  # noqa: D102 # as in TokenStore

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from tokenvault.runtime import Workers
 from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.workers import Workers
 
 THREADS: Final = 4
 """Enough for reads to go on beside a write; SQLite has one writer at a time."""

@@ -20,10 +20,10 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import KeyStoreError, TokenStoreError
-from tokenvault.flows.ports import AsyncTokenStore
-from tokenvault.keys.port import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore, Signer
-from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore, Signer
+from tokenvault.stores.port import PAGE_MAX, AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
 
 T = TypeVar("T")
 

@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.errors import InvalidInputError, KeyStoreError
-from tokenvault.keys.port import BLOCK_BYTES, Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore
 
 OpenStore = Callable[[], KeyStore]
 

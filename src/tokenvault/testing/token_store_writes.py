@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tokenvault.errors import InvalidInputError, TokenStoreError
+from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore, digest_of
-from tokenvault.stores.record_batch import RecordBatch
 from tokenvault.testing.token_store_fixtures import TokenStoreFixtures
 from tokenvault.testing.token_store_harness import (
     THREADS,

@@ -27,8 +27,7 @@ import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenvault.controls import Limit, Money
-from tokenvault.domain import Domain
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
     DomainRestrictionError,
     InvalidInputError,
@@ -37,9 +36,12 @@ from tokenvault.errors import (
     TokenStoreError,
     TokenVaultError,
 )
-from tokenvault.events import Action, Event, Outcome
 from tokenvault.keys.port import KeyStore
-from tokenvault.lifecycle import Actor
+from tokenvault.model.controls import Limit, Money
+from tokenvault.model.domain import Domain
+from tokenvault.model.lifecycle import Actor
+from tokenvault.model.transaction import Transaction
+from tokenvault.records.token_info import TokenInfo
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.testing.faults import FAIL, LOSE, Fault, FaultSchedule, FaultyKeyStore, FaultyTokenStore
@@ -56,9 +58,7 @@ from tokenvault.testing.vault_model import (
     exceeded,
     use_id,
 )
-from tokenvault.token_info import TokenInfo
-from tokenvault.transaction import Transaction
-from tokenvault.vault import Vault, provision
+from tokenvault.vault.blocking import Vault, provision
 
 T = TypeVar("T")
 

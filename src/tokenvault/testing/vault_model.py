@@ -13,14 +13,14 @@ from typing import Final
 
 import attrs
 
-from tokenvault.controls import Limit, Money
-from tokenvault.domain import Domain
 from tokenvault.errors import LifecycleError, TokenVaultError
-from tokenvault.formats import TokenFormat
-from tokenvault.lifecycle import Actor, TokenStatus
-from tokenvault.programs import Making, TokenProgram, TokenRequestor
-from tokenvault.token_info import TokenInfo
-from tokenvault.transaction import Transaction
+from tokenvault.model.controls import Limit, Money
+from tokenvault.model.domain import Domain
+from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.programs import Making, TokenProgram, TokenRequestor
+from tokenvault.model.token_format import TokenFormat
+from tokenvault.model.transaction import Transaction
+from tokenvault.records.token_info import TokenInfo
 
 HOUR: Final = timedelta(hours=1)
 PROGRAMS: Final = {

@@ -1,0 +1,313 @@
+"""The audit event of a chunk of a batch: one row that lists what came of every item.
+
+Layout of its body, encoding version 2, big endian:
+
+    1   encoding version, 2
+    8   time, milliseconds of the Unix epoch
+    1   action
+    4   number of items, n
+    2   number of kinds, k; each:
+        1 outcome, 1 length of requestor (0 or 11) and its digits, 1 number of codes and the place of each (1 byte)
+        in the table of codes
+    1   number of codes in the table; each: 1 length and its ASCII
+    4   number of transaction ids, t; each: 1 length and its ASCII, of length 0 where there was none
+    1   0: one revision for all items follows, 8 bytes; 1: 8 bytes for each
+    ..  unless k is 1: the kind of each item, 2 bytes
+    ..  if t is above 1: the transaction id of each item, 4 bytes
+    ..  the reference of each item, 16 bytes, zeros where none was found
+
+Kinds, codes and transaction ids stand in the order in which items first have them. The row's own reference is 16 zero
+bytes: so the events of batches are found together.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault.audit.event import Action, Event, Outcome, change_of
+from tokenvault.errors import IntegrityError
+from tokenvault.stores.new_records import Bytes, split
+from tokenvault.stores.port import SealedEvent
+
+ENCODING_VERSION: Final = 2
+BATCH: Final = bytes(16)
+"""The reference that every batch's event has."""
+
+ITEMS_MAX: Final = 8_000
+"""So that an event is below 1 MiB, whatever its items are."""
+
+_NOT_NOTED: Final = -1
+_FIXED: Final = struct.Struct(">BQBIH")
+_COUNT: Final = struct.Struct(">I")
+_REVISION: Final = struct.Struct(">Q")
+_MALFORMED: Final = "an audit event is not one that this library writes"
+
+T = TypeVar("T")
+Words: TypeAlias = npt.NDArray[np.uint64]
+Indexes: TypeAlias = npt.NDArray[np.int64]
+
+
+class Kind(NamedTuple):
+    """What many items have in common; attributes as in Event."""
+
+    outcome: Outcome
+    requestor: str | None = None
+    codes: tuple[str, ...] = ()
+
+
+class Item(NamedTuple):
+    """What an audit event says of one token; attributes as in Event."""
+
+    reference: bytes
+    revision: int
+    outcome: Outcome
+    requestor: str | None
+    codes: tuple[str, ...]
+    transaction_id: str | None
+
+
+class BatchEvent(NamedTuple):
+    """The audit event of a chunk.
+
+    Attributes:
+        time_ms, action: as in Event.
+        kinds, transaction_ids: what items refer to, in the order in which they first do.
+        kind_of, id_of: shape (items,), dtype int64: places in these.
+        revisions: shape (items,), dtype uint64, as in Event.
+        references: shape (items, 16), dtype uint8; zeros where none was found.
+    """
+
+    time_ms: int
+    action: Action
+    kinds: tuple[Kind, ...]
+    transaction_ids: tuple[str | None, ...]
+    kind_of: Indexes
+    id_of: Indexes
+    revisions: Words
+    references: Bytes
+
+    @property
+    def reference(self) -> bytes:
+        """Of the row."""
+        return BATCH
+
+    def body(self) -> bytes:
+        """The canonical encoding."""
+        codes = list(dict.fromkeys(code for kind in self.kinds for code in kind.codes))
+        parts = [
+            _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, len(self.references), len(self.kinds))
+        ]
+        for kind in self.kinds:
+            requestor = (kind.requestor or "").encode("ascii")
+            places = [codes.index(code) for code in kind.codes]
+            parts.append(bytes((kind.outcome, len(requestor), *requestor, len(places), *places)))
+        parts.append(bytes((len(codes),)))
+        parts += [_prefixed(code) for code in codes]
+        parts.append(_COUNT.pack(len(self.transaction_ids)))
+        parts += [_prefixed(name or "") for name in self.transaction_ids]
+        first = int(self.revisions[0]) if len(self.revisions) else 0
+        if (self.revisions == np.uint64(first)).all():
+            parts.append(b"\0" + _REVISION.pack(first))
+        else:
+            parts.append(b"\1" + self.revisions.astype(">u8").tobytes())
+        if len(self.kinds) != 1:
+            parts.append(self.kind_of.astype(">u2").tobytes())
+        if len(self.transaction_ids) > 1:
+            parts.append(self.id_of.astype(">u4").tobytes())
+        parts.append(self.references.tobytes())
+        return b"".join(parts)
+
+    def items(self) -> Iterator[Item]:
+        """What it says of each token."""
+        names = self.transaction_ids or (None,)
+        for reference, revision, kind, name in zip(
+            split(self.references),
+            self.revisions.tolist(),
+            self.kind_of.tolist(),
+            self.id_of.tolist(),
+            strict=True,
+        ):
+            outcome, requestor, codes = self.kinds[kind]
+            yield Item(
+                reference if reference != BATCH else b"", revision, outcome, requestor, codes, names[name]
+            )
+
+    @classmethod
+    def parse(cls, row: SealedEvent) -> BatchEvent:
+        """Read a row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
+        event: BatchEvent | None = None
+        try:
+            event = _read(row.body)
+        except (struct.error, IndexError, ValueError):
+            event = None
+        if event is None or row.reference != BATCH or event.body() != row.body or not _in_order(event):
+            raise IntegrityError(_MALFORMED)
+        return event
+
+
+def parse(row: SealedEvent) -> Event | BatchEvent:
+    """An event of either form. Raises IntegrityError."""
+    return BatchEvent.parse(row) if row.body[:1] == bytes((ENCODING_VERSION,)) else Event.parse(row)
+
+
+def items(event: Event | BatchEvent) -> Iterator[Item]:
+    """What an event of either form says of each token; of one that names none, one item without reference."""
+    if isinstance(event, BatchEvent):
+        yield from event.items()
+    else:
+        yield Item(
+            event.reference, event.revision, event.outcome, event.requestor, event.codes, event.transaction_id
+        )
+
+
+def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
+    """The records that were written with an event of either form, by reference, and the revision of each then."""
+    if row.body[:1] != bytes((ENCODING_VERSION,)):
+        change = change_of(row)
+        return {(row.reference, change)} if change else set()
+    try:
+        listed = BatchEvent.parse(row).items()
+    except IntegrityError:
+        return set()
+    return {(item.reference, item.revision) for item in listed if item.revision}
+
+
+class BatchEventBuilder:
+    """Collects what came of the items of a chunk. The event lists them in the order of their rows.
+
+    Args:
+        rows: how many items there are; not each leaves a note.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._kinds: dict[Kind, int] = {}
+        self._names: dict[str | None, int] = {}
+        self._kind_of: Indexes = np.full(rows, _NOT_NOTED, np.int64)
+        self._id_of: Indexes = np.zeros(rows, np.int64)
+        self._revisions: Words = np.zeros(rows, np.uint64)
+        self._references: Bytes = np.zeros((rows, 16), np.uint8)
+
+    def note(
+        self, row: int, reference: bytes, revision: int, kind: Kind, transaction_id: str | None = None
+    ) -> None:
+        """Note one item."""
+        self._references[row] = np.frombuffer(reference or BATCH, np.uint8)
+        self._revisions[row] = revision
+        self._kind_of[row] = self._kinds.setdefault(kind, len(self._kinds))
+        self._id_of[row] = self._names.setdefault(transaction_id, len(self._names))
+
+    def note_many(
+        self,
+        rows: npt.NDArray[np.intp],
+        references: Bytes,
+        revision: int,
+        kind: Kind,
+        transaction_id: str | None = None,
+    ) -> None:
+        """Note items that differ in their reference only."""
+        self._references[rows] = references
+        self._revisions[rows] = revision
+        self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
+        self._id_of[rows] = self._names.setdefault(transaction_id, len(self._names))
+
+    def event(self, time_ms: int, action: Action) -> BatchEvent | None:
+        """The event; None where nothing is noted."""
+        rows = np.flatnonzero(self._kind_of != _NOT_NOTED)
+        if not len(rows):
+            return None
+        kinds, kind_of = _by_first_use(list(self._kinds), self._kind_of[rows])
+        names, id_of = _by_first_use(list(self._names), self._id_of[rows])
+        return BatchEvent(
+            time_ms, action, kinds, names, kind_of, id_of, self._revisions[rows], self._references[rows]
+        )
+
+
+def _by_first_use(table: list[T], places: Indexes) -> tuple[tuple[T, ...], Indexes]:
+    used, firsts = np.unique(places, return_index=True)
+    ordered = used[np.argsort(firsts)]
+    moved: Indexes = np.zeros(len(table), np.int64)
+    moved[ordered] = np.arange(len(ordered))
+    return tuple(table[place] for place in ordered.tolist()), moved[places]
+
+
+def _prefixed(text: str) -> bytes:
+    encoded = text.encode("ascii")
+    return bytes((len(encoded),)) + encoded
+
+
+class _Reader:
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self._at + count
+        if end > len(self._body):
+            raise ValueError("cut short")
+        taken, self._at = self._body[self._at : end], end
+        return taken
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def text(self) -> str:
+        return self.take(self.byte()).decode("ascii")
+
+    def column(self, count: int, dtype: str) -> npt.NDArray[np.generic]:
+        return np.frombuffer(self.take(count * np.dtype(dtype).itemsize), dtype)
+
+    @property
+    def done(self) -> bool:
+        return self._at == len(self._body)
+
+
+def _read(body: bytes) -> BatchEvent | None:
+    reader = _Reader(body)
+    version, time_ms, action, count, kind_count = _FIXED.unpack(reader.take(_FIXED.size))
+    if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
+        return None
+    found = [
+        (Outcome(reader.byte()), reader.text() or None, list(reader.take(reader.byte())))
+        for _ in range(kind_count)
+    ]
+    codes = [reader.text() for _ in range(reader.byte())]
+    kinds = tuple(
+        Kind(outcome, requestor, tuple([codes[place] for place in places]))
+        for outcome, requestor, places in found
+    )
+    (name_count,) = _COUNT.unpack(reader.take(_COUNT.size))
+    if name_count > count:
+        return None
+    names = tuple(reader.text() or None for _ in range(name_count))
+    if reader.byte():
+        revisions = reader.column(count, ">u8").astype(np.uint64)
+    else:
+        revisions = np.full(count, _REVISION.unpack(reader.take(8))[0], np.uint64)
+    none: Indexes = np.zeros(count, np.int64)
+    kind_of = reader.column(count, ">u2").astype(np.int64) if kind_count > 1 else none
+    id_of = reader.column(count, ">u4").astype(np.int64) if name_count > 1 else none
+    references = np.frombuffer(reader.take(16 * count), np.uint8).reshape(count, 16)
+    return (
+        BatchEvent(time_ms, Action(action), kinds, names, kind_of, id_of, revisions, references)
+        if reader.done
+        else None
+    )
+
+
+def _in_order(event: BatchEvent) -> bool:
+    """Whether kinds and ids are distinct, and stand as the items first have them."""
+    return all(
+        len(set(table)) == len(table)
+        and len(places) == len(first)
+        and (len(places) <= 1 or bool((first[1:] > first[:-1]).all() and places[-1] == len(table) - 1))
+        and len(places) == (len(table) or 1)
+        for table, (places, first) in (
+            (event.kinds, np.unique(event.kind_of, return_index=True)),
+            (event.transaction_ids, np.unique(event.id_of, return_index=True)),
+        )
+    )

@@ -1,0 +1,107 @@
+"""An audit event as a reader of the trail sees it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import attrs
+
+from tokenvault.audit.batch_event import BATCH, items, parse
+from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.stores.port import SealedEvent
+
+HISTORY_MAX: Final = 1_000
+"""The most events that `Vault.history` returns at once."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MS_MAX: Final = 253_402_300_799_999  # the last of the year 9999
+
+
+@attrs.frozen(kw_only=True)
+class AuditEvent:
+    """One event of the audit trail. Never a PAN, never a whole token.
+
+    Attributes:
+        time: of the vault's clock, UTC, to the millisecond.
+        action: what was asked of the vault; outcome: what came of it.
+        requestor: who asked, 11 digits; None for the host application itself.
+        reference: of the token, 32 hexadecimal digits; None where none was found. Of a checkpoint, its stream.
+        transaction_id: of the use, if it was one; masked where it could be a card number.
+        codes: of the controls that failed, or the actor who suspends or resumes.
+        revision: of the token's record that was written with this event; 0 where none was.
+        stream, number: where the event stands: 32 hexadecimal digits, and its place from 1.
+    """
+
+    time: datetime
+    action: Action
+    outcome: Outcome
+    requestor: str | None
+    reference: str | None
+    transaction_id: str | None
+    codes: tuple[str, ...]
+    revision: int
+    stream: str
+    number: int
+
+    @classmethod
+    def all_of(cls, row: SealedEvent) -> list[AuditEvent]:
+        """What an event says, as a store keeps it; of a batch, of each item. Raises IntegrityError for any other."""
+        event = parse(row)
+        return [
+            cls(
+                time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
+                action=event.action,
+                outcome=item.outcome,
+                requestor=item.requestor,
+                reference=item.reference.hex() or None,
+                transaction_id=item.transaction_id,
+                codes=item.codes,
+                revision=item.revision,
+                stream=row.stream.hex(),
+                number=row.number,
+            )
+            for item in items(event)
+        ]
+
+
+def json_lines(row: SealedEvent, genuine: bool | None) -> list[str]:
+    """An event as JSON in ASCII, a line for each item of a batch, without ends of line. Raises IntegrityError.
+
+    Args:
+        row: the event.
+        genuine: whether its MAC is right, or None where nobody looked.
+    """
+    return [_json_line(row, event, genuine) for event in AuditEvent.all_of(row)]
+
+
+def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str:
+    told: dict[str, object] = {
+        "stream": event.stream,
+        "number": event.number,
+        "time": event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "action": event.action.name,
+        "outcome": event.outcome.name,
+        "requestor": event.requestor,
+        "reference": event.reference,
+        "transaction_id": event.transaction_id,
+        "codes": list(event.codes),
+        "revision": event.revision,
+        "genuine": genuine,
+    }
+    checkpoint = None if row.reference == BATCH else Event.parse(row).checkpoint
+    if checkpoint is not None:
+        told["checkpoint"] = {
+            "size": checkpoint.size,
+            "root": checkpoint.root.hex(),
+            "closes": checkpoint.closes,
+            "strangers": checkpoint.strangers,
+            "named": [
+                {"stream": each.stream.hex(), "number": each.number, "leaf": each.leaf.hex()}
+                for each in checkpoint.named
+            ],
+            "key_id": checkpoint.key_id.hex() or None,
+            "signature": checkpoint.signature.hex() or None,
+        }
+    return json.dumps(told, ensure_ascii=True)

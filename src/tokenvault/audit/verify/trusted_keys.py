@@ -1,0 +1,90 @@
+"""By what an auditor believes an event: the vault's AUDIT keys, or the public key that checkpoints are signed for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_public_key,
+)
+
+from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed
+from tokenvault.audit.macs import AuditMacs
+from tokenvault.errors import InvalidInputError
+from tokenvault.keys.port import KeyStore
+from tokenvault.stores.port import SealedEvent
+
+PUBLIC_KEYS_MAX: Final = 100
+_PEM: Final = re.compile(r"-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\s]{1,2000}-----END PUBLIC KEY-----")
+
+
+class Proof:
+    """Keys of either kind or of both.
+
+    Args:
+        keys: a key store with the AUDIT keys; None to do without.
+        public_key: one or more keys in PEM (RFC 7468), one after the other.
+
+    Raises:
+        InvalidInputError: neither is given, or the text is no public key of P-256.
+        KeyStoreError: the keys can not be reached now.
+    """
+
+    def __init__(self, keys: KeyStore | None, public_key: str | None) -> None:
+        if keys is None and public_key is None:
+            raise InvalidInputError("give keys, a public_key, or both")
+        self._macs = None if keys is None else AuditMacs(keys)
+        self._public: dict[bytes, ec.EllipticCurvePublicKey] = {}
+        signer = None if keys is None else keys.signer()
+        if signer is not None:
+            self._trust(signer.public_key, load_der_public_key(signer.public_key))
+        if public_key is not None:
+            for key in _parsed(public_key):
+                self._trust(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), key)
+
+    def genuine(self, rows: Sequence[SealedEvent], leaves: Sequence[bytes]) -> Sequence[bool | None]:
+        """For each event whether its MAC is right; None where there are no keys to tell. Raises KeyStoreError."""
+        if self._macs is None:
+            return [None] * len(rows)
+        return self._macs.genuine(leaves, [row.mac for row in rows])
+
+    def signature(self, row: SealedEvent, checkpoint: Checkpoint) -> bool | None:
+        """Whether a checkpoint's signature is right; None where it has none, or one of a key not given here."""
+        key = self._public.get(checkpoint.key_id)
+        if key is None:
+            return None
+        r, s = (int.from_bytes(half) for half in (checkpoint.signature[:32], checkpoint.signature[32:]))
+        message = signed(row.stream, row.number, row.body[:-SIGNATURE_BYTES])
+        try:
+            key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+    def _trust(self, der: bytes, key: object) -> None:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            self._public[key_id_of(der)] = key
+
+
+def _parsed(text: str) -> list[ec.EllipticCurvePublicKey]:
+    blocks = _PEM.findall(text)[: PUBLIC_KEYS_MAX + 1] if isinstance(text, str) else []
+    keys = []
+    for block in blocks:
+        try:
+            key = load_pem_public_key(block.encode("ascii"))
+        except (ValueError, UnsupportedAlgorithm):
+            key = None
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+            keys.append(key)
+    if not blocks or len(keys) != len(blocks) or len(keys) > PUBLIC_KEYS_MAX:
+        raise InvalidInputError(f"public_key is 1 to {PUBLIC_KEYS_MAX} public keys of P-256 in PEM")
+    return keys

@@ -1,0 +1,104 @@
+"""Columns of AES blocks: what the modes of operation over numpy arrays share.
+
+A column is worked through in chunks of rows, and each step of a mode encrypts one block of every row of the chunk
+in one call. With keys in this process a chunk is small, so that all it touches stays in the second-level cache,
+and OpenSSL writes into memory that is already there. With keys in a module a call is dear and a chunk is large; a
+mode that can computes on it part by part.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tokenvault.columns.arrays import Bytes, Words
+from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.blocks import block_encrypter
+from tokenvault.crypto.local_cipher import LocalBlockCipher
+
+if TYPE_CHECKING:
+    from tokenvault.crypto.block_cipher import BlockCipher
+
+CHUNK_BLOCKS_LOCAL: Final = 2**13
+"""Blocks in one call with a key in this process: 128 KiB, which fit the cache together with the answer."""
+
+CHUNK_BLOCKS_MODULE: Final = 2**17
+"""Blocks in one call with a key in a module: 2 MiB (docs/decisions/0049-calls-of-a-batch.md)."""
+
+CHUNK_BLOCKS_MODULE_IN_PARTS: Final = 2**20
+"""Likewise, where a mode computes on a chunk part by part: 16 MiB."""
+
+WORDS_PER_BLOCK: Final = 2
+
+_KEPT_BYTES: Final = 2**24
+_KEPT_BYTES_MAX: Final = 2**25 - 2**13  # just below the largest that glibc heeds
+_SLACK_BYTES: Final = BLOCK_BYTES - 1  # that cryptography asks for behind the answer
+
+
+class ColumnCipher:
+    """Encrypts columns of blocks under one key, during one call of the calling thread.
+
+    Args:
+        cipher: any block cipher.
+        blocks_per_row: how many blocks of a row go out in the largest call.
+        rows: how many rows there are in all.
+        in_parts: whether the mode computes on a chunk part by part.
+
+    Attributes:
+        chunk_rows: rows to encrypt blocks of at a time, at least 1.
+        part_rows: rows to compute on at a time, so that what they touch stays in the cache.
+
+    Raises:
+        InvalidInputError: the argument is not a block cipher.
+    """
+
+    __slots__ = ("_answer", "_encrypt", "_encrypt_into", "chunk_rows", "part_rows")
+
+    def __init__(
+        self, cipher: BlockCipher, *, blocks_per_row: int, rows: int, in_parts: bool = False
+    ) -> None:
+        self._encrypt = block_encrypter(cipher)
+        local = isinstance(cipher, LocalBlockCipher)
+        module_blocks = CHUNK_BLOCKS_MODULE_IN_PARTS if in_parts else CHUNK_BLOCKS_MODULE
+        chunk_blocks = CHUNK_BLOCKS_LOCAL if local else module_blocks
+        self.chunk_rows = max(1, min(rows, chunk_blocks // blocks_per_row))
+        self.part_rows = min(self.chunk_rows, max(1, CHUNK_BLOCKS_LOCAL // blocks_per_row))
+        self._encrypt_into = cipher.thread_encrypter_into() if isinstance(cipher, LocalBlockCipher) else None
+        answer_bytes = self.chunk_rows * blocks_per_row * BLOCK_BYTES + _SLACK_BYTES if local else 0
+        self._answer: Bytes = np.empty(answer_bytes, np.uint8)
+        if not local:
+            _keep_freed_memory(
+                _KEPT_BYTES if self.chunk_rows * blocks_per_row <= CHUNK_BLOCKS_MODULE else _KEPT_BYTES_MAX
+            )
+
+    def encrypt(self, blocks: Words) -> Words:
+        """Encrypt each 16-byte block for itself (ECB) in one call.
+
+        Args:
+            blocks: C-contiguous array of whole blocks, 2 words each, at most `chunk_rows * blocks_per_row` blocks.
+
+        Returns:
+            An array of the same shape, to be read only, and only until the next call.
+
+        Raises:
+            KeyStoreError: the key can not be reached, or answers wrongly.
+        """
+        if self._encrypt_into is None:
+            return np.frombuffer(self._encrypt(blocks.tobytes()), np.uint64).reshape(blocks.shape)
+        size = self._encrypt_into(blocks.reshape(-1).view(np.uint8).data, self._answer.data)
+        return self._answer[:size].view(np.uint64).reshape(blocks.shape)
+
+    def chain(self, state: Words, block: Words) -> Words:
+        """One step of CBC-MAC on every row: the encryption of state XOR block, which is overwritten."""
+        np.bitwise_xor(state, block, out=block)
+        return self.encrypt(block)
+
+
+def _keep_freed_memory(size: int) -> None:
+    """Make glibc keep what the buffers of a module call leave behind: they are most of its time otherwise.
+
+    glibc returns large blocks to the kernel at once, and a new one costs a fault a page; but it does so no longer for
+    blocks smaller than the largest one that was freed (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this does nothing.
+    """
+    np.empty(size, np.uint8)

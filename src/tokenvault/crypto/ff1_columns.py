@@ -1,0 +1,274 @@
+"""FF1 format-preserving encryption (NIST SP 800-38G) of columns: decimal strings of 6 to 19 digits as numbers.
+
+All rows go through a round together: one `encrypt_blocks` a round for every chunk of rows, besides the blocks
+that do not depend on the row. For numerals of 6 to 19 digits the standard's quantities are small:
+
+    half        at most 10 digits, in b = 2 to 5 bytes
+    P           one block, the same for all rows: encrypted once a call
+    Q           tweak | zeros | round (1) | half (b): its last block alone changes with the round
+    round value the first 8 bytes of the last block's encryption, or 12 where a half has 10 digits
+
+So both halves, and every sum of a half and a reduced round value, fit 64 bits. 12 bytes are reduced 16 bits at a
+time. The results are those of `tokenvault.ff1.encrypt` on the digits, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault.columns.arrays import Bytes, Words, byte_columns, place, word_column
+from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
+from tokenvault.crypto.blocks import block_encrypter, chain
+from tokenvault.crypto.ff1_parameters import ROUNDS, TWEAK_BYTES_MAX, Shape, shape_of
+from tokenvault.errors import InvalidInputError, boundary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenvault.crypto.block_cipher import BlockCipher
+
+LENGTH_MIN: Final = 6
+LENGTH_MAX: Final = 19
+"""Digits of a number in a column: 10**6 is FF1's smallest domain, 10**19 fits uint64."""
+
+_SHORT_SUM_BYTES: Final = 8
+_HALF_WORD: Final = np.uint64(16)
+_HALF_WORDS_OF_LONG_SUM: Final = (np.uint64(48), np.uint64(32))  # shifts to what follows the first 64 bits
+_HALF_WORD_MASK: Final = np.uint64(2**16 - 1)
+
+
+@boundary
+def encrypt_many(
+    cipher: BlockCipher,
+    values: npt.NDArray[np.uint64],
+    *,
+    length: int,
+    tweaks: bytes | Sequence[bytes] | npt.NDArray[np.uint8] = b"",
+) -> npt.NDArray[np.uint64]:
+    """Encrypt a column of decimal strings (NIST SP 800-38G, FF1.Encrypt, algorithm 7, radix 10).
+
+    With a tweak of up to 11 bytes (10 where `length` is 19) a call makes 1 + 10 calls of `encrypt_blocks` for each
+    chunk of rows: 8,192 for a `LocalBlockCipher`, else 1,048,576. Each 16 bytes of tweak more add one: for a common
+    tweak to the call, for a tweak a row to every chunk. Besides the result, memory for one chunk is taken.
+
+    Args:
+        cipher: the key.
+        values: shape (rows,), dtype uint64; each value is the number that `length` digits read as, leading zeros
+            included, so below 10**length. Not changed.
+        length: digits of every value, 6 to 19.
+        tweaks: public bytes that change the result: one for all rows, or one a row as an array of shape (rows, t)
+            and dtype uint8 or a sequence of `bytes` that all have one length; at most 65,536 bytes each.
+
+    Returns:
+        An array of the same shape and dtype, with values below 10**length.
+
+    Raises:
+        InvalidInputError: an argument is of another type, dtype or shape, or outside these limits.
+        KeyStoreError: the key can not be reached now.
+    """
+    return _transform(cipher, values, length, tweaks, encrypts=True)
+
+
+@boundary
+def decrypt_many(
+    cipher: BlockCipher,
+    values: npt.NDArray[np.uint64],
+    *,
+    length: int,
+    tweaks: bytes | Sequence[bytes] | npt.NDArray[np.uint8] = b"",
+) -> npt.NDArray[np.uint64]:
+    """Decrypt a column of decimal strings (NIST SP 800-38G, FF1.Decrypt, algorithm 8, radix 10).
+
+    Anything of the right form decrypts to something: FF1 does not authenticate. Calls and memory are those of
+    `encrypt_many`.
+
+    Args:
+        cipher: the key.
+        values: what `encrypt_many` returned.
+        length: as given to `encrypt_many`.
+        tweaks: as given to `encrypt_many`.
+
+    Returns:
+        The values that were encrypted.
+
+    Raises:
+        InvalidInputError: an argument is of another type, dtype or shape, or outside the limits of `encrypt_many`.
+        KeyStoreError: the key can not be reached now.
+    """
+    return _transform(cipher, values, length, tweaks, encrypts=False)
+
+
+def _transform(
+    cipher: BlockCipher, values: object, length: int, tweaks: object, *, encrypts: bool
+) -> npt.NDArray[np.uint64]:
+    if type(length) is not int or not LENGTH_MIN <= length <= LENGTH_MAX:
+        raise InvalidInputError(f"length must be a whole number from {LENGTH_MIN} to {LENGTH_MAX}")
+    column = word_column("values", values)
+    shape = shape_of(10, length)
+    rows = len(column)
+    common, each = _tweaks(tweaks, rows)
+    columns = ColumnCipher(cipher, blocks_per_row=1, rows=rows, in_parts=True)
+    result = np.empty(rows, np.uint64)
+    if not rows:
+        return result
+    tweak_start = _TweakStart(cipher, shape, len(common) if each is None else each.shape[1])
+    work = _Rounds(columns, shape)
+    if each is None:
+        work.start_from(tweak_start.of_one(common))
+    for start in range(0, rows, columns.chunk_rows):
+        chunk = column[start : start + columns.chunk_rows]
+        if chunk.max() >= 10**length:
+            raise InvalidInputError(f"every value must be below 10**{length}")
+        if each is not None:
+            work.start_from(tweak_start.of_rows(columns, each[start : start + columns.chunk_rows]))
+        work.run(chunk, result[start : start + columns.chunk_rows], encrypts=encrypts)
+    return result
+
+
+def _tweaks(tweaks: object, rows: int) -> tuple[bytes, Bytes | None]:
+    """One tweak for all, or none and an array of one a row."""
+    each: Bytes | None = None
+    common = b""
+    if type(tweaks) is bytes:
+        common = tweaks
+    elif isinstance(tweaks, (list, tuple)):
+        widths = set(map(len, tweaks)) if set(map(type, tweaks)) <= {bytes} else set()
+        if len(tweaks) != rows or len(widths) != min(rows, 1):
+            raise InvalidInputError(
+                "a sequence of tweaks must have one for each row: bytes, all of one length"
+            )
+        each = np.frombuffer(b"".join(tweaks), np.uint8).reshape(rows, *(widths or {0}))
+    else:
+        each = byte_columns("tweaks, unless bytes or a list of bytes,", tweaks)
+        if len(each) != rows:
+            raise InvalidInputError("there must be one tweak, or one for each row")
+    if (len(common) if each is None else each.shape[1]) > TWEAK_BYTES_MAX:
+        raise InvalidInputError(f"a tweak must be at most {TWEAK_BYTES_MAX} bytes")
+    return common, each
+
+
+class _TweakStart:
+    """The last block of P || Q before round and half are added to it: steps 5 and 6.i, and the chain up to there."""
+
+    def __init__(self, cipher: BlockCipher, shape: Shape, tweak_bytes: int) -> None:
+        self._encrypt = block_encrypter(cipher)
+        self._padding = bytes((-tweak_bytes - shape.half_bytes - 1) % BLOCK_BYTES)
+        constant_bytes = tweak_bytes + len(self._padding)
+        self._whole_bytes = constant_bytes // BLOCK_BYTES * BLOCK_BYTES  # blocks of Q that no round changes
+        self._state = self._encrypt(shape.first_block_start + tweak_bytes.to_bytes(4, "big"))
+
+    def of_one(self, tweak: bytes) -> Words:
+        """For one tweak: shape (1, 2)."""
+        constant = tweak + self._padding
+        state = chain(self._encrypt, self._state, constant[: self._whole_bytes])
+        last = constant[self._whole_bytes :].ljust(BLOCK_BYTES, b"\0")
+        return _words(state) ^ _words(last)
+
+    def of_rows(self, columns: ColumnCipher, tweaks: Bytes) -> Words:
+        """For one tweak a row: shape (rows, 2)."""
+        state = _words(self._state)
+        for start in range(0, self._whole_bytes, BLOCK_BYTES):
+            state = columns.chain(state, _block(tweaks, start))
+        last = _block(tweaks, self._whole_bytes)
+        return np.bitwise_xor(state, last, out=last)
+
+
+class _Rounds:
+    """The ten rounds over chunks of rows, in buffers that serve all chunks of a call."""
+
+    def __init__(self, columns: ColumnCipher, shape: Shape) -> None:
+        rows = columns.chunk_rows
+        self._columns = columns
+        self._long = shape.sum_bytes > _SHORT_SUM_BYTES
+        self._round_shift = 8 * shape.half_bytes
+        self._left_modulus = np.uint64(shape.left_modulus)
+        self._right_modulus = np.uint64(shape.right_modulus)
+        self._blocks: Words = np.empty((rows, WORDS_PER_BLOCK), np.uint64)
+        self._big_endian = self._blocks.view(">u8")
+        self._start: Words = np.empty(0, np.uint64)
+        self._left, self._right = np.empty((2, rows), np.uint64)
+        self._sum, self._scratch = np.empty((2, columns.part_rows), np.uint64)
+
+    def start_from(self, start: Words) -> None:
+        """Set the last block before round and half are added: shape (1, 2), or (rows, 2) for the next chunk."""
+        self._blocks[: len(start) if len(start) > 1 else None, 0] = start[:, 0]
+        self._start = start[:, 1].view(">u8").astype(np.uint64)
+
+    def run(self, values: Words, result: Words, *, encrypts: bool) -> None:
+        """Encrypt or decrypt one chunk of checked values into `result`."""
+        rows, part_rows = len(values), self._columns.part_rows
+        parts = [slice(start, min(start + part_rows, rows)) for start in range(0, rows, part_rows)]
+        for part in parts:
+            left, right, scratch = self._halves(part)
+            np.floor_divide(values[part], self._right_modulus, out=left)
+            np.multiply(left, self._right_modulus, out=scratch)
+            np.subtract(values[part], scratch, out=right)
+        for i in range(ROUNDS) if encrypts else reversed(range(ROUNDS)):
+            half, other, modulus = (
+                (self._left, self._right, self._left_modulus)
+                if i % 2 == 0
+                else (self._right, self._left, self._right_modulus)
+            )
+            for part in parts:
+                self._fill(i, part, other[part])
+            answer = self._columns.encrypt(self._blocks[:rows]).view(">u8")
+            for part in parts:
+                self._add(half[part], answer[part], modulus, encrypts=encrypts)
+        for part in parts:
+            left, right, scratch = self._halves(part)
+            np.multiply(left, self._right_modulus, out=scratch)
+            np.add(scratch, right, out=result[part])
+
+    def _halves(self, part: slice) -> tuple[Words, Words, Words]:
+        """Both halves of a part of the chunk, and room to compute in."""
+        return self._left[part], self._right[part], self._scratch[: part.stop - part.start]
+
+    def _fill(self, i: int, part: slice, other: Words) -> None:
+        """Step 6.i: round and half into the last block of Q."""
+        scratch = self._scratch[: len(other)]
+        start = self._start[part] if len(self._start) > 1 else self._start
+        np.bitwise_xor(other, start ^ np.uint64(i << self._round_shift), out=scratch)
+        self._big_endian[part, 1] = scratch
+
+    def _add(self, half: Words, answer: Words, modulus: np.uint64, *, encrypts: bool) -> None:
+        """Steps 6.iv to 6.vi, or their inverse: add the round's value to a half, or subtract it."""
+        rows = len(half)
+        value, scratch = self._sum[:rows], self._scratch[:rows]
+        value[:] = answer[:, 0]
+        _reduce(value, modulus, scratch)
+        if self._long:
+            for shift in _HALF_WORDS_OF_LONG_SUM:
+                following = (answer[:, 1] >> shift) & _HALF_WORD_MASK
+                np.left_shift(value, _HALF_WORD, out=value)  # below 10**10 * 2**16 < 2**50
+                np.bitwise_or(value, following, out=value)
+                _reduce(value, modulus, scratch)
+        # Of a number and itself one modulus away, the one that wrapped around 2**64 is the larger.
+        if encrypts:
+            np.add(half, value, out=half)
+            np.subtract(half, modulus, out=scratch)
+        else:
+            np.subtract(half, value, out=half)
+            np.add(half, modulus, out=scratch)
+        np.minimum(half, scratch, out=half)
+
+
+def _reduce(values: Words, modulus: np.uint64, scratch: Words) -> None:
+    """Reduce in place. numpy divides by a constant with vector instructions, and takes remainders without."""
+    np.floor_divide(values, modulus, out=scratch)
+    np.multiply(scratch, modulus, out=scratch)
+    np.subtract(values, scratch, out=values)
+
+
+def _block(tweaks: Bytes, start: int) -> Words:
+    """16 bytes of each tweak and the zeros behind it, in a new array."""
+    block: Words = np.zeros((len(tweaks), WORDS_PER_BLOCK), np.uint64)
+    place(tweaks[:, start : start + BLOCK_BYTES], block.view(np.uint8), 0)
+    return block
+
+
+def _words(block: bytes) -> Words:
+    return np.frombuffer(block, np.uint64).reshape(1, WORDS_PER_BLOCK)

@@ -1,0 +1,1 @@
+"""The key store over a PKCS#11 module."""

@@ -1,0 +1,142 @@
+"""The key pair of a PKCS#11 token that signs checkpoints: ECDSA P-256, one pair a token.
+
+Asked of the module are CKM_EC_KEY_PAIR_GEN and CKM_ECDSA; the hash is made here, so that no module need know it. A
+module without the two is one without a signer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import Attribute, Mechanism, ObjectClass, SignMixin
+
+from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11 import objects
+from tokenvault.keys.pkcs11.errors import CollisionError, DoubtfulError, TokenMissingError
+
+if TYPE_CHECKING:
+    from pkcs11 import Session
+
+    from tokenvault.keys.pkcs11.sessions import State, TokenSessions
+
+NEEDED: Final = (Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA)
+SIGNATURE_BYTES: Final = 64
+_POINT_BYTES: Final = 65  # uncompressed: 04, x, y (SEC 1 section 2.3.3)
+_IDENTITY_BYTES: Final = 16
+
+
+class ModuleSigner:
+    """Signs in the module; see `tokenvault.keys.port.Signer`."""
+
+    def __init__(self, sessions: TokenSessions, public: ec.EllipticCurvePublicKey) -> None:
+        self._sessions: Final = sessions
+        self._public: Final = public
+        self.public_key: Final = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature of a message. Raises KeyStoreError."""
+        digest = hashlib.sha256(message).digest()
+
+        def sign(session: Session) -> bytes:
+            key = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
+            if not isinstance(key, SignMixin):
+                raise DoubtfulError(f"the token has no key {objects.SIGNER_LABEL} that signs")
+            objects.verify_signer(key)
+            return bytes(key.sign(digest, mechanism=Mechanism.ECDSA))
+
+        signature = self._sessions.run(lambda state: self._sessions.in_session(state, sign))
+        r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
+        valid = len(signature) == SIGNATURE_BYTES
+        try:  # the private key of another pair, or a module that is wrong, would be noticed by auditors only
+            self._public.verify(encode_dss_signature(r, s), digest, ec.ECDSA(Prehashed(SHA256())))
+        except InvalidSignature:
+            valid = False
+        if not valid:
+            raise KeyStoreError(f"the module's signature does not fit the public key {objects.SIGNER_LABEL}")
+        return signature
+
+
+def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
+    """The pair that the token holds."""
+    point = sessions.run(lambda state: sessions.in_session(state, _point))
+    if point is None:
+        return None
+    try:
+        # CKA_EC_POINT is the point in a DER octet string; some modules leave that out.
+        return ModuleSigner(
+            sessions, ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point[-_POINT_BYTES:])
+        )
+    except ValueError:
+        pass
+    raise KeyStoreError(f"the public key {objects.SIGNER_LABEL} is no point of P-256: remove it")
+
+
+def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
+    """Make the pair unless there is one; None where the module can not.
+
+    Raises CollisionError where another process makes one too: ours is then destroyed again.
+    """
+    there = sessions.run(lambda state: sessions.in_session(state, objects.find_signers))
+    if len(there) == 1 or not sessions.run(_offered):
+        return find_signer(sessions)
+    identity = secrets.token_bytes(_IDENTITY_BYTES)
+    sessions.run(lambda state: sessions.write_fresh(state, lambda session: _create(session, identity)))
+    # Once more with fresh eyes: SoftHSM does not see a pair that it met half-written.
+    sessions.run(lambda state: sessions.write_fresh(state, lambda session: _withdraw_twin(session, identity)))
+    found = find_signer(sessions)
+    if found is None:
+        raise CollisionError  # the other one was withdrawn
+    return found
+
+
+def _offered(state: State) -> bool:
+    """Whether the token's module can make the pair and sign with it."""
+    return state.login is not None and set(state.login.token.slot.get_mechanisms()).issuperset(NEEDED)
+
+
+def _create(session: Session, identity: bytes) -> None:
+    made = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
+    if not list(session.get_objects(made)):  # or an earlier attempt was cut short after it
+        there = objects.find_signers(session)
+        if len(there) > 1:
+            raise CollisionError
+        if there:
+            return  # another process came first
+        objects.generate_signer(session, identity)
+    keys = objects.find_signers(session)
+    if not keys:
+        raise TokenMissingError("the token does not show the key pair that it has just made: try again")
+    _withdraw_twin(session, identity)
+    try:
+        objects.verify_signer(keys[0], made=True)
+    except DoubtfulError:
+        _destroy(session, identity)
+        raise
+
+
+def _withdraw_twin(session: Session, identity: bytes) -> None:
+    """Destroy the pair of an identity, if there is another one; raise CollisionError where there are two."""
+    if len(objects.find_signers(session)) > 1:
+        _destroy(session, identity)
+        raise CollisionError
+
+
+def _destroy(session: Session, identity: bytes) -> None:
+    for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+        for key in list(session.get_objects({Attribute.CLASS: kind, Attribute.ID: identity})):
+            key.destroy()
+
+
+def _point(session: Session) -> bytes | None:
+    public = objects.find_signer(session, ObjectClass.PUBLIC_KEY)
+    private = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
+    if public is None or private is None:
+        return None
+    return bytes(public[Attribute.EC_POINT])

@@ -1,0 +1,94 @@
+"""Checks of arguments. Their messages name the argument and what it accepts, never what was given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+from tokenvault.errors import InvalidInputError
+from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
+
+TEXT_LENGTH_MAX: Final = 64
+SET_SIZE_MAX: Final = 1_000
+
+_TEXT: Final = re.compile(r"[!-~](?:[ -~]{0,62}[!-~])?")
+_REQUESTOR: Final = re.compile(r"[0-9]{11}")
+_TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
+_TOKENS: Final = re.compile(rf"{_TOKEN.pattern}(?:\n{_TOKEN.pattern})*")
+_PAR: Final = re.compile(r"[0-9A-Z]{29}")
+_ASSURANCE: Final = re.compile(r"[0-9A-Z]{2}")
+_TEXT_ACCEPTS: Final = f"1 to {TEXT_LENGTH_MAX} printable ASCII characters"
+_TOKEN_ACCEPTS: Final = f"{PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits"
+
+T = TypeVar("T")
+
+
+def text(name: str, value: object) -> str:
+    """1 to 64 printable ASCII characters with no space at either end."""
+    return _matching(name, value, _TEXT, _TEXT_ACCEPTS)
+
+
+def requestor_id(name: str, value: object) -> str:
+    """A token requestor id (EMVCo): 11 digits."""
+    return _matching(name, value, _REQUESTOR, "a token requestor id: 11 digits")
+
+
+def token(value: object) -> str:
+    """A token: 13 to 19 digits without separators."""
+    return _matching("the token", value, _TOKEN, _TOKEN_ACCEPTS)
+
+
+def are_tokens(values: Sequence[object]) -> bool:
+    """Whether `token` would take every one, and each is a plain str."""
+    if set(map(type, values)) != {str}:
+        return False
+    joined = "\n".join(values)  # type: ignore[arg-type] # each is a str
+    return _TOKENS.fullmatch(joined) is not None and joined.count("\n") == len(values) - 1
+
+
+def par(value: object) -> str:
+    """A payment account reference (EMVCo): 29 uppercase alphanumerics."""
+    return _matching("par", value, _PAR, "29 uppercase letters and digits")
+
+
+def assurance(name: str, value: object) -> str:
+    """A token assurance method (EMVCo): 2 characters."""
+    return _matching(name, value, _ASSURANCE, "2 uppercase letters or digits")
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """An int, not a bool, within bounds."""
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidInputError(f"{name} is a whole number from {low} to {high}")
+    return value
+
+
+def instance(name: str, value: object, kind: type[T]) -> T:
+    """An instance of a class of the library."""
+    if not isinstance(value, kind):
+        raise InvalidInputError(f"{name} is a {kind.__name__}")
+    return value
+
+
+def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset[T]:
+    """A set of 1 to 1,000 checked values. An empty one is refused: nothing would ever match it."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"{name} is a set of values")
+    try:
+        listed = list(_at_most(SET_SIZE_MAX + 1, values))
+    except Exception:  # noqa: BLE001 # the caller's own iterator failed
+        listed = []
+    if not 1 <= len(listed) <= SET_SIZE_MAX:
+        raise InvalidInputError(f"{name} has 1 to {SET_SIZE_MAX} values; leave it out to not restrict")
+    return frozenset([check(value) for value in listed])
+
+
+def _at_most(count: int, values: Iterable[object]) -> Iterable[object]:
+    return (value for value, _ in zip(values, range(count), strict=False))
+
+
+def _matching(name: str, value: object, pattern: re.Pattern[str], accepts: str) -> str:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise InvalidInputError(f"{name} is {accepts}")
+    return value

@@ -1,0 +1,172 @@
+"""The values that domain controls and transactions speak of: channels, money, limits, codes."""
+
+from __future__ import annotations
+
+import enum
+import re
+from datetime import timedelta
+from typing import Final, NamedTuple
+
+import attrs
+
+from tokenvault.errors import InvalidInputError, boundary_init
+from tokenvault.model import checks
+from tokenvault.model.iso import COUNTRIES, CURRENCIES
+
+MINOR_UNITS_MAX: Final = 10**15
+LIMIT_USES_MAX: Final = 10**9
+WINDOW_SECONDS_MAX: Final = 10 * 366 * 86_400
+
+_MERCHANT_CATEGORY: Final = re.compile(r"[0-9]{4}")
+
+
+class Channel(enum.Enum):
+    """How a payment is made."""
+
+    ECOMMERCE = "ecommerce"
+    CONTACTLESS = "contactless"
+    CHIP = "chip"
+    MAGSTRIPE = "magstripe"
+    QR_CONSUMER = "qr_consumer"
+    QR_MERCHANT = "qr_merchant"
+    ATM = "atm"
+    TRANSFER = "transfer"
+    MAIL_TELEPHONE = "mail_telephone"
+    MERCHANT_INITIATED = "merchant_initiated"
+    AGENT = "agent"
+
+
+class CryptogramRule(enum.Enum):
+    """What a domain asks of the cryptogram of a use.
+
+    REQUIRED: the caller has verified one, and its counter is above the last one seen with this token.
+    """
+
+    REQUIRED = "required"
+
+
+def currency(value: object) -> str:
+    """A currency code (ISO 4217). Raises InvalidInputError."""
+    if not isinstance(value, str) or value not in CURRENCIES:
+        raise InvalidInputError('a currency is an ISO 4217 code, such as "EUR"')
+    return value
+
+
+@boundary_init
+@attrs.frozen
+class Money:
+    """An amount in minor units (cents of EUR, yen of JPY) of an ISO 4217 currency, from 0 to 10**15."""
+
+    amount: int
+    currency: str
+
+    def __attrs_post_init__(self) -> None:
+        checks.whole_number("an amount in minor units", self.amount, 0, MINOR_UNITS_MAX)
+        currency(self.currency)
+
+    def __str__(self) -> str:
+        return f"{self.amount} minor units of {self.currency}"
+
+
+class Meter(NamedTuple):
+    """What is counted of a token's uses: their number, or money in a currency; per window or for life.
+
+    Limits that count the same thing read one meter, whichever document they stand in and whatever their
+    maximum: a limit that is raised from 10 uses to 20 leaves what was used as used.
+
+    Attributes:
+        currency: ISO 4217 code of the money counted; empty for uses.
+        window_seconds: 0 for the token's life.
+    """
+
+    currency: str
+    window_seconds: int
+
+    def window(self, now_ms: int) -> int:
+        """Number of the window that an instant lies in: whole windows since the Unix epoch."""
+        return now_ms // (1_000 * self.window_seconds) if self.window_seconds else 0
+
+
+def _duration(seconds: int) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds % length == 0:
+            count = seconds // length
+            return unit if count == 1 else f"{count} {unit}s"
+    return f"{seconds} seconds"
+
+
+@boundary_init
+@attrs.frozen(kw_only=True)
+class Limit:
+    """At most so many uses, or so much money, per window or for the token's life.
+
+    Attributes:
+        uses: 1 to 10**9; or
+        amount: more than 0, in the one currency that it counts; exactly one of the two is set. A use of amount 0
+            never exceeds it: set a limit of uses beside it where that matters.
+        per: whole seconds, up to ten years. Windows tumble: they are aligned to the Unix epoch, UTC.
+            Unset, the limit is for the token's life.
+        meter: what it reads.
+    """
+
+    uses: int | None = None
+    amount: Money | None = None
+    per: timedelta | None = None
+    meter: Meter = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.uses is None) == (self.amount is None):
+            raise InvalidInputError("a limit counts either uses or an amount")
+        if self.uses is not None:
+            checks.whole_number("a limit of uses", self.uses, 1, LIMIT_USES_MAX)
+        if self.amount is not None and checks.instance("a limit's amount", self.amount, Money).amount == 0:
+            raise InvalidInputError("a limit's amount is more than 0")
+        if self.per is not None:
+            per = checks.instance("a limit's window", self.per, timedelta)
+            if per.microseconds or not 1 <= per.total_seconds() <= WINDOW_SECONDS_MAX:
+                raise InvalidInputError("a limit's window is whole seconds, from 1 second to 10 years")
+        seconds = 0 if self.per is None else self.per.days * 86_400 + self.per.seconds
+        meter = Meter("" if self.amount is None else self.amount.currency, seconds)
+        object.__setattr__(self, "meter", meter)
+
+    def __str__(self) -> str:
+        counted = f"{self.uses} uses" if self.amount is None else str(self.amount)
+        return (
+            f"{counted} per {_duration(self.meter.window_seconds)}"
+            if self.per
+            else f"{counted} in a token's life"
+        )
+
+
+def requestor(value: object) -> str:
+    """A token requestor id: 11 digits. Raises InvalidInputError."""
+    return checks.requestor_id("a requestor", value)
+
+
+def merchant(value: object) -> str:
+    """A merchant id: 1 to 64 printable ASCII characters. Raises InvalidInputError."""
+    return checks.text("a merchant", value)
+
+
+def device(value: object) -> str:
+    """A device id: 1 to 64 printable ASCII characters. Raises InvalidInputError."""
+    return checks.text("a device", value)
+
+
+def merchant_category(value: object) -> str:
+    """A merchant category code (ISO 18245): 4 digits. Raises InvalidInputError."""
+    if not isinstance(value, str) or _MERCHANT_CATEGORY.fullmatch(value) is None:
+        raise InvalidInputError("a merchant category is 4 digits (ISO 18245)")
+    return value
+
+
+def channel(value: object) -> Channel:
+    """A Channel. Raises InvalidInputError."""
+    return checks.instance("a channel", value, Channel)
+
+
+def country(value: object) -> str:
+    """A country code (ISO 3166-1 alpha-2). Raises InvalidInputError."""
+    if not isinstance(value, str) or value not in COUNTRIES:
+        raise InvalidInputError('a country is an ISO 3166-1 code of two letters, such as "FR"')
+    return value

@@ -1,0 +1,1 @@
+"""Records of tokens: their layout, their seals, and the keys for them."""

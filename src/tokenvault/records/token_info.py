@@ -1,0 +1,87 @@
+"""What callers are told of a token. Never its PAN."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import attrs
+
+from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.pan import Card, CardExpiry
+from tokenvault.records.record import TokenRecord
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def _masked(token: str) -> str:
+    return f"'{'*' * (len(token) - 4)}{token[-4:]}'"
+
+
+@attrs.frozen(kw_only=True, slots=False)  # made with each issue, in half the time without slots
+class TokenInfo:
+    """A token and what stands about it in the vault.
+
+    Attributes:
+        token: 13 to 19 digits; masked in `repr`.
+        reference: 32 hexadecimal digits; for logs, and for callers that must not hold the token.
+        program: name of its program.
+        requestor: id of the requestor it was issued to.
+        status: its status; suspended_by: who suspended it.
+        token_expiry: the last month that it is valid in, if any.
+        last4: last four digits of the PAN; None once deleted.
+        par: payment account reference, if one was given.
+        assurance: token assurance method, if one was given.
+        created, updated: UTC.
+        revision: 1 at issue, one more with each change.
+    """
+
+    token: str = attrs.field(repr=_masked)
+    reference: str
+    program: str
+    requestor: str
+    status: TokenStatus
+    suspended_by: frozenset[Actor]
+    token_expiry: CardExpiry | None
+    last4: str | None
+    par: str | None
+    assurance: str | None
+    created: datetime
+    updated: datetime
+    revision: int
+
+    @classmethod
+    def of(cls, record: TokenRecord, card: Card | None) -> TokenInfo:
+        """What is told of a record."""
+        created = instant(record.created_ms)
+        info = cls.__new__(cls)
+        # As the constructor, in half its time, for 270 bytes more: this comes with each issue.
+        info.__dict__.update(
+            {
+                "token": record.token,
+                "reference": record.reference.hex(),
+                "program": record.program,
+                "requestor": record.requestor,
+                "status": record.status,
+                "suspended_by": record.suspended_by,
+                "token_expiry": effective_expiry(record, card),
+                "last4": None if card is None else card.pan.last4,
+                "par": record.par,
+                "assurance": record.assurance,
+                "created": created,
+                "updated": created if record.updated_ms == record.created_ms else instant(record.updated_ms),
+                "revision": record.revision,
+            }
+        )
+        return info
+
+
+def instant(time_ms: int) -> datetime:
+    """The instant, in UTC, of milliseconds of the Unix epoch."""
+    return _EPOCH + time_ms * _MILLISECOND
+
+
+def effective_expiry(record: TokenRecord, card: Card | None) -> CardExpiry | None:
+    """The token's own expiry, or else its card's."""
+    return record.token_expiry or (None if card is None else card.expiry)

@@ -1,0 +1,258 @@
+"""What the vault needs of its surroundings: a clock, somewhere to block, and a way to run its coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+from tokenvault.errors import ConfigurationError, TokenStoreError, TokenVaultError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+
+HEAD_START_SECONDS: Final = 0.006
+"""For the first of two flows alone: it computes about so long before it waits for the database."""
+
+FORKED: Final = "this process was forked while a chunk of a batch was written: the parent has its outcomes"
+
+CLOSED = "this vault is closed: open another"
+
+MODULE_THREADS: Final = 16
+"""Blocks that wait in several threads go to the module in one call (see `keys.coalescing`)."""
+
+
+class Clock(Protocol):
+    """Tells the time."""
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch."""
+        return time.time_ns() // 1_000_000
+
+
+class Runtime(Protocol):
+    """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
+
+    @property
+    def inline(self) -> bool:
+        """Whether `call` is a call like any other, so that a flow may do without."""
+        ...
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that may block on the key store. However this ends, the function then has, too."""
+        ...
+
+    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `call`, for what may ask the module even where the vault's keys work in this process."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class BlockingRuntime:
+    """Blocks where it is called: the runtime of `Vault`."""
+
+    inline: Final = True
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in this thread."""
+        return function(*args, **kwargs)
+
+    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Likewise."""
+        return function(*args, **kwargs)
+
+    async def sleep(self, seconds: float) -> None:
+        """Block this thread, in seconds."""
+        time.sleep(seconds)
+
+
+class Beside(Protocol):
+    """Runs two flows at the same time, to the end of both, and returns what they return."""
+
+    async def __call__(
+        self,
+        first: Callable[[], Coroutine[None, None, T]],
+        second: Coroutine[None, None, U],
+        stop: Callable[[], None],
+    ) -> tuple[T, U]:
+        """As `beside`."""
+        ...
+
+
+async def beside(
+    first: Callable[[], Coroutine[None, None, T]], second: Coroutine[None, None, U], stop: Callable[[], None]
+) -> tuple[T, U]:
+    """Run two flows over blocking ports: the first in a thread of its own, the second, a little later, in this one.
+
+    However this ends, the first has ended then. Raises what the flows raise, the second before the first.
+
+    Args:
+        first: gives the first flow.
+        second: the other.
+        stop: tells the first to end soon. Called where this thread is interrupted, not where the second fails.
+    """
+    answer: Future[T] = Future()
+    pid = os.getpid()
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(_settle, answer, first), name="tokenvault"
+    )
+    started = False
+    try:
+        started = _start(thread)
+        if not started:
+            return await first(), await second
+        wait([answer], HEAD_START_SECONDS)
+        found = await second
+    except TokenVaultError:
+        raise
+    except BaseException:
+        stop()
+        raise
+    finally:
+        try:
+            # An interrupted start may have left a thread behind, which finds nothing to do where this cancels it.
+            if started or not answer.cancel():
+                _await_end(answer, pid, stop)
+        finally:
+            second.close()  # where it never began
+    if os.getpid() != pid:  # the second forked this process: a child does not have the thread
+        raise TokenStoreError(FORKED)
+    return answer.result(), found
+
+
+def _start(thread: threading.Thread) -> bool:
+    """Start a thread; False where this process may have no more of them."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _await_end(answer: Future[T], pid: int, stop: Callable[[], None]) -> None:
+    """Wait for a flow, also where this thread is interrupted meanwhile: nothing goes on behind the caller's back.
+
+    Not by `Thread.join`: before Python 3.13 an interrupted one takes the thread for ended.
+    """
+    interrupted: BaseException | None = None
+    while os.getpid() == pid and not answer.done():
+        try:
+            wait([answer])
+        except BaseException as error:  # noqa: BLE001 # whatever a signal's handler raises; it is raised below
+            interrupted = error
+            stop()
+    if interrupted is not None:
+        raise interrupted
+
+
+def _settle(answer: Future[T], flow: Callable[[], Coroutine[None, None, T]]) -> None:
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        answer.set_result(run(flow()))
+    except BaseException as error:  # noqa: BLE001 # whatever it is, it is raised where the flow is waited for
+        answer.set_exception(error)
+
+
+def run(flow: Coroutine[None, None, T]) -> T:
+    """Run a flow over blocking ports to its end. Raises what the flow raises."""
+    try:
+        flow.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    flow.close()
+    raise RuntimeError("a flow over blocking ports was suspended")
+
+
+class Workers:
+    """At most so many threads, started with the first calls. A forked child starts its own.
+
+    A call that has begun is awaited to its end, also where it is cancelled: nothing goes on behind the
+    caller's back, and whoever looks afterwards sees all that it did.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._renew()
+
+    def _renew(self) -> None:
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tokenvault")
+        self._pid = os.getpid()
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in one of the threads. Raises what it raises, or RuntimeError after `close`."""
+        if self._pid != os.getpid():
+            self._renew()
+        work = self._pool.submit(partial(function, *args, **kwargs))
+        answer = asyncio.wrap_future(work)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            work.cancel()  # one that has not begun never will
+            while not answer.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([answer])
+            raise
+
+    def close(self) -> None:
+        """Let the threads end after the calls that they have. Idempotent."""
+        self._pool.shutdown(wait=False)
+
+
+class _Keys(Protocol):
+    blocking: bool
+
+
+class LoopRuntime:
+    """What flows need of asyncio, and threads to block in."""
+
+    def __init__(self) -> None:
+        self.keys: _Keys | None = None  # until it is known which keys there are, they may block
+        self._workers = Workers(MODULE_THREADS)
+        self._closed = False
+
+    @property
+    def inline(self) -> bool:
+        """Whether the keys answer in this process, so that nothing has to wait for them."""
+        return self.keys is not None and not self.keys.blocking
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that asks the keys, in a thread of its own where they may block."""
+        if self.inline:
+            return function(*args, **kwargs)
+        return await self.block(function, *args, **kwargs)
+
+    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in a thread of its own."""
+        if self._closed:
+            raise ConfigurationError(CLOSED)
+        return await self._workers.call(function, *args, **kwargs)
+
+    async def sleep(self, seconds: float) -> None:
+        """Suspend this task, in seconds."""
+        await asyncio.sleep(seconds)
+
+    def close(self) -> None:
+        """Let the threads end; later calls are refused."""
+        self._closed = True
+        self._workers.close()

@@ -1,0 +1,156 @@
+"""Token records as columns: what a database may answer many tokens with.
+
+It is a sequence of `SealedRecord`, so anyone may iterate it; batches take its columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenvault.stores.new_records import Bytes, ColumnarRecords, records_of, split
+from tokenvault.stores.port import SealedRecord
+
+Integers: TypeAlias = npt.NDArray[np.int64]
+
+_TOKEN_DIGITS: Final = (13, 19)
+_REQUESTOR_DIGITS: Final = 11
+_PROGRAM_CHARACTERS_MAX: Final = 64
+_BODY_BYTES_MAX: Final = 4_096
+_ASCII_MAX: Final = 0x7F
+
+
+class RecordColumns(ColumnarRecords):
+    """Records whose texts and bodies are equally long: a row each, equal to a list of the same records.
+
+    Attributes:
+        tokens, requestors, programs: ASCII, shape (rows, characters), dtype uint8.
+        references, accounts, bodies, seals: shape (rows, bytes), dtype uint8.
+        revisions, key_versions: shape (rows,), dtype int64.
+    """
+
+    __slots__ = (
+        "accounts", "bodies", "key_versions", "programs", "references", "requestors", "revisions", "seals", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, tokens: Bytes, references: Bytes, accounts: Bytes, requestors: Bytes, programs: Bytes,
+        revisions: Integers, key_versions: Integers, bodies: Bytes, seals: Bytes,
+    ) -> None:  # fmt: skip
+        self.tokens: Final = tokens
+        self.references: Final = references
+        self.accounts: Final = accounts
+        self.requestors: Final = requestors
+        self.programs: Final = programs
+        self.revisions: Final = revisions
+        self.key_versions: Final = key_versions
+        self.bodies: Final = bodies
+        self.seals: Final = seals
+
+    @classmethod
+    def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
+        """The columns of records, at least one; each field is equally long in all of them."""
+        token, reference, account, requestor, program, revision, key_version, body, seal = zip(
+            *records, strict=True
+        )
+        return cls(
+            _texts(token),
+            _column(reference),
+            _column(account),
+            _texts(requestor),
+            _texts(program),
+            np.array(revision, np.int64),
+            np.array(key_version, np.int64),
+            _column(body),
+            _column(seal),
+        )
+
+    def fit(self) -> bool:
+        """Whether each field of each record has the shape that SealedRecord states."""
+        low, high = _TOKEN_DIGITS
+        return (
+            low <= self.tokens.shape[1] <= high
+            and self.references.shape[1] == 16
+            and self.accounts.shape[1] == 16
+            and self.requestors.shape[1] == _REQUESTOR_DIGITS
+            and 1 <= self.programs.shape[1] <= _PROGRAM_CHARACTERS_MAX
+            and self.bodies.shape[1] <= _BODY_BYTES_MAX
+            and self.seals.shape[1] == 45
+            and _are_digits(self.tokens)
+            and _are_digits(self.requestors)
+            and bool((self.programs <= _ASCII_MAX).all())
+            and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
+        )
+
+    def take(self, rows: npt.NDArray[np.intp]) -> RecordColumns:
+        """Some of the records."""
+        return RecordColumns(
+            self.tokens[rows], self.references[rows], self.accounts[rows], self.requestors[rows], self.programs[rows],
+            self.revisions[rows], self.key_versions[rows], self.bodies[rows], self.seals[rows],
+        )  # fmt: skip
+
+    def token_texts(self) -> list[str]:
+        """The tokens."""
+        return _split_texts(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __iter__(self) -> Iterator[SealedRecord]:
+        return iter(
+            records_of(
+                zip(
+                    _split_texts(self.tokens),
+                    split(self.references),
+                    split(self.accounts),
+                    _split_texts(self.requestors),
+                    _split_texts(self.programs),
+                    self.revisions.tolist(),
+                    self.key_versions.tolist(),
+                    split(self.bodies) if self.bodies.shape[1] else [b""] * len(self),
+                    split(self.seals),
+                    strict=True,
+                )
+            )
+        )
+
+    def _row(self, index: int) -> SealedRecord:
+        return SealedRecord(
+            self.tokens[index].tobytes().decode("ascii"),
+            self.references[index].tobytes(),
+            self.accounts[index].tobytes(),
+            self.requestors[index].tobytes().decode("ascii"),
+            self.programs[index].tobytes().decode("ascii"),
+            int(self.revisions[index]),
+            int(self.key_versions[index]),
+            self.bodies[index].tobytes(),
+            self.seals[index].tobytes(),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, RecordColumns) else other)
+
+    __hash__ = None  # type: ignore[assignment] # as of a list
+
+    def __repr__(self) -> str:
+        return f"<RecordColumns of {len(self)}>"
+
+
+def _are_digits(column: Bytes) -> bool:
+    return bool((column - np.uint8(ord("0")) < 10).all())
+
+
+def _texts(values: Sequence[str]) -> Bytes:
+    return np.frombuffer("".join(values).encode("ascii"), np.uint8).reshape(len(values), len(values[0]))
+
+
+def _column(values: Sequence[bytes]) -> Bytes:
+    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), len(values[0]))
+
+
+def _split_texts(column: Bytes) -> list[str]:
+    joined, width = column.tobytes().decode("ascii"), column.shape[1]
+    return [joined[start : start + width] for start in range(0, len(joined), width)]

@@ -1,0 +1,1 @@
+"""The token store over PostgreSQL."""

@@ -1,0 +1,109 @@
+"""The address of a token store in PostgreSQL, and how a connection to it is set up."""
+
+from __future__ import annotations
+
+import urllib.parse
+from typing import Final
+
+import attrs
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from tokenvault.errors import InvalidInputError
+from tokenvault.stores.postgres.schema import SCHEMA_NAME, checked_partitions, checked_schema
+
+CONNECT_SECONDS_MAX: Final = 5
+"""How long a server may take to accept a connection."""
+
+STATEMENT_SECONDS_MAX: Final = 20
+"""How long the server works on one statement, waiting for locks included, before it gives up."""
+
+ANSWER_SECONDS_MAX: Final = 25
+"""How long a call waits for an answer: longer than the server takes to give up, for one that stands still."""
+
+_KEEPALIVE_SECONDS: Final = 10
+_KEEPALIVES_MAX: Final = 3
+
+_MALFORMED: Final = (
+    "a PostgreSQL address is 'postgresql://user:password@host:port/database', with options of libpq and 'schema' and "
+    "'partitions' after a '?'; percent-encode what has a meaning in URLs"
+)
+# Whatever the server or the role is set to; -c of the address comes later and wins.
+_SETTINGS: Final = (
+    f"-c statement_timeout={STATEMENT_SECONDS_MAX * 1_000}"
+    " -c default_transaction_isolation=read\\ committed"
+    " -c jit=off"  # compiling takes longer than any statement of ours
+    # Every statement follows an index, whatever its values and however small the tables were when it was prepared.
+    # Planning it again for ten thousand values takes longer than running it.
+    " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
+)
+_DEFAULTS: Final = {
+    "application_name": "tokenvault",
+    "connect_timeout": str(CONNECT_SECONDS_MAX),
+    # Several hosts may be named: the one that takes writes is meant.
+    "target_session_attrs": "read-write",
+    # A server that vanishes without a word, such as a machine that loses its power.
+    "keepalives_idle": str(_KEEPALIVE_SECONDS),
+    "keepalives_interval": str(_KEEPALIVE_SECONDS),
+    "keepalives_count": str(_KEEPALIVES_MAX),
+    "tcp_user_timeout": str(_KEEPALIVE_SECONDS * _KEEPALIVES_MAX * 1_000),
+}
+
+
+@attrs.frozen
+class PostgresAddress:
+    """Where a token store lies.
+
+    Attributes:
+        parameters: of libpq, the password among them.
+        schema: that the tables lie in.
+        partitions: of the table of tokens, where it is made.
+    """
+
+    parameters: dict[str, str] = attrs.field(repr=False)
+    schema: str
+    partitions: int
+
+
+def parse_address(url: str, schema: str | None = None, partitions: int | None = None) -> PostgresAddress:
+    """Take an address apart; `schema` and `partitions` given apart from it go before its own.
+
+    Raises:
+        InvalidInputError: it is not of the form that the message says.
+    """
+    if type(url) is not str or not url.startswith("postgresql://") or "\0" in url:
+        raise InvalidInputError(_MALFORMED)
+    url, own = _without_own_options(url)
+    try:
+        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except (psycopg.Error, ValueError):  # raised again outside: the error holds the text
+        given = {}
+    if not given and url != "postgresql://":
+        raise InvalidInputError(_MALFORMED)
+    return PostgresAddress(
+        {
+            **_DEFAULTS,
+            **given,
+            "client_encoding": "UTF8",
+            "options": f"{_SETTINGS} {given.get('options', '')}".rstrip(),
+        },
+        checked_schema(own.get("schema", SCHEMA_NAME) if schema is None else schema),
+        checked_partitions(_number(own.get("partitions", "0")) if partitions is None else partitions),
+    )
+
+
+def _without_own_options(url: str) -> tuple[str, dict[str, str]]:
+    base, mark, query = url.partition("?")
+    own: dict[str, str] = {}
+    others: list[str] = []
+    for option in query.split("&") if mark else ():
+        name, _, value = option.partition("=")
+        if name in ("schema", "partitions") and name not in own:
+            own[name] = urllib.parse.unquote(value)
+        else:
+            others.append(option)
+    return base + ("?" + "&".join(others) if others else ""), own
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else -1

@@ -1,0 +1,1 @@
+"""The vault: what its calls do, and its blocking and its awaited face."""

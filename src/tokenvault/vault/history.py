@@ -1,0 +1,56 @@
+"""What the audit trail says of one token."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncIterator
+from operator import attrgetter
+from typing import Final
+
+from tokenvault.audit.batch_event import BATCH
+from tokenvault.audit.export import AuditEvent
+from tokenvault.errors import IntegrityError, TokenNotFoundError
+from tokenvault.vault.core import Core
+
+BATCH_PAGE: Final = 16
+"""Events of batches read at once: each may be 1 MiB."""
+
+READS_MAX: Final = 100_000
+
+
+async def history(
+    core: Core, token: str | None, reference: bytes, after: int, limit: int
+) -> list[AuditEvent]:
+    """The events of a token, found by itself or by its reference, authenticated, in the order of writing.
+
+    Those of batches are looked through one after the other, and put among the token's own by their time.
+    Rows that the vault did not write are left out: verifying the trail names them.
+    """
+    if token is not None:
+        reference = (await core.read(token, None)).record.reference
+    own = [event async for event in _about(core, reference, reference, after + limit)]
+    listed = [event async for event in _about(core, BATCH, reference, after + limit)]
+    if not own and not listed and token is None:
+        raise TokenNotFoundError("no token with this reference in this vault")
+    return list(heapq.merge(own, listed, key=attrgetter("time", "stream", "number")))[after : after + limit]
+
+
+async def _about(core: Core, named: bytes, reference: bytes, count: int) -> AsyncIterator[AuditEvent]:
+    """What the events of one reference say of a token, at most so much."""
+    told, start, size = 0, 0, BATCH_PAGE
+    for _ in range(READS_MAX):
+        try:
+            rows = await core.store.events(reference=named, after=start, limit=size)
+        except IntegrityError:  # one is malformed: look for it, and pass it over
+            start, size = start + (size == 1), max(size // 2, 1)
+            continue
+        genuine = await core.runtime.block(core.keys.genuine, rows)
+        own = [row for row, right in zip(rows, genuine, strict=True) if right and row.reference == named]
+        for event in (event for row in own for event in AuditEvent.all_of(row)):
+            if event.reference == reference.hex() and told < count:
+                told += 1
+                yield event
+        if len(rows) < size or told >= count:
+            return
+        start, size = start + len(rows), min(2 * size, BATCH_PAGE)
+    raise IntegrityError("too many audit events stand for this token: verify the trail")

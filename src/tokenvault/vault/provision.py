@@ -1,0 +1,66 @@
+"""Provisioning a key store and a database, and checking at open that the two belong together."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final
+
+from tokenvault.errors import ConfigurationError, KeyStoreError
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.records.keyring import key_check_value
+from tokenvault.runtime import Runtime
+from tokenvault.stores.port import AsyncTokenStore
+
+PROVISIONED: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT)
+
+
+async def provision(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody) -> None:
+    """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
+    await store.provision()
+    await store.check_schema()
+    # First: no key is made for a database that belongs to other keys.
+    await check_keys(keys, store, runtime)
+    for purpose in PROVISIONED:
+        await runtime.call(_create_first, keys, purpose, custody)
+    await runtime.call(keys.create_signer)
+    await check_keys(keys, store, runtime)
+
+
+def _create_first(keys: KeyStore, purpose: KeyPurpose, custody: Custody) -> None:
+    if keys.versions(purpose):
+        return
+    failure: KeyStoreError | None = None
+    try:
+        keys.create(purpose, custody, version=1)
+    except KeyStoreError as error:
+        failure = error
+    if failure is not None and not keys.versions(purpose):  # else another process came first
+        raise failure
+
+
+async def check_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> None:
+    """Compare the key check value of every key with the one in the database; note those not seen before.
+
+    Raises:
+        ConfigurationError: the database was made under other keys, or a key of it is missing.
+    """
+    for purpose in KeyPurpose:
+        versions = await runtime.call(keys.versions, purpose)
+        for version in range(1, (versions[-1] if versions else 0) + 2):
+            key = KeyName(purpose, version)
+            name = f"key-check/{purpose.value}/{version}"
+            if version in versions:
+                value = await runtime.call(_check_value, keys, key)
+                if not hmac.compare_digest(await store.put_meta(name, value), value):
+                    raise ConfigurationError(
+                        f"this database was made under another {key} key: open it with its own key store"
+                    )
+            elif await store.get_meta(name) is not None:
+                raise ConfigurationError(
+                    f"this database was made under a {key} key, which this key store does not have: open it with"
+                    " its own key store, or restore the key"
+                )
+
+
+def _check_value(keys: KeyStore, key: KeyName) -> bytes:
+    return key_check_value(keys.cipher(key))

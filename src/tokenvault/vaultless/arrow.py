@@ -1,0 +1,66 @@
+"""pyarrow's arrays of strings, read and written as the two buffers that they are; missing values stay missing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tokenvault.errors import InvalidInputError
+from tokenvault.vaultless.texts import ACCEPTED, Lengths, Texts, Turn, turned_texts
+
+_OFFSETS: Final[dict[Any, type[np.int32 | np.int64]]] = {pa.string(): np.int32, pa.large_string(): np.int64}
+
+
+def turned(value: object, turn: Turn, refusal: str, first_row: int) -> Any:
+    """A pyarrow array with every string turned into another one; the kind stays, chunk by chunk.
+
+    Of a dictionary array the dictionary is turned, each of its values once, used or not.
+
+    Raises:
+        InvalidInputError: as `text_columns.turned` does; in a dictionary, rows are counted there.
+    """
+    if isinstance(value, pa.ChunkedArray):
+        chunks = []
+        for chunk in value.chunks:
+            chunks.append(turned(chunk, turn, refusal, first_row))
+            first_row += len(chunk)
+        return pa.chunked_array(chunks, value.type)
+    if isinstance(value, pa.DictionaryArray):
+        dictionary = turned(value.dictionary, turn, refusal, 0)
+        return pa.DictionaryArray.from_arrays(
+            value.indices, dictionary, ordered=value.type.ordered, safe=False
+        )
+    if not isinstance(value, pa.Array) or value.type not in _OFFSETS:
+        raise InvalidInputError(ACCEPTED)
+    result = turned_texts(_texts(value), turn, refusal, first_row)
+    return _array(value.type, result)
+
+
+def _texts(array: pa.Array) -> Texts:
+    rows = len(array)
+    _, offsets_buffer, data_buffer = array.buffers()
+    if not rows or offsets_buffer is None:
+        nothing: Lengths = np.full(rows, -1)
+        return Texts(np.empty(0, np.uint8), np.zeros(rows, np.int64), nothing)
+    offsets = np.frombuffer(offsets_buffer, _OFFSETS[array.type])[array.offset : array.offset + rows + 1]
+    data = np.frombuffer(data_buffer if data_buffer is not None else b"", np.uint8)
+    lengths = np.diff(offsets).astype(np.int64)
+    if array.null_count:
+        lengths[array.is_null().to_numpy(zero_copy_only=False)] = -1
+    return Texts(data, offsets[:-1].astype(np.int64), lengths)
+
+
+def _array(kind: pa.DataType, texts: Texts) -> pa.Array:
+    rows = len(texts.lengths)
+    offset_type = _OFFSETS[kind]
+    if len(texts.data) > np.iinfo(offset_type).max:
+        raise InvalidInputError("the tokens of this array do not fit one: cast it to large_string, or cut it")
+    offsets = np.append(texts.starts, len(texts.data)).astype(offset_type)
+    missing = texts.lengths < 0
+    validity = None
+    if missing.any():
+        validity = pa.py_buffer(np.packbits(~missing, bitorder="little").tobytes())
+    buffers = [validity, pa.py_buffer(offsets.tobytes()), pa.py_buffer(texts.data.tobytes())]
+    return pa.Array.from_buffers(kind, rows, buffers, int(missing.sum()))
