@@ -46,7 +46,7 @@ def trail(keys: KeyStore, path: Path, events: int) -> SqliteTokenStore:
             (
                 r.token,
                 r.reference,
-                r.account,
+                r.pan_fingerprint,
                 r.requestor,
                 r.program,
                 r.revision,
@@ -75,7 +75,7 @@ def _rows(journal: Journal, batch: list[Event], store: SqliteTokenStore) -> Iter
     for event in batch:
         due = journal.due(event.time_ms)
         entry = journal.begin(event, checkpoint=due)
-        yield from journal.seal(entry, event.time_ms, store.heads(64) if due else ())
+        yield from journal.seal(entry, event.time_ms, store.latest_checkpoints(64) if due else ())
         journal.written(entry)
 
 

@@ -121,7 +121,7 @@ def _detokenize_from_postgres(server: PostgresServer, keys: KeyStore, size: int)
             issued = vault.issue_many(cards(size), requestor=REQUESTOR, program="random")
             tokens = [token.decode() for token in issued.tokens.tolist()]
             sql = (
-                "SELECT token, reference, account, requestor, program, revision, key_version, body, seal"
+                "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
                 f' FROM "{schema}".tokens WHERE token = ANY(%s)'
             )
 
@@ -166,7 +166,7 @@ def sqlite(keys: KeyStore, folder: Path, sizes: Sequence[int] = SIZES) -> None:
 
 
 def _issue(vault: tv.Vault, listed: list[tuple[str, str]]) -> tuple[float, list[str]]:
-    issued: list[tv.IssueOutcomes[tv.TokenInfo]] = []
+    issued: list[tv.IssueBatchResult[tv.TokenInfo]] = []
     seconds = _seconds(lambda: issued.append(vault.issue_many(listed, requestor=REQUESTOR, program="random")))
     return seconds, [token.decode() for token in issued[0].tokens.tolist()]
 

@@ -116,7 +116,7 @@ def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, c
         opened = [
             (
                 TokenRecord(
-                    token=token, reference=os.urandom(REFERENCE_BYTES), account=os.urandom(16),
+                    token=token, reference=os.urandom(REFERENCE_BYTES), pan_fingerprint=os.urandom(16),
                     requestor=REQUESTOR, program=program.name, revision=1, domain=UNLIMITED.digest,
                     status=TokenStatus.ACTIVE, created_ms=now_ms, updated_ms=now_ms,
                 ),

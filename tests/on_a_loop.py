@@ -46,11 +46,11 @@ class OnALoop:
         return self.run(self.store.get(tokens))
 
     def find(
-        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         return self.run(
-            self.store.find(account, requestor=requestor, program=program, after=after, limit=limit)
+            self.store.find(pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit)
         )
 
     def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -76,8 +76,8 @@ class OnALoop:
     def streams(self) -> list[bytes]:
         return self.run(self.store.streams())
 
-    def heads(self, limit: int) -> list[SealedEvent]:
-        return self.run(self.store.heads(limit))
+    def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return self.run(self.store.latest_checkpoints(limit))
 
     def put_domain(self, digest: bytes, document: bytes) -> None:
         self.run(self.store.put_domain(digest, document))

@@ -71,8 +71,8 @@ class PostgresServer:
         self._user: str | None = None
         if os.geteuid() == 0:
             self._user = next(name for name in USERS if name in {user.pw_name for user in pwd.getpwall()})
-            account = pwd.getpwnam(self._user)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
+            pan_fingerprint = pwd.getpwnam(self._user)
+            os.chown(self.folder, pan_fingerprint.pw_uid, pan_fingerprint.pw_gid)
         password = self.folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)

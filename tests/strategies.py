@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Meter, Money
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money, VelocityCounter
 from tokenvault.model.counters import Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -88,10 +88,14 @@ assurances = st.none() | st.text("0123456789ABCXYZ", min_size=2, max_size=2)
 pars = st.none() | st.text("0123456789ABCXYZ", min_size=29, max_size=29)
 big = st.integers(0, 2**63 - 1)
 
-meters = st.builds(Meter, st.sampled_from(["", *CURRENCIES]), st.sampled_from([0, 3_600, 86_400]))
+velocity_counters = st.builds(
+    VelocityCounter, st.sampled_from(["", *CURRENCIES]), st.sampled_from([0, 3_600, 86_400])
+)
 usages = st.builds(
     Usage,
-    st.dictionaries(meters, st.tuples(big, big), max_size=6).map(lambda found: dict(sorted(found.items()))),
+    st.dictionaries(velocity_counters, st.tuples(big, big), max_size=6).map(
+        lambda found: dict(sorted(found.items()))
+    ),
     st.integers(0, 32).flatmap(lambda count: st.binary(min_size=32 * count, max_size=32 * count)),
     st.integers(-1, 2**32 - 1),
 )
@@ -104,7 +108,7 @@ def records(draw: st.DrawFn) -> TokenRecord:
     return TokenRecord(
         token=draw(st.text(DIGITS, min_size=13, max_size=19)),
         reference=draw(st.binary(min_size=16, max_size=16)),
-        account=draw(st.binary(min_size=16, max_size=16)),
+        pan_fingerprint=draw(st.binary(min_size=16, max_size=16)),
         requestor=draw(st.sampled_from(REQUESTORS)),
         program=draw(st.sampled_from(["card-on-file", "one-time"])),
         revision=draw(st.integers(1, 2**63 - 1)),

@@ -151,7 +151,7 @@ def single_card(item: Any) -> tuple[Any, Any]:
 def test_issuing_in_batches_gives_what_single_calls_give(
     local_keys: KeyStore, cards: list[Any], program: str, size: int, terms: dict[str, Any], before: int
 ) -> None:
-    """Outcomes, errors and their messages, and what the audit trail says; also of cards that have tokens already."""
+    """Results, errors and their messages, and what the audit trail says; also of cards that have tokens already."""
     outcomes, trails = [], []
     for number in range(3):
         store: Any = tv.open_token_store("memory:")
@@ -311,7 +311,7 @@ def many(number: int) -> list[tuple[str, str]]:
     return [(card_number(n), "2029-12") for n in range(number)]
 
 
-def texts(outcomes: tv.IssueOutcomes[tv.TokenInfo]) -> list[str]:
+def texts(outcomes: tv.IssueBatchResult[tv.TokenInfo]) -> list[str]:
     """The tokens of a batch without errors."""
     return [token.decode() for token in outcomes.tokens.tolist()]
 
@@ -652,7 +652,7 @@ def test_outcomes_are_a_sequence(vault: tv.Vault) -> None:
     for index in (11, -12):
         with pytest.raises(IndexError):
             found[index]
-    assert repr(found) == "<IssueOutcomes of 11, 1 with an error>"
+    assert repr(found) == "<IssueBatchResult of 11, 1 with an error>"
     assert found[7] is not found[7], "an error is raised by one caller only"
 
 
@@ -767,7 +767,7 @@ def test_record_batches_are_sequences_of_records() -> None:
     assert [batch[n] for n in range(3)] == listed == batch[:]
     assert batch[-1] == listed[2]
     assert [tuple(record) for record in listed] == list(batch.rows())
-    assert listed[1].account == column[1].tobytes()
+    assert listed[1].pan_fingerprint == column[1].tobytes()
     assert list(batch.take(np.array([2, 0]))) == [listed[2], listed[0]]
     other = RecordBatch([b"6" * 14], column[:1], column[:1], SHOP, "one-time", 1, 3, b"body", seals[2:])
     assert list(batch.with_rows(np.array([1]), other)) == [listed[0], other[0], listed[2]]
@@ -781,13 +781,13 @@ def test_record_batches_are_sequences_of_records() -> None:
         arguments: dict[str, Any] = {
             "tokens": tokens,
             "references": column,
-            "accounts": column,
+            "pan_fingerprints": column,
             "seals": seals,
             **wrong,
         }
         with pytest.raises(tv.InvalidInputError):
             RecordBatch(
-                arguments["tokens"], arguments["references"], arguments["accounts"], SHOP, "p", 1, 1, b"",
+                arguments["tokens"], arguments["references"], arguments["pan_fingerprints"], SHOP, "p", 1, 1, b"",
                 arguments["seals"],
             )  # fmt: skip
 

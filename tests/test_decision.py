@@ -174,10 +174,10 @@ def test_no_order_of_uses_passes_a_limit(found: tuple[Limit, ...], split: bool, 
         if before is not None:
             assert decision.allowed == (before[0] == transaction)
         elif decision.allowed:
-            usage = usage.after(transaction, documents.meters, now_ms)
+            usage = usage.after(transaction, documents.velocity_counters, now_ms)
             counted[transaction.id] = (transaction, now_ms)
         for limit in found:
-            seconds = limit.meter.window_seconds
+            seconds = limit.counter.window_seconds
             totals: Tally[int] = Tally()
             for transaction, at_ms in counted.values():
                 spent = transaction.amount.amount if limit.amount and transaction.amount else 1
@@ -214,17 +214,17 @@ def test_a_limit_in_another_currency_is_a_violation() -> None:
 def test_a_raised_limit_leaves_what_was_used_as_used() -> None:
     usage = Usage()
     for number in range(10):
-        usage = usage.after(use(id=f"tx-{number}"), one(limits=(Limit(uses=10),)).meters, NOW_MS)
+        usage = usage.after(use(id=f"tx-{number}"), one(limits=(Limit(uses=10),)).velocity_counters, NOW_MS)
     raised = one(limits=(Limit(uses=11),))
     state = ACTIVE._replace(usage=usage)
     assert decided(state, raised, use(id="more"), NOW_MS).allowed
-    after = usage.after(use(id="more"), raised.meters, NOW_MS)
+    after = usage.after(use(id="more"), raised.velocity_counters, NOW_MS)
     assert not decided(ACTIVE._replace(usage=after), raised, use(id="most"), NOW_MS).allowed
 
 
 def test_a_clock_set_back_does_not_open_a_window_again() -> None:
     documents = one(limits=(Limit(uses=1, per=timedelta(days=1)),))
-    usage = Usage().after(use(id="a"), documents.meters, NOW_MS)
+    usage = Usage().after(use(id="a"), documents.velocity_counters, NOW_MS)
     state = ACTIVE._replace(usage=usage)
     assert not decided(state, documents, use(id="b"), NOW_MS - 2 * DAY_MS).allowed
     assert decided(state, documents, use(id="b"), NOW_MS + DAY_MS).allowed
@@ -233,7 +233,7 @@ def test_a_clock_set_back_does_not_open_a_window_again() -> None:
 def test_windows_are_aligned_to_the_epoch() -> None:
     documents = one(limits=(Limit(uses=1, per=timedelta(days=1)),))
     midnight_ms = NOW_MS - NOW_MS % DAY_MS + DAY_MS
-    usage = Usage().after(use(id="a"), documents.meters, midnight_ms - 1)
+    usage = Usage().after(use(id="a"), documents.velocity_counters, midnight_ms - 1)
     state = ACTIVE._replace(usage=usage)
     assert not decided(state, documents, use(id="b"), midnight_ms - 1).allowed
     assert decided(state, documents, use(id="b"), midnight_ms).allowed
@@ -242,9 +242,9 @@ def test_windows_are_aligned_to_the_epoch() -> None:
 @given(st.integers(0, REMEMBERED_USES_MAX - 1))
 def test_a_retry_counts_once_while_it_is_remembered(later: int) -> None:
     documents = one(limits=(Limit(uses=1_000),))
-    usage = Usage().after(use(id="first"), documents.meters, NOW_MS)
+    usage = Usage().after(use(id="first"), documents.velocity_counters, NOW_MS)
     for number in range(later):
-        usage = usage.after(use(id=f"tx-{number}"), documents.meters, NOW_MS)
+        usage = usage.after(use(id=f"tx-{number}"), documents.velocity_counters, NOW_MS)
     assert usage.seen(use(id="first")) is Seen.SAME
     assert usage.seen(use(id="first", merchant="M")) is Seen.OTHER_CONTENT
     assert usage.seen(use(id="second")) is Seen.NEW
@@ -253,7 +253,7 @@ def test_a_retry_counts_once_while_it_is_remembered(later: int) -> None:
 def test_an_id_is_its_requestor_s_own() -> None:
     """What one requestor used can neither burn an id for another nor pass as its retry."""
     documents = one(limits=(Limit(uses=1),), requestors={OWNER, OTHER})
-    usage = Usage().after(use(), documents.meters, NOW_MS)
+    usage = Usage().after(use(), documents.velocity_counters, NOW_MS)
     decision = decided(ACTIVE._replace(usage=usage), documents, use(requestor=OTHER), NOW_MS)
     assert codes(decision) == {"USES_EXCEEDED"}
 
@@ -263,13 +263,15 @@ def test_the_highest_cryptogram_counter_is_kept() -> None:
     documents = one(limits=(Limit(uses=9),))
     usage = Usage()
     for number, counter in enumerate((50, 0, None)):
-        usage = usage.after(use(id=str(number), cryptogram_counter=counter), documents.meters, NOW_MS)
+        usage = usage.after(
+            use(id=str(number), cryptogram_counter=counter), documents.velocity_counters, NOW_MS
+        )
     assert usage.cryptogram_counter == 50
 
 
 def test_an_id_with_other_content_is_refused() -> None:
     documents = one(limits=(Limit(uses=10),))
-    usage = Usage().after(use(amount=Money(1, "EUR")), documents.meters, NOW_MS)
+    usage = Usage().after(use(amount=Money(1, "EUR")), documents.velocity_counters, NOW_MS)
     decision = decided(ACTIVE._replace(usage=usage), documents, use(amount=Money(2, "EUR")), NOW_MS)
     assert codes(decision) == {"TRANSACTION_ID_REUSED"}
     assert decision.violations[0].response_code == "94"
@@ -280,7 +282,7 @@ def test_a_cryptogram_counter_must_rise() -> None:
     assert codes(decided(ACTIVE, documents, use(), NOW_MS)) == {"CRYPTOGRAM_REQUIRED"}
     first = use(id="a", cryptogram_counter=5)
     assert decided(ACTIVE, documents, first, NOW_MS).allowed
-    state = ACTIVE._replace(usage=Usage().after(first, documents.meters, NOW_MS))
+    state = ACTIVE._replace(usage=Usage().after(first, documents.velocity_counters, NOW_MS))
     for counter, allowed in ((4, False), (5, False), (6, True)):
         assert decided(state, documents, use(id="b", cryptogram_counter=counter), NOW_MS).allowed == allowed
     assert decided(state, documents, first, NOW_MS).allowed, "a retry of the same use"
@@ -329,6 +331,6 @@ def test_usage_stays_within_its_bounds(steps: list[tuple[int, int]]) -> None:
     for seconds, later_ms in steps:
         now_ms += later_ms
         limit = Limit(uses=5, per=timedelta(seconds=seconds) if seconds else None)
-        usage = usage.after(use(), one(limits=(limit,)).meters, now_ms)
+        usage = usage.after(use(), one(limits=(limit,)).velocity_counters, now_ms)
         assert len(usage.counters) <= 64
         assert len(usage.memories) <= 32 * REMEMBERED_USES_MAX

@@ -26,7 +26,7 @@ from tokenvault.keys import file_format as key_file
 from tokenvault.keys.pkcs11.objects import label_of, parse_label
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
-from tokenvault.model.controls import Meter
+from tokenvault.model.controls import VelocityCounter
 from tokenvault.model.counters import Usage
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records import record as records
@@ -108,12 +108,12 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "data key", derive(cipher, label=DERIVATION_LABEL, context=b"seal/1", length=32).hex()
 
     pan = Pan.parse(PAN)
-    account = ring.account(pan)
-    choice = ring.convergent_choice(account, REQUESTOR, PROGRAM, 0)
+    pan_fingerprint = ring.pan_fingerprint(pan)
+    choice = ring.convergent_choice(pan_fingerprint, REQUESTOR, PROGRAM, 0)
     token_format = tv.TokenFormat(bin="999912", keep_last4=True)
     choices = token_format.choices(len(PAN))
     token = token_format.make(choice % choices, len(PAN), pan.last4)
-    yield "account fingerprint", account.hex()
+    yield "pan_fingerprint fingerprint", pan_fingerprint.hex()
     yield "convergent number, candidate 0", f"{choice:032x}"
     yield "choices", str(choices)
     yield "token", token
@@ -127,15 +127,16 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "remembered transaction", USE.memory.hex()
 
     record = records.TokenRecord(
-        token=token, reference=REFERENCE, account=account, requestor=REQUESTOR, program=PROGRAM, revision=2,
+        token=token, reference=REFERENCE, pan_fingerprint=pan_fingerprint, requestor=REQUESTOR,
+        program=PROGRAM, revision=2,
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
-        usage=Usage().after(USE, (DOMAIN.limits[0].meter,), TIME_MS),
+        usage=Usage().after(USE, (DOMAIN.limits[0].counter,), TIME_MS),
     )  # fmt: skip
-    assert record.usage == Usage({Meter("EUR", 0): (0, 4_200)}, USE.memory)
+    assert record.usage == Usage({VelocityCounter("EUR", 0): (0, 4_200)}, USE.memory)
     with monkeypatch.context() as patched:
         fixed(patched, NONCE)
         row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)
-    digest = documented_digest(row.body, token, account)
+    digest = documented_digest(row.body, token, pan_fingerprint)
     plaintext = ccm.decrypt(cipher, NONCE, row.seal[13:], digest[:14])
     assert plaintext[10:] == digest[14:]
     assert sealing.unseal(row, cipher) == Card(pan, CardExpiry(2029, 12))
@@ -214,10 +215,10 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "file seal tag", written["seal"]["tag"]
 
 
-def documented_digest(body: bytes, token: str, account: bytes) -> bytes:
+def documented_digest(body: bytes, token: str, pan_fingerprint: bytes) -> bytes:
     """The record digest, made from the document's table and not by the code."""
     texts = token, REQUESTOR, PROGRAM
-    fixed_part = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + account + bytes(map(len, texts))
+    fixed_part = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + pan_fingerprint + bytes(map(len, texts))
     return hashlib.sha256(fixed_part + "".join(texts).encode() + body).digest()[:20]
 
 

@@ -70,12 +70,12 @@ def vault(local_keys: KeyStore, watched: Watched) -> Iterator[tv.Vault]:
         yield vault
 
 
-def issue_random(vault: tv.Vault, cards: Any, size: int = 5) -> tv.IssueOutcomes[tv.TokenInfo]:
+def issue_random(vault: tv.Vault, cards: Any, size: int = 5) -> tv.IssueBatchResult[tv.TokenInfo]:
     """A batch of a RANDOM program, in chunks of so many cards."""
     return in_chunks(vault, size).issue_many(cards, requestor=SHOP, program="one-time")
 
 
-def issued_in_order(vault: tv.Vault, watched: Watched, found: tv.IssueOutcomes[tv.TokenInfo]) -> None:
+def issued_in_order(vault: tv.Vault, watched: Watched, found: tv.IssueBatchResult[tv.TokenInfo]) -> None:
     """The outcomes are those of the cards, in order, and one event a chunk lists them in that order."""
     assert [info.last4 for info in found if isinstance(info, tv.TokenInfo)] == [
         pan[-4:] for row, (pan, _) in enumerate(many(len(found))) if row not in found.errors

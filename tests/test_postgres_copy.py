@@ -26,7 +26,7 @@ records = st.builds(
     SealedRecord,
     token=st.from_regex("[0-9]{13,19}", fullmatch=True),
     reference=st.binary(min_size=16, max_size=16),
-    account=st.binary(min_size=16, max_size=16),
+    pan_fingerprint=st.binary(min_size=16, max_size=16),
     requestor=st.from_regex("[0-9]{11}", fullmatch=True),
     program=st.text(st.characters(max_codepoint=127), min_size=1, max_size=64),
     revision=integers,

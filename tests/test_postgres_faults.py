@@ -296,7 +296,7 @@ def test_round_trips(store: PostgresTokenStore, tmp_path: Path) -> None:
         "append with a checkpoint": (lambda: store.append([an_event(next(numbers)) for _ in range(2)]), 1),
         "append many": (lambda: store.append([an_event(next(numbers)) for _ in range(3)]), 3),
         "put_meta": (lambda: store.put_meta("a", b"b"), 1),
-        "find": (lambda: store.find(a_record(1).account), 1),
+        "find": (lambda: store.find(a_record(1).pan_fingerprint), 1),
     }  # fmt: skip
     (held,) = store._pool_here()._open
     prepared: list[str] = []
@@ -335,7 +335,7 @@ def in_between(server: PostgresServer, sql: str, end: str, call: Callable[[], T]
 
 def inserting(tables: str, record: SealedRecord) -> str:
     values = f"'{record.token}', '', '', '', '', 1, 1, '', ''"
-    columns = "token, reference, account, requestor, program, revision, key_version, body, seal"
+    columns = "token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
     return f"INSERT INTO {tables}.tokens ({columns}) VALUES ({values})"
 
 
@@ -465,7 +465,7 @@ def test_nothing_tells_of_tokens(postgres_server: PostgresServer, store: Postgre
     ("column", "kind", "value"),
     [
         ("reference", "text", "'text'"),
-        ("account", "bytea", "NULL"),
+        ("pan_fingerprint", "bytea", "NULL"),
         ("requestor", "bytea", "''"),
         ("requestor", "text", "'1'"),
         ("program", "text", "'p'"),
@@ -551,8 +551,8 @@ def test_look_ups_use_their_index(
         ("tokens_pkey", of.get([token])),
         ("tokens_pkey", of.scan(token, 10, None)),
         ("tokens_pkey", of.scan(token, 10, 1)),
-        ("tokens_by_account", of.find([sixteen], None, None, "", 10)),
-        ("tokens_by_account", of.find([sixteen], "1" * 11, "p", "", 10)),
+        ("tokens_by_pan_fingerprint", of.find([sixteen], None, None, "", 10)),
+        ("tokens_by_pan_fingerprint", of.find([sixteen], "1" * 11, "p", "", 10)),
         ("tokens_by_reference", of.by_reference(sixteen)),
         ("events_pkey", of.events_of_stream(sixteen, 1, 10)),
         ("events_pkey", of.streams()),
@@ -568,7 +568,7 @@ def test_look_ups_use_their_index(
             assert "Sort" not in plan
         several: list[tuple[str, Statement[Any]]] = [  # those found are sorted, or grouped, then
             ("tokens_pkey", of.get([token, token])),
-            ("tokens_by_account", of.find([sixteen, b"b" * 16], None, None, "", 10)),
+            ("tokens_by_pan_fingerprint", of.find([sixteen, b"b" * 16], None, None, "", 10)),
         ]
         for index, (query, values, _) in several:
             asked = connection.pgconn.exec_params(b"EXPLAIN " + query.sql, values, query.takes, query.formats)

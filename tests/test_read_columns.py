@@ -87,7 +87,7 @@ def test_columns_are_the_records(rows: list[SealedRecord], data: st.DataObject) 
 
 UNFIT = (
     {"token": "1" * 12}, {"token": "1" * 20}, {"token": "1" * 15 + "/"}, {"token": "1" * 15 + ":"},
-    {"reference": bytes(15)}, {"account": bytes(17)}, {"requestor": "4" * 10}, {"requestor": "4" * 10 + "x"},
+    {"reference": bytes(15)}, {"pan_fingerprint": bytes(17)}, {"requestor": "4" * 10}, {"requestor": "4" * 10 + "x"},
     {"program": ""}, {"program": "x" * 65}, {"revision": 0}, {"revision": -1}, {"key_version": 0},
     {"body": bytes(4_097)}, {"seal": bytes(44)},
 )  # fmt: skip

@@ -18,7 +18,7 @@ def row_of(record: TokenRecord, body: bytes) -> SealedRecord:
     return SealedRecord(
         record.token,
         record.reference,
-        record.account,
+        record.pan_fingerprint,
         record.requestor,
         record.program,
         record.revision,
@@ -127,16 +127,17 @@ def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataO
 
 def test_the_fixed_part_of_a_body_is_as_documented() -> None:
     """Byte for byte, as docs/formats.md lays it out: a change here breaks every database there is."""
-    from tokenvault.model.controls import Meter
+    from tokenvault.model.controls import VelocityCounter
     from tokenvault.model.counters import Usage
     from tokenvault.model.lifecycle import Actor, TokenStatus
     from tokenvault.model.pan import CardExpiry
 
     record = TokenRecord(
-        token="9999120000001111", reference=bytes(16), account=bytes(16), requestor="40012345678", program="p",
+        token="9999120000001111", reference=bytes(16), pan_fingerprint=bytes(16), requestor="40012345678",
+        program="p",
         revision=3, domain=bytes(range(32)), status=TokenStatus.SUSPENDED,
         suspended_by=frozenset({Actor.ISSUER, Actor.VAULT}), token_expiry=CardExpiry(2029, 12), assurance="10",
-        par="V" * 29, usage=Usage({Meter("EUR", 86_400): (20_000, 4_200)}, bytes(range(32)), 7),
+        par="V" * 29, usage=Usage({VelocityCounter("EUR", 86_400): (20_000, 4_200)}, bytes(range(32)), 7),
         created_ms=1, updated_ms=2,
     )  # fmt: skip
     assert record.body().hex() == (

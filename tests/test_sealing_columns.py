@@ -51,8 +51,8 @@ def test_nonces_are_drawn_anew_for_each_record_in_three_calls(record: TokenRecor
 @given(st.lists(st.one_of(pan_digits(), st.just("no PAN")), max_size=12))
 def test_fingerprints_are_those_of_single_pans(pans: list[str]) -> None:
     columns, errors = parse_pans(pans)
-    accounts = sealing_columns.accounts_of(columns, CountingCipher(LOCAL))
-    assert [row.tobytes() for row in accounts] == [
+    pan_fingerprints = sealing_columns.accounts_of(columns, CountingCipher(LOCAL))
+    assert [row.tobytes() for row in pan_fingerprints] == [
         bytes(16) if row in errors else Cmac(LOCAL).tag(pan.encode()) for row, pan in enumerate(pans)
     ]
 

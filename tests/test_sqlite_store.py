@@ -314,7 +314,7 @@ def test_a_file_that_may_not_grow(
     ("column", "value"),
     [
         ("reference", "'text'"),
-        ("account", "NULL"),
+        ("pan_fingerprint", "NULL"),
         ("requestor", "x'00'"),
         ("program", "1.5"),
         ("program", "CAST(x'ff' AS TEXT)"),
@@ -473,8 +473,8 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
     expected = {
         statements.BY_TOKENS[1]: ("sqlite_autoindex_tokens_1 (token=?)", 1),
         statements.BY_TOKENS[16]: ("sqlite_autoindex_tokens_1 (token=?)", 16),
-        statements.FIND[1, False, False]: ("tokens_by_account (account=? AND token>?)", 3),
-        statements.FIND[1, True, True]: ("tokens_by_account (account=? AND token>?)", 5),
+        statements.FIND[1, False, False]: ("tokens_by_pan_fingerprint (pan_fingerprint=? AND token>?)", 3),
+        statements.FIND[1, True, True]: ("tokens_by_pan_fingerprint (pan_fingerprint=? AND token>?)", 5),
         statements.BY_REFERENCE: ("tokens_by_reference (reference=?)", 1),
         statements.SCAN: ("sqlite_autoindex_tokens_1 (token>?)", 2),
         statements.SCAN_KEY_VERSION: ("sqlite_autoindex_tokens_1 (token>?)", 3),
@@ -489,7 +489,9 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
         plan = connection.execute(
             "EXPLAIN QUERY PLAN " + statements.FIND[16, True, True], (1,) * 20
         ).fetchall()
-        assert "tokens_by_account (account=? AND token>?)" in plan[0][3]  # of many accounts, and sorted then
+        assert (
+            "tokens_by_pan_fingerprint (pan_fingerprint=? AND token>?)" in plan[0][3]
+        )  # of many pan_fingerprints, and sorted then
 
 
 # Threads.

@@ -224,7 +224,7 @@ def assert_reads_refuse(scene: Scene, row: Row, column: str, changed: Row) -> No
         assert seen(lambda: vault.detokenize(str(changed["token"]), good("after"))) is expected
     # By card. An empty token sorts before every page, so the row is found by no card.
     listed = seen(lambda: vault.tokens_of(scene.pan(token)))
-    if column == "account" or empty:
+    if column == "pan_fingerprint" or empty:
         assert isinstance(listed, list)
         assert token not in [info.token for info in listed]
     else:
@@ -257,7 +257,16 @@ def test_any_column_of_a_token_record_changed_to_anything_gives_no_card(scene: S
                 tried[column] += 1
                 assert_reads_refuse(scene, row, column, changed)
                 scene.editor.restore("tokens", genuine)
-    assert set(tried) >= {"token", "reference", "account", "requestor", "program", "revision", "body", "seal"}
+    assert set(tried) >= {
+        "token",
+        "reference",
+        "pan_fingerprint",
+        "requestor",
+        "program",
+        "revision",
+        "body",
+        "seal",
+    }
     assert all(count >= 4 for count in tried.values()), tried
     assert sum(tried.values()) >= 110, tried
     if every:
@@ -299,10 +308,10 @@ def test_text_that_is_no_text_is_refused(scene: Scene) -> None:
         ("seal",),
         ("body",),
         ("body", "seal"),
-        ("account",),
+        ("pan_fingerprint",),
         ("reference",),
-        ("account", "body", "seal"),
-        ("reference", "account", "requestor", "program", "revision", "key_version", "body", "seal"),
+        ("pan_fingerprint", "body", "seal"),
+        ("reference", "pan_fingerprint", "requestor", "program", "revision", "key_version", "body", "seal"),
     ],
 )
 def test_what_is_sealed_for_one_token_opens_for_no_other(scene: Scene, columns: tuple[str, ...]) -> None:

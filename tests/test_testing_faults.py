@@ -71,14 +71,14 @@ STORE_CALLS: dict[str, Callable[[TokenStore], object]] = {
     "provision": lambda store: store.provision(),
     "check_schema": lambda store: store.check_schema(),
     "get": lambda store: store.get([RECORD.token]),
-    "find": lambda store: store.find(RECORD.account),
+    "find": lambda store: store.find(RECORD.pan_fingerprint),
     "by_reference": lambda store: store.by_reference(RECORD.reference),
     "insert": lambda store: store.insert([RECORD], [EVENT]),
     "replace": lambda store: store.replace([a_record(2, revision=2)], [an_event(2)]),
     "append": lambda store: store.append([EVENT]),
     "events": lambda store: store.events(stream=EVENT.stream),
     "streams": lambda store: store.streams(),
-    "heads": lambda store: store.heads(1),
+    "latest_checkpoints": lambda store: store.latest_checkpoints(1),
     "put_domain": lambda store: store.put_domain(DIGEST, DOCUMENT),
     "get_domain": lambda store: store.get_domain(DIGEST),
     "scan": lambda store: store.scan(),
@@ -134,9 +134,9 @@ def test_a_store_with_coroutines_fails_likewise(name: str, fault: Fault | None) 
     plan = FaultSchedule([fault])
     store = FaultyAsyncTokenStore(BlockingStore(inner), plan)
     argument: dict[str, tuple[object, ...]] = {
-        "get": ([RECORD.token],), "find": (RECORD.account,), "by_reference": (RECORD.reference,),
+        "get": ([RECORD.token],), "find": (RECORD.pan_fingerprint,), "by_reference": (RECORD.reference,),
         "insert": ([RECORD], [EVENT]), "replace": ([a_record(2, revision=2)], [an_event(2)]), "append": ([EVENT],),
-        "heads": (1,),
+        "latest_checkpoints": (1,),
         "put_domain": (DIGEST, DOCUMENT), "get_domain": (DIGEST,), "get_meta": ("a",), "put_meta": ("a", b"b"),
     }  # fmt: skip
     keywords = {"stream": EVENT.stream} if name == "events" else {}

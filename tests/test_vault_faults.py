@@ -266,5 +266,5 @@ def test_the_machine_finds_a_vault_that_counts_a_retry_again(
 def test_the_machine_finds_a_vault_that_counts_nothing(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Usage, "used", lambda self, meter, now_ms: 0)
+    monkeypatch.setattr(Usage, "used", lambda self, counter, now_ms: 0)
     assert_found(local_keys)

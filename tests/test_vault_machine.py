@@ -123,7 +123,7 @@ places = st.integers(0, 10**6)
 # The model.
 
 
-class Meter(NamedTuple):
+class VelocityCounter(NamedTuple):
     currency: str
     seconds: int
 
@@ -134,7 +134,7 @@ class Used:
 
     transaction: tv.Transaction
     time_ms: int
-    meters: frozenset[Meter]
+    velocity_counters: frozenset[VelocityCounter]
 
 
 @attrs.define
@@ -199,18 +199,18 @@ class Model:
         )
         return next(same, None)
 
-    def spent(self, token: ModelToken, meter: Meter) -> int:
-        """Uses or money counted on a meter in the window of now."""
+    def spent(self, token: ModelToken, counter: VelocityCounter) -> int:
+        """Uses or money counted on a counter in the window of now."""
 
         def window(time_ms: int) -> int:
-            return time_ms // 1000 // meter.seconds if meter.seconds else 0
+            return time_ms // 1000 // counter.seconds if counter.seconds else 0
 
         counted = [
             used.transaction
             for used in token.used
-            if meter in used.meters and window(used.time_ms) == window(self.now_ms)
+            if counter in used.velocity_counters and window(used.time_ms) == window(self.now_ms)
         ]
-        if not meter.currency:
+        if not counter.currency:
             return len(counted)
         return sum(use.amount.amount for use in counted if use.amount is not None)
 
@@ -250,7 +250,7 @@ class Model:
             if domain.cryptogram and (use.cryptogram_counter is None or use.cryptogram_counter <= highest):
                 found.add("CRYPTOGRAM_REQUIRED")
             for limit in domain.limits:
-                spent = self.spent(token, meter_of(limit))
+                spent = self.spent(token, counter_of(limit))
                 if limit.uses is not None and spent + 1 > limit.uses:
                     found.add("USES_EXCEEDED")
                 if limit.amount is not None and not within(amount, limit.amount, spent):
@@ -260,13 +260,15 @@ class Model:
     def use(self, token: ModelToken, use: tv.Transaction) -> None:
         """An allowed use counts once."""
         if self.counts(token) and self.remembered(token, use) is None:
-            meters = frozenset(meter_of(limit) for domain in self.documents(token) for limit in domain.limits)
-            token.used.append(Used(use, self.now_ms, meters))
+            velocity_counters = frozenset(
+                counter_of(limit) for domain in self.documents(token) for limit in domain.limits
+            )
+            token.used.append(Used(use, self.now_ms, velocity_counters))
             token.change(self.now_ms)
 
 
-def meter_of(limit: tv.Limit) -> Meter:
-    return Meter(
+def counter_of(limit: tv.Limit) -> VelocityCounter:
+    return VelocityCounter(
         limit.amount.currency if limit.amount else "", int(limit.per.total_seconds()) if limit.per else 0
     )
 
@@ -639,12 +641,12 @@ class VaultMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_limit_in_force_was_ever_exceeded(self) -> None:
-        """What was handed out under one limit, in any of its windows, lies within the largest of its meter."""
+        """What was handed out under one limit, in any of its windows, lies within the largest of its counter."""
         for token in self.model.tokens.values():
             for domain in (BY_NAME[token.info.program].domain, BY_ID[token.info.requestor].domain):
                 for limit in domain.limits:
                     most = limit.amount.amount if limit.amount else limit.uses
-                    assert self.model.spent(token, meter_of(limit)) <= (most or 0)
+                    assert self.model.spent(token, counter_of(limit)) <= (most or 0)
 
     @invariant()
     def there_is_an_event_for_each_decision_and_change(self) -> None:

@@ -39,7 +39,7 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock
 from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_store, open_token_store
 from tokenvault.vault.awaited import AsyncVault, provision_async
-from tokenvault.vault.batch.outcomes import IssueOutcomes, Outcomes
+from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
@@ -65,7 +65,7 @@ __all__ = [
     "FindingKind",
     "IntegrityError",
     "InvalidInputError",
-    "IssueOutcomes",
+    "IssueBatchResult",
     "KeyPurpose",
     "KeyStore",
     "KeyStoreError",
@@ -73,7 +73,7 @@ __all__ = [
     "Limit",
     "Making",
     "Money",
-    "Outcomes",
+    "BatchResult",
     "Pan",
     "Permission",
     "PermissionDeniedError",

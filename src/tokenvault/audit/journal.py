@@ -198,19 +198,21 @@ class Journal:
         tree = stream.grow()
         return _Due(number, tree.size, tree.root(), closes=False)
 
-    def seal(self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent] = ()) -> tuple[SealedEvent, ...]:
+    def seal(
+        self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent] = ()
+    ) -> tuple[SealedEvent, ...]:
         """The rows of an entry, authenticated.
 
         Args:
             entry: from `begin` or `begin_closing`.
             time_ms: of a checkpoint.
-            heads: the last checkpoints of other streams, as the store has them; the genuine ones are named.
+            latest_checkpoints: of other streams, as the store has them; the genuine ones are named.
 
         Raises:
             KeyStoreError: withdraw the entry then.
         """
         if entry.due is not None:
-            entry.named, strangers = self._named(entry.stream, heads)
+            entry.named, strangers = self._named(entry.stream, latest_checkpoints)
             self._seal(entry, entry.due.number, self._noted(entry, entry.due, time_ms, strangers))
         if entry.event is not None:
             self._seal(entry, entry.number, entry.event)
@@ -247,9 +249,11 @@ class Journal:
         entry.named = ()  # to be named once more: a signature speaks for what its own checkpoint names
         return event
 
-    def _named(self, stream: _Stream, heads: Sequence[SealedEvent]) -> tuple[tuple[Named, ...], int]:
+    def _named(
+        self, stream: _Stream, latest_checkpoints: Sequence[SealedEvent]
+    ) -> tuple[tuple[Named, ...], int]:
         """What a checkpoint names, and how many rows no vault wrote. Of a stream that begins, an event may come."""
-        others = [row for row in heads[:NAMED_MAX] if row.stream != stream.name]
+        others = [row for row in latest_checkpoints[:NAMED_MAX] if row.stream != stream.name]
         genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
         named = tuple(
             Named(row.stream, row.number, leaf_of(row))

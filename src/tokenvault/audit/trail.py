@@ -55,19 +55,19 @@ class Trail:
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
         journal = self.journal
-        heads: Sequence[SealedEvent] = ()
+        latest_checkpoints: Sequence[SealedEvent] = ()
         entry = journal.begin_at_once(event)
         if entry is None:
-            checkpoint, heads = await self._tended(event.time_ms)
+            checkpoint, latest_checkpoints = await self._tended(event.time_ms)
             entry = journal.begin(event, checkpoint=checkpoint)
         runtime = self.runtime
         try:
             if entry.due is not None:  # a checkpoint may be signed
-                rows, sealed = await runtime.block(self._seal, entry, event.time_ms, heads, seal)
+                rows, sealed = await runtime.block(self._seal, entry, event.time_ms, latest_checkpoints, seal)
             elif runtime.inline:
-                rows, sealed = self._seal(entry, event.time_ms, heads, seal)
+                rows, sealed = self._seal(entry, event.time_ms, latest_checkpoints, seal)
             else:
-                rows, sealed = await runtime.call(self._seal, entry, event.time_ms, heads, seal)
+                rows, sealed = await runtime.call(self._seal, entry, event.time_ms, latest_checkpoints, seal)
         except BaseException:
             journal.withdraw(entry)
             raise
@@ -83,9 +83,9 @@ class Trail:
         return []
 
     def _seal(
-        self, entry: Entry, time_ms: int, heads: Sequence[SealedEvent], seal: Callable[[], T]
+        self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent], seal: Callable[[], T]
     ) -> tuple[tuple[SealedEvent, ...], T]:
-        return self.journal.seal(entry, time_ms, heads), seal()
+        return self.journal.seal(entry, time_ms, latest_checkpoints), seal()
 
     async def close(self, time_ms: int) -> None:
         """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
@@ -99,8 +99,8 @@ class Trail:
             if entry is None:
                 return
             try:
-                heads = await self._heads()
-                rows, _ = await self.runtime.block(self._seal, entry, time_ms, heads, _nothing)
+                latest_checkpoints = await self._latest_checkpoints()
+                rows, _ = await self.runtime.block(self._seal, entry, time_ms, latest_checkpoints, _nothing)
             except BaseException:
                 self.journal.withdraw(entry)
                 raise
@@ -114,15 +114,15 @@ class Trail:
                 return
 
     async def _tended(self, time_ms: int) -> tuple[bool, Sequence[SealedEvent]]:
-        """Settle doubts; whether a checkpoint is due, and the heads that it may name."""
+        """Settle doubts; whether a checkpoint is due, and the latest_checkpoints that it may name."""
         await self._settle()
         if not self.journal.due(time_ms):
             return False, ()
-        return True, await self._heads()
+        return True, await self._latest_checkpoints()
 
-    async def _heads(self) -> Sequence[SealedEvent]:
+    async def _latest_checkpoints(self) -> Sequence[SealedEvent]:
         try:
-            return await self.store.heads(NAMED_MAX)
+            return await self.store.latest_checkpoints(NAMED_MAX)
         except IntegrityError:
             return (MALFORMED_EVENT,)  # the checkpoint will tell; events are to be written all the same
 

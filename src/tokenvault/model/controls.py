@@ -68,10 +68,10 @@ class Money:
         return f"{self.amount} minor units of {self.currency}"
 
 
-class Meter(NamedTuple):
+class VelocityCounter(NamedTuple):
     """What is counted of a token's uses: their number, or money in a currency; per window or for life.
 
-    Limits that count the same thing read one meter, whichever document they stand in and whatever their
+    Limits that count the same thing read one counter, whichever document they stand in and whatever their
     maximum: a limit that is raised from 10 uses to 20 leaves what was used as used.
 
     Attributes:
@@ -106,13 +106,13 @@ class Limit:
             never exceeds it: set a limit of uses beside it where that matters.
         per: whole seconds, up to ten years. Windows tumble: they are aligned to the Unix epoch, UTC.
             Unset, the limit is for the token's life.
-        meter: what it reads.
+        counter: what it reads.
     """
 
     uses: int | None = None
     amount: Money | None = None
     per: timedelta | None = None
-    meter: Meter = attrs.field(init=False, repr=False, eq=False)
+    counter: VelocityCounter = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.uses is None) == (self.amount is None):
@@ -126,13 +126,13 @@ class Limit:
             if per.microseconds or not 1 <= per.total_seconds() <= WINDOW_SECONDS_MAX:
                 raise InvalidInputError("a limit's window is whole seconds, from 1 second to 10 years")
         seconds = 0 if self.per is None else self.per.days * 86_400 + self.per.seconds
-        meter = Meter("" if self.amount is None else self.amount.currency, seconds)
-        object.__setattr__(self, "meter", meter)
+        counter = VelocityCounter("" if self.amount is None else self.amount.currency, seconds)
+        object.__setattr__(self, "counter", counter)
 
     def __str__(self) -> str:
         counted = f"{self.uses} uses" if self.amount is None else str(self.amount)
         return (
-            f"{counted} per {_duration(self.meter.window_seconds)}"
+            f"{counted} per {_duration(self.counter.window_seconds)}"
             if self.per
             else f"{counted} in a token's life"
         )

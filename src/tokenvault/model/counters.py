@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tokenvault.model.controls import Meter
+from tokenvault.model.controls import VelocityCounter
 from tokenvault.model.transaction import Transaction
 
 REMEMBERED_USES_MAX: Final = 32
@@ -15,7 +15,7 @@ REMEMBERED_USES_MAX: Final = 32
 COUNTERS_MAX: Final = 64
 MEMORY_BYTES: Final = 32
 _ID_BYTES: Final = 16
-NO_COUNTERS: Final[Mapping[Meter, tuple[int, int]]] = {}
+NO_COUNTERS: Final[Mapping[VelocityCounter, tuple[int, int]]] = {}
 _UNREAD: Final = (-1, 0)  # before every window
 
 
@@ -35,13 +35,13 @@ class Usage(NamedTuple):
     """The uses of one token.
 
     Attributes:
-        counters: by meter, sorted, at most 64: the number of a window since the Unix epoch, and what the meter read
-            in it: uses, or minor units.
+        counters: sorted, at most 64: of each the number of a window since the Unix epoch, and what it read in
+            that: uses, or minor units.
         memories: `Transaction.memory` of the latest counted uses, oldest first; at most 32 of 32 bytes.
         cryptogram_counter: the highest seen, or -1.
     """
 
-    counters: Mapping[Meter, tuple[int, int]] = NO_COUNTERS
+    counters: Mapping[VelocityCounter, tuple[int, int]] = NO_COUNTERS
     memories: bytes = b""
     cryptogram_counter: int = -1
 
@@ -60,28 +60,32 @@ class Usage(NamedTuple):
         """Whether a transaction was counted before with the same content: not `seen`'s NEW, nor OTHER_CONTENT."""
         return transaction.memory in self.memories  # by chance across two of them: once in 2**256
 
-    def used(self, meter: Meter, now_ms: int) -> int:
-        """What a meter reads in the window of an instant: uses, or minor units."""
-        window, value = self.counters.get(meter, _UNREAD)
-        return value if window >= meter.window(now_ms) else 0
+    def used(self, counter: VelocityCounter, now_ms: int) -> int:
+        """What a counter reads in the window of an instant: uses, or minor units."""
+        window, value = self.counters.get(counter, _UNREAD)
+        return value if window >= counter.window(now_ms) else 0
 
-    def after(self, transaction: Transaction, meters: Sequence[Meter], now_ms: int) -> Usage:
-        """The usage once a transaction counts on these meters, which are sorted."""
+    def after(
+        self, transaction: Transaction, velocity_counters: Sequence[VelocityCounter], now_ms: int
+    ) -> Usage:
+        """The usage once a transaction counts on these velocity counters, which are sorted."""
         amount = transaction.amount.amount if transaction.amount else 0
         others = dict(self.counters)
-        counters: dict[Meter, tuple[int, int]] = {}
-        for meter in meters:
-            now, value = meter.window(now_ms), amount if meter.currency else 1
-            window, before = others.pop(meter, _UNREAD)
+        counters: dict[VelocityCounter, tuple[int, int]] = {}
+        for counter in velocity_counters:
+            now, value = counter.window(now_ms), amount if counter.currency else 1
+            window, before = others.pop(counter, _UNREAD)
             # A counter of a later window stays: a clock that was set back must not hand out a window twice.
-            counters[meter] = (window, before + value) if window >= now else (now, value)
+            counters[counter] = (window, before + value) if window >= now else (now, value)
         if others:  # of limits that are not set any more, or of another configuration
-            live = {meter: read for meter, read in others.items() if read[0] >= meter.window(now_ms)}
+            live = {counter: read for counter, read in others.items() if read[0] >= counter.window(now_ms)}
             if len(counters) + len(live) <= COUNTERS_MAX:
                 counters = dict(sorted((counters | live).items()))
-        counter = transaction.cryptogram_counter
+        cryptogram_counter = transaction.cryptogram_counter
         return Usage(
             counters,
             (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
-            self.cryptogram_counter if counter is None else max(counter, self.cryptogram_counter),
+            self.cryptogram_counter
+            if cryptogram_counter is None
+            else max(cryptogram_counter, self.cryptogram_counter),
         )

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import attrs
 
 from tokenvault.errors import Violation
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Meter
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, VelocityCounter
 from tokenvault.model.counters import Seen, Usage
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.lifecycle import TokenStatus
@@ -87,7 +87,7 @@ class Restrictions:
     Attributes:
         program, requestor, token: from the widest scope to the narrowest.
         documents: those of them that restrict anything.
-        meters: what is counted with each use, sorted; empty when no limit is set.
+        velocity_counters: what is counted with each use, sorted; empty when no limit is set.
         counted: whether a use has to be recorded in the token record.
     """
 
@@ -95,16 +95,18 @@ class Restrictions:
     requestor: Domain
     token: Domain
     documents: tuple[Domain, ...] = attrs.field(init=False, repr=False, eq=False)
-    meters: tuple[Meter, ...] = attrs.field(init=False, repr=False, eq=False)
+    velocity_counters: tuple[VelocityCounter, ...] = attrs.field(init=False, repr=False, eq=False)
     counted: bool = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         every = (self.program, self.requestor, self.token)
         documents = tuple(document for document in every if document != NO_RESTRICTION)
-        meters = tuple(sorted({limit.meter for document in documents for limit in document.limits}))
-        counted = bool(meters) or any(document.cryptogram for document in documents)
+        velocity_counters = tuple(
+            sorted({limit.counter for document in documents for limit in document.limits})
+        )
+        counted = bool(velocity_counters) or any(document.cryptogram for document in documents)
         object.__setattr__(self, "documents", documents)
-        object.__setattr__(self, "meters", meters)
+        object.__setattr__(self, "velocity_counters", velocity_counters)
         object.__setattr__(self, "counted", counted)
 
 
@@ -194,7 +196,7 @@ def _check_use(
         message = "each use needs a verified cryptogram with a counter above the last one"
         violations.append(Violation("cryptogram", "CRYPTOGRAM_REQUIRED", message, "82"))
     for limit in document.limits:
-        if not _within(limit, usage.used(limit.meter, now_ms), transaction):
+        if not _within(limit, usage.used(limit.counter, now_ms), transaction):
             over_uses = limit.amount is None
             code = "USES_EXCEEDED" if over_uses else "AMOUNT_EXCEEDED"
             violations.append(Violation("limits", code, f"at most {limit}", "65" if over_uses else "61"))

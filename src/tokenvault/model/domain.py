@@ -15,7 +15,7 @@ import attrs
 
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
 from tokenvault.model import checks, controls, domain_document
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Meter, Money
+from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money, VelocityCounter
 from tokenvault.model.pan import Pan, holds_digits
 
 LIMITS_MAX: Final = 8
@@ -83,8 +83,8 @@ def _limits(values: Iterable[Limit]) -> tuple[Limit, ...]:
     return tuple(sorted(set(listed), key=_limit_order))
 
 
-def _limit_order(limit: Limit) -> tuple[Meter, int]:
-    return limit.meter, limit.uses or (limit.amount.amount if limit.amount else 0)
+def _limit_order(limit: Limit) -> tuple[VelocityCounter, int]:
+    return limit.counter, limit.uses or (limit.amount.amount if limit.amount else 0)
 
 
 @boundary_init
@@ -108,7 +108,7 @@ class Domain:
         min_assurance: least token assurance method (2 characters, compared as ASCII text).
         document, digest: the canonical document (see `to_json`), and its SHA-256.
         lists: the controls that list what is allowed, those that are set.
-        could_mention: whether any card number stands in the document: where this is False, `mentions` is.
+        could_contain_pan: whether any card number stands in the document: where this is False, `contains_pan` is.
 
     Raises:
         InvalidInputError: on any other value, and on an empty set.
@@ -130,7 +130,7 @@ class Domain:
     document: bytes = attrs.field(init=False, repr=False, eq=False)
     digest: bytes = attrs.field(init=False, repr=False, eq=False)
     lists: tuple[tuple[str, frozenset[object]], ...] = attrs.field(init=False, repr=False, eq=False)
-    could_mention: bool = attrs.field(init=False, repr=False, eq=False)
+    could_contain_pan: bool = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if self.max_amount is not None:
@@ -144,7 +144,7 @@ class Domain:
         document = domain_document.encode({name: getattr(self, name) for name in domain_document.CONTROLS})
         object.__setattr__(self, "document", document)
         object.__setattr__(self, "digest", hashlib.sha256(document).digest())
-        object.__setattr__(self, "could_mention", holds_digits(self.to_json()))
+        object.__setattr__(self, "could_contain_pan", holds_digits(self.to_json()))
         listed = ((name, getattr(self, name)) for name in LISTS)
         object.__setattr__(
             self, "lists", tuple((name, values) for name, values in listed if values is not None)
@@ -154,9 +154,9 @@ class Domain:
         """The canonical document: JSON in ASCII, sorted keys, no spaces, unset controls left out."""
         return self.document.decode("ascii")
 
-    def mentions(self, pan: Pan) -> bool:
+    def contains_pan(self, pan: Pan) -> bool:
         """Whether a card number stands in the document."""
-        return self.could_mention and pan.stands_in(self.to_json())
+        return self.could_contain_pan and pan.stands_in(self.to_json())
 
     @classmethod
     @boundary

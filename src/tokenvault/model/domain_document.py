@@ -57,7 +57,7 @@ def _out(value: object) -> object:
         return {"amount": value.amount, "currency": value.currency}
     if isinstance(value, Limit):
         counted = {"uses": value.uses} if value.amount is None else {"amount": _out(value.amount)}
-        return counted if value.per is None else {**counted, "per_seconds": value.meter.window_seconds}
+        return counted if value.per is None else {**counted, "per_seconds": value.counter.window_seconds}
     if isinstance(value, tuple):
         return [_out(item) for item in value]
     return value.value if isinstance(value, enum.Enum) else value

@@ -92,10 +92,10 @@ class Transaction:
         object.__setattr__(self, "_text", text if together == text else f"{text}{_SEPARATOR}{together}")
 
     @property
-    def could_mention(self) -> bool:
-        """Whether any card number stands in a field: where this is False, `mentions` is."""
+    def could_contain_pan(self) -> bool:
+        """Whether any card number stands in a field: where this is False, `contains_pan` is."""
         return holds_digits(self._text)
 
-    def mentions(self, pan: Pan) -> bool:
+    def contains_pan(self, pan: Pan) -> bool:
         """Whether a card number stands in any field, in one piece or with spaces or hyphens between its digits."""
         return pan.reveal() in self._text

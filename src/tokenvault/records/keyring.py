@@ -81,21 +81,21 @@ class KeyRing:
         card = sealing.unseal(row, self._cipher_of(row.key_version))
         return TokenRecord.parse(row), card
 
-    def accounts(self, pan: Pan) -> tuple[bytes, ...]:
+    def pan_fingerprints(self, pan: Pan) -> tuple[bytes, ...]:
         """The 16-byte fingerprint of a PAN under each FINGERPRINT key, newest first: AES-CMAC of its digits."""
         return tuple(fingerprint.tag(pan.reveal().encode("ascii")) for fingerprint in self._fingerprints)
 
-    def account(self, pan: Pan) -> bytes:
+    def pan_fingerprint(self, pan: Pan) -> bytes:
         """The 16-byte fingerprint of a PAN under the newest FINGERPRINT key."""
         return self._fingerprints[0].tag(pan.reveal().encode("ascii"))
 
-    def convergent_choice(self, account: bytes, requestor: str, program: str, candidate: int) -> int:
+    def convergent_choice(self, pan_fingerprint: bytes, requestor: str, program: str, candidate: int) -> int:
         """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key.
 
         Of SHA-256 of what the token converges on: 32 bytes, a length that no PAN has.
         """
         scope = f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
-        return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(account + scope).digest()))
+        return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(pan_fingerprint + scope).digest()))
 
     def audit_tag(self, message: bytes) -> bytes:
         """16 bytes, AES-CMAC under the newest AUDIT key."""
@@ -115,7 +115,7 @@ class KeyRing:
         self,
         tokens: Sequence[bytes],
         references: Bytes,
-        accounts: Bytes,
+        pan_fingerprints: Bytes,
         cards: CardColumns,
         like: TokenRecord,
     ) -> RecordBatch:
@@ -123,9 +123,9 @@ class KeyRing:
         version = self._seal_version
         common, body = (like.requestor, like.program, like.revision), like.body()
         seals = record_columns.seal_like(
-            self._seal_ciphers[version], version, tokens, references, accounts, *common, body, cards
+            self._seal_ciphers[version], version, tokens, references, pan_fingerprints, *common, body, cards
         )
-        return RecordBatch(tokens, references, accounts, *common, version, body, seals)
+        return RecordBatch(tokens, references, pan_fingerprints, *common, version, body, seals)
 
     def seal_all(self, opened: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
         """As `seal`, for any records. Raises KeyStoreError."""
@@ -163,11 +163,15 @@ class KeyRing:
         """The fingerprints of PANs under the newest FINGERPRINT key."""
         return sealing_columns.accounts_of(pans, self._fingerprint_ciphers[0])
 
-    def convergent_choices(self, accounts: Bytes, requestor: str, program: str, candidate: int) -> list[int]:
-        """As `convergent_choice`, for each account."""
+    def convergent_choices(
+        self, pan_fingerprints: Bytes, requestor: str, program: str, candidate: int
+    ) -> list[int]:
+        """As `convergent_choice`, for each pan_fingerprint."""
         scope = f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
-        hashes = b"".join([hashlib.sha256(account + scope).digest() for account in split(accounts)])
-        messages = np.frombuffer(hashes, np.uint8).reshape(len(accounts), 32)
+        hashes = b"".join(
+            [hashlib.sha256(pan_fingerprint + scope).digest() for pan_fingerprint in split(pan_fingerprints)]
+        )
+        messages = np.frombuffer(hashes, np.uint8).reshape(len(pan_fingerprints), 32)
         tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
         return [int.from_bytes(tag) for tag in split(tags)]
 

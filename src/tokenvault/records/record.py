@@ -29,7 +29,7 @@ import struct
 from typing import Final, NamedTuple
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.controls import WINDOW_SECONDS_MAX, Meter
+from tokenvault.model.controls import WINDOW_SECONDS_MAX, VelocityCounter
 from tokenvault.model.counters import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Usage
 from tokenvault.model.iso import CURRENCIES
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -39,7 +39,7 @@ from tokenvault.stores.port import SealedRecord
 
 ENCODING_VERSION: Final = 1
 REFERENCE_BYTES: Final = 16
-ACCOUNT_BYTES: Final = 16
+PAN_FINGERPRINT_BYTES: Final = 16
 
 _FIXED: Final = struct.Struct(">BBBH32sQQ2s29sQBB")
 TIMES: Final = slice(37, 53)
@@ -79,7 +79,7 @@ class TokenRecord(NamedTuple):
     Attributes:
         token: 13 to 19 digits.
         reference: 16 random bytes.
-        account: 16 bytes, keyed fingerprint of the PAN.
+        pan_fingerprint: 16 bytes, keyed fingerprint of the PAN.
         requestor: the token requestor it was issued to, 11 digits.
         program: name of the token program.
         revision: 1 at issue, one more with each change.
@@ -94,7 +94,7 @@ class TokenRecord(NamedTuple):
 
     token: str
     reference: bytes
-    account: bytes
+    pan_fingerprint: bytes
     requestor: str
     program: str
     revision: int
@@ -202,20 +202,20 @@ class TokenRecord(NamedTuple):
         return b"".join((fixed, *counters, usage.memories))
 
 
-def _parse_counters(encoded: bytes) -> dict[Meter, tuple[int, int]]:
-    counters: dict[Meter, tuple[int, int]] = {}
-    last: Meter | None = None
+def _parse_counters(encoded: bytes) -> dict[VelocityCounter, tuple[int, int]]:
+    counters: dict[VelocityCounter, tuple[int, int]] = {}
+    last: VelocityCounter | None = None
     for currency, window_seconds, window, value in _COUNTER.iter_unpack(encoded):
-        meter = _meter(currency, window_seconds)
-        if last is not None and meter <= last:
+        counter = _counter(currency, window_seconds)
+        if last is not None and counter <= last:
             raise IntegrityError(_MALFORMED)
-        counters[meter], last = (window, value), meter
+        counters[counter], last = (window, value), counter
     return counters
 
 
 @functools.lru_cache(_METERS_CACHED_MAX)  # a vault's limits read a few, in each record
-def _meter(currency: bytes, window_seconds: int) -> Meter:
+def _counter(currency: bytes, window_seconds: int) -> VelocityCounter:
     name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
     if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
         raise IntegrityError(_MALFORMED)
-    return Meter(name, window_seconds)
+    return VelocityCounter(name, window_seconds)

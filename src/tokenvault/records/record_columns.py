@@ -69,21 +69,21 @@ def seal_like(
     key_version: int,
     tokens: Sequence[bytes],
     references: Bytes,
-    accounts: Bytes,
+    pan_fingerprints: Bytes,
     requestor: str,
     program: str,
     revision: int,
     body: bytes,
     cards: CardColumns,
 ) -> Bytes:
-    """The seals of records that differ in token, reference, account and card, with fresh nonces.
+    """The seals of records that differ in token, reference, pan_fingerprint and card, with fresh nonces.
 
     Args:
         cipher: the SEAL key.
         key_version: its version.
         tokens: ASCII digits, a record each.
         references: shape (rows, 16), dtype uint8.
-        accounts: likewise.
+        pan_fingerprints: likewise.
         requestor: of every record, as the next ones.
         program: its name.
         revision: 1 of new records.
@@ -111,7 +111,7 @@ def seal_like(
         place(seals[chosen, :NONCE_BYTES], messages, 0)
         place(_repeated(common, len(chosen)), messages, _HEADER_START)
         place(references[chosen], messages, _REFERENCES)
-        place(accounts[chosen], messages, _ACCOUNTS)
+        place(pan_fingerprints[chosen], messages, _ACCOUNTS)
         place(_joined([tokens[row] for row in chosen.tolist()], int(length)), messages, _TEXTS)
         place(_repeated(texts, len(chosen)), messages, _TEXTS + int(length))
         digests[chosen] = _hashed(messages)
@@ -177,7 +177,7 @@ def _digests(rows: RecordColumns) -> Bytes:
     numbers["revision"], numbers["key_version"] = rows.revisions, np.where(possible, rows.key_versions, 0)
     place(numbers.view(np.uint8).reshape(-1, _REFERENCES - _HEADER_START), messages, _HEADER_START)
     place(rows.references, messages, _REFERENCES)
-    place(rows.accounts, messages, _ACCOUNTS)
+    place(rows.pan_fingerprints, messages, _ACCOUNTS)
     start = _TEXTS
     for column in columns:
         place(column, messages, start)

@@ -25,7 +25,7 @@ from tokenvault.crypto import ccm
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import IntegrityError
 from tokenvault.model.pan import PAN_LENGTH_MIN, Card, CardExpiry, Pan
-from tokenvault.records.record import ACCOUNT_BYTES, REFERENCE_BYTES, TokenRecord
+from tokenvault.records.record import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, TokenRecord
 from tokenvault.stores.port import SealedRecord
 
 NONCE_BYTES: Final = 13
@@ -34,7 +34,8 @@ SEAL_BYTES: Final = NONCE_BYTES + 16 + 16
 ASSOCIATED_BYTES: Final = 14
 DIGEST_BYTES: Final = 20
 COLUMNS: Final = 6
-"""How many fields a record and its row begin with alike: token, reference, account, requestor, program, revision."""
+"""How many fields a record and its row begin with alike: token, reference, pan_fingerprint, requestor, program,
+revision."""
 
 PLAINTEXT: Final = struct.Struct(">QH6s")
 LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
@@ -68,12 +69,12 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 def record_digest(row: TokenRecord | SealedRecord, key_version: int, body: bytes, nonce: bytes) -> bytes:
     """The record digest: 20 bytes. The header has the length of each text, so no two rows read alike."""
-    token, reference, account, requestor, program, revision = row[:COLUMNS]
+    token, reference, pan_fingerprint, requestor, program, revision = row[:COLUMNS]
     header = b""
-    if len(reference) == REFERENCE_BYTES and len(account) == ACCOUNT_BYTES:
+    if len(reference) == REFERENCE_BYTES and len(pan_fingerprint) == PAN_FINGERPRINT_BYTES:
         try:
             header = HEADER.pack(
-                revision, key_version, reference, account, len(token), len(requestor), len(program)
+                revision, key_version, reference, pan_fingerprint, len(token), len(requestor), len(program)
             )
         except struct.error:  # a number or length that no record has
             header = b""

@@ -18,7 +18,7 @@ from tokenvault.crypto import ccm_columns, cmac_columns
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records import sealing
-from tokenvault.records.record import ACCOUNT_BYTES, TokenRecord
+from tokenvault.records.record import PAN_FINGERPRINT_BYTES, TokenRecord
 from tokenvault.stores.port import SealedRecord
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ def accounts_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
     Raises:
         KeyStoreError: the key can not be reached.
     """
-    accounts: Bytes = np.zeros((len(pans.values), ACCOUNT_BYTES), np.uint8)
+    pan_fingerprints: Bytes = np.zeros((len(pans.values), PAN_FINGERPRINT_BYTES), np.uint8)
     for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):
         rows = np.flatnonzero(pans.lengths == length)
         if len(rows):
-            accounts[rows] = cmac_columns.tag_many(cipher, to_ascii(pans.values[rows], length))
-    return accounts
+            pan_fingerprints[rows] = cmac_columns.tag_many(cipher, to_ascii(pans.values[rows], length))
+    return pan_fingerprints
 
 
 def _column(data: bytes, rows: int, width: int) -> Bytes:

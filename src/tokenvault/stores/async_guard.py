@@ -24,14 +24,14 @@ from tokenvault.stores.checks import (
     check_meta,
     check_owner,
     check_page,
-    checked_accounts,
     checked_events,
+    checked_pan_fingerprints,
     checked_records,
     checked_tokens,
     first_after,
     sound_document,
     sound_events,
-    sound_heads,
+    sound_latest_checkpoints,
     sound_records,
     sound_streams,
     sound_value,
@@ -99,14 +99,14 @@ class AsyncTokenStoreBase(ABC):
 
     @_guarded
     async def find(
-        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         """As in TokenStore."""
-        accounts = checked_accounts(account)
+        pan_fingerprints = checked_pan_fingerprints(pan_fingerprint)
         check_owner(requestor, program)
         check_page(after, limit)
-        return sound_records(await self._find(accounts, requestor, program, after, limit))
+        return sound_records(await self._find(pan_fingerprints, requestor, program, after, limit))
 
     @_guarded
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -159,10 +159,10 @@ class AsyncTokenStoreBase(ABC):
         return sound_streams(await self._streams())
 
     @_guarded
-    async def heads(self, limit: int) -> list[SealedEvent]:
+    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """As in TokenStore."""
         check_limit(limit)
-        return sound_heads(await self._heads(limit))
+        return sound_latest_checkpoints(await self._latest_checkpoints(limit))
 
     @_guarded
     async def put_domain(self, digest: bytes, document: bytes) -> None:
@@ -227,7 +227,12 @@ class AsyncTokenStoreBase(ABC):
 
     @abstractmethod
     async def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]: ...
 
     @abstractmethod
@@ -254,7 +259,7 @@ class AsyncTokenStoreBase(ABC):
     async def _streams(self) -> list[bytes]: ...
 
     @abstractmethod
-    async def _heads(self, limit: int) -> list[SealedEvent]: ...
+    async def _latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...
 
     @abstractmethod
     async def _put_domain(self, digest: bytes, document: bytes) -> None: ...

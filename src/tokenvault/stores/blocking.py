@@ -19,7 +19,7 @@ class BlockingStore:
 
     async def find(
         self,
-        account: bytes | Sequence[bytes],
+        pan_fingerprint: bytes | Sequence[bytes],
         *,
         requestor: str | None = None,
         program: str | None = None,
@@ -27,7 +27,9 @@ class BlockingStore:
         limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:
         """As in TokenStore."""
-        return self._store.find(account, requestor=requestor, program=program, after=after, limit=limit)
+        return self._store.find(
+            pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit
+        )
 
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
         """As in TokenStore."""
@@ -58,9 +60,9 @@ class BlockingStore:
         """As in TokenStore."""
         return self._store.events(stream=stream, reference=reference, after=after, limit=limit)
 
-    async def heads(self, limit: int) -> list[SealedEvent]:
+    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """As in TokenStore."""
-        return self._store.heads(limit)
+        return self._store.latest_checkpoints(limit)
 
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """As in TokenStore."""

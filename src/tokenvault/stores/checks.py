@@ -31,7 +31,7 @@ INTEGER_MIN: Final = -(2**63)
 REQUESTOR_CHARACTERS: Final = 11
 PROGRAM_CHARACTERS_MAX: Final = 64
 REFERENCE_BYTES: Final = 16
-ACCOUNT_BYTES: Final = 16
+PAN_FINGERPRINT_BYTES: Final = 16
 STREAM_BYTES: Final = 16
 SEAL_BYTES: Final = 45
 MAC_BYTES: Final = 16
@@ -59,12 +59,12 @@ def record_fits(record: SealedRecord) -> bool:
     """Whether each field has the type and shape that SealedRecord states."""
     if type(record) is not SealedRecord:
         return False
-    token, reference, account, requestor, program, revision, key_version, body, seal = record
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = record
     return (
         (
             type(token),
             type(reference),
-            type(account),
+            type(pan_fingerprint),
             type(requestor),
             type(program),
             type(revision),
@@ -78,7 +78,7 @@ def record_fits(record: SealedRecord) -> bool:
         and len(program) <= PROGRAM_CHARACTERS_MAX
         and _owner_fits(requestor, program)
         and len(reference) == REFERENCE_BYTES
-        and len(account) == ACCOUNT_BYTES
+        and len(pan_fingerprint) == PAN_FINGERPRINT_BYTES
         and len(body) <= BODY_BYTES_MAX
         and len(seal) == SEAL_BYTES
         and 1 <= revision <= INTEGER_MAX
@@ -116,13 +116,15 @@ def records_fit(records: Sequence[SealedRecord]) -> bool:
     columns = tuple(zip(*records, strict=True))
     if [set(map(type, column)) for column in columns] != [{kind} for kind in _RECORD_TYPES]:
         return False
-    tokens, references, accounts, requestors, programs, revisions, key_versions, bodies, seals = columns
+    tokens, references, pan_fingerprints, requestors, programs, revisions, key_versions, bodies, seals = (
+        columns
+    )
     return (
         _are_separate_tokens(tokens)
         and all(map(_is_requestor, set(requestors)))
         and all(map(_is_program, set(programs)))
         and set(map(len, references)) == {REFERENCE_BYTES}
-        and set(map(len, accounts)) == {ACCOUNT_BYTES}
+        and set(map(len, pan_fingerprints)) == {PAN_FINGERPRINT_BYTES}
         and max(map(len, bodies)) <= BODY_BYTES_MAX
         and set(map(len, seals)) == {SEAL_BYTES}
         and 1 <= min(revisions) <= max(revisions) <= INTEGER_MAX
@@ -177,11 +179,13 @@ def _checked_batch(records: RecordBatch, revision_min: int, revision_max: int) -
     return records
 
 
-def checked_accounts(accounts: bytes | Sequence[bytes]) -> Sequence[bytes]:
+def checked_pan_fingerprints(pan_fingerprints: bytes | Sequence[bytes]) -> Sequence[bytes]:
     """Accounts to find the records of: one, or at most PAGE_MAX."""
-    checked = _checked_items((accounts,) if isinstance(accounts, bytes) else accounts, "accounts")
-    for account in checked:
-        check_bytes(account, ACCOUNT_BYTES, "an account")
+    checked = _checked_items(
+        (pan_fingerprints,) if isinstance(pan_fingerprints, bytes) else pan_fingerprints, "pan_fingerprints"
+    )
+    for pan_fingerprint in checked:
+        check_bytes(pan_fingerprint, PAN_FINGERPRINT_BYTES, "a pan_fingerprint")
     return checked
 
 
@@ -301,7 +305,7 @@ def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
     return events
 
 
-def sound_heads(events: list[SealedEvent]) -> list[SealedEvent]:
+def sound_latest_checkpoints(events: list[SealedEvent]) -> list[SealedEvent]:
     """The same list, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
     return [event if event_fits(event) else MALFORMED_EVENT for event in events]
 

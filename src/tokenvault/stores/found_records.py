@@ -28,21 +28,29 @@ class RecordColumns(ColumnarRecords):
 
     Attributes:
         tokens, requestors, programs: ASCII, shape (rows, characters), dtype uint8.
-        references, accounts, bodies, seals: shape (rows, bytes), dtype uint8.
+        references, pan_fingerprints, bodies, seals: shape (rows, bytes), dtype uint8.
         revisions, key_versions: shape (rows,), dtype int64.
     """
 
     __slots__ = (
-        "accounts", "bodies", "key_versions", "programs", "references", "requestors", "revisions", "seals", "tokens",
+        "bodies",
+        "key_versions",
+        "pan_fingerprints",
+        "programs",
+        "references",
+        "requestors",
+        "revisions",
+        "seals",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, tokens: Bytes, references: Bytes, accounts: Bytes, requestors: Bytes, programs: Bytes,
+        self, tokens: Bytes, references: Bytes, pan_fingerprints: Bytes, requestors: Bytes, programs: Bytes,
         revisions: Integers, key_versions: Integers, bodies: Bytes, seals: Bytes,
     ) -> None:  # fmt: skip
         self.tokens: Final = tokens
         self.references: Final = references
-        self.accounts: Final = accounts
+        self.pan_fingerprints: Final = pan_fingerprints
         self.requestors: Final = requestors
         self.programs: Final = programs
         self.revisions: Final = revisions
@@ -53,13 +61,13 @@ class RecordColumns(ColumnarRecords):
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
         """The columns of records, at least one; each field is equally long in all of them."""
-        token, reference, account, requestor, program, revision, key_version, body, seal = zip(
+        token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = zip(
             *records, strict=True
         )
         return cls(
             _texts(token),
             _column(reference),
-            _column(account),
+            _column(pan_fingerprint),
             _texts(requestor),
             _texts(program),
             np.array(revision, np.int64),
@@ -74,7 +82,7 @@ class RecordColumns(ColumnarRecords):
         return (
             low <= self.tokens.shape[1] <= high
             and self.references.shape[1] == 16
-            and self.accounts.shape[1] == 16
+            and self.pan_fingerprints.shape[1] == 16
             and self.requestors.shape[1] == _REQUESTOR_DIGITS
             and 1 <= self.programs.shape[1] <= _PROGRAM_CHARACTERS_MAX
             and self.bodies.shape[1] <= _BODY_BYTES_MAX
@@ -88,8 +96,8 @@ class RecordColumns(ColumnarRecords):
     def take(self, rows: npt.NDArray[np.intp]) -> RecordColumns:
         """Some of the records."""
         return RecordColumns(
-            self.tokens[rows], self.references[rows], self.accounts[rows], self.requestors[rows], self.programs[rows],
-            self.revisions[rows], self.key_versions[rows], self.bodies[rows], self.seals[rows],
+            self.tokens[rows], self.references[rows], self.pan_fingerprints[rows], self.requestors[rows],
+            self.programs[rows], self.revisions[rows], self.key_versions[rows], self.bodies[rows], self.seals[rows],
         )  # fmt: skip
 
     def token_texts(self) -> list[str]:
@@ -105,7 +113,7 @@ class RecordColumns(ColumnarRecords):
                 zip(
                     _split_texts(self.tokens),
                     split(self.references),
-                    split(self.accounts),
+                    split(self.pan_fingerprints),
                     _split_texts(self.requestors),
                     _split_texts(self.programs),
                     self.revisions.tolist(),
@@ -121,7 +129,7 @@ class RecordColumns(ColumnarRecords):
         return SealedRecord(
             self.tokens[index].tobytes().decode("ascii"),
             self.references[index].tobytes(),
-            self.accounts[index].tobytes(),
+            self.pan_fingerprints[index].tobytes(),
             self.requestors[index].tobytes().decode("ascii"),
             self.programs[index].tobytes().decode("ascii"),
             int(self.revisions[index]),

@@ -31,14 +31,14 @@ from tokenvault.stores.checks import (
     check_meta,
     check_owner,
     check_page,
-    checked_accounts,
     checked_events,
+    checked_pan_fingerprints,
     checked_records,
     checked_tokens,
     first_after,
     sound_document,
     sound_events,
-    sound_heads,
+    sound_latest_checkpoints,
     sound_records,
     sound_streams,
     sound_value,
@@ -128,14 +128,14 @@ class TokenStoreBase(ABC):
 
     @_guarded
     def find(
-        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
-        """The records of an account, or of several, whose token is greater than `after`, by token."""
-        accounts = checked_accounts(account)
+        """The records of a pan_fingerprint, or of several, whose token is greater than `after`, by token."""
+        pan_fingerprints = checked_pan_fingerprints(pan_fingerprint)
         check_owner(requestor, program)
         check_page(after, limit)
-        return sound_records(self._find(accounts, requestor, program, after, limit))
+        return sound_records(self._find(pan_fingerprints, requestor, program, after, limit))
 
     @_guarded
     def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -188,10 +188,10 @@ class TokenStoreBase(ABC):
         return sound_streams(self._streams())
 
     @_guarded
-    def heads(self, limit: int) -> list[SealedEvent]:
+    def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints."""
         check_limit(limit)
-        return sound_heads(self._heads(limit))
+        return sound_latest_checkpoints(self._latest_checkpoints(limit))
 
     @_guarded
     def put_domain(self, digest: bytes, document: bytes) -> None:
@@ -256,7 +256,12 @@ class TokenStoreBase(ABC):
 
     @abstractmethod
     def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]: ...
 
     @abstractmethod
@@ -283,7 +288,7 @@ class TokenStoreBase(ABC):
     def _streams(self) -> list[bytes]: ...
 
     @abstractmethod
-    def _heads(self, limit: int) -> list[SealedEvent]: ...
+    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...
 
     @abstractmethod
     def _put_domain(self, digest: bytes, document: bytes) -> None: ...

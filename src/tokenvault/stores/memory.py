@@ -51,14 +51,19 @@ class MemoryTokenStore(TokenStoreBase):
             return [records[token] for token in dict.fromkeys(tokens) if token in records]
 
     def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]:
         with self._lock:
-            wanted = set(accounts)
+            wanted = set(pan_fingerprints)
             found: list[SealedRecord] = []
             for record in self._above(after):
                 if (
-                    record.account in wanted
+                    record.pan_fingerprint in wanted
                     and requestor in (None, record.requestor)
                     and program in (None, record.program)
                 ):
@@ -118,7 +123,7 @@ class MemoryTokenStore(TokenStoreBase):
         with self._lock:
             return list({stream for stream, _ in self._events})
 
-    def _heads(self, limit: int) -> list[SealedEvent]:
+    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         with self._lock:
             newest = sorted({stream for stream, _ in self._events}, reverse=True)[:limit]
             first = {

@@ -41,11 +41,11 @@ class ColumnarRecords(Sequence[SealedRecord]):
 
 
 class RecordBatch(ColumnarRecords):
-    """Records of one requestor and program, which differ in token, reference, account and seal only.
+    """Records of one requestor and program, which differ in token, reference, pan_fingerprint and seal only.
 
     Attributes:
         tokens: ASCII digits, one record each.
-        references: shape (rows, 16), dtype uint8; accounts: likewise.
+        references: shape (rows, 16), dtype uint8; pan_fingerprints: likewise.
         seals: shape (rows, 45), dtype uint8.
         requestor, program, revision, key_version, body: of every record, as in SealedRecord.
         looked_for: whether the database was asked for these tokens a moment ago and had none. A store that looks
@@ -56,10 +56,10 @@ class RecordBatch(ColumnarRecords):
     """
 
     __slots__ = (
-        "accounts",
         "body",
         "key_version",
         "looked_for",
+        "pan_fingerprints",
         "program",
         "references",
         "requestor",
@@ -72,7 +72,7 @@ class RecordBatch(ColumnarRecords):
         self,
         tokens: Sequence[bytes],
         references: Bytes,
-        accounts: Bytes,
+        pan_fingerprints: Bytes,
         requestor: str,
         program: str,
         revision: int,
@@ -82,7 +82,7 @@ class RecordBatch(ColumnarRecords):
     ) -> None:
         rows = len(tokens)
         for name, column, width in (
-            ("references", references, 16), ("accounts", accounts, 16), ("seals", seals, 45)
+            ("references", references, 16), ("pan_fingerprints", pan_fingerprints, 16), ("seals", seals, 45)
         ):  # fmt: skip
             if type(column) is not np.ndarray or column.dtype != np.uint8 or column.shape != (rows, width):
                 raise InvalidInputError(f"{name} is an array of uint8 of shape (rows, {width})")
@@ -91,7 +91,7 @@ class RecordBatch(ColumnarRecords):
             raise InvalidInputError("a token is 13 to 19 ASCII digits")
         self.tokens: Final = tuple(tokens)
         self.references: Final = np.ascontiguousarray(references)
-        self.accounts: Final = np.ascontiguousarray(accounts)
+        self.pan_fingerprints: Final = np.ascontiguousarray(pan_fingerprints)
         self.requestor: Final = requestor
         self.program: Final = program
         self.revision: Final = revision
@@ -105,7 +105,7 @@ class RecordBatch(ColumnarRecords):
         return zip(
             b"\n".join(self.tokens).decode("ascii").split("\n") if self.tokens else (),
             split(self.references),
-            split(self.accounts),
+            split(self.pan_fingerprints),
             repeat(self.requestor),
             repeat(self.program),
             repeat(self.revision),
@@ -118,20 +118,30 @@ class RecordBatch(ColumnarRecords):
     def take(self, rows: npt.NDArray[np.intp]) -> RecordBatch:
         """Some of the records."""
         tokens = [self.tokens[row] for row in rows.tolist()]
-        return self._like(tokens, self.references[rows], self.accounts[rows], self.seals[rows])
+        return self._like(tokens, self.references[rows], self.pan_fingerprints[rows], self.seals[rows])
 
     def with_rows(self, rows: npt.NDArray[np.intp], other: RecordBatch) -> RecordBatch:
         """These records, but at some rows, in order, those of another batch that is like this one."""
         tokens = list(self.tokens)
         for row, token in zip(rows.tolist(), other.tokens, strict=True):
             tokens[row] = token
-        references, accounts, seals = self.references.copy(), self.accounts.copy(), self.seals.copy()
-        references[rows], accounts[rows], seals[rows] = other.references, other.accounts, other.seals
-        return self._like(tokens, references, accounts, seals)
+        references, pan_fingerprints, seals = (
+            self.references.copy(),
+            self.pan_fingerprints.copy(),
+            self.seals.copy(),
+        )
+        references[rows], pan_fingerprints[rows], seals[rows] = (
+            other.references,
+            other.pan_fingerprints,
+            other.seals,
+        )
+        return self._like(tokens, references, pan_fingerprints, seals)
 
-    def _like(self, tokens: Sequence[bytes], references: Bytes, accounts: Bytes, seals: Bytes) -> RecordBatch:
+    def _like(
+        self, tokens: Sequence[bytes], references: Bytes, pan_fingerprints: Bytes, seals: Bytes
+    ) -> RecordBatch:
         common = self.requestor, self.program, self.revision, self.key_version, self.body
-        return RecordBatch(tokens, references, accounts, *common, seals)
+        return RecordBatch(tokens, references, pan_fingerprints, *common, seals)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -143,7 +153,7 @@ class RecordBatch(ColumnarRecords):
         return SealedRecord(
             self.tokens[index].decode("ascii"),
             self.references[index].tobytes(),
-            self.accounts[index].tobytes(),
+            self.pan_fingerprints[index].tobytes(),
             self.requestor,
             self.program,
             self.revision,

@@ -27,7 +27,7 @@ class SealedRecord(NamedTuple):
     Attributes:
         token: 13 to 19 ASCII digits; the primary key.
         reference: 16 random bytes, unique by their randomness.
-        account: 16 bytes, the keyed fingerprint of the PAN; many records may share one.
+        pan_fingerprint: 16 bytes, the keyed fingerprint of the PAN; many records may share one.
         requestor: 11 ASCII digits.
         program: 1 to 64 ASCII characters.
         revision: 1 at insertion, one more with every replacement; below 2**63.
@@ -38,7 +38,7 @@ class SealedRecord(NamedTuple):
 
     token: str
     reference: bytes
-    account: bytes
+    pan_fingerprint: bytes
     requestor: str
     program: str
     revision: int
@@ -108,10 +108,10 @@ class TokenStore(Protocol):
         ...
 
     def find(
-        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
-        """The records of an account, or of several, whose token is greater than `after`, by token, ascending.
+        """The records of a pan_fingerprint, or of several, whose token is greater than `after`, by token, ascending.
 
         With `requestor` or `program`, only theirs.
         """
@@ -166,7 +166,7 @@ class TokenStore(Protocol):
         """Every event stream there is, in no particular order; also a name of another length, if one was planted."""
         ...
 
-    def heads(self, limit: int) -> list[SealedEvent]:
+    def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints, in one round trip, in no particular order.
 
         Of the `limit` streams with the greatest names: of each the event written last whose reference is the
@@ -211,7 +211,7 @@ class AsyncTokenStore(Protocol):
     async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...  # noqa: D102 # as in TokenStore
     async def find(  # noqa: D102 # as in TokenStore
         self,
-        account: bytes | Sequence[bytes],
+        pan_fingerprint: bytes | Sequence[bytes],
         *,
         requestor: str | None = None,
         program: str | None = None,
@@ -234,7 +234,7 @@ class AsyncTokenStore(Protocol):
         after: int = 0,
         limit: int = PAGE_MAX,
     ) -> list[SealedEvent]: ...
-    async def heads(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
+    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
     async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102 # as in TokenStore
     async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102 # as in TokenStore
     async def get_meta(self, name: str) -> bytes | None: ...  # noqa: D102 # as in TokenStore

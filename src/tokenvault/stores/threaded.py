@@ -36,10 +36,15 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
         return await self._workers.call(self._store.get, tokens)
 
     async def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]:
         return await self._workers.call(
-            self._store.find, accounts, requestor=requestor, program=program, after=after, limit=limit
+            self._store.find, pan_fingerprints, requestor=requestor, program=program, after=after, limit=limit
         )
 
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -67,8 +72,8 @@ class ThreadedTokenStore(AsyncTokenStoreBase):
     async def _streams(self) -> list[bytes]:
         return await self._workers.call(self._store.streams)
 
-    async def _heads(self, limit: int) -> list[SealedEvent]:
-        return await self._workers.call(self._store.heads, limit)
+    async def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return await self._workers.call(self._store.latest_checkpoints, limit)
 
     async def _put_domain(self, digest: bytes, document: bytes) -> None:
         await self._workers.call(self._store.put_domain, digest, document)

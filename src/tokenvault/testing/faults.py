@@ -145,12 +145,14 @@ class FaultyTokenStore:
         return self._call("get", lambda: self._store.get(tokens))
 
     def find(
-        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         return self._call(
             "find",
-            lambda: self._store.find(account, requestor=requestor, program=program, after=after, limit=limit),
+            lambda: self._store.find(
+                pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit
+            ),
         )
 
     def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -179,8 +181,8 @@ class FaultyTokenStore:
     def streams(self) -> list[bytes]:
         return self._call("streams", self._store.streams)
 
-    def heads(self, limit: int) -> list[SealedEvent]:
-        return self._call("heads", lambda: self._store.heads(limit))
+    def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return self._call("latest_checkpoints", lambda: self._store.latest_checkpoints(limit))
 
     def put_domain(self, digest: bytes, document: bytes) -> None:
         self._call("put_domain", lambda: self._store.put_domain(digest, document))
@@ -233,12 +235,14 @@ class FaultyAsyncTokenStore:
         return await self._call("get", lambda: self._store.get(tokens))
 
     async def find(
-        self, account: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         return await self._call(
             "find",
-            lambda: self._store.find(account, requestor=requestor, program=program, after=after, limit=limit),
+            lambda: self._store.find(
+                pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit
+            ),
         )
 
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
@@ -264,8 +268,8 @@ class FaultyAsyncTokenStore:
             lambda: self._store.events(stream=stream, reference=reference, after=after, limit=limit),
         )
 
-    async def heads(self, limit: int) -> list[SealedEvent]:
-        return await self._call("heads", lambda: self._store.heads(limit))
+    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return await self._call("latest_checkpoints", lambda: self._store.latest_checkpoints(limit))
 
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         await self._call("put_domain", lambda: self._store.put_domain(digest, document))

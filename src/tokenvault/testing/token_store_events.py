@@ -65,7 +65,7 @@ class EventContract(TokenStoreFixtures):
 
     def test_heads(self, store: TokenStore) -> None:
         """Of the streams with the greatest names, each one's checkpoint written last, or its first event."""
-        assert store.heads(10) == []
+        assert store.latest_checkpoints(10) == []
         names = {n: an_event(1, stream=n).stream for n in (3, 5, 7, 2**127)}
         for n, name in names.items():
             store.append([an_event(2, stream=n), an_event(1, stream=n, reference=b"r" * 16)])
@@ -75,7 +75,7 @@ class EventContract(TokenStoreFixtures):
         expected = [an_event(9, stream=n, reference=names[n]) for n in (2**127, 7, 5, 3)]
         expected[2] = an_event(1, stream=5, reference=b"r" * 16)
         for limit, count in ((1, 1), (2, 2), (3, 3), (4, 4), (PAGE_MAX, 4)):
-            found = sorted(store.heads(limit), key=lambda event: event.stream, reverse=True)
+            found = sorted(store.latest_checkpoints(limit), key=lambda event: event.stream, reverse=True)
             assert found == expected[:count]
 
     # Documents and named values.

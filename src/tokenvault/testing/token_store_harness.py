@@ -63,7 +63,7 @@ class RecordChanges(TypedDict, total=False):
 
     token: str
     reference: bytes
-    account: bytes
+    pan_fingerprint: bytes
     requestor: str
     program: str
     revision: int
@@ -73,12 +73,12 @@ class RecordChanges(TypedDict, total=False):
 
 
 def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
-    """A well-shaped record; each number has another token, reference and account."""
+    """A well-shaped record; each number has another token, reference and pan_fingerprint."""
     source = random.Random(number)  # noqa: S311  the same on every run
     record = SealedRecord(
         token=f"999912{number:010d}",
         reference=source.randbytes(16),
-        account=source.randbytes(16),
+        pan_fingerprint=source.randbytes(16),
         requestor="40012345678",
         program="card-on-file",
         revision=1,

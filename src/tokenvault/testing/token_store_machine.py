@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore, digest_of
 
-# Few values, so that steps meet: the same tokens, accounts, events again and again.
+# Few values, so that steps meet: the same tokens, pan_fingerprints, events again and again.
 _TOKENS = ("0" * 13, "0" * 14, "1" * 13, "1" * 19, "12" * 8, "9" * 16)
 _ACCOUNTS = (b"a" * 16, b"b" * 16)
 _REQUESTORS = ("1" * 11, "2" * 11)
@@ -22,7 +22,7 @@ _records = st.builds(
     SealedRecord,
     token=st.sampled_from(_TOKENS),
     reference=st.sampled_from(_REFERENCES),
-    account=st.sampled_from(_ACCOUNTS),
+    pan_fingerprint=st.sampled_from(_ACCOUNTS),
     requestor=st.sampled_from(_REQUESTORS),
     program=st.sampled_from(_PROGRAMS),
     revision=st.just(1),
@@ -123,24 +123,30 @@ class TokenStoreMachine(RuleBasedStateMachine):
         ]
 
     @rule(
-        account=st.sampled_from(_ACCOUNTS) | st.lists(st.sampled_from(_ACCOUNTS), max_size=20),
+        pan_fingerprint=st.sampled_from(_ACCOUNTS) | st.lists(st.sampled_from(_ACCOUNTS), max_size=20),
         requestor=st.sampled_from((None, *_REQUESTORS)),
         program=st.sampled_from((None, *_PROGRAMS)),
         after=_after,
         limit=_limits,
     )
     def find(
-        self, account: bytes | list[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprint: bytes | list[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> None:
         expected = [
             row
             for token, row in sorted(self.rows.items())
             if token > after
-            and row.account in (account if isinstance(account, list) else [account])
+            and row.pan_fingerprint
+            in (pan_fingerprint if isinstance(pan_fingerprint, list) else [pan_fingerprint])
             and requestor in (None, row.requestor)
             and program in (None, row.program)
         ]
-        got = self.store.find(account, requestor=requestor, program=program, after=after, limit=limit)
+        got = self.store.find(pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit)
         assert got == expected[:limit]
 
     @rule(reference=st.sampled_from(_REFERENCES))
@@ -179,9 +185,15 @@ class TokenStoreMachine(RuleBasedStateMachine):
             assert self.store.events(stream=stream) == expected
         for limit in (1, 2):
             newest = sorted({stream for stream, _ in self.log}, reverse=True)[:limit]
-            heads = {stream: self.log[stream, number] for stream, number in sorted(self.log, reverse=True)}
-            heads |= {event.reference: event for event in self.log.values() if event.reference in newest}
-            assert sorted(self.store.heads(limit)) == sorted(heads[stream] for stream in newest)
+            latest_checkpoints = {
+                stream: self.log[stream, number] for stream, number in sorted(self.log, reverse=True)
+            }
+            latest_checkpoints |= {
+                event.reference: event for event in self.log.values() if event.reference in newest
+            }
+            assert sorted(self.store.latest_checkpoints(limit)) == sorted(
+                latest_checkpoints[stream] for stream in newest
+            )
         assert sorted(self.store.streams()) == sorted({stream for stream, _ in self.log})
         for digest, document in self.documents.items():
             assert self.store.get_domain(digest) == document

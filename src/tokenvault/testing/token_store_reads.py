@@ -36,14 +36,16 @@ class ReadingContract(TokenStoreFixtures):
         assert store.scan() == records
 
     def test_find(self, store: TokenStore) -> None:
-        """All records of an account and no others, by token as a string, also in pages."""
-        account = b"a" * 16
+        """All records of a pan_fingerprint and no others, by token as a string, also in pages."""
+        pan_fingerprint = b"a" * 16
         tokens = ["9" * 13, "1" * 19, "10" * 8, "5" * 16, "50" * 7]
-        records = [a_record(n, token=token, account=account) for n, token in enumerate(tokens)]
+        records = [
+            a_record(n, token=token, pan_fingerprint=pan_fingerprint) for n, token in enumerate(tokens)
+        ]
         store.insert([*records, a_record(77)], [])
-        assert store.find(account) == by_token(records)
+        assert store.find(pan_fingerprint) == by_token(records)
         paged: list[SealedRecord] = []
-        while page := store.find(account, after=paged[-1].token if paged else "", limit=2):
+        while page := store.find(pan_fingerprint, after=paged[-1].token if paged else "", limit=2):
             assert len(page) <= 2
             paged += page
         assert paged == by_token(records)
@@ -51,33 +53,44 @@ class ReadingContract(TokenStoreFixtures):
 
     def test_find_of_many_accounts(self, store: TokenStore) -> None:
         """The records of all of them, each once, by token, also in pages; of none, none."""
-        accounts = [bytes([n]) * 16 for n in range(40)]
+        pan_fingerprints = [bytes([n]) * 16 for n in range(40)]
         records = [
-            a_record(n, account=accounts[n % 30], requestor=str(n // 60 + 1) * 11, program=f"p{n % 2}")
+            a_record(
+                n,
+                pan_fingerprint=pan_fingerprints[n % 30],
+                requestor=str(n // 60 + 1) * 11,
+                program=f"p{n % 2}",
+            )
             for n in range(120)
         ]
         store.insert([*records, a_record(777)], [])
         assert store.find([]) == []
-        assert store.find(accounts) == store.find(accounts * 3) == by_token(records)
+        assert store.find(pan_fingerprints) == store.find(pan_fingerprints * 3) == by_token(records)
         assert (
-            store.find(accounts[5:22], limit=7)
-            == by_token([record for record in records if record.account in accounts[5:22]])[:7]
+            store.find(pan_fingerprints[5:22], limit=7)
+            == by_token([record for record in records if record.pan_fingerprint in pan_fingerprints[5:22]])[
+                :7
+            ]
         )
         paged: list[SealedRecord] = []
-        while page := store.find(accounts[:25], after=paged[-1].token if paged else "", limit=9):
+        while page := store.find(pan_fingerprints[:25], after=paged[-1].token if paged else "", limit=9):
             paged += page
-        assert paged == by_token([record for record in records if record.account in accounts[:25]])
-        filtered = store.find(accounts, requestor="2" * 11, program="p1")
+        assert paged == by_token(
+            [record for record in records if record.pan_fingerprint in pan_fingerprints[:25]]
+        )
+        filtered = store.find(pan_fingerprints, requestor="2" * 11, program="p1")
         assert filtered == by_token(
             [record for record in records if record.requestor == "2" * 11 and record.program == "p1"]
         )
 
     def test_find_filters(self, store: TokenStore) -> None:
         """By requestor, by program, by both; the limit counts what passes the filters."""
-        account = b"a" * 16
+        pan_fingerprint = b"a" * 16
         requestors, programs = ("1" * 11, "2" * 11), ("one", "two")
         records = [
-            a_record(n, account=account, requestor=requestors[n % 2], program=programs[n // 2 % 2])
+            a_record(
+                n, pan_fingerprint=pan_fingerprint, requestor=requestors[n % 2], program=programs[n // 2 % 2]
+            )
             for n in range(12)
         ]
         store.insert(records, [])
@@ -86,9 +99,9 @@ class ReadingContract(TokenStoreFixtures):
                 expected = [
                     r for r in records if requestor in (None, r.requestor) and program in (None, r.program)
                 ]
-                assert store.find(account, requestor=requestor, program=program) == expected
+                assert store.find(pan_fingerprint, requestor=requestor, program=program) == expected
                 page = store.find(
-                    account, requestor=requestor, program=program, after=records[4].token, limit=1
+                    pan_fingerprint, requestor=requestor, program=program, after=records[4].token, limit=1
                 )
                 assert page == [r for r in expected if r.token > records[4].token][:1]
 

@@ -110,7 +110,7 @@ class WritingContract(TokenStoreFixtures):
                 1, token="0" * 13, requestor="0" * 11, program="\x00 '\"\n\x7f%", body=b"", seal=bytes(45)
             ),
             a_record(2, token="9" * 19, program="p" * 64, body=b"\xff" * 4096, key_version=2**31 - 1),
-            a_record(3, token="0" * 19, reference=bytes(16), account=b"\xff" * 16),
+            a_record(3, token="0" * 19, reference=bytes(16), pan_fingerprint=b"\xff" * 16),
         ]
         assert store.insert(extreme, []) == []
         for record in extreme:
@@ -212,9 +212,9 @@ class WritingContract(TokenStoreFixtures):
         store.insert([old, a_record(3)], [])
         assert store.replace([new, replaced(a_record(3))], []) == []
         assert store.get([old.token]) == [new]
-        assert store.find(old.account) == []
+        assert store.find(old.pan_fingerprint) == []
         assert store.by_reference(old.reference) is None
-        assert store.find(new.account, requestor="1" * 11, program="q") == [new]
+        assert store.find(new.pan_fingerprint, requestor="1" * 11, program="q") == [new]
         assert store.by_reference(new.reference) == new
         assert store.scan(key_version=2) == [new]
 

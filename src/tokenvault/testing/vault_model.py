@@ -36,7 +36,7 @@ PROGRAMS: Final = {
 }
 REQUESTOR: Final = TokenRequestor("40012345678", programs=set(PROGRAMS))
 
-_Meter = tuple[str, int]
+_Counter = tuple[str, int]
 UNKNOWN: Final = "unknown"
 """The answer of a call that a fault met: it may have happened or not."""
 
@@ -61,11 +61,11 @@ Answer = str | frozenset[str] | Shown | type[TokenVaultError]
 
 @attrs.frozen
 class Use:
-    """A use that counted, and on which meters."""
+    """A use that counted, and on which velocity counters."""
 
     transaction: Transaction
     time_ms: int
-    meters: frozenset[_Meter]
+    velocity_counters: frozenset[_Counter]
 
 
 @attrs.frozen
@@ -91,12 +91,14 @@ class State:
     def _limits(self) -> list[Limit]:
         return [*PROGRAMS[self.program].domain.limits, *self.domain.limits]
 
-    def _spent(self, meter: _Meter, now_ms: int) -> int:
+    def _spent(self, counter: _Counter, now_ms: int) -> int:
         def window(time_ms: int) -> int:
-            return time_ms // 1000 // meter[1] if meter[1] else 0
+            return time_ms // 1000 // counter[1] if counter[1] else 0
 
-        counted = [u for u in self.used if meter in u.meters and window(u.time_ms) == window(now_ms)]
-        return sum(_money(use.transaction) for use in counted) if meter[0] else len(counted)
+        counted = [
+            u for u in self.used if counter in u.velocity_counters and window(u.time_ms) == window(now_ms)
+        ]
+        return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
 
     def _known(self, transaction: Transaction) -> Transaction | None:
         return next((use.transaction for use in self.used if use.transaction.id == transaction.id), None)
@@ -110,7 +112,7 @@ class State:
         if known is not None and known != transaction:
             found.add("TRANSACTION_ID_REUSED")
         for limit in self._limits() if known != transaction else ():
-            spent = self._spent(_meter(limit), now_ms)
+            spent = self._spent(_counter(limit), now_ms)
             if limit.uses is not None and spent + 1 > limit.uses:
                 found.add("USES_EXCEEDED")
             if limit.amount is not None and spent + _money(transaction) > limit.amount.amount:
@@ -131,7 +133,7 @@ class State:
             return codes, self
         if not self._limits() or self._known(transaction) is not None:
             return self.pan, self
-        use = Use(transaction, now_ms, frozenset(map(_meter, self._limits())))
+        use = Use(transaction, now_ms, frozenset(map(_counter, self._limits())))
         return self.pan, self._changed(used=(*self.used, use))
 
     def suspended(self, by: Actor) -> tuple[Answer, State]:
@@ -221,7 +223,7 @@ def exceeded(program: str, uses: Collection[tuple[str, int]]) -> list[Limit]:
         first.setdefault(name, time_ms)
     found = []
     for limit in PROGRAMS[program].domain.limits:
-        seconds = _meter(limit)[1]
+        seconds = _counter(limit)[1]
         counted: Counter[int] = Counter()
         for name, time_ms in first.items():
             window = time_ms // 1000 // seconds if seconds else 0
@@ -236,7 +238,7 @@ def _told(state: State) -> tuple[Answer, State]:
     return state.shown, state
 
 
-def _meter(limit: Limit) -> _Meter:
+def _counter(limit: Limit) -> _Counter:
     return limit.amount.currency if limit.amount else "", int(limit.per.total_seconds()) if limit.per else 0
 
 

@@ -33,7 +33,7 @@ from tokenvault.vault import arguments as requests
 from tokenvault.vault import closing
 from tokenvault.vault import provision as opening
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import IssueOutcomes, Outcomes
+from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
 from tokenvault.vault.core import Core
 from tokenvault.vault.open import open_core
 
@@ -142,19 +142,19 @@ class AsyncVault:
         token_expiry: str | CardExpiry | None = None,
         assurance: str | None = None,
         active: bool = True,
-    ) -> IssueOutcomes[TokenInfo]:
+    ) -> IssueBatchResult[TokenInfo]:
         """As `Vault.issue_many`, awaited. With keys in this process the loop stands still while a chunk is sealed."""
         return await batches.issue_all(
             self._open(), cards, requestor, program, domain, token_expiry, assurance, active
         )
 
     @async_call_boundary
-    async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Card]:
+    async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
         """As `Vault.detokenize_many`, awaited; see `issue_many`."""
         return await batches.detokenize_all(self._open(), uses)
 
     @async_call_boundary
-    async def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Decision]:
+    async def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Decision]:
         """As `Vault.check_many`, awaited; see `issue_many`."""
         return await batches.check_all(self._open(), uses)
 

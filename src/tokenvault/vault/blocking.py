@@ -27,7 +27,7 @@ from tokenvault.vault import arguments as requests
 from tokenvault.vault import closing
 from tokenvault.vault import provision as opening
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import IssueOutcomes, Outcomes
+from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
 from tokenvault.vault.core import Core
 from tokenvault.vault.open import open_core
 
@@ -179,7 +179,7 @@ class Vault:
         token_expiry: str | CardExpiry | None = None,
         assurance: str | None = None,
         active: bool = True,
-    ) -> IssueOutcomes[TokenInfo]:
+    ) -> IssueBatchResult[TokenInfo]:
         """Issue a token for each of many cards, as `issue` does.
 
         Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
@@ -210,7 +210,7 @@ class Vault:
         )
 
     @call_boundary
-    def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Card]:
+    def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
         """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
 
         Uses are taken in chunks of 8,000. Each chunk is written in one step with one audit event, and a token used
@@ -229,7 +229,7 @@ class Vault:
         return run(batches.detokenize_all(self._open(), uses))
 
     @call_boundary
-    def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> Outcomes[Decision]:
+    def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Decision]:
         """Decide on many uses without making them, as `check` does: each as if it were the next one.
 
         Takes and raises what `detokenize_many` does. Returns a Decision or an error for each use, in order.

@@ -40,7 +40,7 @@ DOMAINS_CACHED_MAX: Final = 10_000
 _DELETED: Final = TokenStatus.DELETED
 
 
-class Opened(NamedTuple):
+class Unsealed(NamedTuple):
     """An authenticated record, and its card unless it is a tombstone."""
 
     record: TokenRecord
@@ -195,7 +195,7 @@ class Core:
         action: Action | None,
         requestor: str | None = None,
         transaction_id: str | None = None,
-    ) -> Opened:
+    ) -> Unsealed:
         """The record of a token, authenticated.
 
         Where an action is given, a failure is noted. Raises TokenNotFoundError, IntegrityError.
@@ -227,16 +227,16 @@ class Core:
             )
         raise tampered
 
-    async def open(self, row: SealedRecord) -> Opened:
+    async def open(self, row: SealedRecord) -> Unsealed:
         """A row, authenticated. Raises IntegrityError, KeyStoreError."""
         return await self.runtime.call(self.unseal, row)
 
-    def unseal(self, row: SealedRecord) -> Opened:
+    def unseal(self, row: SealedRecord) -> Unsealed:
         """As `open`, in this thread."""
         record, card = self.keys.unseal(row)
         if (card is None) != (record.status is _DELETED):
             raise IntegrityError("only the record of a deleted token has no card")
-        return Opened(record, card)
+        return Unsealed(record, card)
 
     def insert(
         self, record: TokenRecord, card: Card | None, event: Event, document: bytes | None

@@ -15,7 +15,7 @@ from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Making, Permission, TokenProgram
 from tokenvault.records.record import REFERENCE_BYTES, TokenRecord
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault.core import Core, Opened
+from tokenvault.vault.core import Core, Unsealed
 
 DRAWS_MAX: Final = 8
 """Random tokens drawn one by one; after so many collisions the space is looked at."""
@@ -37,7 +37,7 @@ _DONE: Final = Outcome.DONE
 _NOBODY: Final[frozenset[Actor]] = frozenset()
 _ACTIVE, _INACTIVE = TokenStatus.ACTIVE, TokenStatus.INACTIVE
 
-ACCOUNT_PAGE: Final = 100
+CARD_PAGE: Final = 100
 ACCOUNT_PAGES_MAX: Final = 100
 
 
@@ -105,13 +105,17 @@ async def _draw(
     core: Core, order: Order, program: TokenProgram, now_ms: int, document: bytes | None
 ) -> TokenInfo:
     pan, keys = order.card.pan, core.keys
-    account = keys.account(pan) if core.runtime.inline else await core.runtime.call(keys.account, pan)
+    pan_fingerprint = (
+        keys.pan_fingerprint(pan)
+        if core.runtime.inline
+        else await core.runtime.call(keys.pan_fingerprint, pan)
+    )
     shape = len(order.card.pan), order.card.pan.last4
     choices = program.format.choices(shape[0])
     for _ in range(DRAWS_MAX):
         drawn = os.urandom(REFERENCE_BYTES + CHOICE_BYTES)  # one call of the system
         token = program.format.make(int.from_bytes(drawn[REFERENCE_BYTES:]) % choices, *shape)
-        opened = new(order, token, drawn[:REFERENCE_BYTES], account, now_ms)
+        opened = new(order, token, drawn[:REFERENCE_BYTES], pan_fingerprint, now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return _told(core, order, opened, document)
     if choices <= SAMPLE_MAX:
@@ -120,7 +124,7 @@ async def _draw(
         sample = {program.format.make(secrets.randbelow(choices), *shape) for _ in range(SAMPLE_MAX)}
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
-        opened = new(order, token, os.urandom(REFERENCE_BYTES), account, now_ms)
+        opened = new(order, token, os.urandom(REFERENCE_BYTES), pan_fingerprint, now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return _told(core, order, opened, document)
     taken = len(sample) - len(free)
@@ -134,12 +138,12 @@ async def _draw(
 async def _converge(
     core: Core, order: Order, program: TokenProgram, now_ms: int, document: bytes | None
 ) -> TokenInfo:
-    # By account first, under each key version: so tokens outlive the key that they were derived with.
-    accounts = await core.runtime.call(core.keys.accounts, order.card.pan)
-    standing: list[Opened] = []
+    # By pan_fingerprint first, under each key version: so tokens outlive the key that they were derived with.
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, order.card.pan)
+    standing: list[Unsealed] = []
     tombstones = 0
-    for account in accounts:
-        async for opened in _issued(core, order, account):
+    for pan_fingerprint in pan_fingerprints:
+        async for opened in _issued(core, order, pan_fingerprint):
             if opened.card is None:
                 tombstones += 1
             elif opened.card.pan == order.card.pan:
@@ -149,7 +153,7 @@ async def _converge(
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
-            core.keys.convergent_choice, accounts[0], order.requestor, order.program, number
+            core.keys.convergent_choice, pan_fingerprints[0], order.requestor, order.program, number
         )
         return program.format.make(drawn % choices, *shape)
 
@@ -162,12 +166,12 @@ async def _converge(
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        opened = new(order, token, os.urandom(REFERENCE_BYTES), accounts[0], now_ms)
+        opened = new(order, token, os.urandom(REFERENCE_BYTES), pan_fingerprints[0], now_ms)
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return _told(core, order, opened, document)
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
-        if _converges(order, there, accounts):
+        if _converges(order, there, pan_fingerprints):
             return await _again(core, order, there, now_ms)
     raise TokenSpaceExhausted(
         f"program {program.name}: {CANDIDATES_MAX} of {CANDIDATES_MAX} candidates are taken of {choices} tokens"
@@ -175,32 +179,32 @@ async def _converge(
     )
 
 
-async def _issued(core: Core, order: Order, account: bytes) -> AsyncIterator[Opened]:
-    """The records of an account, requestor and program, tombstones too."""
+async def _issued(core: Core, order: Order, pan_fingerprint: bytes) -> AsyncIterator[Unsealed]:
+    """The records of a pan_fingerprint, requestor and program, tombstones too."""
     after = ""
     for _ in range(ACCOUNT_PAGES_MAX):
         rows = await core.store.find(
-            account, requestor=order.requestor, program=order.program, after=after, limit=ACCOUNT_PAGE
+            pan_fingerprint, requestor=order.requestor, program=order.program, after=after, limit=CARD_PAGE
         )
         for row in rows:
             yield await core.open(row)
-        if len(rows) < ACCOUNT_PAGE:
+        if len(rows) < CARD_PAGE:
             return
         after = rows[-1].token
 
 
-def _converges(order: Order, opened: Opened, accounts: tuple[bytes, ...]) -> bool:
+def _converges(order: Order, opened: Unsealed, pan_fingerprints: tuple[bytes, ...]) -> bool:
     record = opened.record
     return (
         opened.card is not None
         and opened.card.pan == order.card.pan
-        and record.account in accounts
+        and record.pan_fingerprint in pan_fingerprints
         and record.requestor == order.requestor
         and record.program == order.program
     )
 
 
-async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> TokenInfo:
+async def _again(core: Core, order: Order, opened: Unsealed, now_ms: int) -> TokenInfo:
     """Issue a token that there is already: only as it is."""
     refused = different(order, opened)
     if refused is not None:
@@ -209,7 +213,7 @@ async def _again(core: Core, order: Order, opened: Opened, now_ms: int) -> Token
     return TokenInfo.of(opened.record, opened.card)
 
 
-def different(order: Order, opened: Opened) -> InvalidInputError | None:
+def different(order: Order, opened: Unsealed) -> InvalidInputError | None:
     """Why a token that there is already can not be issued again as ordered; None where it can."""
     record, card = opened.record, opened.card
     others = [
@@ -232,19 +236,19 @@ def different(order: Order, opened: Opened) -> InvalidInputError | None:
     return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
 
 
-def _told(core: Core, order: Order, opened: Opened, document: bytes | None) -> TokenInfo:
+def _told(core: Core, order: Order, opened: Unsealed, document: bytes | None) -> TokenInfo:
     """The token that was just written, with its document where one went along."""
     if document is not None:
         core.documents.written(order.domain)
     return TokenInfo.of(*opened)
 
 
-def new(order: Order, token: str, reference: bytes, account: bytes, now_ms: int) -> Opened:
+def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_ms: int) -> Unsealed:
     """A new record as ordered."""
     record = TokenRecord(
         token,
         reference,
-        account,
+        pan_fingerprint,
         order.requestor,
         order.program,
         1,
@@ -257,10 +261,10 @@ def new(order: Order, token: str, reference: bytes, account: bytes, now_ms: int)
         order.assurance,
         order.par,
     )
-    return Opened(record, order.card)
+    return Unsealed(record, order.card)
 
 
-def _event(order: Order, opened: Opened, now_ms: int) -> Event:
+def _event(order: Order, opened: Unsealed, now_ms: int) -> Event:
     record = opened.record
     return Event(now_ms, _ISSUE, _DONE, order.requestor, record.reference, None, (), record.revision)
 
@@ -268,5 +272,5 @@ def _event(order: Order, opened: Opened, now_ms: int) -> Event:
 def refuse_mention(order: Order) -> None:
     """Raise InvalidInputError where the card number stands in what the vault keeps in the clear."""
     pan = order.card.pan
-    if order.domain.mentions(pan) or (order.par is not None and pan.stands_in(order.par)):
+    if order.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
         raise InvalidInputError("the domain or the par holds the card number: use ids that do not")

@@ -20,10 +20,10 @@ from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import Permission
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault.core import Core, Opened
+from tokenvault.vault.core import Core, Unsealed
 
-ACCOUNT_PAGE: Final = 100
-ACCOUNT_TOKENS_MAX: Final = 100_000
+CARD_PAGE: Final = 100
+CARD_TOKENS_MAX: Final = 100_000
 """The most tokens of one card that one call reads or changes."""
 
 _ACTIONS: Final = {
@@ -60,11 +60,11 @@ async def change_status(
 ) -> TokenInfo:
     """Move a token along its life."""
 
-    def alter(opened: Opened) -> Opened:
+    def alter(opened: Unsealed) -> Unsealed:
         record = opened.record
         status, suspended_by = transition(record.status, record.suspended_by, change, actor)
         card = None if status is TokenStatus.DELETED else opened.card
-        return Opened(record._replace(status=status, suspended_by=suspended_by), card)
+        return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)
 
     codes = () if actor is None else (actor.name,)
     return await _change(core, token, _ACTIONS[change], alter, actor, requestor, codes)
@@ -74,14 +74,14 @@ async def update_domain(core: Core, token: str, domain: Domain, requestor: str |
     """Give a token another domain of its own."""
     opened = await _manageable(core, token, Action.UPDATE_DOMAIN, None, requestor)
     # For the host only: it knows the card or may. A requestor could try guesses by it.
-    if requestor is None and opened.card is not None and domain.mentions(opened.card.pan):
+    if requestor is None and opened.card is not None and domain.contains_pan(opened.card.pan):
         raise InvalidInputError("the domain holds the card number: use ids that do not")
     await core.documents.put(domain)
 
-    def alter(opened: Opened) -> Opened:
+    def alter(opened: Unsealed) -> Unsealed:
         if opened.card is None:
             raise LifecycleError("a deleted token has no domain")
-        return Opened(opened.record._replace(domain=domain.digest), opened.card)
+        return Unsealed(opened.record._replace(domain=domain.digest), opened.card)
 
     return await _change(core, token, Action.UPDATE_DOMAIN, alter, None, requestor, ())
 
@@ -96,21 +96,23 @@ async def update_card(
         core.refuse_token_as_pan(new_pan)
     if expiry is not None and expiry.passed(core.clock.now_ms()):
         raise InvalidInputError("the card has expired already; a card is valid through its expiry month")
-    account = None if new_pan is None else await core.runtime.call(core.keys.account, new_pan)
+    pan_fingerprint = None if new_pan is None else await core.runtime.call(core.keys.pan_fingerprint, new_pan)
 
-    def alter(opened: Opened) -> Opened:
+    def alter(opened: Unsealed) -> Unsealed:
         if opened.card is None or opened.card.pan not in (pan, new_pan):
             raise LifecycleError("the token was deleted or given another card meanwhile")
         card = Card(new_pan or opened.card.pan, expiry or opened.card.expiry)
-        return Opened(opened.record._replace(account=account or opened.record.account), card)
+        return Unsealed(
+            opened.record._replace(pan_fingerprint=pan_fingerprint or opened.record.pan_fingerprint), card
+        )
 
-    # All are read before the first is changed: a changed one moves to another account.
+    # All are read before the first is changed: a changed one moves to another pan_fingerprint.
     live = [opened.record async for opened in _live(core, pan, requestor)]
     if not live:
         raise TokenNotFoundError("this card has no token in this vault")
     for record in live if new_pan is not None else ():
         domain = await core.documents.get(record.domain)
-        if new_pan is not None and (domain.mentions(new_pan) or new_pan.stands_in(record.par or "")):
+        if new_pan is not None and (domain.contains_pan(new_pan) or new_pan.stands_in(record.par or "")):
             raise InvalidInputError("a token's domain or par holds the new card number: change that first")
     changed = []
     for record in live:
@@ -121,24 +123,22 @@ async def update_card(
     return changed
 
 
-async def _live(core: Core, pan: Pan, requestor: str | None) -> AsyncIterator[Opened]:
+async def _live(core: Core, pan: Pan, requestor: str | None) -> AsyncIterator[Unsealed]:
     """The records of a card that are not tombstones."""
     read = 0
-    for account in await core.runtime.call(core.keys.accounts, pan):
+    for pan_fingerprint in await core.runtime.call(core.keys.pan_fingerprints, pan):
         after = ""
         while True:
-            rows = await core.store.find(account, requestor=requestor, after=after, limit=ACCOUNT_PAGE)
+            rows = await core.store.find(pan_fingerprint, requestor=requestor, after=after, limit=CARD_PAGE)
             for row in rows:
                 opened = await core.open(row)
                 if opened.card is not None and opened.card.pan == pan:
                     yield opened
             read += len(rows)
-            if len(rows) < ACCOUNT_PAGE:
+            if len(rows) < CARD_PAGE:
                 break
-            if read >= ACCOUNT_TOKENS_MAX:
-                raise TokenStoreError(
-                    f"this card has over {ACCOUNT_TOKENS_MAX} tokens: ask for one requestor's"
-                )
+            if read >= CARD_TOKENS_MAX:
+                raise TokenStoreError(f"this card has over {CARD_TOKENS_MAX} tokens: ask for one requestor's")
             after = rows[-1].token
 
 
@@ -146,7 +146,7 @@ async def _change(
     core: Core,
     token: str,
     action: Action,
-    alter: Callable[[Opened], Opened],
+    alter: Callable[[Unsealed], Unsealed],
     actor: Actor | None,
     requestor: str | None,
     codes: tuple[str, ...],
@@ -166,7 +166,7 @@ async def _change(
             await core.deny(action, acting, "LIFECYCLE", *codes, reference=record.reference)
             raise refused
         now_ms, revision = core.clock.now_ms(), record.revision + 1
-        changed = Opened(altered.record._replace(updated_ms=now_ms, revision=revision), altered.card)
+        changed = Unsealed(altered.record._replace(updated_ms=now_ms, revision=revision), altered.card)
         event = Event(
             time_ms=now_ms,
             action=action,
@@ -183,7 +183,7 @@ async def _change(
 
 async def _manageable(
     core: Core, token: str, action: Action, actor: Actor | None, requestor: str | None
-) -> Opened:
+) -> Unsealed:
     """The record of a token that whoever acts may manage. Raises PermissionDeniedError, once it is noted."""
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, action)

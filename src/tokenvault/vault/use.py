@@ -11,10 +11,10 @@ from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import effective_expiry
-from tokenvault.vault.core import Core, Opened, safe_id
+from tokenvault.vault.core import Core, Unsealed, safe_id
 
-MENTIONED_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
-MENTIONED: Final = "a field of the transaction holds the card number: use ids that do not"
+CONTAINS_PAN_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
+CONTAINS_PAN: Final = "a field of the transaction holds the card number: use ids that do not"
 
 # Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
 _MAY_DETOKENIZE: Final = Permission.DETOKENIZE
@@ -31,8 +31,8 @@ async def check(core: Core, token: str, transaction: Transaction) -> Decision:
     decision = decide(
         opened.record, effective_expiry(*opened), restrictions, transaction, core.clock.now_ms()
     )
-    if decision.allowed and opened.card is not None and transaction.mentions(opened.card.pan):
-        raise InvalidInputError(MENTIONED)
+    if decision.allowed and opened.card is not None and transaction.contains_pan(opened.card.pan):
+        raise InvalidInputError(CONTAINS_PAN)
     return decision
 
 
@@ -49,7 +49,9 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         now_ms = core.clock.now_ms()
         event, counts, refusal = judge(opened, restrictions, transaction, now_ms)
         if counts:
-            used = record.used(record.usage.after(transaction, restrictions.meters, now_ms), now_ms)
+            used = record.used(
+                record.usage.after(transaction, restrictions.velocity_counters, now_ms), now_ms
+            )
             if not await core.replace(used, card, event) and card is not None:
                 return card
             conflicts = await core.conflict(conflicts)
@@ -61,7 +63,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
 
 
 def judge(
-    opened: Opened, restrictions: Restrictions, transaction: Transaction, now_ms: int
+    opened: Unsealed, restrictions: Restrictions, transaction: Transaction, now_ms: int
 ) -> tuple[Event, bool, TokenVaultError | None]:
     """Decide on a use to be made.
 
@@ -75,9 +77,9 @@ def judge(
     if not decision.allowed or card is None:
         refusal = DomainRestrictionError(decision.violations)
         codes = tuple([violation.code for violation in decision.violations])
-    elif transaction.mentions(card.pan):
+    elif transaction.contains_pan(card.pan):
         # Only who would be handed the card learns that it stands in the transaction: else this would answer guesses.
-        refusal, codes = InvalidInputError(MENTIONED), (MENTIONED_CODE,)
+        refusal, codes = InvalidInputError(CONTAINS_PAN), (CONTAINS_PAN_CODE,)
     counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
     event = Event(
         now_ms,

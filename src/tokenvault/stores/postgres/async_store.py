@@ -161,9 +161,14 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
         return await self._run(self._statements.get(tokens))
 
     async def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]:
-        return await self._run(self._statements.find(accounts, requestor, program, after, limit))
+        return await self._run(self._statements.find(pan_fingerprints, requestor, program, after, limit))
 
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return await self._run(self._statements.by_reference(reference))
@@ -195,8 +200,8 @@ class AsyncPostgresTokenStore(AsyncTokenStoreBase):
     async def _streams(self) -> list[bytes]:
         return await self._run(self._statements.streams())
 
-    async def _heads(self, limit: int) -> list[SealedEvent]:
-        return await self._run(self._statements.heads(limit))
+    async def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return await self._run(self._statements.latest_checkpoints(limit))
 
     async def _put_domain(self, digest: bytes, document: bytes) -> None:
         await self._run(self._statements.put_domain(digest, document))

@@ -118,13 +118,13 @@ def record_columns(records: Sequence[SealedRecord]) -> list[Column]:
     """The columns of records, at least one, in the order of the fields of SealedRecord."""
     if isinstance(records, RecordBatch):
         return _batch_columns(records)
-    token, reference, account, requestor, program, revision, key_version, body, seal = zip(
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = zip(
         *records, strict=True
     )
     return [
         Column.of_texts(token),
         Column.of_bytes(reference),
-        Column.of_bytes(account),
+        Column.of_bytes(pan_fingerprint),
         Column.of_texts(requestor),
         Column.of_texts(program),
         Column.of_integers(revision),
@@ -139,7 +139,7 @@ def _batch_columns(records: RecordBatch) -> list[Column]:
     return [
         Column.of_bytes(records.tokens),
         Column(records.references),
-        Column(records.accounts),
+        Column(records.pan_fingerprints),
         Column.of_one(records.requestor.encode("ascii"), rows),
         Column.of_one(records.program.encode("ascii"), rows),
         Column.of_one(_big_endian(records.revision, ">i8").tobytes(), rows),

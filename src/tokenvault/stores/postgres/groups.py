@@ -42,11 +42,19 @@ def record_groups(result: PGresult) -> Sequence[SealedRecord]:
 
 
 def _record_columns(fields: Sequence[Bytes]) -> RecordColumns:
-    token, reference, account, requestor, program, revision, key_version, body, seal = fields
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = fields
     if not revision.shape[1] == key_version.shape[1] == _INT8_BYTES:
         raise IntegrityError(UNREADABLE)
     return RecordColumns(
-        token, reference, account, requestor, program, _integers(revision), _integers(key_version), body, seal
+        token,
+        reference,
+        pan_fingerprint,
+        requestor,
+        program,
+        _integers(revision),
+        _integers(key_version),
+        body,
+        seal,
     )
 
 

@@ -117,7 +117,7 @@ def _tables(schema: str, partitions: int) -> list[str]:
             revision bigint NOT NULL,
             key_version bigint NOT NULL,
             reference bytea NOT NULL,
-            account bytea NOT NULL,
+            pan_fingerprint bytea NOT NULL,
             seal bytea NOT NULL,
             requestor text COLLATE "C" NOT NULL,
             token text COLLATE "C" NOT NULL PRIMARY KEY,
@@ -130,7 +130,7 @@ def _tables(schema: str, partitions: int) -> list[str]:
             for n in range(partitions)
         ),
         f'CREATE INDEX tokens_by_reference ON "{schema}".tokens (reference)',
-        f'CREATE INDEX tokens_by_account ON "{schema}".tokens (account, token)',
+        f'CREATE INDEX tokens_by_pan_fingerprint ON "{schema}".tokens (pan_fingerprint, token)',
         f"""CREATE TABLE "{schema}".events (
             position bigint GENERATED ALWAYS AS IDENTITY,
             number bigint NOT NULL,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-RECORD_COLUMNS: Final = "token, reference, account, requestor, program, revision, key_version, body, seal"
+RECORD_COLUMNS: Final = (
+    "token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
+)
 _RECORD_ARRAYS: Final = (
     "unnest($1::text[], $2::bytea[], $3::bytea[], $4::text[], $5::bytea[],"
     f" $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[]) AS new ({RECORD_COLUMNS})"
@@ -15,7 +17,16 @@ _EVENT_ARRAYS: Final = (
     f" AS noted ({EVENT_COLUMNS})"
 )
 _EVENT_WIDTH: Final = 1 + EVENT_COLUMNS.count(",")
-_REPLACED: Final = ("reference", "account", "requestor", "program", "revision", "key_version", "body", "seal")
+_REPLACED: Final = (
+    "reference",
+    "pan_fingerprint",
+    "requestor",
+    "program",
+    "revision",
+    "key_version",
+    "body",
+    "seal",
+)
 
 
 def streams(events: str) -> str:
@@ -30,7 +41,7 @@ def streams(events: str) -> str:
         ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
 
 
-def heads(events: str) -> str:
+def latest_checkpoints(events: str) -> str:
     """The last checkpoints of the newest streams; $1 is how many."""
     # Likewise, from the other end.
     return f"""

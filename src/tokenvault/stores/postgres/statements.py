@@ -120,7 +120,7 @@ class Statements:
         self._existing = query(f"SELECT token FROM {tokens} WHERE token = ANY($1)", (TEXTS,), (TEXT,))
         self._find = {
             (many, by_requestor, by_program): record(
-                f"WHERE account = {'ANY($1)' if many else '$1'} AND token > $2"
+                f"WHERE pan_fingerprint = {'ANY($1)' if many else '$1'} AND token > $2"
                 + (" AND requestor = $4" if by_requestor else "")
                 + (f" AND program = ${4 + by_requestor}" if by_program else "")
                 + " ORDER BY token LIMIT $3",
@@ -142,7 +142,7 @@ class Statements:
             "WHERE reference = $1 ORDER BY position LIMIT $2 OFFSET $3", BYTEA, INT8, INT8
         )
         self._streams = query(sql.streams(events), (), (BYTEA,))
-        self._heads = query(sql.heads(events), (INT8,), _EVENT)
+        self._latest_checkpoints = query(sql.latest_checkpoints(events), (INT8,), _EVENT)
         self._insert_one = {
             n: query(sql.insert_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
         }
@@ -188,10 +188,15 @@ class Statements:
         return Statement(self._get_many, (array(TEXT, encoded),), record_groups)
 
     def find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> Statement[list[SealedRecord]]:
-        many = len(accounts) != 1
-        values: list[Value] = [array(BYTEA, accounts) if many else accounts[0], after, limit]
+        many = len(pan_fingerprints) != 1
+        values: list[Value] = [array(BYTEA, pan_fingerprints) if many else pan_fingerprints[0], after, limit]
         if requestor is not None:
             values.append(requestor)
         if program is not None:
@@ -256,8 +261,8 @@ class Statements:
     def streams(self) -> Statement[list[bytes]]:
         return Statement(self._streams, (), _bytes)
 
-    def heads(self, limit: int) -> Statement[list[SealedEvent]]:
-        return Statement(self._heads, (packed(limit),), _events)
+    def latest_checkpoints(self, limit: int) -> Statement[list[SealedEvent]]:
+        return Statement(self._latest_checkpoints, (packed(limit),), _events)
 
     def put_domain(self, digest: bytes, document: bytes) -> Statement[None]:
         return Statement(self._put_domain, (digest, document), _nothing)
@@ -282,11 +287,11 @@ class Statements:
 
 
 def _record_values(record: SealedRecord, events: Sequence[SealedEvent] = ()) -> tuple[bytes, ...]:
-    token, reference, account, requestor, program, revision, key_version, body, seal = record
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = record
     values: tuple[bytes, ...] = (
         token.encode("ascii"),
         reference,
-        account,
+        pan_fingerprint,
         requestor.encode("ascii"),
         program.encode("ascii"),
         packed_number(revision),
@@ -310,11 +315,11 @@ def _arrays(kinds: Sequence[int], values: Iterable[tuple[bytes, ...]]) -> list[b
 
 
 def _records(result: PGresult) -> list[SealedRecord]:
-    token, reference, account, requestor, program, revision, key_version, body, seal = columns(result)
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = columns(result)
     rows = zip(
         texts(token),
         reference,
-        account,
+        pan_fingerprint,
         texts(requestor),
         texts(program),
         numbers(revision),
@@ -330,12 +335,12 @@ def _record(result: PGresult) -> list[SealedRecord]:
     """As `_records`, in a fourth of the time where there is one."""
     if result.ntuples != 1:
         return _records(result)
-    token, reference, account, requestor, program, revision, key_version, body, seal = row(result)
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = row(result)
     return [
         SealedRecord(
             str(token, "latin-1"),
             reference,
-            account,
+            pan_fingerprint,
             str(requestor, "latin-1"),
             str(program, "latin-1"),
             number(revision),

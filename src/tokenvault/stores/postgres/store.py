@@ -166,9 +166,14 @@ class PostgresTokenStore(TokenStoreBase):
         return self._run(self._statements.get(tokens))
 
     def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]:
-        return self._run(self._statements.find(accounts, requestor, program, after, limit))
+        return self._run(self._statements.find(pan_fingerprints, requestor, program, after, limit))
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return self._run(self._statements.by_reference(reference))
@@ -200,8 +205,8 @@ class PostgresTokenStore(TokenStoreBase):
     def _streams(self) -> list[bytes]:
         return self._run(self._statements.streams())
 
-    def _heads(self, limit: int) -> list[SealedEvent]:
-        return self._run(self._statements.heads(limit))
+    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return self._run(self._statements.latest_checkpoints(limit))
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         self._run(self._statements.put_domain(digest, document))

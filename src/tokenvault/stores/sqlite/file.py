@@ -30,7 +30,7 @@ _SCHEMA: Final = (
     """CREATE TABLE tokens (
         token TEXT NOT NULL PRIMARY KEY,
         reference BLOB NOT NULL,
-        account BLOB NOT NULL,
+        pan_fingerprint BLOB NOT NULL,
         requestor TEXT NOT NULL,
         program TEXT NOT NULL,
         revision INTEGER NOT NULL,
@@ -39,7 +39,7 @@ _SCHEMA: Final = (
         seal BLOB NOT NULL
     ) STRICT""",
     "CREATE INDEX tokens_by_reference ON tokens (reference)",
-    "CREATE INDEX tokens_by_account ON tokens (account, token)",
+    "CREATE INDEX tokens_by_pan_fingerprint ON tokens (pan_fingerprint, token)",
     """CREATE TABLE events (
         position INTEGER PRIMARY KEY,
         stream BLOB NOT NULL,

@@ -9,15 +9,13 @@ _Key = TypeVar("_Key", str, bytes)
 
 _KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
 
-_RECORD: Final = (
-    "SELECT token, reference, account, requestor, program, revision, key_version, body, seal FROM tokens "
-)
+_RECORD: Final = "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal FROM tokens "
 _NAMES: Final = "SELECT token FROM tokens "
 _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 FIND: Final = {
     (n, by_requestor, by_program): _RECORD
-    + f"WHERE account IN ({', '.join('?' * n)}) AND token > ?"
+    + f"WHERE pan_fingerprint IN ({', '.join('?' * n)}) AND token > ?"
     + (" AND requestor = ?" if by_requestor else "")
     + (" AND program = ?" if by_program else "")
     + " ORDER BY token LIMIT ?"
@@ -52,14 +50,14 @@ HEADS: Final = """
 
 EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
-# The usual replacement keeps reference and account. SQLite rewrites the indexes of every column that it is told to
-# set, changed or not: a statement that leaves those two alone writes half the pages.
+# The usual replacement keeps reference and pan_fingerprint. SQLite rewrites the indexes of every column that it is
+# told to set, changed or not: a statement that leaves those two alone writes half the pages.
 REPLACE: Final = (
     "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
-    " WHERE token = ? AND revision = ? AND reference = ? AND account = ?"
+    " WHERE token = ? AND revision = ? AND reference = ? AND pan_fingerprint = ?"
 )
 REPLACE_ALL: Final = (
-    "UPDATE tokens SET reference = ?, account = ?, requestor = ?, program = ?, revision = ?,"
+    "UPDATE tokens SET reference = ?, pan_fingerprint = ?, requestor = ?, program = ?, revision = ?,"
     " key_version = ?, body = ?, seal = ? WHERE token = ? AND revision = ?"
 )
 PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"

@@ -178,14 +178,19 @@ class SqliteTokenStore(TokenStoreBase):
         return list(map(SealedRecord._make, rows))
 
     def _find(
-        self, accounts: Sequence[bytes], requestor: str | None, program: str | None, after: str, limit: int
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
     ) -> list[SealedRecord]:
         filters = [value for value in (after, requestor, program, limit) if value is not None]
-        if len(accounts) == 1:
+        if len(pan_fingerprints) == 1:
             statement = sql.FIND[1, requestor is not None, program is not None]
-            return list(map(SealedRecord._make, self._read(statement, (accounts[0], *filters))))
+            return list(map(SealedRecord._make, self._read(statement, (pan_fingerprints[0], *filters))))
         rows: list[Any] = []
-        for size, chunk in sql.statements_of(accounts):
+        for size, chunk in sql.statements_of(pan_fingerprints):
             rows += self._read(sql.FIND[size, requestor is not None, program is not None], (*chunk, *filters))
         return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
 
@@ -216,7 +221,7 @@ class SqliteTokenStore(TokenStoreBase):
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read(sql.STREAMS, ())]
 
-    def _heads(self, limit: int) -> list[SealedEvent]:
+    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         return [SealedEvent(*row) for row in self._read(sql.HEADS, (limit,))]
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
@@ -316,7 +321,7 @@ def _replace_all(
 
 
 def _to_replace(record: SealedRecord) -> tuple[str | bytes | int, ...]:
-    return *record[3:], record.token, record.revision - 1, record.reference, record.account
+    return *record[3:], record.token, record.revision - 1, record.reference, record.pan_fingerprint
 
 
 def _to_replace_all(record: SealedRecord) -> tuple[str | bytes | int, ...]:

@@ -31,28 +31,30 @@ class New(NamedTuple):
     Attributes:
         rows: of the chunk, in any order.
         numbers, lengths: the tokens.
-        references, accounts: shape (rows, 16), dtype uint8.
+        references, pan_fingerprints: shape (rows, 16), dtype uint8.
     """
 
     rows: Rows
     numbers: Words
     lengths: npt.NDArray[np.uint8]
     references: Bytes
-    accounts: Bytes
+    pan_fingerprints: Bytes
 
     @classmethod
-    def of(cls, rows: Rows, lengths: npt.NDArray[np.uint8], accounts: Bytes) -> New:
+    def of(cls, rows: Rows, lengths: npt.NDArray[np.uint8], pan_fingerprints: Bytes) -> New:
         """With fresh references, and no tokens yet."""
         count = len(rows)
         references = np.frombuffer(os.urandom(count * REFERENCE_BYTES), np.uint8).reshape(
             count, REFERENCE_BYTES
         )
-        return cls(rows, np.zeros(count, np.uint64), lengths, references, accounts)
+        return cls(rows, np.zeros(count, np.uint64), lengths, references, pan_fingerprints)
 
     def take(self, chosen: Mask | Rows) -> New:
         """Some of them."""
-        rows, numbers, lengths, references, accounts = self
-        return New(rows[chosen], numbers[chosen], lengths[chosen], references[chosen], accounts[chosen])
+        rows, numbers, lengths, references, pan_fingerprints = self
+        return New(
+            rows[chosen], numbers[chosen], lengths[chosen], references[chosen], pan_fingerprints[chosen]
+        )
 
     @property
     def tokens(self) -> list[bytes]:

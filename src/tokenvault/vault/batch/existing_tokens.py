@@ -12,7 +12,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import PAGE_MAX, SealedRecord
 from tokenvault.vault.batch.results import card_at
-from tokenvault.vault.core import Core, Opened
+from tokenvault.vault.core import Core, Unsealed
 
 PAGES_MAX: Final = 8
 """Pages of records read for a chunk; with more, its cards are looked up one by one."""
@@ -26,12 +26,12 @@ class Standing(NamedTuple):
         unusual: cards that are to be looked up by a single call.
     """
 
-    tokens: dict[int, Opened]
+    tokens: dict[int, Unsealed]
     unusual: set[int]
 
 
 async def look_up(
-    core: Core, requestor: str, program: str, accounts: Sequence[Bytes], pans: PanColumns
+    core: Core, requestor: str, program: str, pan_fingerprints: Sequence[Bytes], pans: PanColumns
 ) -> Standing:
     """Find the tokens of cards.
 
@@ -39,14 +39,14 @@ async def look_up(
         core: the vault.
         requestor: whose tokens.
         program: of which program.
-        accounts: the fingerprints of the cards under each key, shape (rows, 16), dtype uint8.
+        pan_fingerprints: the fingerprints of the cards under each key, shape (rows, 16), dtype uint8.
         pans: the cards' PANs, all different.
     """
     found: dict[bytes, list[int]] = {}
     rows: list[SealedRecord] = []
     failure: IntegrityError | None = None
     try:
-        for column in accounts:
+        for column in pan_fingerprints:
             page = await _found(core, requestor, program, split(column))
             if page is None:
                 return Standing({}, set(range(len(pans.values))))
@@ -56,10 +56,10 @@ async def look_up(
     if failure is not None:
         return Standing({}, set(range(len(pans.values))))
     for place, row in enumerate(rows):
-        found.setdefault(row.account, []).append(place)
+        found.setdefault(row.pan_fingerprint, []).append(place)
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
     standing = Standing({}, set())
-    by_version = [split(column) for column in accounts]
+    by_version = [split(column) for column in pan_fingerprints]
     for at in range(len(pans.values)):
         places = [place for names in by_version for place in found.get(names[at], ())]
         if not places:
@@ -74,20 +74,20 @@ async def look_up(
         ]
         opened = _opened(rows[own[0]]) if len(own) == 1 else None
         if opened is not None:
-            standing.tokens[at] = Opened(opened, card_at(cards, own[0]))
+            standing.tokens[at] = Unsealed(opened, card_at(cards, own[0]))
         elif own:
             standing.unusual.add(at)
     return standing
 
 
 async def _found(
-    core: Core, requestor: str, program: str, accounts: list[bytes]
+    core: Core, requestor: str, program: str, pan_fingerprints: list[bytes]
 ) -> list[SealedRecord] | None:
     rows: list[SealedRecord] = []
     for _ in range(PAGES_MAX):
         after = rows[-1].token if rows else ""
         page = await core.store.find(
-            accounts, requestor=requestor, program=program, after=after, limit=PAGE_MAX
+            pan_fingerprints, requestor=requestor, program=program, after=after, limit=PAGE_MAX
         )
         rows += page
         if len(page) < PAGE_MAX:

@@ -27,7 +27,7 @@ from tokenvault.vault.batch import existing_tokens as standing
 from tokenvault.vault.batch.cards import read_cards, tokens_among
 from tokenvault.vault.batch.draw import DRAWS_MAX, LAST4, Mask, New, Rows, draw, repeated, token_lengths
 from tokenvault.vault.batch.results import InfoChunk, card_at
-from tokenvault.vault.core import Core, Opened
+from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.issue import Order
 
 WRITES_MAX: Final = 3
@@ -93,7 +93,7 @@ class Issuing:
             self._fail(row, error)
         self._alone: set[int] = set()
         self._again: dict[
-            int, Opened | int
+            int, Unsealed | int
         ] = {}  # by row: the token that stands, or the row that gets it first
         self._firsts: dict[int, list[int]] = {}  # the rows of one card, by the first of them
 
@@ -107,8 +107,8 @@ class Issuing:
 
     async def _prepare(self, rows: Rows) -> None:
         pans, token_format = self._cards.take(rows).pans, self._terms.program.format
-        accounts = await self._core.runtime.call(self._core.keys.account_many, pans)
-        fresh = New.of(rows, token_lengths(token_format, pans), accounts)
+        pan_fingerprints = await self._core.runtime.call(self._core.keys.account_many, pans)
+        fresh = New.of(rows, token_lengths(token_format, pans), pan_fingerprints)
         stuck = await self._looked(fresh)
         looked_for = stuck is not None
         if stuck is None:
@@ -158,7 +158,7 @@ class Issuing:
             refused = _raised(self._core.refuse_token_as_pan, card_at(self._cards, row).pan)
             if refused is not None:
                 self._fail(row, refused)
-        if terms.domain.could_mention:
+        if terms.domain.could_contain_pan:
             for row in np.flatnonzero(pans.lengths).tolist():
                 refused = _raised(issue.refuse_mention, terms.order(self._cards, row))
                 if refused is not None:
@@ -212,8 +212,8 @@ class Issuing:
     async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[New, Mask]:
         """The first candidates of cards that have no token yet; those that have one are noted in `_again`."""
         core, terms = self._core, self._terms
-        accounts = await core.runtime.call(core.keys.accounts_many, pans)
-        names = np.ascontiguousarray(accounts[0]).view("V16").reshape(-1)
+        pan_fingerprints = await core.runtime.call(core.keys.accounts_many, pans)
+        names = np.ascontiguousarray(pan_fingerprints[0]).view("V16").reshape(-1)
         _, firsts, first_of = np.unique(names, return_index=True, return_inverse=True)
         for row, first in zip(rows.tolist(), rows[firsts[first_of.reshape(-1)]].tolist(), strict=True):
             self._firsts.setdefault(first, []).append(row)
@@ -222,7 +222,7 @@ class Issuing:
             core,
             terms.requestor,
             terms.program.name,
-            [column[firsts] for column in accounts],
+            [column[firsts] for column in pan_fingerprints],
             PanColumns(pans.values[firsts], pans.lengths[firsts]),
         )
         free: Mask = np.ones(len(firsts), np.bool_)
@@ -235,9 +235,9 @@ class Issuing:
                 self._stand(row, opened)
         firsts = firsts[free]
         chosen = PanColumns(pans.values[firsts], pans.lengths[firsts])
-        fresh = New.of(rows[firsts], token_lengths(terms.program.format, chosen), accounts[0][firsts])
+        fresh = New.of(rows[firsts], token_lengths(terms.program.format, chosen), pan_fingerprints[0][firsts])
         drawn = await core.runtime.call(
-            core.keys.convergent_choices, fresh.accounts, terms.requestor, terms.program.name, 0
+            core.keys.convergent_choices, fresh.pan_fingerprints, terms.requestor, terms.program.name, 0
         )
         for length in np.unique(chosen.lengths).tolist():
             places = np.flatnonzero(chosen.lengths == length)
@@ -250,7 +250,7 @@ class Issuing:
                 self._again[row] = first
         return fresh, repeated(fresh)
 
-    def _stand(self, row: int, opened: Opened) -> None:
+    def _stand(self, row: int, opened: Unsealed) -> None:
         refused = issue.different(self._terms.order(self._cards, row), opened)
         if refused is None:
             self._again[row] = opened
@@ -302,7 +302,7 @@ class Issuing:
         cards, tokens = self._cards.take(fresh.rows), fresh.tokens
         like = issue.new(self._terms.order(cards, 0), tokens[0].decode("ascii"), b"", b"", self._now_ms)
         return await self._core.runtime.call(
-            self._core.keys.seal_many, tokens, fresh.references, fresh.accounts, cards, like.record
+            self._core.keys.seal_many, tokens, fresh.references, fresh.pan_fingerprints, cards, like.record
         )
 
     async def _insert(self, fresh: New, batch: RecordBatch | None) -> list[str]:
@@ -311,7 +311,7 @@ class Issuing:
         events.note_many(fresh.rows, fresh.references, 1, done)
         named = dict(zip(fresh.rows.tolist(), split(fresh.references), strict=True)) if self._again else {}
         for row, source in self._again.items():
-            if isinstance(source, Opened):
+            if isinstance(source, Unsealed):
                 events.note(row, source.record.reference, 0, done)
             elif not self._differs(row, source):
                 events.note(row, named[source], 0, done)
@@ -344,7 +344,7 @@ class Issuing:
             chunk.common(rows, TokenInfo.of(*self._opened(fresh, 0)))
         places = {row: place for place, row in enumerate(rows.tolist())} if self._again else {}
         for row, source in self._again.items():
-            if isinstance(source, Opened):
+            if isinstance(source, Unsealed):
                 chunk.put(row, TokenInfo.of(*source))
             elif self._differs(row, source):
                 refused = issue.different(terms.order(cards, row), self._opened(fresh, places[source]))
@@ -353,11 +353,15 @@ class Issuing:
             else:
                 chunk.copy(row, source)
 
-    def _opened(self, fresh: New, place: int) -> Opened:
+    def _opened(self, fresh: New, place: int) -> Unsealed:
         one = fresh.take(np.arange(len(fresh.rows)) == place)
         order = self._terms.order(self._cards, int(one.rows[0]))
-        token, reference, account = one.tokens[0], one.references.tobytes(), one.accounts.tobytes()
-        return issue.new(order, token.decode("ascii"), reference, account, self._now_ms)
+        token, reference, pan_fingerprint = (
+            one.tokens[0],
+            one.references.tobytes(),
+            one.pan_fingerprints.tobytes(),
+        )
+        return issue.new(order, token.decode("ascii"), reference, pan_fingerprint, self._now_ms)
 
     async def _single(self, row: int) -> None:
         failure: TokenVaultError | None = None

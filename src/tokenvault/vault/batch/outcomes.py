@@ -107,7 +107,7 @@ class Failed(Chunk[T_co]):
         raise IndexError(row)
 
 
-class Outcomes(Sequence[T_co | TokenVaultError], Generic[T_co]):
+class BatchResult(Sequence[T_co | TokenVaultError], Generic[T_co]):
     """A result or a TokenVaultError for each item of a batch, in order.
 
     It holds some 60 bytes an item; what an index gives is made anew each time. Errors are returned, not raised,
@@ -170,7 +170,7 @@ class Outcomes(Sequence[T_co | TokenVaultError], Generic[T_co]):
         )
 
 
-class IssueOutcomes(Outcomes[T_co]):
+class IssueBatchResult(BatchResult[T_co]):
     """The outcomes of `issue_many`: a TokenInfo or a TokenVaultError for each card."""
 
     __slots__ = ()

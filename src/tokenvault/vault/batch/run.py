@@ -22,7 +22,7 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import issue
 from tokenvault.vault.batch import issue as issue_many
 from tokenvault.vault.batch import use as use_many
-from tokenvault.vault.batch.outcomes import Chunk, Failed, IssueOutcomes, Outcomes
+from tokenvault.vault.batch.outcomes import BatchResult, Chunk, Failed, IssueBatchResult
 from tokenvault.vault.core import Core
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ async def issue_all(
     token_expiry: str | CardExpiry | None,
     assurance: str | None,
     active: bool,
-) -> IssueOutcomes[TokenInfo]:
+) -> IssueBatchResult[TokenInfo]:
     """Check what all cards have in common, and issue a token for each."""
     if type(active) is not bool:
         raise InvalidInputError("active is True or False")
@@ -62,19 +62,19 @@ async def issue_all(
     if expiry is not None and expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
     await core.documents.put(own)
-    return IssueOutcomes(await _issued(core, terms, items))
+    return IssueBatchResult(await _issued(core, terms, items))
 
 
-async def detokenize_all(core: Core, uses: Iterable[object]) -> Outcomes[Card]:
+async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
     items = _iterator("uses", uses)
-    return Outcomes(await _chunks("uses", items, lambda chunk: use_many.detokenize_many(core, chunk)))
+    return BatchResult(await _chunks("uses", items, lambda chunk: use_many.detokenize_many(core, chunk)))
 
 
-async def check_all(core: Core, uses: Iterable[object]) -> Outcomes[Decision]:
+async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
     items = _iterator("uses", uses)
-    return Outcomes(await _chunks("uses", items, lambda chunk: use_many.check_many(core, chunk)))
+    return BatchResult(await _chunks("uses", items, lambda chunk: use_many.check_many(core, chunk)))
 
 
 class _Done(Generic[T]):

@@ -36,7 +36,7 @@ from tokenvault.vault import use
 from tokenvault.vault.batch import read as reading
 from tokenvault.vault.batch.read import Read
 from tokenvault.vault.batch.results import CardChunk, DecisionChunk
-from tokenvault.vault.core import Core, Opened, safe_id
+from tokenvault.vault.core import Core, Unsealed, safe_id
 
 Rows: TypeAlias = npt.NDArray[np.intp]
 
@@ -132,13 +132,13 @@ class _Presented:
         transaction: the transaction.
         denied: why its requestor may not use any token.
         id: as an event may hold it, if the card number does not stand in it.
-        could_mention: whether a card number could stand in any field.
+        could_contain_pan: whether a card number could stand in any field.
     """
 
     transaction: Transaction
     denied: PermissionDeniedError | None
     id: str | None
-    could_mention: bool
+    could_contain_pan: bool
 
 
 @attrs.frozen
@@ -174,7 +174,7 @@ class _Work:
         self._chunk = chunk
         self._counting = isinstance(chunk, CardChunk)
         self._notes = BatchEventBuilder(len(asked.tokens))
-        self._changed: dict[str, Opened] = {}
+        self._changed: dict[str, Unsealed] = {}
         self._now_ms = 0
 
     async def decide(self) -> None:
@@ -246,7 +246,7 @@ class _Work:
             transaction,
             self._core.denial(transaction.requestor, Permission.DETOKENIZE),
             masked,
-            transaction.could_mention,
+            transaction.could_contain_pan,
         )
 
     async def _alike(self, read: Read, place: int, presented: _Presented) -> _Alike | None:
@@ -301,15 +301,15 @@ class _Work:
     def _settle(self, rows: Rows, places: Rows, read: Read, alike: _Alike, presented: _Presented) -> None:
         """Answer items that are alike; nothing counts."""
         error, kind, name = alike.error, alike.kind, presented.id
-        if presented.could_mention and (card := read.card(int(places[0]))) is not None:
+        if presented.could_contain_pan and (card := read.card(int(places[0]))) is not None:
             if len(rows) > 1:
                 for at in range(len(rows)):
                     self._settle(rows[at : at + 1], places[at : at + 1], read, alike, presented)
                 return
             name = safe_id(presented.transaction.id, card.pan)
-            if error is None and presented.transaction.mentions(card.pan):
-                error = InvalidInputError(use.MENTIONED)
-                kind = Kind(Outcome.DENIED, presented.transaction.requestor, (use.MENTIONED_CODE,))
+            if error is None and presented.transaction.contains_pan(card.pan):
+                error = InvalidInputError(use.CONTAINS_PAN)
+                kind = Kind(Outcome.DENIED, presented.transaction.requestor, (use.CONTAINS_PAN_CODE,))
         if self._counting and kind is not None:
             self._notes.note_many(rows, read.references[places], 0, kind, name)
         if isinstance(self._chunk, DecisionChunk) and alike.decision is not None and error is alike.error:
@@ -328,13 +328,13 @@ class _Work:
         if record is None or restrictions is None:
             raise IntegrityError(_UNLIKE)
         transaction = presented.transaction
-        event, counts, refusal = use.judge(Opened(record, card), restrictions, transaction, self._now_ms)
+        event, counts, refusal = use.judge(Unsealed(record, card), restrictions, transaction, self._now_ms)
         revision = 0
         if counts:
             revision = stored.revision + 1  # one write, however many uses it counts
-            usage = record.usage.after(transaction, restrictions.meters, self._now_ms)
+            usage = record.usage.after(transaction, restrictions.velocity_counters, self._now_ms)
             used = record.used(usage, self._now_ms)._replace(revision=revision)
-            self._changed[stored.token] = Opened(used, card)
+            self._changed[stored.token] = Unsealed(used, card)
         kind = Kind(event.outcome, event.requestor, event.codes)
         self._notes.note(row, record.reference, revision, kind, event.transaction_id)
         if refusal is not None:
