@@ -24,7 +24,7 @@ CHUNK_BLOCKS_LOCAL: Final = 2**13
 """Blocks in one call with a key in this process: 128 KiB, which fit the cache together with the answer."""
 
 CHUNK_BLOCKS_MODULE: Final = 2**17
-"""Blocks in one call with a key in a module: 2 MiB (docs/decisions/0049-calls-of-a-batch.md)."""
+"""Blocks in one call with a key in a module: 2 MiB (docs/decisions/10-batches.md)."""
 
 CHUNK_BLOCKS_MODULE_IN_PARTS: Final = 2**20
 """Likewise, where a mode computes on a chunk part by part: 16 MiB."""

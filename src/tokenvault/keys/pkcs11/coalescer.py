@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 BLOCKS_PER_CALL_MAX: Final = 2**20
-"""Blocks in one module call unless told otherwise: 16 MiB (docs/decisions/0049-calls-of-a-batch.md)."""
+"""Blocks in one module call unless told otherwise: 16 MiB (docs/decisions/10-batches.md)."""
 
 _INTERRUPTED: Final = (
     "the call that carried this request was interrupted; nothing is known to be wrong: retry"

@@ -2,7 +2,7 @@
 
 Not psycopg_pool: that connects in threads of its own, so a caller waits for a time-out and never learns that the
 password is wrong; it comes back seconds after the server does; and its threads do not live through a fork.
-docs/decisions/0030-postgres-pool.md has the figures. Here, whoever needs a connection opens it and gets
+docs/decisions/09-postgresql.md has the figures. Here, whoever needs a connection opens it and gets
 its error.
 
 - At most `connections_max` callers are inside at once; each holds one connection, and a connection is
