@@ -113,7 +113,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     token_format = tv.TokenFormat(bin="999912", keep_last4=True)
     choices = token_format.choices(len(PAN))
     token = token_format.make(choice % choices, len(PAN), pan.last4)
-    yield "pan_fingerprint fingerprint", pan_fingerprint.hex()
+    yield "PAN fingerprint", pan_fingerprint.hex()
     yield "convergent number, candidate 0", f"{choice:032x}"
     yield "choices", str(choices)
     yield "token", token

@@ -9,7 +9,10 @@ _Key = TypeVar("_Key", str, bytes)
 
 _KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
 
-_RECORD: Final = "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal FROM tokens "
+_RECORD: Final = (
+    "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
+    " FROM tokens "
+)
 _NAMES: Final = "SELECT token FROM tokens "
 _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
