@@ -14,7 +14,7 @@ import tokenvault.audit.verify.pages
 from tests.editors import PostgresEditor
 from tests.postgres_server import PostgresServer
 from tests.test_audit import open_vault
-from tests.test_audit_crowding import Database
+from tests.test_audit_planted_streams import Database
 from tests.vaults import issue, use
 from tokenvault import FindingKind
 from tokenvault.keys import KeyStore
