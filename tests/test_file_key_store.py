@@ -9,9 +9,10 @@ import os
 import stat
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.errors import InvalidInputError, KeyStoreError
@@ -93,22 +94,6 @@ def written(uri: str, tmp_path: Path) -> dict[str, object]:
     return document
 
 
-def entries(document: dict[str, object]) -> list[dict[str, object]]:
-    keys = document["keys"]
-    assert isinstance(keys, list)
-    return keys
-
-
-def swap(document: dict[str, object], field: str) -> None:
-    first, second = entries(document)[:2]
-    first[field], second[field] = second[field], first[field]
-
-
-def swap_keys(document: dict[str, object]) -> None:
-    swap(document, "key")
-    swap(document, "nonce")
-
-
 def flip(value: object) -> str:
     assert isinstance(value, str)
     return format(int(value[0], 16) ^ 1, "x") + value[1:]
@@ -117,33 +102,30 @@ def flip(value: object) -> str:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: entries(d).pop(),
-        lambda d: entries(d).append(entries(d)[0]),
-        lambda d: entries(d).reverse(),
-        lambda d: swap(d, "key"),
-        swap_keys,
-        lambda d: swap(d, "version"),
-        lambda d: entries(d)[0].update(
-            custody="module" if entries(d)[0]["custody"] == "process" else "process"
-        ),
-        lambda d: entries(d)[0].update(purpose="fpe"),
-        lambda d: entries(d)[0].update(key=flip(entries(d)[0]["key"])),
-        lambda d: entries(d)[0].update(nonce=flip(entries(d)[0]["nonce"])),
-        lambda d: entries(d)[0].update(version=True),
-        lambda d: entries(d)[0].update(version=10_000),
-        lambda d: entries(d)[0].update(extra=1),
-        lambda d: entries(d)[0].pop("custody"),
-        lambda d: d["newest"].update(seal=9),
-        lambda d: d.update(newest=[]),
-        lambda d: d.update(keys={}),
+        lambda d: d.update(keys=flip(d["keys"])),
+        lambda d: d.update(keys=flip(d["keys"][::-1])[::-1]),
+        lambda d: d.update(keys=d["keys"][:-2]),
+        lambda d: d.update(keys=d["keys"] + "00"),
+        lambda d: d.update(keys=d["keys"][:30]),
+        lambda d: d.update(keys=d["keys"].upper()),
+        lambda d: d.update(keys=" " + d["keys"]),
+        lambda d: d.update(keys=""),
+        lambda d: d.update(keys=None),
         lambda d: d.update(keys=[]),
+        lambda d: d.pop("keys"),
+        lambda d: d.update(nonce=flip(d["nonce"])),
+        lambda d: d.update(nonce=d["nonce"] + "00"),
+        lambda d: d.update(nonce=""),
+        lambda d: d.pop("nonce"),
         lambda d: d.update(format="tokenvault-keys-2"),
+        lambda d: d.pop("format"),
         lambda d: d.update(extra=1),
-        lambda d: d.pop("seal"),
-        lambda d: d["seal"].update(tag=flip(d["seal"]["tag"])),
-        lambda d: d["seal"].update(tag="00"),
+        lambda d: d.update(scrypt=[]),
+        lambda d: d.pop("scrypt"),
         lambda d: d["scrypt"].update(n=2**40),
         lambda d: d["scrypt"].update(r=1),
+        lambda d: d["scrypt"].update(p=True),
+        lambda d: d["scrypt"].update(extra=1),
         lambda d: d["scrypt"].update(salt=flip(d["scrypt"]["salt"])),
         lambda d: d["scrypt"].pop("salt"),
     ],
@@ -179,6 +161,41 @@ def test_file_that_is_none_is_refused(uri: str, tmp_path: Path, text: bytes) -> 
     (tmp_path / "keys.json").write_bytes(text)
     with pytest.raises(KeyStoreError):
         FileKeyStore(uri)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["keys"][0].update(purpose="other"),
+        lambda d: d["keys"][0].update(custody="other"),
+        lambda d: d["keys"][0].update(version=10_000),
+        lambda d: d["keys"][0].update(key="0"),
+        lambda d: d["keys"][0].pop("custody"),
+        lambda d: d.pop("newest"),
+    ],
+)
+def test_content_of_another_edition_is_refused(
+    uri: str, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Encrypted under the right passphrase, and yet not what this edition writes."""
+    document = written(uri, tmp_path)
+    header = {"format": document["format"], "scrypt": document["scrypt"]}
+    scrypt = document["scrypt"]
+    assert isinstance(scrypt, dict)
+    aead = AESGCM(file_format.wrapping_key(Secret(PASSPHRASE), bytes.fromhex(scrypt["salt"])))
+    nonce, bound = bytes.fromhex(str(document["nonce"])), file_format._canonical(header)
+    content = json.loads(aead.decrypt(nonce, bytes.fromhex(str(document["keys"])), bound))
+    change(content)
+    document["keys"] = aead.encrypt(nonce, json.dumps(content).encode(), bound).hex()
+    (tmp_path / "keys.json").write_text(json.dumps(document))
+    with pytest.raises(KeyStoreError, match="damaged"):
+        FileKeyStore(uri)
+
+
+def test_every_write_has_a_new_nonce(uri: str, tmp_path: Path) -> None:
+    documents = [written(uri, tmp_path) for _ in range(3)]
+    assert len({str(document["nonce"]) for document in documents}) == 3
+    assert len({json.dumps(document["scrypt"]) for document in documents}) == 1
 
 
 def test_duplicate_member_is_refused(uri: str, tmp_path: Path) -> None:

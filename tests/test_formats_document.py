@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tokenvault as tv
 from tokenvault.audit import batch_event as batch_events
@@ -35,7 +36,7 @@ from tokenvault.records.keyring import KeyRing, key_check_value
 from tokenvault.stores.port import SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
-EXAMPLES_COUNT = 31
+EXAMPLES_COUNT = 32
 LAYOUTS = {
     "Record body, fixed part": records._FIXED.size,
     "Counter": records._COUNTER.size,
@@ -206,13 +207,17 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     stored = {KeyName(KeyPurpose.SEAL, 1): key_file.StoredKey(Custody.IN_PROCESS, KEY)}
     content = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
     with monkeypatch.context() as patched:
-        fixed(patched, b"\x01" * 12, b"\x02" * 12)
+        fixed(patched, b"\x01" * 12)
         text = key_file.serialize(content, lambda _: wrapping)
     assert key_file.parse(text, lambda _: wrapping) == content
     written = json.loads(text)
     yield "wrapping key", wrapping.hex()
-    yield "encrypted key", written["keys"][0]["key"]
-    yield "file seal tag", written["seal"]["tag"]
+    header = f'{{"format":"tokenvault-keys-1","scrypt":{{"n":131072,"p":1,"r":8,"salt":"{salt.hex()}"}}}}'
+    sealed = bytes.fromhex(written["keys"])
+    plain = AESGCM(wrapping).decrypt(b"\x01" * 12, sealed, header.encode())
+    yield "key file, associated data", header
+    yield "key file, encrypted", plain.decode()
+    yield "key file, tag", sealed[-16:].hex()
 
 
 def documented_digest(body: bytes, token: str, pan_fingerprint: bytes) -> bytes:

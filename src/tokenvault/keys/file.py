@@ -3,8 +3,8 @@
 Whoever reads the file and learns the passphrase has the keys; nothing logs that or slows it down. Custody is
 written down with each key, and that is all: both custodies run in this process.
 
-The passphrase becomes a key by scrypt; each vault key is encrypted under it, and the file as a whole is
-authenticated (see `file_format`). Creating and destroying hold a lock on `<file>.lock`, so that processes
+The passphrase becomes a key by scrypt, and all vault keys together are encrypted and authenticated under it (see
+`file_format`). Creating and destroying hold a lock on `<file>.lock`, so that processes
 take turns, and write a new file beside the old one that then takes its place: after a power cut there is the
 old file or the new one.
 """
@@ -15,20 +15,27 @@ import fcntl
 import os
 import secrets
 import tempfile
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Final, NoReturn, Self
 
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import file_format
-from tokenvault.keys.port import KEY_BYTES, NOT_NEXT, VERSION_MAX, Custody, KeyName, KeyPurpose
+from tokenvault.keys.port import (
+    KEY_BYTES,
+    Custody,
+    KeyName,
+    KeyPurpose,
+    check_custody,
+    check_name,
+    check_purpose,
+    next_name,
+)
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
 
 _CLOSED: Final = "this key store is closed: open another"
 _MODE: Final = 0o600
@@ -59,8 +66,7 @@ class FileKeyStore:
 
     def cipher(self, key: KeyName) -> BlockCipher:
         """The cipher of one key version. Raises KeyStoreError when the file has no such key."""
-        if not isinstance(key, KeyName):
-            raise InvalidInputError("a key is named by a KeyName")
+        check_name(key)
         self._require_open()
         found = self._ciphers.get(key)
         if found is None:
@@ -72,7 +78,7 @@ class FileKeyStore:
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
         """The versions in the file, ascending. Raises KeyStoreError."""
-        _check_purpose(purpose)
+        check_purpose(purpose)
         return tuple(sorted(key.version for key in self._read().keys if key.purpose is purpose))
 
     def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
@@ -80,21 +86,14 @@ class FileKeyStore:
 
         Raises KeyStoreError.
         """
-        _check_purpose(purpose)
-        if not isinstance(custody, Custody):
-            raise InvalidInputError("custody is a Custody")
+        check_purpose(purpose)
+        check_custody(custody)
         self._require_open()
         with self._writing():
             content = self._read()
-            following = content.newest.get(purpose, 0) + 1
-            if version is not None and version != following:
-                raise KeyStoreError(NOT_NEXT.format(purpose.value, following))
-            if following > VERSION_MAX:
-                raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
-            name = KeyName(purpose, following)
-            self._write(
-                content.with_key(name, file_format.StoredKey(custody, secrets.token_bytes(KEY_BYTES)))
-            )
+            name = next_name(purpose, content.newest.get(purpose, 0), version)
+            key = file_format.StoredKey(custody, secrets.token_bytes(KEY_BYTES))
+            self._write(content.with_key(name, key))
         return name
 
     def signer(self) -> None:
@@ -107,8 +106,7 @@ class FileKeyStore:
 
     def destroy(self, key: KeyName) -> None:
         """Remove one version from the file. Backups of the file still have it. Raises KeyStoreError."""
-        if not isinstance(key, KeyName):
-            raise InvalidInputError("a key is named by a KeyName")
+        check_name(key)
         self._require_open()
         with self._writing():
             content = self._read()
@@ -149,61 +147,58 @@ class FileKeyStore:
 
     def _read(self) -> file_format.Content:
         self._require_open()
-        reason = None
-        text = b""
-        try:
-            with open(self._path, "rb") as file:
-                text = file.read(file_format.FILE_BYTES_MAX + 1)
-        except FileNotFoundError:
-            return file_format.Content()
-        except OSError as error:
-            reason = _reason(error)
-        if reason is not None:
-            raise KeyStoreError(f"the key file can not be read ({reason}): correct the path or its mode")
+        with _explained("read", "correct the path or its mode"):
+            try:
+                with open(self._path, "rb") as file:
+                    text = file.read(file_format.FILE_BYTES_MAX + 1)
+            except FileNotFoundError:
+                return file_format.Content()
         return file_format.parse(text, self._wrapping_key)
 
     def _write(self, content: file_format.Content) -> None:
         text = file_format.serialize(content, self._wrapping_key)
         folder = os.path.dirname(self._path)
-        reason = None
-        temporary = None
-        try:
+        with _explained("written", "look at its folder"):
             handle, temporary = tempfile.mkstemp(prefix=".keys-", suffix=".tmp", dir=folder)  # mode 0600
-            with os.fdopen(handle, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-            temporary = None
-            _sync_folder(folder)
-        except OSError as error:
-            reason = _reason(error)
-        finally:
-            if temporary is not None:
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self._path)
+            except BaseException:
                 os.unlink(temporary)
-        if reason is not None:
-            raise KeyStoreError(f"the key file can not be written ({reason}): look at its folder")
+                raise
+            _sync_folder(folder)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Keep other threads and processes from writing."""
-        reason = None
-        handle = -1
-        try:
-            handle = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            reason = _reason(error)
-        try:
-            if reason is not None:
-                raise KeyStoreError(f"the key file can not be locked ({reason}): look at its folder")
-            yield
-        finally:
-            if handle >= 0:
-                # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep
-                # the lock.
-                fcntl.flock(handle, fcntl.LOCK_UN)
-                os.close(handle)
+        with ExitStack() as opened:
+            with _explained("locked", "look at its folder"):
+                lock = opened.enter_context(open(self._path + ".lock", "ab", opener=_open_private))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the lock.
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _explained(done: str, advice: str) -> Iterator[None]:
+    """Raise KeyStoreError for an OSError, without the path that this one names."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    else:
+        return
+    raise KeyStoreError(f"the key file can not be {done} ({reason}): {advice}")
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, _MODE)
 
 
 def _passphrase(uri: FileUri) -> Secret:
@@ -224,12 +219,3 @@ def _sync_folder(folder: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else type(error).__name__
-
-
-def _check_purpose(purpose: KeyPurpose) -> None:
-    if not isinstance(purpose, KeyPurpose):
-        raise InvalidInputError("purpose is a KeyPurpose")

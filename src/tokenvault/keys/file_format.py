@@ -1,18 +1,17 @@
 """What stands in a key file, and how it is protected.
 
-A JSON object in ASCII:
+A JSON object in ASCII; bytes are written as lower-case hex:
 
     format      "tokenvault-keys-1"
     scrypt      {"n": 131072, "p": 1, "r": 8, "salt": 16 bytes}
-    newest      {purpose: number of the newest version ever made}
-    keys        [{"purpose", "version", "custody", "nonce": 12 bytes, "key": 32 bytes and a 16-byte tag}]
-    seal        {"nonce": 12 bytes, "tag": 16 bytes}
+    nonce       12 bytes, new with each write
+    keys        ciphertext and a 16-byte tag
 
-Bytes are written as lower-case hex. The wrapping key (32 bytes) is scrypt of the passphrase. Each key is
-encrypted with AES-256-GCM under it; the associated data is "tokenvault-keys-1/<purpose>/<version>/<custody>",
-so that no key can be moved to another name. The seal is AES-256-GCM of nothing, its associated data
-"tokenvault-keys-1/seal/" and the canonical JSON of everything but the seal: so that no key can be taken away,
-and no number be changed.
+The wrapping key (32 bytes) is scrypt of the passphrase. `keys` is AES-256-GCM under it; the associated data is
+format and scrypt as canonical JSON. What is encrypted is canonical JSON too:
+
+    keys        [{"purpose", "version", "custody", "key": 32 bytes}]
+    newest      {purpose: number of the newest version ever made}
 
 An older copy of the whole file put back is not noticed.
 """
@@ -21,7 +20,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import attrs
 from cryptography.exceptions import InvalidTag
@@ -29,12 +29,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tokenvault.keys.secrets import Secret
+from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose
+from tokenvault.keys.secrets import Secret
 
 FORMAT: Final = "tokenvault-keys-1"
 FILE_BYTES_MAX: Final = 4 * 2**20
@@ -45,9 +41,6 @@ SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 SALT_BYTES: Final = 16
 NONCE_BYTES: Final = 12
-TAG_BYTES: Final = 16
-
-_Kind = TypeVar("_Kind")
 
 
 @attrs.frozen
@@ -83,34 +76,28 @@ def wrapping_key(passphrase: Secret, salt: bytes) -> bytes:
 
 
 def serialize(content: Content, wrapping: Callable[[bytes], bytes]) -> bytes:
-    """The file's bytes; every key under a new nonce.
+    """The file's bytes.
 
     Args:
         content: what to write.
         wrapping: gives the wrapping key for a salt.
     """
-    aead = AESGCM(wrapping(content.salt))
-    keys = []
-    for name, key in sorted(content.keys.items(), key=lambda item: (item[0].purpose.value, item[0].version)):
-        nonce = os.urandom(NONCE_BYTES)
-        keys.append(
-            {
-                "purpose": name.purpose.value,
-                "version": name.version,
-                "custody": key.custody.value,
-                "nonce": nonce.hex(),
-                "key": aead.encrypt(nonce, key.value, _bound(name, key.custody)).hex(),
-            }
-        )
-    document: dict[str, object] = {
-        "format": FORMAT,
-        "scrypt": {"n": SCRYPT_N, "p": SCRYPT_P, "r": SCRYPT_R, "salt": content.salt.hex()},
-        "newest": {purpose.value: version for purpose, version in content.newest.items()},
-        "keys": keys,
-    }
-    nonce = os.urandom(NONCE_BYTES)
-    document["seal"] = {"nonce": nonce.hex(), "tag": aead.encrypt(nonce, b"", _sealed(document)).hex()}
-    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+    keys = [
+        {
+            "purpose": name.purpose.value,
+            "version": name.version,
+            "custody": key.custody.value,
+            "key": key.value.hex(),
+        }
+        for name, key in content.keys.items()
+    ]
+    newest = {purpose.value: version for purpose, version in content.newest.items()}
+    header, nonce = _header(content.salt), os.urandom(NONCE_BYTES)
+    sealed = AESGCM(wrapping(content.salt)).encrypt(
+        nonce, _canonical({"keys": keys, "newest": newest}), _canonical(header)
+    )
+    document = {**header, "nonce": nonce.hex(), "keys": sealed.hex()}
+    return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def parse(text: bytes, wrapping: Callable[[bytes], bytes]) -> Content:
@@ -119,110 +106,57 @@ def parse(text: bytes, wrapping: Callable[[bytes], bytes]) -> Content:
     Raises:
         KeyStoreError: it is no key file, was changed, or the passphrase is another.
     """
-    document = _json(text)
-    _fields(document, {"format", "scrypt", "newest", "keys", "seal"})
-    scrypt = _typed(document["scrypt"], dict)
-    # Only these parameters: others could ask for all memory before the seal shows that the file was changed.
-    if document["format"] != FORMAT or {**scrypt, "salt": None} != {
-        "n": SCRYPT_N,
-        "p": SCRYPT_P,
-        "r": SCRYPT_R,
-        "salt": None,
-    }:
-        raise _damaged()
-    salt = _bytes(scrypt.get("salt"), SALT_BYTES)
-    seal = _typed(document.pop("seal"), dict)
-    _fields(seal, {"nonce", "tag"})
-    aead = AESGCM(wrapping(salt))
-    _decrypt(aead, _bytes(seal["nonce"], NONCE_BYTES), _bytes(seal["tag"], TAG_BYTES), _sealed(document))
-    newest = {
-        _purpose(purpose): _version(version) for purpose, version in _typed(document["newest"], dict).items()
+    try:
+        salt, nonce, sealed = _outer(text)
+        aead = AESGCM(wrapping(salt))
+        return _inner(
+            aead.decrypt(nonce, sealed, _canonical(_header(salt))), salt
+        )  # in no variable of this frame
+    except InvalidTag:
+        reason = "the passphrase is not the one that the key file was written with, or the file was changed"
+    except (ValueError, TypeError, LookupError, RecursionError):  # what reading something else raises
+        reason = "the key file is damaged, was changed, or is no key file: restore it from a backup"
+    raise KeyStoreError(reason)
+
+
+def _header(salt: bytes) -> dict[str, object]:
+    return {"format": FORMAT, "scrypt": {"n": SCRYPT_N, "p": SCRYPT_P, "r": SCRYPT_R, "salt": salt.hex()}}
+
+
+def _outer(text: bytes) -> tuple[bytes, bytes, bytes]:
+    """Salt, nonce and what is encrypted. Raises ValueError, TypeError or LookupError for any other text.
+
+    Only one set of scrypt's parameters is accepted: others could ask for all memory before the tag shows that the
+    file was changed.
+    """
+    if len(text) > FILE_BYTES_MAX:
+        raise ValueError
+    document = json.loads(text.decode("ascii"), object_pairs_hook=_no_repeats)
+    salt = bytes.fromhex(document["scrypt"]["salt"])
+    nonce, sealed = bytes.fromhex(document["nonce"]), bytes.fromhex(document["keys"])
+    if _canonical(document) != _canonical({**_header(salt), "nonce": nonce.hex(), "keys": sealed.hex()}):
+        raise ValueError
+    return salt, nonce, sealed
+
+
+def _inner(plain: bytes, salt: bytes) -> Content:
+    document = json.loads(plain)
+    keys = {
+        KeyName(KeyPurpose(each["purpose"]), each["version"]): StoredKey(
+            Custody(each["custody"]), bytes.fromhex(each["key"])
+        )
+        for each in document["keys"]
     }
-    keys: dict[KeyName, StoredKey] = {}
-    for entry in _typed(document["keys"], list):
-        _fields(_typed(entry, dict), {"purpose", "version", "custody", "nonce", "key"})
-        name = KeyName(_purpose(entry["purpose"]), _version(entry["version"]))
-        custody = _custody(entry["custody"])
-        sealed = _bytes(entry["key"], KEY_BYTES + TAG_BYTES)
-        value = _decrypt(aead, _bytes(entry["nonce"], NONCE_BYTES), sealed, _bound(name, custody))
-        if name in keys or name.version > newest.get(name.purpose, 0):
-            raise _damaged()
-        keys[name] = StoredKey(custody, value)
+    newest = {KeyPurpose(purpose): version for purpose, version in document["newest"].items()}
     return Content(keys, newest, salt)
 
 
-def _bound(name: KeyName, custody: Custody) -> bytes:
-    return f"{FORMAT}/{name.purpose.value}/{name.version}/{custody.value}".encode()
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def _sealed(document: Mapping[str, object]) -> bytes:
-    return f"{FORMAT}/seal/".encode() + json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _damaged() -> KeyStoreError:
-    return KeyStoreError("the key file is damaged, was changed, or is no key file: restore it from a backup")
-
-
-def _decrypt(aead: AESGCM, nonce: bytes, text: bytes, bound: bytes) -> bytes:
-    try:
-        return aead.decrypt(nonce, text, bound)
-    except InvalidTag:
-        pass
-    raise KeyStoreError(
-        "the passphrase is not the one that the key file was written with, or the file was changed"
-    )
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise _damaged()
-    return dict(pairs)
-
-
-def _json(text: bytes) -> dict[str, object]:
-    document: object = None
-    if len(text) <= FILE_BYTES_MAX and text.isascii():
-        try:
-            document = json.loads(text, object_pairs_hook=_once)
-        except (ValueError, RecursionError):
-            document = None
-    return _typed(document, dict)
-
-
-def _typed(value: object, kind: type[_Kind]) -> _Kind:
-    if type(value) is not kind:
-        raise _damaged()
-    return value
-
-
-def _fields(value: Mapping[str, object], names: set[str]) -> None:
-    if set(value) != names:
-        raise _damaged()
-
-
-def _bytes(value: object, length: int) -> bytes:
-    text = _typed(value, str)
-    if len(text) != 2 * length or not set(text) <= set("0123456789abcdef"):
-        raise _damaged()
-    return bytes.fromhex(text)
-
-
-def _purpose(value: object) -> KeyPurpose:
-    for purpose in KeyPurpose:
-        if purpose.value == value:
-            return purpose
-    raise _damaged()
-
-
-def _custody(value: object) -> Custody:
-    for custody in Custody:
-        if custody.value == value:
-            return custody
-    raise _damaged()
-
-
-def _version(value: object) -> int:
-    version = _typed(value, int)
-    if not 1 <= version <= VERSION_MAX:
-        raise _damaged()
-    return version
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError
+    return names

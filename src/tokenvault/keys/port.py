@@ -12,11 +12,10 @@ from typing import Final, Protocol
 import attrs
 
 from tokenvault.crypto.block_cipher import BlockCipher
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, KeyStoreError
 
 KEY_BYTES: Final = 32
 VERSION_MAX: Final = 9_999
-NOT_NEXT: Final = "the next version of the {} key is {}: look at versions() before you ask again"
 
 
 class KeyPurpose(enum.Enum):
@@ -25,7 +24,6 @@ class KeyPurpose(enum.Enum):
     SEAL = "seal"
     FINGERPRINT = "fingerprint"
     FPE = "fpe"
-    CRYPTOGRAM = "cryptogram"
     AUDIT = "audit"
 
 
@@ -55,6 +53,36 @@ class KeyName:
 
     def __str__(self) -> str:
         return f"{self.purpose.value} version {self.version}"
+
+
+def check_name(key: object) -> None:
+    """Raise InvalidInputError for what is not a KeyName."""
+    if not isinstance(key, KeyName):
+        raise InvalidInputError("a key is named by a KeyName")
+
+
+def check_purpose(purpose: object) -> None:
+    """Raise InvalidInputError for what is not a KeyPurpose."""
+    if not isinstance(purpose, KeyPurpose):
+        raise InvalidInputError("purpose is a KeyPurpose")
+
+
+def check_custody(custody: object) -> None:
+    """Raise InvalidInputError for what is not a Custody."""
+    if not isinstance(custody, Custody):
+        raise InvalidInputError("custody is a Custody")
+
+
+def next_name(purpose: KeyPurpose, newest: int, version: int | None) -> KeyName:
+    """The name of the version after the newest. Raises KeyStoreError where another was asked for, or none is left."""
+    following = newest + 1
+    if version is not None and version != following:
+        raise KeyStoreError(
+            f"the next version of the {purpose.value} key is {following}: look at versions() before you ask again"
+        )
+    if following > VERSION_MAX:
+        raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
+    return KeyName(purpose, following)
 
 
 class Signer(Protocol):

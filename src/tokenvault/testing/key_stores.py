@@ -235,9 +235,9 @@ class KeyStoreContract:
 
         def work(_: int) -> KeyName:
             barrier.wait()
-            return key_store.create(KeyPurpose.CRYPTOGRAM, self.custodies[0])
+            return key_store.create(KeyPurpose.FPE, self.custodies[0])
 
         with ThreadPoolExecutor(THREADS) as pool:
             created = list(pool.map(work, range(THREADS)))
         assert sorted(key.version for key in created) == list(range(1, THREADS + 1))
-        assert key_store.versions(KeyPurpose.CRYPTOGRAM) == tuple(range(1, THREADS + 1))
+        assert key_store.versions(KeyPurpose.FPE) == tuple(range(1, THREADS + 1))

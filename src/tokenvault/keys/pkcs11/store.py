@@ -33,7 +33,16 @@ from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX, Coalescer
 from tokenvault.keys.pkcs11.errors import CollisionError
 from tokenvault.keys.pkcs11.sessions import CLOSED, TokenSessions
 from tokenvault.keys.pkcs11.signer import ModuleSigner, create_signer, find_signer
-from tokenvault.keys.port import KEY_BYTES, NOT_NEXT, VERSION_MAX, Custody, KeyName, KeyPurpose
+from tokenvault.keys.port import (
+    KEY_BYTES,
+    Custody,
+    KeyName,
+    KeyPurpose,
+    check_custody,
+    check_name,
+    check_purpose,
+    next_name,
+)
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
 
 if TYPE_CHECKING:
@@ -120,7 +129,7 @@ class Pkcs11KeyStore:
             KeyStoreError: the token has no such key, or two, or one with unsafe attributes, or can not be
                 reached.
         """
-        _check_name(key)
+        check_name(key)
         if self._sessions.closed:
             raise KeyStoreError(CLOSED)
         data_key = self._data_keys.get(key)
@@ -136,7 +145,7 @@ class Pkcs11KeyStore:
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
         """The versions that the token holds, ascending. Raises KeyStoreError."""
-        _check_purpose(purpose)
+        check_purpose(purpose)
         for _ in range(LOOKS_MAX):
             versions = sorted(self._found(purpose))
             if len(set(versions)) == len(versions):
@@ -155,26 +164,21 @@ class Pkcs11KeyStore:
                 `versions`), or the module made a key with other attributes than asked for, or can not be
                 reached.
         """
-        _check_purpose(purpose)
-        if not isinstance(custody, Custody):
-            raise InvalidInputError("custody is a Custody")
+        check_purpose(purpose)
+        check_custody(custody)
         lost = 0
         for _ in range(CREATE_ATTEMPTS_MAX):
             with self._sessions.state().module.lock:  # so that threads of one process get a version each
-                following = max(self._found(purpose), default=0) + 1
-                if version is not None and version != following:
-                    raise KeyStoreError(NOT_NEXT.format(purpose.value, following))
-                if 0 < lost < following:
+                name = next_name(purpose, max(self._found(purpose), default=0), version)
+                if 0 < lost < name.version:
                     raise KeyStoreError(
                         f"another process created {purpose.value} version {lost} at the same moment; "
                         "nothing was created here: look at versions() before you ask again"
                     )
-                if following > VERSION_MAX:
-                    raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
-                made = self._generate(KeyName(purpose, following), custody)
+                made = self._generate(name, custody)
                 if made is not None:
                     return made
-                lost = following
+                lost = name.version
             _pause()
         raise KeyStoreError(
             "too many processes create keys at once: nothing was created here, try again later"
@@ -219,7 +223,7 @@ class Pkcs11KeyStore:
         Raises:
             KeyStoreError: there is no such key, or there are two, or the token can not be reached.
         """
-        _check_name(key)
+        check_name(key)
         self._sessions.run(lambda state: self._sessions.destroy(state, key))
         self._data_keys.pop(key, None)
 
@@ -295,16 +299,6 @@ def _checked(blocks: bytes) -> bytes:
     if type(blocks) is not bytes or len(blocks) % BLOCK_BYTES:
         raise InvalidInputError("blocks must be bytes, a whole number of 16-byte blocks")
     return blocks
-
-
-def _check_name(key: KeyName) -> None:
-    if not isinstance(key, KeyName):
-        raise InvalidInputError("a key is named by a KeyName")
-
-
-def _check_purpose(purpose: KeyPurpose) -> None:
-    if not isinstance(purpose, KeyPurpose):
-        raise InvalidInputError("purpose is a KeyPurpose")
 
 
 def _blocks_per_call_max(uri: Pkcs11Uri) -> int:
