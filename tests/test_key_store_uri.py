@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tokenvault.keys.uri import FileUri, Pkcs11Uri, parse_file_uri, parse_pkcs11
 
 BASE = "pkcs11:token=tokenvault?module-path=/usr/lib/softhsm/libsofthsm2.so"
 PIN = "7391-secret"
+IN_PATH, IN_QUERY = ":[]@!$'()*+,=&", ":[]@!$'()*+,=/?|"
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40)
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=10).map("x-{}".format)
@@ -38,12 +40,26 @@ def uris(draw: st.DrawFn) -> Pkcs11Uri:
     )
 
 
+def written(uri: Pkcs11Uri) -> str:
+    """The URI as RFC 7512 spells it (2.3: pk11-path-res-avail and pk11-query-res-avail stay as they are)."""
+    path = [(name, getattr(uri, name)) for name in ("token", "serial", "manufacturer", "model")]
+    path += [("slot-id", None if uri.slot_id is None else str(uri.slot_id)), *uri.vendor_path]
+    pin_source = None if uri.pin_path is None else "file:" + quote(uri.pin_path, safe="/")
+    query = [("module-path", uri.module_path), ("pin-source", pin_source), ("pin-value", uri.pin_value)]
+    query += uri.vendor_query
+    path_text = ";".join(f"{name}={quote(value, safe=IN_PATH)}" for name, value in path if value is not None)
+    query_text = "&".join(
+        f"{name}={quote(value, safe=IN_QUERY)}" for name, value in query if value is not None
+    )
+    return f"pkcs11:{path_text}?{query_text}"
+
+
 @given(uris())
 def test_what_is_written_parses_to_the_same(uri: Pkcs11Uri) -> None:
     if uri.pin_path is None or not uri.pin_path.startswith(
         "//"
     ):  # POSIX gives // at the start a meaning of its own
-        assert parse_pkcs11_uri(uri.to_string()) == uri
+        assert parse_pkcs11_uri(written(uri)) == uri
 
 
 def test_all_attributes() -> None:
@@ -161,7 +177,7 @@ def test_pin_is_in_no_repr() -> None:
     uri = parse_pkcs11_uri(f"{BASE}&pin-value={PIN}")
     assert PIN not in repr(uri)
     assert PIN not in str(uri)
-    assert PIN in uri.to_string()
+    assert uri.pin_value == PIN
 
 
 @pytest.mark.parametrize("wrong", [None, 1, b"file:x", ["file:x"], "FILE:x", "keys.json", "redis:x"])

@@ -31,8 +31,6 @@ CHUNK_BLOCKS_MODULE_IN_PARTS: Final = 2**20
 
 WORDS_PER_BLOCK: Final = 2
 
-_KEPT_BYTES: Final = 2**24
-_KEPT_BYTES_MAX: Final = 2**25 - 2**13  # just below the largest that glibc heeds
 _SLACK_BYTES: Final = BLOCK_BYTES - 1  # that cryptography asks for behind the answer
 
 
@@ -67,10 +65,6 @@ class ColumnCipher:
         self._encrypt_into = cipher.thread_encrypter_into() if isinstance(cipher, LocalBlockCipher) else None
         answer_bytes = self.chunk_rows * blocks_per_row * BLOCK_BYTES + _SLACK_BYTES if local else 0
         self._answer: Bytes = np.empty(answer_bytes, np.uint8)
-        if not local:
-            _keep_freed_memory(
-                _KEPT_BYTES if self.chunk_rows * blocks_per_row <= CHUNK_BLOCKS_MODULE else _KEPT_BYTES_MAX
-            )
 
     def encrypt(self, blocks: Words) -> Words:
         """Encrypt each 16-byte block for itself (ECB) in one call.
@@ -93,12 +87,3 @@ class ColumnCipher:
         """One step of CBC-MAC on every row: the encryption of state XOR block, which is overwritten."""
         np.bitwise_xor(state, block, out=block)
         return self.encrypt(block)
-
-
-def _keep_freed_memory(size: int) -> None:
-    """Make glibc keep what the buffers of a module call leave behind: they are most of its time otherwise.
-
-    glibc returns large blocks to the kernel at once, and a new one costs a fault a page; but it does so no longer for
-    blocks smaller than the largest one that was freed (mallopt(3), M_MMAP_THRESHOLD). Elsewhere this does nothing.
-    """
-    np.empty(size, np.uint8)

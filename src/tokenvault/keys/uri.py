@@ -7,9 +7,8 @@ one of `token`, `serial` and `slot-id`. Query attributes say how to reach it: `m
 path), and either `pin-source` (`file:` and a path; one that does not start with `/` is relative to the
 working directory at the time of parsing) or `pin-value`.
 
-Warning: with `pin-value` the PIN stands in the address, and addresses end up in configuration files, process
-    lists and
-logs. Use it for throw-away tokens of tests only.
+Warning: with `pin-value` the PIN stands in the address, and addresses end up in configuration files, process lists
+and logs. Use it for throw-away tokens of tests only.
 
 Parsing is strict: attributes that are not named here are refused, because a misspelled one would silently
 select another token; but for vendor attributes whose names begin with `x-`, which are kept.
@@ -20,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Final
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -52,12 +51,12 @@ def is_text(value: object) -> bool:
 
 
 def _is_vendor(name: str) -> bool:
-    return name.startswith("x-") and len(name) > len("x-")
+    return name.startswith("x-") and len(name) > len("x-") and _NAME.fullmatch(name) is not None
 
 
 @attrs.frozen(kw_only=True)
 class Pkcs11Uri:
-    """A parsed `pkcs11:` URI. Its repr and str show no PIN; `to_string` does.
+    """A parsed `pkcs11:` URI. Its repr and str show no PIN.
 
     Attributes:
         token: label of the token.
@@ -84,27 +83,36 @@ class Pkcs11Uri:
     vendor_query: Pairs = attrs.field(default=(), repr=False)
 
     def __attrs_post_init__(self) -> None:
-        texts = [self.module_path, self.token, self.serial, self.manufacturer, self.model, self.pin_path]
-        texts += [self.pin_value, *(text for pair in self.vendor_path + self.vendor_query for text in pair)]
+        self._check_texts()
+        self._check_selection()
+        self._check_login()
+        for pairs in (self.vendor_path, self.vendor_query):
+            names = [name for name, _ in pairs]
+            if len(set(names)) != len(names) or not all(map(_is_vendor, names)):
+                raise InvalidInputError("vendor attributes have names that begin with x-, each once")
+
+    def _check_texts(self) -> None:
+        texts = [self.module_path, self.token, self.serial, self.manufacturer, self.model]
+        texts += [self.pin_path, self.pin_value]
+        texts += [text for pair in self.vendor_path + self.vendor_query for text in pair]
         for text in texts:
             if text is not None and (not is_text(text) or not text or "\0" in text):
                 raise InvalidInputError("every attribute of a pkcs11 URI is text, not empty and without NUL")
-        if self.slot_id is not None and (
-            type(self.slot_id) is not int or not 0 <= self.slot_id <= SLOT_ID_MAX
-        ):
+
+    def _check_selection(self) -> None:
+        slot_id = self.slot_id
+        if slot_id is not None and (type(slot_id) is not int or not 0 <= slot_id <= SLOT_ID_MAX):
             raise InvalidInputError("slot-id is a whole number from 0 to 2^64-1")
         if self.token is None and self.serial is None and self.slot_id is None:
             raise InvalidInputError("a pkcs11 URI says which token: set token, serial or slot-id")
         if not os.path.isabs(self.module_path):
             raise InvalidInputError("module-path is the absolute path of the module's shared library")
+
+    def _check_login(self) -> None:
         if (self.pin_path is None) == (self.pin_value is None):
             raise InvalidInputError("a pkcs11 URI has either pin-source=file:... or pin-value")
         if self.pin_path is not None and not os.path.isabs(self.pin_path):
             raise InvalidInputError("pin_path is an absolute path")
-        for pairs in (self.vendor_path, self.vendor_query):
-            names = [name for name, _ in pairs]
-            if len(set(names)) != len(names) or not all(_is_vendor(n) and _NAME.fullmatch(n) for n in names):
-                raise InvalidInputError("vendor attributes have names that begin with x-, each once")
 
     def __str__(self) -> str:
         return repr(self)
@@ -112,23 +120,6 @@ class Pkcs11Uri:
     def vendor(self, name: str) -> str | None:
         """The vendor attribute of the query with this name, or None."""
         return dict(self.vendor_query).get(name)
-
-    def to_string(self) -> str:
-        """The URI as text. It holds the PIN when `pin_value` is set: do not log it."""
-        path = [(n, getattr(self, n)) for n in ("token", "serial", "manufacturer", "model")]
-        path.append(("slot-id", None if self.slot_id is None else str(self.slot_id)))
-        query = [("module-path", self.module_path)]
-        if self.pin_path is not None:
-            query.append(("pin-source", _FILE_SCHEME + quote(self.pin_path, safe="/")))
-        if self.pin_value is not None:
-            query.append(("pin-value", self.pin_value))
-        path_text = [
-            f"{n}={quote(v, safe=_SAFE_IN_PATH)}" for n, v in [*path, *self.vendor_path] if v is not None
-        ]
-        query_text = [
-            f"{name}={quote(value, safe=_SAFE_IN_QUERY)}" for name, value in [*query, *self.vendor_query]
-        ]
-        return "pkcs11:" + ";".join(path_text) + "?" + "&".join(query_text)
 
 
 def parse_pkcs11_uri(uri: str) -> Pkcs11Uri:
@@ -234,7 +225,7 @@ def _attributes(text: str, separator: str, values: re.Pattern[str], names: froze
     found: dict[str, str] = {}
     for part in text.split(separator) if text else ():
         name, equals, value = part.partition("=")
-        if name not in names and not (_is_vendor(name) and _NAME.fullmatch(name)):
+        if name not in names and not _is_vendor(name):
             known = ", ".join(sorted(names))
             raise InvalidInputError(
                 f"unknown attribute in the URI; known here: {known}, and vendor names with x-"
