@@ -7,12 +7,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money, VelocityCounter
+from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.counters import Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.limits import Limit, VelocityCounter
+from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry, luhn_check_digit
-from tokenvault.model.transaction import Transaction
+from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.records.record import TokenRecord
 
 DIGITS = "0123456789"

@@ -22,13 +22,15 @@ from tests.strategies import (
     transactions,
     usages,
 )
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.counters import REMEMBERED_USES_MAX, Seen, Usage
 from tokenvault.model.decision import Decision, Restrictions, decide
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.lifecycle import TokenStatus
+from tokenvault.model.limits import Limit
+from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry
-from tokenvault.model.transaction import Transaction
+from tokenvault.model.transaction import Channel, Transaction
 
 OWNER, OTHER = REQUESTORS[:2]
 
@@ -177,7 +179,7 @@ def test_no_order_of_uses_passes_a_limit(found: tuple[Limit, ...], split: bool, 
             usage = usage.after(transaction, documents.velocity_counters, now_ms)
             counted[transaction.id] = (transaction, now_ms)
         for limit in found:
-            seconds = limit.counter.window_seconds
+            seconds = limit._counter.window_seconds
             totals: Tally[int] = Tally()
             for transaction, at_ms in counted.values():
                 spent = transaction.amount.amount if limit.amount and transaction.amount else 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 from tests.strategies import controls, domains, limits, transactions
 from tokenvault.errors import InvalidInputError
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model.controls import CONTROLS, CryptogramRule
 from tokenvault.model.domain import NO_RESTRICTION, Domain
-from tokenvault.model.transaction import Transaction
+from tokenvault.model.limits import Limit
+from tokenvault.model.money import Money
+from tokenvault.model.transaction import Channel, Transaction
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
@@ -29,6 +33,17 @@ anything = st.recursive(
 def test_a_domain_reads_back_from_its_document(domain: Domain) -> None:
     assert Domain.from_json(domain.to_json()) == domain
     assert Domain.from_json(json.dumps(json.loads(domain.to_json()), indent=3)) == domain
+
+
+def test_every_field_of_a_domain_is_a_control_of_the_table() -> None:
+    fields = {field.name for field in attrs.fields(Domain) if field.init}
+    assert fields == set(CONTROLS) == set(controls)
+
+
+@given(domains)
+def test_a_domain_can_be_copied_and_pickled(domain: Domain) -> None:
+    for other in (copy.deepcopy(domain), pickle.loads(pickle.dumps(domain))):  # noqa: S301 # of our own making
+        assert (other, other.document) == (domain, domain.document)
 
 
 @given(domains, domains)
@@ -170,8 +185,8 @@ def test_a_transaction_field_of_another_form_is_refused(name: str, value: Any) -
 def test_a_memory_tells_transactions_apart(one: Transaction, other: Transaction) -> None:
     """By requestor and id, and by content, each for itself."""
     same_id = (one.requestor, one.id) == (other.requestor, other.id)
-    assert (one.memory[:16] == other.memory[:16]) == same_id
-    assert (one.memory[16:] == other.memory[16:]) == (
+    assert (one._memory[:16] == other._memory[:16]) == same_id
+    assert (one._memory[16:] == other._memory[16:]) == (
         attrs.evolve(one, id="x") == attrs.evolve(other, id="x")
     )
 

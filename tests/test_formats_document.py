@@ -27,8 +27,8 @@ from tokenvault.keys import file_format as key_file
 from tokenvault.keys.pkcs11.objects import label_of, parse_label
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
-from tokenvault.model.controls import VelocityCounter
 from tokenvault.model.counters import Usage
+from tokenvault.model.limits import VelocityCounter
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records import record as records
 from tokenvault.records import sealing
@@ -123,17 +123,17 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "domain digest", DOMAIN.digest.hex()
     spelt = "40012345678|M-1001||ecommerce|||4200 EUR|"
     told = hashlib.sha256(f"{USE.requestor}\x1f{USE.id}".encode()).digest()[:16]
-    assert USE.memory == told + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
+    assert USE._memory == told + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
     yield "transaction content", spelt
-    yield "remembered transaction", USE.memory.hex()
+    yield "remembered transaction", USE._memory.hex()
 
     record = records.TokenRecord(
         token=token, reference=REFERENCE, pan_fingerprint=pan_fingerprint, requestor=REQUESTOR,
         program=PROGRAM, revision=2,
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
-        usage=Usage().after(USE, (DOMAIN.limits[0].counter,), TIME_MS),
+        usage=Usage().after(USE, (DOMAIN.limits[0]._counter,), TIME_MS),
     )  # fmt: skip
-    assert record.usage == Usage({VelocityCounter("EUR", 0): (0, 4_200)}, USE.memory)
+    assert record.usage == Usage({VelocityCounter("EUR", 0): (0, 4_200)}, USE._memory)
     with monkeypatch.context() as patched:
         fixed(patched, NONCE)
         row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)

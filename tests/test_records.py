@@ -127,9 +127,9 @@ def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataO
 
 def test_the_fixed_part_of_a_body_is_as_documented() -> None:
     """Byte for byte, as docs/formats.md lays it out: a change here breaks every database there is."""
-    from tokenvault.model.controls import VelocityCounter
     from tokenvault.model.counters import Usage
     from tokenvault.model.lifecycle import Actor, TokenStatus
+    from tokenvault.model.limits import VelocityCounter
     from tokenvault.model.pan import CardExpiry
 
     record = TokenRecord(

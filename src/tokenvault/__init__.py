@@ -27,14 +27,16 @@ from tokenvault.errors import (
     Violation,
 )
 from tokenvault.keys import Custody, KeyPurpose, KeyStore, open_key_store
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.limits import Limit
+from tokenvault.model.money import Money
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
-from tokenvault.model.transaction import Transaction
+from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock
 from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_store, open_token_store

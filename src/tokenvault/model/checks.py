@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from tokenvault.errors import InvalidInputError
+from tokenvault.model.iso import COUNTRIES, CURRENCIES
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
 TEXT_LENGTH_MAX: Final = 64
@@ -17,6 +18,7 @@ _REQUESTOR: Final = re.compile(r"[0-9]{11}")
 _TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
 _TOKENS: Final = re.compile(rf"{_TOKEN.pattern}(?:\n{_TOKEN.pattern})*")
 _PAR: Final = re.compile(r"[0-9A-Z]{29}")
+_MERCHANT_CATEGORY: Final = re.compile(r"[0-9]{4}")
 _ASSURANCE: Final = re.compile(r"[0-9A-Z]{2}")
 _TEXT_ACCEPTS: Final = f"1 to {TEXT_LENGTH_MAX} printable ASCII characters"
 _TOKEN_ACCEPTS: Final = f"{PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits"
@@ -55,6 +57,25 @@ def par(value: object) -> str:
 def assurance(name: str, value: object) -> str:
     """A token assurance method (EMVCo): 2 characters."""
     return _matching(name, value, _ASSURANCE, "2 uppercase letters or digits")
+
+
+def merchant_category(value: object) -> str:
+    """A merchant category code (ISO 18245): 4 digits."""
+    return _matching("a merchant category", value, _MERCHANT_CATEGORY, "4 digits (ISO 18245)")
+
+
+def country(value: object) -> str:
+    """A country code (ISO 3166-1 alpha-2)."""
+    if not isinstance(value, str) or value not in COUNTRIES:
+        raise InvalidInputError('a country is an ISO 3166-1 code of two letters, such as "FR"')
+    return value
+
+
+def currency(value: object) -> str:
+    """A currency code (ISO 4217)."""
+    if not isinstance(value, str) or value not in CURRENCIES:
+        raise InvalidInputError('a currency is an ISO 4217 code, such as "EUR"')
+    return value
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:

@@ -1,39 +1,29 @@
-"""The values that domain controls and transactions speak of: channels, money, limits, codes."""
+"""The controls of a domain, each described once: how it is given, what it reads of a use, and when it fails.
+
+A new control is one entry in `_TABLE`, at the place of its violations among those of the others, and one field
+of `Domain` of the same name.
+"""
 
 from __future__ import annotations
 
 import enum
-import re
-from datetime import timedelta
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, boundary_init
+from tokenvault.errors import InvalidInputError, Violation
 from tokenvault.model import checks
-from tokenvault.model.iso import COUNTRIES, CURRENCIES
+from tokenvault.model import domain_document as document
+from tokenvault.model.counters import Usage
+from tokenvault.model.limits import Limit, VelocityCounter
+from tokenvault.model.money import Money
+from tokenvault.model.transaction import Channel, Transaction
 
-MINOR_UNITS_MAX: Final = 10**15
-LIMIT_USES_MAX: Final = 10**9
-WINDOW_SECONDS_MAX: Final = 10 * 366 * 86_400
-
-_MERCHANT_CATEGORY: Final = re.compile(r"[0-9]{4}")
-
-
-class Channel(enum.Enum):
-    """How a payment is made."""
-
-    ECOMMERCE = "ecommerce"
-    CONTACTLESS = "contactless"
-    CHIP = "chip"
-    MAGSTRIPE = "magstripe"
-    QR_CONSUMER = "qr_consumer"
-    QR_MERCHANT = "qr_merchant"
-    ATM = "atm"
-    TRANSFER = "transfer"
-    MAIL_TELEPHONE = "mail_telephone"
-    MERCHANT_INITIATED = "merchant_initiated"
-    AGENT = "agent"
+LIMITS_MAX: Final = 8
+VALUES_SHOWN_MAX: Final = 5
 
 
 class CryptogramRule(enum.Enum):
@@ -45,128 +35,228 @@ class CryptogramRule(enum.Enum):
     REQUIRED = "required"
 
 
-def currency(value: object) -> str:
-    """A currency code (ISO 4217). Raises InvalidInputError."""
-    if not isinstance(value, str) or value not in CURRENCIES:
-        raise InvalidInputError('a currency is an ISO 4217 code, such as "EUR"')
-    return value
-
-
-@boundary_init
-@attrs.frozen
-class Money:
-    """An amount in minor units (cents of EUR, yen of JPY) of an ISO 4217 currency, from 0 to 10**15."""
-
-    amount: int
-    currency: str
-
-    def __attrs_post_init__(self) -> None:
-        checks.whole_number("an amount in minor units", self.amount, 0, MINOR_UNITS_MAX)
-        currency(self.currency)
-
-    def __str__(self) -> str:
-        return f"{self.amount} minor units of {self.currency}"
-
-
-class VelocityCounter(NamedTuple):
-    """What is counted of a token's uses: their number, or money in a currency; per window or for life.
-
-    Limits that count the same thing read one counter, whichever document they stand in and whatever their
-    maximum: a limit that is raised from 10 uses to 20 leaves what was used as used.
+class Use(NamedTuple):
+    """What controls look at.
 
     Attributes:
-        currency: ISO 4217 code of the money counted; empty for uses.
-        window_seconds: 0 for the token's life.
+        transaction: the use.
+        usage: what the token was used for before.
+        assurance: the token's assurance method, if any.
+        now_ms: the time, in milliseconds of the Unix epoch.
     """
 
-    currency: str
-    window_seconds: int
-
-    def window(self, now_ms: int) -> int:
-        """Number of the window that an instant lies in: whole windows since the Unix epoch."""
-        return now_ms // (1_000 * self.window_seconds) if self.window_seconds else 0
+    transaction: Transaction
+    usage: Usage
+    assurance: str | None
+    now_ms: int
 
 
-def _duration(seconds: int) -> str:
-    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        if seconds % length == 0:
-            count = seconds // length
-            return unit if count == 1 else f"{count} {unit}s"
-    return f"{seconds} seconds"
-
-
-@boundary_init
 @attrs.frozen(kw_only=True)
-class Limit:
-    """At most so many uses, or so much money, per window or for the token's life.
+class Control:
+    """One control.
 
     Attributes:
-        uses: 1 to 10**9; or
-        amount: more than 0, in the one currency that it counts; exactly one of the two is set. A use of amount 0
-            never exceeds it: set a limit of uses beside it where that matters.
-        per: whole seconds, up to ten years. Windows tumble: they are aligned to the Unix epoch, UTC.
-            Unset, the limit is for the token's life.
-        counter: what it reads.
+        name: of the field of `Domain`, of the member of its document, and of the control in a violation.
+        read: reads and checks an argument of `Domain`. Raises InvalidInputError.
+        from_json: gives such an argument of what stands in a document. Raises InvalidInputError.
+        check: the violations of a use, given the control's value.
+        unset: the value that does not restrict.
+        counted: whether a use has to be recorded with the token, and a retry is not held against the control again.
     """
 
-    uses: int | None = None
-    amount: Money | None = None
-    per: timedelta | None = None
-    counter: VelocityCounter = attrs.field(init=False, repr=False, eq=False)
-
-    def __attrs_post_init__(self) -> None:
-        if (self.uses is None) == (self.amount is None):
-            raise InvalidInputError("a limit counts either uses or an amount")
-        if self.uses is not None:
-            checks.whole_number("a limit of uses", self.uses, 1, LIMIT_USES_MAX)
-        if self.amount is not None and checks.instance("a limit's amount", self.amount, Money).amount == 0:
-            raise InvalidInputError("a limit's amount is more than 0")
-        if self.per is not None:
-            per = checks.instance("a limit's window", self.per, timedelta)
-            if per.microseconds or not 1 <= per.total_seconds() <= WINDOW_SECONDS_MAX:
-                raise InvalidInputError("a limit's window is whole seconds, from 1 second to 10 years")
-        seconds = 0 if self.per is None else self.per.days * 86_400 + self.per.seconds
-        counter = VelocityCounter("" if self.amount is None else self.amount.currency, seconds)
-        object.__setattr__(self, "counter", counter)
-
-    def __str__(self) -> str:
-        counted = f"{self.uses} uses" if self.amount is None else str(self.amount)
-        return (
-            f"{counted} per {_duration(self.counter.window_seconds)}"
-            if self.per
-            else f"{counted} in a token's life"
-        )
+    name: str
+    read: Callable[[object], object]
+    from_json: Callable[[object], object]
+    check: Callable[[Any, Use], Sequence[Violation]]
+    unset: object = None
+    counted: bool = False
 
 
-def requestor(value: object) -> str:
-    """A token requestor id: 11 digits. Raises InvalidInputError."""
-    return checks.requestor_id("a requestor", value)
+def _single(
+    name: str,
+    *,
+    read: Callable[[object], object],
+    from_json: Callable[[object], object],
+    fails: Callable[[Any, Use], bool],
+    message: Callable[[Any], str],
+    code: str,
+    response_code: str,
+    counted: bool = False,
+) -> Control:
+    """A control that fails with one violation."""
+
+    def check(value: object, use: Use) -> Sequence[Violation]:
+        return (Violation(name, code, message(value), response_code),) if fails(value, use) else ()
+
+    return Control(name=name, read=read, from_json=from_json, check=check, counted=counted)
 
 
-def merchant(value: object) -> str:
-    """A merchant id: 1 to 64 printable ASCII characters. Raises InvalidInputError."""
-    return checks.text("a merchant", value)
+def _listing(
+    name: str,
+    presented: Callable[[Transaction], object],
+    each: Callable[[object], object],
+    code: str,
+    *,
+    response_code: str = "57",
+    from_json: Callable[[object], object] = document.values_in,
+) -> Control:
+    """A control that lists what is allowed: `each` checks a value, `presented` is what a transaction says of it."""
+
+    def check(allowed: frozenset[object], use: Use) -> Sequence[Violation]:
+        value = presented(use.transaction)
+        if value in allowed:
+            return ()
+        missing = "; the transaction names none" if value is None else ""
+        return (Violation(name, code, f"allowed {name}: {_shown(allowed)}{missing}", response_code),)
+
+    return Control(name=name, read=partial(checks.set_of, name, check=each), from_json=from_json, check=check)
 
 
-def device(value: object) -> str:
-    """A device id: 1 to 64 printable ASCII characters. Raises InvalidInputError."""
-    return checks.text("a device", value)
+def _shown(values: Iterable[object]) -> str:
+    listed = sorted(str(value.value if isinstance(value, enum.Enum) else value) for value in values)
+    more = f" and {len(listed) - VALUES_SHOWN_MAX} more" if len(listed) > VALUES_SHOWN_MAX else ""
+    return ", ".join(listed[:VALUES_SHOWN_MAX]) + more
 
 
-def merchant_category(value: object) -> str:
-    """A merchant category code (ISO 18245): 4 digits. Raises InvalidInputError."""
-    if not isinstance(value, str) or _MERCHANT_CATEGORY.fullmatch(value) is None:
-        raise InvalidInputError("a merchant category is 4 digits (ISO 18245)")
-    return value
+def _currency(transaction: Transaction) -> str | None:
+    return transaction.amount.currency if transaction.amount else None
 
 
-def channel(value: object) -> Channel:
-    """A Channel. Raises InvalidInputError."""
-    return checks.instance("a channel", value, Channel)
+def _instant(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidInputError("valid_from and valid_until are datetimes with a time zone")
+    try:
+        utc = value.astimezone(UTC)
+    except (OverflowError, ValueError):
+        utc = datetime.min
+    if not 2000 <= utc.year <= 2199:
+        raise InvalidInputError("valid_from and valid_until lie in 2000 to 2199")
+    return utc.replace(microsecond=utc.microsecond // 1_000 * 1_000)
 
 
-def country(value: object) -> str:
-    """A country code (ISO 3166-1 alpha-2). Raises InvalidInputError."""
-    if not isinstance(value, str) or value not in COUNTRIES:
-        raise InvalidInputError('a country is an ISO 3166-1 code of two letters, such as "FR"')
-    return value
+def _above(most: Money, use: Use) -> bool:
+    amount = use.transaction.amount
+    return amount is None or amount.currency != most.currency or amount.amount > most.amount
+
+
+def _without_cryptogram(_rule: CryptogramRule, use: Use) -> bool:
+    counter = use.transaction.cryptogram_counter
+    return counter is None or counter <= use.usage.cryptogram_counter
+
+
+def _limits(values: object) -> tuple[Limit, ...]:
+    if not isinstance(values, tuple | list) or len(values) > LIMITS_MAX:
+        raise InvalidInputError(f"limits is a tuple of at most {LIMITS_MAX} limits")
+    listed = [checks.instance("each of limits", value, Limit) for value in values]
+    return tuple(sorted(set(listed), key=_limit_order))
+
+
+def _limit_order(limit: Limit) -> tuple[VelocityCounter, int]:
+    return limit._counter, limit.uses or (limit.amount.amount if limit.amount else 0)
+
+
+def _limit_violations(limits: tuple[Limit, ...], use: Use) -> list[Violation]:
+    return [
+        Violation("limits", "USES_EXCEEDED", f"at most {limit}", "65")
+        if limit.amount is None
+        else Violation("limits", "AMOUNT_EXCEEDED", f"at most {limit}", "61")
+        for limit in limits
+        if not _within(limit, use)
+    ]
+
+
+def _within(limit: Limit, use: Use) -> bool:
+    used, amount = use.usage.used(limit._counter, use.now_ms), use.transaction.amount
+    if limit.amount is None:
+        return limit.uses is not None and used + 1 <= limit.uses
+    return (
+        amount is not None
+        and amount.currency == limit.amount.currency
+        and used + amount.amount <= limit.amount.amount
+    )
+
+
+_TABLE: Final = (
+    _listing(
+        "requestors",
+        lambda use: use.requestor,
+        partial(checks.requestor_id, "a requestor"),
+        "REQUESTOR_NOT_ALLOWED",
+    ),
+    _listing(
+        "merchants", lambda use: use.merchant, partial(checks.text, "a merchant"), "MERCHANT_NOT_ALLOWED"
+    ),
+    _listing(
+        "merchant_categories",
+        lambda use: use.merchant_category,
+        checks.merchant_category,
+        "MERCHANT_CATEGORY_NOT_ALLOWED",
+    ),
+    _listing(
+        "channels",
+        lambda use: use.channel,
+        partial(checks.instance, "a channel", kind=Channel),
+        "CHANNEL_NOT_ALLOWED",
+        from_json=partial(document.members_in, Channel),
+    ),
+    _listing("countries", lambda use: use.country, checks.country, "COUNTRY_NOT_ALLOWED", response_code="62"),
+    _listing("currencies", _currency, checks.currency, "CURRENCY_NOT_ALLOWED"),
+    _listing("devices", lambda use: use.device, partial(checks.text, "a device"), "DEVICE_NOT_ALLOWED"),
+    _single(
+        "valid_from",
+        read=_instant,
+        from_json=document.instant_in,
+        fails=lambda first, use: use.now_ms < document.milliseconds(first),
+        message=lambda first: f"the token is valid from {first.isoformat()}; retry then",
+        code="NOT_YET_VALID",
+        response_code="57",
+    ),
+    _single(
+        "valid_until",
+        read=_instant,
+        from_json=document.instant_in,
+        fails=lambda end, use: use.now_ms >= document.milliseconds(end),
+        message=lambda end: f"the token was valid until {end.isoformat()}; issue or update one",
+        code="NO_LONGER_VALID",
+        response_code="54",
+    ),
+    _single(
+        "max_amount",
+        read=partial(checks.instance, "max_amount", kind=Money),
+        from_json=document.money_in,
+        fails=_above,
+        message=lambda most: f"one use may be at most {most}",
+        code="AMOUNT_TOO_HIGH",
+        response_code="61",
+    ),
+    _single(
+        "min_assurance",
+        read=partial(checks.assurance, "min_assurance"),
+        from_json=partial(checks.assurance, "min_assurance"),
+        fails=lambda least, use: use.assurance is None or use.assurance < least,
+        message=lambda least: f"the token's assurance method is below {least}; identify and verify again",
+        code="ASSURANCE_TOO_LOW",
+        response_code="57",
+    ),
+    _single(
+        "cryptogram",
+        read=partial(checks.instance, "cryptogram", kind=CryptogramRule),
+        from_json=partial(document.member_in, CryptogramRule),
+        fails=_without_cryptogram,
+        message=lambda _rule: "each use needs a verified cryptogram with a counter above the last one",
+        code="CRYPTOGRAM_REQUIRED",
+        response_code="82",
+        counted=True,
+    ),
+    Control(
+        name="limits",
+        read=_limits,
+        from_json=document.limits_in,
+        check=_limit_violations,
+        unset=(),
+        counted=True,
+    ),
+)
+
+CONTROLS: Final = {control.name: control for control in _TABLE}
+"""Every control by its name, in the order of the violations in a decision."""

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tokenvault.model.controls import VelocityCounter
+from tokenvault.model.limits import VelocityCounter
 from tokenvault.model.transaction import Transaction
 
 REMEMBERED_USES_MAX: Final = 32
@@ -27,17 +27,13 @@ class Seen(enum.Enum):
     OTHER_CONTENT = enum.auto()
 
 
-# Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
-_NEW: Final = Seen.NEW
-
-
 class Usage(NamedTuple):
     """The uses of one token.
 
     Attributes:
         counters: sorted, at most 64: of each the number of a window since the Unix epoch, and what it read in
             that: uses, or minor units.
-        memories: `Transaction.memory` of the latest counted uses, oldest first; at most 32 of 32 bytes.
+        memories: `Transaction._memory` of the latest counted uses, oldest first; at most 32 of 32 bytes.
         cryptogram_counter: the highest seen, or -1.
     """
 
@@ -47,18 +43,18 @@ class Usage(NamedTuple):
 
     def seen(self, transaction: Transaction) -> Seen:
         """Whether a transaction was counted before."""
-        memory = transaction.memory
+        memory = transaction._memory
         start = self.memories.find(memory[:_ID_BYTES])
         while start > 0 and start % MEMORY_BYTES:  # found across two ids, or in a content
             start = self.memories.find(memory[:_ID_BYTES], start + 1)
         if start < 0:
-            return _NEW
+            return Seen.NEW
         same = self.memories[start : start + MEMORY_BYTES] == memory
         return Seen.SAME if same else Seen.OTHER_CONTENT
 
     def remembers(self, transaction: Transaction) -> bool:
         """Whether a transaction was counted before with the same content: not `seen`'s NEW, nor OTHER_CONTENT."""
-        return transaction.memory in self.memories  # by chance across two of them: once in 2**256
+        return transaction._memory in self.memories  # by chance across two of them: once in 2**256
 
     def used(self, counter: VelocityCounter, now_ms: int) -> int:
         """What a counter reads in the window of an instant: uses, or minor units."""
@@ -84,7 +80,7 @@ class Usage(NamedTuple):
         cryptogram_counter = transaction.cryptogram_counter
         return Usage(
             counters,
-            (self.memories + transaction.memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
+            (self.memories + transaction._memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
             self.cryptogram_counter
             if cryptogram_counter is None
             else max(cryptogram_counter, self.cryptogram_counter),

@@ -10,11 +10,12 @@ import enum
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.model import checks, controls
-from tokenvault.model.controls import Channel, CryptogramRule, Limit, Money
+from tokenvault.model import checks
+from tokenvault.model.limits import LIMIT_USES_MAX, WINDOW_SECONDS_MAX, Limit
+from tokenvault.model.money import MINOR_UNITS_MAX, Money
 
 DOCUMENT_BYTES_MAX: Final = 65_536
 
@@ -25,39 +26,43 @@ E = TypeVar("E", bound=enum.Enum)
 
 
 def encode(values: Mapping[str, object]) -> bytes:
-    """The canonical document of a domain's controls by their names; those that are None or () are left out.
+    """The canonical document of the values of controls, by the controls' names.
 
     Raises InvalidInputError where it passes 65,536 bytes.
     """
-    fields = {name: _out(value) for name, value in values.items() if value is not None and value != ()}
+    fields = {name: _out(value) for name, value in values.items()}
     document = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
     if len(document) > DOCUMENT_BYTES_MAX:
         raise InvalidInputError(f"a domain's document is at most {DOCUMENT_BYTES_MAX} bytes")
     return document
 
 
-def decode(text: object) -> dict[str, Any]:
-    """The arguments of the Domain that a document describes. Raises InvalidInputError."""
+def decode(text: object, readers: Mapping[str, Callable[[object], object]]) -> dict[str, object]:
+    """The values of controls that a document describes, each as its reader reads it. Raises InvalidInputError."""
     if not isinstance(text, str | bytes) or len(text) > DOCUMENT_BYTES_MAX:
         raise InvalidInputError(f"a domain's document is JSON of at most {DOCUMENT_BYTES_MAX} bytes")
     try:
         fields = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_refuse)
     except (ValueError, RecursionError):
         fields = None
-    fields = _object_in(fields, *_READERS)
-    return {name: _READERS[name](value) for name, value in fields.items()}
+    return {name: readers[name](value) for name, value in _object(fields, *readers).items()}
+
+
+def milliseconds(instant: datetime) -> int:
+    """An instant in milliseconds of the Unix epoch."""
+    return (instant - _EPOCH) // _MILLISECOND
 
 
 def _out(value: object) -> object:
     if isinstance(value, frozenset):
         return sorted(item.value if isinstance(item, enum.Enum) else item for item in value)
     if isinstance(value, datetime):
-        return (value - _EPOCH) // _MILLISECOND
+        return milliseconds(value)
     if isinstance(value, Money):
         return {"amount": value.amount, "currency": value.currency}
     if isinstance(value, Limit):
         counted = {"uses": value.uses} if value.amount is None else {"amount": _out(value.amount)}
-        return counted if value.per is None else {**counted, "per_seconds": value.counter.window_seconds}
+        return counted if value.per is None else {**counted, "per_seconds": value._counter.window_seconds}
     if isinstance(value, tuple):
         return [_out(item) for item in value]
     return value.value if isinstance(value, enum.Enum) else value
@@ -74,80 +79,57 @@ def _refuse(_constant: str) -> object:
     raise ValueError
 
 
-def _object_in(value: object, *names: str) -> Mapping[str, object]:
+def _object(value: object, *names: str) -> Mapping[str, object]:
     if not isinstance(value, dict) or not value.keys() <= set(names):
         raise InvalidInputError(f"in a domain's document, an object of: {', '.join(sorted(names))}")
     return value
 
 
-def _money_in(value: object) -> Money:
-    fields = _object_in(value, "amount", "currency")
-    amount, currency = fields.get("amount"), fields.get("currency")
-    return Money(
-        checks.whole_number("an amount", amount, 0, controls.MINOR_UNITS_MAX), controls.currency(currency)
-    )
+# The readers, for the table of controls.
 
 
-def _limit_in(value: object) -> Limit:
-    fields = _object_in(value, "uses", "amount", "per_seconds")
-    uses, amount, per = fields.get("uses"), fields.get("amount"), fields.get("per_seconds")
-    return Limit(
-        uses=None if uses is None else checks.whole_number("uses", uses, 1, controls.LIMIT_USES_MAX),
-        amount=None if amount is None else _money_in(amount),
-        per=None
-        if per is None
-        else timedelta(seconds=checks.whole_number("per_seconds", per, 1, controls.WINDOW_SECONDS_MAX)),
-    )
+def values_in(value: object) -> list[object]:
+    """A list, of a list."""
+    if not isinstance(value, list):
+        raise InvalidInputError("in a domain's document, a list")
+    return value
 
 
-def _limits_in(value: object) -> tuple[Limit, ...]:
-    return tuple(map(_limit_in, _list_in(value)))
-
-
-def _instant_in(value: object) -> datetime:
-    return _EPOCH + checks.whole_number("an instant in ms", value, 0, 10**13) * _MILLISECOND
-
-
-def _enum_in(kind: type[E], value: object) -> E:
+def member_in(kind: type[E], value: object) -> E:
+    """A member of an enum, of its value."""
     by_value = {member.value: member for member in kind}
     if not isinstance(value, str) or value not in by_value:
         raise InvalidInputError(f"in a domain's document, one of: {', '.join(sorted(by_value))}")
     return by_value[value]
 
 
-def _list_in(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise InvalidInputError("in a domain's document, a list")
-    return value
+def members_in(kind: type[E], value: object) -> list[E]:
+    """Members of an enum, of a list of their values."""
+    return [member_in(kind, item) for item in values_in(value)]
 
 
-def _channels_in(value: object) -> list[Channel]:
-    return [_enum_in(Channel, item) for item in _list_in(value)]
+def instant_in(value: object) -> datetime:
+    """An instant, of milliseconds of the Unix epoch."""
+    return _EPOCH + checks.whole_number("an instant in ms", value, 0, 10**13) * _MILLISECOND
 
 
-def _cryptogram_in(value: object) -> CryptogramRule:
-    return _enum_in(CryptogramRule, value)
+def money_in(value: object) -> Money:
+    """Money, of an object of amount and currency."""
+    fields = _object(value, "amount", "currency")
+    amount = checks.whole_number("an amount", fields.get("amount"), 0, MINOR_UNITS_MAX)
+    return Money(amount, checks.currency(fields.get("currency")))
 
 
-def _assurance_in(value: object) -> str:
-    return checks.assurance("min_assurance", value)
+def limits_in(value: object) -> tuple[Limit, ...]:
+    """Limits, of a list of objects of uses or amount, and per_seconds."""
+    return tuple(map(_limit_in, values_in(value)))
 
 
-_READERS: Final[Mapping[str, Callable[[object], object]]] = {
-    "requestors": _list_in,
-    "merchants": _list_in,
-    "merchant_categories": _list_in,
-    "channels": _channels_in,
-    "countries": _list_in,
-    "currencies": _list_in,
-    "devices": _list_in,
-    "valid_from": _instant_in,
-    "valid_until": _instant_in,
-    "max_amount": _money_in,
-    "limits": _limits_in,
-    "cryptogram": _cryptogram_in,
-    "min_assurance": _assurance_in,
-}
-
-CONTROLS: Final = tuple(_READERS)
-"""The names of the controls that a document may hold."""
+def _limit_in(value: object) -> Limit:
+    fields = _object(value, "uses", "amount", "per_seconds")
+    uses, amount, per = fields.get("uses"), fields.get("amount"), fields.get("per_seconds")
+    if uses is not None:
+        uses = checks.whole_number("uses", uses, 1, LIMIT_USES_MAX)
+    if per is not None:
+        per = timedelta(seconds=checks.whole_number("per_seconds", per, 1, WINDOW_SECONDS_MAX))
+    return Limit(uses=uses, amount=None if amount is None else money_in(amount), per=per)

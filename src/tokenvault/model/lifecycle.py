@@ -16,8 +16,6 @@ class TokenStatus(enum.Enum):
     SUSPENDED = "suspended"
     DELETED = "deleted"
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own is a Python function
-
 
 class Actor(enum.Enum):
     """Who suspends or resumes a token. Each lifts only its own suspension."""

@@ -24,7 +24,6 @@ _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _RUNS: Final = re.compile(r"[0-9]+")
 _LONG_RUN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN}}}")
 _EXPIRY_FORM: Final = 'an expiry reads "YYYY-MM", such as "2029-12"'
-_EXPIRIES_CACHED_MAX: Final = 1_200
 _EXPIRY: Final = re.compile(r"20[0-9]{2}-(?:0[1-9]|1[0-2])")
 # What a digit adds to the Luhn sum, in a place that is doubled and in one that is not; indexed by ASCII code.
 _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256))
@@ -90,13 +89,6 @@ class Pan:
             InvalidInputError: saying which rule fails, not what was given.
         """
         return read_pan(text)
-
-    @classmethod
-    def trusted(cls, digits: str) -> Pan:
-        """A PAN of digits that were checked when they were sealed."""
-        pan = object.__new__(cls)
-        object.__setattr__(pan, "_digits", digits)
-        return pan
 
     def reveal(self) -> str:
         """The digits. Keep them out of logs, and out of variables that live long."""
@@ -165,24 +157,20 @@ def read_pan(text: str | Pan) -> Pan:
         raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
     if not luhn_valid(digits):
         raise InvalidInputError("the PAN's check digit is wrong (Luhn)")
-    return Pan.trusted(digits)
+    return trusted_pan(digits)
 
 
-class _Months:
-    """What follows from a month, kept for speed: no fields of its own."""
-
-    __slots__ = ("_end_ms", "month_number")
-    month_number: int
-    _end_ms: int
+def trusted_pan(digits: str) -> Pan:
+    """A Pan of digits that are known to be one: they were checked, or checked when they were sealed."""
+    pan = object.__new__(Pan)
+    object.__setattr__(pan, "_digits", digits)
+    return pan
 
 
 @boundary_init
 @attrs.frozen(order=True)
-class CardExpiry(_Months):
-    """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here).
-
-    `month_number` is months from January 2000, which is 1.
-    """
+class CardExpiry:
+    """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here)."""
 
     year: int
     month: int
@@ -192,15 +180,17 @@ class CardExpiry(_Months):
             raise InvalidInputError("an expiry is a year and a month, whole numbers")
         if not 2000 <= self.year <= 2099 or not 1 <= self.month <= 12:
             raise InvalidInputError("an expiry is a month (1 to 12) of a year from 2000 to 2099")
-        object.__setattr__(self, "month_number", 12 * (self.year - 2000) + self.month)
-        next_month = date(self.year + self.month // 12, self.month % 12 + 1, 1)
-        object.__setattr__(self, "_end_ms", (next_month.toordinal() - _EPOCH_ORDINAL) * 86_400_000)
 
     @staticmethod
     @boundary
     def parse(text: str | CardExpiry) -> CardExpiry:
         """Read "YYYY-MM". Raises InvalidInputError."""
         return read_expiry(text)
+
+    @property
+    def month_number(self) -> int:
+        """Months from January 2000, which is 1."""
+        return 12 * (self.year - 2000) + self.month
 
     @staticmethod
     @functools.cache  # 1,200 months; each record that is read asks for one
@@ -209,12 +199,10 @@ class CardExpiry(_Months):
         years, months = divmod(number - 1, 12)
         return CardExpiry(2000 + years, months + 1)
 
-    def __reduce__(self) -> tuple[type[CardExpiry], tuple[int, int]]:
-        return CardExpiry, (self.year, self.month)
-
     def passed(self, now_ms: int) -> bool:
         """Whether the month is over at a time given in milliseconds of the Unix epoch (UTC)."""
-        return now_ms >= self._end_ms
+        next_month = date(self.year + self.month // 12, self.month % 12 + 1, 1)
+        return now_ms >= (next_month.toordinal() - _EPOCH_ORDINAL) * 86_400_000
 
     def __str__(self) -> str:
         return f"{self.year:04}-{self.month:02}"
@@ -226,12 +214,6 @@ def read_expiry(text: str | CardExpiry) -> CardExpiry:
         return text
     if not isinstance(text, str):
         raise InvalidInputError(_EXPIRY_FORM)
-    # Of a subclass its plain text: what that hashes like is its own affair.
-    return _read_month(text if type(text) is str else str.__str__(text))
-
-
-@functools.lru_cache(_EXPIRIES_CACHED_MAX)
-def _read_month(text: str) -> CardExpiry:
     if _EXPIRY.fullmatch(text) is None:
         raise InvalidInputError(_EXPIRY_FORM)
     return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))

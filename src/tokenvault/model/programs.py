@@ -38,8 +38,6 @@ class Permission(enum.Enum):
     DETOKENIZE = "detokenize"
     MANAGE = "manage"
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own is a Python function
-
 
 @boundary_init
 @attrs.frozen

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import attrs
 
 from tokenvault.errors import boundary_init
-from tokenvault.model import checks, controls
-from tokenvault.model.controls import Channel, Money
+from tokenvault.model import checks
+from tokenvault.model.money import Money
 from tokenvault.model.pan import Pan, holds_digits
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("ascii")).digest()
+class Channel(enum.Enum):
+    """How a payment is made."""
+
+    ECOMMERCE = "ecommerce"
+    CONTACTLESS = "contactless"
+    CHIP = "chip"
+    MAGSTRIPE = "magstripe"
+    QR_CONSUMER = "qr_consumer"
+    QR_MERCHANT = "qr_merchant"
+    ATM = "atm"
+    TRANSFER = "transfer"
+    MAIL_TELEPHONE = "mail_telephone"
+    MERCHANT_INITIATED = "merchant_initiated"
+    AGENT = "agent"
 
 
-def _optional_text(name: str, value: object) -> None:
-    if value is not None:
-        checks.text(name, value)
+# The optional fields, in the order in which a record's memory of a use spells them, and the check of each.
+_OPTIONAL: Final[dict[str, Callable[[object], object]]] = {
+    "merchant": partial(checks.text, "a merchant"),
+    "merchant_category": checks.merchant_category,
+    "channel": partial(checks.instance, "a channel", kind=Channel),
+    "country": checks.country,
+    "device": partial(checks.text, "a device"),
+    "amount": partial(checks.instance, "a transaction's amount", kind=Money),
+    "cryptogram_counter": partial(
+        checks.whole_number, "a cryptogram counter", low=0, high=CRYPTOGRAM_COUNTER_MAX
+    ),
+}
 
 
 @boundary_init
@@ -41,8 +65,6 @@ class Transaction:
         amount: what is paid.
         cryptogram_counter: the counter of a cryptogram that the caller has verified, 0 to 2**32 - 1.
 
-    `memory` is what a record remembers of it: 16 bytes of SHA-256 of requestor and id, and 16 of the rest.
-
     Raises:
         InvalidInputError: a required field is missing, or a value is of another form.
     """
@@ -56,46 +78,48 @@ class Transaction:
     device: str | None = None
     amount: Money | None = None
     cryptogram_counter: int | None = None
-    memory: bytes = attrs.field(init=False, repr=False, eq=False)
-    _text: str = attrs.field(init=False, repr=False, eq=False)
+    _content: str = attrs.field(init=False, repr=False, eq=False)
+    _memory: bytes = attrs.field(init=False, repr=False, eq=False)
+    """What a record remembers of it: 16 bytes of SHA-256 of requestor and id, and 16 of all but the id."""
 
     def __attrs_post_init__(self) -> None:
         checks.text("a transaction's id", self.id)
         checks.requestor_id("a transaction's requestor", self.requestor)
-        _optional_text("a merchant", self.merchant)
-        _optional_text("a device", self.device)
-        if self.merchant_category is not None:
-            controls.merchant_category(self.merchant_category)
-        if self.channel is not None:
-            controls.channel(self.channel)
-        if self.country is not None:
-            controls.country(self.country)
-        if self.amount is not None:
-            checks.instance("a transaction's amount", self.amount, Money)
-        if self.cryptogram_counter is not None:
-            checks.whole_number("a cryptogram counter", self.cryptogram_counter, 0, CRYPTOGRAM_COUNTER_MAX)
-        fields = (
-            self.requestor,
-            self.merchant or "",
-            self.merchant_category or "",
-            self.channel.value if self.channel else "",
-            self.country or "",
-            self.device or "",
-            f"{self.amount.amount} {self.amount.currency}" if self.amount else "",
-            "" if self.cryptogram_counter is None else str(self.cryptogram_counter),
-        )
+        fields = [self.requestor]
+        for name, check in _OPTIONAL.items():
+            value = getattr(self, name)
+            if value is not None:
+                check(value)
+            fields.append(_spelled(value))
         content = _SEPARATOR.join(fields)
-        memory = _digest(f"{self.requestor}{_SEPARATOR}{self.id}")[:16] + _digest(content)[:16]
-        object.__setattr__(self, "memory", memory)
-        text = f"{self.id}{_SEPARATOR}{content}"
-        together = text.replace(" ", "").replace("-", "")
-        object.__setattr__(self, "_text", text if together == text else f"{text}{_SEPARATOR}{together}")
+        identity = _SEPARATOR.join((self.requestor, self.id))
+        object.__setattr__(self, "_content", content)
+        object.__setattr__(self, "_memory", _digest(identity) + _digest(content))
 
     @property
-    def could_contain_pan(self) -> bool:
+    def _could_contain_pan(self) -> bool:
         """Whether any card number stands in a field: where this is False, `contains_pan` is."""
         return holds_digits(self._text)
 
+    @property
+    def _text(self) -> str:
+        """All fields."""
+        return f"{self.id}{_SEPARATOR}{self._content}"
+
     def contains_pan(self, pan: Pan) -> bool:
         """Whether a card number stands in any field, in one piece or with spaces or hyphens between its digits."""
-        return pan.reveal() in self._text
+        return pan.stands_in(self._text)
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, Channel):
+        return str(value.value)
+    if isinstance(value, Money):
+        return f"{value.amount} {value.currency}"
+    if isinstance(value, str):
+        return value
+    return "" if value is None else str(value)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("ascii")).digest()[:16]

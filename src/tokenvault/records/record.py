@@ -29,10 +29,10 @@ import struct
 from typing import Final, NamedTuple
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.controls import WINDOW_SECONDS_MAX, VelocityCounter
 from tokenvault.model.counters import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Usage
 from tokenvault.model.iso import CURRENCIES
 from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.limits import WINDOW_SECONDS_MAX, VelocityCounter
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.transaction import CRYPTOGRAM_COUNTER_MAX
 from tokenvault.stores.port import SealedRecord

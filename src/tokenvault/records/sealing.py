@@ -24,7 +24,7 @@ from typing import Final
 from tokenvault.crypto import ccm
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import IntegrityError
-from tokenvault.model.pan import PAN_LENGTH_MIN, Card, CardExpiry, Pan
+from tokenvault.model.pan import PAN_LENGTH_MIN, Card, CardExpiry, trusted_pan
 from tokenvault.records.record import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, TokenRecord
 from tokenvault.stores.port import SealedRecord
 
@@ -101,5 +101,5 @@ def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
     length, month_number = shape >> EXPIRY_BITS, shape & ((1 << EXPIRY_BITS) - 1)
     if length == 0:
         return None
-    pan = Pan.trusted(str(number).zfill(length + LENGTH_OFFSET))
+    pan = trusted_pan(str(number).zfill(length + LENGTH_OFFSET))
     return Card(pan, CardExpiry.from_month_number(month_number) if month_number else None)

@@ -37,9 +37,10 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.keys.port import KeyStore
-from tokenvault.model.controls import Limit, Money
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor
+from tokenvault.model.limits import Limit
+from tokenvault.model.money import Money
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.stores.port import TokenStore

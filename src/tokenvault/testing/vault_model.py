@@ -14,9 +14,10 @@ from typing import Final
 import attrs
 
 from tokenvault.errors import LifecycleError, TokenVaultError
-from tokenvault.model.controls import Limit, Money
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.limits import Limit
+from tokenvault.model.money import Money
 from tokenvault.model.programs import Making, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.transaction import Transaction

@@ -18,7 +18,14 @@ from tokenvault.crypto import ff1
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary, boundary_init
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 from tokenvault.model import checks
-from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Pan, luhn_check_digit, luhn_valid
+from tokenvault.model.pan import (
+    PAN_LENGTH_MAX,
+    PAN_LENGTH_MIN,
+    Pan,
+    luhn_check_digit,
+    luhn_valid,
+    trusted_pan,
+)
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.vaultless import containers, texts
 from tokenvault.vaultless.columns import FREE_DIGITS_MIN, KEPT_BYTES, OWN_BIN_DIGITS_MIN, KeptDigits, OwnBin
@@ -134,7 +141,7 @@ class VaultlessTokenizer:
             return self._from_bin(shape, token)
         if not shape.last and not luhn_valid(token):
             raise InvalidInputError("not a token of this tokenizer: its check digit is wrong")
-        pan = self._turned(shape, Pan.trusted(token), ff1.decrypt_digits)
+        pan = self._turned(shape, trusted_pan(token), ff1.decrypt_digits)
         if not luhn_valid(pan.reveal()):
             raise InvalidInputError("not a token of this tokenizer")
         return pan
@@ -214,23 +221,23 @@ class VaultlessTokenizer:
         end = first + shape.free_digits(len(number))
         kept = int(number.reveal()[:first] + number.reveal()[len(number) - last :] or "0")
         tweak = shape.scope + kept.to_bytes(KEPT_BYTES)
-        free = Pan.trusted(permute(self._cipher, number.reveal()[first:end], tweak=tweak))
-        start = Pan.trusted(number.reveal()[:first] + free.reveal())
+        free = trusted_pan(permute(self._cipher, number.reveal()[first:end], tweak=tweak))
+        start = trusted_pan(number.reveal()[:first] + free.reveal())
         ending = number.reveal()[end:] if last else luhn_check_digit(start.reveal())
-        return Pan.trusted(start.reveal() + ending)
+        return trusted_pan(start.reveal() + ending)
 
     def _under_bin(self, shape: OwnBin, pan: Pan) -> str:
         shape.token_length(len(pan))
-        payload = Pan.trusted(f"1{pan.reveal()[:-1]}".zfill(shape.free_digits))
+        payload = trusted_pan(f"1{pan.reveal()[:-1]}".zfill(shape.free_digits))
         return _under_bin(shape, ff1.encrypt_digits(self._cipher, payload.reveal(), tweak=shape.tweak))
 
     def _from_bin(self, shape: OwnBin, token: str) -> Pan:
         free = token[len(shape.bin) : -1]
         if len(token) == shape.length and _under_bin(shape, free) == token:
-            payload = Pan.trusted(ff1.decrypt_digits(self._cipher, free, tweak=shape.tweak).lstrip("0"))
+            payload = trusted_pan(ff1.decrypt_digits(self._cipher, free, tweak=shape.tweak).lstrip("0"))
             if payload.reveal()[:1] == "1" and len(payload) >= PAN_LENGTH_MIN:
-                start = Pan.trusted(payload.reveal()[1:])
-                return Pan.trusted(start.reveal() + luhn_check_digit(start.reveal()))
+                start = trusted_pan(payload.reveal()[1:])
+                return trusted_pan(start.reveal() + luhn_check_digit(start.reveal()))
         raise InvalidInputError("not a token of this tokenizer")
 
 

@@ -158,7 +158,7 @@ class Issuing:
             refused = _raised(self._core.refuse_token_as_pan, card_at(self._cards, row).pan)
             if refused is not None:
                 self._fail(row, refused)
-        if terms.domain.could_contain_pan:
+        if terms.domain._could_contain_pan:
             for row in np.flatnonzero(pans.lengths).tolist():
                 refused = _raised(issue.refuse_mention, terms.order(self._cards, row))
                 if refused is not None:

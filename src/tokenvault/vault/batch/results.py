@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tokenvault.columns import digits as digit_columns
 from tokenvault.model.decision import Decision
-from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.pan import Card, CardExpiry, trusted_pan
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records.record_columns import CardColumns, Words
 from tokenvault.records.token_info import TokenInfo, instant
@@ -172,7 +172,7 @@ def no_cards(rows: int) -> CardColumns:
 def card_at(cards: CardColumns, row: int) -> Card:
     """The card of a row."""
     month = int(cards.months[row])
-    pan = Pan.trusted(cards.pans.digits(row))
+    pan = trusted_pan(cards.pans.digits(row))
     return Card(pan, CardExpiry.from_month_number(month) if month else None)
 
 

@@ -246,7 +246,7 @@ class _Work:
             transaction,
             self._core.denial(transaction.requestor, Permission.DETOKENIZE),
             masked,
-            transaction.could_contain_pan,
+            transaction._could_contain_pan,
         )
 
     async def _alike(self, read: Read, place: int, presented: _Presented) -> _Alike | None:

@@ -1,0 +1,28 @@
+"""Money: an amount in minor units of one currency."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from tokenvault.errors import boundary_init
+from tokenvault.model import checks
+
+MINOR_UNITS_MAX: Final = 10**15
+
+
+@boundary_init
+@attrs.frozen
+class Money:
+    """An amount in minor units (cents of EUR, yen of JPY) of an ISO 4217 currency, from 0 to 10**15."""
+
+    amount: int
+    currency: str
+
+    def __attrs_post_init__(self) -> None:
+        checks.whole_number("an amount in minor units", self.amount, 0, MINOR_UNITS_MAX)
+        checks.currency(self.currency)
+
+    def __str__(self) -> str:
+        return f"{self.amount} minor units of {self.currency}"
