@@ -486,7 +486,7 @@ def test_a_program_that_runs_full_in_a_batch_gives_out_every_token(local_keys: K
             found = in_chunks(vault, 15).issue_many(cards, requestor=SHOP, program=program)
             given = [info.token for info in found if isinstance(info, tv.TokenInfo)]
             assert len(set(given)) == len(given) == 10
-            assert all(type(error) is tv.TokenSpaceExhausted for error in found.errors.values())
+            assert all(type(error) is tv.TokenSpaceExhaustedError for error in found.errors.values())
             assert len(found.errors) == len(cards) - 10
             assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
 

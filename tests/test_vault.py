@@ -121,7 +121,7 @@ def test_a_full_program_says_so(vault: tv.Vault, program: str) -> None:
     tokens = {issue(vault, pan, program=program).token for pan in pans[:10]}
     assert len(tokens) == 10
     with pytest.raises(
-        tv.TokenSpaceExhausted, match=rf"program {program}: .* taken.* 10 tokens|of 10 tokens"
+        tv.TokenSpaceExhaustedError, match=rf"program {program}: .* taken.* 10 tokens|of 10 tokens"
     ):
         issue(vault, pans[10], program=program)
 

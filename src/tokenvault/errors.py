@@ -110,7 +110,7 @@ class ConflictError(TokenVaultError):
     response_code = "91"
 
 
-class TokenSpaceExhausted(TokenVaultError):
+class TokenSpaceExhaustedError(TokenVaultError):
     """A program has too few free tokens left to draw one."""
 
 

@@ -134,7 +134,7 @@ class Vault:
             InvalidInputError: an argument is not acceptable, the card has expired, the number is a token, or the
                 card has a convergent token with other properties already.
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
-            TokenSpaceExhausted: the program has too few free tokens left.
+            TokenSpaceExhaustedError: the program has too few free tokens left.
         """
         return run(
             requests.issue(

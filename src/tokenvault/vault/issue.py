@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhausted
+from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
@@ -128,7 +128,7 @@ async def _draw(
         if not await core.insert(*opened, _event(order, opened, now_ms), document):
             return _told(core, order, opened, document)
     taken = len(sample) - len(free)
-    raise TokenSpaceExhausted(
+    raise TokenSpaceExhaustedError(
         f"program {program.name}: of {choices} tokens for a card of this length"
         f"{' and last four' if program.format.keep_last4 else ''}, {taken} of {len(sample)} looked at are taken"
         f" ({100 * taken // len(sample)} %): add a program with another BIN or a longer length"
@@ -173,7 +173,7 @@ async def _converge(
         there = await core.read(token, None)
         if _converges(order, there, pan_fingerprints):
             return await _again(core, order, there, now_ms)
-    raise TokenSpaceExhausted(
+    raise TokenSpaceExhaustedError(
         f"program {program.name}: {CANDIDATES_MAX} of {CANDIDATES_MAX} candidates are taken of {choices} tokens"
         " for a card of this length: add a program with another BIN or a longer length"
     )
