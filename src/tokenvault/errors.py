@@ -1,8 +1,7 @@
 """The errors of the library. Nothing else leaves a public call, whatever its input.
 
 Messages say what was expected and what to do next. They never hold a PAN, a whole token, a key, or
-text that the caller passed in. `response_code` is the ISO 8583 data element 39 answer that fits when
-the error ends a payment.
+text that the caller passed in.
 
 Where calls enter the library, only its own errors come out, and they carry nothing along. A traceback that prints
 locals (structlog, Sentry) shows the arguments of every frame on its way, and a caller may have put a PAN anywhere. So
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import attrs
 
@@ -41,9 +40,13 @@ class Violation:
 
 
 class TokenVaultError(Exception):
-    """Base of every error that the library raises."""
+    """Base of every error that the library raises.
 
-    response_code: ClassVar[str] = "96"  # system malfunction
+    Attributes:
+        response_code: the answer for ISO 8583 data element 39, two characters, where the error ends a payment.
+    """
+
+    response_code: str = "96"  # system malfunction
 
 
 class InvalidInputError(TokenVaultError, ValueError):
@@ -70,7 +73,7 @@ class DomainRestrictionError(TokenVaultError):
     def __init__(self, violations: tuple[Violation, ...]) -> None:
         super().__init__("; ".join(violation.message for violation in violations))
         self.violations = violations
-        self.response_code = violations[0].response_code  # type: ignore[misc] # an instance knows better than its class
+        self.response_code = violations[0].response_code
 
     def __reduce__(self) -> tuple[type[DomainRestrictionError], tuple[tuple[Violation, ...]]]:
         return (type(self), (self.violations,))
