@@ -27,7 +27,7 @@ VALUES_SHOWN_MAX: Final = 5
 
 
 class CryptogramRule(enum.Enum):
-    """What a domain asks of the cryptogram of a use.
+    """What a domain requires of the cryptogram of a use.
 
     REQUIRED: the caller has verified one, and its counter is above the last one seen with this token.
     """
@@ -93,17 +93,17 @@ def _single(
 
 def _listing(
     name: str,
-    presented: Callable[[Transaction], object],
+    reads: Callable[[Transaction], object],
     each: Callable[[object], object],
     code: str,
     *,
     response_code: str = "57",
     from_json: Callable[[object], object] = document.values_in,
 ) -> Control:
-    """A control that lists what is allowed: `each` checks a value, `presented` is what a transaction says of it."""
+    """A control that lists what is allowed: `each` checks one value, `reads` gets a transaction's."""
 
     def check(allowed: frozenset[object], use: Use) -> Sequence[Violation]:
-        value = presented(use.transaction)
+        value = reads(use.transaction)
         if value in allowed:
             return ()
         missing = "; the transaction names none" if value is None else ""

@@ -10,7 +10,7 @@ from tokenvault.model.limits import VelocityCounter
 from tokenvault.model.transaction import Transaction
 
 REMEMBERED_USES_MAX: Final = 32
-"""How many counted uses a record remembers by their transaction id; an older one presented again counts anew."""
+"""Counted uses that a record remembers by their transaction id; an older one that comes again is a new use."""
 
 COUNTERS_MAX: Final = 64
 MEMORY_BYTES: Final = 32
@@ -20,7 +20,7 @@ _UNREAD: Final = (-1, 0)  # before every window
 
 
 class Seen(enum.Enum):
-    """Whether a transaction was presented before."""
+    """Whether a transaction was counted before, and with which content."""
 
     NEW = enum.auto()
     SAME = enum.auto()

@@ -55,7 +55,7 @@ class Domain:
             rounded down to the millisecond.
         max_amount: the most that one use may be.
         limits: at most 8; each must hold.
-        cryptogram: what is asked of the cryptogram of a use.
+        cryptogram: what is required of the cryptogram of a use.
         min_assurance: least token assurance method (2 characters, compared as ASCII text).
         document, digest: the canonical document (see `to_json`), and its SHA-256.
 

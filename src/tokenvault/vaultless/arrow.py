@@ -8,33 +8,33 @@ import numpy as np
 import pyarrow as pa
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.vaultless.texts import ACCEPTED, Lengths, Texts, Turn, turned_texts
+from tokenvault.vaultless.texts import ACCEPTED, Conversion, Lengths, Texts, convert_texts
 
 _OFFSETS: Final[dict[Any, type[np.int32 | np.int64]]] = {pa.string(): np.int32, pa.large_string(): np.int64}
 
 
-def turned(value: object, turn: Turn, refusal: str, first_row: int) -> Any:
-    """A pyarrow array with every string turned into another one; the kind stays, chunk by chunk.
+def convert(value: object, conversion: Conversion, refusal: str, first_row: int) -> Any:
+    """Convert every string of a pyarrow array to another one; the kind stays, chunk by chunk.
 
-    Of a dictionary array the dictionary is turned, each of its values once, used or not.
+    A dictionary array has its dictionary converted: each value once, used or not.
 
     Raises:
-        InvalidInputError: as `text_columns.turned` does; in a dictionary, rows are counted there.
+        InvalidInputError: as `containers.convert` does; in a dictionary, rows are counted there.
     """
     if isinstance(value, pa.ChunkedArray):
         chunks = []
         for chunk in value.chunks:
-            chunks.append(turned(chunk, turn, refusal, first_row))
+            chunks.append(convert(chunk, conversion, refusal, first_row))
             first_row += len(chunk)
         return pa.chunked_array(chunks, value.type)
     if isinstance(value, pa.DictionaryArray):
-        dictionary = turned(value.dictionary, turn, refusal, 0)
+        dictionary = convert(value.dictionary, conversion, refusal, 0)
         return pa.DictionaryArray.from_arrays(
             value.indices, dictionary, ordered=value.type.ordered, safe=False
         )
     if not isinstance(value, pa.Array) or value.type not in _OFFSETS:
         raise InvalidInputError(ACCEPTED)
-    result = turned_texts(_texts(value), turn, refusal, first_row)
+    result = convert_texts(_texts(value), conversion, refusal, first_row)
     return _array(value.type, result)
 
 

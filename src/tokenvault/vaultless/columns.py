@@ -6,11 +6,10 @@ The results are those of `VaultlessTokenizer.tokenize` and `detokenize`, number 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from tokenvault.columns.arrays import Bytes, Words
 from tokenvault.columns.digits import luhn_valid_many, with_check_digit
@@ -18,6 +17,7 @@ from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.ff1_columns import decrypt_many, encrypt_many
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.pan import PAN_LENGTH_MIN
+from tokenvault.vaultless.texts import Lengths, Mask
 
 FREE_DIGITS_MIN: Final = 6
 """FF1 over fewer digits (a domain under 10**6) is open to guessing: SP 800-38G Rev. 1, draft of 2025."""
@@ -27,9 +27,6 @@ OWN_BIN_DIGITS_MIN: Final = 16
 
 _TEN: Final = np.uint64(10)
 _LAST4: Final = 4
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Lengths: TypeAlias = npt.NDArray[np.int64]
 
 
 @attrs.frozen
@@ -61,20 +58,20 @@ class KeptDigits:
         return pan_length
 
     def tokenize(self, cipher: BlockCipher, pans: Words, length: int) -> tuple[Words, Lengths, Mask]:
-        """The tokens of PANs of one length, their lengths, and which rows are good."""
+        """The tokens of PANs of one length, their lengths, and which rows are valid."""
         return (
-            self._turned(cipher, pans, length, encrypt_many),
+            self._permuted(cipher, pans, length, encrypt_many),
             np.full(len(pans), length),
             luhn_valid_many(pans),
         )
 
     def detokenize(self, cipher: BlockCipher, tokens: Words, length: int) -> tuple[Words, Lengths, Mask]:
-        """The PANs of tokens of one length, their lengths, and which rows are good."""
-        pans = self._turned(cipher, tokens, length, decrypt_many)
+        """The PANs of tokens of one length, their lengths, and which rows are valid."""
+        pans = self._permuted(cipher, tokens, length, decrypt_many)
         good = luhn_valid_many(pans if self.last else tokens)
         return pans, np.full(len(pans), length), good
 
-    def _turned(
+    def _permuted(
         self, cipher: BlockCipher, numbers: Words, length: int, permute: Callable[..., Words]
     ) -> Words:
         free_digits = self.free_digits(length)
@@ -133,14 +130,14 @@ class OwnBin:
         return self.length
 
     def tokenize(self, cipher: BlockCipher, pans: Words, length: int) -> tuple[Words, Lengths, Mask]:
-        """The tokens of PANs of one length, their lengths, and which rows are good."""
+        """The tokens of PANs of one length, their lengths, and which rows are valid."""
         token_length = self.token_length(length)
         payloads = pans // _TEN + np.uint64(10 ** (length - 1))
         free = encrypt_many(cipher, payloads, length=self.free_digits, tweaks=self.tweak)
         return self._with_bin(free), np.full(len(pans), token_length), luhn_valid_many(pans)
 
     def detokenize(self, cipher: BlockCipher, tokens: Words, length: int) -> tuple[Words, Lengths, Mask]:
-        """The PANs of tokens of one length, their lengths, and which rows are good."""
+        """The PANs of tokens of one length, their lengths, and which rows are valid."""
         pans: Words = np.zeros(len(tokens), np.uint64)
         lengths: Lengths = np.zeros(len(tokens), np.int64)
         if length != self.length:

@@ -1,6 +1,6 @@
-"""Columns of digit strings in the containers that data pipelines use, turned into numbers and back.
+"""Columns of digit strings in the containers that data pipelines use, converted to numbers and back.
 
-Taken are lists and tuples of str, numpy arrays of dtype S or U, and, where pyarrow is installed, its arrays and
+Accepted are lists and tuples of str, numpy arrays of dtype S or U, and, where pyarrow is installed, its arrays and
 chunked arrays of string or large_string, also as dictionary. Every container gives its own kind back.
 """
 
@@ -14,49 +14,53 @@ import numpy.typing as npt
 
 from tokenvault.columns.arrays import Bytes, plain_array
 from tokenvault.errors import InvalidInputError
-from tokenvault.vaultless.texts import ACCEPTED, Lengths, Texts, Turn, gathered, turned_texts
+from tokenvault.vaultless.texts import ACCEPTED, Conversion, Lengths, Texts, convert_texts, gathered
 
 
-def turned(value: object, turn: Turn, refusal: str, *, first_row: int = 0) -> Any:
-    """A column with every string turned into another one.
+def convert(value: object, conversion: Conversion, refusal: str, *, first_row: int = 0) -> Any:
+    """Convert every string of a column to another one.
 
     Args:
         value: the column.
-        turn: what turns numbers.
-        refusal: what to say of a row that is not good, after its number.
+        conversion: converts the numbers that the strings read as.
+        refusal: end of the message about an invalid row, after its number.
         first_row: the number of the column's first row, for messages.
 
     Raises:
-        InvalidInputError: the column is of no kind that is taken, or a row is not good; it names the first such row.
+        InvalidInputError: the column is of another kind, or a row is invalid; the message names the first such row.
     """
     if isinstance(value, list | tuple):
         if not set(map(type, value)) <= {str}:
             raise InvalidInputError("a list of digit strings must hold nothing else")
-        result = _of_list(value, turn, refusal, first_row)
+        result = _of_list(value, conversion, refusal, first_row)
         return result if isinstance(value, list) else tuple(result)
     array = plain_array(value)
     if array is not None and array.dtype.kind in "SU" and array.ndim == 1:
-        return _of_array(array, turn, refusal, first_row)
+        return _of_array(array, conversion, refusal, first_row)
     if "pyarrow" in sys.modules:  # who has such an array has imported it
         from tokenvault.vaultless import arrow as arrow_columns  # noqa: PLC0415 # it imports pyarrow, which is optional
 
-        return arrow_columns.turned(value, turn, refusal, first_row)
+        return arrow_columns.convert(value, conversion, refusal, first_row)
     raise InvalidInputError(ACCEPTED)
 
 
-def _of_list(values: list[str] | tuple[str, ...], turn: Turn, refusal: str, first_row: int) -> list[str]:
+def _of_list(
+    values: list[str] | tuple[str, ...], conversion: Conversion, refusal: str, first_row: int
+) -> list[str]:
     if not values:
         return []
     lengths: Lengths = np.fromiter(map(len, values), np.int64, len(values))
     # not ASCII: one byte each all the same, and no digit
     data = np.frombuffer("".join(values).encode("ascii", "replace"), np.uint8)
-    result = turned_texts(Texts(data, np.cumsum(lengths) - lengths, lengths), turn, refusal, first_row)
+    result = convert_texts(Texts(data, np.cumsum(lengths) - lengths, lengths), conversion, refusal, first_row)
     whole = result.data.tobytes().decode("ascii")
     starts = result.starts.tolist()
     return [whole[start:end] for start, end in zip(starts, [*starts[1:], len(whole)], strict=True)]
 
 
-def _of_array(array: npt.NDArray[Any], turn: Turn, refusal: str, first_row: int) -> npt.NDArray[Any]:
+def _of_array(
+    array: npt.NDArray[Any], conversion: Conversion, refusal: str, first_row: int
+) -> npt.NDArray[Any]:
     kind = array.dtype.kind
     width = array.dtype.itemsize // (4 if kind == "U" else 1)
     rows = len(array)
@@ -70,7 +74,7 @@ def _of_array(array: npt.NDArray[Any], turn: Turn, refusal: str, first_row: int)
         (width - filled[:, ::-1].argmax(axis=1)) * filled.any(axis=1) if width else np.zeros(rows, int)
     )
     texts = Texts(text.reshape(-1), np.arange(rows) * width, lengths)
-    result = turned_texts(texts, turn, refusal, first_row)
+    result = convert_texts(texts, conversion, refusal, first_row)
     out: Bytes = np.zeros((rows, max(int(result.lengths.max(initial=0)), 1)), np.uint8)
     for length in set(result.lengths.tolist()):
         members = np.flatnonzero(result.lengths == length)

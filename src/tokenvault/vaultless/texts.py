@@ -16,8 +16,8 @@ from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
 Lengths: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-Turn: TypeAlias = Callable[[Words, int], tuple[Words, Lengths, Mask]]
-"""Turns numbers of so many digits into others: numbers, their lengths, and which rows are good."""
+Conversion: TypeAlias = Callable[[Words, int], tuple[Words, Lengths, Mask]]
+"""Converts numbers of one length to others: the numbers, their lengths, and which rows are valid."""
 
 ACCEPTED: Final = (
     "a column must be a list of str, a numpy array of dtype S or U, or of uint64 with its length, or a pyarrow array"
@@ -40,8 +40,8 @@ class Texts:
     lengths: Lengths
 
 
-def turned_texts(texts: Texts, turn: Turn, refusal: str, first_row: int) -> Texts:
-    """Strings turned into others. Raises InvalidInputError as `turned` does."""
+def convert_texts(texts: Texts, conversion: Conversion, refusal: str, first_row: int) -> Texts:
+    """Convert strings to others. Raises InvalidInputError as `containers.convert` does."""
     rows = len(texts.lengths)
     lengths: Lengths = np.full(rows, -1)
     numbers: Words = np.zeros(rows, np.uint64)
@@ -55,7 +55,7 @@ def turned_texts(texts: Texts, turn: Turn, refusal: str, first_row: int) -> Text
                 wrong[members[~digits]] = True
                 given, members = given[digits], members[digits]
             if len(members):
-                numbers[members], lengths[members], good = turn(given, length)
+                numbers[members], lengths[members], good = conversion(given, length)
                 wrong[members] = ~good
     refuse(wrong, refusal, first_row)
     ends = np.cumsum(np.maximum(lengths, 0))

@@ -45,7 +45,7 @@ Column = TypeVar("Column")
 
 @boundary_init
 class VaultlessTokenizer:
-    """Turns PANs into tokens and back, deterministically.
+    """Converts PANs to tokens and back, deterministically.
 
     Without `format` a token has the PAN's length and keeps some of its digits. The tweak is 11 bytes: 6 of SHA-256
     over program, requestor and the shape of what is kept, and the kept digits as a number. So the same digits give
@@ -123,7 +123,7 @@ class VaultlessTokenizer:
         parsed = Pan.parse(pan)
         if isinstance(self._shape, OwnBin):
             return self._under_bin(self._shape, parsed)
-        return self._turned(self._shape, parsed, ff1.encrypt_digits).reveal()
+        return self._permuted(self._shape, parsed, ff1.encrypt_digits).reveal()
 
     @boundary
     def detokenize(self, token: str) -> Pan:
@@ -141,7 +141,7 @@ class VaultlessTokenizer:
             return self._from_bin(shape, token)
         if not shape.last and not luhn_valid(token):
             raise InvalidInputError("not a token of this tokenizer: its check digit is wrong")
-        pan = self._turned(shape, trusted_pan(token), ff1.decrypt_digits)
+        pan = self._permuted(shape, trusted_pan(token), ff1.decrypt_digits)
         if not luhn_valid(pan.reveal()):
             raise InvalidInputError("not a token of this tokenizer")
         return pan
@@ -192,30 +192,30 @@ class VaultlessTokenizer:
         self,
         column: Column,
         length: int | None,
-        turn: Callable[..., Any],
+        convert: Callable[..., Any],
         refusal: str,
         *,
         by_pan_length: bool,
     ) -> Any:
-        def turn_numbers(numbers: Words, digits: int) -> Any:
-            return turn(self._cipher, numbers, digits)
+        def convert_numbers(numbers: Words, digits: int) -> Any:
+            return convert(self._cipher, numbers, digits)
 
         array = plain_array(column)
         if array is None or array.dtype.kind in "SU":
             if length is not None:
                 raise InvalidInputError("length is for columns of uint64: strings have their own")
-            return containers.turned(column, turn_numbers, refusal)
+            return containers.convert(column, convert_numbers, refusal)
         numbers = word_column("a column that is not of strings", array)
         pan_length = checks.whole_number(
             "length, which a column of uint64 needs,", length, PAN_LENGTH_MIN, PAN_LENGTH_MAX
         )
         given = self._shape.token_length(pan_length) if by_pan_length else pan_length
         texts.refuse(numbers >= np.uint64(10**given), refusal, 0)
-        result, lengths, good = turn_numbers(numbers, given)
+        result, lengths, good = convert_numbers(numbers, given)
         texts.refuse(~good | (by_pan_length & (lengths != pan_length)), refusal, 0)
         return result
 
-    def _turned(self, shape: KeptDigits, number: Pan, permute: Callable[..., str]) -> Pan:
+    def _permuted(self, shape: KeptDigits, number: Pan, permute: Callable[..., str]) -> Pan:
         """A number with its free digits permuted; Pans, because they are opaque."""
         first, last = shape.first, shape.last
         end = first + shape.free_digits(len(number))
