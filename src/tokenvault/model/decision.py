@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final, Protocol
 
 import attrs
@@ -83,26 +84,28 @@ class Restrictions:
 
     Attributes:
         program, requestor, token: from the widest scope to the narrowest.
-        documents: those of them that restrict anything.
-        velocity_counters: what is counted with each use, sorted; empty when no limit is set.
-        counted: whether a use has to be recorded in the token record.
     """
 
     program: Domain
     requestor: Domain
     token: Domain
-    documents: tuple[Domain, ...] = attrs.field(init=False, repr=False, eq=False)
-    velocity_counters: tuple[VelocityCounter, ...] = attrs.field(init=False, repr=False, eq=False)
-    counted: bool = attrs.field(init=False, repr=False, eq=False)
 
-    def __attrs_post_init__(self) -> None:
+    @cached_property
+    def documents(self) -> tuple[Domain, ...]:
+        """Those of them that restrict anything."""
         every = (self.program, self.requestor, self.token)
-        documents = tuple(document for document in every if document != NO_RESTRICTION)
-        velocity_counters = sorted({limit._counter for document in documents for limit in document.limits})
-        counted = any(CONTROLS[name].counted for document in documents for name in document._set)
-        object.__setattr__(self, "documents", documents)
-        object.__setattr__(self, "velocity_counters", tuple(velocity_counters))
-        object.__setattr__(self, "counted", counted)
+        return tuple(document for document in every if document != NO_RESTRICTION)
+
+    @cached_property
+    def velocity_counters(self) -> tuple[VelocityCounter, ...]:
+        """The counters that each use counts on, sorted; none when no limit is set."""
+        limits = (limit for document in self.documents for limit in document.limits)
+        return tuple(sorted({limit._counter for limit in limits}))
+
+    @cached_property
+    def counted(self) -> bool:
+        """Whether a use has to be recorded in the token record."""
+        return any(CONTROLS[name].counted for document in self.documents for name in document._set)
 
 
 def decide(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final, cast
 
 import attrs
@@ -17,6 +18,7 @@ import attrs
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
 from tokenvault.model import domain_document
 from tokenvault.model.controls import CONTROLS, CryptogramRule
+from tokenvault.model.domain_document import DOCUMENT_BYTES_MAX
 from tokenvault.model.limits import Limit
 from tokenvault.model.money import Money
 from tokenvault.model.pan import Pan, holds_digits
@@ -76,26 +78,32 @@ class Domain:
     limits: tuple[Limit, ...] = attrs.field(default=(), converter=_limits)
     cryptogram: CryptogramRule | None = None
     min_assurance: str | None = None
-    document: bytes = attrs.field(init=False, repr=False, eq=False)
-    digest: bytes = attrs.field(init=False, repr=False, eq=False)
-    _set: dict[str, object] = attrs.field(init=False, repr=False, eq=False)
-    """The values of the controls that are set, by name, in the order of the table."""
 
     def __attrs_post_init__(self) -> None:
-        controls: dict[str, object] = {}
         for control in CONTROLS.values():
             value = getattr(self, control.name)
             if value is not control.unset:
-                value = control.read(value)
-                object.__setattr__(self, control.name, value)
-            if value != control.unset:
-                controls[control.name] = value
+                object.__setattr__(self, control.name, control.read(value))
         if self.valid_from and self.valid_until and self.valid_from >= self.valid_until:
             raise InvalidInputError("valid_from lies before valid_until")
-        document = domain_document.encode(controls)
-        object.__setattr__(self, "document", document)
-        object.__setattr__(self, "digest", hashlib.sha256(document).digest())
-        object.__setattr__(self, "_set", controls)
+        if len(self.document) > DOCUMENT_BYTES_MAX:
+            raise InvalidInputError(f"a domain's document is at most {DOCUMENT_BYTES_MAX} bytes")
+
+    @cached_property
+    def _set(self) -> dict[str, object]:
+        """The values of the controls that are set, by name, in the order of the table."""
+        values = {name: getattr(self, name) for name in CONTROLS}
+        return {name: value for name, value in values.items() if value != CONTROLS[name].unset}
+
+    @cached_property
+    def document(self) -> bytes:
+        """The canonical document: `to_json` in bytes."""
+        return domain_document.encode(self._set)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of the document."""
+        return hashlib.sha256(self.document).digest()
 
     def to_json(self) -> str:
         """The canonical document: JSON in ASCII, sorted keys, no spaces, unset controls left out."""

@@ -26,15 +26,9 @@ E = TypeVar("E", bound=enum.Enum)
 
 
 def encode(values: Mapping[str, object]) -> bytes:
-    """The canonical document of the values of controls, by the controls' names.
-
-    Raises InvalidInputError where it passes 65,536 bytes.
-    """
+    """The canonical document of the values of controls, by the controls' names."""
     fields = {name: _out(value) for name, value in values.items()}
-    document = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
-    if len(document) > DOCUMENT_BYTES_MAX:
-        raise InvalidInputError(f"a domain's document is at most {DOCUMENT_BYTES_MAX} bytes")
-    return document
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def decode(text: object, readers: Mapping[str, Callable[[object], object]]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import attrs
@@ -58,8 +59,6 @@ class Limit:
     uses: int | None = None
     amount: Money | None = None
     per: timedelta | None = None
-    _counter: VelocityCounter = attrs.field(init=False, repr=False, eq=False)
-    """The velocity counter that it reads."""
 
     def __attrs_post_init__(self) -> None:
         if (self.uses is None) == (self.amount is None):
@@ -72,9 +71,12 @@ class Limit:
             per = checks.instance("a limit's window", self.per, timedelta)
             if per.microseconds or not 1 <= per.total_seconds() <= WINDOW_SECONDS_MAX:
                 raise InvalidInputError("a limit's window is whole seconds, from 1 second to 10 years")
+
+    @cached_property
+    def _counter(self) -> VelocityCounter:
+        """The velocity counter that it reads."""
         seconds = 0 if self.per is None else self.per.days * 86_400 + self.per.seconds
-        counter = VelocityCounter("" if self.amount is None else self.amount.currency, seconds)
-        object.__setattr__(self, "_counter", counter)
+        return VelocityCounter("" if self.amount is None else self.amount.currency, seconds)
 
     def __str__(self) -> str:
         counted = f"{self.uses} uses" if self.amount is None else str(self.amount)
