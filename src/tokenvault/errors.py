@@ -96,13 +96,13 @@ class IntegrityError(TokenVaultError):
 
 
 class KeyStoreError(TokenVaultError):
-    """The key store did not do as asked; the message says what to look at."""
+    """The key store failed; the message says what to check."""
 
     response_code = "91"  # issuer or switch inoperative
 
 
 class TokenStoreError(TokenVaultError):
-    """The database did not do as asked; whether a write happened is then unknown: retry with the same ids."""
+    """The database failed; whether a write happened is then unknown: retry with the same ids."""
 
     response_code = "91"
 

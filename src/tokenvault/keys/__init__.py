@@ -1,7 +1,7 @@
-"""Key stores: where the vault's keys live, and the one operation it asks of them.
+"""Key stores: where the vault's keys live, and the one operation that it needs of them.
 
-`open_key_store` opens what an address names. The PKCS#11 adapter is imported when it is first asked for, so
-that a key file can be used where no python-pkcs11 is installed.
+`open_key_store` opens the store at an address. The PKCS#11 adapter is imported when it is first used, so that
+a key file works where no python-pkcs11 is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The key store port: what the vault asks of whatever holds its keys.
+"""The key store port: what the vault needs of whatever holds its keys.
 
 The one operation on the hot path is AES-256 in ECB over 16-byte blocks (PKCS#11: CKM_AES_ECB). FF1, CMAC,
 CCM and key derivation are built on it, so that a batch of any size costs a constant number of calls.
@@ -74,7 +74,7 @@ def check_custody(custody: object) -> None:
 
 
 def next_name(purpose: KeyPurpose, newest: int, version: int | None) -> KeyName:
-    """The name of the version after the newest. Raises KeyStoreError where another was asked for, or none is left."""
+    """The name of the version after the newest. Raises KeyStoreError where `version` is another, or none is left."""
     following = newest + 1
     if version is not None and version != following:
         raise KeyStoreError(

@@ -55,7 +55,7 @@ class Transaction:
     """One use of a token.
 
     Attributes:
-        id: names the use: the same id presented again is a retry. 1 to 64 printable ASCII characters; required.
+        id: names the use: the same id again is a retry. 1 to 64 printable ASCII characters; required.
         requestor: id of the token requestor who uses the token, 11 digits; required.
         merchant: merchant id (ISO 8583 data element 42).
         merchant_category: ISO 18245, 4 digits.

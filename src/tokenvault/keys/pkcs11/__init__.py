@@ -1,1 +1,1 @@
-"""The key store over a PKCS#11 module."""
+"""Key store over a PKCS#11 module."""

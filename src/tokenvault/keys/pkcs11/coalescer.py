@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 BLOCKS_PER_CALL_MAX: Final = 2**20
-"""Blocks in one module call unless told otherwise: 16 MiB (docs/decisions/10-batches.md)."""
+"""Blocks in one module call, unless the URI sets another number: 16 MiB (docs/decisions/10-batches.md)."""
 
 _INTERRUPTED: Final = (
     "the call that carried this request was interrupted; nothing is known to be wrong: retry"
@@ -31,7 +31,7 @@ _WRONG_LENGTH: Final = "the module returned another number of bytes than it was 
 
 
 class _Request:
-    """Blocks on their way, then their answer or the reason why there is none."""
+    """Blocks to encrypt, then their answer or the reason why there is none."""
 
     __slots__ = ("answer", "blocks", "failure", "leads", "wake")
 

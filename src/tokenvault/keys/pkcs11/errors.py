@@ -1,4 +1,4 @@
-"""How a PKCS#11 module fails, and what to tell about it."""
+"""Failures of a PKCS#11 module: their kinds, and the message for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULE_ERRORS: Final = (
     LookupError,
     OSError,
 )
-"""What python-pkcs11 raises when a module fails, or answers what python-pkcs11 does not know how to read."""
+"""What python-pkcs11 raises when a module fails, or returns something that python-pkcs11 can not read."""
 
 PERMANENT_ERRORS: Final = (
     pkcs11.MechanismInvalid,
@@ -57,14 +57,14 @@ _LOST: Final = (
 
 
 class CollisionError(Exception):
-    """Another process made the same key at the same moment; ours is destroyed again."""
+    """Another process made the same key at the same moment; the one made here is destroyed again."""
 
 
 class PinRefusedError(KeyStoreError):
-    """The token refused the PIN. Not to be tried again: tokens lock themselves after a few wrong ones.
+    """The token refused the PIN, which is not tried again: tokens lock themselves after a few wrong ones.
 
     Attributes:
-        digest: the PIN's digest, to know it again by.
+        digest: of the PIN, to recognize it.
     """
 
     def __init__(self, message: str, digest: bytes) -> None:
@@ -73,7 +73,7 @@ class PinRefusedError(KeyStoreError):
 
 
 class DoubtfulError(KeyStoreError):
-    """What a token showed, to be looked at again before it is believed.
+    """A finding about a token that may be wrong, and is checked again before it is reported.
 
     While another process writes to a token, SoftHSM shows its objects, or all of it, as absent, invalid or
     without attributes.
@@ -81,12 +81,12 @@ class DoubtfulError(KeyStoreError):
 
 
 class TokenMissingError(DoubtfulError):
-    """No token fits; begin the library anew before you believe it."""
+    """No token fits the URI: reported only if none fits after the library was initialized again."""
 
 
 def advice(error: Exception) -> str:
-    """What to tell about a failure. The module's own text is left out: it may quote what was passed in."""
-    answer = type(error).__name__
+    """The message for a failure. The module's own text is left out: it may quote what was passed in."""
+    kind = type(error).__name__
     if isinstance(error, KeyStoreError):
         return str(error)
     if "already initialized" in str(error):
@@ -97,11 +97,11 @@ def advice(error: Exception) -> str:
     if isinstance(error, pkcs11.UserNotLoggedIn):
         return "the token is logged out again and again: look for other code that uses it in this process"
     if isinstance(error, (pkcs11.SessionCount, pkcs11.DeviceMemory, pkcs11.HostMemory)):
-        return f"the module is out of sessions or memory ({answer}): close other users of the token"
+        return f"the module is out of sessions or memory ({kind}): close other users of the token"
     if isinstance(error, pkcs11.TokenWriteProtected):
         return "the token is write-protected: allow writing to create or destroy keys"
     if isinstance(error, pkcs11.DataLenRange):
         return "the module does not take that much at once: set x-blocks-per-call-max in the key store's URI"
     if isinstance(error, PERMANENT_ERRORS):
-        return f"the module does not offer what the vault needs, AES-256 in ECB mode ({answer})"
-    return f"{_LOST} ({answer})"
+        return f"the module does not offer what the vault needs, AES-256 in ECB mode ({kind})"
+    return f"{_LOST} ({kind})"

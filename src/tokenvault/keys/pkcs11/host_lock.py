@@ -1,4 +1,4 @@
-"""A lock between the processes of one host, on a file that they have in common anyway."""
+"""A lock between the processes of one host, on a file that they share anyway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOST_POLL_SECONDS: Final = 0.002
 
 @contextlib.contextmanager
 def host_lock(path: str) -> Iterator[None]:
-    """Hold a lock on a file; after a bounded wait, or when it can not be opened, go on without."""
+    """Hold a lock on a file; after a bounded wait, or when the file can not be opened, go on without it."""
     handle = -1
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

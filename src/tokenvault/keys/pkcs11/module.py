@@ -1,4 +1,4 @@
-"""A PKCS#11 module in this process: loaded once, entered by one thread at a time, begun anew when lost.
+"""A PKCS#11 module in this process: loaded once, called by one thread at a time, initialized again when lost.
 
 A module's state belongs to the process, not to the objects that use it: login, sessions and initialisation
 are shared by all stores on it, whichever token they use. So it is kept here, once per library file.
@@ -7,16 +7,16 @@ are shared by all stores on it, whichever token they use. So it is kept here, on
   keeps all but one thread out.
 - Each token is logged in to once, on a session of its own (the anchor) that nothing else uses. It stays open
   until the last store on the token closes.
-- `Module.epoch` rises whenever sessions died: after a new login or a new initialisation. Who holds sessions
-  of an older epoch opens others.
+- `Module.epoch` rises whenever sessions died: after a new login or a new initialisation. Sessions of an older
+  epoch are replaced.
 - Some losses end only with C_Finalize and C_Initialize. SoftHSM: once a token's folder was gone for a moment,
   its objects stay invalid, searches find nothing and report no error.
 - A forked child has other `Module` objects than its parent, with free locks, and initialises the library
   itself. While a process forks, its modules are kept free of threads, since a copy taken in the middle of a
   call is not sound.
 
-This module takes the library for itself: code that uses the same library beside it in one process loses its
-sessions when the library is initialised again.
+No other code of the process may use the same library: it would lose its sessions when the library is
+initialised again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from tokenvault.keys.uri import Pkcs11Uri
 
 FORK_WAIT_SECONDS: Final = 5.0
-"""How long a fork waits for a module call to end. Then it goes on: an unsound child before a hung parent."""
+"""How long a fork waits for a module call to end. Then it goes on: an unsound child is better than a hung parent."""
 
 _DIGEST_KEY: Final = os.urandom(32)
 
@@ -67,7 +67,7 @@ class Login:
 
 
 class Module:
-    """One library file in one process. Every method but the constructor wants `lock` held."""
+    """One library file in one process. Callers of every method but the constructor hold `lock`."""
 
     def __init__(self, path: str, *, inherited: bool) -> None:
         self.lock: Final = threading.RLock()
@@ -78,8 +78,8 @@ class Module:
         self._logins: dict[int, Login] = {}
         self._writers = 0
 
-    def join(self, uri: Pkcs11Uri, read_pin: Callable[[], Secret], user: object) -> Login:
-        """Log in to the token that the URI selects, or share the login that there is.
+    def log_in(self, uri: Pkcs11Uri, read_pin: Callable[[], Secret], user: object) -> Login:
+        """Log in to the token that the URI selects, or share the login that exists.
 
         Raises:
             PinRefusedError: the token refused the PIN.
@@ -92,7 +92,7 @@ class Module:
         digest = pin_digest(pin)
         login = self._logins.get(token.slot.slot_id)
         if login is None:
-            login = Login(token, self._log_in(token, pin), digest, weakref.WeakSet())
+            login = Login(token, self._open_anchor(token, pin), digest, weakref.WeakSet())
             self._logins[token.slot.slot_id] = login
         elif login.pin_digest != digest:
             # The module would not look at the PIN, being logged in: without this check any PIN would do.
@@ -103,8 +103,8 @@ class Module:
         login.users.add(user)
         return login
 
-    def leave(self, login: Login, user: object) -> None:
-        """End a user's share of a login; the last one logs out."""
+    def log_out(self, login: Login, user: object) -> None:
+        """End a user's share of a login; the last user logs out."""
         login.users.discard(user)
         slot_id = login.token.slot.slot_id
         if not login.users and self._logins.get(slot_id) is login:
@@ -112,9 +112,9 @@ class Module:
             close_quietly(login.anchor)
 
     def check(self, login: Login) -> None:
-        """Prove that the token is there and logged in: searches tell neither, they just find nothing.
+        """Prove that the token is there and logged in: a search shows neither, as it then finds nothing.
 
-        A login that is gone is repeated by whoever joins next.
+        A login that is gone is repeated by the next `log_in`.
 
         Raises:
             PKCS11Error: the token is gone.
@@ -135,13 +135,13 @@ class Module:
 
     @contextlib.contextmanager
     def writing(self, lock_path: str) -> Iterator[None]:
-        """Keep other processes of this host from beginning, logging in, creating and destroying meanwhile.
+        """Keep other processes of this host from initializing, logging in, creating and destroying meanwhile.
 
         SoftHSM shows them half-written tokens and objects. Best effort: after a bounded wait it goes on
-        without.
+        without the lock.
 
         Args:
-            lock_path: a file that the processes have in common; it is locked, not changed.
+            lock_path: a file that the processes share; it is locked, not changed.
         """
         self._writers += 1
         try:
@@ -154,7 +154,7 @@ class Module:
             self._writers -= 1
 
     def reinitialize(self) -> None:
-        """Begin the library anew: every session and login of this process on it is gone.
+        """Initialize the library again: every session and login of this process on it is gone.
 
         Raises:
             PKCS11Error: the module did not come back; the next use tries again.
@@ -164,7 +164,7 @@ class Module:
         self._restart(library)
 
     def _restart(self, library: pkcs11._pkcs11.lib) -> None:
-        # It may be down already, or take a forked child for a stranger: either way it can begin.
+        # It may be finalized already, or not know a forked child: it can be initialized in both cases.
         with contextlib.suppress(PKCS11Error):
             library.finalize()
         library.initialize()
@@ -202,7 +202,7 @@ class Module:
             raise KeyStoreError("several tokens fit the URI: add serial= to it")
         return fitting[0]
 
-    def _log_in(self, token: Token, pin: Secret) -> Session:
+    def _open_anchor(self, token: Token, pin: Secret) -> Session:
         self.logins_tried += 1
         refusal = None
         try:

@@ -1,8 +1,8 @@
 """Keys as objects of a PKCS#11 token: their labels, their attributes, how they are found and generated.
 
 A key's label says all there is to say about it: `tokenvault/<purpose>/<version>/<custody>`, as in
-`tokenvault/seal/1/module` or `tokenvault/fingerprint/12/process`. Objects with other labels are not ours and
-are left alone.
+`tokenvault/seal/1/module` or `tokenvault/fingerprint/12/process`. Objects with other labels belong to
+others and are left alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pkcs11 import Object, Session
 
 OBJECTS_MAX: Final = 10_000
-"""Secret keys of a token that are looked through; a token with more is not one to share with us."""
+"""Secret keys of a token that a search reads; a token with more needs a token of its own for the vault."""
 
 _LABEL: Final = re.compile(r"tokenvault/([a-z]+)/([1-9][0-9]{0,3})/([a-z]+)", re.ASCII)
 
@@ -57,7 +57,7 @@ _REQUIRED_OF_GENERATED: Final[dict[Attribute, object]] = {
 
 @attrs.frozen
 class TokenKey:
-    """A key object and what its label says."""
+    """A key object and what its label holds."""
 
     name: KeyName
     custody: Custody
@@ -93,7 +93,7 @@ _REQUIRED_OF_MADE_SIGNER: Final[dict[Attribute, object]] = {
 
 
 def find_signers(session: Session, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Object]:
-    """At most two keys of the label of the pair that signs checkpoints."""
+    """At most two keys with the label of the pair that signs checkpoints."""
     return list(islice(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL}), 2))
 
 
@@ -139,7 +139,7 @@ def label_of(name: KeyName, custody: Custody) -> str:
 
 
 def parse_label(label: str) -> tuple[KeyName, Custody] | None:
-    """What a label says, or None for one that is not ours."""
+    """Name and custody that a label holds, or None for the label of another object."""
     match = _LABEL.fullmatch(label)
     if match is None:
         return None
@@ -152,7 +152,7 @@ def parse_label(label: str) -> tuple[KeyName, Custody] | None:
 
 
 def find_all(session: Session) -> list[TokenKey]:
-    """All our keys that the session sees: none when logged out, so the caller must know that it is not."""
+    """All keys of the vault that the session sees: none when logged out, so the caller checks the login."""
     found = list(islice(session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY}), OBJECTS_MAX + 1))
     if len(found) > OBJECTS_MAX:
         raise KeyStoreError(
@@ -168,7 +168,7 @@ def find_all(session: Session) -> list[TokenKey]:
 
 
 def find(session: Session, name: KeyName) -> TokenKey | None:
-    """The one key of a name, or None. Two are an error: nothing says which of them sealed the records."""
+    """The one key of a name, or None. Two are an error: nothing tells which of them sealed the records."""
     keys = []
     for custody in Custody:
         wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label_of(name, custody)}
@@ -187,7 +187,7 @@ def duplicate(name: KeyName) -> KeyStoreError:
 
 
 def generate(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
-    """Make a key in the token; `identity` is its CKA_ID, to know it again by."""
+    """Make a key in the token; `identity` is its CKA_ID, to find it by."""
     session.generate_key(
         KeyType.AES,
         KEY_BYTES * 8,
@@ -238,5 +238,5 @@ def _label(found: Object) -> str | None:
     try:
         label = found[Attribute.LABEL]
     except UnicodeDecodeError:
-        return None  # not ours: ours are ASCII
+        return None  # of another object: labels of the vault's keys are ASCII
     return label if isinstance(label, str) else None

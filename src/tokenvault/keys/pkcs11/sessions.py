@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tokenvault.keys.uri import Pkcs11Uri
 
 PAUSES_SECONDS: Final = (0.0, 0.0, 0.02, 0.04, 0.08)
-"""Before each attempt: with the session at hand, with a new one, with the library begun anew if need be."""
+"""Pause before each attempt: with the open session, with a new one, then with the library initialized again."""
 REINITIALIZE_FROM: Final = 2
 
 CLOSED: Final = "this key store is closed: open another"
@@ -41,7 +41,7 @@ _Result = TypeVar("_Result")
 
 @attrs.define(eq=False)
 class HeldKey:
-    """A key and the session that it was found on, which serves no other key."""
+    """A key and the session that it was found on; each key has a session of its own."""
 
     session: Session
     key: objects.TokenKey
@@ -50,7 +50,7 @@ class HeldKey:
 
 @attrs.define(eq=False)
 class State:
-    """What a store holds in one process. A forked child begins with another."""
+    """What a store holds in one process. A forked child has another."""
 
     module: Module
     login: Login | None = None
@@ -60,13 +60,13 @@ class State:
 
 
 class TokenSessions:
-    """What one store does in its token. The methods that take a State run inside `run`."""
+    """What one store does in its token. Methods that take a State are called inside `run`."""
 
     def __init__(self, uri: Pkcs11Uri) -> None:
         self.closed = False
         self._uri: Final = uri
         self._real_path: Final = os.path.realpath(uri.module_path)
-        # Processes that share a token share a PIN file; who can not read it can not hold up those who do.
+        # Processes that share a token share a PIN file; a process that can not read it can not lock it either.
         self._lock_path: Final = uri.pin_path or self._real_path
         self._states: dict[Module, State] = {}
         self._refused_pin: bytes | None = None
@@ -102,13 +102,13 @@ class TokenSessions:
                     lost = lost or isinstance(error, TokenMissingError)
                 except PERMANENT_ERRORS as error:
                     failure = advice(error)
-                    self._let_go(state)
+                    self._close_held(state)
                     break
                 except MODULE_ERRORS as error:
                     failure = advice(error)
                     lost = True
                 # The failed operation may still be active on its session: use none of them again.
-                self._let_go(state)
+                self._close_held(state)
         raise KeyStoreError(failure)
 
     def close(self) -> None:
@@ -116,9 +116,9 @@ class TokenSessions:
         state = self.state()
         with state.module.lock:
             self.closed = True
-            self._let_go(state)
+            self._close_held(state)
             if state.login is not None and state.epoch == state.module.epoch:
-                state.module.leave(state.login, state)
+                state.module.log_out(state.login, state)
             self._states.clear()
 
     def hold(self, state: State, name: KeyName) -> objects.TokenKey:
@@ -130,7 +130,7 @@ class TokenSessions:
         try:
             key = objects.find(session, name)
             if key is None:
-                self._fail_for_absence(state, name)
+                self._raise_missing(state, name)
             objects.verify(key)
         except BaseException:
             close_quietly(session)
@@ -160,8 +160,8 @@ class TokenSessions:
     def write_fresh(self, state: State, action: Callable[[Session], _Result]) -> _Result:
         """Run an action that writes, on a session that sees what other processes have written by now."""
         with state.module.writing(self._lock_path):
-            # The library may have missed a key that another process made a moment ago: look with fresh eyes.
-            self._let_go(state)
+            # The library may have missed a key that another process made a moment ago.
+            self._close_held(state)
             state.module.reinitialize()
             self._log_in(state)
             session = _login(state).token.open(rw=True)
@@ -215,12 +215,12 @@ class TokenSessions:
         try:
             key = objects.find(session, name)
             if key is None:
-                self._fail_for_absence(state, name)
+                self._raise_missing(state, name)
             key.object.destroy()
         finally:
             close_quietly(session)
 
-    def _fail_for_absence(self, state: State, name: KeyName) -> NoReturn:
+    def _raise_missing(self, state: State, name: KeyName) -> NoReturn:
         state.module.check(_login(state))  # or nothing was found because the token is gone
         raise DoubtfulError(
             f"the token has no key {name}: create it (provision does), or check that this is the right token"
@@ -229,18 +229,18 @@ class TokenSessions:
     def _log_in(self, state: State) -> None:
         if state.login is not None and state.epoch == state.module.epoch:
             return
-        self._let_go(state)
+        self._close_held(state)
         state.login = None
         try:
             with state.module.writing(self._lock_path):  # SoftHSM notes each login in the token
-                state.login = state.module.join(self._uri, self._read_pin, state)
+                state.login = state.module.log_in(self._uri, self._read_pin, state)
         except PinRefusedError as error:
             self._refused_pin = error.digest
             raise
         state.epoch = state.module.epoch
         self._refused_pin = None
 
-    def _let_go(self, state: State) -> None:
+    def _close_held(self, state: State) -> None:
         for held in state.held.values():
             if held.epoch == state.module.epoch:  # a dead session's handle may be someone else's by now
                 close_quietly(held.session)

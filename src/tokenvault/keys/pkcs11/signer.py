@@ -1,7 +1,7 @@
 """The key pair of a PKCS#11 token that signs checkpoints: ECDSA P-256, one pair a token.
 
-Asked of the module are CKM_EC_KEY_PAIR_GEN and CKM_ECDSA; the hash is made here, so that no module need know it. A
-module without the two is one without a signer.
+The module needs CKM_EC_KEY_PAIR_GEN and CKM_ECDSA; the hash is computed here, so it needs no more. A module without
+the two has no signer.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
         return find_signer(sessions)
     identity = secrets.token_bytes(_IDENTITY_BYTES)
     sessions.run(lambda state: sessions.write_fresh(state, lambda session: _create(session, identity)))
-    # Once more with fresh eyes: SoftHSM does not see a pair that it met half-written.
+    # Once more after initializing again: SoftHSM does not show a pair that it read half-written.
     sessions.run(lambda state: sessions.write_fresh(state, lambda session: _withdraw_twin(session, identity)))
     found = find_signer(sessions)
     if found is None:
-        raise CollisionError  # the other one was withdrawn
+        raise CollisionError  # the pair of the other process was withdrawn
     return found
 
 

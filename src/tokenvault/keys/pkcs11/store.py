@@ -1,6 +1,6 @@
 """Keys in a PKCS#11 token: SoftHSM for tests, a hardware security module in production.
 
-What is asked of the module: CKM_AES_KEY_GEN, CKM_AES_ECB, searching by label and reading attributes.
+The module needs CKM_AES_KEY_GEN, CKM_AES_ECB, searching by label and reading attributes.
 Each key is one object; its label holds purpose, version and custody (see `objects`).
 
 IN_MODULE: every block goes through the module, requests of concurrent threads merged into one call.
@@ -10,7 +10,7 @@ IN_PROCESS: the module's key encrypts a few blocks once, at the first `cipher` o
 
 One call of python-pkcs11's `encrypt` is C_EncryptInit and C_Encrypt twice, first for the length of the answer
 and then for the answer. Its chunked form asks twice for each chunk and once more for the end, so nothing in
-python-pkcs11 avoids this. The question for the length is answered without the key; over a network it costs a
+python-pkcs11 avoids this. Asking for the length does not use the key; over a network it costs a
 round trip.
 """
 
@@ -88,8 +88,7 @@ class Pkcs11KeyStore:
     """Keeps keys in the token that a `pkcs11:` URI names. Logs in at once.
 
     Safe to share between threads, and usable in forked children. All stores of a process on one token share
-    one login; closing one of them leaves it to the others. After a failure the next call looks for the module
-    again.
+    one login, which the last one to close ends. After a failure the next call connects to the module again.
 
     A PIN that the token refused is not tried again by this store until the PIN source gives another one.
 
@@ -116,7 +115,7 @@ class Pkcs11KeyStore:
 
     @property
     def operations(self) -> int:
-        """Encryptions that the module was asked for since the store was opened, each of many blocks."""
+        """Encryptions in the module since the store was opened, each of many blocks."""
         return self._operations
 
     def cipher(self, key: KeyName) -> BlockCipher:
