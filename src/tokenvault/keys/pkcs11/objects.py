@@ -15,7 +15,7 @@ import attrs
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.errors import DoubtfulError, TokenMissingError
+from tokenvault.keys.pkcs11.errors import CollisionError, DoubtfulError, TokenMissingError
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
 
 if TYPE_CHECKING:
@@ -186,8 +186,29 @@ def duplicate(name: KeyName) -> KeyStoreError:
     )
 
 
+def make(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
+    """Make a key in the token, unless there is one; `identity` is its CKA_ID, to find it by.
+
+    Run again with the same identity, it goes on with what the first run made. Raises CollisionError when there is
+    another key of this name, or another process makes one too.
+    """
+    before = [key for key in find_all(session) if key.name == name]
+    if not find_made(session, identity):
+        if before:
+            raise CollisionError
+        generate(session, name, custody, identity)
+    made = find_made(session, identity)
+    named = [key for key in find_all(session) if key.name == name]
+    if len(made) != 1 or not named:
+        raise TokenMissingError("the token does not show the key that it has just made: try again")
+    if len(named) > 1:
+        made[0].destroy()
+        raise CollisionError
+    _verify_made(named[0])
+
+
 def generate(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
-    """Make a key in the token; `identity` is its CKA_ID, to find it by."""
+    """Generate a key in the token, whatever is there."""
     session.generate_key(
         KeyType.AES,
         KEY_BYTES * 8,
@@ -200,13 +221,12 @@ def generate(session: Session, name: KeyName, custody: Custody, identity: bytes)
 
 
 def find_made(session: Session, identity: bytes) -> list[Object]:
-    """The objects with a CKA_ID: the one that was made with it, or none."""
+    """The secret keys with a CKA_ID: the one that was made with it, or none."""
     wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: identity}
     return list(islice(session.get_objects(wanted), 2))
 
 
-def verify_made(key: TokenKey) -> None:
-    """Refuse a key just made whose attributes are others than asked for."""
+def _verify_made(key: TokenKey) -> None:
     wrong = _differences(key.object, _REQUIRED_OF_GENERATED)
     if wrong:
         raise TokenMissingError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
@@ -13,7 +14,6 @@ from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.errors import (
     MODULE_ERRORS,
     PERMANENT_ERRORS,
-    CollisionError,
     DoubtfulError,
     PinRefusedError,
     TokenMissingError,
@@ -23,12 +23,12 @@ from tokenvault.keys.pkcs11.module import Login, Module, close_quietly, module_a
 from tokenvault.keys.secrets import Secret, read_secret_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pkcs11 import Session
 
     from tokenvault.keys.pkcs11.coalescer import Coalescer
-    from tokenvault.keys.port import Custody, KeyName, KeyPurpose
+    from tokenvault.keys.port import KeyName, KeyPurpose
     from tokenvault.keys.uri import Pkcs11Uri
 
 PAUSES_SECONDS: Final = (0.0, 0.0, 0.02, 0.04, 0.08)
@@ -60,7 +60,7 @@ class State:
 
 
 class TokenSessions:
-    """What one store does in its token. Methods that take a State are called inside `run`."""
+    """What one store does in its token."""
 
     def __init__(self, uri: Pkcs11Uri) -> None:
         self.closed = False
@@ -121,8 +121,70 @@ class TokenSessions:
                 state.module.log_out(state.login, state)
             self._states.clear()
 
-    def hold(self, state: State, name: KeyName) -> objects.TokenKey:
-        """A key's handle: found and verified once, then held with its session."""
+    def read(self, action: Callable[[Session], _Result]) -> _Result:
+        """Run an action on a session of its own, as `run` does."""
+
+        def on_session(state: State) -> _Result:
+            with _session(state) as session:
+                return action(session)
+
+        return self.run(on_session)
+
+    def write(self, action: Callable[[Session], _Result]) -> _Result:
+        """Run an action that writes, as `run` does, on a session that sees what other processes have written."""
+
+        def on_fresh_session(state: State) -> _Result:
+            with state.module.writing(self._lock_path):
+                # The library may have missed a key that another process made a moment ago.
+                self._close_held(state)
+                state.module.reinitialize()
+                self._log_in(state)
+                with _session(state, rw=True) as session:
+                    return action(session)
+
+        return self.run(on_fresh_session)
+
+    def use(self, name: KeyName, action: Callable[[objects.TokenKey], _Result]) -> _Result:
+        """Run an action on a key, as `run` does. The key is found and verified once, then held with its session."""
+        return self.run(lambda state: action(self._hold(state, name)))
+
+    def find(self, purpose: KeyPurpose) -> list[objects.TokenKey]:
+        """All keys of a purpose."""
+
+        def search(state: State) -> list[objects.TokenKey]:
+            with _session(state) as session:
+                found = [key for key in objects.find_all(session) if key.name.purpose is purpose]
+            state.module.check(_login(state))
+            return found
+
+        return self.run(search)
+
+    def withdraw(self, identity: bytes) -> None:
+        """Destroy the keys with a CKA_ID, if there are any: what was made and could not be proved."""
+
+        def destroy(state: State) -> None:
+            with state.module.writing(self._lock_path), _session(state, rw=True) as session:
+                for each in objects.find_made(session, identity):
+                    each.destroy()
+
+        self.run(destroy)
+
+    def destroy(self, name: KeyName) -> None:
+        """Destroy a key, whatever its attributes."""
+
+        def destroy(state: State) -> None:
+            with state.module.writing(self._lock_path), _session(state, rw=True) as session:
+                key = objects.find(session, name)
+                if key is None:
+                    self._raise_missing(state, name)
+                key.object.destroy()
+            held = state.held.pop(name, None)
+            if held is not None:
+                close_quietly(held.session)
+
+        self.run(destroy)
+
+    def _hold(self, state: State, name: KeyName) -> objects.TokenKey:
         held = state.held.get(name)
         if held is not None and held.epoch == state.module.epoch:
             return held.key
@@ -137,88 +199,6 @@ class TokenSessions:
             raise
         state.held[name] = HeldKey(session, key, state.module.epoch)
         return key
-
-    def find(self, state: State, purpose: KeyPurpose) -> list[objects.TokenKey]:
-        """All keys of a purpose."""
-        login = _login(state)
-        session = login.token.open()
-        try:
-            found = [key for key in objects.find_all(session) if key.name.purpose is purpose]
-        finally:
-            close_quietly(session)
-        state.module.check(login)
-        return found
-
-    def in_session(self, state: State, action: Callable[[Session], _Result]) -> _Result:
-        """Run an action on a session of its own."""
-        session = _login(state).token.open()
-        try:
-            return action(session)
-        finally:
-            close_quietly(session)
-
-    def write_fresh(self, state: State, action: Callable[[Session], _Result]) -> _Result:
-        """Run an action that writes, on a session that sees what other processes have written by now."""
-        with state.module.writing(self._lock_path):
-            # The library may have missed a key that another process made a moment ago.
-            self._close_held(state)
-            state.module.reinitialize()
-            self._log_in(state)
-            session = _login(state).token.open(rw=True)
-            try:
-                return action(session)
-            finally:
-                close_quietly(session)
-
-    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
-        """Make a key, or raise CollisionError when there is one or another process makes it too.
-
-        Run again with the same identity, it goes on with what the first run made.
-        """
-        return self.write_fresh(state, lambda session: self._generate(session, name, custody, identity))
-
-    def _generate(self, session: Session, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
-        before = [key for key in objects.find_all(session) if key.name == name]
-        if not objects.find_made(session, identity):
-            if before:
-                raise CollisionError
-            objects.generate(session, name, custody, identity)
-        made = objects.find_made(session, identity)
-        named = [key for key in objects.find_all(session) if key.name == name]
-        if len(made) != 1 or not named:
-            raise TokenMissingError("the token does not show the key that it has just made: try again")
-        if len(named) > 1:
-            made[0].destroy()
-            raise CollisionError
-        objects.verify_made(named[0])
-        return name
-
-    def withdraw(self, state: State, identity: bytes) -> None:
-        """Destroy what `generate` made and could not prove, if it is there."""
-        with state.module.writing(self._lock_path):
-            session = _login(state).token.open(rw=True)
-            try:
-                for each in objects.find_made(session, identity):
-                    each.destroy()
-            finally:
-                close_quietly(session)
-
-    def destroy(self, state: State, name: KeyName) -> None:
-        """Destroy a key, whatever its attributes."""
-        with state.module.writing(self._lock_path):
-            self._destroy(state, _login(state).token.open(rw=True), name)
-        held = state.held.pop(name, None)
-        if held is not None:
-            close_quietly(held.session)
-
-    def _destroy(self, state: State, session: Session, name: KeyName) -> None:
-        try:
-            key = objects.find(session, name)
-            if key is None:
-                self._raise_missing(state, name)
-            key.object.destroy()
-        finally:
-            close_quietly(session)
 
     def _raise_missing(self, state: State, name: KeyName) -> NoReturn:
         state.module.check(_login(state))  # or nothing was found because the token is gone
@@ -264,3 +244,12 @@ def _login(state: State) -> Login:
     if state.login is None:
         raise KeyStoreError(CLOSED)
     return state.login
+
+
+@contextlib.contextmanager
+def _session(state: State, *, rw: bool = False) -> Iterator[Session]:
+    session = _login(state).token.open(rw=rw)
+    try:
+        yield session
+    finally:
+        close_quietly(session)

@@ -51,7 +51,7 @@ class ModuleSigner:
             objects.verify_signer(key)
             return bytes(key.sign(digest, mechanism=Mechanism.ECDSA))
 
-        signature = self._sessions.run(lambda state: self._sessions.in_session(state, sign))
+        signature = self._sessions.read(sign)
         r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
         valid = len(signature) == SIGNATURE_BYTES
         try:  # the private key of another pair, or a module that is wrong, would be noticed by auditors only
@@ -65,7 +65,7 @@ class ModuleSigner:
 
 def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
     """The pair that the token holds."""
-    point = sessions.run(lambda state: sessions.in_session(state, _point))
+    point = sessions.read(_point)
     if point is None:
         return None
     try:
@@ -83,13 +83,13 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
 
     Raises CollisionError where another process makes one too: ours is then destroyed again.
     """
-    there = sessions.run(lambda state: sessions.in_session(state, objects.find_signers))
+    there = sessions.read(objects.find_signers)
     if len(there) == 1 or not sessions.run(_offered):
         return find_signer(sessions)
     identity = secrets.token_bytes(_IDENTITY_BYTES)
-    sessions.run(lambda state: sessions.write_fresh(state, lambda session: _create(session, identity)))
+    sessions.write(lambda session: _create(session, identity))
     # Once more after initializing again: SoftHSM does not show a pair that it read half-written.
-    sessions.run(lambda state: sessions.write_fresh(state, lambda session: _withdraw_twin(session, identity)))
+    sessions.write(lambda session: _withdraw_twin(session, identity))
     found = find_signer(sessions)
     if found is None:
         raise CollisionError  # the pair of the other process was withdrawn

@@ -46,6 +46,7 @@ from tokenvault.keys.port import (
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 DERIVATION_LABEL: Final = b"tokenvault data key"
@@ -59,29 +60,21 @@ BLOCKS_PER_CALL_ATTRIBUTE: Final = "x-blocks-per-call-max"
 
 
 class _ModuleCipher:
-    """A key in IN_MODULE custody."""
+    """A key of the module as a BlockCipher.
 
-    __slots__ = ("_key", "_store")
+    Args:
+        encrypt: encrypts whole blocks under the key.
+    """
 
-    def __init__(self, store: Pkcs11KeyStore, key: KeyName) -> None:
-        self._store = store
-        self._key = key
+    __slots__ = ("_encrypt",)
 
-    def encrypt_blocks(self, blocks: bytes) -> bytes:
-        return self._store._encrypt(self._key, _checked(blocks))
-
-
-class _DerivingCipher:
-    """A key while a data key is derived from it: straight into the module, whose lock the thread holds."""
-
-    __slots__ = ("_key", "_store")
-
-    def __init__(self, store: Pkcs11KeyStore, key: KeyName) -> None:
-        self._store = store
-        self._key = key
+    def __init__(self, encrypt: Callable[[bytes], bytes]) -> None:
+        self._encrypt = encrypt
 
     def encrypt_blocks(self, blocks: bytes) -> bytes:
-        return self._store._call(self._key, _checked(blocks))
+        if type(blocks) is not bytes or len(blocks) % BLOCK_BYTES:
+            raise InvalidInputError("blocks must be bytes, a whole number of 16-byte blocks")
+        return self._encrypt(blocks)
 
 
 class Pkcs11KeyStore:
@@ -135,9 +128,9 @@ class Pkcs11KeyStore:
         if data_key is not None:
             return data_key
         with self._sessions.state().module.lock:  # so that two threads do not both use the module's key
-            custody = self._sessions.run(lambda state: self._sessions.hold(state, key).custody)
+            custody = self._sessions.use(key, lambda found: found.custody)
             if custody is Custody.IN_MODULE:
-                return _ModuleCipher(self, key)
+                return _ModuleCipher(partial(self._encrypt, key))
             if key not in self._data_keys:
                 self._data_keys[key] = self._derive(key)
             return self._data_keys[key]
@@ -187,14 +180,14 @@ class Pkcs11KeyStore:
         """Make a key; None where another process makes it too. What can not be proved is destroyed again."""
         identity = secrets.token_bytes(_IDENTITY_BYTES)
         try:
-            return self._sessions.run(
-                partial(self._sessions.generate, name=name, custody=custody, identity=identity)
-            )
+            self._sessions.write(lambda session: objects.make(session, name, custody, identity))
         except CollisionError:
             return None
         except KeyStoreError as error:
             failure = error
-        self._sessions.run(partial(self._sessions.withdraw, identity=identity))
+        else:
+            return name
+        self._sessions.withdraw(identity)
         raise failure
 
     def signer(self) -> ModuleSigner | None:
@@ -223,7 +216,7 @@ class Pkcs11KeyStore:
             KeyStoreError: there is no such key, or there are two, or the token can not be reached.
         """
         check_name(key)
-        self._sessions.run(lambda state: self._sessions.destroy(state, key))
+        self._sessions.destroy(key)
         self._data_keys.pop(key, None)
 
     def close(self) -> None:
@@ -247,9 +240,7 @@ class Pkcs11KeyStore:
         raise InvalidInputError("a key store can not be pickled or copied: open it where it is needed")
 
     def _found(self, purpose: KeyPurpose) -> list[int]:
-        return self._sessions.run(
-            lambda state: [key.name.version for key in self._sessions.find(state, purpose)]
-        )
+        return [key.name.version for key in self._sessions.find(purpose)]
 
     def _encrypt(self, name: KeyName, blocks: bytes) -> bytes:
         if self._sessions.closed:
@@ -259,20 +250,14 @@ class Pkcs11KeyStore:
         state = self._sessions.state()
         coalescer = state.coalescers.get(name)
         if coalescer is None:
-            coalescer = state.coalescers.setdefault(
-                name,
-                Coalescer(
-                    partial(self._call, name),
-                    state.module.lock,
-                    blocks_per_call_max=self._blocks_per_call_max,
-                ),
+            made = Coalescer(
+                partial(self._call, name), state.module.lock, blocks_per_call_max=self._blocks_per_call_max
             )
+            coalescer = state.coalescers.setdefault(name, made)
         return coalescer.encrypt(blocks)
 
     def _call(self, name: KeyName, blocks: bytes) -> bytes:
-        return self._sessions.run(
-            lambda state: self._encrypt_in_module(self._sessions.hold(state, name), blocks)
-        )
+        return self._sessions.use(name, lambda key: self._encrypt_in_module(key, blocks))
 
     def _encrypt_in_module(self, key: objects.TokenKey, blocks: bytes) -> bytes:
         """The one place where blocks enter the module; tests slow it down or break it here."""
@@ -284,20 +269,15 @@ class Pkcs11KeyStore:
         return answer if isinstance(answer, bytes) else b"".join(answer)
 
     def _derive(self, name: KeyName) -> LocalBlockCipher:
+        """The data key of a key. Its blocks go straight into the module, whose lock the thread holds."""
+        cipher = _ModuleCipher(partial(self._call, name))
         context = f"{name.purpose.value}/{name.version}".encode()
-        return LocalBlockCipher(
-            derive(_DerivingCipher(self, name), label=DERIVATION_LABEL, context=context, length=KEY_BYTES)
-        )
+        # no local holds the data key
+        return LocalBlockCipher(derive(cipher, label=DERIVATION_LABEL, context=context, length=KEY_BYTES))
 
 
 def _pause(times: int = 1) -> None:
     time.sleep(times * random.uniform(*PAUSE_SECONDS))  # noqa: S311 # spreads retries, no secret
-
-
-def _checked(blocks: bytes) -> bytes:
-    if type(blocks) is not bytes or len(blocks) % BLOCK_BYTES:
-        raise InvalidInputError("blocks must be bytes, a whole number of 16-byte blocks")
-    return blocks
 
 
 def _blocks_per_call_max(uri: Pkcs11Uri) -> int:
