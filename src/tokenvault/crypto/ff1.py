@@ -32,8 +32,8 @@ from tokenvault.crypto.ff1_parameters import (
     RADIX_MIN,
     ROUNDS,
     TWEAK_BYTES_MAX,
-    Shape,
-    shape_of,
+    Parameters,
+    parameters_of,
 )
 from tokenvault.errors import InvalidInputError, boundary
 
@@ -58,7 +58,7 @@ __all__ = [
 DIGITS_MAX: Final = 1280  # halves of 640 digits: what int() takes under any sys.set_int_max_str_digits
 
 _RoundFunction: TypeAlias = Callable[[int, int], int]  # round and half, to a number to add
-_Rounds: TypeAlias = Callable[[_RoundFunction, Shape, int, int], tuple[int, int]]
+_Rounds: TypeAlias = Callable[[_RoundFunction, Parameters, int, int], tuple[int, int]]
 
 
 @boundary
@@ -150,49 +150,53 @@ def _transform(
     if not isinstance(numerals, (list, tuple, Sequence)):  # the first two only because they are quick to tell
         raise InvalidInputError("numerals must be a sequence of ints")
     values = tuple(itertools.islice(numerals, NUMERALS_MAX + 1))  # len() of a range can overflow
-    shape = shape_of(radix, len(values))
-    split = shape.left_length
+    parameters = parameters_of(radix, len(values))
+    split = parameters.left_length
     left = _number(values[:split], radix)
     right = _number(values[split:], radix)
-    left, right = rounds(_round_function(cipher, shape, tweak), shape, left, right)
-    return _numerals(left, split, radix) + _numerals(right, shape.right_length, radix)
+    left, right = rounds(_round_function(cipher, parameters, tweak), parameters, left, right)
+    return _numerals(left, split, radix) + _numerals(right, parameters.right_length, radix)
 
 
 def _transform_digits(cipher: BlockCipher, digits: str, tweak: bytes, rounds: _Rounds) -> str:
     if type(digits) is not str or not (digits.isascii() and digits.isdigit()) or len(digits) > DIGITS_MAX:
         raise InvalidInputError(f"digits must be a string of at most {DIGITS_MAX} ASCII digits")
-    shape = shape_of(10, len(digits))
-    split = shape.left_length
+    parameters = parameters_of(10, len(digits))
+    split = parameters.left_length
     left, right = rounds(
-        _round_function(cipher, shape, tweak), shape, int(digits[:split]), int(digits[split:])
+        _round_function(cipher, parameters, tweak), parameters, int(digits[:split]), int(digits[split:])
     )
-    return f"{left:0{split}}{right:0{shape.right_length}}"
+    return f"{left:0{split}}{right:0{parameters.right_length}}"
 
 
-def _encrypt_rounds(function: _RoundFunction, shape: Shape, left: int, right: int) -> tuple[int, int]:
-    left_modulus, right_modulus = shape.left_modulus, shape.right_modulus
+def _encrypt_rounds(
+    function: _RoundFunction, parameters: Parameters, left: int, right: int
+) -> tuple[int, int]:
+    left_modulus, right_modulus = parameters.left_modulus, parameters.right_modulus
     for i in range(0, ROUNDS, 2):
         left = (left + function(i, right)) % left_modulus
         right = (right + function(i + 1, left)) % right_modulus
     return left, right
 
 
-def _decrypt_rounds(function: _RoundFunction, shape: Shape, left: int, right: int) -> tuple[int, int]:
-    left_modulus, right_modulus = shape.left_modulus, shape.right_modulus
+def _decrypt_rounds(
+    function: _RoundFunction, parameters: Parameters, left: int, right: int
+) -> tuple[int, int]:
+    left_modulus, right_modulus = parameters.left_modulus, parameters.right_modulus
     for i in range(ROUNDS - 2, -2, -2):
         right = (right - function(i + 1, left)) % right_modulus
         left = (left - function(i, right)) % left_modulus
     return left, right
 
 
-def _round_function(cipher: BlockCipher, shape: Shape, tweak: bytes) -> _RoundFunction:
+def _round_function(cipher: BlockCipher, parameters: Parameters, tweak: bytes) -> _RoundFunction:
     """Steps 5 and 6.i to 6.v of algorithm 7, as a function of round and half; the constants are done."""
     if type(tweak) is not bytes or len(tweak) > TWEAK_BYTES_MAX:
         raise InvalidInputError(f"tweak must be bytes, at most {TWEAK_BYTES_MAX}")
     encrypt = block_encrypter(cipher)
-    half_bytes, sum_bytes = shape.half_bytes, shape.sum_bytes
+    half_bytes, sum_bytes = parameters.half_bytes, parameters.sum_bytes
     half_bits = 8 * half_bytes
-    state = encrypt(shape.first_block_start + len(tweak).to_bytes(4, "big"))
+    state = encrypt(parameters.first_block_start + len(tweak).to_bytes(4, "big"))
     constant = tweak + bytes((-len(tweak) - half_bytes - 1) % BLOCK_BYTES)
     whole_bytes = len(constant) // BLOCK_BYTES * BLOCK_BYTES
     if whole_bytes:

@@ -23,7 +23,7 @@ from tokenvault.columns.arrays import Bytes, Words, byte_columns, place, word_co
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
 from tokenvault.crypto.blocks import block_encrypter, chain
-from tokenvault.crypto.ff1_parameters import ROUNDS, TWEAK_BYTES_MAX, Shape, shape_of
+from tokenvault.crypto.ff1_parameters import ROUNDS, TWEAK_BYTES_MAX, Parameters, parameters_of
 from tokenvault.errors import InvalidInputError, boundary
 
 if TYPE_CHECKING:
@@ -108,15 +108,15 @@ def _transform(
     if type(length) is not int or not LENGTH_MIN <= length <= LENGTH_MAX:
         raise InvalidInputError(f"length must be a whole number from {LENGTH_MIN} to {LENGTH_MAX}")
     column = word_column("values", values)
-    shape = shape_of(10, length)
+    parameters = parameters_of(10, length)
     rows = len(column)
     common, each = _tweaks(tweaks, rows)
     columns = ColumnCipher(cipher, blocks_per_row=1, rows=rows, in_parts=True)
     result = np.empty(rows, np.uint64)
     if not rows:
         return result
-    tweak_start = _TweakStart(cipher, shape, len(common) if each is None else each.shape[1])
-    work = _Rounds(columns, shape)
+    tweak_start = _TweakStart(cipher, parameters, len(common) if each is None else each.shape[1])
+    work = _Rounds(columns, parameters)
     if each is None:
         work.start_from(tweak_start.of_one(common))
     for start in range(0, rows, columns.chunk_rows):
@@ -154,12 +154,12 @@ def _tweaks(tweaks: object, rows: int) -> tuple[bytes, Bytes | None]:
 class _TweakStart:
     """The last block of P || Q before round and half are added to it: steps 5 and 6.i, and the chain up to there."""
 
-    def __init__(self, cipher: BlockCipher, shape: Shape, tweak_bytes: int) -> None:
+    def __init__(self, cipher: BlockCipher, parameters: Parameters, tweak_bytes: int) -> None:
         self._encrypt = block_encrypter(cipher)
-        self._padding = bytes((-tweak_bytes - shape.half_bytes - 1) % BLOCK_BYTES)
+        self._padding = bytes((-tweak_bytes - parameters.half_bytes - 1) % BLOCK_BYTES)
         constant_bytes = tweak_bytes + len(self._padding)
         self._whole_bytes = constant_bytes // BLOCK_BYTES * BLOCK_BYTES  # blocks of Q that no round changes
-        self._state = self._encrypt(shape.first_block_start + tweak_bytes.to_bytes(4, "big"))
+        self._state = self._encrypt(parameters.first_block_start + tweak_bytes.to_bytes(4, "big"))
 
     def of_one(self, tweak: bytes) -> Words:
         """For one tweak: shape (1, 2)."""
@@ -180,13 +180,13 @@ class _TweakStart:
 class _Rounds:
     """The ten rounds over chunks of rows, in buffers that serve all chunks of a call."""
 
-    def __init__(self, columns: ColumnCipher, shape: Shape) -> None:
+    def __init__(self, columns: ColumnCipher, parameters: Parameters) -> None:
         rows = columns.chunk_rows
         self._columns = columns
-        self._long = shape.sum_bytes > _SHORT_SUM_BYTES
-        self._round_shift = 8 * shape.half_bytes
-        self._left_modulus = np.uint64(shape.left_modulus)
-        self._right_modulus = np.uint64(shape.right_modulus)
+        self._long = parameters.sum_bytes > _SHORT_SUM_BYTES
+        self._round_shift = 8 * parameters.half_bytes
+        self._left_modulus = np.uint64(parameters.left_modulus)
+        self._right_modulus = np.uint64(parameters.right_modulus)
         self._blocks: Words = np.empty((rows, WORDS_PER_BLOCK), np.uint64)
         self._big_endian = self._blocks.view(">u8")
         self._start: Words = np.empty(0, np.uint64)

@@ -15,10 +15,10 @@ DOMAIN_MIN: Final = 10**6
 TWEAK_BYTES_MAX: Final = 2**16
 ROUNDS: Final = 10
 
-_SHAPES_KEPT: Final = 256
+_KEPT_MAX: Final = 256
 
 
-class Shape(NamedTuple):
+class Parameters(NamedTuple):
     """What follows from radix and length; the names of the standard in brackets."""
 
     radix: int
@@ -32,8 +32,8 @@ class Shape(NamedTuple):
     first_block_start: bytes  # P, without the tweak's length
 
 
-@functools.lru_cache(maxsize=_SHAPES_KEPT)
-def shape_of(radix: int, length: int) -> Shape:
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def parameters_of(radix: int, length: int) -> Parameters:
     """Steps 1, 3 and 4 of algorithm 7. The caller has checked the radix to be an int."""
     if not NUMERALS_MIN <= length <= NUMERALS_MAX:
         raise InvalidInputError(f"a numeral string has {NUMERALS_MIN} to {NUMERALS_MAX} numerals")
@@ -51,7 +51,7 @@ def shape_of(radix: int, length: int) -> Shape:
         + bytes([ROUNDS, left_length % 256])
         + length.to_bytes(4, "big")
     )
-    return Shape(
+    return Parameters(
         radix=radix,
         length=length,
         left_length=left_length,
