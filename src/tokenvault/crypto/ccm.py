@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.crypto.blocks import block_encrypter, chain, xor
 from tokenvault.crypto.local_cipher import CCM_TAG_BYTES, LocalBlockCipher
-from tokenvault.errors import IntegrityError, InvalidInputError, TokenVaultError
+from tokenvault.errors import IntegrityError, InvalidInputError, boundary
 
 if TYPE_CHECKING:
     from tokenvault.crypto.block_cipher import BlockCipher
@@ -40,6 +40,7 @@ FLAG_ASSOCIATED: Final = 0x40
 _REFUSED: Final = "the sealed data was changed, moved, or sealed under another key"
 
 
+@boundary
 def encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
     """Encrypt and authenticate (NIST SP 800-38C section 6.1).
 
@@ -56,21 +57,18 @@ def encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data
         InvalidInputError: an argument is of another type or length.
         KeyStoreError: the key can not be reached now.
     """
-    try:
-        _check(nonce, plaintext, associated_data)
-        if len(nonce) != NONCE_BYTES:
-            raise InvalidInputError(f"nonce must be {NONCE_BYTES} bytes")
-        if len(plaintext) > PLAINTEXT_BYTES_MAX:
-            raise InvalidInputError(f"plaintext must be at most {PLAINTEXT_BYTES_MAX} bytes")
-        if isinstance(cipher, LocalBlockCipher):
-            return cipher.aes_ccm.encrypt(nonce, plaintext, associated_data)
-        return _encrypt_by_blocks(cipher, nonce, plaintext, associated_data)
-    except TokenVaultError as error:
-        failure = error.with_traceback(None)
-    del plaintext  # not in the frames that the error shows
-    raise failure
+    _check(nonce, plaintext, associated_data)
+    if len(nonce) != NONCE_BYTES:
+        raise InvalidInputError(f"nonce must be {NONCE_BYTES} bytes")
+    if len(plaintext) > PLAINTEXT_BYTES_MAX:
+        raise InvalidInputError(f"plaintext must be at most {PLAINTEXT_BYTES_MAX} bytes")
+    if isinstance(cipher, LocalBlockCipher):
+        return cipher.aes_ccm.encrypt(nonce, plaintext, associated_data)
+    run = _Run(cipher, nonce, len(plaintext), associated_data)
+    return xor(plaintext, run.keystream) + run.tag(plaintext)
 
 
+@boundary
 def decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
     """Verify and decrypt (NIST SP 800-38C section 6.2).
 
@@ -89,33 +87,20 @@ def decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_dat
         InvalidInputError: an argument is of another type, or the associated data too long.
         KeyStoreError: the key can not be reached now.
     """
-    failure: TokenVaultError | None = None
-    try:
-        _check(nonce, ciphertext, associated_data)
-        if len(nonce) == NONCE_BYTES and TAG_BYTES <= len(ciphertext) <= PLAINTEXT_BYTES_MAX + TAG_BYTES:
-            if isinstance(cipher, LocalBlockCipher):
-                return cipher.aes_ccm.decrypt(nonce, ciphertext, associated_data)
-            return _decrypt_by_blocks(cipher, nonce, ciphertext, associated_data)
-    except InvalidTag:
-        pass
-    except TokenVaultError as error:
-        failure = error.with_traceback(None)  # its frames hold plaintext
-    raise failure or IntegrityError(_REFUSED)
-
-
-def _encrypt_by_blocks(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    run = _Run(cipher, nonce, len(plaintext), associated_data)
-    return xor(plaintext, run.keystream) + run.tag(plaintext)
-
-
-def _decrypt_by_blocks(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
-    """Raises InvalidTag where it does not verify: the caller raises its own error, from a frame without plaintext."""
+    _check(nonce, ciphertext, associated_data)
+    if len(nonce) != NONCE_BYTES or not TAG_BYTES <= len(ciphertext) <= PLAINTEXT_BYTES_MAX + TAG_BYTES:
+        raise IntegrityError(_REFUSED)
+    if isinstance(cipher, LocalBlockCipher):
+        try:
+            return cipher.aes_ccm.decrypt(nonce, ciphertext, associated_data)
+        except InvalidTag:
+            raise IntegrityError(_REFUSED) from None
     payload_bytes = len(ciphertext) - TAG_BYTES
     run = _Run(cipher, nonce, payload_bytes, associated_data)
     plaintext = xor(ciphertext[:payload_bytes], run.keystream)
-    if hmac.compare_digest(run.tag(plaintext), ciphertext[payload_bytes:]):
-        return plaintext
-    raise InvalidTag
+    if not hmac.compare_digest(run.tag(plaintext), ciphertext[payload_bytes:]):
+        raise IntegrityError(_REFUSED)
+    return plaintext
 
 
 class _Run:

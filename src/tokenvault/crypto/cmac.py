@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.crypto.blocks import block_encrypter, chain, xor
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-from tokenvault.errors import IntegrityError, InvalidInputError, TokenVaultError
+from tokenvault.errors import IntegrityError, InvalidInputError, boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,7 @@ class Cmac:
         if not isinstance(cipher, LocalBlockCipher):
             self._subkey_whole, self._subkey_part = subkeys(block_encrypter(cipher))
 
+    @boundary  # the frames of an error show the message, which may be a card number
     def tag(self, message: bytes) -> bytes:
         """The message's 16-byte tag (NIST SP 800-38B section 6.2).
 
@@ -58,50 +59,6 @@ class Cmac:
             InvalidInputError: the message is not bytes, or too long.
             KeyStoreError: the key can not be reached now.
         """
-        try:
-            return self._tag(message)
-        except TokenVaultError as error:
-            failure = error.with_traceback(None)
-        del message  # it may be a card number: keep it out of the frames that the error shows
-        raise failure
-
-    def verify(self, message: bytes, tag: bytes) -> None:
-        """Return if the tag is the message's, in a time that does not depend on where they differ.
-
-        Args:
-            message: at most 2**20 bytes; may be empty.
-            tag: what `tag` returned for it. A shortened tag is refused like a wrong one.
-
-        Raises:
-            IntegrityError: message and tag do not belong together under this key.
-            InvalidInputError: an argument is not bytes, or the message is too long.
-            KeyStoreError: the key can not be reached now.
-        """
-        try:
-            if type(tag) is not bytes:
-                raise InvalidInputError("tag must be bytes")
-            if hmac.compare_digest(self._tag(message), tag):
-                return
-            raise IntegrityError("the authentication tag does not match the message")
-        except TokenVaultError as error:
-            failure = error.with_traceback(None)
-        del message
-        raise failure
-
-    def tags(self, messages: bytes) -> bytes:
-        """The tags of many messages of 16 bytes each, one after the other: one call, however many there are.
-
-        Raises:
-            InvalidInputError: not bytes, or no whole number of 16-byte blocks.
-            KeyStoreError: the key can not be reached now.
-        """
-        if type(messages) is not bytes or len(messages) % BLOCK_BYTES:
-            raise InvalidInputError("messages must be bytes, a whole number of 16-byte blocks")
-        encrypt = block_encrypter(self._cipher)
-        subkey = self._subkey_whole or _doubled(encrypt(bytes(BLOCK_BYTES)))
-        return encrypt(xor(messages, subkey * (len(messages) // BLOCK_BYTES)))
-
-    def _tag(self, message: bytes) -> bytes:
         if type(message) is not bytes or len(message) > MESSAGE_BYTES_MAX:
             raise InvalidInputError(f"message must be bytes, at most {MESSAGE_BYTES_MAX}")
         if isinstance(self._cipher, LocalBlockCipher):
@@ -115,6 +72,37 @@ class Cmac:
         else:
             last = xor((last + b"\x80").ljust(BLOCK_BYTES, b"\0"), self._subkey_part)
         return chain(block_encrypter(self._cipher), bytes(BLOCK_BYTES), message[:last_start] + last)
+
+    @boundary  # the frames of an error show the message, which may be a card number
+    def verify(self, message: bytes, tag: bytes) -> None:
+        """Return if the tag is the message's, in a time that does not depend on where they differ.
+
+        Args:
+            message: at most 2**20 bytes; may be empty.
+            tag: what `tag` returned for it. A shortened tag is refused like a wrong one.
+
+        Raises:
+            IntegrityError: message and tag do not belong together under this key.
+            InvalidInputError: an argument is not bytes, or the message is too long.
+            KeyStoreError: the key can not be reached now.
+        """
+        if type(tag) is not bytes:
+            raise InvalidInputError("tag must be bytes")
+        if not hmac.compare_digest(self.tag(message), tag):
+            raise IntegrityError("the authentication tag does not match the message")
+
+    def tags(self, messages: bytes) -> bytes:
+        """The tags of many messages of 16 bytes each, one after the other: one call, however many there are.
+
+        Raises:
+            InvalidInputError: not bytes, or no whole number of 16-byte blocks.
+            KeyStoreError: the key can not be reached now.
+        """
+        if type(messages) is not bytes or len(messages) % BLOCK_BYTES:
+            raise InvalidInputError("messages must be bytes, a whole number of 16-byte blocks")
+        encrypt = block_encrypter(self._cipher)
+        subkey = self._subkey_whole or _doubled(encrypt(bytes(BLOCK_BYTES)))
+        return encrypt(xor(messages, subkey * (len(messages) // BLOCK_BYTES)))
 
     def __repr__(self) -> str:
         return "<Cmac>"
