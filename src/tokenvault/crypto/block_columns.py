@@ -8,17 +8,14 @@ mode that can computes on it part by part.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from tokenvault.columns.arrays import Bytes, Words
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.blocks import block_encrypter
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 CHUNK_BLOCKS_LOCAL: Final = 2**13
 """Blocks in one call with a key in this process: 128 KiB, which fit the cache together with the answer."""

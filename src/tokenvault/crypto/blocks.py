@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 
 def block_encrypter(cipher: BlockCipher) -> Callable[[bytes], bytes]:

@@ -16,17 +16,14 @@ Keys in this process run on OpenSSL's CCM instead; both give the same bytes.
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.blocks import block_encrypter, chain, xor
 from tokenvault.crypto.local_cipher import CCM_TAG_BYTES, LocalBlockCipher
 from tokenvault.errors import IntegrityError, InvalidInputError, boundary
-
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 NONCE_BYTES: Final = 13
 TAG_BYTES: Final = CCM_TAG_BYTES

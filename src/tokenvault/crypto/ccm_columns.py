@@ -8,13 +8,13 @@ data (with its 2 bytes of length) and of the payload then costs one call. So a s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenvault.columns.arrays import Bytes, Words, byte_columns, place
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
 from tokenvault.crypto.ccm import (
     ASSOCIATED_BYTES_MAX,
@@ -27,9 +27,6 @@ from tokenvault.crypto.ccm import (
     TAG_BYTES,
 )
 from tokenvault.errors import InvalidInputError, boundary
-
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 _NONCE_START: Final = 1
 _LENGTH_START: Final = _NONCE_START + NONCE_BYTES

@@ -8,18 +8,13 @@ Keys in this process run on OpenSSL's CMAC instead; both give the same bytes.
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from collections.abc import Callable
+from typing import Final, NoReturn, SupportsIndex, final
 
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.blocks import block_encrypter, chain, xor
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import IntegrityError, InvalidInputError, boundary
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import SupportsIndex
-
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 TAG_BYTES: Final = 16
 MESSAGE_BYTES_MAX: Final = 2**20  # 65,536 calls; the standard's own bound lies far above

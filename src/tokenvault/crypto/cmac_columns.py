@@ -6,20 +6,17 @@ of `tokenvault.crypto.cmac.Cmac.tag`, byte for byte.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenvault.columns.arrays import Words, byte_columns, place
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
 from tokenvault.crypto.blocks import block_encrypter
 from tokenvault.crypto.cmac import MESSAGE_BYTES_MAX, TAG_BYTES, subkeys
 from tokenvault.errors import InvalidInputError, boundary
-
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 _PADDING: Final = 0x80
 

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.blocks import block_encrypter, chain
 from tokenvault.crypto.ff1_columns import decrypt_many, encrypt_many
 from tokenvault.crypto.ff1_parameters import (
@@ -36,9 +36,6 @@ from tokenvault.crypto.ff1_parameters import (
     parameters_of,
 )
 from tokenvault.errors import InvalidInputError, boundary
-
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 __all__ = [
     "decrypt",

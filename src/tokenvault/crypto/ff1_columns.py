@@ -14,22 +14,18 @@ time. The results are those of `tokenvault.ff1.encrypt` on the digits, bit for b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenvault.columns.arrays import Bytes, Words, byte_columns, place, word_column
-from tokenvault.crypto.block_cipher import BLOCK_BYTES
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
 from tokenvault.crypto.blocks import block_encrypter, chain
 from tokenvault.crypto.ff1_parameters import ROUNDS, TWEAK_BYTES_MAX, Parameters, parameters_of
 from tokenvault.errors import InvalidInputError, boundary
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 LENGTH_MIN: Final = 6
 LENGTH_MAX: Final = 19

@@ -14,13 +14,11 @@ counter before the fixed data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.cmac import TAG_BYTES, Cmac
 from tokenvault.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
 DERIVED_BYTES_MAX: Final = 4096
 LABEL_BYTES_MAX: Final = 1024

@@ -13,7 +13,8 @@ The blocks run on OpenSSL through the `cryptography` package. Three things shape
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from collections.abc import Callable
+from typing import Final, NoReturn, SupportsIndex, final
 
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM
@@ -23,10 +24,6 @@ from cryptography.hazmat.primitives.cmac import CMAC
 
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import SupportsIndex
 
 AES_KEY_BYTES: Final = (16, 24, 32)
 CCM_TAG_BYTES: Final = 16

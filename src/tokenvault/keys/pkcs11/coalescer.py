@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
 
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.errors import KeyStoreError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
 BLOCKS_PER_CALL_MAX: Final = 2**20
-"""Blocks in one module call, unless the URI sets another number: 16 MiB (docs/decisions/10-batches.md)."""
+"""Blocks in one module call, unless the URI sets a smaller number: 16 MiB (docs/decisions/10-batches.md)."""
 
 _INTERRUPTED: Final = (
     "the call that carried this request was interrupted; nothing is known to be wrong: retry"

@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
+from typing import Final
 
 HOST_WAIT_SECONDS: Final = 5.0
 HOST_POLL_SECONDS: Final = 0.002

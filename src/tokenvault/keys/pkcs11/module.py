@@ -26,11 +26,12 @@ import hashlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import attrs
 import pkcs11
-from pkcs11 import KeyType, MechanismFlag, PKCS11Error
+from pkcs11 import KeyType, MechanismFlag, PKCS11Error, Session, Token
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11.errors import (
@@ -41,14 +42,8 @@ from tokenvault.keys.pkcs11.errors import (
     TokenMissingError,
 )
 from tokenvault.keys.pkcs11.host_lock import host_lock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pkcs11 import Session, Token
-
-    from tokenvault.keys.secrets import Secret
-    from tokenvault.keys.uri import Pkcs11Uri
+from tokenvault.keys.secrets import Secret
+from tokenvault.keys.uri import Pkcs11Uri
 
 FORK_WAIT_SECONDS: Final = 5.0
 """How long a fork waits for a module call to end. Then it goes on: an unsound child is better than a hung parent."""

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import re
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
-from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11 import Attribute, KeyType, MechanismFlag, Object, ObjectClass, Session
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11.errors import CollisionError, DoubtfulError, TokenMissingError
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
-
-if TYPE_CHECKING:
-    from pkcs11 import Object, Session
 
 OBJECTS_MAX: Final = 10_000
 """Secret keys of a token that a search reads; a token with more needs a token of its own for the vault."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Final, NoReturn, TypeVar
 
 import attrs
+from pkcs11 import Session
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
+from tokenvault.keys.pkcs11.coalescer import Coalescer
 from tokenvault.keys.pkcs11.errors import (
     MODULE_ERRORS,
     PERMANENT_ERRORS,
@@ -20,16 +23,9 @@ from tokenvault.keys.pkcs11.errors import (
     advice,
 )
 from tokenvault.keys.pkcs11.module import Login, Module, close_quietly, module_at, pin_digest
+from tokenvault.keys.port import KeyName, KeyPurpose
 from tokenvault.keys.secrets import Secret, read_secret_file
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pkcs11 import Session
-
-    from tokenvault.keys.pkcs11.coalescer import Coalescer
-    from tokenvault.keys.port import KeyName, KeyPurpose
-    from tokenvault.keys.uri import Pkcs11Uri
+from tokenvault.keys.uri import Pkcs11Uri
 
 PAUSES_SECONDS: Final = (0.0, 0.0, 0.02, 0.04, 0.08)
 """Pause before each attempt: with the open session, with a new one, then with the library initialized again."""

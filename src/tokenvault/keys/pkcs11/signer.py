@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pkcs11 import Attribute, Mechanism, ObjectClass, SignMixin
+from pkcs11 import Attribute, Mechanism, ObjectClass, Session, SignMixin
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.errors import CollisionError, DoubtfulError, TokenMissingError
-
-if TYPE_CHECKING:
-    from pkcs11 import Session
-
-    from tokenvault.keys.pkcs11.sessions import State, TokenSessions
+from tokenvault.keys.pkcs11.sessions import State, TokenSessions
 
 NEEDED: Final = (Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA)
 SIGNATURE_BYTES: Final = 64

@@ -17,10 +17,13 @@ round trip.
 from __future__ import annotations
 
 import random
+import re
 import secrets
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from types import TracebackType
+from typing import Final, NoReturn, Self
 
 from pkcs11 import EncryptMixin, Mechanism
 
@@ -45,18 +48,14 @@ from tokenvault.keys.port import (
 )
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
 DERIVATION_LABEL: Final = b"tokenvault data key"
 _IDENTITY_BYTES: Final = 16
 CREATE_ATTEMPTS_MAX: Final = 8
 LOOKS_MAX: Final = 5
 PAUSE_SECONDS: Final = (0.02, 0.08)
 """Bounds of the random pause before looking again at what another process may be about to withdraw."""
-BLOCKS_PER_CALL_LIMIT: Final = 2**20
 BLOCKS_PER_CALL_ATTRIBUTE: Final = "x-blocks-per-call-max"
+_NUMBER: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
 
 
 class _ModuleCipher:
@@ -284,10 +283,9 @@ def _blocks_per_call_max(uri: Pkcs11Uri) -> int:
     text = uri.vendor(BLOCKS_PER_CALL_ATTRIBUTE)
     if text is None:
         return BLOCKS_PER_CALL_MAX
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(BLOCKS_PER_CALL_LIMIT))):
-        text = "0"
-    if not 1 <= int(text) <= BLOCKS_PER_CALL_LIMIT:
+    number = int(text) if _NUMBER.fullmatch(text) else 0
+    if not 1 <= number <= BLOCKS_PER_CALL_MAX:
         raise InvalidInputError(
-            f"{BLOCKS_PER_CALL_ATTRIBUTE} is a whole number from 1 to {BLOCKS_PER_CALL_LIMIT}"
+            f"{BLOCKS_PER_CALL_ATTRIBUTE} is a whole number from 1 to {BLOCKS_PER_CALL_MAX}"
         )
-    return int(text)
+    return number
