@@ -114,9 +114,6 @@ class Pkcs11Uri:
         if self.pin_path is not None and not os.path.isabs(self.pin_path):
             raise InvalidInputError("pin_path is an absolute path")
 
-    def __str__(self) -> str:
-        return repr(self)
-
     def vendor(self, name: str) -> str | None:
         """The vendor attribute of the query with this name, or None."""
         return dict(self.vendor_query).get(name)

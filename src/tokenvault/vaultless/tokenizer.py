@@ -15,6 +15,7 @@ import numpy as np
 
 from tokenvault.columns.arrays import Words, plain_array, word_column
 from tokenvault.crypto import ff1
+from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary, boundary_init
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 from tokenvault.model import checks
@@ -88,11 +89,7 @@ class VaultlessTokenizer:
         checks.whole_number("keep_first", keep_first, 0, KEEP_FIRST_MAX)
         if keep_last4 is not None and type(keep_last4) is not bool:
             raise InvalidInputError("keep_last4 is True or False")
-        versions = keys.versions(KeyPurpose.FPE)
-        version = (versions or (0,))[-1] if key_version is None else key_version
-        if version not in versions:
-            raise ConfigurationError("the key store has no such FPE key: run tokenvault.provision first")
-        self._cipher = keys.cipher(KeyName(KeyPurpose.FPE, version))
+        self._cipher = _fpe_cipher(keys, key_version)
         self._shape: KeptDigits | OwnBin
         if format is None:
             last = 0 if keep_last4 is False else _LAST4
@@ -101,15 +98,7 @@ class VaultlessTokenizer:
             checks.instance("format", format, TokenFormat)
             if keep_first or keep_last4 or format.keep_last4:
                 raise InvalidInputError("tokens with a token BIN of their own keep no digits of the PAN")
-            length = format.length or 0
-            if length - len(format.bin) - 1 < OWN_BIN_DIGITS_MIN:
-                raise InvalidInputError(
-                    f"a format of vaultless tokens needs {OWN_BIN_DIGITS_MIN} digits besides its BIN and check digit,"
-                    " for PANs of 16: set the length to 19, with a BIN of 1 or 2 digits"
-                )
-            check = "valid" if format.luhn else "invalid"
-            scope = _scope(program, requestor, format.bin, str(length), check)
-            self._shape = OwnBin(format.bin, length, format.luhn, scope)
+            self._shape = _own_bin(format, program, requestor)
 
     @boundary
     def tokenize(self, pan: str | Pan) -> str:
@@ -239,6 +228,26 @@ class VaultlessTokenizer:
                 start = trusted_pan(payload.reveal()[1:])
                 return trusted_pan(start.reveal() + luhn_check_digit(start.reveal()))
         raise InvalidInputError("not a token of this tokenizer")
+
+
+def _fpe_cipher(keys: KeyStore, key_version: int | None) -> BlockCipher:
+    versions = keys.versions(KeyPurpose.FPE)
+    version = (versions or (0,))[-1] if key_version is None else key_version
+    if version not in versions:
+        raise ConfigurationError("the key store has no such FPE key: run tokenvault.provision first")
+    return keys.cipher(KeyName(KeyPurpose.FPE, version))
+
+
+def _own_bin(token_format: TokenFormat, program: str, requestor: str) -> OwnBin:
+    length = token_format.length or 0
+    if length - len(token_format.bin) - 1 < OWN_BIN_DIGITS_MIN:
+        raise InvalidInputError(
+            f"a format of vaultless tokens needs {OWN_BIN_DIGITS_MIN} digits besides its BIN and check digit,"
+            " for PANs of 16: set the length to 19, with a BIN of 1 or 2 digits"
+        )
+    check = "valid" if token_format.luhn else "invalid"
+    scope = _scope(program, requestor, token_format.bin, str(length), check)
+    return OwnBin(token_format.bin, length, token_format.luhn, scope)
 
 
 def _under_bin(shape: OwnBin, free: str) -> str:
