@@ -129,11 +129,12 @@ def decide(
     if seen is Seen.OTHER_CONTENT:
         message = "this transaction id was used before with other content; a new use needs a new id"
         violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
+    retry = seen is Seen.SAME
     use = Use(transaction=transaction, usage=state.usage, assurance=state.assurance, now_ms=now_ms)
     for document in restrictions.documents:
         for name, value in document._set.items():
             control = CONTROLS[name]
-            if not (control.counted and seen is Seen.SAME):
+            if not (retry and control.counted):
                 violations += control.check(value, use)
     return Decision(tuple(dict.fromkeys(violations)))
 
