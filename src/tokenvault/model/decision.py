@@ -54,6 +54,9 @@ class Decision:
         return self.allowed
 
 
+_ALLOWED: Final = Decision()
+
+
 class TokenState(Protocol):
     """What a decision has to know of a token; a TokenRecord is one."""
 
@@ -136,7 +139,7 @@ def decide(
             control = CONTROLS[name]
             if not (retry and control.counted):
                 violations += control.check(value, use)
-    return Decision(tuple(dict.fromkeys(violations)))
+    return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
 
 
 def _token_violations(

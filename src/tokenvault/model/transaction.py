@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Final
 
 import attrs
@@ -78,23 +78,23 @@ class Transaction:
     device: str | None = None
     amount: Money | None = None
     cryptogram_counter: int | None = None
+    _content: str = attrs.field(init=False, repr=False, eq=False)
+    """All fields but the id."""
+    _memory: bytes = attrs.field(init=False, repr=False, eq=False)
+    """What a record remembers of it: 16 bytes of SHA-256 of requestor and id, and 16 of all but the id."""
 
     def __attrs_post_init__(self) -> None:
         checks.text("a transaction's id", self.id)
         checks.requestor_id("a transaction's requestor", self.requestor)
+        fields = [self.requestor]
         for name, check in _OPTIONAL.items():
-            if getattr(self, name) is not None:
-                check(getattr(self, name))
-
-    @cached_property
-    def _memory(self) -> bytes:
-        """What a record remembers of it: 16 bytes of SHA-256 of requestor and id, and 16 of all but the id."""
-        return _digest(f"{self.requestor}{_SEPARATOR}{self.id}") + _digest(self._content)
-
-    @cached_property
-    def _content(self) -> str:
-        """All fields but the id."""
-        return _SEPARATOR.join([self.requestor, *(_spelled(getattr(self, name)) for name in _OPTIONAL)])
+            value = getattr(self, name)
+            fields.append("" if value is None else _spelled(check(value)))
+        content = _SEPARATOR.join(fields)
+        object.__setattr__(self, "_content", content)
+        object.__setattr__(
+            self, "_memory", _digest(f"{self.requestor}{_SEPARATOR}{self.id}") + _digest(content)
+        )
 
     @property
     def _could_contain_pan(self) -> bool:
@@ -112,13 +112,13 @@ class Transaction:
 
 
 def _spelled(value: object) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, Channel):
         return str(value.value)
     if isinstance(value, Money):
         return f"{value.amount} {value.currency}"
-    if isinstance(value, str):
-        return value
-    return "" if value is None else str(value)
+    return str(value)
 
 
 def _digest(text: str) -> bytes:
