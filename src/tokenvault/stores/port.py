@@ -206,7 +206,7 @@ class TokenStore(Protocol):
 
 
 class AsyncTokenStore(Protocol):
-    """The part of a token store that flows use, awaited; methods as in TokenStore."""
+    """A database as `TokenStore` describes it, whose methods are coroutines."""
 
     async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...  # noqa: D102 # as in TokenStore
     async def find(  # noqa: D102 # as in TokenStore
@@ -234,6 +234,7 @@ class AsyncTokenStore(Protocol):
         after: int = 0,
         limit: int = PAGE_MAX,
     ) -> list[SealedEvent]: ...
+    async def streams(self) -> list[bytes]: ...  # noqa: D102 # as in TokenStore
     async def latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
     async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102 # as in TokenStore
     async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102 # as in TokenStore
@@ -241,3 +242,7 @@ class AsyncTokenStore(Protocol):
     async def put_meta(self, name: str, value: bytes) -> bytes: ...  # noqa: D102 # as in TokenStore
     async def provision(self) -> None: ...  # noqa: D102 # as in TokenStore
     async def check_schema(self) -> None: ...  # noqa: D102 # as in TokenStore
+    async def scan(  # noqa: D102 # as in TokenStore
+        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
+    ) -> list[SealedRecord]: ...
+    async def close(self) -> None: ...  # noqa: D102 # as in TokenStore
