@@ -7,7 +7,6 @@ import importlib
 import inspect
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,7 +28,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 project = "tokenvault"
 author = "The tokenvault authors"
-release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+release = getattr(importlib.import_module("tokenvault"), "__version__", "")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["benchmarks", "_static"]
@@ -53,7 +52,7 @@ python_maximum_signature_line_length = 88
 
 # HTML: the theme asks no other host for anything, and neither do we.
 html_theme = "furo"
-html_title = f"tokenvault {release}"
+html_title = f"tokenvault {release}".rstrip()
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -121,6 +120,7 @@ class Public(SphinxDirective):
         if "rest" in self.options:
             listed = {name for found in listed_names(ROOT / "docs" / "reference").values() for name in found}
             rest = [name for name in getattr(module, "__all__", ()) if name not in listed]
+            rest = [name for name in rest if not inspect.ismodule(getattr(module, name))]
             kinds = {"": (True, False), "errors": (True,), "others": (False,)}[self.options["rest"] or ""]
             names += [name for name in rest if is_error(getattr(module, name)) in kinds]
         lines: list[str] = []

@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 import tokenvault as tv
+import tokenvault.testing
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import KeyStore
 from tokenvault.stores import TokenStore
@@ -26,6 +28,9 @@ from tokenvault.stores import TokenStore
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 SECONDS_MAX = 30
+needs_the_public_face = pytest.mark.skipif(
+    not hasattr(tokenvault.testing, "__all__"), reason="tokenvault.testing has no public face yet"
+)
 
 
 def open_store(url: str | None = None) -> TokenStore:
@@ -198,3 +203,30 @@ def test_batches(local_keys: KeyStore) -> None:
         tv.provision(local_keys, store)
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             run_examples("howto/batches.md", {"tv": tv, "keys": local_keys, "vault": vault})
+
+
+@needs_the_public_face
+def test_testing_your_own_code(tmp_path: Path) -> None:
+    fixtures, payments, lost_answers = examples_of("howto/testing.md")
+    (tmp_path / "conftest.py").write_text(fixtures)
+    (tmp_path / "test_payments.py").write_text(f"{payments}\n{lost_answers}")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "3 passed" in ran.stdout
+
+
+@pytest.mark.parametrize("page", ["model/domains.md", "model/limits.md", "model/lifecycle.md"])
+def test_the_model(page: str, local_keys: KeyStore) -> None:
+    program = tv.TokenProgram("card-on-file", format=tv.TokenFormat(bin="999912"))
+    shop = tv.TokenRequestor("40012345678", programs={"card-on-file"})
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
+            token = vault.issue("4111111111111111", requestor=shop.id, program=program.name).token
+            run_examples(page, {"keys": local_keys, "store": store, "vault": vault, "token": token})
