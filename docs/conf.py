@@ -55,6 +55,7 @@ html_theme = "furo"
 html_title = f"tokenvault {release}".rstrip()
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
@@ -68,9 +69,8 @@ def module_of(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         parent, _, last = name.rpartition(".")
-        module = getattr(importlib.import_module(parent), last)
-        assert inspect.ismodule(module)
-        return module
+        found: ModuleType = getattr(importlib.import_module(parent), last)
+        return found
 
 
 def is_error(found: object) -> bool:
@@ -154,7 +154,7 @@ def link_to_public_name(
     if node.get("refdomain") != "py":
         return None
     if node["reftype"] == "obj":
-        return nodes.literal("", shown.astext())
+        return shown
     target = str(node["reftarget"])
     module_name, _, name = target.rpartition(".")
     defining = sys.modules.get(module_name)
@@ -162,7 +162,9 @@ def link_to_public_name(
         return None
     python = env.domains.python_domain
     for public in ("tokenvault", "tokenvault.keys", "tokenvault.stores", "tokenvault.testing"):
-        if f"{public}.{name}" in python.objects and getattr(module_of(public), name) is getattr(defining, name):
+        if f"{public}.{name}" in python.objects and getattr(module_of(public), name) is getattr(
+            defining, name
+        ):
             return python.resolve_xref(
                 env, node["refdoc"], app.builder, node["reftype"], f"{public}.{name}", node, shown
             )
@@ -180,16 +182,21 @@ def mend_fields(app: Sphinx, what: str, name: str, found: object, options: objec
     """After napoleon: take back where it read a sentence with a colon in it as "type: text"."""
     if what == "property":
         lines[:] = _as_written.pop(name)
-    for place, line in enumerate(lines):
-        line = re.sub(r"^:returns: \*(.+?)\* -- ", r":returns: \1: ", line)
-        lines[place] = re.sub(r"^:raises ([\w, ]+)\.: *$", r":raises \1: see there", line)
+    lines[:] = [re.sub(r"^:returns: \*(.+?)\* -- ", r":returns: \1: ", line) for line in lines]
+    lines[:] = [re.sub(r"^:raises ([\w, ]+)\.: *$", r":raises \1: see there", line) for line in lines]
 
 
 _as_written: dict[str, list[str]] = {}
 
 
 def shorten_signature(
-    app: Sphinx, what: str, name: str, found: object, options: object, signature: str | None, returns: str | None
+    app: Sphinx,
+    what: str,
+    name: str,
+    found: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
 ) -> tuple[str | None, str | None]:
     """Show no arguments of what is not called, and a domain that restricts nothing as such."""
     if inspect.isclass(found) and issubclass(found, enum.Enum):

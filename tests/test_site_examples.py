@@ -38,10 +38,15 @@ def open_store(url: str | None = None) -> TokenStore:
     return tv.open_token_store(url or os.environ["TOKENVAULT_STORE"])
 
 
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """The blocks of code of a page, each with its language."""
+    found = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    return [(language, textwrap.dedent(text)) for _, language, text in found]
+
+
 def examples_of(page: str) -> list[str]:
     """The Python of a page."""
-    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
-    return [text for _, language, text in blocks if language == "python"]
+    return [text for language, text in blocks_of(page) if language == "python"]
 
 
 def run_examples(
@@ -56,10 +61,8 @@ def run_examples(
     """
     names = {} if names is None else names
     printed = ""
-    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
-    assert any(language == "python" for _, language, _ in blocks)
-    for indent, language, text in blocks:
-        text = textwrap.dedent(text) if indent else text
+    assert examples_of(page)
+    for language, text in blocks_of(page):
         if language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(text, page, "exec"), names)  # noqa: S102 # our own text
@@ -105,7 +108,7 @@ def test_postgresql_and_poolers(postgres_server: PostgresServer, local_keys: Key
             run_examples(
                 "howto/postgresql.md",
                 {"keys": local_keys, "address_of": address_of},
-                sql=lambda text: superuser.execute(text),
+                sql=lambda text: superuser.execute(text.encode()),
             )
     finally:
         with postgres_server.raw() as superuser:
@@ -124,7 +127,7 @@ def test_servers(softhsm_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     application, configuration, lifespan, script = examples_of("howto/servers.md")
     app = ModuleType("app")
     monkeypatch.setitem(sys.modules, "app", app)
-    exec(compile(application, "app.py", "exec"), app.__dict__)  # noqa: S102 # our own text
+    exec(compile(application, "app.py", "exec"), vars(app))  # noqa: S102 # our own text
     hooks: dict[str, Any] = {}
     exec(compile(configuration, "gunicorn.conf.py", "exec"), hooks)  # noqa: S102 # our own text
 
@@ -132,7 +135,8 @@ def test_servers(softhsm_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         hooks["post_fork"](None, None)
         told: list[str] = []
         body = app.app({"PATH_INFO": "/" + 32 * "0"}, lambda status, headers: told.append(status))
-        assert (told, body) == (["404 Not Found"], [b"no token with this reference in this vault"]), (told, body)
+        assert told == ["404 Not Found"]
+        assert body == [b"no token with this reference in this vault"]
         hooks["worker_exit"](None, None)
 
     workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]

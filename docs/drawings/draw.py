@@ -1,7 +1,7 @@
 """Draws the SVG files beside it: `python docs/drawings/draw.py`. A test compares them with what it draws.
 
-All are 380 units wide, so that their text stays readable on a telephone. Each has a panel of its own as a background, and follows
-the reader's light or dark scheme.
+All are 380 units wide, so that their text stays readable on a telephone. Each has a panel of its own as a background,
+and follows the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -69,7 +69,13 @@ def drawing(title: str, height: int, parts: Iterable[str]) -> str:
         ' orient="auto-start-reverse"><path class="head" d="M0 0 L8 4 L0 8 z"/></marker>'
     )
     panel = f'<rect class="panel" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>'
-    lines = [f"<title>{escape(title)}</title>", f"<style>{STYLE}  </style>", f"<defs>{head}</defs>", panel, *parts]
+    lines = [
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}  </style>",
+        f"<defs>{head}</defs>",
+        panel,
+        *parts,
+    ]
     body = "\n".join(f"  {line}" for line in lines)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
@@ -88,7 +94,16 @@ def parts_of_a_vault() -> str:
             text(142, 92, "card, or token and use", "small", "end"),
             arrow((230, 116), (230, 60)),
             text(238, 92, "token, or card", "small", "start"),
-            box(60, 116, 260, 60, "vault", "decide · seal · count · write the event", "a library in your process", kind="strong"),
+            box(
+                60,
+                116,
+                260,
+                60,
+                "vault",
+                "decide · seal · count · write the event",
+                "a library in your process",
+                kind="strong",
+            ),
             arrow((110, 176), (110, 240), both=True),
             text(118, 205, "16-byte blocks", "small", "start"),
             text(118, 220, "to encrypt", "small", "start"),
@@ -127,7 +142,9 @@ def decision() -> str:
         arrow((130, end + 42), (130, end + 66)),
         box(24, end + 66, 212, 34, "card", kind="strong"),
     ]
-    return drawing("A use passes the token's state and three domains; every control that fails is told", end + 116, parts)
+    return drawing(
+        "A use passes the token's state and three domains; every control that fails is told", end + 116, parts
+    )
 
 
 def lifecycle() -> str:
@@ -151,7 +168,16 @@ def lifecycle() -> str:
             arrow((291, 202), (291, 280), (214, 280)),
             text(299, 246, "delete", "small", "start"),
             arrow((356, 42), (368, 42), (368, 296), (214, 296)),
-            box(24, 258, 190, 56, "DELETED", "for good: no card left,", "the token is never reissued", kind="bad"),
+            box(
+                24,
+                258,
+                190,
+                56,
+                "DELETED",
+                "for good: no card left,",
+                "the token is never reissued",
+                kind="bad",
+            ),
         ],
     )
 
@@ -164,7 +190,10 @@ def limits() -> str:
         parts += [
             f'<rect class="box" x="{left:.0f}" y="48" width="113" height="76"/>',
             text(left + 57, 68, day),
-            *(dot(left + 32 + 25 * place, 94, "strong" if use == "a" else "bad") for place, use in enumerate(uses)),
+            *(
+                dot(left + 32 + 25 * place, 94, "strong" if use == "a" else "bad")
+                for place, use in enumerate(uses)
+            ),
             text(left, 142, "00:00 UTC", "small", "start"),
         ]
     parts += [
@@ -190,7 +219,7 @@ def trail() -> str:
         return found
 
     return drawing(
-        "Each process writes a stream of events; checkpoints commit to all events before them and refer to other streams",
+        "Each process writes a stream of events; checkpoints commit to all before them and refer to other streams",
         248,
         [
             *stream(50, "process 1", "CeeeCeeC"),
