@@ -33,7 +33,9 @@ release = getattr(importlib.import_module("tokenvault"), "__version__", "")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["benchmarks", "_static"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!tokenvault).*")]  # other projects' names; the site is read offline
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!tokenvault).*")
+]  # other projects' names; the site is read offline
 
 # Markdown
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -118,17 +120,29 @@ class Public(SphinxDirective):
         module = module_of(module_name)
         names = " ".join(self.content).split()
         if "rest" in self.options:
-            listed = {name for found in listed_names(ROOT / "docs" / "reference").values() for name in found}
-            rest = [name for name in getattr(module, "__all__", ()) if name not in listed]
-            rest = [name for name in rest if not inspect.ismodule(getattr(module, name))]
-            kinds = {"": (True, False), "errors": (True,), "others": (False,)}[self.options["rest"] or ""]
+            listed = {
+                name
+                for found in listed_names(ROOT / "docs" / "reference").values()
+                for name in found
+            }
+            rest = [
+                name for name in getattr(module, "__all__", ()) if name not in listed
+            ]
+            rest = [
+                name for name in rest if not inspect.ismodule(getattr(module, name))
+            ]
+            kinds = {"": (True, False), "errors": (True,), "others": (False,)}[
+                self.options["rest"] or ""
+            ]
             names += [name for name in rest if is_error(getattr(module, name)) in kinds]
         lines: list[str] = []
         for name in names:
             lines += [*self._lines(module_name, module, name), ""]
         section = nodes.section()
         section.document = self.state.document
-        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), self.content_offset, section)
+        self.state.nested_parse(
+            StringList(lines, self.get_source_info()[0]), self.content_offset, section
+        )
         return section.children
 
     def _lines(self, module_name: str, module: ModuleType, name: str) -> list[str]:
@@ -137,8 +151,14 @@ class Public(SphinxDirective):
         found = getattr(module, name)
         if inspect.isclass(found):
             kind = "exception" if is_error(found) else "class"
-            undocumented = ["   :undoc-members:"] if issubclass(found, enum.Enum) else []
-            return [f".. auto{kind}:: {module_name}.{name}", "   :members:", *undocumented]
+            undocumented = (
+                ["   :undoc-members:"] if issubclass(found, enum.Enum) else []
+            )
+            return [
+                f".. auto{kind}:: {module_name}.{name}",
+                "   :members:",
+                *undocumented,
+            ]
         kind = "function" if callable(found) else "data"
         return [f".. auto{kind}:: {module_name}.{name}"]
 
@@ -161,29 +181,51 @@ def link_to_public_name(
     if not target.startswith("tokenvault.") or not hasattr(defining, name):
         return None
     python = env.domains.python_domain
-    for public in ("tokenvault", "tokenvault.keys", "tokenvault.stores", "tokenvault.testing"):
-        if f"{public}.{name}" in python.objects and getattr(module_of(public), name) is getattr(
-            defining, name
-        ):
+    for public in (
+        "tokenvault",
+        "tokenvault.keys",
+        "tokenvault.stores",
+        "tokenvault.testing",
+    ):
+        if f"{public}.{name}" in python.objects and getattr(
+            module_of(public), name
+        ) is getattr(defining, name):
             return python.resolve_xref(
-                env, node["refdoc"], app.builder, node["reftype"], f"{public}.{name}", node, shown
+                env,
+                node["refdoc"],
+                app.builder,
+                node["reftype"],
+                f"{public}.{name}",
+                node,
+                shown,
             )
     return shown
 
 
-def mark_names(app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]) -> None:
+def mark_names(
+    app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]
+) -> None:
     """Before napoleon: "NAME: text" at the start of a line tells of a member or an error, one paragraph each."""
-    lines[:] = [re.sub(r"^(?=([A-Z][A-Z0-9_]+|[A-Z]\w+Error): )", ":", line) for line in lines]
+    lines[:] = [
+        re.sub(r"^(?=([A-Z][A-Z0-9_]+|[A-Z]\w+Error): )", ":", line) for line in lines
+    ]
     if what == "property":
         _as_written[name] = list(lines)
 
 
-def mend_fields(app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]) -> None:
+def mend_fields(
+    app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]
+) -> None:
     """After napoleon: take back where it read a sentence with a colon in it as "type: text"."""
     if what == "property":
         lines[:] = _as_written.pop(name)
-    lines[:] = [re.sub(r"^:returns: \*(.+?)\* -- ", r":returns: \1: ", line) for line in lines]
-    lines[:] = [re.sub(r"^:raises ([\w, ]+)\.: *$", r":raises \1: see there", line) for line in lines]
+    lines[:] = [
+        re.sub(r"^:returns: \*(.+?)\* -- ", r":returns: \1: ", line) for line in lines
+    ]
+    lines[:] = [
+        re.sub(r"^:raises ([\w, ]+)\.: *$", r":raises \1: see there", line)
+        for line in lines
+    ]
 
 
 _as_written: dict[str, list[str]] = {}
@@ -203,13 +245,17 @@ def shorten_signature(
         return "", None
     if signature is not None:
         signature = re.sub(r"^\(\*_?args.*, \*\*_?kwargs.*\)$", "", signature)
-        signature = re.sub(r"= Domain\(requestors=None.*?min_assurance=None\)", "= Domain()", signature)
+        signature = re.sub(
+            r"= Domain\(requestors=None.*?min_assurance=None\)", "= Domain()", signature
+        )
     return signature, returns
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.add_lexer("example", TextLexer)  # names and values of formats.md, which a test recomputes
+    app.add_lexer(
+        "example", TextLexer
+    )  # names and values of formats.md, which a test recomputes
     app.add_directive("public", Public)
     app.connect("missing-reference", link_to_public_name)
     app.connect("autodoc-process-docstring", mark_names, priority=400)

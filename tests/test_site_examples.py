@@ -96,7 +96,7 @@ def test_hsms(softhsm_uri: str) -> None:
 def test_postgresql_and_poolers(postgres_server: PostgresServer, local_keys: KeyStore) -> None:
     """As another database than the tests have: the page makes its schema by its usual name."""
     database = new_name()
-    roles = ("vault_owner", "vault")
+    roles = ("vault_owner", "vault", "auditor")
     with postgres_server.raw() as superuser:
         superuser.execute(f"CREATE DATABASE {database}")
     try:

@@ -39,7 +39,9 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "middle")
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def box(x: float, y: float, width: float, height: float, *lines: str, kind: str = "box") -> str:
+def box(
+    x: float, y: float, width: float, height: float, *lines: str, kind: str = "box"
+) -> str:
     """A box with lines in its middle: the first one large, the others small."""
     top = y + height / 2 - 8 * (len(lines) - 1) + 4.5
     words = (
@@ -143,7 +145,9 @@ def decision() -> str:
         box(24, end + 66, 212, 34, "card", kind="strong"),
     ]
     return drawing(
-        "A use passes the token's state and three domains; every control that fails is told", end + 116, parts
+        "A use passes the token's state and three domains; every control that fails is told",
+        end + 116,
+        parts,
     )
 
 
@@ -162,7 +166,15 @@ def lifecycle() -> str:
             text(249, 115, "(by an actor)", "small", "end"),
             arrow((326, 140), (326, 64)),
             text(319, 104, "resume", "small", "end"),
-            box(226, 140, 130, 62, "SUSPENDED", "by a set of actors;", "each lifts its own"),
+            box(
+                226,
+                140,
+                130,
+                62,
+                "SUSPENDED",
+                "by a set of actors;",
+                "each lifts its own",
+            ),
             arrow((89, 64), (89, 258)),
             text(97, 164, "delete", "small", "start"),
             arrow((291, 202), (291, 280), (214, 280)),
@@ -185,7 +197,9 @@ def lifecycle() -> str:
 def limits() -> str:
     """Windows of a limit."""
     parts = [text(190, 30, "Limit(uses=2, per=timedelta(days=1))", "mono")]
-    for number, (day, uses) in enumerate([("Monday", "aar"), ("Tuesday", "a"), ("Wednesday", "aa")]):
+    for number, (day, uses) in enumerate(
+        [("Monday", "aar"), ("Tuesday", "a"), ("Wednesday", "aa")]
+    ):
         left = 20 + 113.3 * number
         parts += [
             f'<rect class="box" x="{left:.0f}" y="48" width="113" height="76"/>',
@@ -202,18 +216,27 @@ def limits() -> str:
         dot(204, 168, "bad"),
         text(216, 172, "refused: USES_EXCEEDED", "small", "start"),
     ]
-    return drawing("Three windows of a day: two uses are allowed in each, a third is refused", 190, parts)
+    return drawing(
+        "Three windows of a day: two uses are allowed in each, a third is refused",
+        190,
+        parts,
+    )
 
 
 def trail() -> str:
     """Streams, checkpoints and an anchor."""
 
     def stream(y: float, name: str, kinds: str) -> list[str]:
-        found = [text(24, y - 22, name, "small", "start"), f'<path class="line" d="M24 {y} H252"/>']
+        found = [
+            text(24, y - 22, name, "small", "start"),
+            f'<path class="line" d="M24 {y} H252"/>',
+        ]
         for place, kind in enumerate(kinds):
             x = 36 + 30 * place
             if kind == "C":
-                found.append(f'<rect class="strong" x="{x - 9}" y="{y - 9}" width="18" height="18" rx="3"/>')
+                found.append(
+                    f'<rect class="strong" x="{x - 9}" y="{y - 9}" width="18" height="18" rx="3"/>'
+                )
             else:
                 found.append(dot(x, y, "box"))
         return found
@@ -230,9 +253,17 @@ def trail() -> str:
             arrow((252, 130), (300, 114)),
             box(300, 78, 66, 52, "anchor", "kept apart"),
             '<rect class="strong" x="27" y="169" width="18" height="18" rx="3"/>',
-            text(54, 182, "checkpoint: root over all events before it, signed", "small", "start"),
+            text(
+                54,
+                182,
+                "checkpoint: root over all events before it, signed",
+                "small",
+                "start",
+            ),
             dot(36, 206, "box"),
-            text(54, 210, "event: number, MAC; a change and its event", "small", "start"),
+            text(
+                54, 210, "event: number, MAC; a change and its event", "small", "start"
+            ),
             text(54, 226, "are written in one step", "small", "start"),
         ],
     )
@@ -248,4 +279,6 @@ DRAWINGS = {
 
 if __name__ == "__main__":
     for file_name, draw in DRAWINGS.items():
-        (Path(__file__).parent / f"{file_name}.svg").write_text(draw(), encoding="utf-8")
+        (Path(__file__).parent / f"{file_name}.svg").write_text(
+            draw(), encoding="utf-8"
+        )
