@@ -39,6 +39,8 @@ from tokenvault.vault import Vault, provision
 from tokenvault.vaultless import VaultlessTokenizer
 from tokenvault.violation import Violation
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "Actor",
     "AsyncVault",
