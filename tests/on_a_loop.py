@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import uvloop
 
-from tokenvault.stores import AsyncTokenStoreBase, open_async_token_store
+from tokenvault.stores import AsyncTokenStore, open_async_token_store
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ class OnALoop:
 
     def __init__(
         self,
-        store: AsyncTokenStoreBase,
+        store: AsyncTokenStore,
         new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self.store = store

@@ -25,7 +25,7 @@ from tokenvault.audit.event import Event, Outcome
 from tokenvault.keys import KeyStore, Pkcs11KeyStore
 from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import Workers
-from tokenvault.stores import AsyncTokenStoreBase, ThreadedTokenStore
+from tokenvault.stores import AsyncTokenStore, ThreadedTokenStore
 from tokenvault.testing.clock import ManualClock
 
 TIMES = tv.Domain(limits=(tv.Limit(uses=10),))
@@ -42,7 +42,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @asynccontextmanager
-async def opened(keys: KeyStore, url: str) -> AsyncIterator[tuple[tv.AsyncVault, AsyncTokenStoreBase]]:
+async def opened(keys: KeyStore, url: str) -> AsyncIterator[tuple[tv.AsyncVault, AsyncTokenStore]]:
     store = tv.open_async_token_store(url)
     await tv.provision_async(keys, store)
     clock = ManualClock(NOW_MS)
@@ -59,7 +59,7 @@ def issue(
     return vault.issue(VISA, expiry="2029-12", requestor=SHOP, program=program, domain=domain)
 
 
-async def assert_consistent(store: AsyncTokenStoreBase) -> None:
+async def assert_consistent(store: AsyncTokenStore) -> None:
     """Event numbers go without a hole; every revision of every record has its event, and no event lacks one."""
     for stream in await store.streams():
         rows = await store.events(stream=stream)
@@ -67,7 +67,7 @@ async def assert_consistent(store: AsyncTokenStoreBase) -> None:
     await assert_recorded(store)
 
 
-async def assert_recorded(store: AsyncTokenStoreBase) -> None:
+async def assert_recorded(store: AsyncTokenStore) -> None:
     """Every revision of every record has one event, and no event lacks its revision."""
     rows = [row for stream in await store.streams() for row in await store.events(stream=stream)]
     changes = [event for event in map(Event.parse, rows) if event.revision]

@@ -15,9 +15,9 @@ from tests import vaults
 from tests.vaults import MASTERCARD, VISA, issue, use
 from tokenvault.audit.event import Event
 from tokenvault.keys import KeyStore
+from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord
-from tokenvault.stores.threaded import ThreadedTokenStore
 from tokenvault.vault import closing
 
 

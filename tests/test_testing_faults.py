@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from tests.test_memory_store import MemoryHarness
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose, KeyStore, open_key_store
 from tokenvault.stores import open_token_store
-from tokenvault.stores.blocking import BlockingStore
+from tokenvault.stores.forwarding import BlockingStore
+from tokenvault.stores.guard import Guard
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.testing.faults import (
@@ -94,7 +96,7 @@ WRITES: dict[str, Callable[[MemoryTokenStore], bool]] = {
     "put_meta": lambda store: "a" in store._meta,
     "close": lambda store: store._closed,
 }
-ASYNC_CALLS = set(STORE_CALLS) - {"streams", "scan", "close"}
+ASYNC_CALLS = set(STORE_CALLS)
 
 
 def memory() -> MemoryTokenStore:
@@ -103,12 +105,21 @@ def memory() -> MemoryTokenStore:
     return store
 
 
+@pytest.mark.parametrize("name", STORE_CALLS)
+def test_both_ports_and_their_guard_have_one_signature(name: str) -> None:
+    blocking, awaited = getattr(TokenStore, name), getattr(AsyncTokenStore, name)
+    assert (
+        inspect.signature(blocking) == inspect.signature(awaited) == inspect.signature(getattr(Guard, name))
+    )
+    assert inspect.iscoroutinefunction(awaited)
+    assert not inspect.iscoroutinefunction(blocking)
+
+
 def test_every_call_of_the_port_is_covered_here() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert public(TokenStore) == public(FaultyTokenStore) == set(STORE_CALLS)
-    assert public(AsyncTokenStore) == public(FaultyAsyncTokenStore) == ASYNC_CALLS
+    assert public(TokenStore) == public(AsyncTokenStore) == public(Guard) == set(STORE_CALLS)
     assert public(KeyStore) == public(FaultyKeyStore) == {"cipher", *KEY_CALLS} - {"encrypt_blocks"}
 
 

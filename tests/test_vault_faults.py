@@ -25,7 +25,7 @@ from tokenvault.keys import KeyStore
 from tokenvault.model.counters import Seen, Usage
 from tokenvault.model.domain import NO_RESTRICTION
 from tokenvault.runtime import run as run_flow
-from tokenvault.stores.blocking import BlockingStore
+from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore

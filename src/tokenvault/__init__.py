@@ -45,6 +45,8 @@ from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "Actor",
     "AsyncTokenStore",

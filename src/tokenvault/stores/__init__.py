@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
-from tokenvault.stores.async_guard import AsyncTokenStoreBase
+from tokenvault.stores.forwarding import ThreadedTokenStore
+from tokenvault.stores.guard import AsyncTokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
-from tokenvault.stores.threaded import ThreadedTokenStore
 
 __all__ = [
     "AsyncTokenStore",
@@ -54,7 +54,7 @@ def open_token_store(url: str) -> TokenStore:
 
 
 @boundary
-def open_async_token_store(url: str) -> AsyncTokenStoreBase:
+def open_async_token_store(url: str) -> AsyncTokenStore:
     """Open the token store at an address, with coroutines.
 
     PostgreSQL is asked without a thread, for one event loop. The others block threads of their own.
@@ -115,7 +115,7 @@ def _open_postgres(rest: str) -> TokenStore:
 
 
 _NO_PSYCOPG: Final = (
-    "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'tokenvault[postgres]'"
+    "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'payment-tokenvault[postgres]'"
 )
 _SCHEMES: Final[dict[str, Callable[[str], TokenStore]]] = {
     "memory": _open_memory,

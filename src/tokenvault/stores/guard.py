@@ -1,15 +1,27 @@
-"""The guard of every blocking token store: checks of arguments and rows, and only the port's errors come out.
+"""The guard of every token store: checks of arguments and rows, and only the port's errors come out.
 
-An adapter subclasses `TokenStoreBase` and writes the private methods; whatever those raise, a caller sees
-what `TokenStore` states. `port_error` and the functions of `checks` serve an adapter with coroutines as well.
+An adapter subclasses `TokenStoreBase`, or `AsyncTokenStoreBase` where its methods are coroutines, and writes the
+private methods; whatever those raise, a caller sees what `TokenStore` states. The guard is written once, as
+coroutines. A blocking store runs them to their end: over methods that block they never suspend.
 """
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 
 from tokenvault.errors import (
     ConfigurationError,
@@ -18,6 +30,7 @@ from tokenvault.errors import (
     TokenStoreError,
     TokenVaultError,
 )
+from tokenvault.runtime import run
 from tokenvault.stores.checks import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -45,14 +58,301 @@ from tokenvault.stores.checks import (
 )
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-_Base = TypeVar("_Base", bound="TokenStoreBase")
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
+S = TypeVar("S", bound="Guard")
+
+Answer: TypeAlias = T | Awaitable[T]
+"""What a private method of an adapter returns: the value itself, or a coroutine that gives it."""
 
 PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
 PASSED_WITH_SCHEMA: Final = (*PASSED, ConfigurationError)
 UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
 CLOSED: Final = "the token store is closed; open it again with open_token_store"
+
+if TYPE_CHECKING:
+
+    def required(call: F) -> F:
+        """`abstractmethod`, but for type checkers: a store that hands calls on has none of the private methods."""
+        return call
+
+else:
+    required = abstractmethod
+
+
+class port_method(Generic[P, T]):  # used as a decorator, like `property`
+    """A method of the port, written as a coroutine: an awaited store awaits it, a blocking one runs it."""
+
+    def __init__(self, call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
+        self.call: Final = call
+        self.__doc__ = call.__doc__
+
+    @overload
+    def __get__(self, store: None, owner: type) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, store: Blocking, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, store: Awaited, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, store: Guard | None, owner: type) -> Callable[..., Any]:
+        """The method as a store's callers see it."""
+        return self.call if store is None else store._bound(self.call)
+
+
+class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the linter does not see
+    """The methods of the port over the private methods of an adapter."""
+
+    _closed = False
+
+    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        """A method of the port as callers of this store see it."""
+        raise TypeError("a store is a TokenStoreBase or an AsyncTokenStoreBase")
+
+    @port_method
+    async def provision(self) -> None:
+        """Create the schema where it is missing."""
+        await _value(self._provision())
+
+    @port_method
+    async def check_schema(self) -> None:
+        """Raise ConfigurationError unless the schema is there, in the version that this code writes."""
+        await _value(self._check_schema())
+
+    @port_method
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
+        """The records of these tokens, each once; those that do not exist are left out."""
+        checked = checked_tokens(tokens)
+        return sound_records(await _value(self._get(checked))) if checked else []
+
+    @port_method
+    async def find(
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        after: str = "", limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of a PAN fingerprint, or of several, whose token is greater than `after`, by token."""
+        checked = checked_pan_fingerprints(pan_fingerprint)
+        check_owner(requestor, program)
+        check_page(after, limit)
+        return sound_records(await _value(self._find(checked, requestor, program, after, limit)))
+
+    @port_method
+    async def by_reference(self, reference: bytes) -> SealedRecord | None:
+        """The record with this reference."""
+        check_bytes(reference, REFERENCE_BYTES, "a reference")
+        record = await _value(self._by_reference(reference))
+        return None if record is None else sound_records([record])[0]
+
+    @port_method
+    async def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> list[str]:
+        """Insert all, or, where a token exists already, nothing. Returns the tokens that existed."""
+        records, events = checked_records(records, 1, 1), checked_events(events)
+        if document is not None:
+            check_document(document)
+        elif not (records or events):
+            return []
+        return await _value(self._insert(records, events, document))
+
+    @port_method
+    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        """Replace all, or, where a revision has moved, nothing. Returns the tokens that had moved."""
+        records, events = checked_records(records, 2, INTEGER_MAX), checked_events(events)
+        return await _value(self._replace(records, events)) if records or events else []
+
+    @port_method
+    async def append(self, events: Sequence[SealedEvent]) -> None:
+        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+        checked = checked_events(events)
+        if checked:
+            await _value(self._append(checked))
+
+    @port_method
+    async def events(
+        self, *, stream: bytes | None = None, reference: bytes | None = None,
+        after: int = 0, limit: int = PAGE_MAX,
+    ) -> list[SealedEvent]:  # fmt: skip
+        """Events of one stream by number, or of one reference in the order of writing."""
+        check_event_page(stream, reference, after, limit)
+        if stream is None:
+            return sound_events(await _value(self._events_about(reference or b"", after, limit)))
+        if after == INTEGER_MAX:
+            return []
+        return sound_events(await _value(self._events_of_stream(stream, first_after(after), limit)))
+
+    @port_method
+    async def streams(self) -> list[bytes]:
+        """Every event stream there is."""
+        return sound_streams(await _value(self._streams()))
+
+    @port_method
+    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        """The newest streams' last checkpoints."""
+        check_limit(limit)
+        return sound_latest_checkpoints(await _value(self._latest_checkpoints(limit)))
+
+    @port_method
+    async def put_domain(self, digest: bytes, document: bytes) -> None:
+        """Keep a document under its SHA-256; nothing happens where it is there already."""
+        check_document(document)
+        check_digest(digest, document)
+        await _value(self._put_domain(digest, document))
+
+    @port_method
+    async def get_domain(self, digest: bytes) -> bytes | None:
+        """The document kept under a digest."""
+        check_bytes(digest, DIGEST_BYTES, "a digest")
+        return sound_document(digest, await _value(self._get_domain(digest)))
+
+    @port_method
+    async def scan(
+        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
+    ) -> list[SealedRecord]:
+        """Records with a token greater than `after`, by token; only of one key version where it is given."""
+        check_page(after, limit)
+        check_key_version(key_version)
+        return sound_records(await _value(self._scan(after, limit, key_version)))
+
+    @port_method
+    async def get_meta(self, name: str) -> bytes | None:
+        """A named value, or None."""
+        check_meta(name)
+        value = await _value(self._get_meta(name))
+        return None if value is None else sound_value(value)
+
+    @port_method
+    async def put_meta(self, name: str, value: bytes) -> bytes:
+        """Set a named value if it is not set yet. Returns the value that stands now."""
+        check_meta(name, value)
+        return sound_value(await _value(self._put_meta(name, value)))
+
+    @port_method
+    async def close(self) -> None:
+        """Release connections; idempotent. Every later call raises TokenStoreError."""
+        closed, self._closed = self._closed, True
+        if not closed:
+            await _value(self._close())
+
+    # What an adapter writes.
+
+    def _explain(self, error: Exception) -> str:
+        """What to tell a caller about an exception: what to look at next, and never row data."""
+        return UNEXPLAINED
+
+    @required
+    def _provision(self) -> Answer[None]:
+        _unwritten()
+
+    @required
+    def _check_schema(self) -> Answer[None]:
+        _unwritten()
+
+    @required
+    def _get(self, tokens: Sequence[str]) -> Answer[Sequence[SealedRecord]]:
+        _unwritten()
+
+    @required
+    def _find(
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
+    ) -> Answer[list[SealedRecord]]:
+        _unwritten()
+
+    @required
+    def _by_reference(self, reference: bytes) -> Answer[SealedRecord | None]:
+        _unwritten()
+
+    @required
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> Answer[list[str]]:
+        _unwritten()
+
+    @required
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Answer[list[str]]:
+        _unwritten()
+
+    @required
+    def _append(self, events: Sequence[SealedEvent]) -> Answer[None]:
+        _unwritten()
+
+    @required
+    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> Answer[list[SealedEvent]]:
+        _unwritten()
+
+    @required
+    def _events_about(self, reference: bytes, after: int, limit: int) -> Answer[list[SealedEvent]]:
+        _unwritten()
+
+    @required
+    def _streams(self) -> Answer[list[bytes]]:
+        _unwritten()
+
+    @required
+    def _latest_checkpoints(self, limit: int) -> Answer[list[SealedEvent]]:
+        _unwritten()
+
+    @required
+    def _put_domain(self, digest: bytes, document: bytes) -> Answer[None]:
+        _unwritten()
+
+    @required
+    def _get_domain(self, digest: bytes) -> Answer[bytes | None]:
+        _unwritten()
+
+    @required
+    def _scan(self, after: str, limit: int, key_version: int | None) -> Answer[list[SealedRecord]]:
+        _unwritten()
+
+    @required
+    def _get_meta(self, name: str) -> Answer[bytes | None]:
+        _unwritten()
+
+    @required
+    def _put_meta(self, name: str, value: bytes) -> Answer[bytes]:
+        _unwritten()
+
+    @required
+    def _close(self) -> Answer[None]:
+        _unwritten()
+
+
+class Blocking(Guard):
+    """A store whose methods return their answers."""
+
+    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return run(_guarded(self, call, *args, **kwargs))
+
+        return method
+
+
+class Awaited(Guard):
+    """A store whose methods are coroutines."""
+
+    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        return functools.partial(_guarded, self, call)
+
+
+class TokenStoreBase(Blocking):
+    """Base of a blocking token store; the port is met by writing the private methods.
+
+    They get arguments that are checked already. What they read is checked after them. They may raise
+    anything; only KeyboardInterrupt and its like pass as they are, so a write undoes itself on
+    BaseException. `_close` is called once.
+    """
+
+
+class AsyncTokenStoreBase(Awaited):
+    """Base of a token store with coroutines; as `TokenStoreBase`, with private methods that are coroutines.
+
+    A cancellation passes as it is, so a write undoes itself on BaseException.
+    """
 
 
 def port_error(
@@ -71,239 +371,27 @@ def port_error(
         return TokenStoreError(UNEXPLAINED)
 
 
-def _guarded(
-    call: Callable[Concatenate[_Base, _P], _T],
-    passed: tuple[type[TokenVaultError], ...] = PASSED,
-) -> Callable[Concatenate[_Base, _P], _T]:
-    @functools.wraps(call)
-    def guarded(self: _Base, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if self._closed:
-            raise TokenStoreError(CLOSED)
-        try:
-            return call(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001  this is where everything is mapped
-            failure = port_error(error, passed, self._explain)
-        # Outside the block above, or Python would chain the original, which can hold row data.
-        try:
-            raise failure
-        finally:
-            del failure  # the traceback holds this frame: no cycle
-
-    return guarded
-
-
-def _guarded_schema(call: Callable[Concatenate[_Base, _P], _T]) -> Callable[Concatenate[_Base, _P], _T]:
-    return _guarded(call, PASSED_WITH_SCHEMA)
-
-
-class TokenStoreBase(ABC):
-    """Base of a blocking token store; the port is met by writing the private methods.
-
-    They get arguments that are checked already. What they read is checked after them. They may raise
-    anything; only KeyboardInterrupt and its like pass as they are, so a write undoes itself on
-    BaseException. `_close` is called once.
-    """
-
-    overlaps = False
-    """Whether a large `insert` mostly waits for another process, so that a batch gains by preparing its next chunk,
-    and asking for that one's tokens, meanwhile, in another thread."""
-
-    _closed = False
-
-    @_guarded_schema
-    def provision(self) -> None:
-        """Create the schema where it is missing."""
-        self._provision()
-
-    @_guarded_schema
-    def check_schema(self) -> None:
-        """Raise ConfigurationError unless the schema is there, in the version that this code writes."""
-        self._check_schema()
-
-    @_guarded
-    def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        """The records of these tokens, each once; those that do not exist are left out."""
-        checked = checked_tokens(tokens)
-        return sound_records(self._get(checked)) if checked else []
-
-    @_guarded
-    def find(
-        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
-        after: str = "", limit: int = PAGE_MAX,
-    ) -> list[SealedRecord]:  # fmt: skip
-        """The records of a pan_fingerprint, or of several, whose token is greater than `after`, by token."""
-        pan_fingerprints = checked_pan_fingerprints(pan_fingerprint)
-        check_owner(requestor, program)
-        check_page(after, limit)
-        return sound_records(self._find(pan_fingerprints, requestor, program, after, limit))
-
-    @_guarded
-    def by_reference(self, reference: bytes) -> SealedRecord | None:
-        """The record with this reference."""
-        check_bytes(reference, REFERENCE_BYTES, "a reference")
-        record = self._by_reference(reference)
-        return None if record is None else sound_records([record])[0]
-
-    @_guarded
-    def insert(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
-    ) -> list[str]:
-        """Insert all, or, where a token exists already, nothing. Returns the tokens that existed."""
-        records, events = checked_records(records, 1, 1), checked_events(events)
-        if document is not None:
-            check_document(document)
-        elif not (records or events):
-            return []
-        return self._insert(records, events, document)
-
-    @_guarded
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        """Replace all, or, where a revision has moved, nothing. Returns the tokens that had moved."""
-        records, events = checked_records(records, 2, INTEGER_MAX), checked_events(events)
-        return self._replace(records, events) if records or events else []
-
-    @_guarded
-    def append(self, events: Sequence[SealedEvent]) -> None:
-        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
-        checked = checked_events(events)
-        if checked:
-            self._append(checked)
-
-    @_guarded
-    def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]:  # fmt: skip
-        """Events of one stream by number, or of one reference in the order of writing."""
-        check_event_page(stream, reference, after, limit)
-        if stream is not None:
-            if after == INTEGER_MAX:
-                return []
-            return sound_events(self._events_of_stream(stream, first_after(after), limit))
-        return sound_events(self._events_about(reference or b"", after, limit))
-
-    @_guarded
-    def streams(self) -> list[bytes]:
-        """Every event stream there is."""
-        return sound_streams(self._streams())
-
-    @_guarded
-    def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        """The newest streams' last checkpoints."""
-        check_limit(limit)
-        return sound_latest_checkpoints(self._latest_checkpoints(limit))
-
-    @_guarded
-    def put_domain(self, digest: bytes, document: bytes) -> None:
-        """Keep a document under its SHA-256; nothing happens where it is there already."""
-        check_document(document)
-        check_digest(digest, document)
-        self._put_domain(digest, document)
-
-    @_guarded
-    def get_domain(self, digest: bytes) -> bytes | None:
-        """The document kept under a digest."""
-        check_bytes(digest, DIGEST_BYTES, "a digest")
-        return sound_document(digest, self._get_domain(digest))
-
-    @_guarded
-    def scan(
-        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
-    ) -> list[SealedRecord]:
-        """Records with a token greater than `after`, by token; only of one key version where it is given."""
-        check_page(after, limit)
-        check_key_version(key_version)
-        return sound_records(self._scan(after, limit, key_version))
-
-    @_guarded
-    def get_meta(self, name: str) -> bytes | None:
-        """A named value, or None."""
-        check_meta(name)
-        value = self._get_meta(name)
-        return None if value is None else sound_value(value)
-
-    @_guarded
-    def put_meta(self, name: str, value: bytes) -> bytes:
-        """Set a named value if it is not set yet. Returns the value that stands now."""
-        check_meta(name, value)
-        return sound_value(self._put_meta(name, value))
-
-    def close(self) -> None:
-        """Release connections; idempotent. Every later call raises TokenStoreError."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._close()
-        except Exception as error:  # noqa: BLE001  as in _guarded
-            failure = port_error(error, PASSED, self._explain)
-        else:
-            return
+async def _guarded(
+    store: S, call: Callable[Concatenate[S, P], Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    name = call.__name__
+    if store._closed and name != "close":
+        raise TokenStoreError(CLOSED)
+    try:
+        return await call(store, *args, **kwargs)
+    except Exception as error:  # noqa: BLE001  this is where everything is mapped
+        passed = PASSED_WITH_SCHEMA if name in ("provision", "check_schema") else PASSED
+        failure = port_error(error, passed, store._explain)
+    # Outside the block above, or Python would chain the original, which can hold row data.
+    try:
         raise failure
+    finally:
+        del failure  # the traceback holds this frame: no cycle
 
-    def _explain(self, error: Exception) -> str:
-        """What to tell a caller about an exception: what to look at next, and never row data."""
-        return UNEXPLAINED
 
-    @abstractmethod
-    def _provision(self) -> None: ...
+async def _value(answer: Answer[T]) -> T:
+    return await answer if isinstance(answer, Awaitable) else answer
 
-    @abstractmethod
-    def _check_schema(self) -> None: ...
 
-    @abstractmethod
-    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...
-
-    @abstractmethod
-    def _find(
-        self,
-        pan_fingerprints: Sequence[bytes],
-        requestor: str | None,
-        program: str | None,
-        after: str,
-        limit: int,
-    ) -> list[SealedRecord]: ...
-
-    @abstractmethod
-    def _by_reference(self, reference: bytes) -> SealedRecord | None: ...
-
-    @abstractmethod
-    def _insert(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
-    ) -> list[str]: ...
-
-    @abstractmethod
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]: ...
-
-    @abstractmethod
-    def _append(self, events: Sequence[SealedEvent]) -> None: ...
-
-    @abstractmethod
-    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]: ...
-
-    @abstractmethod
-    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]: ...
-
-    @abstractmethod
-    def _streams(self) -> list[bytes]: ...
-
-    @abstractmethod
-    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...
-
-    @abstractmethod
-    def _put_domain(self, digest: bytes, document: bytes) -> None: ...
-
-    @abstractmethod
-    def _get_domain(self, digest: bytes) -> bytes | None: ...
-
-    @abstractmethod
-    def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]: ...
-
-    @abstractmethod
-    def _get_meta(self, name: str) -> bytes | None: ...
-
-    @abstractmethod
-    def _put_meta(self, name: str, value: bytes) -> bytes: ...
-
-    @abstractmethod
-    def _close(self) -> None: ...
+def _unwritten() -> NoReturn:
+    raise TypeError("an adapter writes every private method of the port")

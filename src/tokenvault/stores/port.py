@@ -80,7 +80,9 @@ MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
-    Safe to share between threads and to use in a forked child. What it raises, and nothing else:
+    Safe to share between threads and to use in a forked child. It raises nothing but what stands here.
+
+    Raises:
         TokenStoreError: the database did not do as asked. After one from a write, the write may have
             happened or not, wholly, never in part.
         IntegrityError: a row does not have the types and lengths that SealedRecord and SealedEvent state,
@@ -206,7 +208,7 @@ class TokenStore(Protocol):
 
 
 class AsyncTokenStore(Protocol):
-    """The part of a token store that flows use, awaited; methods as in TokenStore."""
+    """A database as `TokenStore` describes it, whose methods are coroutines."""
 
     async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...  # noqa: D102 # as in TokenStore
     async def find(  # noqa: D102 # as in TokenStore
@@ -234,6 +236,7 @@ class AsyncTokenStore(Protocol):
         after: int = 0,
         limit: int = PAGE_MAX,
     ) -> list[SealedEvent]: ...
+    async def streams(self) -> list[bytes]: ...  # noqa: D102 # as in TokenStore
     async def latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
     async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102 # as in TokenStore
     async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102 # as in TokenStore
@@ -241,3 +244,7 @@ class AsyncTokenStore(Protocol):
     async def put_meta(self, name: str, value: bytes) -> bytes: ...  # noqa: D102 # as in TokenStore
     async def provision(self) -> None: ...  # noqa: D102 # as in TokenStore
     async def check_schema(self) -> None: ...  # noqa: D102 # as in TokenStore
+    async def scan(  # noqa: D102 # as in TokenStore
+        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
+    ) -> list[SealedRecord]: ...
+    async def close(self) -> None: ...  # noqa: D102 # as in TokenStore

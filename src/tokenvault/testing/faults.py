@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import threading
-import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -23,7 +23,10 @@ import attrs
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore, Signer
-from tokenvault.stores.port import PAGE_MAX, AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
+from tokenvault.runtime import BlockingRuntime, run
+from tokenvault.stores.forwarding import Forwarding
+from tokenvault.stores.guard import Awaited, Blocking
+from tokenvault.stores.port import AsyncTokenStore, TokenStore
 
 T = TypeVar("T")
 
@@ -103,24 +106,36 @@ class FaultSchedule:
         return fault
 
 
-def _under(
-    plan: FaultPlan, error: type[TokenStoreError | KeyStoreError], name: str, call: Callable[[], T]
+async def _under(
+    fault: Fault | None,
+    error: type[TokenStoreError | KeyStoreError],
+    sleep: Callable[[float], Awaitable[None]],
+    call: Callable[[], Awaitable[T]],
 ) -> T:
-    """Make a call as the plan has it."""
-    fault = plan(name) or Fault()
+    """Make a call as its fault has it."""
+    fault = fault or Fault()
     if fault.before_ms is not None:
-        time.sleep(fault.before_ms / 1e3)
+        await sleep(fault.before_ms / 1e3)
     if fault.failure is Failure.NOT_DONE:
         raise error(_NOT_DONE)
-    answer = call()
+    answer = await call()
     if fault.after_ms is not None:
-        time.sleep(fault.after_ms / 1e3)
+        await sleep(fault.after_ms / 1e3)
     if fault.failure is Failure.ANSWER_LOST:
         raise error(_LOST)
     return answer
 
 
-class FaultyTokenStore:
+def _blocking_under(
+    fault: Fault | None, error: type[TokenStoreError | KeyStoreError], call: Callable[[], T]
+) -> T:
+    async def made() -> T:
+        return call()
+
+    return run(_under(fault, error, BlockingRuntime().sleep, made))
+
+
+class FaultyTokenStore(Forwarding, Blocking):
     """A token store whose calls go as a plan says. What fails raises TokenStoreError, as the port has it.
 
     Args:
@@ -132,156 +147,26 @@ class FaultyTokenStore:
         self._store = store
         self._plan = plan
 
-    def _call(self, name: str, call: Callable[[], T]) -> T:
-        return _under(self._plan, TokenStoreError, name, call)
-
-    def provision(self) -> None:
-        self._call("provision", self._store.provision)
-
-    def check_schema(self) -> None:
-        self._call("check_schema", self._store.check_schema)
-
-    def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        return self._call("get", lambda: self._store.get(tokens))
-
-    def find(
-        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
-        after: str = "", limit: int = PAGE_MAX,
-    ) -> list[SealedRecord]:  # fmt: skip
-        return self._call(
-            "find",
-            lambda: self._store.find(
-                pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit
-            ),
-        )
-
-    def by_reference(self, reference: bytes) -> SealedRecord | None:
-        return self._call("by_reference", lambda: self._store.by_reference(reference))
-
-    def insert(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
-    ) -> list[str]:
-        return self._call("insert", lambda: self._store.insert(records, events, document))
-
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._call("replace", lambda: self._store.replace(records, events))
-
-    def append(self, events: Sequence[SealedEvent]) -> None:
-        self._call("append", lambda: self._store.append(events))
-
-    def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]:  # fmt: skip
-        return self._call(
-            "events",
-            lambda: self._store.events(stream=stream, reference=reference, after=after, limit=limit),
-        )
-
-    def streams(self) -> list[bytes]:
-        return self._call("streams", self._store.streams)
-
-    def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return self._call("latest_checkpoints", lambda: self._store.latest_checkpoints(limit))
-
-    def put_domain(self, digest: bytes, document: bytes) -> None:
-        self._call("put_domain", lambda: self._store.put_domain(digest, document))
-
-    def get_domain(self, digest: bytes) -> bytes | None:
-        return self._call("get_domain", lambda: self._store.get_domain(digest))
-
-    def scan(
-        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
-    ) -> list[SealedRecord]:
-        return self._call("scan", lambda: self._store.scan(after=after, limit=limit, key_version=key_version))
-
-    def get_meta(self, name: str) -> bytes | None:
-        return self._call("get_meta", lambda: self._store.get_meta(name))
-
-    def put_meta(self, name: str, value: bytes) -> bytes:
-        return self._call("put_meta", lambda: self._store.put_meta(name, value))
-
-    def close(self) -> None:
-        self._call("close", self._store.close)
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(getattr(self._store, name), *args, **kwargs)
+        return _blocking_under(self._plan(name), TokenStoreError, call)
 
 
-class FaultyAsyncTokenStore:
-    """As FaultyTokenStore, awaited: the calls that flows make, over a store with coroutines."""
+class FaultyAsyncTokenStore(Forwarding, Awaited):
+    """As FaultyTokenStore, over a store with coroutines.
+
+    Args:
+        store: the token store; open, and used by others at will.
+        plan: asked before each call, `close` included.
+    """
 
     def __init__(self, store: AsyncTokenStore, plan: FaultPlan) -> None:
         self._store = store
         self._plan = plan
 
-    async def _call(self, name: str, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        fault = self._plan(name) or Fault()
-        if fault.before_ms is not None:
-            await asyncio.sleep(fault.before_ms / 1e3)
-        if fault.failure is Failure.NOT_DONE:
-            raise TokenStoreError(_NOT_DONE)
-        answer = await call()
-        if fault.after_ms is not None:
-            await asyncio.sleep(fault.after_ms / 1e3)
-        if fault.failure is Failure.ANSWER_LOST:
-            raise TokenStoreError(_LOST)
-        return answer
-
-    async def provision(self) -> None:
-        await self._call("provision", self._store.provision)
-
-    async def check_schema(self) -> None:
-        await self._call("check_schema", self._store.check_schema)
-
-    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        return await self._call("get", lambda: self._store.get(tokens))
-
-    async def find(
-        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
-        after: str = "", limit: int = PAGE_MAX,
-    ) -> list[SealedRecord]:  # fmt: skip
-        return await self._call(
-            "find",
-            lambda: self._store.find(
-                pan_fingerprint, requestor=requestor, program=program, after=after, limit=limit
-            ),
-        )
-
-    async def by_reference(self, reference: bytes) -> SealedRecord | None:
-        return await self._call("by_reference", lambda: self._store.by_reference(reference))
-
-    async def insert(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
-    ) -> list[str]:
-        return await self._call("insert", lambda: self._store.insert(records, events, document))
-
-    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return await self._call("replace", lambda: self._store.replace(records, events))
-
-    async def append(self, events: Sequence[SealedEvent]) -> None:
-        await self._call("append", lambda: self._store.append(events))
-
-    async def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]:  # fmt: skip
-        return await self._call(
-            "events",
-            lambda: self._store.events(stream=stream, reference=reference, after=after, limit=limit),
-        )
-
-    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return await self._call("latest_checkpoints", lambda: self._store.latest_checkpoints(limit))
-
-    async def put_domain(self, digest: bytes, document: bytes) -> None:
-        await self._call("put_domain", lambda: self._store.put_domain(digest, document))
-
-    async def get_domain(self, digest: bytes) -> bytes | None:
-        return await self._call("get_domain", lambda: self._store.get_domain(digest))
-
-    async def get_meta(self, name: str) -> bytes | None:
-        return await self._call("get_meta", lambda: self._store.get_meta(name))
-
-    async def put_meta(self, name: str, value: bytes) -> bytes:
-        return await self._call("put_meta", lambda: self._store.put_meta(name, value))
+    async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(getattr(self._store, name), *args, **kwargs)
+        return await _under(self._plan(name), TokenStoreError, asyncio.sleep, call)
 
 
 class FaultyKeyStore:
@@ -299,7 +184,7 @@ class FaultyKeyStore:
         self._plan = plan
 
     def _call(self, name: str, call: Callable[[], T]) -> T:
-        return _under(self._plan, KeyStoreError, name, call)
+        return _blocking_under(self._plan(name), KeyStoreError, call)
 
     def cipher(self, key: KeyName) -> BlockCipher:
         return FaultyBlockCipher(self._call("cipher", lambda: self._keys.cipher(key)), self._plan)
@@ -331,6 +216,5 @@ class FaultyBlockCipher:
         self._plan = plan
 
     def encrypt_blocks(self, blocks: bytes) -> bytes:
-        return _under(
-            self._plan, KeyStoreError, "encrypt_blocks", lambda: self._cipher.encrypt_blocks(blocks)
-        )
+        fault = self._plan("encrypt_blocks")
+        return _blocking_under(fault, KeyStoreError, lambda: self._cipher.encrypt_blocks(blocks))

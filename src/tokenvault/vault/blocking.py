@@ -21,7 +21,7 @@ from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import CLOSED, BlockingRuntime, Clock, beside, run
-from tokenvault.stores.blocking import BlockingStore
+from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault import arguments as requests
 from tokenvault.vault import closing

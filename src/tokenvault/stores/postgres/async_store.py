@@ -15,8 +15,8 @@ from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.async_guard import AsyncTokenStoreBase
 from tokenvault.stores.forks import hold_still_at_forks
+from tokenvault.stores.guard import AsyncTokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, parse_address
 from tokenvault.stores.postgres.errors import MISSING, PRESENT, explanation, unconnected
