@@ -28,7 +28,7 @@ def one_base() -> None:
         tv.LifecycleError,
         tv.PermissionDeniedError,
         tv.TokenNotFoundError,
-        tv.TokenSpaceExhausted,
+        tv.TokenSpaceExhaustedError,
         tv.TokenStoreError,
     ]
     assert_type(every[0].response_code, str)
