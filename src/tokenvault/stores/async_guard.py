@@ -12,9 +12,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from tokenvault.errors import TokenStoreError, TokenVaultError
 from tokenvault.stores.checks import (
-    DIGEST_BYTES,
-    INTEGER_MAX,
-    REFERENCE_BYTES,
     check_bytes,
     check_digest,
     check_document,
@@ -37,7 +34,14 @@ from tokenvault.stores.checks import (
     sound_value,
 )
 from tokenvault.stores.guard import CLOSED, PASSED, PASSED_WITH_SCHEMA, UNEXPLAINED, port_error
-from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
+from tokenvault.stores.port import (
+    DIGEST_BYTES,
+    INTEGER_MAX,
+    PAGE_MAX,
+    REFERENCE_BYTES,
+    SealedEvent,
+    SealedRecord,
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

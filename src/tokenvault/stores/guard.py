@@ -19,9 +19,6 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.stores.checks import (
-    DIGEST_BYTES,
-    INTEGER_MAX,
-    REFERENCE_BYTES,
     check_bytes,
     check_digest,
     check_document,
@@ -43,7 +40,14 @@ from tokenvault.stores.checks import (
     sound_streams,
     sound_value,
 )
-from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
+from tokenvault.stores.port import (
+    DIGEST_BYTES,
+    INTEGER_MAX,
+    PAGE_MAX,
+    REFERENCE_BYTES,
+    SealedEvent,
+    SealedRecord,
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
