@@ -1,4 +1,4 @@
-"""The audit event of a chunk of a batch: one row that lists what came of every item.
+"""The audit event of a chunk of a batch: one row that lists the outcome of every item.
 
 Layout of its body, encoding version 2, big endian:
 
@@ -7,39 +7,40 @@ Layout of its body, encoding version 2, big endian:
     1   action
     4   number of items, n
     2   number of kinds, k; each:
-        1 outcome, 1 length of requestor (0 or 11) and its digits, 1 number of codes and the place of each (1 byte)
-        in the table of codes
+        1 outcome
+        1 length of the requestor (0 or 11), then its digits
+        1 number of codes, then the index of each in the table of codes, 1 byte each
     1   number of codes in the table; each: 1 length and its ASCII
     4   number of transaction ids, t; each: 1 length and its ASCII, of length 0 where there was none
-    1   0: one revision for all items follows, 8 bytes; 1: 8 bytes for each
-    ..  unless k is 1: the kind of each item, 2 bytes
-    ..  if t is above 1: the transaction id of each item, 4 bytes
+    1   0: one revision for all items follows, 8 bytes; 1: a revision for each item follows, 8 bytes each
+    ..  unless k is 1: the index of the kind of each item, 2 bytes
+    ..  if t is above 1: the index of the transaction id of each item, 4 bytes
     ..  the reference of each item, 16 bytes, zeros where none was found
 
 Kinds, codes and transaction ids stand in the order in which items first have them. The row's own reference is 16 zero
-bytes: so the events of batches are found together.
+bytes, by which all events of batches are found.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.audit.event import Action, Event, Outcome, change_of
+from tokenvault.audit.event import Action, Event, Outcome, revision_of
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 2
 BATCH: Final = bytes(16)
-"""The reference that every batch's event has."""
+"""The reference of every batch's event."""
 
 ITEMS_MAX: Final = 8_000
-"""So that an event is below 1 MiB, whatever its items are."""
+"""With so many, an event stays below 1 MiB, whatever its items are."""
 
 _NOT_NOTED: Final = -1
 _FIXED: Final = struct.Struct(">BQBIH")
@@ -53,7 +54,7 @@ Indexes: TypeAlias = npt.NDArray[np.int64]
 
 
 class Kind(NamedTuple):
-    """What many items have in common; attributes as in Event."""
+    """What many items of a batch have in common; attributes as in Event."""
 
     outcome: Outcome
     requestor: str | None = None
@@ -76,8 +77,10 @@ class BatchEvent(NamedTuple):
 
     Attributes:
         time_ms, action: as in Event.
-        kinds, transaction_ids: what items refer to, in the order in which they first do.
-        kind_of, id_of: shape (items,), dtype int64: places in these.
+        kinds: all that occur, in the order in which items first have them.
+        transaction_ids: likewise.
+        kind_of: the index of each item's kind, shape (items,), dtype int64.
+        id_of: the index of each item's transaction id, likewise.
         revisions: shape (items,), dtype uint64, as in Event.
         references: shape (items, 16), dtype uint8; zeros where none was found.
     """
@@ -93,7 +96,7 @@ class BatchEvent(NamedTuple):
 
     @property
     def reference(self) -> bytes:
-        """Of the row."""
+        """The reference of the row."""
         return BATCH
 
     def body(self) -> bytes:
@@ -123,7 +126,7 @@ class BatchEvent(NamedTuple):
         return b"".join(parts)
 
     def items(self) -> Iterator[Item]:
-        """What it says of each token."""
+        """What the event says of each token."""
         names = self.transaction_ids or (None,)
         for reference, revision, kind, name in zip(
             split(self.references),
@@ -140,7 +143,6 @@ class BatchEvent(NamedTuple):
     @classmethod
     def parse(cls, row: SealedEvent) -> BatchEvent:
         """Read a row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        event: BatchEvent | None = None
         try:
             event = _read(row.body)
         except (struct.error, IndexError, ValueError):
@@ -166,10 +168,10 @@ def items(event: Event | BatchEvent) -> Iterator[Item]:
 
 
 def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
-    """The records that were written with an event of either form, by reference, and the revision of each then."""
+    """The records that were written with an event of either form: the reference and revision of each."""
     if row.body[:1] != bytes((ENCODING_VERSION,)):
-        change = change_of(row)
-        return {(row.reference, change)} if change else set()
+        revision = revision_of(row)
+        return {(row.reference, revision)} if revision else set()
     try:
         listed = BatchEvent.parse(row).items()
     except IntegrityError:
@@ -178,10 +180,10 @@ def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
 
 
 class BatchEventBuilder:
-    """Collects what came of the items of a chunk. The event lists them in the order of their rows.
+    """Collects the outcomes of the items of a chunk. The event lists them in the order of their rows.
 
     Args:
-        rows: how many items there are; not each leaves a note.
+        rows: how many items the chunk has; those that are not noted stand in no event.
     """
 
     def __init__(self, rows: int) -> None:
@@ -300,14 +302,16 @@ def _read(body: bytes) -> BatchEvent | None:
 
 
 def _in_order(event: BatchEvent) -> bool:
-    """Whether kinds and ids are distinct, and stand as the items first have them."""
-    return all(
+    """Whether kinds and transaction ids are distinct, and stand in the order in which items first have them."""
+    return _is_by_first_use(event.kinds, event.kind_of) and _is_by_first_use(
+        event.transaction_ids, event.id_of
+    )
+
+
+def _is_by_first_use(table: Sequence[object], index_of: Indexes) -> bool:
+    used, firsts = np.unique(index_of, return_index=True)
+    return (
         len(set(table)) == len(table)
-        and len(places) == len(first)
-        and (len(places) <= 1 or bool((first[1:] > first[:-1]).all() and places[-1] == len(table) - 1))
-        and len(places) == (len(table) or 1)
-        for table, (places, first) in (
-            (event.kinds, np.unique(event.kind_of, return_index=True)),
-            (event.transaction_ids, np.unique(event.id_of, return_index=True)),
-        )
+        and np.array_equal(used, np.arange(len(table) or 1))  # without a table, every index is 0
+        and bool((firsts[1:] > firsts[:-1]).all())
     )

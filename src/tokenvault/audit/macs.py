@@ -1,4 +1,4 @@
-"""Which events have the MAC that the vault gives them, under any version of its AUDIT key."""
+"""Checks the MACs of events, under any version of the AUDIT key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 
 
 class AuditMacs:
-    """The AUDIT keys of a key store, the newest first. A row does not say which one it was written under."""
+    """Checks MACs with the AUDIT keys of a key store: a row does not state the version it was written under."""
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys: Final = keys
@@ -21,7 +21,8 @@ class AuditMacs:
     def genuine(self, leaves: Sequence[bytes], macs: Sequence[bytes]) -> list[bool]:
         """For each event, given by its leaf hash and MAC, whether the two belong together.
 
-        One call of the key store for all events, and one more for each older key that some are left for.
+        Takes one call of the key store for all events under the newest key, and one more for each older version that
+        is tried for those which do not match yet.
 
         Raises:
             KeyStoreError: a key can not be reached now.
