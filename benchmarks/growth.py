@@ -18,8 +18,8 @@ from tokenvault.keys import KeyStore
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records.keyring import KeyRing
-from tokenvault.records.record import REFERENCE_BYTES, TokenRecord
-from tokenvault.stores.port import PAGE_MAX, STREAM_BYTES, SealedEvent, TokenStore
+from tokenvault.records.record import TokenRecord
+from tokenvault.stores.port import PAGE_MAX, REFERENCE_BYTES, STREAM_BYTES, SealedEvent, TokenStore
 
 TOKENS = (10**4, 10**5, 10**6)
 CALLS = 500

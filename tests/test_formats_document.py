@@ -29,20 +29,20 @@ from tokenvault.keys.secrets import Secret
 from tokenvault.model.controls import VelocityCounter
 from tokenvault.model.counters import Usage
 from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.records import layout, sealing
 from tokenvault.records import record as records
-from tokenvault.records import sealing
 from tokenvault.records.keyring import KeyRing, key_check_value
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES_COUNT = 31
 LAYOUTS = {
-    "Record body, fixed part": records._FIXED.size,
-    "Counter": records._COUNTER.size,
+    "Record body, fixed part": layout.BODY.size,
+    "Counter": layout.COUNTER.size,
     "Remembered transaction": 32,
-    "Record digest, fixed part of the input": 13 + sealing.HEADER.size,
-    "Plaintext of the seal": sealing.PLAINTEXT.size,
-    "Seal": sealing.SEAL_BYTES,
+    "Record digest, fixed part of the input": layout.DIGEST_HEADER.size,
+    "Plaintext of the seal": layout.PLAINTEXT.size,
+    "Seal": SEAL_BYTES,
     "Event body, fixed part": events._FIXED.size,
     "Checkpoint payload, fixed part": checkpoint._FIXED.size,
     "Cross-reference": checkpoint._CROSS_REFERENCE.size,

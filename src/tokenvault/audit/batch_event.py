@@ -33,10 +33,10 @@ import numpy.typing as npt
 from tokenvault.audit.event import Action, Event, Outcome, revision_of
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, split
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import REFERENCE_BYTES, SealedEvent
 
 ENCODING_VERSION: Final = 2
-BATCH: Final = bytes(16)
+BATCH: Final = bytes(REFERENCE_BYTES)
 """The reference of every batch's event."""
 
 ITEMS_MAX: Final = 8_000
@@ -192,7 +192,7 @@ class BatchEventBuilder:
         self._kind_of: Indexes = np.full(rows, _NOT_NOTED, np.int64)
         self._id_of: Indexes = np.zeros(rows, np.int64)
         self._revisions: Words = np.zeros(rows, np.uint64)
-        self._references: Bytes = np.zeros((rows, 16), np.uint8)
+        self._references: Bytes = np.zeros((rows, REFERENCE_BYTES), np.uint8)
 
     def note(
         self, row: int, reference: bytes, revision: int, kind: Kind, transaction_id: str | None = None
@@ -293,7 +293,7 @@ def _read(body: bytes) -> BatchEvent | None:
     none: Indexes = np.zeros(count, np.int64)
     kind_of = reader.column(count, ">u2").astype(np.int64) if kind_count > 1 else none
     id_of = reader.column(count, ">u4").astype(np.int64) if name_count > 1 else none
-    references = np.frombuffer(reader.take(16 * count), np.uint8).reshape(count, 16)
+    references = np.frombuffer(reader.take(count * REFERENCE_BYTES), np.uint8).reshape(count, REFERENCE_BYTES)
     return (
         BatchEvent(time_ms, Action(action), kinds, names, kind_of, id_of, revisions, references)
         if reader.done
