@@ -30,7 +30,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.audit.event import Action, Event, Outcome, revision_of
+from tokenvault.audit.event import MALFORMED, Action, BodyReader, Event, Outcome, prefixed, revision_of
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import REFERENCE_BYTES, SealedEvent
@@ -46,7 +46,6 @@ _NOT_NOTED: Final = -1
 _FIXED: Final = struct.Struct(">BQBIH")
 _COUNT: Final = struct.Struct(">I")
 _REVISION: Final = struct.Struct(">Q")
-_MALFORMED: Final = "an audit event is not one that this library writes"
 
 T = TypeVar("T")
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -59,17 +58,6 @@ class Kind(NamedTuple):
     outcome: Outcome
     requestor: str | None = None
     codes: tuple[str, ...] = ()
-
-
-class Item(NamedTuple):
-    """What an audit event says of one token; attributes as in Event."""
-
-    reference: bytes
-    revision: int
-    outcome: Outcome
-    requestor: str | None
-    codes: tuple[str, ...]
-    transaction_id: str | None
 
 
 class BatchEvent(NamedTuple):
@@ -110,9 +98,9 @@ class BatchEvent(NamedTuple):
             places = [codes.index(code) for code in kind.codes]
             parts.append(bytes((kind.outcome, len(requestor), *requestor, len(places), *places)))
         parts.append(bytes((len(codes),)))
-        parts += [_prefixed(code) for code in codes]
+        parts += [prefixed(code) for code in codes]
         parts.append(_COUNT.pack(len(self.transaction_ids)))
-        parts += [_prefixed(name or "") for name in self.transaction_ids]
+        parts += [prefixed(name or "") for name in self.transaction_ids]
         first = int(self.revisions[0]) if len(self.revisions) else 0
         if (self.revisions == np.uint64(first)).all():
             parts.append(b"\0" + _REVISION.pack(first))
@@ -125,19 +113,26 @@ class BatchEvent(NamedTuple):
         parts.append(self.references.tobytes())
         return b"".join(parts)
 
-    def items(self) -> Iterator[Item]:
-        """What the event says of each token."""
-        names = self.transaction_ids or (None,)
-        for reference, revision, kind, name in zip(
+    def items(self) -> Iterator[Event]:
+        """What the event says of each token, as an event of its own."""
+        transaction_ids = self.transaction_ids or (None,)
+        for reference, revision, kind_index, id_index in zip(
             split(self.references),
             self.revisions.tolist(),
             self.kind_of.tolist(),
             self.id_of.tolist(),
             strict=True,
         ):
-            outcome, requestor, codes = self.kinds[kind]
-            yield Item(
-                reference if reference != BATCH else b"", revision, outcome, requestor, codes, names[name]
+            kind = self.kinds[kind_index]
+            yield Event(
+                time_ms=self.time_ms,
+                action=self.action,
+                outcome=kind.outcome,
+                requestor=kind.requestor,
+                reference=reference if reference != BATCH else b"",
+                transaction_id=transaction_ids[id_index],
+                codes=kind.codes,
+                revision=revision,
             )
 
     @classmethod
@@ -148,7 +143,7 @@ class BatchEvent(NamedTuple):
         except (struct.error, IndexError, ValueError):
             event = None
         if event is None or row.reference != BATCH or event.body() != row.body or not _in_order(event):
-            raise IntegrityError(_MALFORMED)
+            raise IntegrityError(MALFORMED)
         return event
 
 
@@ -157,14 +152,9 @@ def parse(row: SealedEvent) -> Event | BatchEvent:
     return BatchEvent.parse(row) if row.body[:1] == bytes((ENCODING_VERSION,)) else Event.parse(row)
 
 
-def items(event: Event | BatchEvent) -> Iterator[Item]:
-    """What an event of either form says of each token; of one that names none, one item without reference."""
-    if isinstance(event, BatchEvent):
-        yield from event.items()
-    else:
-        yield Item(
-            event.reference, event.revision, event.outcome, event.requestor, event.codes, event.transaction_id
-        )
+def items(event: Event | BatchEvent) -> Iterator[Event]:
+    """What an event of either form says of each token, as an event of its own."""
+    return event.items() if isinstance(event, BatchEvent) else iter((event,))
 
 
 def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
@@ -173,10 +163,15 @@ def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
         revision = revision_of(row)
         return {(row.reference, revision)} if revision else set()
     try:
-        listed = BatchEvent.parse(row).items()
+        event = BatchEvent.parse(row)
     except IntegrityError:
         return set()
-    return {(item.reference, item.revision) for item in listed if item.revision}
+    references = split(event.references)
+    return {
+        (reference, revision)
+        for reference, revision in zip(references, event.revisions.tolist(), strict=True)
+        if revision
+    }
 
 
 class BatchEventBuilder:
@@ -198,10 +193,8 @@ class BatchEventBuilder:
         self, row: int, reference: bytes, revision: int, kind: Kind, transaction_id: str | None = None
     ) -> None:
         """Note one item."""
-        self._references[row] = np.frombuffer(reference or BATCH, np.uint8)
-        self._revisions[row] = revision
-        self._kind_of[row] = self._kinds.setdefault(kind, len(self._kinds))
-        self._id_of[row] = self._names.setdefault(transaction_id, len(self._names))
+        column = np.frombuffer(reference or BATCH, np.uint8).reshape(1, REFERENCE_BYTES)
+        self.note_many(np.array([row]), column, revision, kind, transaction_id)
 
     def note_many(
         self,
@@ -237,39 +230,8 @@ def _by_first_use(table: list[T], places: Indexes) -> tuple[tuple[T, ...], Index
     return tuple(table[place] for place in ordered.tolist()), moved[places]
 
 
-def _prefixed(text: str) -> bytes:
-    encoded = text.encode("ascii")
-    return bytes((len(encoded),)) + encoded
-
-
-class _Reader:
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self._body):
-            raise ValueError("cut short")
-        taken, self._at = self._body[self._at : end], end
-        return taken
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def text(self) -> str:
-        return self.take(self.byte()).decode("ascii")
-
-    def column(self, count: int, dtype: str) -> npt.NDArray[np.generic]:
-        return np.frombuffer(self.take(count * np.dtype(dtype).itemsize), dtype)
-
-    @property
-    def done(self) -> bool:
-        return self._at == len(self._body)
-
-
 def _read(body: bytes) -> BatchEvent | None:
-    reader = _Reader(body)
+    reader = BodyReader(body)
     version, time_ms, action, count, kind_count = _FIXED.unpack(reader.take(_FIXED.size))
     if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
         return None
@@ -287,18 +249,20 @@ def _read(body: bytes) -> BatchEvent | None:
         return None
     names = tuple(reader.text() or None for _ in range(name_count))
     if reader.byte():
-        revisions = reader.column(count, ">u8").astype(np.uint64)
+        revisions = _column(reader, count, ">u8").astype(np.uint64)
     else:
-        revisions = np.full(count, _REVISION.unpack(reader.take(8))[0], np.uint64)
+        revisions = np.full(count, _REVISION.unpack(reader.take(_REVISION.size))[0], np.uint64)
     none: Indexes = np.zeros(count, np.int64)
-    kind_of = reader.column(count, ">u2").astype(np.int64) if kind_count > 1 else none
-    id_of = reader.column(count, ">u4").astype(np.int64) if name_count > 1 else none
+    kind_of = _column(reader, count, ">u2").astype(np.int64) if kind_count > 1 else none
+    id_of = _column(reader, count, ">u4").astype(np.int64) if name_count > 1 else none
     references = np.frombuffer(reader.take(count * REFERENCE_BYTES), np.uint8).reshape(count, REFERENCE_BYTES)
-    return (
-        BatchEvent(time_ms, Action(action), kinds, names, kind_of, id_of, revisions, references)
-        if reader.done
-        else None
-    )
+    if reader.rest():
+        return None
+    return BatchEvent(time_ms, Action(action), kinds, names, kind_of, id_of, revisions, references)
+
+
+def _column(reader: BodyReader, count: int, dtype: str) -> npt.NDArray[np.generic]:
+    return np.frombuffer(reader.take(count * np.dtype(dtype).itemsize), dtype)
 
 
 def _in_order(event: BatchEvent) -> bool:

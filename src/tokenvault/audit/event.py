@@ -37,13 +37,16 @@ from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 1
 
+TEXT_CHARACTERS_MAX: Final = 127
+"""In a text of an event; also the most codes of one."""
+
 AUTHENTICATED_BYTES: Final = 16
 """Bytes of the leaf hash that the MAC covers."""
 
 _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")
 _REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
-_MALFORMED: Final = "an audit event is not one that this library writes"
+MALFORMED: Final = "an audit event is not one that this library writes"
 
 
 class Action(int, enum.Enum):  # an IntEnum would print as a number
@@ -101,46 +104,91 @@ class Event(NamedTuple):
 
     def body(self) -> bytes:
         """The canonical encoding."""
-        fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
-        requestor, transaction_id, codes = self.requestor or "", self.transaction_id or "", self.codes
-        texts = f"{chr(len(requestor))}{requestor}{chr(len(transaction_id))}{transaction_id}{chr(len(codes))}"
-        for code in codes:
-            texts += chr(len(code)) + code
-        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
-        return fixed + texts.encode("ascii") + payload
+        return b"".join(
+            (
+                _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision),
+                prefixed(self.requestor or ""),
+                prefixed(self.transaction_id or ""),
+                _length(len(self.codes)),
+                *map(prefixed, self.codes),
+                b"" if self.checkpoint is None else self.checkpoint.payload(),
+            )
+        )
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
         """Read an event row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        event = cls._read(row)
+        try:
+            event = cls._read(row)
+        except (struct.error, ValueError):
+            event = None
         if event is None or event.body() != row.body:
-            raise IntegrityError(_MALFORMED)
+            raise IntegrityError(MALFORMED)
         return event
 
     @classmethod
     def _read(cls, row: SealedEvent) -> Event | None:
-        try:
-            version, time_ms, action, outcome, revision = _FIXED.unpack_from(row.body)
-            if version != ENCODING_VERSION:
-                return None
-            texts = _texts(row.body[_FIXED.size :].decode("latin-1"), 2)  # the payload goes on as any bytes
-            codes = _texts(texts.rest[1:], ord(texts.rest[:1]))
-            payload = codes.rest.encode("latin-1")
-            if not row.body[_FIXED.size : len(row.body) - len(payload)].isascii():
-                return None
-            return cls(
-                time_ms=time_ms,
-                action=Action(action),
-                outcome=Outcome(outcome),
-                requestor=texts.found[0] or None,
-                reference=row.reference,
-                transaction_id=texts.found[1] or None,
-                codes=tuple(codes.found),
-                revision=revision,
-                checkpoint=Checkpoint.parse(payload) if action == Action.CHECKPOINT.value else None,
-            )
-        except (struct.error, TypeError, ValueError):
+        reader = BodyReader(row.body)
+        version, time_ms, action, outcome, revision = _FIXED.unpack(reader.take(_FIXED.size))
+        if version != ENCODING_VERSION:
             return None
+        return cls(
+            time_ms=time_ms,
+            action=Action(action),
+            outcome=Outcome(outcome),
+            requestor=reader.text() or None,
+            reference=row.reference,
+            transaction_id=reader.text() or None,
+            codes=tuple(reader.text() for _ in range(reader.length())),
+            revision=revision,
+            checkpoint=Checkpoint.parse(reader.rest()) if action == Action.CHECKPOINT.value else None,
+        )
+
+
+class BodyReader:
+    """Reads an event's body from its start. Raises ValueError where the body is cut short or has another form."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        end = self._at + count
+        if end > len(self._body):
+            raise ValueError("cut short")
+        taken, self._at = self._body[self._at : end], end
+        return taken
+
+    def byte(self) -> int:
+        """The next byte."""
+        return self.take(1)[0]
+
+    def length(self) -> int:
+        """A length or number, at most TEXT_CHARACTERS_MAX."""
+        length = self.byte()
+        if length > TEXT_CHARACTERS_MAX:
+            raise ValueError("too long")
+        return length
+
+    def text(self) -> str:
+        """A text after its length."""
+        return self.take(self.length()).decode("ascii")
+
+    def rest(self) -> bytes:
+        """All that is left."""
+        return self.take(len(self._body) - self._at)
+
+
+def prefixed(text: str) -> bytes:
+    """A text of ASCII after its length, 1 byte."""
+    return _length(len(text)) + text.encode("ascii")
+
+
+def _length(length: int) -> bytes:
+    if length > TEXT_CHARACTERS_MAX:
+        raise ValueError("too long for an event")
+    return bytes((length,))
 
 
 def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:
@@ -157,18 +205,3 @@ def leaf_of(row: SealedEvent) -> bytes:
 def revision_of(row: SealedEvent) -> int:
     """The revision of the record that was written with this event, or 0. Does not look at the rest of the body."""
     return int.from_bytes(row.body[_REVISION]) if row.reference != row.stream else 0
-
-
-class _Texts(NamedTuple):
-    found: list[str]
-    rest: str
-
-
-def _texts(encoded: str, count: int) -> _Texts:
-    """The first texts, each after its length. Raises TypeError where the encoding ends before."""
-    found = []
-    for _ in range(count):
-        end = 1 + ord(encoded[:1])
-        found.append(encoded[1:end])
-        encoded = encoded[end:]
-    return _Texts(found, encoded)

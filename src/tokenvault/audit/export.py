@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import attrs
 
 from tokenvault.audit.batch_event import BATCH, items, parse
-from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.stores.port import SealedEvent
+from tokenvault.audit.event import Action, Event, Outcome, leaf_of
+from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.verify import pages
+from tokenvault.errors import IntegrityError
+from tokenvault.keys.port import KeyStore
+from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
 
 HISTORY_MAX: Final = 1_000
 """The most events that `Vault.history` returns at once."""
@@ -68,14 +73,43 @@ def audit_events(row: SealedEvent) -> list[AuditEvent]:
     ]
 
 
-def json_lines(row: SealedEvent, genuine: bool | None) -> list[str]:
-    """An event as lines of JSON in ASCII without their ends, one for each item of a batch. Raises IntegrityError.
+def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator[str]:
+    """All events of a database as JSON Lines: a line of ASCII for each, or each item of a batch, without its end.
 
-    Args:
-        row: the event.
-        genuine: whether its MAC is right; None where that was not checked.
+    By stream, oldest name first, and number. docs/audit.md has the names and values. "genuine" states whether the MAC
+    is right, and is null without keys. An event that can not be read has "stream", "number" and "genuine" only.
+
+    Raises:
+        KeyStoreError, TokenStoreError: as lines are read.
+        IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
     """
-    return [_json_line(row, event, genuine) for event in audit_events(row)]
+    macs = None if keys is None else AuditMacs(keys)
+    for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
+        malformed = 0
+        for page in pages.stream_pages(store, stream):
+            if isinstance(page, int):
+                yield _unreadable(stream, page)
+                malformed += 1
+                continue
+            genuine: Sequence[bool | None] = [None] * len(page)
+            if macs is not None:
+                genuine = macs.genuine(page, [leaf_of(row) for row in page])
+            for row, right in zip(page, genuine, strict=True):
+                yield from _lines(row, right)
+        if malformed >= pages.MALFORMED_MAX:
+            raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
+
+
+def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:
+    try:
+        events = audit_events(row)
+    except IntegrityError:
+        return [_unreadable(row.stream, row.number)]
+    return [_json_line(row, event, genuine) for event in events]
+
+
+def _unreadable(stream: bytes, number: int) -> str:
+    return f'{{"stream": "{stream.hex()}", "number": {number}, "genuine": false}}'
 
 
 def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str:

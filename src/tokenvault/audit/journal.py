@@ -118,16 +118,6 @@ class _Stream:
         return self.tree
 
 
-@attrs.frozen
-class _Commitment:
-    """A checkpoint to be written: its number, and the size, root and closes that it will state."""
-
-    number: int
-    size: int
-    root: bytes
-    closes: bool = False
-
-
 @attrs.define(eq=False)
 class Entry:
     """An event on its way into its stream, with the checkpoint that is written before it if one was due.
@@ -135,17 +125,18 @@ class Entry:
     Attributes:
         event: None of a checkpoint alone, which closes the stream.
         number: of the event, or of the checkpoint alone.
+        checkpoint: what it commits to; `seal` adds the cross-references, unless they are to be repeated.
+        checkpoint_number: of the checkpoint.
         rows: to be written in one atomic step; `seal` makes them, with the leaf hash of each number.
-        cross_references: of the checkpoint.
     """
 
     stream: _Stream
     event: Event | BatchEvent | None
-    number: int
-    checkpoint: _Commitment | None
+    number: int = 0
+    checkpoint: Checkpoint | None = None
+    checkpoint_number: int = 0
     rows: tuple[SealedEvent, ...] = ()
     leaves: tuple[tuple[int, bytes], ...] = ()
-    cross_references: tuple[CrossReference, ...] = ()
 
     @property
     def ends(self) -> bool:
@@ -176,10 +167,11 @@ class Journal:
                     continue
                 if not stream.name:
                     stream.name = _new_name(event.time_ms)
-                commitment = None
+                entry = Entry(stream, event)
                 if checkpoint and stream.due(event.time_ms):
-                    commitment = self._commit(stream, event.time_ms)
-                return Entry(stream, event, stream.take(), commitment)
+                    self._begin_checkpoint(entry, event.time_ms)
+                entry.number = stream.take()
+                return entry
 
     def begin_closing(self) -> Entry | None:
         """A checkpoint alone, which closes the stream if no number is missing; None if no event was ever written."""
@@ -190,18 +182,22 @@ class Journal:
                     continue
                 if not (stream.tree.size or stream.settled):
                     return None
-                commitment = self._commit(stream, _TIME_MAX)
-                if stream.last == commitment.number == commitment.size + 1:
+                entry = Entry(stream, None)
+                checkpoint = self._begin_checkpoint(entry, _TIME_MAX)
+                entry.number = entry.checkpoint_number
+                if stream.last == entry.number == checkpoint.size + 1:
                     stream.closed = True
-                    commitment = attrs.evolve(commitment, closes=True)
-                return Entry(stream, None, commitment.number, commitment)
+                    entry.checkpoint = attrs.evolve(checkpoint, closes=True)
+                return entry
 
-    def _commit(self, stream: _Stream, time_ms: int) -> _Commitment:
-        number = stream.take()
+    def _begin_checkpoint(self, entry: Entry, time_ms: int) -> Checkpoint:
+        stream = entry.stream
+        entry.checkpoint_number = stream.take()
         stream.due_number = stream.last + self._policy.events
         stream.due_ms = time_ms + 1_000 * self._policy.seconds
         tree = stream.grow()
-        return _Commitment(number, tree.size, tree.root())
+        entry.checkpoint = checkpoint = Checkpoint(size=tree.size, root=tree.root())
+        return checkpoint
 
     def _current(self) -> _Stream:
         stream, pid = self._stream, os.getpid()
@@ -226,8 +222,11 @@ class Journal:
             KeyStoreError: withdraw the entry then.
         """
         if entry.checkpoint is not None:
-            event = self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints)
-            self._add_row(entry, entry.checkpoint.number, event)
+            self._add_row(
+                entry,
+                entry.checkpoint_number,
+                self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints),
+            )
         if entry.event is not None:
             self._add_row(entry, entry.number, entry.event)
         return entry.rows
@@ -244,39 +243,35 @@ class Journal:
         entry.leaves += ((number, leaf),)
 
     def _checkpoint_event(
-        self, entry: Entry, commitment: _Commitment, time_ms: int, latest_checkpoints: Sequence[SealedEvent]
+        self, entry: Entry, checkpoint: Checkpoint, time_ms: int, latest_checkpoints: Sequence[SealedEvent]
     ) -> Event:
-        """The checkpoint of an entry, signed where there is a signer; notes its cross-references in the entry."""
+        """The event of an entry's checkpoint, with cross-references, and signed where there is a signer."""
         stream = entry.stream
         others = [row for row in latest_checkpoints[:CROSS_REFERENCES_MAX] if row.stream != stream.name]
         genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
-        entry.cross_references = tuple(
+        references = tuple(
             CrossReference(row.stream, row.number, leaf_of(row))
             for row in genuine
             if row.reference == row.stream  # of a stream that has no checkpoint yet, another event may come
             and row.number > stream.referenced.get(row.stream, 0)
         )
-        checkpoint = Checkpoint(
-            size=commitment.size,
-            root=commitment.root,
-            closes=commitment.closes,
-            cross_references=entry.cross_references,
-            unauthenticated_rows=len(others) - len(genuine),
+        complete = attrs.evolve(
+            checkpoint, cross_references=references, unauthenticated_rows=len(others) - len(genuine)
         )
         event = Event(
             time_ms=time_ms,
             action=Action.CHECKPOINT,
             outcome=Outcome.DONE,
             reference=stream.name,
-            checkpoint=checkpoint,
+            checkpoint=complete,
         )
         signer = self._keys.signer()
-        if signer is None:
-            return event
         # Where the module is away for the moment, the checkpoint stays unsigned: the next signature covers it too.
         with suppress(KeyStoreError):
-            return _signed(event, checkpoint, commitment.number, signer)
-        entry.cross_references = ()  # to be repeated: a signature speaks for what its own checkpoint refers to
+            signed = event if signer is None else _signed(event, complete, entry.checkpoint_number, signer)
+            entry.checkpoint = complete
+            return signed
+        # Its cross-references are to be repeated: a signature speaks for those of its own checkpoint.
         return event
 
     # How an entry ended.
@@ -287,9 +282,10 @@ class Journal:
         with stream.lock:
             for number, leaf in entry.leaves:
                 stream.settle(number, leaf)
-            if len(stream.referenced) + len(entry.cross_references) > _REFERENCED_MAX:
+            references = entry.checkpoint.cross_references if entry.checkpoint else ()
+            if len(stream.referenced) + len(references) > _REFERENCED_MAX:
                 stream.referenced.clear()  # the next checkpoints then repeat some cross-references
-            stream.referenced.update((each.stream, each.number) for each in entry.cross_references)
+            stream.referenced.update((each.stream, each.number) for each in references)
 
     def withdraw(self, entry: Entry, found: Sequence[SealedEvent] = ()) -> None:
         """Free the numbers of an entry that was not written, except those where other events were `found`."""
@@ -299,7 +295,7 @@ class Journal:
             if entry.checkpoint is not None:
                 stream.due_number = 0
                 stream.closed = stream.closed and not entry.checkpoint.closes
-                numbers.add(entry.checkpoint.number)
+                numbers.add(entry.checkpoint_number)
             for row in found:
                 numbers.discard(row.number)
                 stream.settle(row.number, leaf_of(row))

@@ -9,6 +9,7 @@ from typing import Final
 from tokenvault.audit.event import AUTHENTICATED_BYTES
 from tokenvault.crypto.cmac import TAG_BYTES, Cmac
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
+from tokenvault.stores.port import SealedEvent
 
 
 class AuditMacs:
@@ -18,8 +19,8 @@ class AuditMacs:
         self._keys: Final = keys
         self._macs: dict[int, Cmac] = {}
 
-    def genuine(self, leaves: Sequence[bytes], macs: Sequence[bytes]) -> list[bool]:
-        """For each event, given by its leaf hash and MAC, whether the two belong together.
+    def genuine(self, rows: Sequence[SealedEvent], leaves: Sequence[bytes]) -> list[bool]:
+        """Whether the MAC of each event is right, given its leaf hash.
 
         Takes one call of the key store for all events under the newest key, and one more for each older version that
         is tried for those which do not match yet.
@@ -32,7 +33,7 @@ class AuditMacs:
         for version in reversed(self._keys.versions(KeyPurpose.AUDIT)) if leaves else ():
             tags = self._mac(version).tags(b"".join([leaves[at][:AUTHENTICATED_BYTES] for at in left]))
             for at, start in zip(left, range(0, len(tags), TAG_BYTES), strict=True):
-                found[at] = hmac.compare_digest(tags[start : start + TAG_BYTES], macs[at])
+                found[at] = hmac.compare_digest(tags[start : start + TAG_BYTES], rows[at].mac)
             left = [at for at in left if not found[at]]
             if not left:
                 break

@@ -104,7 +104,7 @@ class KeyRing:
 
     def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
         """Which of these events have a right MAC, under any version of the AUDIT key. Raises KeyStoreError."""
-        return self._audit_macs.genuine([leaf_of(row) for row in rows], [row.mac for row in rows])
+        return self._audit_macs.genuine(rows, [leaf_of(row) for row in rows])
 
     def signer(self) -> Signer | None:
         """Signs checkpoints; None where the key store has no key for it."""

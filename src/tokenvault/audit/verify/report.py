@@ -165,33 +165,31 @@ class Findings:
         self.found: list[AuditFinding] = []
         self.omitted = 0
 
-    def add(
+    def add(self, finding: AuditFinding) -> None:
+        """Note a finding; past FINDINGS_MAX, only count it."""
+        if len(self.found) < FINDINGS_MAX:
+            self.found.append(finding)
+        else:
+            self.omitted += 1
+
+    def add_stream(
         self,
         kind: FindingKind,
         message: str,
-        *,
-        stream: bytes | None = None,
+        stream: bytes,
         number: int | None = None,
         last: int | None = None,
-        reference: bytes | None = None,
-        revision: int | None = None,
     ) -> None:
-        """Note a finding; past FINDINGS_MAX, only count it."""
-        if len(self.found) >= FINDINGS_MAX:
-            self.omitted += 1
-            return
-        self.found.append(
-            AuditFinding(
-                kind=kind,
-                message=message,
-                stream=None if stream is None else stream.hex(),
-                number=number,
-                last=None if last == number else last,
-                reference=None if reference is None else reference.hex(),
-                revision=revision,
-            )
-        )
+        """Note a finding about a stream, or about its events from a number on up to the last."""
+        last = None if last == number else last
+        self.add(AuditFinding(kind=kind, message=message, stream=stream.hex(), number=number, last=last))
 
     def add_event(self, kind: FindingKind, message: str, row: SealedEvent) -> None:
         """Note a finding about an event that is there."""
-        self.add(kind, message, stream=row.stream, number=row.number)
+        self.add_stream(kind, message, row.stream, row.number)
+
+    def add_record(
+        self, kind: FindingKind, message: str, reference: bytes, revision: int | None = None
+    ) -> None:
+        """Note a finding about a record, or about one of its revisions."""
+        self.add(AuditFinding(kind=kind, message=message, reference=reference.hex(), revision=revision))

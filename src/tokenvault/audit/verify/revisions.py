@@ -13,7 +13,7 @@ from typing import Final
 from tokenvault.audit.batch_event import BATCH, changes_of
 from tokenvault.audit.event import leaf_of
 from tokenvault.audit.verify.pages import reference_pages
-from tokenvault.audit.verify.report import FindingKind, Findings
+from tokenvault.audit.verify.report import AuditFinding, FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
@@ -70,21 +70,21 @@ class Revisions:
     def check(self, store: TokenStore, trusted: TrustedKeys, findings: Findings) -> int:
         """Read all records and note what is wrong. Returns how many there are."""
         for reference, revision in self._repeated:
-            findings.add(
+            findings.add_record(
                 FindingKind.REVISION_FELL,
                 "two events tell of this revision: the record was put back to an older one and changed again",
-                reference=reference,
-                revision=revision,
+                reference,
+                revision,
             )
         findings.omitted += self._repeated_count - len(self._repeated)
         count, after = 0, ""
         while True:
             page = _record_page(store, after)
             if page is None:
-                findings.add(
-                    FindingKind.EDITED,
-                    "a record has another shape than was written: it and the records behind it were not looked at",
+                message = (
+                    "a record has another shape than was written: it and the records behind it were not read"
                 )
+                findings.add(AuditFinding(kind=FindingKind.EDITED, message=message))
                 return count
             for record in page:
                 self._check_record(record, store, trusted, findings)
@@ -94,10 +94,10 @@ class Revisions:
             after = page[-1].token
         for reference, run in self._runs.items():
             if run != _SEEN:
-                findings.add(
+                findings.add_record(
                     FindingKind.RECORD_REMOVED,
                     "events tell of this token, and its record is not there",
-                    reference=reference,
+                    reference,
                 )
         return count
 
@@ -107,42 +107,37 @@ class Revisions:
         reference, revision = record.reference, record.revision
         run = self._runs.get(reference, 0)
         if run == _SEEN:
-            findings.add(
-                FindingKind.INSERTED,
-                "two records have this reference",
-                reference=reference,
-                revision=revision,
-            )
+            findings.add_record(FindingKind.INSERTED, "two records have this reference", reference, revision)
             return
         self._runs[reference] = _SEEN
         above = self._above.get(reference, set())
         newest = max({run, *above})
         if newest > revision:
-            findings.add(
+            findings.add_record(
                 FindingKind.REVISION_FELL,
                 f"the record has revision {revision}, and an event tells of {newest}: an older row was put back",
-                reference=reference,
-                revision=revision,
+                reference,
+                revision,
             )
         if run == revision:
             return
         # Some may have been written since the streams were read.
         stated = {*range(1, run + 1), *above} | _stated_now(store, trusted, reference)
         if not stated:
-            findings.add(
+            findings.add_record(
                 FindingKind.REMOVED,
                 "no event tells of this record: they were removed, or the record was planted",
-                reference=reference,
-                revision=revision,
+                reference,
+                revision,
             )
             return
         for first, last in self._missing_runs(record, stated):
-            findings.add(
+            findings.add_record(
                 FindingKind.REMOVED,
                 f"no event tells of the change to revision {first}"
                 + (f" up to {last}" if last > first else ""),
-                reference=reference,
-                revision=first,
+                reference,
+                first,
             )
 
     def _missing_runs(self, record: SealedRecord, stated: set[int]) -> Iterator[tuple[int, int]]:

@@ -56,13 +56,13 @@ def check_signed(
         last = max((*audit.checkpoints, *audit.unauthenticated), default=0)
         if last in vouched[name] or (not last and _is_signed_by_now(store, name, trusted)):
             continue
-        findings.add(
+        findings.add_stream(
             FindingKind.UNSIGNED,
             "the last checkpoint of this stream is not signed, and no signed one refers to it"
             if last
             else "no checkpoint of this stream is there",
-            stream=name,
-            number=last or None,
+            name,
+            last or None,
         )
 
 

@@ -93,22 +93,20 @@ class StreamAudit:
             if each.checkpoint.unauthenticated_rows and each.number > self.size_before
         ]
         if numbers:
-            self.findings.add(
+            self.findings.add_stream(
                 FindingKind.INSERTED,
                 "when this checkpoint was written, the youngest streams had rows that no vault wrote, "
                 "so that it refers to fewer streams: they may have been removed since",
-                stream=self.stream,
-                number=min(numbers),
-                last=max(numbers),
+                self.stream,
+                min(numbers),
+                max(numbers),
             )
 
     def read(self, revisions: Revisions, invalid_macs: InvalidMacs) -> None:
         """Read all events and note what is wrong with them."""
         if begins_below_one(self.store, self.stream):
-            self.findings.add(
-                FindingKind.INSERTED,
-                "a row of this stream has a number below 1: no event has",
-                stream=self.stream,
+            self.findings.add_stream(
+                FindingKind.INSERTED, "a row of this stream has a number below 1: no event has", self.stream
             )
         reader = _Reader(self, revisions, invalid_macs)
         for page in stream_pages(self.store, self.stream):
@@ -136,14 +134,14 @@ class _Reader:
             if commitment.size:
                 self._roots.setdefault(commitment.size, set()).add(commitment.root)
         closing = [each.number for each in audit.checkpoints.values() if each.checkpoint.closes]
-        self._end = min(closing, default=None)
+        self._closed_at = min(closing, default=None)
 
     def read(self, rows: list[SealedEvent]) -> None:
         """Read the next events."""
         leaves = [leaf_of(row) for row in rows]
         for row, leaf, genuine in zip(rows, leaves, self._audit.trusted.genuine(rows, leaves), strict=True):
             self._advance(row.number)
-            after_end = self._end is not None and row.number > self._end
+            after_end = self._closed_at is not None and row.number > self._closed_at
             if genuine is False or after_end:
                 self._wrong(row, after_end)
                 continue
@@ -157,11 +155,8 @@ class _Reader:
         """Note a row that the store refuses to return."""
         self._advance(number)
         self._whole = False
-        self._audit.findings.add(
-            FindingKind.EDITED,
-            "this row has another shape than was written",
-            stream=self._audit.stream,
-            number=number,
+        self._audit.findings.add_stream(
+            FindingKind.EDITED, "this row has another shape than was written", self._audit.stream, number
         )
 
     def end(self) -> None:
@@ -173,12 +168,12 @@ class _Reader:
         self._invalid_macs.found += [each if own else each._replace(expected=False) for each in self._invalid]
         committed = max(self._roots, default=0)
         if audit.last < committed:
-            audit.findings.add(
+            audit.findings.add_stream(
                 FindingKind.TRUNCATED,
                 "a checkpoint, or the verification before, commits to more events of this stream",
-                stream=audit.stream,
-                number=audit.last + 1,
-                last=committed,
+                audit.stream,
+                audit.last + 1,
+                committed,
             )
             self._invalid_macs.note_missing(audit.stream, audit.last + 1, committed)
 
@@ -192,12 +187,12 @@ class _Reader:
         audit = self._audit
         committed = max(audit.committed, audit.size_before)
         if first <= committed:
-            audit.findings.add(
+            audit.findings.add_stream(
                 FindingKind.REMOVED,
                 "a checkpoint commits to this event, which is not there",
-                stream=audit.stream,
-                number=first,
-                last=min(last, committed),
+                audit.stream,
+                first,
+                min(last, committed),
             )
         audit.gaps += max(0, last - max(first - 1, committed))
         self._invalid_macs.note_missing(audit.stream, first, last)
@@ -224,11 +219,11 @@ class _Reader:
             return
         self._whole = False
         before = max((size for size in self._roots if size < tree.size), default=0)
-        self._audit.findings.add(
+        self._audit.findings.add_stream(
             FindingKind.EDITED,
             "of these events one was edited, removed or inserted: they are not those that a checkpoint, or the "
             "verification before, committed to",
-            stream=self._audit.stream,
-            number=before + 1,
-            last=tree.size,
+            self._audit.stream,
+            before + 1,
+            tree.size,
         )

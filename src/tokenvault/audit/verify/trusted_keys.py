@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed_message
 from tokenvault.audit.macs import AuditMacs
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.stores.port import SealedEvent
 
@@ -55,7 +55,7 @@ class TrustedKeys:
         """Whether the MAC of each event is right; None without AUDIT keys. Raises KeyStoreError."""
         if self._macs is None:
             return [None] * len(rows)
-        return self._macs.genuine(leaves, [row.mac for row in rows])
+        return self._macs.genuine(rows, leaves)
 
     def signature(self, row: SealedEvent, checkpoint: Checkpoint) -> bool | None:
         """Whether a checkpoint's signature is right; None if it has none, or one by a key that is not trusted."""
@@ -88,3 +88,16 @@ def _parsed(text: str) -> list[ec.EllipticCurvePublicKey]:
     if not blocks or len(keys) != len(blocks) or len(keys) > PUBLIC_KEYS_MAX:
         raise InvalidInputError(f"public_key is 1 to {PUBLIC_KEYS_MAX} public keys of P-256 in PEM")
     return keys
+
+
+@boundary
+def audit_public_key(keys: KeyStore) -> str | None:
+    """The public key of the signatures that the vaults of a key store make, PEM; None where they sign nothing.
+
+    Raises KeyStoreError.
+    """
+    signer = keys.signer()
+    if signer is None:
+        return None
+    key = load_der_public_key(signer.public_key)
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-
 from tokenvault.audit.checkpoint import CrossReference
 from tokenvault.audit.event import leaf_of
-from tokenvault.audit.export import json_lines
-from tokenvault.audit.verify import pages
 from tokenvault.audit.verify.misplaced import InvalidMacs, find_origins
 from tokenvault.audit.verify.report import AnchorEntry, AuditReport, FindingKind, Findings, parse_anchor
 from tokenvault.audit.verify.revisions import Revisions
@@ -18,7 +12,7 @@ from tokenvault.audit.verify.stream import StreamAudit
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError, boundary
 from tokenvault.keys.port import KeyStore
-from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
+from tokenvault.stores.port import STREAM_BYTES, TokenStore
 
 
 @boundary
@@ -81,7 +75,7 @@ def _audits(
         if len(name) == STREAM_BYTES:
             audits[name] = StreamAudit(store, name, trusted, findings, before.get(name))
         else:
-            findings.add(FindingKind.EDITED, "an event's stream has a name of another length", stream=name)
+            findings.add_stream(FindingKind.EDITED, "an event's stream has a name of another length", name)
     return audits
 
 
@@ -145,7 +139,7 @@ def _check_cross_references(
                 if name in referenced
                 else "it was there when the trail was verified before"
             )
-            findings.add(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", stream=name)
+            findings.add_stream(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", name)
     for name in sorted(referenced.keys() & audits.keys()):
         for _, reference in sorted(referenced[name].items()):
             _check_cross_reference(reference, audits[name], store, findings)
@@ -160,19 +154,19 @@ def _check_cross_reference(
         return
     if number > audit.last:
         if not _is_there(store, audit.stream, number):
-            findings.add(
+            findings.add_stream(
                 FindingKind.TRUNCATED,
                 "another stream refers to a checkpoint of this one that is not there",
-                stream=audit.stream,
-                number=audit.last + 1,
-                last=number,
+                audit.stream,
+                audit.last + 1,
+                number,
             )
     elif not _leads_to(store, reference):
-        findings.add(
+        findings.add_stream(
             FindingKind.EDITED,
             "another stream refers to a checkpoint here, which is not there, or another one",
-            stream=audit.stream,
-            number=number,
+            audit.stream,
+            number,
         )
 
 
@@ -192,56 +186,3 @@ def _leads_to(store: TokenStore, reference: CrossReference) -> bool:
     except IntegrityError:
         return False
     return bool(found) and found[0].number == reference.number and leaf_of(found[0]) == reference.leaf
-
-
-@boundary
-def audit_public_key(keys: KeyStore) -> str | None:
-    """The public key of the signatures that the vaults of a key store make, PEM; None where they sign nothing.
-
-    Raises KeyStoreError.
-    """
-    signer = keys.signer()
-    if signer is None:
-        return None
-    key = load_der_public_key(signer.public_key)
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
-
-
-def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator[str]:
-    """All events of a database as JSON Lines: a line of ASCII for each, or each item of a batch, without its end.
-
-    By stream, oldest name first, and number. docs/audit.md has the names and values. "genuine" states whether the MAC
-    is right, and is null without keys. An event that can not be read has "stream", "number" and "genuine" only.
-
-    Raises:
-        KeyStoreError, TokenStoreError: as lines are read.
-        IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
-    """
-    trusted = None if keys is None else TrustedKeys(keys, None)
-    for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
-        malformed = 0
-        for page in pages.stream_pages(store, stream):
-            if isinstance(page, int):
-                yield _unreadable(stream, page)
-                malformed += 1
-                continue
-            genuine = (
-                [None] * len(page)
-                if trusted is None
-                else trusted.genuine(page, [leaf_of(row) for row in page])
-            )
-            for row, right in zip(page, genuine, strict=True):
-                yield from _lines(row, right)
-        if malformed >= pages.MALFORMED_MAX:
-            raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
-
-
-def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:
-    try:
-        return json_lines(row, genuine)
-    except IntegrityError:
-        return [_unreadable(row.stream, row.number)]
-
-
-def _unreadable(stream: bytes, number: int) -> str:
-    return f'{{"stream": "{stream.hex()}", "number": {number}, "genuine": false}}'
