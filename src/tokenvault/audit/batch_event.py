@@ -98,9 +98,9 @@ class BatchEvent(NamedTuple):
             places = [codes.index(code) for code in kind.codes]
             parts.append(bytes((kind.outcome, len(requestor), *requestor, len(places), *places)))
         parts.append(bytes((len(codes),)))
-        parts += [prefixed(code) for code in codes]
+        parts += [prefixed(code).encode("ascii") for code in codes]
         parts.append(_COUNT.pack(len(self.transaction_ids)))
-        parts += [prefixed(name or "") for name in self.transaction_ids]
+        parts += [prefixed(name or "").encode("ascii") for name in self.transaction_ids]
         first = int(self.revisions[0]) if len(self.revisions) else 0
         if (self.revisions == np.uint64(first)).all():
             parts.append(b"\0" + _REVISION.pack(first))
@@ -183,7 +183,7 @@ class BatchEventBuilder:
 
     def __init__(self, rows: int) -> None:
         self._kinds: dict[Kind, int] = {}
-        self._names: dict[str | None, int] = {}
+        self._transaction_ids: dict[str | None, int] = {}
         self._kind_of: Indexes = np.full(rows, _NOT_NOTED, np.int64)
         self._id_of: Indexes = np.zeros(rows, np.int64)
         self._revisions: Words = np.zeros(rows, np.uint64)
@@ -193,12 +193,11 @@ class BatchEventBuilder:
         self, row: int, reference: bytes, revision: int, kind: Kind, transaction_id: str | None = None
     ) -> None:
         """Note one item."""
-        column = np.frombuffer(reference or BATCH, np.uint8).reshape(1, REFERENCE_BYTES)
-        self.note_many(np.array([row]), column, revision, kind, transaction_id)
+        self.note_many(row, np.frombuffer(reference or BATCH, np.uint8), revision, kind, transaction_id)
 
     def note_many(
         self,
-        rows: npt.NDArray[np.intp],
+        rows: npt.NDArray[np.intp] | int,
         references: Bytes,
         revision: int,
         kind: Kind,
@@ -208,7 +207,7 @@ class BatchEventBuilder:
         self._references[rows] = references
         self._revisions[rows] = revision
         self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
-        self._id_of[rows] = self._names.setdefault(transaction_id, len(self._names))
+        self._id_of[rows] = self._transaction_ids.setdefault(transaction_id, len(self._transaction_ids))
 
     def event(self, time_ms: int, action: Action) -> BatchEvent | None:
         """The event; None where nothing is noted."""
@@ -216,9 +215,16 @@ class BatchEventBuilder:
         if not len(rows):
             return None
         kinds, kind_of = _by_first_use(list(self._kinds), self._kind_of[rows])
-        names, id_of = _by_first_use(list(self._names), self._id_of[rows])
+        transaction_ids, id_of = _by_first_use(list(self._transaction_ids), self._id_of[rows])
         return BatchEvent(
-            time_ms, action, kinds, names, kind_of, id_of, self._revisions[rows], self._references[rows]
+            time_ms=time_ms,
+            action=action,
+            kinds=kinds,
+            transaction_ids=transaction_ids,
+            kind_of=kind_of,
+            id_of=id_of,
+            revisions=self._revisions[rows],
+            references=self._references[rows],
         )
 
 
@@ -244,21 +250,30 @@ def _read(body: bytes) -> BatchEvent | None:
         Kind(outcome, requestor, tuple([codes[place] for place in places]))
         for outcome, requestor, places in found
     )
-    (name_count,) = _COUNT.unpack(reader.take(_COUNT.size))
-    if name_count > count:
+    (id_count,) = _COUNT.unpack(reader.take(_COUNT.size))
+    if id_count > count:
         return None
-    names = tuple(reader.text() or None for _ in range(name_count))
+    transaction_ids = tuple(reader.text() or None for _ in range(id_count))
     if reader.byte():
         revisions = _column(reader, count, ">u8").astype(np.uint64)
     else:
         revisions = np.full(count, _REVISION.unpack(reader.take(_REVISION.size))[0], np.uint64)
     none: Indexes = np.zeros(count, np.int64)
     kind_of = _column(reader, count, ">u2").astype(np.int64) if kind_count > 1 else none
-    id_of = _column(reader, count, ">u4").astype(np.int64) if name_count > 1 else none
+    id_of = _column(reader, count, ">u4").astype(np.int64) if id_count > 1 else none
     references = np.frombuffer(reader.take(count * REFERENCE_BYTES), np.uint8).reshape(count, REFERENCE_BYTES)
     if reader.rest():
         return None
-    return BatchEvent(time_ms, Action(action), kinds, names, kind_of, id_of, revisions, references)
+    return BatchEvent(
+        time_ms=time_ms,
+        action=Action(action),
+        kinds=kinds,
+        transaction_ids=transaction_ids,
+        kind_of=kind_of,
+        id_of=id_of,
+        revisions=revisions,
+        references=references,
+    )
 
 
 def _column(reader: BodyReader, count: int, dtype: str) -> npt.NDArray[np.generic]:

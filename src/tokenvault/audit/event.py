@@ -103,17 +103,13 @@ class Event(NamedTuple):
     checkpoint: Checkpoint | None = None
 
     def body(self) -> bytes:
-        """The canonical encoding."""
-        return b"".join(
-            (
-                _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision),
-                prefixed(self.requestor or ""),
-                prefixed(self.transaction_id or ""),
-                _length(len(self.codes)),
-                *map(prefixed, self.codes),
-                b"" if self.checkpoint is None else self.checkpoint.payload(),
-            )
-        )
+        """The canonical encoding. Raises ValueError where a length is above TEXT_CHARACTERS_MAX: it is no ASCII."""
+        fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
+        texts = prefixed(self.requestor or "") + prefixed(self.transaction_id or "") + chr(len(self.codes))
+        for code in self.codes:
+            texts += prefixed(code)
+        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
+        return fixed + texts.encode("ascii") + payload
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
@@ -180,15 +176,9 @@ class BodyReader:
         return self.take(len(self._body) - self._at)
 
 
-def prefixed(text: str) -> bytes:
-    """A text of ASCII after its length, 1 byte."""
-    return _length(len(text)) + text.encode("ascii")
-
-
-def _length(length: int) -> bytes:
-    if length > TEXT_CHARACTERS_MAX:
-        raise ValueError("too long for an event")
-    return bytes((length,))
+def prefixed(text: str) -> str:
+    """A text after its length, both of which are to be encoded in ASCII."""
+    return chr(len(text)) + text
 
 
 def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:

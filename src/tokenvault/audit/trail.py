@@ -53,7 +53,9 @@ class Trail:
             KeyStoreError: nothing was written.
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
-        await self._settle_doubts()
+        doubts = self.journal.doubts()
+        if doubts:
+            await self._settle(doubts)
         due = self.journal.due(event.time_ms)
         latest_checkpoints = await self._latest_checkpoints() if due else ()
         entry = self.journal.begin(event, checkpoint=due)
@@ -65,7 +67,7 @@ class Trail:
         While flows of other threads are under way, or after a write of unknown outcome, the stream stays as one that
         ended without closing. Raises TokenStoreError, KeyStoreError.
         """
-        await self._settle_doubts()
+        await self._settle(self.journal.doubts())
         for _ in range(CLOSING_MAX):
             entry = self.journal.begin_closing()
             if entry is None:
@@ -121,9 +123,8 @@ class Trail:
         except IntegrityError:
             return (MALFORMED_EVENT,)  # the checkpoint counts it; events are to be written all the same
 
-    async def _settle_doubts(self) -> None:
+    async def _settle(self, doubts: list[Entry]) -> None:
         """Find out which failed writes happened after all, so that no number is left out or used twice."""
-        doubts = self.journal.doubts()
         while doubts:
             entry = doubts[-1]
             try:
