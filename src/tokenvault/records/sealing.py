@@ -12,16 +12,7 @@ from tokenvault.crypto import ccm
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import IntegrityError
 from tokenvault.model.pan import Card, CardExpiry, Pan
-from tokenvault.records.layout import (
-    ASSOCIATED_BYTES,
-    DIGEST_BYTES,
-    DIGEST_HEADER,
-    EXPIRY_BITS,
-    EXPIRY_MASK,
-    LENGTH_OFFSET,
-    NONCE_BYTES,
-    PLAINTEXT,
-)
+from tokenvault.records import layout
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, SEAL_BYTES, SealedRecord
 
@@ -30,10 +21,10 @@ _CHANGED: Final = "a token record is not what the vault sealed: changed, moved, 
 
 def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_version: int) -> SealedRecord:
     """Seal a record and its card; no card for a tombstone. Raises KeyStoreError."""
-    nonce = os.urandom(NONCE_BYTES)
+    nonce = os.urandom(layout.NONCE_BYTES)
     row = record.row(key_version, nonce)
     digest = record_digest(row)
-    sealed = ccm.encrypt(cipher, nonce, _packed(card, digest), digest[:ASSOCIATED_BYTES])
+    sealed = ccm.encrypt(cipher, nonce, _packed(card, digest), digest[: layout.ASSOCIATED_BYTES])
     return row._replace(seal=nonce + sealed)
 
 
@@ -46,9 +37,9 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
     """
     if len(row.seal) != SEAL_BYTES:
         raise IntegrityError(_CHANGED)
-    nonce, sealed = row.seal[:NONCE_BYTES], row.seal[NONCE_BYTES:]
+    nonce, sealed = row.seal[: layout.NONCE_BYTES], row.seal[layout.NONCE_BYTES :]
     digest = record_digest(row)
-    return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[:ASSOCIATED_BYTES]), digest)
+    return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[: layout.ASSOCIATED_BYTES]), digest)
 
 
 def record_digest(row: SealedRecord) -> bytes:
@@ -58,8 +49,8 @@ def record_digest(row: SealedRecord) -> bytes:
         raise IntegrityError(_CHANGED)
     header = b""
     try:
-        header = DIGEST_HEADER.pack(
-            row.seal[:NONCE_BYTES],
+        header = layout.DIGEST_HEADER.pack(
+            row.seal[: layout.NONCE_BYTES],
             row.revision,
             row.key_version,
             row.reference,
@@ -73,25 +64,25 @@ def record_digest(row: SealedRecord) -> bytes:
     if not header:
         raise IntegrityError(_CHANGED)
     texts = f"{row.token}{row.requestor}{row.program}".encode()
-    return hashlib.sha256(header + texts + row.body).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(header + texts + row.body).digest()[: layout.DIGEST_BYTES]
 
 
 def _packed(card: Card | None, digest: bytes) -> bytes:
     """The plaintext of a seal."""
     if card is None:
-        return PLAINTEXT.pack(0, 0, digest[ASSOCIATED_BYTES:])
-    shape = (len(card.pan.reveal()) - LENGTH_OFFSET) << EXPIRY_BITS
+        return layout.PLAINTEXT.pack(0, 0, digest[layout.ASSOCIATED_BYTES :])
+    shape = (len(card.pan.reveal()) - layout.LENGTH_OFFSET) << layout.EXPIRY_BITS
     if card.expiry is not None:
         shape |= card.expiry.month_number
-    return PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[ASSOCIATED_BYTES:])
+    return layout.PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[layout.ASSOCIATED_BYTES :])
 
 
 def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
-    number, shape, digest_end = PLAINTEXT.unpack(plaintext)
-    if not hmac.compare_digest(digest_end, digest[ASSOCIATED_BYTES:]):
+    number, shape, digest_end = layout.PLAINTEXT.unpack(plaintext)
+    if not hmac.compare_digest(digest_end, digest[layout.ASSOCIATED_BYTES :]):
         raise IntegrityError(_CHANGED)
-    length, month_number = shape >> EXPIRY_BITS, shape & EXPIRY_MASK
+    length, month_number = shape >> layout.EXPIRY_BITS, shape & layout.EXPIRY_MASK
     if length == 0:
         return None
-    pan = Pan.trusted(str(number).zfill(length + LENGTH_OFFSET))
+    pan = Pan.trusted(str(number).zfill(length + layout.LENGTH_OFFSET))
     return Card(pan, CardExpiry.from_month_number(month_number) if month_number else None)

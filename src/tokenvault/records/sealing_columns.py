@@ -19,18 +19,8 @@ from tokenvault.crypto import ccm_columns
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.model.pan import Card
 from tokenvault.model.pan_columns import PanColumns
+from tokenvault.records import layout
 from tokenvault.records.card_columns import CardColumns
-from tokenvault.records.layout import (
-    ASSOCIATED_BYTES,
-    DIGEST_BYTES,
-    DIGEST_HEADER_COLUMN,
-    EXPIRY_BITS,
-    EXPIRY_MASK,
-    KEY_VERSION_MAX,
-    LENGTH_OFFSET,
-    NONCE_BYTES,
-    PLAINTEXT_COLUMN,
-)
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.sealing import record_digest
 from tokenvault.stores.found_records import Integers, RecordColumns
@@ -62,8 +52,8 @@ def seal_like(
         KeyStoreError: the key can not be reached now.
     """
     rows, body = len(tokens), like.body()
-    nonces = _column(os.urandom(rows * NONCE_BYTES), rows, NONCE_BYTES)
-    digests: Bytes = np.empty((rows, DIGEST_BYTES), np.uint8)
+    nonces = _column(os.urandom(rows * layout.NONCE_BYTES), rows, layout.NONCE_BYTES)
+    digests: Bytes = np.empty((rows, layout.DIGEST_BYTES), np.uint8)
     lengths = np.fromiter(map(len, tokens), np.int64, rows)
     for length in np.unique(lengths).tolist():
         chosen = np.flatnonzero(lengths == length)
@@ -111,12 +101,12 @@ def seal_many(
         KeyStoreError: the key can not be reached.
     """
     count = len(records)
-    drawn = os.urandom(count * NONCE_BYTES) if nonces is None else nonces
-    nonce_column = _column(drawn, count, NONCE_BYTES)
+    drawn = os.urandom(count * layout.NONCE_BYTES) if nonces is None else nonces
+    nonce_column = _column(drawn, count, layout.NONCE_BYTES)
     rows = [
         record.row(key_version, nonce) for record, nonce in zip(records, split(nonce_column), strict=True)
     ]
-    digests = _column(b"".join(map(record_digest, rows)), count, DIGEST_BYTES)
+    digests = _column(b"".join(map(record_digest, rows)), count, layout.DIGEST_BYTES)
     seals = split(_seals(cipher, nonce_column, CardColumns.of(cards), digests))
     return [row._replace(seal=seal) for row, seal in zip(rows, seals, strict=True)]
 
@@ -134,13 +124,13 @@ def unseal_many(
     """
     count = len(rows)
     seals: Bytes = np.empty((count, SEAL_BYTES), np.uint8)
-    digests: Bytes = np.empty((count, DIGEST_BYTES), np.uint8)
+    digests: Bytes = np.empty((count, layout.DIGEST_BYTES), np.uint8)
     possible: npt.NDArray[np.bool_] = np.empty(count, np.bool_)
     for chosen, part in _equally_long(rows):
-        fits = part.key_versions <= KEY_VERSION_MAX
+        fits = part.key_versions <= layout.KEY_VERSION_MAX
         seals[chosen], possible[chosen] = part.seals, fits
         digests[chosen] = _digests(
-            part.seals[:, :NONCE_BYTES],
+            part.seals[:, : layout.NONCE_BYTES],
             part.revisions,
             np.where(fits, part.key_versions, 0),
             part.references,
@@ -149,19 +139,19 @@ def unseal_many(
         )
     plaintexts, genuine = ccm_columns.decrypt_many(
         cipher,
-        np.ascontiguousarray(seals[:, :NONCE_BYTES]),
-        np.ascontiguousarray(seals[:, NONCE_BYTES:]),
-        np.ascontiguousarray(digests[:, :ASSOCIATED_BYTES]),
+        np.ascontiguousarray(seals[:, : layout.NONCE_BYTES]),
+        np.ascontiguousarray(seals[:, layout.NONCE_BYTES :]),
+        np.ascontiguousarray(digests[:, : layout.ASSOCIATED_BYTES]),
     )
-    fields = plaintexts.view(PLAINTEXT_COLUMN).reshape(-1)
+    fields = plaintexts.view(layout.PLAINTEXT_COLUMN).reshape(-1)
     # Every byte of every row is compared, whatever differs.
-    unlike = np.bitwise_or.reduce(fields["digest_end"] ^ digests[:, ASSOCIATED_BYTES:], axis=1)
+    unlike = np.bitwise_or.reduce(fields["digest_end"] ^ digests[:, layout.ASSOCIATED_BYTES :], axis=1)
     genuine = genuine & (unlike == 0) & possible
     plaintexts *= genuine[:, None]
-    lengths = (fields["shape"] >> EXPIRY_BITS).astype(np.uint8)
-    lengths[lengths > 0] += np.uint8(LENGTH_OFFSET)
+    lengths = (fields["shape"] >> layout.EXPIRY_BITS).astype(np.uint8)
+    lengths[lengths > 0] += np.uint8(layout.LENGTH_OFFSET)
     pans = PanColumns(fields["pan"].astype(np.uint64), lengths)
-    return CardColumns(pans, (fields["shape"] & EXPIRY_MASK).astype(np.uint16)), genuine
+    return CardColumns(pans, (fields["shape"] & layout.EXPIRY_MASK).astype(np.uint16)), genuine
 
 
 def _equally_long(rows: Sequence[SealedRecord]) -> list[tuple[npt.NDArray[np.intp] | slice, RecordColumns]]:
@@ -185,35 +175,37 @@ def _digests(
 ) -> Bytes:
     """The record digests, shape (rows, 20). Texts are tokens, requestors, programs and bodies."""
     rows = len(nonces)
-    header = np.empty(rows, DIGEST_HEADER_COLUMN)
+    header = np.empty(rows, layout.DIGEST_HEADER_COLUMN)
     header["nonce"] = nonces
     header["revision"] = revisions
     header["key_version"] = key_versions
     header["reference"] = references
     header["pan_fingerprint"] = pan_fingerprints
     header["lengths"] = [text.shape[1] for text in texts[:3]]
-    columns = header.view(np.uint8).reshape(rows, DIGEST_HEADER_COLUMN.itemsize), *texts
+    columns = header.view(np.uint8).reshape(rows, layout.DIGEST_HEADER_COLUMN.itemsize), *texts
     width, start = sum(column.shape[1] for column in columns), 0
     inputs: Bytes = np.empty((rows, width), np.uint8)
     for column in columns:
         place(column, inputs, start)
         start += column.shape[1]
     hashes = [hashlib.sha256(each).digest() for (each,) in struct.iter_unpack(f"{width}s", inputs.tobytes())]
-    return _column(b"".join(hashes), rows, hashlib.sha256().digest_size)[:, :DIGEST_BYTES]
+    return _column(b"".join(hashes), rows, hashlib.sha256().digest_size)[:, : layout.DIGEST_BYTES]
 
 
 def _seals(cipher: BlockCipher, nonces: Bytes, cards: CardColumns, digests: Bytes) -> Bytes:
     """The seals, shape (rows, 45)."""
-    plaintexts = np.empty(len(digests), PLAINTEXT_COLUMN)
+    plaintexts = np.empty(len(digests), layout.PLAINTEXT_COLUMN)
     plaintexts["pan"] = cards.pans.values
     lengths = cards.pans.lengths.astype(np.uint16)
-    plaintexts["shape"] = np.where(lengths, ((lengths - LENGTH_OFFSET) << EXPIRY_BITS) | cards.months, 0)
-    plaintexts["digest_end"] = digests[:, ASSOCIATED_BYTES:]
+    plaintexts["shape"] = np.where(
+        lengths, ((lengths - layout.LENGTH_OFFSET) << layout.EXPIRY_BITS) | cards.months, 0
+    )
+    plaintexts["digest_end"] = digests[:, layout.ASSOCIATED_BYTES :]
     sealed = ccm_columns.encrypt_many(
         cipher,
         nonces,
-        plaintexts.view(np.uint8).reshape(len(digests), PLAINTEXT_COLUMN.itemsize),
-        np.ascontiguousarray(digests[:, :ASSOCIATED_BYTES]),
+        plaintexts.view(np.uint8).reshape(len(digests), layout.PLAINTEXT_COLUMN.itemsize),
+        np.ascontiguousarray(digests[:, : layout.ASSOCIATED_BYTES]),
     )
     return np.concatenate((nonces, sealed), axis=1)
 
