@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.model.pan import Card
+from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.pan_columns import PanColumns
 
 Months: TypeAlias = npt.NDArray[np.uint16]
@@ -40,11 +40,26 @@ class CardColumns(NamedTuple):
         columns = cls.empty(len(cards))
         for row, card in enumerate(cards):
             if card is not None:
-                digits = card.pan.reveal()
-                columns.pans.values[row], columns.pans.lengths[row] = int(digits), len(digits)
-                columns.months[row] = 0 if card.expiry is None else card.expiry.month_number
+                columns.put_card(row, card)
         return columns
+
+    def card(self, row: int) -> Card:
+        """The card of a row that has one."""
+        month = int(self.months[row])
+        return Card(
+            Pan.trusted(self.pans.digits(row)), CardExpiry.from_month_number(month) if month else None
+        )
 
     def take(self, rows: npt.NDArray[np.intp]) -> CardColumns:
         """Some of the rows."""
         return CardColumns(PanColumns(self.pans.values[rows], self.pans.lengths[rows]), self.months[rows])
+
+    def put(self, rows: npt.NDArray[np.intp] | Sequence[int], cards: CardColumns) -> None:
+        """Set some of the rows."""
+        self.pans.values[rows], self.pans.lengths[rows] = cards.pans.values, cards.pans.lengths
+        self.months[rows] = cards.months
+
+    def put_card(self, row: int, card: Card) -> None:
+        """Set one row."""
+        self.pans.values[row], self.pans.lengths[row] = int(card.pan.reveal()), len(card.pan)
+        self.months[row] = 0 if card.expiry is None else card.expiry.month_number

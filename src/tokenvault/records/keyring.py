@@ -149,8 +149,7 @@ class KeyRing:
                 return sealing_columns.unseal_many(cipher, rows)
             part = [rows[row] for row in chosen.tolist()]
             found, genuine[chosen] = sealing_columns.unseal_many(cipher, part)
-            cards.pans.values[chosen], cards.pans.lengths[chosen] = found.pans
-            cards.months[chosen] = found.months
+            cards.put(chosen, found)
         return cards, genuine
 
     def pan_fingerprints_many(self, pans: PanColumns) -> tuple[Bytes, ...]:

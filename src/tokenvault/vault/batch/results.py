@@ -11,8 +11,7 @@ import numpy.typing as npt
 from tokenvault.columns import digits as digit_columns
 from tokenvault.columns.arrays import Words
 from tokenvault.model.decision import Decision
-from tokenvault.model.pan import Card, CardExpiry, Pan
-from tokenvault.model.pan_columns import PanColumns
+from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.token_info import TokenInfo, instant
 from tokenvault.stores.new_records import Bytes
@@ -166,15 +165,12 @@ class InfoChunk(Chunk[TokenInfo]):
 
 def no_cards(rows: int) -> CardColumns:
     """Room for so many cards."""
-    pans = PanColumns(np.zeros(rows, np.uint64), np.zeros(rows, np.uint8))
-    return CardColumns(pans, np.zeros(rows, np.uint16))
+    return CardColumns.empty(rows)
 
 
 def card_at(cards: CardColumns, row: int) -> Card:
     """The card of a row."""
-    month = int(cards.months[row])
-    pan = Pan.trusted(cards.pans.digits(row))
-    return Card(pan, CardExpiry.from_month_number(month) if month else None)
+    return cards.card(row)
 
 
 def token_texts(numbers: Words, lengths: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
