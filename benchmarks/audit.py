@@ -34,8 +34,8 @@ def trail(keys: KeyStore, path: Path, events: int) -> SqliteTokenStore:
     for stream in range(2):
         journal = Journal(ring)
         numbers = range(stream * events // 2, (stream + 1) * events // 2)
-        told = (_event(number, revisions) for number in numbers)
-        while batch := list(islice(told, BATCH)):
+        events_of_stream = (_event(number, revisions) for number in numbers)
+        while batch := list(islice(events_of_stream, BATCH)):
             store.append(list(_rows(journal, batch, store)))
         closing_entry = journal.begin_closing()
         assert closing_entry is not None

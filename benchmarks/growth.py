@@ -13,13 +13,13 @@ import tokenvault as tv
 from benchmarks.report import line_plot, progress
 from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, new_keys, pans, row
 from tests.postgres_server import PostgresServer
-from tokenvault.audit.event import STREAM_BYTES, Action, Event, Outcome
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records.keyring import KeyRing
-from tokenvault.records.record import REFERENCE_BYTES, TokenRecord
-from tokenvault.stores.port import PAGE_MAX, SealedEvent, TokenStore
+from tokenvault.records.record import TokenRecord
+from tokenvault.stores.port import PAGE_MAX, REFERENCE_BYTES, STREAM_BYTES, SealedEvent, TokenStore
 
 TOKENS = (10**4, 10**5, 10**6)
 CALLS = 500

@@ -16,7 +16,6 @@ import pytest
 
 import tokenvault as tv
 import tokenvault.audit.verify.misplaced
-import tokenvault.audit.verify.stream
 from tests import vaults
 from tests.vaults import VISA, issue, use
 from tokenvault import FindingKind
@@ -143,9 +142,9 @@ def test_an_edited_event_is_named(shell: Shell, column: str) -> None:
 
 def test_an_event_put_in_another_place_is_named(shell: Shell) -> None:
     first, second, _ = shell.streams
-    stranger = os.urandom(16)
+    unknown = os.urandom(16)
     for stream, number, to, at in (
-        (first, 3, first, 100), (second, 5, second, 90), (first, 3, stranger, 3), (second, 6, stranger, 6),
+        (first, 3, first, 100), (second, 5, second, 90), (first, 3, unknown, 3), (second, 6, unknown, 6),
     ):  # fmt: skip
         shell.change(stream, number, "number", at)
         if to != stream:
@@ -194,8 +193,8 @@ def test_a_removed_event_is_named(shell: Shell) -> None:
 def test_an_inserted_event_is_named(shell: Shell) -> None:
     """A copy of a genuine one, behind the end or in a stream of its own, and one made by hand."""
     first, second, _ = shell.streams
-    stranger = os.urandom(16)
-    for stream in (first, second, stranger):
+    unknown = os.urandom(16)
+    for stream in (first, second, unknown):
         number = max(shell.numbers(stream), default=0) + 1
         shell.copy(first, 3, stream, number)
         assert (FindingKind.INSERTED, stream.hex(), number) in shell.findings()
@@ -268,14 +267,14 @@ def test_a_record_put_back_is_named_at_once_and_for_ever(
             vault.detokenize(token.token, use(1))
             sql.execute("DELETE FROM tokens")
             sql.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", older)
-            told = tv.verify_audit(other, keys=keys).findings
-            assert [(each.kind, each.reference, each.revision) for each in told] == [
+            findings = tv.verify_audit(other, keys=keys).findings
+            assert [(each.kind, each.reference, each.revision) for each in findings] == [
                 (FindingKind.REVISION_FELL, token.reference, 1)
             ]
             for number in (2, 3):
                 vault.detokenize(token.token, use(number))
-        told = tv.verify_audit(other, keys=keys).findings
-        assert [(each.kind, each.reference, each.revision) for each in told] == [
+        findings = tv.verify_audit(other, keys=keys).findings
+        assert [(each.kind, each.reference, each.revision) for each in findings] == [
             (FindingKind.REVISION_FELL, token.reference, 2)
         ]
 
@@ -302,12 +301,14 @@ def test_a_record_removed_or_planted_is_named(shell: Shell) -> None:
 def test_any_number_of_changes_of_one_record_that_no_event_tells_of_is_named(shell: Shell) -> None:
     """Also far more than are looked at one by one."""
     (reference,) = shell.sql.execute("SELECT reference FROM tokens").fetchone()
-    (told,) = shell.sql.execute("SELECT revision FROM tokens WHERE reference = ?", (reference,)).fetchone()
-    for revision in (told + 1, told + 9_999, told + 20_000, 2**62):
+    (revision_now,) = shell.sql.execute(
+        "SELECT revision FROM tokens WHERE reference = ?", (reference,)
+    ).fetchone()
+    for revision in (revision_now + 1, revision_now + 9_999, revision_now + 20_000, 2**62):
         shell.sql.execute("UPDATE tokens SET revision = ? WHERE reference = ?", (revision, reference))
         (finding,) = shell.verify().findings
         assert (finding.kind, finding.reference) == (FindingKind.REMOVED, reference.hex())
-        assert finding.revision == told + 1
+        assert finding.revision == revision_now + 1
 
 
 def test_a_stream_that_differs_from_its_anchor_keeps_the_anchor(shell: Shell) -> None:
@@ -321,7 +322,7 @@ def test_a_stream_that_differs_from_its_anchor_keeps_the_anchor(shell: Shell) ->
 
 
 def test_malformed_events_are_each_named_and_cost_few_reads(shell: Shell) -> None:
-    """Rows asked for stay in proportion to the rows that there are."""
+    """Rows read stay in proportion to the rows that there are."""
     stream, rows, every = os.urandom(16), 4_000, 100
     shell.sql.execute("BEGIN")
     shell.sql.executemany(
@@ -329,12 +330,12 @@ def test_malformed_events_are_each_named_and_cost_few_reads(shell: Shell) -> Non
         [(stream, n, b"", b"", bytes(16 if n % every else 15)) for n in range(1, rows + 1)],
     )
     shell.sql.execute("COMMIT")
-    asked = 0
+    limits = 0
 
     class Counting(SqliteTokenStore):
         def _events_of_stream(self, stream: bytes, after: int, limit: int) -> list[SealedEvent]:
-            nonlocal asked
-            asked += limit
+            nonlocal limits
+            limits += limit
             return super()._events_of_stream(stream, after, limit)
 
     with closing(Counting(shell.path)) as store:
@@ -342,14 +343,14 @@ def test_malformed_events_are_each_named_and_cost_few_reads(shell: Shell) -> Non
     assert [each for each in pages if isinstance(each, int)] == list(range(every, rows + 1, every))
     read = [row.number for page in pages if not isinstance(page, int) for row in page]
     assert read == [n for n in range(1, rows + 1) if n % every]
-    assert asked < 10 * rows
+    assert limits < 10 * rows
 
 
 def test_planted_streams_are_all_named_and_few_are_looked_into(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that time grows with the number of planted events, not with its square."""
-    monkeypatch.setattr(tokenvault.audit.verify.stream, "SUSPECTS_OF_ALL_STREAMS_MAX", 10)
+    monkeypatch.setattr(tokenvault.audit.verify.misplaced, "INVALID_MACS_OF_ALL_STREAMS_MAX", 10)
     tried = 0
 
     def counted(row: SealedEvent) -> bytes:

@@ -61,12 +61,12 @@ def test_planted_rows_do_not_keep_a_tokens_history_from_being_read(database: Dat
     token = issue(vault)
     for number in range(3):
         vault.detokenize(token.token, use(number))
-    told = vault.history(token.token)
-    assert len(told) == 4
+    history = vault.history(token.token)
+    assert len(history) == 4
     for number, mac in ((0, 16), (-5, 16), (1, 16), (2, 3), (3, 16)):
         database.plant(b"\x01" * 16, number, bytes.fromhex(token.reference), mac)
     vault.detokenize(token.token, use(3))
-    assert vault.history(token.token)[:4] == told
+    assert vault.history(token.token)[:4] == history
     whole = vault.history(token.reference)
     assert len(whole) == 5
     assert [vault.history(token.token, after=n, limit=1) for n in range(6)] == [[e] for e in whole] + [[]]

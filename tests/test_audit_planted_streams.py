@@ -40,10 +40,11 @@ class Database:
     def unplant(self) -> None:
         self.sql.execute("DELETE FROM events WHERE stream >= ?", (FIRST,))
 
-    def named(self) -> set[bytes]:
-        """The streams that the youngest one names."""
+    def referenced(self) -> set[bytes]:
+        """The streams that the youngest one refers to."""
         events = [Event.parse(row) for row in self.store.events(stream=max(self.store.streams()))]
-        return {named.stream for event in events if event.checkpoint for named in event.checkpoint.named}
+        checkpoints = [event.checkpoint for event in events if event.checkpoint]
+        return {each.stream for checkpoint in checkpoints for each in checkpoint.cross_references}
 
     def found(self) -> list[tuple[FindingKind, str | None, int | None]]:
         report = tv.verify_audit(self.store, keys=self.keys)
@@ -86,18 +87,20 @@ def test_rows_planted_while_a_checkpoint_was_written_are_found_though_they_are_g
     assert database.found() == [(FindingKind.INSERTED, youngest.hex(), 1)]
     seen = tv.verify_audit(database.store, keys=database.keys)
     assert tv.verify_audit(database.store, keys=database.keys, since=seen).intact, (
-        "told once, where it is pinned"
+        "noted once: the next verification goes on from there"
     )
 
 
 @pytest.mark.parametrize("planted", ["a malformed row", "a name of another length", "a number below 1"])
-def test_a_malformed_row_does_not_keep_streams_from_being_named(database: Database, planted: str) -> None:
+def test_a_malformed_row_does_not_keep_streams_from_being_referred_to(
+    database: Database, planted: str
+) -> None:
     (first,) = database.store.streams()
     PLANTED[planted](database)
     vault = open_vault(database.keys, database.store)
     vault.detokenize(database.token, use(1))
     database.unplant()
-    assert database.named() == {first}
+    assert database.referenced() == {first}
     vault.close()
 
 

@@ -19,7 +19,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import MASTERCARD, SHOP, VISA, issue, use
-from tokenvault.audit.checkpoint import NAMED_MAX
+from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.verify.report import parse_anchor
 from tokenvault.keys import KeyStore
@@ -69,18 +69,18 @@ def test_checkpoints_come_first_then_by_number_by_time_and_at_the_end(
         vault.detokenize(token, use("soon"))
         clock.advance(1)
         vault.detokenize(token, use("later"))
-    told = [
+    sizes = [
         (event.checkpoint.size, event.checkpoint.closes)
         for event in checkpoints(store)
         if event.checkpoint is not None
     ]
     numbers = [row.number for row in rows_of(store) if row.reference == row.stream]
     assert numbers == [1, 7, 13, 15]
-    assert told == [(number - 1, number == 15) for number in numbers]
+    assert sizes == [(number - 1, number == 15) for number in numbers]
     assert tv.verify_audit(store, keys=keys).intact
 
 
-def test_a_stream_names_the_last_checkpoint_of_every_other_one_once(
+def test_a_stream_refers_to_the_last_checkpoint_of_every_other_one_once(
     keys: KeyStore, store: TokenStore
 ) -> None:
     first, second = (open_vault(keys, store, 3) for _ in range(2))
@@ -90,28 +90,28 @@ def test_a_stream_names_the_last_checkpoint_of_every_other_one_once(
     first.close()
     second.close()
     rows = {(row.stream, row.number): row for row in rows_of(store)}
-    named: dict[bytes, list[tuple[bytes, int]]] = {}
+    references: dict[bytes, list[tuple[bytes, int]]] = {}
     for row in rows.values():
         checkpoint = Event.parse(row).checkpoint
-        for each in checkpoint.named if checkpoint else ():
+        for each in checkpoint.cross_references if checkpoint else ():
             assert rows[each.stream, each.number].reference == each.stream
-            named.setdefault(row.stream, []).append((each.stream, each.number))
-    assert all(len(set(each)) == len(each) for each in named.values())
+            references.setdefault(row.stream, []).append((each.stream, each.number))
+    assert all(len(set(each)) == len(each) for each in references.values())
     last = max(number for stream, number in rows if stream == rows_of(store)[0].stream)
     assert last > 9
-    assert {stream for each in named.values() for stream, _ in each} == set(store.streams())
+    assert {stream for each in references.values() for stream, _ in each} == set(store.streams())
 
 
 def test_old_streams_stay_known_by_a_chain_of_younger_ones(local_keys: KeyStore) -> None:
     store = MemoryTokenStore()
     tv.provision(local_keys, store)
     clock = ManualClock(NOW_MS)
-    for _ in range(NAMED_MAX + 10):
+    for _ in range(CROSS_REFERENCES_MAX + 10):
         clock.advance(1)
         vault = open_vault(local_keys, store, 1_000, clock)
         with vault, pytest.raises(tv.PermissionDeniedError):  # an event without a record
             vault.tokens_of(VISA, requestor=vaults.STRANGER)
-    assert len(store.streams()) == NAMED_MAX + 10
+    assert len(store.streams()) == CROSS_REFERENCES_MAX + 10
     assert all(len(row.body) <= 4_096 for row in rows_of(store))
     streams = sorted(store.streams())
     for stream in streams[:-1]:
@@ -123,13 +123,16 @@ def test_old_streams_stay_known_by_a_chain_of_younger_ones(local_keys: KeyStore)
         store._events = kept
 
 
-def test_a_planted_head_is_not_named(keys: KeyStore, store: TokenStore) -> None:
+def test_a_planted_checkpoint_is_not_referred_to(keys: KeyStore, store: TokenStore) -> None:
     """Else it could be taken away again, and the trail would look as if a stream were missing for ever."""
     planted = SealedEvent(b"\xff" * 16, 1, b"\xff" * 16, bytes(60), bytes(16))
     store.append([planted])
     with vaults.open_vault(keys, store) as vault:
         issue(vault)
-    assert all(event.checkpoint and not event.checkpoint.named for event in checkpoints_but(store, planted))
+    assert all(
+        event.checkpoint and not event.checkpoint.cross_references
+        for event in checkpoints_but(store, planted)
+    )
     found = tv.verify_audit(store, keys=keys).findings
     assert {each.kind for each in found} == {tv.FindingKind.INSERTED}
     assert {(each.stream, each.number) for each in found} == {("ff" * 16, 1), (min(store.streams()).hex(), 1)}
@@ -234,8 +237,8 @@ def test_tasks_that_are_cancelled_leave_a_trail_that_verifies_and_is_closed(
                 await asyncio.sleep(0.002)
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            told = await vault.history(issued.token)
-            assert told[0].action is Action.ISSUE
+            history = await vault.history(issued.token)
+            assert history[0].action is Action.ISSUE
         await store.close()
 
     with closing(SqliteTokenStore(tmp_path / "vault.db")) as database:
@@ -306,7 +309,7 @@ class Late(MemoryTokenStore):
 
 @pytest.mark.parametrize("events", [1, 2, 1_000])
 def test_a_lost_write_that_lands_late_leaves_a_trail_that_verifies(local_keys: KeyStore, events: int) -> None:
-    """The event in whose place it stands is refused, told to its caller as an error, and not committed to."""
+    """The event in whose place it stands is refused, reported to its caller as an error, and not committed to."""
     store = Late()
     tv.provision(local_keys, store)
     vault = open_vault(local_keys, store, events)
@@ -317,8 +320,8 @@ def test_a_lost_write_that_lands_late_leaves_a_trail_that_verifies(local_keys: K
             vault.detokenize(token, use(number))
     for number in (3, 4):
         vault.detokenize(token, use(number))
-    told = [event.transaction_id for event in vault.history(token)]
-    assert told == [None, "tx-1", "tx-3", "tx-4"]
+    ids = [event.transaction_id for event in vault.history(token)]
+    assert ids == [None, "tx-1", "tx-3", "tx-4"]
     vault.close()
     report = tv.verify_audit(store, keys=local_keys)
     assert report.findings == ()
@@ -473,7 +476,7 @@ def test_an_untouched_trail_is_never_reported_and_a_change_always_is(
     store = a_trail(local_keys, todo, events)
     report = tv.verify_audit(store, keys=local_keys)
     assert report.findings == ()
-    assert parse_anchor(report.anchor()) == report.pins
+    assert parse_anchor(report.anchor()) == report.anchor_entries
     kind = tamper(store, data)
     after = tv.verify_audit(store, keys=local_keys, since=report)
     assert after.findings, kind
@@ -489,16 +492,16 @@ def test_the_history_of_a_token_is_read_in_pages_by_token_and_by_reference(
     issue(vault, MASTERCARD)
     vault.detokenize(info.token, use("a"))
     vault.suspend(info.token, by=tv.Actor.REQUESTOR)
-    told = vault.history(info.token)
-    assert [(e.action, e.outcome, e.revision, e.requestor, e.transaction_id, e.codes) for e in told] == [
+    events = vault.history(info.token)
+    assert [(e.action, e.outcome, e.revision, e.requestor, e.transaction_id, e.codes) for e in events] == [
         (Action.ISSUE, Outcome.DONE, 1, SHOP, None, ()),
         (Action.DETOKENIZE, Outcome.DONE, 2, SHOP, "tx-a", ()),
         (Action.SUSPEND, Outcome.DONE, 3, SHOP, None, ("REQUESTOR",)),
     ]
-    assert {event.reference for event in told} == {info.reference}
-    assert told[0].time == datetime.fromtimestamp(NOW_MS / 1_000, UTC)
-    assert vault.history(info.reference) == told
-    assert [vault.history(info.reference, after=n, limit=1) for n in range(4)] == [[e] for e in told] + [[]]
+    assert {event.reference for event in events} == {info.reference}
+    assert events[0].time == datetime.fromtimestamp(NOW_MS / 1_000, UTC)
+    assert vault.history(info.reference) == events
+    assert [vault.history(info.reference, after=n, limit=1) for n in range(4)] == [[e] for e in events] + [[]]
     for wrong in (0, 1_001, True):
         with pytest.raises(tv.InvalidInputError):
             vault.history(info.token, limit=wrong)
@@ -509,7 +512,7 @@ def test_the_history_of_a_token_is_read_in_pages_by_token_and_by_reference(
             vault.history(unknown)
     planted = rows_of(store)[1]._replace(number=1_000)
     store.append([planted])
-    assert vault.history(info.token) == told, "what the vault did not write is left out"
+    assert vault.history(info.token) == events, "what the vault did not write is left out"
 
 
 def test_the_export_has_every_event_as_a_line_of_json(keys: KeyStore, store: TokenStore) -> None:

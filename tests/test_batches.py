@@ -27,17 +27,15 @@ from tokenvault.audit.batch_event import (
     ITEMS_MAX,
     BatchEvent,
     BatchEventBuilder,
-    Item,
     Kind,
     items,
     parse,
 )
-from tokenvault.audit.event import Action, Outcome
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.columns.random import uniform
 from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
-from tokenvault.stores.checks import EVENT_BODY_BYTES_MAX
 from tokenvault.stores.new_records import RecordBatch
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import EVENT_BODY_BYTES_MAX, SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.batch import run as batches
 
@@ -69,7 +67,7 @@ def told(found: Any) -> Any:
     return found
 
 
-def noted(store: TokenStore) -> list[Item]:
+def noted(store: TokenStore) -> list[Event]:
     """What all events say of each token, whether listed one by one or together, in order."""
     rows = [row for stream in store.streams() for row in store.events(stream=stream)]
     return [
@@ -77,7 +75,7 @@ def noted(store: TokenStore) -> list[Item]:
     ]  # no checkpoints
 
 
-def shown(found: Sequence[Item], names: dict[bytes, object]) -> list[Any]:
+def shown(found: Sequence[Event], names: dict[bytes, object]) -> list[Any]:
     """The same, with names in place of random references and without revisions."""
     return sorted(
         (
@@ -725,7 +723,16 @@ def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, a
     assert isinstance(read, BatchEvent)
     assert (read.time_ms, read.action) == (time_ms, action)
     expected = [
-        Item(reference if reference != BATCH else b"", revision, outcome, requestor, codes, name)
+        Event(
+            time_ms=time_ms,
+            action=action,
+            outcome=outcome,
+            requestor=requestor,
+            reference=reference if reference != BATCH else b"",
+            transaction_id=name,
+            codes=codes,
+            revision=revision,
+        )
         for reference, revision, outcome, requestor, codes, name in listed
     ]
     assert list(items(read)) == expected

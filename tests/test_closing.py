@@ -34,11 +34,11 @@ class Held(MemoryTokenStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked, self.go = threading.Semaphore(0), threading.Event()
+        self.waiting, self.go = threading.Semaphore(0), threading.Event()
         self.go.set()
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        self.asked.release()
+        self.waiting.release()
         assert self.go.wait(30)
         return super()._get(tokens)
 
@@ -52,7 +52,7 @@ def test_threads_under_way_are_served_before_a_vault_closes(local_keys: KeyStore
     with ThreadPoolExecutor(5) as pool:
         going = [pool.submit(vault.detokenize, token, use(number)) for number in range(4)]
         for _ in going:
-            assert store.asked.acquire(timeout=30)
+            assert store.waiting.acquire(timeout=30)
         ending = pool.submit(vault.close)
         while vault._core is not None:  # until closing has begun
             pass
@@ -95,7 +95,7 @@ def test_a_vault_does_not_wait_for_ever_nor_for_calls_that_its_parent_process_ha
     store.go.clear()
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(vault.detokenize, token, use(1))
-        assert store.asked.acquire(timeout=30)
+        assert store.waiting.acquire(timeout=30)
         child = os.fork()
         if not child:
             vault.close()  # with the wait at its usual length

@@ -30,23 +30,23 @@ from tokenvault.keys.secrets import Secret
 from tokenvault.model.counters import Usage
 from tokenvault.model.limits import VelocityCounter
 from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.records import layout, sealing
 from tokenvault.records import record as records
-from tokenvault.records import sealing
 from tokenvault.records.keyring import KeyRing, key_check_value
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES_COUNT = 32
 LAYOUTS = {
-    "Record body, fixed part": records._FIXED.size,
-    "Counter": records._COUNTER.size,
+    "Record body, fixed part": layout.BODY.size,
+    "Counter": layout.COUNTER.size,
     "Remembered transaction": 32,
-    "Record digest, fixed part of the input": 13 + sealing.HEADER.size,
-    "Plaintext of the seal": sealing.PLAINTEXT.size,
-    "Seal": sealing.SEAL_BYTES,
+    "Record digest, fixed part of the input": layout.DIGEST_HEADER.size,
+    "Plaintext of the seal": layout.PLAINTEXT.size,
+    "Seal": SEAL_BYTES,
     "Event body, fixed part": events._FIXED.size,
     "Checkpoint payload, fixed part": checkpoint._FIXED.size,
-    "Checkpoint named": checkpoint._NAMED.size,
+    "Cross-reference": checkpoint._CROSS_REFERENCE.size,
     "Batch event body, fixed part": batch_events._FIXED.size,
     "Vaultless tweak": 11,
 }
@@ -122,8 +122,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "domain document", DOMAIN.to_json()
     yield "domain digest", DOMAIN.digest.hex()
     spelt = "40012345678|M-1001||ecommerce|||4200 EUR|"
-    told = hashlib.sha256(f"{USE.requestor}\x1f{USE.id}".encode()).digest()[:16]
-    assert USE._memory == told + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
+    identity = hashlib.sha256(f"{USE.requestor}\x1f{USE.id}".encode()).digest()[:16]
+    assert USE._memory == identity + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
     yield "transaction content", spelt
     yield "remembered transaction", USE._memory.hex()
 
@@ -165,20 +165,22 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     tree.append(leaf)
     tree.append(leaf)
     assert tree.root() == root
-    named = checkpoint.Named(bytes(range(0x30, 0x40)), 5, b"\xaa" * 32)
-    mark = checkpoint.Checkpoint(size=2, root=root, closes=True, named=(named,), strangers=3)
+    reference = checkpoint.CrossReference(bytes(range(0x30, 0x40)), 5, b"\xaa" * 32)
+    stated = checkpoint.Checkpoint(
+        size=2, root=root, closes=True, cross_references=(reference,), unauthenticated_rows=3
+    )
     marking = events.Event(
         time_ms=TIME_MS + 2_000, action=events.Action.CHECKPOINT, outcome=events.Outcome.DONE,
-        reference=STREAM, checkpoint=mark,
+        reference=STREAM, checkpoint=stated,
     )  # fmt: skip
     assert marking.body().endswith(
         b"\1"
         + struct.pack(">Q", 2)
         + root
         + b"\3\1"
-        + named.stream
+        + reference.stream
         + struct.pack(">Q", 5)
-        + named.leaf
+        + reference.leaf
         + bytes(8)
     )
     marked = SealedEvent(STREAM, 8, STREAM, marking.body(), b"")
@@ -190,7 +192,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     key_id = checkpoint.key_id_of(b"example")
     assert key_id == hashlib.sha256(b"example").digest()[:8]
     message = b"tokenvault checkpoint 1\0" + STREAM + struct.pack(">Q", 8) + marking.body()[:-8] + key_id
-    assert checkpoint.signed(STREAM, 8, marking.body()[:-8] + key_id) == message
+    assert checkpoint.signed_message(STREAM, 8, marking.body()[:-8] + key_id) == message
     yield "signed message, SHA-256", hashlib.sha256(message).hexdigest()
 
     tokenizer = tv.VaultlessTokenizer(OneKey(), program="pipeline", requestor=REQUESTOR, keep_first=6)

@@ -35,7 +35,7 @@ def seal(journal: Journal) -> SealedEvent:
     return journal.seal(journal.begin(EVENT), EVENT.time_ms)[0]
 
 
-def test_threads_that_begin_at_once_in_a_forked_child_share_one_stream(
+def test_threads_that_begin_together_in_a_forked_child_share_one_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Numbers are each given once, though every thread finds at the same moment that the process is new."""
@@ -91,6 +91,6 @@ def test_no_event_follows_a_closing_checkpoint_though_its_thread_found_the_strea
             stream.lock = threading.Lock()
             closing = journal.begin_closing()
         assert closing is not None
-        assert closing.due is not None
-        assert closing.due.closes
+        assert closing.checkpoint is not None
+        assert closing.checkpoint.closes
         assert later.result().stream is not stream

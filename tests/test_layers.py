@@ -27,6 +27,7 @@ PURE_MODULES = {
     "audit.merkle",
     "audit.verify.report",
     "keys.port",
+    "records.layout",
     "records.record",
     "records.token_info",
     "stores.found_records",

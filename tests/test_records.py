@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import REQUESTORS, big, records
-from tokenvault.audit.checkpoint import NAMED_MAX, Checkpoint, Named
+from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX, Checkpoint, CrossReference
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import IntegrityError
 from tokenvault.records.record import TokenRecord
@@ -67,8 +67,9 @@ checkpoints = st.builds(
     size=big,
     root=hashes,
     closes=st.booleans(),
-    named=st.lists(
-        st.builds(Named, st.binary(min_size=16, max_size=16), big, hashes), max_size=NAMED_MAX
+    cross_references=st.lists(
+        st.builds(CrossReference, st.binary(min_size=16, max_size=16), big, hashes),
+        max_size=CROSS_REFERENCES_MAX,
     ).map(tuple),
 ) | st.builds(
     Checkpoint,

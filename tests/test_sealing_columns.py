@@ -17,6 +17,7 @@ from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.pan_columns import parse_pans
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.records import sealing, sealing_columns
+from tokenvault.records.keyring import pan_fingerprints_of
 from tokenvault.records.record import TokenRecord
 
 LOCAL = LocalBlockCipher(bytes(range(32)))
@@ -51,7 +52,7 @@ def test_nonces_are_drawn_anew_for_each_record_in_three_calls(record: TokenRecor
 @given(st.lists(st.one_of(pan_digits(), st.just("no PAN")), max_size=12))
 def test_fingerprints_are_those_of_single_pans(pans: list[str]) -> None:
     columns, errors = parse_pans(pans)
-    pan_fingerprints = sealing_columns.accounts_of(columns, CountingCipher(LOCAL))
+    pan_fingerprints = pan_fingerprints_of(columns, CountingCipher(LOCAL))
     assert [row.tobytes() for row in pan_fingerprints] == [
         bytes(16) if row in errors else Cmac(LOCAL).tag(pan.encode()) for row, pan in enumerate(pans)
     ]

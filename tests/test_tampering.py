@@ -378,8 +378,8 @@ def test_an_older_genuine_row_put_back_is_taken_and_the_events_show_it(scene: Sc
     assert max(noted) == highest > record.revision
     fallen = [one for one, other in itertools.pairwise(noted) if other < one]
     assert fallen, "revisions noted one after the other fall"
-    told = tv.verify_audit(scene.store, keys=scene.keys).findings
-    assert {(each.kind, each.reference) for each in told} == {
+    findings = tv.verify_audit(scene.store, keys=scene.keys).findings
+    assert {(each.kind, each.reference) for each in findings} == {
         (tv.FindingKind.REVISION_FELL, record.reference)
     }
 

@@ -566,7 +566,7 @@ def test_a_closed_vault_refuses_everything_and_leaves_its_parts_open(
 
 
 def test_what_is_told_of_a_token_is_what_its_constructor_makes(vault: tv.Vault) -> None:
-    """`TokenInfo.of` goes another way, for speed: every field, in order, and nothing else."""
+    """Every field, in order, and nothing else."""
     for info in (
         issue(vault, assurance="A1", domain=tv.Domain(merchants={"M-1"})),
         issue(vault, active=False),

@@ -7,9 +7,10 @@ rest that is public. Nothing happens at import.
 import pkgutil as _pkgutil
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
-from tokenvault.audit.export import AuditEvent
+from tokenvault.audit.export import AuditEvent, export_audit
 from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind
-from tokenvault.audit.verify.verify import audit_public_key, export_audit, verify_audit
+from tokenvault.audit.verify.trusted_keys import audit_public_key
+from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.crypto import ff1
 from tokenvault.errors import (
     ConfigurationError,

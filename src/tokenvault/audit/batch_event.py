@@ -1,4 +1,4 @@
-"""The audit event of a chunk of a batch: one row that lists what came of every item.
+"""The audit event of a chunk of a batch: one row that lists the outcome of every item.
 
 Layout of its body, encoding version 2, big endian:
 
@@ -7,45 +7,45 @@ Layout of its body, encoding version 2, big endian:
     1   action
     4   number of items, n
     2   number of kinds, k; each:
-        1 outcome, 1 length of requestor (0 or 11) and its digits, 1 number of codes and the place of each (1 byte)
-        in the table of codes
+        1 outcome
+        1 length of the requestor (0 or 11), then its digits
+        1 number of codes, then the index of each in the table of codes, 1 byte each
     1   number of codes in the table; each: 1 length and its ASCII
     4   number of transaction ids, t; each: 1 length and its ASCII, of length 0 where there was none
-    1   0: one revision for all items follows, 8 bytes; 1: 8 bytes for each
-    ..  unless k is 1: the kind of each item, 2 bytes
-    ..  if t is above 1: the transaction id of each item, 4 bytes
+    1   0: one revision for all items follows, 8 bytes; 1: a revision for each item follows, 8 bytes each
+    ..  unless k is 1: the index of the kind of each item, 2 bytes
+    ..  if t is above 1: the index of the transaction id of each item, 4 bytes
     ..  the reference of each item, 16 bytes, zeros where none was found
 
 Kinds, codes and transaction ids stand in the order in which items first have them. The row's own reference is 16 zero
-bytes: so the events of batches are found together.
+bytes, by which all events of batches are found.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.audit.event import Action, Event, Outcome, change_of
+from tokenvault.audit.event import MALFORMED, Action, BodyReader, Event, Outcome, prefixed, revision_of
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, split
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import REFERENCE_BYTES, SealedEvent
 
 ENCODING_VERSION: Final = 2
-BATCH: Final = bytes(16)
-"""The reference that every batch's event has."""
+BATCH: Final = bytes(REFERENCE_BYTES)
+"""The reference of every batch's event."""
 
 ITEMS_MAX: Final = 8_000
-"""So that an event is below 1 MiB, whatever its items are."""
+"""With so many, an event stays below 1 MiB, whatever its items are."""
 
 _NOT_NOTED: Final = -1
 _FIXED: Final = struct.Struct(">BQBIH")
 _COUNT: Final = struct.Struct(">I")
 _REVISION: Final = struct.Struct(">Q")
-_MALFORMED: Final = "an audit event is not one that this library writes"
 
 T = TypeVar("T")
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -53,22 +53,11 @@ Indexes: TypeAlias = npt.NDArray[np.int64]
 
 
 class Kind(NamedTuple):
-    """What many items have in common; attributes as in Event."""
+    """What many items of a batch have in common; attributes as in Event."""
 
     outcome: Outcome
     requestor: str | None = None
     codes: tuple[str, ...] = ()
-
-
-class Item(NamedTuple):
-    """What an audit event says of one token; attributes as in Event."""
-
-    reference: bytes
-    revision: int
-    outcome: Outcome
-    requestor: str | None
-    codes: tuple[str, ...]
-    transaction_id: str | None
 
 
 class BatchEvent(NamedTuple):
@@ -76,8 +65,10 @@ class BatchEvent(NamedTuple):
 
     Attributes:
         time_ms, action: as in Event.
-        kinds, transaction_ids: what items refer to, in the order in which they first do.
-        kind_of, id_of: shape (items,), dtype int64: places in these.
+        kinds: all that occur, in the order in which items first have them.
+        transaction_ids: likewise.
+        kind_of: the index of each item's kind, shape (items,), dtype int64.
+        id_of: the index of each item's transaction id, likewise.
         revisions: shape (items,), dtype uint64, as in Event.
         references: shape (items, 16), dtype uint8; zeros where none was found.
     """
@@ -93,7 +84,7 @@ class BatchEvent(NamedTuple):
 
     @property
     def reference(self) -> bytes:
-        """Of the row."""
+        """The reference of the row."""
         return BATCH
 
     def body(self) -> bytes:
@@ -107,9 +98,9 @@ class BatchEvent(NamedTuple):
             places = [codes.index(code) for code in kind.codes]
             parts.append(bytes((kind.outcome, len(requestor), *requestor, len(places), *places)))
         parts.append(bytes((len(codes),)))
-        parts += [_prefixed(code) for code in codes]
+        parts += [prefixed(code).encode("ascii") for code in codes]
         parts.append(_COUNT.pack(len(self.transaction_ids)))
-        parts += [_prefixed(name or "") for name in self.transaction_ids]
+        parts += [prefixed(name or "").encode("ascii") for name in self.transaction_ids]
         first = int(self.revisions[0]) if len(self.revisions) else 0
         if (self.revisions == np.uint64(first)).all():
             parts.append(b"\0" + _REVISION.pack(first))
@@ -122,31 +113,37 @@ class BatchEvent(NamedTuple):
         parts.append(self.references.tobytes())
         return b"".join(parts)
 
-    def items(self) -> Iterator[Item]:
-        """What it says of each token."""
-        names = self.transaction_ids or (None,)
-        for reference, revision, kind, name in zip(
+    def items(self) -> Iterator[Event]:
+        """What the event says of each token, as an event of its own."""
+        transaction_ids = self.transaction_ids or (None,)
+        for reference, revision, kind_index, id_index in zip(
             split(self.references),
             self.revisions.tolist(),
             self.kind_of.tolist(),
             self.id_of.tolist(),
             strict=True,
         ):
-            outcome, requestor, codes = self.kinds[kind]
-            yield Item(
-                reference if reference != BATCH else b"", revision, outcome, requestor, codes, names[name]
+            kind = self.kinds[kind_index]
+            yield Event(
+                time_ms=self.time_ms,
+                action=self.action,
+                outcome=kind.outcome,
+                requestor=kind.requestor,
+                reference=reference if reference != BATCH else b"",
+                transaction_id=transaction_ids[id_index],
+                codes=kind.codes,
+                revision=revision,
             )
 
     @classmethod
     def parse(cls, row: SealedEvent) -> BatchEvent:
         """Read a row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        event: BatchEvent | None = None
         try:
             event = _read(row.body)
         except (struct.error, IndexError, ValueError):
             event = None
         if event is None or row.reference != BATCH or event.body() != row.body or not _in_order(event):
-            raise IntegrityError(_MALFORMED)
+            raise IntegrityError(MALFORMED)
         return event
 
 
@@ -155,55 +152,52 @@ def parse(row: SealedEvent) -> Event | BatchEvent:
     return BatchEvent.parse(row) if row.body[:1] == bytes((ENCODING_VERSION,)) else Event.parse(row)
 
 
-def items(event: Event | BatchEvent) -> Iterator[Item]:
-    """What an event of either form says of each token; of one that names none, one item without reference."""
-    if isinstance(event, BatchEvent):
-        yield from event.items()
-    else:
-        yield Item(
-            event.reference, event.revision, event.outcome, event.requestor, event.codes, event.transaction_id
-        )
+def items(event: Event | BatchEvent) -> Iterator[Event]:
+    """What an event of either form says of each token, as an event of its own."""
+    return event.items() if isinstance(event, BatchEvent) else iter((event,))
 
 
 def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
-    """The records that were written with an event of either form, by reference, and the revision of each then."""
+    """The records that were written with an event of either form: the reference and revision of each."""
     if row.body[:1] != bytes((ENCODING_VERSION,)):
-        change = change_of(row)
-        return {(row.reference, change)} if change else set()
+        revision = revision_of(row)
+        return {(row.reference, revision)} if revision else set()
     try:
-        listed = BatchEvent.parse(row).items()
+        event = BatchEvent.parse(row)
     except IntegrityError:
         return set()
-    return {(item.reference, item.revision) for item in listed if item.revision}
+    references = split(event.references)
+    return {
+        (reference, revision)
+        for reference, revision in zip(references, event.revisions.tolist(), strict=True)
+        if revision
+    }
 
 
 class BatchEventBuilder:
-    """Collects what came of the items of a chunk. The event lists them in the order of their rows.
+    """Collects the outcomes of the items of a chunk. The event lists them in the order of their rows.
 
     Args:
-        rows: how many items there are; not each leaves a note.
+        rows: how many items the chunk has; those that are not noted stand in no event.
     """
 
     def __init__(self, rows: int) -> None:
         self._kinds: dict[Kind, int] = {}
-        self._names: dict[str | None, int] = {}
+        self._transaction_ids: dict[str | None, int] = {}
         self._kind_of: Indexes = np.full(rows, _NOT_NOTED, np.int64)
         self._id_of: Indexes = np.zeros(rows, np.int64)
         self._revisions: Words = np.zeros(rows, np.uint64)
-        self._references: Bytes = np.zeros((rows, 16), np.uint8)
+        self._references: Bytes = np.zeros((rows, REFERENCE_BYTES), np.uint8)
 
     def note(
         self, row: int, reference: bytes, revision: int, kind: Kind, transaction_id: str | None = None
     ) -> None:
         """Note one item."""
-        self._references[row] = np.frombuffer(reference or BATCH, np.uint8)
-        self._revisions[row] = revision
-        self._kind_of[row] = self._kinds.setdefault(kind, len(self._kinds))
-        self._id_of[row] = self._names.setdefault(transaction_id, len(self._names))
+        self.note_many(row, np.frombuffer(reference or BATCH, np.uint8), revision, kind, transaction_id)
 
     def note_many(
         self,
-        rows: npt.NDArray[np.intp],
+        rows: npt.NDArray[np.intp] | int,
         references: Bytes,
         revision: int,
         kind: Kind,
@@ -213,7 +207,7 @@ class BatchEventBuilder:
         self._references[rows] = references
         self._revisions[rows] = revision
         self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
-        self._id_of[rows] = self._names.setdefault(transaction_id, len(self._names))
+        self._id_of[rows] = self._transaction_ids.setdefault(transaction_id, len(self._transaction_ids))
 
     def event(self, time_ms: int, action: Action) -> BatchEvent | None:
         """The event; None where nothing is noted."""
@@ -221,9 +215,16 @@ class BatchEventBuilder:
         if not len(rows):
             return None
         kinds, kind_of = _by_first_use(list(self._kinds), self._kind_of[rows])
-        names, id_of = _by_first_use(list(self._names), self._id_of[rows])
+        transaction_ids, id_of = _by_first_use(list(self._transaction_ids), self._id_of[rows])
         return BatchEvent(
-            time_ms, action, kinds, names, kind_of, id_of, self._revisions[rows], self._references[rows]
+            time_ms=time_ms,
+            action=action,
+            kinds=kinds,
+            transaction_ids=transaction_ids,
+            kind_of=kind_of,
+            id_of=id_of,
+            revisions=self._revisions[rows],
+            references=self._references[rows],
         )
 
 
@@ -235,39 +236,8 @@ def _by_first_use(table: list[T], places: Indexes) -> tuple[tuple[T, ...], Index
     return tuple(table[place] for place in ordered.tolist()), moved[places]
 
 
-def _prefixed(text: str) -> bytes:
-    encoded = text.encode("ascii")
-    return bytes((len(encoded),)) + encoded
-
-
-class _Reader:
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self._body):
-            raise ValueError("cut short")
-        taken, self._at = self._body[self._at : end], end
-        return taken
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def text(self) -> str:
-        return self.take(self.byte()).decode("ascii")
-
-    def column(self, count: int, dtype: str) -> npt.NDArray[np.generic]:
-        return np.frombuffer(self.take(count * np.dtype(dtype).itemsize), dtype)
-
-    @property
-    def done(self) -> bool:
-        return self._at == len(self._body)
-
-
 def _read(body: bytes) -> BatchEvent | None:
-    reader = _Reader(body)
+    reader = BodyReader(body)
     version, time_ms, action, count, kind_count = _FIXED.unpack(reader.take(_FIXED.size))
     if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
         return None
@@ -280,34 +250,47 @@ def _read(body: bytes) -> BatchEvent | None:
         Kind(outcome, requestor, tuple([codes[place] for place in places]))
         for outcome, requestor, places in found
     )
-    (name_count,) = _COUNT.unpack(reader.take(_COUNT.size))
-    if name_count > count:
+    (id_count,) = _COUNT.unpack(reader.take(_COUNT.size))
+    if id_count > count:
         return None
-    names = tuple(reader.text() or None for _ in range(name_count))
+    transaction_ids = tuple(reader.text() or None for _ in range(id_count))
     if reader.byte():
-        revisions = reader.column(count, ">u8").astype(np.uint64)
+        revisions = _column(reader, count, ">u8").astype(np.uint64)
     else:
-        revisions = np.full(count, _REVISION.unpack(reader.take(8))[0], np.uint64)
+        revisions = np.full(count, _REVISION.unpack(reader.take(_REVISION.size))[0], np.uint64)
     none: Indexes = np.zeros(count, np.int64)
-    kind_of = reader.column(count, ">u2").astype(np.int64) if kind_count > 1 else none
-    id_of = reader.column(count, ">u4").astype(np.int64) if name_count > 1 else none
-    references = np.frombuffer(reader.take(16 * count), np.uint8).reshape(count, 16)
-    return (
-        BatchEvent(time_ms, Action(action), kinds, names, kind_of, id_of, revisions, references)
-        if reader.done
-        else None
+    kind_of = _column(reader, count, ">u2").astype(np.int64) if kind_count > 1 else none
+    id_of = _column(reader, count, ">u4").astype(np.int64) if id_count > 1 else none
+    references = np.frombuffer(reader.take(count * REFERENCE_BYTES), np.uint8).reshape(count, REFERENCE_BYTES)
+    if reader.rest():
+        return None
+    return BatchEvent(
+        time_ms=time_ms,
+        action=Action(action),
+        kinds=kinds,
+        transaction_ids=transaction_ids,
+        kind_of=kind_of,
+        id_of=id_of,
+        revisions=revisions,
+        references=references,
     )
 
 
+def _column(reader: BodyReader, count: int, dtype: str) -> npt.NDArray[np.generic]:
+    return np.frombuffer(reader.take(count * np.dtype(dtype).itemsize), dtype)
+
+
 def _in_order(event: BatchEvent) -> bool:
-    """Whether kinds and ids are distinct, and stand as the items first have them."""
-    return all(
+    """Whether kinds and transaction ids are distinct, and stand in the order in which items first have them."""
+    return _is_by_first_use(event.kinds, event.kind_of) and _is_by_first_use(
+        event.transaction_ids, event.id_of
+    )
+
+
+def _is_by_first_use(table: Sequence[object], index_of: Indexes) -> bool:
+    used, firsts = np.unique(index_of, return_index=True)
+    return (
         len(set(table)) == len(table)
-        and len(places) == len(first)
-        and (len(places) <= 1 or bool((first[1:] > first[:-1]).all() and places[-1] == len(table) - 1))
-        and len(places) == (len(table) or 1)
-        for table, (places, first) in (
-            (event.kinds, np.unique(event.kind_of, return_index=True)),
-            (event.transaction_ids, np.unique(event.id_of, return_index=True)),
-        )
+        and np.array_equal(used, np.arange(len(table) or 1))  # without a table, every index is 0
+        and bool((firsts[1:] > firsts[:-1]).all())
     )

@@ -1,14 +1,16 @@
-"""Checkpoints: what an event of action CHECKPOINT says of its stream and of the others.
+"""Checkpoints: what an event of action CHECKPOINT says of its own stream and of the others.
 
-Layout of the payload, behind the event's body, big endian:
+Layout of the payload, which follows the event's body, big endian:
 
-    1   1: it closes the stream, 0: it does not
-    8   size n: it commits to the events 1 to n of its stream
-    32  root of the Merkle tree over the leaf hashes of these (RFC 9162 section 2.1.1; `merkle`, `events.leaf_hash`)
-    1   strangers: of the streams that were read to name them, so many showed a row that no vault wrote, at most 64
-    1   number of streams named, at most 64, then of each: 16 name, 8 number of a checkpoint of it, 32 its leaf hash
+    1   1: the checkpoint closes its stream, 0: it does not
+    8   size n: the checkpoint commits to the events 1 to n of its stream
+    32  root of the Merkle tree over the leaf hashes of these events (RFC 9162 section 2.1.1; `merkle`,
+        `event.leaf_hash`)
+    1   number of unauthenticated rows, at most 64: streams whose latest checkpoint was read for a cross-reference and
+        is a row that no vault wrote
+    1   number of cross-references, at most 64; each: 16 stream, 8 number of a checkpoint of it, 32 its leaf hash
     8   id of the signing key: first 8 bytes of SHA-256 of its SubjectPublicKeyInfo (RFC 5280); zeros: not signed
-    64  where it is signed: ECDSA P-256 with SHA-256 (FIPS 186-5), r and s, of `signed`
+    64  only if signed: ECDSA P-256 with SHA-256 (FIPS 186-5), r and s, of `signed_message`
 """
 
 from __future__ import annotations
@@ -21,25 +23,25 @@ import attrs
 
 from tokenvault.model import checks
 
-NAMED_MAX: Final = 64
+CROSS_REFERENCES_MAX: Final = 64
 KEY_ID_BYTES: Final = 8
 SIGNATURE_BYTES: Final = 64
 EVENTS_MAX: Final = 1_000_000
 SECONDS_MAX: Final = 86_400
 
 _FIXED: Final = struct.Struct(">?Q32sBB")
-_NAMED: Final = struct.Struct(">16sQ32s")
+_CROSS_REFERENCE: Final = struct.Struct(">16sQ32s")
 _UNSIGNED: Final = bytes(KEY_ID_BYTES)
 _LABEL: Final = b"tokenvault checkpoint 1\x00"
 
 
 @attrs.frozen
 class CheckpointPolicy:
-    """How often a vault leaves a checkpoint in its audit trail, besides the first event and `close`.
+    """How often a vault writes a checkpoint into its audit trail, besides the first event and `close`.
 
     Attributes:
-        events: after so many events, from 1 to 1,000,000.
-        seconds: or so many seconds after the last checkpoint, from 1 to 86,400; seen at the next event.
+        events: a checkpoint after so many events, from 1 to 1,000,000.
+        seconds: or so many seconds after the last checkpoint, from 1 to 86,400; looked at with the next event.
     """
 
     events: int = 1_000
@@ -51,8 +53,8 @@ class CheckpointPolicy:
 
 
 @attrs.frozen
-class Named:
-    """A checkpoint of another stream, as one stream knew it: stream, number, leaf hash."""
+class CrossReference:
+    """The latest checkpoint of another stream, as the writer of a checkpoint found it: stream, number, leaf hash."""
 
     stream: bytes
     number: int
@@ -64,26 +66,30 @@ class Checkpoint:
     """What a checkpoint says.
 
     Attributes:
-        size: it commits to the events 1 to size of its stream; root: of their tree, 32 bytes.
-        closes: nothing follows it in its stream.
-        named: checkpoints of other streams; strangers: so many others showed a row that no vault wrote.
-        key_id: of the signing key, 8 bytes; signature: 64 bytes; both empty where it is not signed.
+        size: the checkpoint commits to the events 1 to size of its stream.
+        root: of the Merkle tree over these events, 32 bytes.
+        closes: whether the stream ends with this checkpoint.
+        cross_references: to checkpoints of other streams.
+        unauthenticated_rows: how many other streams showed a row that no vault wrote.
+        key_id: of the signing key, 8 bytes; empty if the checkpoint is not signed.
+        signature: 64 bytes; empty if the checkpoint is not signed.
     """
 
     size: int
     root: bytes
     closes: bool = False
-    named: tuple[Named, ...] = ()
-    strangers: int = 0
+    cross_references: tuple[CrossReference, ...] = ()
+    unauthenticated_rows: int = 0
     key_id: bytes = b""
     signature: bytes = b""
 
     def payload(self) -> bytes:
         """The canonical encoding."""
+        references = self.cross_references
         return b"".join(
             (
-                _FIXED.pack(self.closes, self.size, self.root, self.strangers, len(self.named)),
-                *(_NAMED.pack(each.stream, each.number, each.leaf) for each in self.named),
+                _FIXED.pack(self.closes, self.size, self.root, self.unauthenticated_rows, len(references)),
+                *(_CROSS_REFERENCE.pack(each.stream, each.number, each.leaf) for each in references),
                 self.key_id or _UNSIGNED,
                 self.signature,
             )
@@ -92,28 +98,33 @@ class Checkpoint:
     @classmethod
     def parse(cls, payload: bytes) -> Checkpoint:
         """Read a payload. Raises struct.error or ValueError; the caller compares the encoding."""
-        closes, size, root, strangers, count = _FIXED.unpack_from(payload)
-        if max(strangers, count) > NAMED_MAX:
-            raise ValueError(strangers, count)
-        end = _FIXED.size + count * _NAMED.size
-        named = tuple(Named(*values) for values in _NAMED.iter_unpack(payload[_FIXED.size : end]))
+        closes, size, root, unauthenticated_rows, count = _FIXED.unpack_from(payload)
+        if max(unauthenticated_rows, count) > CROSS_REFERENCES_MAX:
+            raise ValueError(unauthenticated_rows, count)
+        end = _FIXED.size + count * _CROSS_REFERENCE.size
+        references = _CROSS_REFERENCE.iter_unpack(payload[_FIXED.size : end])
         key_id = payload[end : end + KEY_ID_BYTES]
         signature = payload[end + KEY_ID_BYTES :]
         if len(signature) != (0 if key_id == _UNSIGNED else SIGNATURE_BYTES):
             raise ValueError(len(signature))
         return cls(
-            size=size, root=root, closes=closes, named=named, strangers=strangers,
-            key_id=b"" if key_id == _UNSIGNED else key_id, signature=signature,
-        )  # fmt: skip
+            size=size,
+            root=root,
+            closes=closes,
+            cross_references=tuple(CrossReference(*values) for values in references),
+            unauthenticated_rows=unauthenticated_rows,
+            key_id=b"" if key_id == _UNSIGNED else key_id,
+            signature=signature,
+        )
 
 
-def signed(stream: bytes, number: int, body: bytes) -> bytes:
-    """What the signature of a checkpoint covers.
+def signed_message(stream: bytes, number: int, body: bytes) -> bytes:
+    """The message that a checkpoint's signature signs.
 
     Args:
-        stream: its stream.
-        number: its place there.
-        body: the event's body up to and with the id of the signing key: all but the signature.
+        stream: the checkpoint's stream.
+        number: the checkpoint's number.
+        body: the event's body without the signature: up to and with the id of the signing key.
     """
     return b"".join((_LABEL, stream, number.to_bytes(8), body))
 

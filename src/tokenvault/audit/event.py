@@ -4,15 +4,23 @@ Layout of an event's body, encoding version 1, big endian:
 
     1   encoding version, 1
     8   time, milliseconds of the Unix epoch
-    1   action, 1   outcome: codes below
+    1   action, codes below
+    1   outcome, codes below
     8   revision of the record that was written with this event; 0 where none was
-    1   length of requestor (0 or 11), then its digits
+    1   length of the requestor (0 or 11), then its digits
     1   length of the transaction id, then its ASCII
-    1   number of codes, then each as 1 length and its ASCII; every length and number here is below 128
-    ..  of a checkpoint: its payload (`checkpoint`)
+    1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
+    ..  only of a checkpoint: its payload (`checkpoint`)
 
-The leaf hash is SHA-256 over a byte 00, stream, number (8 bytes), length of the reference (1 byte), reference and
-body. The MAC is AES-CMAC under an AUDIT key, of its first 16 bytes: one AES call, whatever the length.
+Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
+
+    1   00
+    16  stream
+    8   number
+    1   length of the reference (0 or 16), then the reference
+    ..  body
+
+The MAC is AES-CMAC under an AUDIT key, of the first 16 bytes of the leaf hash: one AES call, whatever the length.
 """
 
 from __future__ import annotations
@@ -28,17 +36,21 @@ from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 1
-STREAM_BYTES: Final = 16
+
+TEXT_CHARACTERS_MAX: Final = 127
+"""In a text of an event; also the most codes of one."""
+
+AUTHENTICATED_BYTES: Final = 16
+"""Bytes of the leaf hash that the MAC covers."""
 
 _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")
 _REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
-AUTHENTICATED_BYTES: Final = 16
-_MALFORMED: Final = "an audit event is not one that this library writes"
+MALFORMED: Final = "an audit event is not one that this library writes"
 
 
 class Action(int, enum.Enum):  # an IntEnum would print as a number
-    """What was asked of the vault."""
+    """What the vault was called to do."""
 
     ISSUE = 1
     DETOKENIZE = 2
@@ -53,10 +65,10 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
 
 
 class Outcome(int, enum.Enum):
-    """What came of it.
+    """How the action ended.
 
-    DONE: as asked. DENIED: refused by a control or a permission, named by the codes. NOT_FOUND: no such token.
-    TAMPERED: the record failed authentication.
+    DONE: carried out. DENIED: refused by a control or a permission, which the codes name. NOT_FOUND: there is no such
+    token. TAMPERED: the record failed authentication.
     """
 
     DONE = 1
@@ -70,13 +82,14 @@ class Event(NamedTuple):
 
     Attributes:
         time_ms: milliseconds of the Unix epoch.
-        action: what was asked; outcome: what came of it.
-        requestor: who asked; None for the host application itself.
-        reference: 16 bytes naming the token record, or empty where none was found; of a checkpoint, its stream.
-        transaction_id: of the use, if it was one.
-        codes: violation codes, or who suspended.
+        action: what the vault was called to do.
+        outcome: how the action ended.
+        requestor: id of the calling requestor; None for the host application itself.
+        reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream.
+        transaction_id: of the use of a token; None for other actions.
+        codes: violation codes, or the actor who suspends or resumes.
         revision: of the record that was written with this event; 0 where none was.
-        checkpoint: what a checkpoint says.
+        checkpoint: only of action CHECKPOINT: what it says.
     """
 
     time_ms: int
@@ -90,51 +103,86 @@ class Event(NamedTuple):
     checkpoint: Checkpoint | None = None
 
     def body(self) -> bytes:
-        """The canonical encoding."""
+        """The canonical encoding. Raises ValueError where a length is above TEXT_CHARACTERS_MAX: it is no ASCII."""
         fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
-        requestor, transaction_id, codes = self.requestor or "", self.transaction_id or "", self.codes
-        texts = f"{chr(len(requestor))}{requestor}{chr(len(transaction_id))}{transaction_id}{chr(len(codes))}"
-        for code in codes:
-            texts += chr(len(code)) + code
+        texts = prefixed(self.requestor or "") + prefixed(self.transaction_id or "") + chr(len(self.codes))
+        for code in self.codes:
+            texts += prefixed(code)
         payload = b"" if self.checkpoint is None else self.checkpoint.payload()
         return fixed + texts.encode("ascii") + payload
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
         """Read an event row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        event = cls._read(row)
+        try:
+            event = cls._read(row)
+        except (struct.error, ValueError):
+            event = None
         if event is None or event.body() != row.body:
-            raise IntegrityError(_MALFORMED)
+            raise IntegrityError(MALFORMED)
         return event
 
     @classmethod
     def _read(cls, row: SealedEvent) -> Event | None:
-        try:
-            version, time_ms, action, outcome, revision = _FIXED.unpack_from(row.body)
-            if version != ENCODING_VERSION:
-                return None
-            texts = _texts(row.body[_FIXED.size :].decode("latin-1"), 2)  # the payload goes on as any bytes
-            codes = _texts(texts.rest[1:], ord(texts.rest[:1]))
-            payload = codes.rest.encode("latin-1")
-            if not row.body[_FIXED.size : len(row.body) - len(payload)].isascii():
-                return None
-            return cls(
-                time_ms=time_ms,
-                action=Action(action),
-                outcome=Outcome(outcome),
-                requestor=texts.found[0] or None,
-                reference=row.reference,
-                transaction_id=texts.found[1] or None,
-                codes=tuple(codes.found),
-                revision=revision,
-                checkpoint=Checkpoint.parse(payload) if action == Action.CHECKPOINT.value else None,
-            )
-        except (struct.error, TypeError, ValueError):
+        reader = BodyReader(row.body)
+        version, time_ms, action, outcome, revision = _FIXED.unpack(reader.take(_FIXED.size))
+        if version != ENCODING_VERSION:
             return None
+        return cls(
+            time_ms=time_ms,
+            action=Action(action),
+            outcome=Outcome(outcome),
+            requestor=reader.text() or None,
+            reference=row.reference,
+            transaction_id=reader.text() or None,
+            codes=tuple(reader.text() for _ in range(reader.length())),
+            revision=revision,
+            checkpoint=Checkpoint.parse(reader.rest()) if action == Action.CHECKPOINT.value else None,
+        )
+
+
+class BodyReader:
+    """Reads an event's body from its start. Raises ValueError where the body is cut short or has another form."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        end = self._at + count
+        if end > len(self._body):
+            raise ValueError("cut short")
+        taken, self._at = self._body[self._at : end], end
+        return taken
+
+    def byte(self) -> int:
+        """The next byte."""
+        return self.take(1)[0]
+
+    def length(self) -> int:
+        """A length or number, at most TEXT_CHARACTERS_MAX."""
+        length = self.byte()
+        if length > TEXT_CHARACTERS_MAX:
+            raise ValueError("too long")
+        return length
+
+    def text(self) -> str:
+        """A text after its length."""
+        return self.take(self.length()).decode("ascii")
+
+    def rest(self) -> bytes:
+        """All that is left."""
+        return self.take(len(self._body) - self._at)
+
+
+def prefixed(text: str) -> str:
+    """A text after its length, both of which are to be encoded in ASCII."""
+    return chr(len(text)) + text
 
 
 def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> bytes:
-    """32 bytes: an event's leaf in the Merkle tree of its stream. Its MAC covers the first 16."""
+    """An event's leaf hash, 32 bytes: its leaf in the Merkle tree of its stream."""
     covered = b"".join((LEAF, stream, _POSITION.pack(number, len(reference)), reference, body))
     return hashlib.sha256(covered).digest()
 
@@ -144,21 +192,6 @@ def leaf_of(row: SealedEvent) -> bytes:
     return leaf_hash(row.stream, row.number, row.reference, row.body)
 
 
-def change_of(row: SealedEvent) -> int:
+def revision_of(row: SealedEvent) -> int:
     """The revision of the record that was written with this event, or 0. Does not look at the rest of the body."""
     return int.from_bytes(row.body[_REVISION]) if row.reference != row.stream else 0
-
-
-class _Texts(NamedTuple):
-    found: list[str]
-    rest: str
-
-
-def _texts(encoded: str, count: int) -> _Texts:
-    """The first texts, each after its length. Raises TypeError where the encoding ends before."""
-    found = []
-    for _ in range(count):
-        end = 1 + ord(encoded[:1])
-        found.append(encoded[1:end])
-        encoded = encoded[end:]
-    return _Texts(found, encoded)

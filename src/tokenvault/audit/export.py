@@ -1,16 +1,21 @@
-"""An audit event as a reader of the trail sees it."""
+"""Audit events as they leave the library: for `Vault.history`, and as lines of JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import attrs
 
 from tokenvault.audit.batch_event import BATCH, items, parse
-from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.stores.port import SealedEvent
+from tokenvault.audit.event import Action, Event, Outcome, leaf_of
+from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.verify import pages
+from tokenvault.errors import IntegrityError
+from tokenvault.keys.port import KeyStore
+from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
 
 HISTORY_MAX: Final = 1_000
 """The most events that `Vault.history` returns at once."""
@@ -24,14 +29,16 @@ class AuditEvent:
     """One event of the audit trail. Never a PAN, never a whole token.
 
     Attributes:
-        time: of the vault's clock, UTC, to the millisecond.
-        action: what was asked of the vault; outcome: what came of it.
-        requestor: who asked, 11 digits; None for the host application itself.
+        time: by the vault's clock, UTC, to the millisecond.
+        action: what the vault was called to do.
+        outcome: how the action ended.
+        requestor: id of the calling requestor, 11 digits; None for the host application itself.
         reference: of the token, 32 hexadecimal digits; None where none was found. Of a checkpoint, its stream.
-        transaction_id: of the use, if it was one; masked where it could be a card number.
+        transaction_id: of the use of a token; masked where it could be a card number.
         codes: of the controls that failed, or the actor who suspends or resumes.
         revision: of the token's record that was written with this event; 0 where none was.
-        stream, number: where the event stands: 32 hexadecimal digits, and its place from 1.
+        stream: of the event, 32 hexadecimal digits.
+        number: of the event in its stream, from 1.
     """
 
     time: datetime
@@ -45,39 +52,68 @@ class AuditEvent:
     stream: str
     number: int
 
-    @classmethod
-    def all_of(cls, row: SealedEvent) -> list[AuditEvent]:
-        """What an event says, as a store keeps it; of a batch, of each item. Raises IntegrityError for any other."""
-        event = parse(row)
-        return [
-            cls(
-                time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
-                action=event.action,
-                outcome=item.outcome,
-                requestor=item.requestor,
-                reference=item.reference.hex() or None,
-                transaction_id=item.transaction_id,
-                codes=item.codes,
-                revision=item.revision,
-                stream=row.stream.hex(),
-                number=row.number,
-            )
-            for item in items(event)
-        ]
+
+def audit_events(row: SealedEvent) -> list[AuditEvent]:
+    """The event of a row; of a batch, one for each item. Raises IntegrityError for what is no event."""
+    event = parse(row)
+    return [
+        AuditEvent(
+            time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
+            action=event.action,
+            outcome=item.outcome,
+            requestor=item.requestor,
+            reference=item.reference.hex() or None,
+            transaction_id=item.transaction_id,
+            codes=item.codes,
+            revision=item.revision,
+            stream=row.stream.hex(),
+            number=row.number,
+        )
+        for item in items(event)
+    ]
 
 
-def json_lines(row: SealedEvent, genuine: bool | None) -> list[str]:
-    """An event as JSON in ASCII, a line for each item of a batch, without ends of line. Raises IntegrityError.
+def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator[str]:
+    """All events of a database as JSON Lines: a line of ASCII for each, or each item of a batch, without its end.
 
-    Args:
-        row: the event.
-        genuine: whether its MAC is right, or None where nobody looked.
+    By stream, oldest name first, and number. docs/audit.md has the names and values. "genuine" states whether the MAC
+    is right, and is null without keys. An event that can not be read has "stream", "number" and "genuine" only.
+
+    Raises:
+        KeyStoreError, TokenStoreError: as lines are read.
+        IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
     """
-    return [_json_line(row, event, genuine) for event in AuditEvent.all_of(row)]
+    macs = None if keys is None else AuditMacs(keys)
+    for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
+        malformed = 0
+        for page in pages.stream_pages(store, stream):
+            if isinstance(page, int):
+                yield _unreadable(stream, page)
+                malformed += 1
+                continue
+            genuine: Sequence[bool | None] = [None] * len(page)
+            if macs is not None:
+                genuine = macs.genuine(page, [leaf_of(row) for row in page])
+            for row, right in zip(page, genuine, strict=True):
+                yield from _lines(row, right)
+        if malformed >= pages.MALFORMED_MAX:
+            raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
+
+
+def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:
+    try:
+        events = audit_events(row)
+    except IntegrityError:
+        return [_unreadable(row.stream, row.number)]
+    return [_json_line(row, event, genuine) for event in events]
+
+
+def _unreadable(stream: bytes, number: int) -> str:
+    return f'{{"stream": "{stream.hex()}", "number": {number}, "genuine": false}}'
 
 
 def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str:
-    told: dict[str, object] = {
+    line: dict[str, object] = {
         "stream": event.stream,
         "number": event.number,
         "time": event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -92,16 +128,16 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
     }
     checkpoint = None if row.reference == BATCH else Event.parse(row).checkpoint
     if checkpoint is not None:
-        told["checkpoint"] = {
+        line["checkpoint"] = {
             "size": checkpoint.size,
             "root": checkpoint.root.hex(),
             "closes": checkpoint.closes,
-            "strangers": checkpoint.strangers,
-            "named": [
+            "unauthenticated_rows": checkpoint.unauthenticated_rows,
+            "cross_references": [
                 {"stream": each.stream.hex(), "number": each.number, "leaf": each.leaf.hex()}
-                for each in checkpoint.named
+                for each in checkpoint.cross_references
             ],
             "key_id": checkpoint.key_id.hex() or None,
             "signature": checkpoint.signature.hex() or None,
         }
-    return json.dumps(told, ensure_ascii=True)
+    return json.dumps(line, ensure_ascii=True)

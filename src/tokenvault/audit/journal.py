@@ -1,9 +1,14 @@
-"""Gives events their place in this vault instance's stream, their MAC, and checkpoints among them.
+"""Gives events their number in this vault's stream, their MAC, and checkpoints between them.
 
-A number is taken before its event is written, and no lock is held meanwhile. So the journal keeps account: a number
-is *settled* once it is known to be written, and a checkpoint commits to the longest run 1 to n of settled ones.
+How an event gets its number: `begin` takes the lowest number that no event has, under the stream's lock, before the
+event is written. No lock is held during the write. Afterwards the caller reports how the write ended:
 
-Nothing here waits for anything but the key store, and `seal` alone asks that.
+- `written`: the number is settled; the event's leaf hash goes into the Merkle tree once all numbers before it are
+  settled too, and the next checkpoint commits to the events in the tree;
+- `withdraw`: nothing was written; the number is free for the next event;
+- `doubt`: unknown; `doubts` hands the entry to the caller, which reads the database before it takes the next number.
+
+Nothing here waits for anything but the key store, and only `seal` and `genuine` ask it.
 """
 
 from __future__ import annotations
@@ -19,33 +24,28 @@ import attrs
 
 from tokenvault.audit.batch_event import BatchEvent
 from tokenvault.audit.checkpoint import (
-    NAMED_MAX,
+    CROSS_REFERENCES_MAX,
     SIGNATURE_BYTES,
     Checkpoint,
     CheckpointPolicy,
-    Named,
+    CrossReference,
     key_id_of,
-    signed,
+    signed_message,
 )
-from tokenvault.audit.event import (
-    AUTHENTICATED_BYTES,
-    STREAM_BYTES,
-    Action,
-    Event,
-    Outcome,
-    leaf_hash,
-    leaf_of,
-)
+from tokenvault.audit.event import AUTHENTICATED_BYTES, Action, Event, Outcome, leaf_hash, leaf_of
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.port import Signer
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import STREAM_BYTES, SealedEvent
 
 _TIME_BYTES: Final = 6
-_LOT: Final = 64
-"""How many leaves the tree grows by at once: one by one, between waits for the database, each costs more."""
-
 _TIME_MAX: Final = 2 ** (8 * _TIME_BYTES) - 1
+
+_LEAVES_AT_ONCE: Final = 64
+"""Leaves that the tree grows by at once: one by one, between waits for the database, each costs more."""
+
+_REFERENCED_MAX: Final = 16 * CROSS_REFERENCES_MAX
+"""Other streams of which the number last referred to is kept."""
 
 
 class JournalKeys(Protocol):
@@ -65,24 +65,38 @@ class JournalKeys(Protocol):
 
 
 class _Stream:
-    """A stream of one process. What changes it holds its lock."""
+    """A stream of one process. Whoever changes it holds its lock.
+
+    Attributes:
+        name: 16 bytes; empty before the first event.
+        pid: of the process that writes it.
+        successors: by process id, the streams that forked children write instead, and this process after closing.
+        last: the highest number taken; free: lower ones that were given back.
+        tree: over the settled events 1 to n.
+        settled: leaf hashes of settled numbers that are not in the tree yet.
+        due_number, due_ms: the next checkpoint is due once `last` or the time is there.
+        referenced: by other stream, the number of its checkpoint last referred to.
+        doubtful: entries of which it is not known whether they were written.
+    """
 
     def __init__(self) -> None:
-        self.name = b""  # with the first event
+        self.name = b""
         self.pid = os.getpid()
-        self.heirs: dict[
-            int, _Stream
-        ] = {}  # by process id: of forked children, and of this one after closing
+        self.successors: dict[int, _Stream] = {}
         self.lock = threading.Lock()
         self.closed = False
         self.last = 0
         self.free: list[int] = []
         self.tree = Tree()
-        self.ahead: dict[int, bytes] = {}  # leaf hashes of what is written and not in the tree yet
+        self.settled: dict[int, bytes] = {}
         self.due_number = 0
         self.due_ms = 0
-        self.named: dict[bytes, int] = {}  # the last checkpoint of each other stream that is named already
+        self.referenced: dict[bytes, int] = {}
         self.doubtful: list[Entry] = []
+
+    def due(self, time_ms: int) -> bool:
+        """Whether a checkpoint is due."""
+        return self.last >= self.due_number or time_ms >= self.due_ms
 
     def take(self) -> int:
         """The lowest number that no event has."""
@@ -92,49 +106,42 @@ class _Stream:
         return self.last
 
     def settle(self, number: int, leaf: bytes) -> None:
-        """Note that a number is written."""
-        self.ahead[number] = leaf
-        if len(self.ahead) >= _LOT:
+        """Note that the event of a number is written."""
+        self.settled[number] = leaf
+        if len(self.settled) >= _LEAVES_AT_ONCE:
             self.grow()
 
     def grow(self) -> Tree:
-        """The tree with every leaf that has all others before it."""
-        tree, ahead = self.tree, self.ahead
-        while (leaf := ahead.pop(tree.size + 1, None)) is not None:
-            tree.append(leaf)
-        return tree
-
-
-@attrs.frozen
-class _Due:
-    """A checkpoint on its way: its place, and what it commits to."""
-
-    number: int
-    size: int
-    root: bytes
-    closes: bool
+        """The tree, with the leaf of every settled number that has no unsettled one before it."""
+        while (leaf := self.settled.pop(self.tree.size + 1, None)) is not None:
+            self.tree.append(leaf)
+        return self.tree
 
 
 @attrs.define(eq=False)
 class Entry:
-    """An event on its way into its stream, with the checkpoint that goes before it, if one was due.
+    """An event on its way into its stream, with the checkpoint that is written before it if one was due.
 
     Attributes:
-        rows: to be written in one atomic step; there once it is sealed, with the leaf of each number.
+        event: None of a checkpoint alone, which closes the stream.
+        number: of the event, or of the checkpoint alone.
+        checkpoint: what it commits to; `seal` adds the cross-references, unless they are to be repeated.
+        checkpoint_number: of the checkpoint.
+        rows: to be written in one atomic step; `seal` makes them, with the leaf hash of each number.
     """
 
     stream: _Stream
     event: Event | BatchEvent | None
-    number: int
-    due: _Due | None
+    number: int = 0
+    checkpoint: Checkpoint | None = None
+    checkpoint_number: int = 0
     rows: tuple[SealedEvent, ...] = ()
     leaves: tuple[tuple[int, bytes], ...] = ()
-    named: tuple[Named, ...] = ()
 
     @property
     def ends(self) -> bool:
-        """Whether closing the stream is done: by this checkpoint, or as far as it goes while others still write."""
-        return self.due is not None and (self.due.closes or self.number == self.stream.last)
+        """Whether closing is done: by this checkpoint, or as far as possible while others still write."""
+        return self.checkpoint is not None and (self.checkpoint.closes or self.number == self.stream.last)
 
 
 class Journal:
@@ -145,124 +152,129 @@ class Journal:
         self._policy = policy or CheckpointPolicy()
         self._stream = _Stream()
 
+    # Numbers.
+
     def due(self, time_ms: int) -> bool:
         """Whether a checkpoint is due."""
-        return _due(self._here(), time_ms)
-
-    def begin_at_once(self, event: Event | BatchEvent) -> Entry | None:
-        """Give an event its place; None where doubts are to be settled or a checkpoint is due before it."""
-        stream = self._here()
-        with stream.lock:
-            if stream.closed or stream.doubtful or _due(stream, event.time_ms):
-                return None
-            # It has a name: where none was given yet, a checkpoint is due.
-            return Entry(stream, event, stream.take(), None)
+        return self._current().due(time_ms)
 
     def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
-        """Give an event its place; with `checkpoint`, behind one, unless another thread was faster with it."""
+        """Give an event its number; with `checkpoint`, after one, unless another thread wrote it meanwhile."""
         while True:
-            stream = self._here()
+            stream = self._current()
             with stream.lock:
-                if not stream.closed:  # by another thread meanwhile
-                    return self._begun(stream, event, checkpoint=checkpoint)
+                if stream.closed:  # by another thread meanwhile
+                    continue
+                if not stream.name:
+                    stream.name = _new_name(event.time_ms)
+                entry = Entry(stream, event)
+                if checkpoint and stream.due(event.time_ms):
+                    self._begin_checkpoint(entry, event.time_ms)
+                entry.number = stream.take()
+                return entry
 
     def begin_closing(self) -> Entry | None:
-        """A checkpoint alone, which closes the stream if nothing is missing; None where no event was ever written."""
+        """A checkpoint alone, which closes the stream if no number is missing; None if no event was ever written."""
         while True:
-            stream = self._here()
+            stream = self._current()
             with stream.lock:
-                if not stream.closed:
-                    return self._closing(stream)
+                if stream.closed:
+                    continue
+                if not (stream.tree.size or stream.settled):
+                    return None
+                entry = Entry(stream, None)
+                checkpoint = self._begin_checkpoint(entry, _TIME_MAX)
+                entry.number = entry.checkpoint_number
+                if stream.last == entry.number == checkpoint.size + 1:
+                    stream.closed = True
+                    entry.checkpoint = attrs.evolve(checkpoint, closes=True)
+                return entry
 
-    def _closing(self, stream: _Stream) -> Entry | None:
-        if not (stream.tree.size or stream.ahead):
-            return None
-        due = self._checkpoint(stream, _TIME_MAX)
-        if stream.last == due.number == due.size + 1:
-            stream.closed = True
-            due = attrs.evolve(due, closes=True)
-        return Entry(stream, None, due.number, due)
-
-    def _begun(self, stream: _Stream, event: Event | BatchEvent, *, checkpoint: bool) -> Entry:
-        due = None
-        if not stream.name:
-            stream.name = _name(event.time_ms)
-        if checkpoint and _due(stream, event.time_ms):  # another thread may have been faster
-            due = self._checkpoint(stream, event.time_ms)
-        return Entry(stream, event, stream.take(), due)
-
-    def _checkpoint(self, stream: _Stream, time_ms: int) -> _Due:
-        number = stream.take()
+    def _begin_checkpoint(self, entry: Entry, time_ms: int) -> Checkpoint:
+        stream = entry.stream
+        entry.checkpoint_number = stream.take()
         stream.due_number = stream.last + self._policy.events
         stream.due_ms = time_ms + 1_000 * self._policy.seconds
         tree = stream.grow()
-        return _Due(number, tree.size, tree.root(), closes=False)
+        entry.checkpoint = checkpoint = Checkpoint(size=tree.size, root=tree.root())
+        return checkpoint
+
+    def _current(self) -> _Stream:
+        stream, pid = self._stream, os.getpid()
+        if stream.pid != pid or stream.closed:
+            # Several threads may come here at once: setdefault is one step for all of them.
+            stream = self._stream = stream.successors.setdefault(pid, _Stream())
+        return stream
+
+    # Rows.
 
     def seal(
         self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent] = ()
     ) -> tuple[SealedEvent, ...]:
-        """The rows of an entry, authenticated.
+        """The rows of an entry, each with its MAC.
 
         Args:
             entry: from `begin` or `begin_closing`.
-            time_ms: of a checkpoint.
-            latest_checkpoints: of other streams, as the store has them; the genuine ones are named.
+            time_ms: of the checkpoint.
+            latest_checkpoints: of other streams, as the database has them; the checkpoint refers to the genuine ones.
 
         Raises:
             KeyStoreError: withdraw the entry then.
         """
-        if entry.due is not None:
-            entry.named, strangers = self._named(entry.stream, latest_checkpoints)
-            self._seal(entry, entry.due.number, self._noted(entry, entry.due, time_ms, strangers))
+        if entry.checkpoint is not None:
+            self._add_row(
+                entry,
+                entry.checkpoint_number,
+                self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints),
+            )
         if entry.event is not None:
-            self._seal(entry, entry.number, entry.event)
+            self._add_row(entry, entry.number, entry.event)
         return entry.rows
 
-    def _seal(self, entry: Entry, number: int, event: Event | BatchEvent) -> None:
+    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
+        """Which of these events have a right MAC. Raises KeyStoreError."""
+        return self._keys.genuine(rows)
+
+    def _add_row(self, entry: Entry, number: int, event: Event | BatchEvent) -> None:
         stream, reference, body = entry.stream.name, event.reference, event.body()
         leaf = leaf_hash(stream, number, reference, body)
         mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])
         entry.rows += (SealedEvent(stream, number, reference, body, mac),)
         entry.leaves += ((number, leaf),)
 
-    def _noted(self, entry: Entry, due: _Due, time_ms: int, strangers: int) -> Event:
-        checkpoint = Checkpoint(
-            size=due.size, root=due.root, closes=due.closes, named=entry.named, strangers=strangers
+    def _checkpoint_event(
+        self, entry: Entry, checkpoint: Checkpoint, time_ms: int, latest_checkpoints: Sequence[SealedEvent]
+    ) -> Event:
+        """The event of an entry's checkpoint, with cross-references, and signed where there is a signer."""
+        stream = entry.stream
+        others = [row for row in latest_checkpoints[:CROSS_REFERENCES_MAX] if row.stream != stream.name]
+        genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
+        references = tuple(
+            CrossReference(row.stream, row.number, leaf_of(row))
+            for row in genuine
+            if row.reference == row.stream  # of a stream that has no checkpoint yet, another event may come
+            and row.number > stream.referenced.get(row.stream, 0)
+        )
+        complete = attrs.evolve(
+            checkpoint, cross_references=references, unauthenticated_rows=len(others) - len(genuine)
         )
         event = Event(
             time_ms=time_ms,
             action=Action.CHECKPOINT,
             outcome=Outcome.DONE,
-            reference=entry.stream.name,
-            checkpoint=checkpoint,
+            reference=stream.name,
+            checkpoint=complete,
         )
         signer = self._keys.signer()
-        if signer is None:
-            return event
-        # Signed by a module that is away for the moment, or not at all: the next signature covers this one too.
+        # Where the module is away for the moment, the checkpoint stays unsigned: the next signature covers it too.
         with suppress(KeyStoreError):
-            key_id = key_id_of(signer.public_key)
-            empty = attrs.evolve(checkpoint, key_id=key_id, signature=bytes(SIGNATURE_BYTES))
-            body = event._replace(checkpoint=empty).body()[:-SIGNATURE_BYTES]
-            signature = signer.sign(signed(entry.stream.name, due.number, body))
-            return event._replace(checkpoint=attrs.evolve(empty, signature=signature))
-        entry.named = ()  # to be named once more: a signature speaks for what its own checkpoint names
+            signed = event if signer is None else _signed(event, complete, entry.checkpoint_number, signer)
+            entry.checkpoint = complete
+            return signed
+        # Its cross-references are to be repeated: a signature speaks for those of its own checkpoint.
         return event
 
-    def _named(
-        self, stream: _Stream, latest_checkpoints: Sequence[SealedEvent]
-    ) -> tuple[tuple[Named, ...], int]:
-        """What a checkpoint names, and how many rows no vault wrote. Of a stream that begins, an event may come."""
-        others = [row for row in latest_checkpoints[:NAMED_MAX] if row.stream != stream.name]
-        genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
-        named = tuple(
-            Named(row.stream, row.number, leaf_of(row))
-            for row in genuine
-            if row.stream == row.reference and row.number > stream.named.get(row.stream, 0)
-        )
-        return named, len(others) - len(genuine)
-
-    # What became of an entry.
+    # How an entry ended.
 
     def written(self, entry: Entry) -> None:
         """Note that an entry was written."""
@@ -270,55 +282,49 @@ class Journal:
         with stream.lock:
             for number, leaf in entry.leaves:
                 stream.settle(number, leaf)
-            if entry.named:
-                if len(stream.named) + len(entry.named) > 16 * NAMED_MAX:
-                    stream.named.clear()  # some are named once more then
-                stream.named.update((each.stream, each.number) for each in entry.named)
+            references = entry.checkpoint.cross_references if entry.checkpoint else ()
+            if len(stream.referenced) + len(references) > _REFERENCED_MAX:
+                stream.referenced.clear()  # the next checkpoints then repeat some cross-references
+            stream.referenced.update((each.stream, each.number) for each in references)
 
-    def withdraw(self, entry: Entry, there: Sequence[SealedEvent] = ()) -> None:
-        """Free the numbers of an entry that is known not to be written, but for those of events that are `there`."""
+    def withdraw(self, entry: Entry, found: Sequence[SealedEvent] = ()) -> None:
+        """Free the numbers of an entry that was not written, except those where other events were `found`."""
         stream = entry.stream
         numbers = {entry.number}
         with stream.lock:
-            if entry.due is not None:
+            if entry.checkpoint is not None:
                 stream.due_number = 0
-                stream.closed = stream.closed and not entry.due.closes
-                numbers.add(entry.due.number)
-            for row in there:
+                stream.closed = stream.closed and not entry.checkpoint.closes
+                numbers.add(entry.checkpoint_number)
+            for row in found:
                 numbers.discard(row.number)
                 stream.settle(row.number, leaf_of(row))
             for number in numbers:
                 heapq.heappush(stream.free, number)
 
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC. Raises KeyStoreError."""
-        return self._keys.genuine(rows)
-
     def doubt(self, entry: Entry) -> None:
-        """Note that it is not known whether an entry was written: `doubts` gives it to who can find out."""
+        """Note that it is not known whether an entry was written."""
         entry.stream.doubtful.append(entry)
 
     def doubts(self) -> list[Entry]:
-        """The entries noted by `doubt`, each given once."""
-        stream = self._here()
+        """The entries noted by `doubt`, each handed out once."""
+        stream = self._current()
         doubtful = []
         while stream.doubtful:
             with suppress(IndexError):  # another thread took the last one
                 doubtful.append(stream.doubtful.pop())
         return doubtful
 
-    def _here(self) -> _Stream:
-        stream, pid = self._stream, os.getpid()
-        if stream.pid != pid or stream.closed:
-            # Several threads may come here at once: setdefault is one step for all of them.
-            stream = self._stream = stream.heirs.setdefault(pid, _Stream())
-        return stream
+
+def _signed(event: Event, checkpoint: Checkpoint, number: int, signer: Signer) -> Event:
+    """The event of a checkpoint with its signature. Raises KeyStoreError."""
+    key_id = key_id_of(signer.public_key)
+    unsigned = attrs.evolve(checkpoint, key_id=key_id, signature=bytes(SIGNATURE_BYTES))
+    body = event._replace(checkpoint=unsigned).body()[:-SIGNATURE_BYTES]
+    signature = signer.sign(signed_message(event.reference, number, body))
+    return event._replace(checkpoint=attrs.evolve(unsigned, signature=signature))
 
 
-def _due(stream: _Stream, time_ms: int) -> bool:
-    return stream.last >= stream.due_number or time_ms >= stream.due_ms
-
-
-def _name(time_ms: int) -> bytes:
+def _new_name(time_ms: int) -> bytes:
     """16 bytes: time and randomness, so that younger streams have greater names (as UUID version 7 of RFC 9562)."""
     return min(max(time_ms, 0), _TIME_MAX).to_bytes(_TIME_BYTES) + os.urandom(STREAM_BYTES - _TIME_BYTES)

@@ -1,4 +1,4 @@
-"""Which events have the MAC that the vault gives them, under any version of its AUDIT key."""
+"""Checks the MACs of events, under any version of the AUDIT key."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Final
 from tokenvault.audit.event import AUTHENTICATED_BYTES
 from tokenvault.crypto.cmac import TAG_BYTES, Cmac
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
+from tokenvault.stores.port import SealedEvent
 
 
 class AuditMacs:
-    """The AUDIT keys of a key store, the newest first. A row does not say which one it was written under."""
+    """Checks MACs with the AUDIT keys of a key store: a row does not state the version it was written under."""
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys: Final = keys
         self._macs: dict[int, Cmac] = {}
 
-    def genuine(self, leaves: Sequence[bytes], macs: Sequence[bytes]) -> list[bool]:
-        """For each event, given by its leaf hash and MAC, whether the two belong together.
+    def genuine(self, rows: Sequence[SealedEvent], leaves: Sequence[bytes]) -> list[bool]:
+        """Whether the MAC of each event is right, given its leaf hash.
 
-        One call of the key store for all events, and one more for each older key that some are left for.
+        Takes one call of the key store for all events under the newest key, and one more for each older version that
+        is tried for those which do not match yet.
 
         Raises:
             KeyStoreError: a key can not be reached now.
@@ -31,7 +33,7 @@ class AuditMacs:
         for version in reversed(self._keys.versions(KeyPurpose.AUDIT)) if leaves else ():
             tags = self._mac(version).tags(b"".join([leaves[at][:AUTHENTICATED_BYTES] for at in left]))
             for at, start in zip(left, range(0, len(tags), TAG_BYTES), strict=True):
-                found[at] = hmac.compare_digest(tags[start : start + TAG_BYTES], macs[at])
+                found[at] = hmac.compare_digest(tags[start : start + TAG_BYTES], rows[at].mac)
             left = [at for at in left if not found[at]]
             if not left:
                 break

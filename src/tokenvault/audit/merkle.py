@@ -14,7 +14,7 @@ NODE: Final = b"\x01"
 
 
 class Tree:
-    """What is needed of a tree to append leaves and to tell its root: one node a level, O(log n) in all.
+    """A tree that grows and states its root: it keeps one node a level, O(log n) in all.
 
     Attributes:
         size: the number of leaves.
@@ -36,7 +36,7 @@ class Tree:
         nodes.append(node)
 
     def root(self) -> bytes:
-        """The tree's hash, 32 bytes; of an empty tree, that of nothing."""
+        """The tree's hash, 32 bytes; of an empty tree, SHA-256 of no bytes."""
         if not self._nodes:
             return hashlib.sha256().digest()
         node = self._nodes[-1]

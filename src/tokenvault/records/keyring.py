@@ -1,4 +1,4 @@
-"""What the vault does with its keys: seal and unseal records, fingerprint PANs, derive tokens, tag events."""
+"""What the vault does with its keys: seal records, fingerprint PANs, derive tokens, make MACs of events."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import numpy.typing as npt
 
 from tokenvault.audit.event import leaf_of
 from tokenvault.audit.macs import AuditMacs
+from tokenvault.columns.digits import to_ascii
 from tokenvault.crypto import cmac_columns
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import ConfigurationError, IntegrityError
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore, Signer
-from tokenvault.model.pan import Card, Pan
+from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card, Pan
 from tokenvault.model.pan_columns import PanColumns
-from tokenvault.records import record_columns, sealing, sealing_columns
+from tokenvault.records import sealing, sealing_columns
+from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.record import TokenRecord
-from tokenvault.records.record_columns import CardColumns
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, SealedEvent, SealedRecord
 
 PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
@@ -34,7 +35,7 @@ _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
 def key_check_value(cipher: BlockCipher) -> bytes:
-    """3 bytes by which to recognise a key: the start of CMAC of a block of zeros (ISO 11568, ANSI X9.24-1)."""
+    """3 bytes that identify a key: the start of CMAC of a block of zeros (ISO 11568, ANSI X9.24-1)."""
     return Cmac(cipher).tag(bytes(BLOCK_BYTES))[:KEY_CHECK_BYTES]
 
 
@@ -92,9 +93,9 @@ class KeyRing:
     def convergent_choice(self, pan_fingerprint: bytes, requestor: str, program: str, candidate: int) -> int:
         """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key.
 
-        Of SHA-256 of what the token converges on: 32 bytes, a length that no PAN has.
+        CMAC takes SHA-256 of fingerprint and scope: 32 bytes, a length that no PAN has.
         """
-        scope = f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
+        scope = _scope(requestor, program, candidate)
         return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(pan_fingerprint + scope).digest()))
 
     def audit_tag(self, message: bytes) -> bytes:
@@ -103,13 +104,13 @@ class KeyRing:
 
     def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
         """Which of these events have a right MAC, under any version of the AUDIT key. Raises KeyStoreError."""
-        return self._audit_macs.genuine([leaf_of(row) for row in rows], [row.mac for row in rows])
+        return self._audit_macs.genuine(rows, [leaf_of(row) for row in rows])
 
     def signer(self) -> Signer | None:
         """Signs checkpoints; None where the key store has no key for it."""
         return self._signer
 
-    # Batches: what stands above, for columns.
+    # Batches: the same over columns.
 
     def seal_many(
         self,
@@ -119,67 +120,57 @@ class KeyRing:
         cards: CardColumns,
         like: TokenRecord,
     ) -> RecordBatch:
-        """Records like an example but for these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
+        """Records like an example except these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
         version = self._seal_version
-        common, body = (like.requestor, like.program, like.revision), like.body()
-        seals = record_columns.seal_like(
-            self._seal_ciphers[version], version, tokens, references, pan_fingerprints, *common, body, cards
+        return sealing_columns.seal_like(
+            self._seal_ciphers[version], version, tokens, references, pan_fingerprints, cards, like
         )
-        return RecordBatch(tokens, references, pan_fingerprints, *common, version, body, seals)
 
-    def seal_all(self, opened: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
+    def seal_all(self, unsealed: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
         """As `seal`, for any records. Raises KeyStoreError."""
         version = self._seal_version
-        records, cards = zip(*opened, strict=True)
+        records, cards = zip(*unsealed, strict=True)
         return sealing_columns.seal_many(records, cards, self._seal_ciphers[version], version)
 
     def unseal_many(self, rows: Sequence[SealedRecord]) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
         """The cards of rows, and where they are genuine: elsewhere `unseal` raises. Raises KeyStoreError."""
         if isinstance(rows, RecordColumns):
-            versions = set(np.unique(rows.key_versions).tolist())
+            versions = rows.key_versions
         else:
-            versions = {row.key_version for row in rows}
-        if len(versions) == 1 and (cipher := self._known(rows[0].key_version)) is not None:
-            return record_columns.unseal_many(cipher, rows)
-        count = len(rows)
-        cards = CardColumns(
-            PanColumns(np.zeros(count, np.uint64), np.zeros(count, np.uint8)), np.zeros(count, np.uint16)
-        )
-        genuine = np.zeros(count, np.bool_)
-        for version in versions:
-            cipher = self._known(version)
-            chosen = [place for place, row in enumerate(rows) if row.key_version == version]
-            if cipher is not None:
-                found, genuine[chosen] = record_columns.unseal_many(cipher, [rows[place] for place in chosen])
-                cards.pans.values[chosen], cards.pans.lengths[chosen] = found.pans
-                cards.months[chosen] = found.months
+            versions = np.array([row.key_version for row in rows], np.int64)
+        cards, genuine = CardColumns.empty(len(rows)), np.zeros(len(rows), np.bool_)
+        for version in np.unique(versions).tolist():
+            try:
+                cipher = self._cipher_of(version)
+            except IntegrityError:
+                continue
+            chosen = np.flatnonzero(versions == version)
+            if len(chosen) == len(rows):
+                return sealing_columns.unseal_many(cipher, rows)
+            part = [rows[row] for row in chosen.tolist()]
+            found, genuine[chosen] = sealing_columns.unseal_many(cipher, part)
+            cards.put(chosen, found)
         return cards, genuine
 
-    def accounts_many(self, pans: PanColumns) -> tuple[Bytes, ...]:
+    def pan_fingerprints_many(self, pans: PanColumns) -> tuple[Bytes, ...]:
         """The fingerprints of PANs under each FINGERPRINT key, newest first: shape (rows, 16), dtype uint8."""
-        return tuple(sealing_columns.accounts_of(pans, cipher) for cipher in self._fingerprint_ciphers)
+        return tuple(pan_fingerprints_of(pans, cipher) for cipher in self._fingerprint_ciphers)
 
-    def account_many(self, pans: PanColumns) -> Bytes:
+    def pan_fingerprint_many(self, pans: PanColumns) -> Bytes:
         """The fingerprints of PANs under the newest FINGERPRINT key."""
-        return sealing_columns.accounts_of(pans, self._fingerprint_ciphers[0])
+        return pan_fingerprints_of(pans, self._fingerprint_ciphers[0])
 
     def convergent_choices(
         self, pan_fingerprints: Bytes, requestor: str, program: str, candidate: int
     ) -> list[int]:
-        """As `convergent_choice`, for each pan_fingerprint."""
-        scope = f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
-        hashes = b"".join(
-            [hashlib.sha256(pan_fingerprint + scope).digest() for pan_fingerprint in split(pan_fingerprints)]
-        )
-        messages = np.frombuffer(hashes, np.uint8).reshape(len(pan_fingerprints), 32)
-        tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
-        return [int.from_bytes(tag) for tag in split(tags)]
-
-    def _known(self, version: int) -> BlockCipher | None:
-        try:
-            return self._cipher_of(version)
-        except IntegrityError:
-            return None
+        """As `convergent_choice`, for each PAN fingerprint."""
+        scope = _scope(requestor, program, candidate)
+        hashes = [hashlib.sha256(each + scope).digest() for each in split(pan_fingerprints)]
+        messages = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 32)
+        return [
+            int.from_bytes(tag)
+            for tag in split(cmac_columns.tag_many(self._fingerprint_ciphers[0], messages))
+        ]
 
     def _cipher_of(self, version: int) -> BlockCipher:
         cipher = self._seal_ciphers.get(version)
@@ -193,3 +184,28 @@ class KeyRing:
         cipher = self._key_store.cipher(KeyName(purpose, version))
         self.blocking |= not isinstance(cipher, LocalBlockCipher)
         return cipher
+
+
+def pan_fingerprints_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
+    """The fingerprints of PANs under one FINGERPRINT key: AES-CMAC of the digits.
+
+    Args:
+        pans: the PANs; a row without one gets zeros.
+        cipher: the key.
+
+    Returns:
+        An array of shape (rows, 16) and dtype uint8.
+
+    Raises:
+        KeyStoreError: the key can not be reached.
+    """
+    fingerprints: Bytes = np.zeros((len(pans.values), PAN_FINGERPRINT_BYTES), np.uint8)
+    for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):
+        rows = np.flatnonzero(pans.lengths == length)
+        if len(rows):
+            fingerprints[rows] = cmac_columns.tag_many(cipher, to_ascii(pans.values[rows], length))
+    return fingerprints
+
+
+def _scope(requestor: str, program: str, candidate: int) -> bytes:
+    return f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")

@@ -1,30 +1,83 @@
-"""Sealing many records at once: the layout of `tokenvault.records.sealing`, byte for byte, over columns.
+"""Seals and unseals the records of a batch: as `sealing` does one by one, bit for bit.
 
-SHA-256 of each record runs row by row, as no column of hashes is to be had; it is most of the time. The seals
-themselves then cost three calls of `encrypt_blocks` a chunk, and the fingerprints of PANs one or two for each length.
+SHA-256 of each record runs row by row, as there is none for columns, and takes most of the time. The seals then cost
+three calls of `encrypt_blocks` for each chunk of `ccm_columns`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from tokenvault.columns.arrays import Bytes
-from tokenvault.columns.digits import to_ascii
-from tokenvault.crypto import ccm_columns, cmac_columns
-from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card
+from tokenvault.columns.arrays import Bytes, place
+from tokenvault.crypto import ccm_columns
+from tokenvault.crypto.block_cipher import BlockCipher
+from tokenvault.model.pan import Card
 from tokenvault.model.pan_columns import PanColumns
-from tokenvault.records import sealing
-from tokenvault.records.record import PAN_FINGERPRINT_BYTES, TokenRecord
-from tokenvault.stores.port import SealedRecord
+from tokenvault.records import layout
+from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.record import TokenRecord
+from tokenvault.records.sealing import record_digest
+from tokenvault.stores.found_records import Integers, RecordColumns
+from tokenvault.stores.new_records import RecordBatch, split
+from tokenvault.stores.port import SEAL_BYTES, SealedRecord
 
-if TYPE_CHECKING:
-    from tokenvault.crypto.block_cipher import BlockCipher
 
-_PLAINTEXT_BYTES: Final = 16
+def seal_like(
+    cipher: BlockCipher,
+    key_version: int,
+    tokens: Sequence[bytes],
+    references: Bytes,
+    pan_fingerprints: Bytes,
+    cards: CardColumns,
+    like: TokenRecord,
+) -> RecordBatch:
+    """Seal records that differ from an example in token, reference, PAN fingerprint and card only.
+
+    Args:
+        cipher: the SEAL key.
+        key_version: its version.
+        tokens: ASCII digits, one for each record.
+        references: shape (rows, 16), dtype uint8.
+        pan_fingerprints: likewise.
+        cards: one row for each record.
+        like: the example.
+
+    Raises:
+        KeyStoreError: the key can not be reached now.
+    """
+    rows, body = len(tokens), like.body()
+    nonces = _column(os.urandom(rows * layout.NONCE_BYTES), rows, layout.NONCE_BYTES)
+    digests: Bytes = np.empty((rows, layout.DIGEST_BYTES), np.uint8)
+    lengths = np.fromiter(map(len, tokens), np.int64, rows)
+    for length in np.unique(lengths).tolist():
+        chosen = np.flatnonzero(lengths == length)
+        texts = (
+            _column(b"".join([tokens[row] for row in chosen.tolist()]), len(chosen), length),
+            _repeated(like.requestor.encode("ascii"), len(chosen)),
+            _repeated(like.program.encode("ascii"), len(chosen)),
+            _repeated(body, len(chosen)),
+        )
+        digests[chosen] = _digests(
+            nonces[chosen], like.revision, key_version, references[chosen], pan_fingerprints[chosen], texts
+        )
+    seals = _seals(cipher, nonces, cards, digests)
+    return RecordBatch(
+        tokens=tokens,
+        references=references,
+        pan_fingerprints=pan_fingerprints,
+        requestor=like.requestor,
+        program=like.program,
+        revision=like.revision,
+        key_version=key_version,
+        body=body,
+        seals=seals,
+    )
 
 
 def seal_many(
@@ -35,63 +88,131 @@ def seal_many(
     *,
     nonces: bytes | None = None,
 ) -> list[SealedRecord]:
-    """Seal records and their cards, in order: what `sealing.seal` makes of each with the same nonce.
+    """Seal any records and their cards, in order.
 
     Args:
         records: the records.
         cards: one for each record; None for a tombstone.
         cipher: the SEAL key.
         key_version: its version.
-        nonces: 13 bytes a record, one behind the other; unset, from the operating system. For tests and vectors.
+        nonces: 13 bytes a record, one after the other; None: from the operating system. For tests and vectors.
 
     Raises:
         KeyStoreError: the key can not be reached.
     """
-    rows = len(records)
-    drawn = os.urandom(rows * sealing.NONCE_BYTES) if nonces is None else nonces
-    bodies = [record.body() for record in records]
-    digests = []
-    plaintexts = []
-    for i, (record, card, body) in enumerate(zip(records, cards, bodies, strict=True)):
-        nonce = drawn[i * sealing.NONCE_BYTES : (i + 1) * sealing.NONCE_BYTES]
-        digest = sealing.record_digest(record, key_version, body, nonce)
-        digests.append(digest[: sealing.ASSOCIATED_BYTES])
-        plaintexts.append(sealing.packed(card, digest))
-    nonce_column = _column(drawn, rows, sealing.NONCE_BYTES)
-    sealed = ccm_columns.encrypt_many(
-        cipher,
-        nonce_column,
-        _column(b"".join(plaintexts), rows, _PLAINTEXT_BYTES),
-        _column(b"".join(digests), rows, sealing.ASSOCIATED_BYTES),
-    )
-    seals = np.concatenate((nonce_column, sealed), axis=1).tobytes()
-    size = sealing.SEAL_BYTES
-    return [
-        SealedRecord(*record[: sealing.COLUMNS], key_version, body, seals[i * size : (i + 1) * size])
-        for i, (record, body) in enumerate(zip(records, bodies, strict=True))
+    count = len(records)
+    drawn = os.urandom(count * layout.NONCE_BYTES) if nonces is None else nonces
+    nonce_column = _column(drawn, count, layout.NONCE_BYTES)
+    rows = [
+        record.row(key_version, nonce) for record, nonce in zip(records, split(nonce_column), strict=True)
     ]
+    digests = _column(b"".join(map(record_digest, rows)), count, layout.DIGEST_BYTES)
+    seals = split(_seals(cipher, nonce_column, CardColumns.of(cards), digests))
+    return [row._replace(seal=seal) for row, seal in zip(rows, seals, strict=True)]
 
 
-def accounts_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
-    """The fingerprints of PANs under one FINGERPRINT key: AES-CMAC of the digits.
-
-    Args:
-        pans: the PANs; a row that could not be read gets zeros.
-        cipher: the key.
+def unseal_many(
+    cipher: BlockCipher, rows: Sequence[SealedRecord]
+) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
+    """The cards of rows that a store read and the port checked, all under one key.
 
     Returns:
-        An array of shape (rows, 16) and dtype uint8.
+        The cards, and a mask: where it is False, the row is not what was sealed, and there is no card.
 
     Raises:
-        KeyStoreError: the key can not be reached.
+        KeyStoreError: the key can not be reached now.
     """
-    pan_fingerprints: Bytes = np.zeros((len(pans.values), PAN_FINGERPRINT_BYTES), np.uint8)
-    for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):
-        rows = np.flatnonzero(pans.lengths == length)
-        if len(rows):
-            pan_fingerprints[rows] = cmac_columns.tag_many(cipher, to_ascii(pans.values[rows], length))
-    return pan_fingerprints
+    count = len(rows)
+    seals: Bytes = np.empty((count, SEAL_BYTES), np.uint8)
+    digests: Bytes = np.empty((count, layout.DIGEST_BYTES), np.uint8)
+    possible: npt.NDArray[np.bool_] = np.empty(count, np.bool_)
+    for chosen, part in _equally_long(rows):
+        fits = part.key_versions <= layout.KEY_VERSION_MAX
+        seals[chosen], possible[chosen] = part.seals, fits
+        digests[chosen] = _digests(
+            part.seals[:, : layout.NONCE_BYTES],
+            part.revisions,
+            np.where(fits, part.key_versions, 0),
+            part.references,
+            part.pan_fingerprints,
+            (part.tokens, part.requestors, part.programs, part.bodies),
+        )
+    plaintexts, genuine = ccm_columns.decrypt_many(
+        cipher,
+        np.ascontiguousarray(seals[:, : layout.NONCE_BYTES]),
+        np.ascontiguousarray(seals[:, layout.NONCE_BYTES :]),
+        np.ascontiguousarray(digests[:, : layout.ASSOCIATED_BYTES]),
+    )
+    fields = plaintexts.view(layout.PLAINTEXT_COLUMN).reshape(-1)
+    # Every byte of every row is compared, whatever differs.
+    unlike = np.bitwise_or.reduce(fields["digest_end"] ^ digests[:, layout.ASSOCIATED_BYTES :], axis=1)
+    genuine = genuine & (unlike == 0) & possible
+    plaintexts *= genuine[:, None]
+    lengths = (fields["shape"] >> layout.EXPIRY_BITS).astype(np.uint8)
+    lengths[lengths > 0] += np.uint8(layout.LENGTH_OFFSET)
+    pans = PanColumns(fields["pan"].astype(np.uint64), lengths)
+    return CardColumns(pans, (fields["shape"] & layout.EXPIRY_MASK).astype(np.uint16)), genuine
 
 
-def _column(data: bytes, rows: int, width: int) -> Bytes:
-    return np.frombuffer(data, np.uint8).reshape(rows, width)
+def _equally_long(rows: Sequence[SealedRecord]) -> list[tuple[npt.NDArray[np.intp] | slice, RecordColumns]]:
+    """The rows in groups whose texts and bodies are equally long, each with the places of its rows."""
+    if isinstance(rows, RecordColumns):
+        return [(slice(None), rows)]
+    places: dict[tuple[int, ...], list[int]] = {}
+    for at, row in enumerate(rows):
+        lengths = len(row.token), len(row.requestor), len(row.program), len(row.body)
+        places.setdefault(lengths, []).append(at)
+    return [(np.array(found), RecordColumns.of([rows[at] for at in found])) for found in places.values()]
+
+
+def _digests(
+    nonces: Bytes,
+    revisions: int | Integers,
+    key_versions: int | Integers,
+    references: Bytes,
+    pan_fingerprints: Bytes,
+    texts: tuple[Bytes, Bytes, Bytes, Bytes],
+) -> Bytes:
+    """The record digests, shape (rows, 20). Texts are tokens, requestors, programs and bodies."""
+    rows = len(nonces)
+    header = np.empty(rows, layout.DIGEST_HEADER_COLUMN)
+    header["nonce"] = nonces
+    header["revision"] = revisions
+    header["key_version"] = key_versions
+    header["reference"] = references
+    header["pan_fingerprint"] = pan_fingerprints
+    header["lengths"] = [text.shape[1] for text in texts[:3]]
+    columns = header.view(np.uint8).reshape(rows, layout.DIGEST_HEADER_COLUMN.itemsize), *texts
+    width, start = sum(column.shape[1] for column in columns), 0
+    inputs: Bytes = np.empty((rows, width), np.uint8)
+    for column in columns:
+        place(column, inputs, start)
+        start += column.shape[1]
+    hashes = [hashlib.sha256(each).digest() for (each,) in struct.iter_unpack(f"{width}s", inputs.tobytes())]
+    return _column(b"".join(hashes), rows, hashlib.sha256().digest_size)[:, : layout.DIGEST_BYTES]
+
+
+def _seals(cipher: BlockCipher, nonces: Bytes, cards: CardColumns, digests: Bytes) -> Bytes:
+    """The seals, shape (rows, 45)."""
+    plaintexts = np.empty(len(digests), layout.PLAINTEXT_COLUMN)
+    plaintexts["pan"] = cards.pans.values
+    lengths = cards.pans.lengths.astype(np.uint16)
+    plaintexts["shape"] = np.where(
+        lengths, ((lengths - layout.LENGTH_OFFSET) << layout.EXPIRY_BITS) | cards.months, 0
+    )
+    plaintexts["digest_end"] = digests[:, layout.ASSOCIATED_BYTES :]
+    sealed = ccm_columns.encrypt_many(
+        cipher,
+        nonces,
+        plaintexts.view(np.uint8).reshape(len(digests), layout.PLAINTEXT_COLUMN.itemsize),
+        np.ascontiguousarray(digests[:, : layout.ASSOCIATED_BYTES]),
+    )
+    return np.concatenate((nonces, sealed), axis=1)
+
+
+def _repeated(value: bytes, rows: int) -> Bytes:
+    return np.broadcast_to(np.frombuffer(value, np.uint8), (rows, len(value)))
+
+
+def _column(joined: bytes, rows: int, width: int) -> Bytes:
+    return np.frombuffer(joined, np.uint8).reshape(rows, width)

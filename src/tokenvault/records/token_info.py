@@ -1,4 +1,4 @@
-"""What callers are told of a token. Never its PAN."""
+"""What the vault returns of a token. Never its PAN."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ def _masked(token: str) -> str:
     return f"'{'*' * (len(token) - 4)}{token[-4:]}'"
 
 
-@attrs.frozen(kw_only=True, slots=False)  # made with each issue, in half the time without slots
+@attrs.frozen(kw_only=True, slots=False)  # without slots it is made in half the time, at each issue
 class TokenInfo:
-    """A token and what stands about it in the vault.
+    """A token as the vault has it.
 
     Attributes:
         token: 13 to 19 digits; masked in `repr`.
         reference: 32 hexadecimal digits; for logs, and for callers that must not hold the token.
         program: name of its program.
         requestor: id of the requestor it was issued to.
-        status: its status; suspended_by: who suspended it.
-        token_expiry: the last month that it is valid in, if any.
+        status: where it is in its lifecycle.
+        suspended_by: the actors who suspended it and have not resumed it.
+        token_expiry: the last month that it is valid in; None: no limit.
         last4: last four digits of the PAN; None once deleted.
-        par: payment account reference, if one was given.
-        assurance: token assurance method, if one was given.
-        created, updated: UTC.
+        par: payment account reference; None if none was given.
+        assurance: token assurance method; None if none was given.
+        created: UTC, to the millisecond.
+        updated: likewise; the last change, or `created`.
         revision: 1 at issue, one more with each change.
     """
 
@@ -51,30 +53,24 @@ class TokenInfo:
     updated: datetime
     revision: int
 
-    @classmethod
-    def of(cls, record: TokenRecord, card: Card | None) -> TokenInfo:
-        """What is told of a record."""
-        created = instant(record.created_ms)
-        info = cls.__new__(cls)
-        # As the constructor, in half its time, for 270 bytes more: this comes with each issue.
-        info.__dict__.update(
-            {
-                "token": record.token,
-                "reference": record.reference.hex(),
-                "program": record.program,
-                "requestor": record.requestor,
-                "status": record.status,
-                "suspended_by": record.suspended_by,
-                "token_expiry": effective_expiry(record, card),
-                "last4": None if card is None else card.pan.last4,
-                "par": record.par,
-                "assurance": record.assurance,
-                "created": created,
-                "updated": created if record.updated_ms == record.created_ms else instant(record.updated_ms),
-                "revision": record.revision,
-            }
-        )
-        return info
+
+def info_of(record: TokenRecord, card: Card | None) -> TokenInfo:
+    """What the vault returns of a record."""
+    return TokenInfo(
+        token=record.token,
+        reference=record.reference.hex(),
+        program=record.program,
+        requestor=record.requestor,
+        status=record.status,
+        suspended_by=record.suspended_by,
+        token_expiry=effective_expiry(record, card),
+        last4=None if card is None else card.pan.last4,
+        par=record.par,
+        assurance=record.assurance,
+        created=instant(record.created_ms),
+        updated=instant(record.updated_ms),
+        revision=record.revision,
+    )
 
 
 def instant(time_ms: int) -> datetime:

@@ -14,28 +14,28 @@ from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import (
+    BODY_BYTES_MAX,
     DOCUMENT_BYTES_MAX,
+    EVENT_BODY_BYTES_MAX,
+    INTEGER_MAX,
+    INTEGER_MIN,
+    MAC_BYTES,
     MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
     META_VALUE_BYTES_MAX,
     PAGE_MAX,
+    PAN_FINGERPRINT_BYTES,
+    PROGRAM_CHARACTERS_MAX,
+    REFERENCE_BYTES,
+    REQUESTOR_CHARACTERS,
+    SEAL_BYTES,
+    STREAM_BYTES,
+    TOKEN_DIGITS_MAX,
+    TOKEN_DIGITS_MIN,
     SealedEvent,
     SealedRecord,
     digest_of,
 )
-
-BODY_BYTES_MAX: Final = 4_096
-EVENT_BODY_BYTES_MAX: Final = 2**20
-INTEGER_MAX: Final = 2**63 - 1
-INTEGER_MIN: Final = -(2**63)
-REQUESTOR_CHARACTERS: Final = 11
-PROGRAM_CHARACTERS_MAX: Final = 64
-REFERENCE_BYTES: Final = 16
-PAN_FINGERPRINT_BYTES: Final = 16
-STREAM_BYTES: Final = 16
-SEAL_BYTES: Final = 45
-MAC_BYTES: Final = 16
-DIGEST_BYTES: Final = 32
 
 _COLUMNS_MIN: Final = 16
 _OWNERS_CACHED_MAX: Final = 1_024
@@ -44,11 +44,12 @@ _Records = TypeVar("_Records", bound=Sequence[SealedRecord])
 _RECORD_TYPES: Final = (str, bytes, bytes, str, str, int, int, bytes, bytes)
 _EVENT_TYPES: Final = (bytes, int, bytes, bytes, bytes)
 
-_is_token = re.compile("[0-9]{13,19}").fullmatch
-_is_token_prefix = re.compile("[0-9]{0,19}").fullmatch
-_is_requestor = re.compile("[0-9]{11}").fullmatch
-_is_program = re.compile("[\x00-\x7f]{1,64}", re.DOTALL).fullmatch
-_are_tokens = re.compile("[0-9]{13,19}(?:\n[0-9]{13,19})*").fullmatch
+_TOKEN: Final = f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}"
+_is_token = re.compile(_TOKEN).fullmatch
+_is_token_prefix = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}").fullmatch
+_is_requestor = re.compile(f"[0-9]{{{REQUESTOR_CHARACTERS}}}").fullmatch
+_is_program = re.compile(f"[\x00-\x7f]{{1,{PROGRAM_CHARACTERS_MAX}}}", re.DOTALL).fullmatch
+_are_tokens = re.compile(f"{_TOKEN}(?:\n{_TOKEN})*").fullmatch
 _is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
 
 

@@ -15,11 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import (
+    PAN_FINGERPRINT_BYTES,
+    REFERENCE_BYTES,
+    SEAL_BYTES,
+    TOKEN_DIGITS_MAX,
+    TOKEN_DIGITS_MIN,
+    SealedRecord,
+)
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-_are_tokens: Final = re.compile(rb"(?:[0-9]{13,19}\n)+").fullmatch
+_are_tokens: Final = re.compile(b"(?:[0-9]{%d,%d}\n)+" % (TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)).fullmatch
 
 
 class ColumnarRecords(Sequence[SealedRecord]):
@@ -82,7 +89,9 @@ class RecordBatch(ColumnarRecords):
     ) -> None:
         rows = len(tokens)
         for name, column, width in (
-            ("references", references, 16), ("pan_fingerprints", pan_fingerprints, 16), ("seals", seals, 45)
+            ("references", references, REFERENCE_BYTES),
+            ("pan_fingerprints", pan_fingerprints, PAN_FINGERPRINT_BYTES),
+            ("seals", seals, SEAL_BYTES),
         ):  # fmt: skip
             if type(column) is not np.ndarray or column.dtype != np.uint8 or column.shape != (rows, width):
                 raise InvalidInputError(f"{name} is an array of uint8 of shape (rows, {width})")

@@ -20,6 +20,22 @@ META_NAME_CHARACTERS_MAX: Final = 64
 META_VALUE_BYTES_MAX: Final = 4_096
 DOCUMENT_BYTES_MAX: Final = 65_536
 
+# Widths of the columns of SealedRecord and SealedEvent.
+TOKEN_DIGITS_MIN: Final = 13
+TOKEN_DIGITS_MAX: Final = 19
+REFERENCE_BYTES: Final = 16
+PAN_FINGERPRINT_BYTES: Final = 16
+REQUESTOR_CHARACTERS: Final = 11
+PROGRAM_CHARACTERS_MAX: Final = 64
+BODY_BYTES_MAX: Final = 4_096
+SEAL_BYTES: Final = 45
+STREAM_BYTES: Final = 16
+EVENT_BODY_BYTES_MAX: Final = 2**20
+MAC_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+INTEGER_MAX: Final = 2**63 - 1
+INTEGER_MIN: Final = -(2**63)
+
 
 class SealedRecord(NamedTuple):
     """One token record as a store keeps it.

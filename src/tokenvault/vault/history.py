@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Final
 
 from tokenvault.audit.batch_event import BATCH
-from tokenvault.audit.export import AuditEvent
+from tokenvault.audit.export import AuditEvent, audit_events
 from tokenvault.errors import IntegrityError, TokenNotFoundError
 from tokenvault.vault.core import Core
 
@@ -46,7 +46,7 @@ async def _about(core: Core, named: bytes, reference: bytes, count: int) -> Asyn
             continue
         genuine = await core.runtime.block(core.keys.genuine, rows)
         own = [row for row, right in zip(rows, genuine, strict=True) if right and row.reference == named]
-        for event in (event for row in own for event in AuditEvent.all_of(row)):
+        for event in (event for row in own for event in audit_events(row)):
             if event.reference == reference.hex() and told < count:
                 told += 1
                 yield event

@@ -13,8 +13,9 @@ from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Making, Permission, TokenProgram
-from tokenvault.records.record import REFERENCE_BYTES, TokenRecord
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.record import TokenRecord
+from tokenvault.records.token_info import TokenInfo, info_of
+from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
 
 DRAWS_MAX: Final = 8
@@ -210,7 +211,7 @@ async def _again(core: Core, order: Order, opened: Unsealed, now_ms: int) -> Tok
     if refused is not None:
         raise refused
     await core.note(_event(order, opened, now_ms)._replace(revision=0))
-    return TokenInfo.of(opened.record, opened.card)
+    return info_of(opened.record, opened.card)
 
 
 def different(order: Order, opened: Unsealed) -> InvalidInputError | None:
@@ -240,7 +241,7 @@ def _told(core: Core, order: Order, opened: Unsealed, document: bytes | None) ->
     """The token that was just written, with its document where one went along."""
     if document is not None:
         core.documents.written(order.domain)
-    return TokenInfo.of(*opened)
+    return info_of(*opened)
 
 
 def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_ms: int) -> Unsealed:

@@ -19,7 +19,7 @@ from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import Permission
 from tokenvault.records.record import TokenRecord
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.vault.core import Core, Unsealed
 
 CARD_PAGE: Final = 100
@@ -38,21 +38,21 @@ async def get(core: Core, token: str | None, reference: bytes | None) -> TokenIn
     """What is told of a token, found by itself or by its reference."""
     if token is not None:
         opened = await core.read(token, None)
-        return TokenInfo.of(opened.record, opened.card)
+        return info_of(opened.record, opened.card)
     row = await core.store.by_reference(reference or b"")
     if row is None:
         raise TokenNotFoundError("no token with this reference in this vault")
     if row.reference != reference:
         raise IntegrityError("the database answered with another reference's record")
     opened = await core.open(row)
-    return TokenInfo.of(opened.record, opened.card)
+    return info_of(opened.record, opened.card)
 
 
 async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
     """The tokens of a card that are not deleted, by token."""
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
-    return [TokenInfo.of(opened.record, opened.card) async for opened in _live(core, pan, requestor)]
+    return [info_of(opened.record, opened.card) async for opened in _live(core, pan, requestor)]
 
 
 async def change_status(
@@ -177,7 +177,7 @@ async def _change(
             revision=revision,
         )
         if not await core.replace(*changed, event):
-            return TokenInfo.of(changed.record, changed.card)
+            return info_of(changed.record, changed.card)
         conflicts = await core.conflict(conflicts)
 
 

@@ -1,40 +1,83 @@
-"""Where an event with a wrong MAC comes from: another place, a copy, or someone's own making."""
+"""Where an event with an invalid MAC comes from: another place, a copy, an edit, or someone's own making."""
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenvault.audit.event import leaf_of
-from tokenvault.audit.verify.pages import about_pages
+from tokenvault.audit.verify.pages import reference_pages
 from tokenvault.audit.verify.report import FindingKind, Findings
-from tokenvault.audit.verify.stream import Suspects
-from tokenvault.audit.verify.trusted_keys import Proof
+from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.stores.port import SealedEvent, TokenStore
 
+INVALID_MACS_MAX: Final = 100
+"""Events of one stream whose origin is looked for; and runs of missing numbers, of all streams."""
+
+INVALID_MACS_OF_ALL_STREAMS_MAX: Final = 300
+"""Events of all streams whose origin is looked for: each is tried in the places of all others."""
+
 PLACES_MAX: Final = 200
+"""Missing numbers that events are tried in."""
 
 
-def look_into(suspects: Suspects, proof: Proof, store: TokenStore, findings: Findings) -> None:
-    """Note what each event with a wrong MAC is: moved here, copied, edited or inserted."""
-    places = _places(suspects)
-    for row, there in suspects.rows:
-        origin = _origin(row, places, proof)
+class InvalidMac(NamedTuple):
+    """An event with an invalid MAC, or one after the end of its stream.
+
+    Attributes:
+        row: the event.
+        expected: whether the vault may have written an event with this number.
+    """
+
+    row: SealedEvent
+    expected: bool
+
+
+class InvalidMacs:
+    """The events of all streams whose origin is to be looked for, and the numbers of missing events."""
+
+    def __init__(self) -> None:
+        self.found: list[InvalidMac] = []
+        self._missing: list[tuple[bytes, range]] = []
+
+    def room(self) -> int:
+        """How many events of the next stream may be noted."""
+        return min(INVALID_MACS_MAX, INVALID_MACS_OF_ALL_STREAMS_MAX - len(self.found))
+
+    def note_missing(self, stream: bytes, first: int, last: int) -> None:
+        """Note that the events from first to last are missing."""
+        if len(self._missing) < INVALID_MACS_MAX:
+            self._missing.append((stream, range(first, last + 1)))
+
+    def places(self) -> list[tuple[bytes, int]]:
+        """Stream and number wherever an event of the vault is missing, or may stand under another one."""
+        missing = ((stream, number) for stream, numbers in self._missing for number in numbers)
+        return [(row.stream, row.number) for row, _ in self.found] + list(islice(missing, PLACES_MAX))
+
+
+def find_origins(
+    invalid_macs: InvalidMacs, trusted: TrustedKeys, store: TokenStore, findings: Findings
+) -> None:
+    """Note what each event with an invalid MAC is: moved, copied, edited or inserted."""
+    places = invalid_macs.places()
+    for row, expected in invalid_macs.found:
+        origin = _origin(row, places, trusted)
         if origin is not None:
             findings.add_event(
                 FindingKind.MOVED,
-                f"the vault wrote this event as number {origin[1]} of stream {origin[0].hex()}",
+                f"the vault wrote this event as number {origin.number} of stream {origin.stream.hex()}",
                 row,
             )
             continue
-        copied = _copied(row, proof, store) if row.reference else None
-        if copied is not None:
+        original = _original(row, trusted, store) if row.reference else None
+        if original is not None:
             findings.add_event(
                 FindingKind.INSERTED,
-                f"this is a copy of the event that stands as number {copied.number} in stream {copied.stream.hex()}",
+                f"this is a copy of the event that stands as number {original.number} in stream"
+                f" {original.stream.hex()}",
                 row,
             )
-        elif there:
+        elif expected:
             findings.add_event(
                 FindingKind.EDITED, "the MAC of this event is wrong: it was edited, or put there by hand", row
             )
@@ -42,28 +85,23 @@ def look_into(suspects: Suspects, proof: Proof, store: TokenStore, findings: Fin
             findings.add_event(FindingKind.INSERTED, "the vault writes no event here", row)
 
 
-def _places(suspects: Suspects) -> list[tuple[bytes, int]]:
-    """Where an event of the vault is missing, or may be under another one."""
-    gone = ((stream, n) for stream, first, last in suspects.missing for n in range(first, last + 1))
-    return [(row.stream, row.number) for row, _ in suspects.rows] + list(islice(gone, PLACES_MAX))
-
-
-def _origin(row: SealedEvent, places: list[tuple[bytes, int]], proof: Proof) -> tuple[bytes, int] | None:
-    """The place for which an event's MAC is right."""
+def _origin(row: SealedEvent, places: list[tuple[bytes, int]], trusted: TrustedKeys) -> SealedEvent | None:
+    """The event in the other place for which its MAC is right."""
     here = (row.stream, row.number)
-    moved = [row._replace(stream=s, number=n) for s, n in places if (s, n) != here]
-    genuine = proof.genuine(moved, [leaf_of(each) for each in moved])
-    return next(
-        ((each.stream, each.number) for each, right in zip(moved, genuine, strict=True) if right), None
-    )
+    moved = [row._replace(stream=place[0], number=place[1]) for place in places if place != here]
+    return _first_genuine(moved, trusted)
 
 
-def _copied(row: SealedEvent, proof: Proof, store: TokenStore) -> SealedEvent | None:
+def _original(row: SealedEvent, trusted: TrustedKeys, store: TokenStore) -> SealedEvent | None:
     """The genuine event, standing elsewhere, of which this is a copy."""
-    for page in about_pages(store, row.reference):
+    for page in reference_pages(store, row.reference):
         same = [each for each in page if (each.mac, each.body) == (row.mac, row.body)]
-        genuine = proof.genuine(same, [leaf_of(each) for each in same])
-        found = next((each for each, right in zip(same, genuine, strict=True) if right), None)
+        found = _first_genuine(same, trusted)
         if found is not None:
             return found
     return None
+
+
+def _first_genuine(rows: list[SealedEvent], trusted: TrustedKeys) -> SealedEvent | None:
+    genuine = trusted.genuine(rows, [leaf_of(row) for row in rows])
+    return next((row for row, right in zip(rows, genuine, strict=True) if right), None)

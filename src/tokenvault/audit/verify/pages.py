@@ -1,4 +1,4 @@
-"""Reading a trail in pages, also where someone made rows of another shape that a store refuses to hand over."""
+"""Reads events in pages, also where rows are malformed: a store refuses to return those."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tokenvault.stores.port import SealedEvent, TokenStore
 
 PAGE: Final = 2_000
 MALFORMED_MAX: Final = 10_000
-"""Rows of a stream that may be malformed; after so many its end is not looked at."""
+"""Malformed rows of a stream that are passed over; the events after so many are not read."""
 
 
 def stream_pages(store: TokenStore, stream: bytes) -> Iterator[list[SealedEvent] | int]:
-    """The events of a stream by number, in pages; an int is the number of a row that is malformed."""
+    """The events of a stream by number, in pages; an int instead of a page is the number of a malformed row."""
     after, malformed, size = 0, 0, PAGE
     while malformed < MALFORMED_MAX:
         page = _page(store, stream, after, size)
@@ -32,12 +32,12 @@ def stream_pages(store: TokenStore, stream: bytes) -> Iterator[list[SealedEvent]
 
 
 def begins_below_one(store: TokenStore, stream: bytes) -> bool:
-    """Whether a row has a number below 1, where no event is; not told where the first event is malformed as well."""
+    """Whether a row has a number below 1, which no event has. False where the first event is malformed as well."""
     return _page(store, stream, -1, 1) is None and _page(store, stream, 0, 1) is not None
 
 
-def about_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
-    """The events of a reference in pages, in the order of writing; malformed rows are left out."""
+def reference_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
+    """The events of a reference in the order of writing, in pages; malformed rows are left out."""
     after, size = 0, PAGE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What verifying an audit trail tells, and the anchor by which a later one proves that the trail only grew."""
+"""What verifying an audit trail found, and the anchor by which a later one proves that the trail only grew."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Final
 
 import attrs
 
+from tokenvault.audit.merkle import HASH_BYTES
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES, SealedEvent
 
 FINDINGS_MAX: Final = 10_000
 ANCHOR_FORMAT: Final = "tokenvault-anchor-1"
@@ -28,7 +29,7 @@ class FindingKind(enum.Enum):
     INSERTED: an event or a record is there that the vault did not write.
     TRUNCATED: the end of a stream is missing.
     STREAM_DROPPED: a whole stream is missing.
-    REVISION_FELL: a record is an older one than its events tell of, or was one once: an older row was put back.
+    REVISION_FELL: an older row of a record was put back: its events tell of a newer revision, or twice of one.
     RECORD_REMOVED: events tell of a record that is missing.
     UNSIGNED: with a public key: nothing that is signed speaks for the last checkpoint of a stream, or it has none.
     """
@@ -51,7 +52,8 @@ class AuditFinding:
     Attributes:
         kind: what was done.
         message: the same in words, with what is known of how it was found.
-        stream: of the event, hexadecimal; number: its place; last: where the finding is of a run of events, its end.
+        stream: of the event, hexadecimal.
+        number: of the event; last: the number of the last one, where the finding is about several in a row.
         reference: of the token whose record it is about, hexadecimal.
         revision: of that record.
     """
@@ -66,7 +68,7 @@ class AuditFinding:
 
 
 @attrs.frozen
-class Pin:
+class AnchorEntry:
     """The state of one stream: the root of the Merkle tree over its first `size` events."""
 
     size: int
@@ -78,16 +80,17 @@ class AuditReport:
     """The outcome of a verification.
 
     Attributes:
-        findings: what is wrong, at most 10,000; findings_omitted: how many more there were.
+        findings: what is wrong, at most 10,000.
+        findings_omitted: how many more there were.
         streams, events, records: how many were read.
-        checkpoints: how many of the events are checkpoints, with keys: with a right MAC; signed: how many of these
-            have a signature that is right.
-        covered: events that an authenticated checkpoint commits to. Of the others each is authenticated, if keys were
-            given, but only records, other streams and `since` show if some are missing.
+        checkpoints: how many of the events are checkpoints; with keys, only those with a right MAC.
+        signed: how many of these have a right signature.
+        covered: events that an authenticated checkpoint commits to. Each of the others is authenticated too if keys
+            were given, but only records, other streams and `since` show whether some are missing.
         uncovered: how many others each stream has, by its name in hexadecimal.
         gaps: numbers above the last checkpoint of their stream that no event has. Not a finding: a process that
             is killed leaves such.
-        pins: for the anchor.
+        anchor_entries: for `anchor`, by stream.
     """
 
     findings: tuple[AuditFinding, ...]
@@ -100,7 +103,7 @@ class AuditReport:
     covered: int
     uncovered: Mapping[str, int] = attrs.field(repr=False)
     gaps: int
-    pins: Mapping[bytes, Pin] = attrs.field(repr=False)
+    anchor_entries: Mapping[bytes, AnchorEntry] = attrs.field(repr=False)
 
     @property
     def intact(self) -> bool:
@@ -110,75 +113,83 @@ class AuditReport:
     def anchor(self) -> str:
         """The state of every stream as JSON: kept elsewhere, it is `since` of a later verification."""
         streams = {
-            name.hex(): {"size": pin.size, "root": pin.root.hex()} for name, pin in sorted(self.pins.items())
+            name.hex(): {"size": entry.size, "root": entry.root.hex()}
+            for name, entry in sorted(self.anchor_entries.items())
         }
         return json.dumps({"format": ANCHOR_FORMAT, "streams": streams})
 
 
-def parse_anchor(text: str) -> dict[bytes, Pin]:
-    """What `AuditReport.anchor` wrote. Raises InvalidInputError."""
+def parse_anchor(text: str) -> dict[bytes, AnchorEntry]:
+    """Read what `AuditReport.anchor` wrote. Raises InvalidInputError."""
     document: object = None
     if isinstance(text, str) and len(text) <= ANCHOR_CHARACTERS_MAX:
         try:
             document = json.loads(text)
         except (ValueError, RecursionError):
             document = None
+    streams = None
     if isinstance(document, dict) and document.get("format") == ANCHOR_FORMAT:
         streams = document.get("streams")
-        if isinstance(streams, dict):
-            pins = {_bytes(name, 16): _pin(value) for name, value in streams.items()}
-            if None not in pins and None not in pins.values():
-                return {name: pin for name, pin in pins.items() if name is not None and pin is not None}
-    raise InvalidInputError("since is an AuditReport, or what its anchor() returned")
+    entries: dict[bytes, AnchorEntry] = {}
+    for name, value in streams.items() if isinstance(streams, dict) else ():
+        stream, entry = _hexadecimal(name, STREAM_BYTES), _anchor_entry(value)
+        if stream is None or entry is None:
+            break
+        entries[stream] = entry
+    if not isinstance(streams, dict) or len(entries) != len(streams):
+        raise InvalidInputError("since is an AuditReport, or what its anchor() returned")
+    return entries
 
 
-def _pin(value: object) -> Pin | None:
-    if isinstance(value, dict) and set(value) == {"size", "root"}:
-        size, root = value["size"], _bytes(value["root"], 32)
-        if type(size) is int and 0 <= size < 2**63 and root is not None:
-            return Pin(size, root)
+def _anchor_entry(value: object) -> AnchorEntry | None:
+    if not isinstance(value, dict) or set(value) != {"size", "root"}:
+        return None
+    size, root = value["size"], _hexadecimal(value["root"], HASH_BYTES)
+    return (
+        AnchorEntry(size, root)
+        if type(size) is int and 0 <= size <= INTEGER_MAX and root is not None
+        else None
+    )
+
+
+def _hexadecimal(value: object, length: int) -> bytes | None:
+    if isinstance(value, str) and len(value) == 2 * length and _HEX.fullmatch(value):
+        return bytes.fromhex(value)
     return None
 
 
-def _bytes(value: object, length: int) -> bytes | None:
-    fits = isinstance(value, str) and len(value) == 2 * length and _HEX.fullmatch(value)
-    return bytes.fromhex(value) if fits and isinstance(value, str) else None
-
-
 class Findings:
-    """Findings as they are made."""
+    """The findings of a verification under way."""
 
     def __init__(self) -> None:
         self.found: list[AuditFinding] = []
         self.omitted = 0
 
-    def add(
+    def add(self, finding: AuditFinding) -> None:
+        """Note a finding; past FINDINGS_MAX, only count it."""
+        if len(self.found) < FINDINGS_MAX:
+            self.found.append(finding)
+        else:
+            self.omitted += 1
+
+    def add_stream(
         self,
         kind: FindingKind,
         message: str,
-        *,
-        stream: bytes | None = None,
+        stream: bytes,
         number: int | None = None,
         last: int | None = None,
-        reference: bytes | None = None,
-        revision: int | None = None,
     ) -> None:
-        """Note one."""
-        if len(self.found) >= FINDINGS_MAX:
-            self.omitted += 1
-            return
-        self.found.append(
-            AuditFinding(
-                kind=kind,
-                message=message,
-                stream=None if stream is None else stream.hex(),
-                number=number,
-                last=None if last == number else last,
-                reference=None if reference is None else reference.hex(),
-                revision=revision,
-            )
-        )
+        """Note a finding about a stream, or about its events from a number on up to the last."""
+        last = None if last == number else last
+        self.add(AuditFinding(kind=kind, message=message, stream=stream.hex(), number=number, last=last))
 
     def add_event(self, kind: FindingKind, message: str, row: SealedEvent) -> None:
-        """Note one of an event that is there."""
-        self.add(kind, message, stream=row.stream, number=row.number)
+        """Note a finding about an event that is there."""
+        self.add_stream(kind, message, row.stream, row.number)
+
+    def add_record(
+        self, kind: FindingKind, message: str, reference: bytes, revision: int | None = None
+    ) -> None:
+        """Note a finding about a record, or about one of its revisions."""
+        self.add(AuditFinding(kind=kind, message=message, reference=reference.hex(), revision=revision))

@@ -1,4 +1,4 @@
-"""Verifying records against events: each revision of a record came with one event, and no record falls back.
+"""Verifies records against events: each revision of a record stands in exactly one event, and no record falls back.
 
 Memory: about 150 bytes for each token, and 60 for each change whose event is read before that of the change before
 it, as happens to tokens that several processes use at once.
@@ -7,33 +7,41 @@ it, as happens to tokens that several processes use at once.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Final
 
 from tokenvault.audit.batch_event import BATCH, changes_of
 from tokenvault.audit.event import leaf_of
-from tokenvault.audit.verify.pages import about_pages
-from tokenvault.audit.verify.report import FindingKind, Findings
-from tokenvault.audit.verify.trusted_keys import Proof
+from tokenvault.audit.verify.pages import reference_pages
+from tokenvault.audit.verify.report import AuditFinding, FindingKind, Findings
+from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 
 RECORD_PAGE: Final = 2_000
-TWICE_MAX: Final = 10_000
+
+REPEATED_MAX: Final = 10_000
+"""Revisions kept that stand in two events, and that only events with an invalid MAC state."""
+
 _SEEN: Final = -1
+"""In place of the run of a record that was read."""
 
 
 class Revisions:
-    """Which revisions of each record events tell of."""
+    """The revisions of each record that stand in events.
+
+    Those from 1 on without a gap are kept as a run, by the number of the last one.
+    """
 
     def __init__(self) -> None:
-        self._runs: dict[bytes, int] = {}  # 1 to n are told of
-        self._above: dict[bytes, set[int]] = {}
-        self.twice: list[tuple[bytes, int]] = []
-        self.twice_count = 0
+        self._runs: dict[bytes, int] = {}
+        self._above: dict[bytes, set[int]] = {}  # revisions above the run
+        self._repeated: list[tuple[bytes, int]] = []
+        self._repeated_count = 0
         self._explained: set[tuple[bytes, int]] = set()
 
     def add(self, reference: bytes, revision: int) -> None:
-        """An event tells of a revision."""
+        """Note that a revision stands in an event."""
         run = self._runs.get(reference, 0)
         above = self._above.get(reference)
         if revision == run + 1:
@@ -46,117 +54,123 @@ class Revisions:
                     del self._above[reference]
             self._runs[reference] = run
         elif revision <= run or (above is not None and revision in above):
-            self.twice_count += 1
-            if len(self.twice) < TWICE_MAX:
-                self.twice.append((reference, revision))
+            self._repeated_count += 1
+            if len(self._repeated) < REPEATED_MAX:
+                self._repeated.append((reference, revision))
         else:
             self._runs.setdefault(reference, 0)
             self._above.setdefault(reference, set()).add(revision)
 
     def explain(self, row: SealedEvent) -> None:
-        """An event that is not genuine claims a revision: that this one is missing need not be said as well."""
+        """Note the revisions that an event with an invalid MAC states: that they are missing is no finding then."""
         for change in changes_of(row):
-            if len(self._explained) < TWICE_MAX:
+            if len(self._explained) < REPEATED_MAX:
                 self._explained.add(change)
 
-    def check(self, store: TokenStore, proof: Proof, findings: Findings) -> int:
+    def check(self, store: TokenStore, trusted: TrustedKeys, findings: Findings) -> int:
         """Read all records and note what is wrong. Returns how many there are."""
-        for reference, revision in self.twice:
-            findings.add(
+        for reference, revision in self._repeated:
+            findings.add_record(
                 FindingKind.REVISION_FELL,
                 "two events tell of this revision: the record was put back to an older one and changed again",
-                reference=reference,
-                revision=revision,
+                reference,
+                revision,
             )
-        findings.omitted += self.twice_count - len(self.twice)
+        findings.omitted += self._repeated_count - len(self._repeated)
         count, after = 0, ""
         while True:
-            page = _record_page(store, after, findings)
+            page = _record_page(store, after)
             if page is None:
-                return count  # of the records behind nothing can be said
+                message = (
+                    "a record has another shape than was written: it and the records behind it were not read"
+                )
+                findings.add(AuditFinding(kind=FindingKind.EDITED, message=message))
+                return count
             for record in page:
-                self._check(record, store, proof, findings)
+                self._check_record(record, store, trusted, findings)
             count += len(page)
             if not page:
                 break
             after = page[-1].token
         for reference, run in self._runs.items():
             if run != _SEEN:
-                findings.add(
+                findings.add_record(
                     FindingKind.RECORD_REMOVED,
                     "events tell of this token, and its record is not there",
-                    reference=reference,
+                    reference,
                 )
         return count
 
-    def _check(self, record: SealedRecord, store: TokenStore, proof: Proof, findings: Findings) -> None:
+    def _check_record(
+        self, record: SealedRecord, store: TokenStore, trusted: TrustedKeys, findings: Findings
+    ) -> None:
         reference, revision = record.reference, record.revision
-        run = self._runs.get(reference)
+        run = self._runs.get(reference, 0)
         if run == _SEEN:
-            findings.add(
-                FindingKind.INSERTED,
-                "two records have this reference",
-                reference=reference,
-                revision=revision,
-            )
+            findings.add_record(FindingKind.INSERTED, "two records have this reference", reference, revision)
             return
-        above = self._above.get(reference, set())
         self._runs[reference] = _SEEN
-        newest = max(run or 0, max(above, default=0))
+        above = self._above.get(reference, set())
+        newest = max({run, *above})
         if newest > revision:
-            findings.add(
+            findings.add_record(
                 FindingKind.REVISION_FELL,
                 f"the record has revision {revision}, and an event tells of {newest}: an older row was put back",
-                reference=reference,
-                revision=revision,
+                reference,
+                revision,
             )
         if run == revision:
             return
         # Some may have been written since the streams were read.
-        told = {*range(1, (run or 0) + 1), *above} | _changes(store, proof, reference)
-        if not told:
-            findings.add(
+        stated = {*range(1, run + 1), *above} | _stated_now(store, trusted, reference)
+        if not stated:
+            findings.add_record(
                 FindingKind.REMOVED,
                 "no event tells of this record: they were removed, or the record was planted",
-                reference=reference,
-                revision=revision,
+                reference,
+                revision,
             )
             return
-        first, last = 0, min(revision, len(told) + TWICE_MAX)
+        for first, last in self._missing_runs(record, stated):
+            findings.add_record(
+                FindingKind.REMOVED,
+                f"no event tells of the change to revision {first}"
+                + (f" up to {last}" if last > first else ""),
+                reference,
+                first,
+            )
+
+    def _missing_runs(self, record: SealedRecord, stated: set[int]) -> Iterator[tuple[int, int]]:
+        """The first and the last of the revisions, run by run, that no event states."""
+        first, last = 0, min(record.revision, len(stated) + REPEATED_MAX)
         for number in range(1, last + 2):  # one more, which ends the last run
-            missing = number <= last and number not in told and (reference, number) not in self._explained
+            missing = (
+                number <= last and number not in stated and (record.reference, number) not in self._explained
+            )
             if missing:
                 first = first or number
             elif first:
-                findings.add(
-                    FindingKind.REMOVED,
-                    f"no event tells of the change to revision {first}"
-                    + (f" up to {number - 1}" if number - 1 > first else ""),
-                    reference=reference,
-                    revision=first,
-                )
+                yield first, number - 1
                 first = 0
 
 
-def _changes(store: TokenStore, proof: Proof, reference: bytes) -> set[int]:
+def _stated_now(store: TokenStore, trusted: TrustedKeys, reference: bytes) -> set[int]:
+    """The revisions of a record that stand in events, read again."""
     found = set()
-    for page in itertools.chain(about_pages(store, reference), about_pages(store, BATCH)):
-        genuine = proof.genuine(page, [leaf_of(row) for row in page])
+    for page in itertools.chain(reference_pages(store, reference), reference_pages(store, BATCH)):
+        genuine = trusted.genuine(page, [leaf_of(row) for row in page])
         for row, right in zip(page, genuine, strict=True):
             if right is not False:
-                found |= {revision for about, revision in changes_of(row) if about == reference}
+                found |= {revision for changed, revision in changes_of(row) if changed == reference}
     return found
 
 
-def _record_page(store: TokenStore, after: str, findings: Findings) -> list[SealedRecord] | None:
+def _record_page(store: TokenStore, after: str) -> list[SealedRecord] | None:
+    """The next records; None where the first of them is malformed."""
     size = RECORD_PAGE
     while size:
         try:
             return store.scan(after=after, limit=size)
         except IntegrityError:
             size //= 2
-    findings.add(
-        FindingKind.EDITED,
-        "a record has another shape than was written: it and the records behind it were not looked at",
-    )
     return None

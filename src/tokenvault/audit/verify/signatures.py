@@ -1,63 +1,73 @@
-"""Which checkpoints signatures speak for: those that are signed, those that a signed one names, and so on."""
+"""Which checkpoints signatures speak for: signed ones, those that a signed one refers to, and so on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from tokenvault.audit.verify.report import FindingKind, Findings
-from tokenvault.audit.verify.stream import Mark, StreamAudit
-from tokenvault.audit.verify.trusted_keys import Proof
+from tokenvault.audit.verify.stream import FoundCheckpoint, StreamAudit
+from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.stores.port import TokenStore
 
 Vouched = dict[bytes, set[int]]
-"""Numbers of checkpoints by stream."""
+"""By stream, the numbers of the checkpoints that signatures speak for."""
 
 
 def vouch(audits: Mapping[bytes, StreamAudit]) -> Vouched:
-    """The checkpoints that signatures speak for; those that nothing else authenticates become marks."""
+    """The checkpoints that signatures speak for; this authenticates those that nothing else does."""
     vouched: Vouched = {name: set() for name in audits}
-    ahead: list[tuple[bytes, Mark]] = []
-    for name, audit in audits.items():
-        ahead += [(name, mark) for mark in audit.marks.values() if mark.signed]
+    ahead: list[tuple[bytes, FoundCheckpoint]] = [
+        (name, found)
+        for name, audit in audits.items()
+        for found in audit.checkpoints.values()
+        if found.signed
+    ]
     while ahead:
-        name, mark = ahead.pop()
-        if mark.number in vouched[name]:
+        name, found = ahead.pop()
+        if found.number in vouched[name]:
             continue
-        vouched[name].add(mark.number)
-        for named in mark.named:
-            other = audits.get(named.stream)
+        vouched[name].add(found.number)
+        for reference in found.checkpoint.cross_references:
+            other = audits.get(reference.stream)
             if other is None:
                 continue
-            found = other.marks.get(named.number) or other.unproved.get(named.number)
-            if found is not None and found.leaf == named.leaf:
-                other.marks[found.number] = found
-                other.unproved.pop(found.number, None)
-                ahead.append((named.stream, found))
+            number = reference.number
+            referenced = other.checkpoints.get(number) or other.unauthenticated.get(number)
+            if referenced is not None and referenced.leaf == reference.leaf:
+                other.checkpoints[number] = referenced
+                other.unauthenticated.pop(number, None)
+                ahead.append((reference.stream, referenced))
     return vouched
 
 
 def check_signed(
-    audits: Mapping[bytes, StreamAudit], vouched: Vouched, store: TokenStore, proof: Proof, findings: Findings
+    audits: Mapping[bytes, StreamAudit],
+    vouched: Vouched,
+    store: TokenStore,
+    trusted: TrustedKeys,
+    findings: Findings,
 ) -> None:
     """Note streams that do not end with a checkpoint that a signature speaks for.
 
-    One that was left unsigned because the module was away is spoken for by the next signature, in its own stream or
-    in another one.
+    The next signature, in the same stream or in another one, speaks for a checkpoint that was left unsigned because
+    the module was away.
     """
     for name, audit in audits.items():
-        if not audit.marks and not audit.unproved:
-            # Of a stream that begins, another thread's event may have been there before its first checkpoint.
-            again = StreamAudit(store, name, proof, Findings())
-            again.mark()
-            if any(mark.signed for mark in again.marks.values()):
-                continue
-        last = max((*audit.marks, *audit.unproved), default=0)
-        if last not in vouched[name]:
-            findings.add(
-                FindingKind.UNSIGNED,
-                "the last checkpoint of this stream is not signed, and no signed one names it"
-                if last
-                else "no checkpoint of this stream is there",
-                stream=name,
-                number=last or None,
-            )
+        last = max((*audit.checkpoints, *audit.unauthenticated), default=0)
+        if last in vouched[name] or (not last and _is_signed_by_now(store, name, trusted)):
+            continue
+        findings.add_stream(
+            FindingKind.UNSIGNED,
+            "the last checkpoint of this stream is not signed, and no signed one refers to it"
+            if last
+            else "no checkpoint of this stream is there",
+            name,
+            last or None,
+        )
+
+
+def _is_signed_by_now(store: TokenStore, name: bytes, trusted: TrustedKeys) -> bool:
+    """Whether a stream has a signed checkpoint: as it begins, another thread's event may be there before it."""
+    again = StreamAudit(store, name, trusted, Findings())
+    again.find_checkpoints()
+    return any(found.signed for found in again.checkpoints.values())

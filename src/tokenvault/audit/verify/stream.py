@@ -1,70 +1,52 @@
-"""Verifying one stream: each event for itself, and all of them by what the checkpoints commit to."""
+"""Verifies one stream: each event by itself, and all of them by what the checkpoints commit to."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Final
 
 import attrs
 
 from tokenvault.audit.batch_event import changes_of
-from tokenvault.audit.checkpoint import Named
+from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.event import Event, leaf_of
 from tokenvault.audit.merkle import Tree
-from tokenvault.audit.verify.pages import about_pages, begins_below_one, stream_pages
-from tokenvault.audit.verify.report import FindingKind, Findings, Pin
+from tokenvault.audit.verify.misplaced import InvalidMac, InvalidMacs
+from tokenvault.audit.verify.pages import begins_below_one, reference_pages, stream_pages
+from tokenvault.audit.verify.report import AnchorEntry, FindingKind, Findings
 from tokenvault.audit.verify.revisions import Revisions
-from tokenvault.audit.verify.trusted_keys import Proof
+from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent, TokenStore
 
-SUSPECTS_MAX: Final = 100
-"""Events of a stream with a wrong MAC of which it is looked into where they come from; and numbers missing."""
-
-SUSPECTS_OF_ALL_STREAMS_MAX: Final = 300
-"""Each is tried in the places of all others."""
-
 
 @attrs.frozen
-class Mark:
-    """A checkpoint that is authenticated."""
+class FoundCheckpoint:
+    """A checkpoint as it stands in its stream; signed: with a right signature."""
 
     number: int
     leaf: bytes
-    size: int
-    root: bytes
-    closes: bool
     signed: bool
-    named: tuple[Named, ...]
-    strangers: int
-
-
-@attrs.define(eq=False)
-class Suspects:
-    """Events with a wrong MAC, and places where one is missing."""
-
-    rows: list[tuple[SealedEvent, bool]] = attrs.field(factory=list)  # and whether one may be there
-    missing: list[tuple[bytes, int, int]] = attrs.field(factory=list)
+    checkpoint: Checkpoint
 
 
 @attrs.define(eq=False)
 class StreamAudit:
-    """One stream; `mark`, then `read`.
+    """One stream: first `find_checkpoints`, then `read`.
 
     Attributes:
-        pin: what it was when it was verified before.
-        marks: its checkpoints by number; unproved: those that nothing authenticates, as without keys unsigned ones.
+        anchor_entry: the state of the stream when it was verified before.
+        checkpoints: the authenticated ones by number.
+        unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         events: how many were read; last: the number of the last one.
+        gaps: missing numbers that no checkpoint commits to.
         tree: over the events from 1 on up to the first that is missing or wrong.
     """
 
     store: TokenStore
     stream: bytes
-    proof: Proof
+    trusted: TrustedKeys
     findings: Findings
-    pin: Pin | None = None
-    marks: dict[int, Mark] = attrs.field(factory=dict)
-    unproved: dict[int, Mark] = attrs.field(factory=dict)
+    anchor_entry: AnchorEntry | None = None
+    checkpoints: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
+    unauthenticated: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     events: int = 0
     last: int = 0
     gaps: int = 0
@@ -72,160 +54,176 @@ class StreamAudit:
 
     @property
     def committed(self) -> int:
-        """So many events a checkpoint commits to."""
-        return max((mark.size for mark in self.marks.values()), default=0)
+        """The number of events that a checkpoint commits to."""
+        return max((each.checkpoint.size for each in self.checkpoints.values()), default=0)
 
-    def mark(self) -> None:
-        """Find the checkpoints. They come first: all that they commit to is then there to be read afterwards."""
-        for page in about_pages(self.store, self.stream):
+    @property
+    def size_before(self) -> int:
+        """The number of events that were verified before."""
+        return self.anchor_entry.size if self.anchor_entry else 0
+
+    def find_checkpoints(self) -> None:
+        """Find the checkpoints. They are read before the events, so all that they commit to is there by then."""
+        for page in reference_pages(self.store, self.stream):
             own = [row for row in page if row.stream == self.stream]
             leaves = [leaf_of(row) for row in own]
-            for row, leaf, genuine in zip(own, leaves, self.proof.genuine(own, leaves), strict=True):
+            for row, leaf, genuine in zip(own, leaves, self.trusted.genuine(own, leaves), strict=True):
                 if genuine is not False:
-                    self._mark(row, leaf, genuine)
+                    self._note_checkpoint(row, leaf, genuine)
 
-    def _mark(self, row: SealedEvent, leaf: bytes, genuine: bool | None) -> None:
+    def _note_checkpoint(self, row: SealedEvent, leaf: bytes, genuine: bool | None) -> None:
         try:
             checkpoint = Event.parse(row).checkpoint
         except IntegrityError:
             checkpoint = None
         if checkpoint is None:
             return
-        signature = self.proof.signature(row, checkpoint)
+        signature = self.trusted.signature(row, checkpoint)
         if signature is False:
             self.findings.add_event(FindingKind.EDITED, "the signature of this checkpoint is wrong", row)
-        else:
-            marks = self.marks if signature or genuine else self.unproved
-            marks[row.number] = Mark(
-                row.number,
-                leaf,
-                checkpoint.size,
-                checkpoint.root,
-                checkpoint.closes,
-                bool(signature),
-                checkpoint.named,
-                checkpoint.strangers,
+            return
+        found = self.checkpoints if signature or genuine else self.unauthenticated
+        found[row.number] = FoundCheckpoint(row.number, leaf, bool(signature), checkpoint)
+
+    def check_unauthenticated_rows(self) -> None:
+        """Note that checkpoints met rows that no vault wrote, unless the verification before has noted it."""
+        numbers = [
+            each.number
+            for each in self.checkpoints.values()
+            if each.checkpoint.unauthenticated_rows and each.number > self.size_before
+        ]
+        if numbers:
+            self.findings.add_stream(
+                FindingKind.INSERTED,
+                "when this checkpoint was written, the youngest streams had rows that no vault wrote, "
+                "so that it refers to fewer streams: they may have been removed since",
+                self.stream,
+                min(numbers),
+                max(numbers),
             )
 
-    def read(self, revisions: Revisions, suspects: Suspects) -> None:
+    def read(self, revisions: Revisions, invalid_macs: InvalidMacs) -> None:
         """Read all events and note what is wrong with them."""
         if begins_below_one(self.store, self.stream):
-            self.findings.add(
-                FindingKind.INSERTED,
-                "a row of this stream has a number below 1: no event has",
-                stream=self.stream,
+            self.findings.add_stream(
+                FindingKind.INSERTED, "a row of this stream has a number below 1: no event has", self.stream
             )
-        pin, expected, whole = self.pin, 1, True
-        roots: dict[int, list[bytes]] = {}
-        for mark in self.marks.values():
-            roots.setdefault(mark.size, []).append(mark.root)
-        if pin is not None:
-            roots.setdefault(pin.size, []).append(pin.root)
-        roots.pop(0, None)
-        closed = min((mark.number for mark in self.marks.values() if mark.closes), default=None)
-        tree, stream, findings = self.tree, self.stream, self.findings
-        wrong: list[tuple[SealedEvent, bool]] = []
-        wrong_max = min(SUSPECTS_MAX, SUSPECTS_OF_ALL_STREAMS_MAX - len(suspects.rows))
-        for page in stream_pages(self.store, stream):
+        reader = _Reader(self, revisions, invalid_macs)
+        for page in stream_pages(self.store, self.stream):
             if isinstance(page, int):
-                self._missing(expected, page - 1, suspects)
-                whole = False
-                findings.add(
-                    FindingKind.EDITED,
-                    "this row has another shape than was written",
-                    stream=stream,
-                    number=page,
-                )
-                expected = page + 1
-                continue
-            leaves = [leaf_of(row) for row in page]
-            for row, leaf, genuine in zip(page, leaves, self.proof.genuine(page, leaves), strict=True):
-                number = row.number
-                if number != expected:
-                    self._missing(expected, number - 1, suspects)
-                    whole = False
-                expected = number + 1
-                beyond = closed is not None and number > closed
-                if genuine is False or beyond:
-                    if len(wrong) < wrong_max:
-                        wrong.append((row, not beyond))
-                    else:
-                        findings.add_event(
-                            FindingKind.INSERTED if beyond else FindingKind.EDITED,
-                            "the MAC of this event is wrong",
-                            row,
-                        )
-                    revisions.explain(row)
-                    whole = False
-                    continue
-                for reference, change in changes_of(row):
-                    revisions.add(reference, change)
-                if whole:
-                    tree.append(leaf)
-                    if tree.size in roots:
-                        whole = self._matches(roots, tree)
-            self.events += len(page)
-        self.last = expected - 1
-        # A stream of which nothing is genuine is not the vault's.
-        own = len(wrong) < self.events or bool(self.marks) or pin is not None
-        suspects.rows += [(row, there and own) for row, there in wrong]
-        self._end(roots, suspects)
+                reader.malformed(page)
+            else:
+                reader.read(page)
+        reader.end()
 
-    def check_strangers(self) -> None:
-        """Note that checkpoints met rows that no vault wrote, but for what the verification before has told."""
-        before = self.pin.size if self.pin else 0
-        met = sorted(mark.number for mark in self.marks.values() if mark.strangers and mark.number > before)
-        if met:
-            self.findings.add(
-                FindingKind.INSERTED,
-                "when this checkpoint was written, there were rows among the youngest streams that no vault wrote, "
-                "and that kept it from naming what they stood for: they may have been taken back since",
-                stream=self.stream,
-                number=met[0],
-                last=met[-1],
+
+class _Reader:
+    """One pass over the events of a stream, in order of their numbers."""
+
+    def __init__(self, audit: StreamAudit, revisions: Revisions, invalid_macs: InvalidMacs) -> None:
+        self._audit = audit
+        self._revisions = revisions
+        self._invalid_macs = invalid_macs
+        self._invalid: list[InvalidMac] = []
+        self._invalid_max = invalid_macs.room()
+        self._expected = 1
+        self._whole = True  # so far, no event is missing or wrong
+        checkpoints = [each.checkpoint for each in audit.checkpoints.values()]
+        self._roots: dict[int, set[bytes]] = {}  # by size, what the tree's root should be
+        for commitment in [*checkpoints, *([audit.anchor_entry] if audit.anchor_entry else ())]:
+            if commitment.size:
+                self._roots.setdefault(commitment.size, set()).add(commitment.root)
+        closing = [each.number for each in audit.checkpoints.values() if each.checkpoint.closes]
+        self._closed_at = min(closing, default=None)
+
+    def read(self, rows: list[SealedEvent]) -> None:
+        """Read the next events."""
+        leaves = [leaf_of(row) for row in rows]
+        for row, leaf, genuine in zip(rows, leaves, self._audit.trusted.genuine(rows, leaves), strict=True):
+            self._advance(row.number)
+            after_end = self._closed_at is not None and row.number > self._closed_at
+            if genuine is False or after_end:
+                self._wrong(row, after_end)
+                continue
+            for reference, revision in changes_of(row):
+                self._revisions.add(reference, revision)
+            if self._whole:
+                self._append(leaf)
+        self._audit.events += len(rows)
+
+    def malformed(self, number: int) -> None:
+        """Note a row that the store refuses to return."""
+        self._advance(number)
+        self._whole = False
+        self._audit.findings.add_stream(
+            FindingKind.EDITED, "this row has another shape than was written", self._audit.stream, number
+        )
+
+    def end(self) -> None:
+        """Note what is missing after the last event."""
+        audit = self._audit
+        audit.last = self._expected - 1
+        # A stream without anything genuine is not the vault's.
+        own = len(self._invalid) < audit.events or bool(audit.checkpoints) or audit.anchor_entry is not None
+        self._invalid_macs.found += [each if own else each._replace(expected=False) for each in self._invalid]
+        committed = max(self._roots, default=0)
+        if audit.last < committed:
+            audit.findings.add_stream(
+                FindingKind.TRUNCATED,
+                "a checkpoint, or the verification before, commits to more events of this stream",
+                audit.stream,
+                audit.last + 1,
+                committed,
+            )
+            self._invalid_macs.note_missing(audit.stream, audit.last + 1, committed)
+
+    def _advance(self, number: int) -> None:
+        """Go on to a number: those in between are missing, unless a killed process may have left them out."""
+        first, last = self._expected, number - 1
+        self._expected = number + 1
+        if first > last:
+            return
+        self._whole = False
+        audit = self._audit
+        committed = max(audit.committed, audit.size_before)
+        if first <= committed:
+            audit.findings.add_stream(
+                FindingKind.REMOVED,
+                "a checkpoint commits to this event, which is not there",
+                audit.stream,
+                first,
+                min(last, committed),
+            )
+        audit.gaps += max(0, last - max(first - 1, committed))
+        self._invalid_macs.note_missing(audit.stream, first, last)
+
+    def _wrong(self, row: SealedEvent, after_end: bool) -> None:
+        """Note an event that is not genuine; past a limit its origin is not looked for."""
+        self._whole = False
+        self._revisions.explain(row)
+        if len(self._invalid) < self._invalid_max:
+            self._invalid.append(InvalidMac(row, expected=not after_end))
+        else:
+            self._audit.findings.add_event(
+                FindingKind.INSERTED if after_end else FindingKind.EDITED,
+                "the MAC of this event is wrong",
+                row,
             )
 
-    def _matches(self, roots: dict[int, list[bytes]], tree: Tree) -> bool:
-        """Whether the events up to here are those that were committed to."""
-        root = tree.root()
-        if all(each == root for each in roots[tree.size]):
-            return True
-        before = max((size for size in roots if size < tree.size), default=0)
-        self.findings.add(
+    def _append(self, leaf: bytes) -> None:
+        """Add an event to the tree, and compare its root where something commits to the events up to here."""
+        tree = self._audit.tree
+        tree.append(leaf)
+        roots = self._roots.get(tree.size)
+        if roots is None or roots == {tree.root()}:
+            return
+        self._whole = False
+        before = max((size for size in self._roots if size < tree.size), default=0)
+        self._audit.findings.add_stream(
             FindingKind.EDITED,
             "of these events one was edited, removed or inserted: they are not those that a checkpoint, or the "
             "verification before, committed to",
-            stream=self.stream,
-            number=before + 1,
-            last=tree.size,
+            self._audit.stream,
+            before + 1,
+            tree.size,
         )
-        return False
-
-    def _missing(self, first: int, last: int, suspects: Suspects) -> None:
-        """Note that the numbers from first to last are missing, unless a killed process may have left them out."""
-        there = max(self.committed, self.pin.size if self.pin else 0)
-        if first <= min(last, there):
-            end = min(last, there)
-            self.findings.add(
-                FindingKind.REMOVED,
-                "a checkpoint commits to this event, which is not there",
-                stream=self.stream,
-                number=first,
-                last=end,
-            )
-        self.gaps += max(0, last - max(first - 1, there))
-        if first <= last and len(suspects.missing) < SUSPECTS_MAX:
-            suspects.missing.append((self.stream, first, last))
-
-    def _end(self, roots: Iterable[int], suspects: Suspects) -> None:
-        there = max(roots, default=0)
-        if self.last < there:
-            self.findings.add(
-                FindingKind.TRUNCATED,
-                "a checkpoint, or the verification before, commits to more events of this stream",
-                stream=self.stream,
-                number=self.last + 1,
-                last=there,
-            )
-            if len(suspects.missing) < SUSPECTS_MAX:
-                suspects.missing.append((self.stream, self.last + 1, there))

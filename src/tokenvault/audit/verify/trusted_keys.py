@@ -1,4 +1,4 @@
-"""By what an auditor believes an event: the vault's AUDIT keys, or the public key that checkpoints are signed for."""
+"""The keys that a verification trusts: the vault's AUDIT keys, the public keys of signatures, or both."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed
+from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed_message
 from tokenvault.audit.macs import AuditMacs
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.stores.port import SealedEvent
 
@@ -27,12 +27,12 @@ PUBLIC_KEYS_MAX: Final = 100
 _PEM: Final = re.compile(r"-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\s]{1,2000}-----END PUBLIC KEY-----")
 
 
-class Proof:
-    """Keys of either kind or of both.
+class TrustedKeys:
+    """Checks the MACs of events and the signatures of checkpoints.
 
     Args:
-        keys: a key store with the AUDIT keys; None to do without.
-        public_key: one or more keys in PEM (RFC 7468), one after the other.
+        keys: a key store with the AUDIT keys; None to check signatures only.
+        public_key: one or more public keys in PEM (RFC 7468), one after the other.
 
     Raises:
         InvalidInputError: neither is given, or the text is no public key of P-256.
@@ -52,18 +52,18 @@ class Proof:
                 self._trust(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), key)
 
     def genuine(self, rows: Sequence[SealedEvent], leaves: Sequence[bytes]) -> Sequence[bool | None]:
-        """For each event whether its MAC is right; None where there are no keys to tell. Raises KeyStoreError."""
+        """Whether the MAC of each event is right; None without AUDIT keys. Raises KeyStoreError."""
         if self._macs is None:
             return [None] * len(rows)
-        return self._macs.genuine(leaves, [row.mac for row in rows])
+        return self._macs.genuine(rows, leaves)
 
     def signature(self, row: SealedEvent, checkpoint: Checkpoint) -> bool | None:
-        """Whether a checkpoint's signature is right; None where it has none, or one of a key not given here."""
+        """Whether a checkpoint's signature is right; None if it has none, or one by a key that is not trusted."""
         key = self._public.get(checkpoint.key_id)
         if key is None:
             return None
         r, s = (int.from_bytes(half) for half in (checkpoint.signature[:32], checkpoint.signature[32:]))
-        message = signed(row.stream, row.number, row.body[:-SIGNATURE_BYTES])
+        message = signed_message(row.stream, row.number, row.body[:-SIGNATURE_BYTES])
         try:
             key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
         except InvalidSignature:
@@ -88,3 +88,16 @@ def _parsed(text: str) -> list[ec.EllipticCurvePublicKey]:
     if not blocks or len(keys) != len(blocks) or len(keys) > PUBLIC_KEYS_MAX:
         raise InvalidInputError(f"public_key is 1 to {PUBLIC_KEYS_MAX} public keys of P-256 in PEM")
     return keys
+
+
+@boundary
+def audit_public_key(keys: KeyStore) -> str | None:
+    """The public key of the signatures that the vaults of a key store make, PEM; None where they sign nothing.
+
+    Raises KeyStoreError.
+    """
+    signer = keys.signer()
+    if signer is None:
+        return None
+    key = load_der_public_key(signer.public_key)
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")

@@ -12,7 +12,7 @@ from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.pan_columns import PanColumns, parse_pans
 from tokenvault.model.programs import TokenProgram
-from tokenvault.records.record_columns import CardColumns
+from tokenvault.records.card_columns import CardColumns
 
 _HASHABLE: Final = {str, CardExpiry, type(None)}
 

@@ -8,12 +8,13 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tokenvault.columns.arrays import Words
 from tokenvault.columns.random import uniform
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.model.token_format import TokenFormat
-from tokenvault.records.record import REFERENCE_BYTES
-from tokenvault.records.record_columns import CardColumns, Words
+from tokenvault.records.card_columns import CardColumns
 from tokenvault.stores.new_records import Bytes
+from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault import issue
 from tokenvault.vault.batch.results import token_texts
 

@@ -19,8 +19,8 @@ from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.model.programs import Making, TokenProgram
-from tokenvault.records.record_columns import CardColumns
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.token_info import info_of
 from tokenvault.stores.new_records import RecordBatch, split
 from tokenvault.vault import issue
 from tokenvault.vault.batch import existing_tokens as standing
@@ -107,7 +107,7 @@ class Issuing:
 
     async def _prepare(self, rows: Rows) -> None:
         pans, token_format = self._cards.take(rows).pans, self._terms.program.format
-        pan_fingerprints = await self._core.runtime.call(self._core.keys.account_many, pans)
+        pan_fingerprints = await self._core.runtime.call(self._core.keys.pan_fingerprint_many, pans)
         fresh = New.of(rows, token_lengths(token_format, pans), pan_fingerprints)
         stuck = await self._looked(fresh)
         looked_for = stuck is not None
@@ -212,7 +212,7 @@ class Issuing:
     async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[New, Mask]:
         """The first candidates of cards that have no token yet; those that have one are noted in `_again`."""
         core, terms = self._core, self._terms
-        pan_fingerprints = await core.runtime.call(core.keys.accounts_many, pans)
+        pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, pans)
         names = np.ascontiguousarray(pan_fingerprints[0]).view("V16").reshape(-1)
         _, firsts, first_of = np.unique(names, return_index=True, return_inverse=True)
         for row, first in zip(rows.tolist(), rows[firsts[first_of.reshape(-1)]].tolist(), strict=True):
@@ -341,11 +341,11 @@ class Issuing:
             chunk.months[rows] = month or cards.months[rows]
             chunk.created_ms[rows] = chunk.updated_ms[rows] = self._now_ms
             chunk.revisions[rows] = 1
-            chunk.common(rows, TokenInfo.of(*self._opened(fresh, 0)))
+            chunk.common(rows, info_of(*self._opened(fresh, 0)))
         places = {row: place for place, row in enumerate(rows.tolist())} if self._again else {}
         for row, source in self._again.items():
             if isinstance(source, Unsealed):
-                chunk.put(row, TokenInfo.of(*source))
+                chunk.put(row, info_of(*source))
             elif self._differs(row, source):
                 refused = issue.different(terms.order(cards, row), self._opened(fresh, places[source]))
                 if refused is not None:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from tokenvault.errors import IntegrityError
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
-from tokenvault.records.record import REFERENCE_BYTES, TIMES, TokenRecord
-from tokenvault.records.record_columns import CardColumns
+from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.layout import BODY_TIMES
+from tokenvault.records.record import TokenRecord
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import Bytes, split
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import REFERENCE_BYTES, SealedRecord
 from tokenvault.vault.batch.results import card_at
 from tokenvault.vault.core import OTHERS_RECORD, Core
 
@@ -98,10 +99,10 @@ def _alike(rows: Sequence[SealedRecord], cards: CardColumns) -> npt.NDArray[np.i
     bodies = [row.body for row in rows]
     if len(set(map(len, bodies))) == 1:
         joined = np.frombuffer(b"".join(bodies), np.uint8).reshape(len(rows), -1).copy()
-        joined[:, TIMES] = 0
+        joined[:, BODY_TIMES] = 0
         bodies = split(joined)
     else:
-        bodies = [body[: TIMES.start] + body[TIMES.stop :] for body in bodies]
+        bodies = [body[: BODY_TIMES.start] + body[BODY_TIMES.stop :] for body in bodies]
     known: dict[object, int] = {}
     requestors, programs = [row.requestor for row in rows], [row.program for row in rows]
     live = (cards.pans.lengths > 0).tolist()
@@ -111,7 +112,7 @@ def _alike(rows: Sequence[SealedRecord], cards: CardColumns) -> npt.NDArray[np.i
 
 def _alike_columns(rows: RecordColumns, cards: CardColumns) -> npt.NDArray[np.int64]:
     bodies = rows.bodies.copy()
-    bodies[:, TIMES] = 0
+    bodies[:, BODY_TIMES] = 0
     shape = (cards.months << np.uint16(1)) | (cards.pans.lengths > 0)
     kinds = np.column_stack([bodies, rows.requestors, rows.programs, shape.view(np.uint8).reshape(-1, 2)])
     if (kinds == kinds[:1]).all():  # nearly always

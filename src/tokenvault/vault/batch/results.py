@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.columns import digits as digit_columns
+from tokenvault.columns.arrays import Words
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card, CardExpiry, trusted_pan
 from tokenvault.model.pan_columns import PanColumns
-from tokenvault.records.record_columns import CardColumns, Words
+from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.token_info import TokenInfo, instant
 from tokenvault.stores.new_records import Bytes
 from tokenvault.vault.batch.outcomes import Chunk, Failures

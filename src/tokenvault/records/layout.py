@@ -1,0 +1,93 @@
+"""The bytes of a token record, as docs/formats.md has them, big endian: its body, its digest and its seal.
+
+Body, encoding version 1:
+
+    1   encoding version, 1
+    1   status: 1 inactive, 2 active, 3 suspended, 4 deleted
+    1   suspended by: 1 issuer, 2 requestor, 4 cardholder, 8 vault, added up; not 0 exactly while suspended
+    2   token expiry: months from January 2000, which is 1; 0: the card's own
+    32  SHA-256 of the domain document
+    8   created, milliseconds of the Unix epoch
+    8   updated, likewise
+    2   assurance method, ASCII; or zeros
+    29  payment account reference, ASCII; or zeros
+    8   highest cryptogram counter plus 1; 0: none seen
+    1   number of counters, at most 64
+    1   number of remembered transactions, at most 32
+    ..  counters, sorted by the first two fields, each: 3 currency (ASCII, or zeros for uses), 4 window in seconds
+        (0: for life), 8 window number, 8 value
+    ..  remembered transactions, 32 bytes each, oldest first
+
+Record digest: the first 20 bytes of SHA-256 over
+
+    13  nonce
+    8   revision
+    4   key version
+    16  reference
+    16  PAN fingerprint
+    1   length of the token
+    1   length of the requestor
+    1   length of the program
+    ..  token, requestor, program, body
+
+The header states the length of each text, so no two records have the same input.
+
+Seal:
+
+    13  nonce, random
+    16  ciphertext
+    16  tag
+
+The seal is AES-256-CCM (NIST SP 800-38C); its associated data is the first 14 bytes of the record digest, and its
+plaintext is
+
+    8   PAN as a number; 0 in a tombstone
+    2   high 4 bits: number of digits of the PAN, less 12, or 0 in a tombstone
+        low 12 bits: card expiry in months from January 2000, which is 1, or 0 where there is none
+    6   last 6 bytes of the record digest
+
+So the whole record is bound by 160 bits, and CCM needs only three AES calls one after the other: one for B0 with the
+counter blocks, one for the associated data (14 bytes and their length fill one block), one for the plaintext.
+
+What ends in COLUMN is the layout before it, of many records at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+
+from tokenvault.model.pan import PAN_LENGTH_MIN
+
+ENCODING_VERSION: Final = 1
+
+BODY: Final = struct.Struct(">BBBH32sQQ2s29sQBB")
+BODY_TIMES: Final = slice(37, 53)
+"""Where a body states when the record was created and updated."""
+
+COUNTER: Final = struct.Struct(">3sIQQ")
+
+NONCE_BYTES: Final = 13
+DIGEST_BYTES: Final = 20
+ASSOCIATED_BYTES: Final = 14
+KEY_VERSION_MAX: Final = 2**32 - 1
+
+DIGEST_HEADER: Final = struct.Struct(">13sQI16s16sBBB")
+DIGEST_HEADER_COLUMN: Final = np.dtype(
+    [
+        ("nonce", "u1", 13),
+        ("revision", ">u8"),
+        ("key_version", ">u4"),
+        ("reference", "u1", 16),
+        ("pan_fingerprint", "u1", 16),
+        ("lengths", "u1", 3),
+    ]
+)
+
+PLAINTEXT: Final = struct.Struct(">QH6s")
+PLAINTEXT_COLUMN: Final = np.dtype([("pan", ">u8"), ("shape", ">u2"), ("digest_end", "u1", 6)])
+LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
+EXPIRY_BITS: Final = 12
+EXPIRY_MASK: Final = (1 << EXPIRY_BITS) - 1
