@@ -104,10 +104,6 @@ class TokenStoreBase(ABC):
     BaseException. `_close` is called once.
     """
 
-    overlaps = False
-    """Whether a large `insert` mostly waits for another process, so that a batch gains by preparing its next chunk,
-    and asking for that one's tokens, meanwhile, in another thread."""
-
     _closed = False
 
     @_guarded_schema
