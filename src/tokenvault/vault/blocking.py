@@ -20,7 +20,7 @@ from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.runtime import CLOSED, BlockingRuntime, Clock, beside, run
+from tokenvault.runtime import CLOSED, BlockingRuntime, Clock, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault import arguments as requests
@@ -84,16 +84,8 @@ class Vault:
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
     ) -> None:
-        overlapping = beside if getattr(store, "overlaps", False) is True else None
         opened = open_core(
-            keys,
-            BlockingStore(store),
-            BlockingRuntime(),
-            programs,
-            requestors,
-            clock,
-            checkpoints,
-            overlapping,
+            keys, BlockingStore(store), BlockingRuntime(), programs, requestors, clock, checkpoints
         )
         self._calls: list[None] = []
         self._pid = os.getpid()

@@ -26,7 +26,7 @@ from tokenvault.model.pan import Card, Pan, could_hold_pan
 from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
-from tokenvault.runtime import Beside, Clock, Runtime
+from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, digest_of
 
 CONFLICTS_MAX: Final = 512
@@ -122,12 +122,7 @@ class Documents:
 
 @attrs.frozen
 class Core:
-    """The ports and configuration of one vault.
-
-    Attributes:
-        beside: runs the write of a chunk of new tokens and the preparation of the next at the same time; None where
-            one comes after the other.
-    """
+    """The ports and configuration of one vault."""
 
     store: AsyncTokenStore
     runtime: Runtime
@@ -137,7 +132,6 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
-    beside: Beside | None
     token_bins: tuple[str, ...] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -14,7 +14,7 @@ from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
-from tokenvault.runtime import Beside, Clock, Runtime, SystemClock
+from tokenvault.runtime import Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault import provision as opening
 from tokenvault.vault.core import Core, Documents
@@ -33,7 +33,6 @@ async def open_core(
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None = None,
-    beside: Beside | None = None,
 ) -> Core:
     """Check that the parts fit together, and join them."""
     by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
@@ -57,7 +56,6 @@ async def open_core(
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
-        beside=beside,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tokenvault.audit.batch_event import BatchEventBuilder, Kind
 from tokenvault.audit.event import Action, Outcome
-from tokenvault.errors import IntegrityError, InvalidInputError, TokenVaultError
+from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.pan_columns import PanColumns
@@ -61,32 +61,30 @@ class Terms:
         )
 
 
+async def issue_many(core: Core, terms: Terms, items: Sequence[object]) -> InfoChunk:
+    """Issue tokens for a chunk of cards."""
+    work = Issuing(core, terms, items)
+    await work.prepare()
+    return await work.finish()
+
+
 class Issuing:
     """A chunk of cards on its way to tokens: each a PAN, or a pair of PAN and expiry.
 
-    `prepare` asks the key store, and `finish` writes. Where `core.beside` runs one chunk's `finish` beside the next
-    one's `prepare`, `prepare` looks for its tokens in the database too, so that little is left to do between writes.
+    `prepare` asks the key store, and `finish` writes.
 
     Args:
         core, terms, items: what to issue.
-        former: the chunk before this one, which may be on its way still.
 
     Attributes:
         chunk: the outcomes.
-        strayed: whether other tokens were written than `prepare` drew, of which the next chunk does not know.
     """
 
-    def __init__(
-        self, core: Core, terms: Terms, items: Sequence[object], former: Issuing | None = None
-    ) -> None:
+    def __init__(self, core: Core, terms: Terms, items: Sequence[object]) -> None:
         self._core = core
         self._terms = terms
         self._ready: tuple[New, RecordBatch] | None = None
-        self._stopped = False
-        self._drawn = np.empty(0, np.uint64)
-        self._formerly_drawn = self._drawn if former is None else former._drawn
         self._now_ms = core.clock.now_ms()
-        self.strayed = False
         self.chunk = InfoChunk(len(items))
         self._cards, refused = read_cards(items)
         for row, error in refused.items():
@@ -97,30 +95,23 @@ class Issuing:
         ] = {}  # by row: the token that stands, or the row that gets it first
         self._firsts: dict[int, list[int]] = {}  # the rows of one card, by the first of them
 
-    async def prepare(self) -> Issuing:
-        """Refuse what `issue` refuses; draw random tokens and seal them. Returns itself."""
+    async def prepare(self) -> None:
+        """Refuse what `issue` refuses; draw random tokens and seal them."""
         self._refuse()
         rows = np.flatnonzero(self._cards.pans.lengths)
         if rows.size and self._terms.program.making is Making.RANDOM:
             await self._prepare(rows)
-        return self
 
     async def _prepare(self, rows: Rows) -> None:
         pans, token_format = self._cards.take(rows).pans, self._terms.program.format
         pan_fingerprints = await self._core.runtime.call(self._core.keys.account_many, pans)
         fresh = New.of(rows, token_lengths(token_format, pans), pan_fingerprints)
-        stuck = await self._looked(fresh)
-        looked_for = stuck is not None
-        if stuck is None:
-            stuck = draw(token_format, self._cards, fresh, np.ones(len(rows), np.bool_))
+        stuck = draw(token_format, self._cards, fresh, np.ones(len(rows), np.bool_))
         self._leave(fresh.rows[stuck])
         fresh = fresh.take(~stuck)
         fresh = fresh.take(np.argsort(fresh.numbers))  # as databases write them, where all are equally long
         if len(fresh.rows):
-            batch = await self._sealed(fresh)
-            batch.looked_for = looked_for
-            self._drawn = fresh.numbers.copy()
-            self._ready = fresh, batch
+            self._ready = fresh, await self._sealed(fresh)
 
     async def finish(self) -> InfoChunk:
         """Write what is prepared, or the cards' convergent tokens. Returns the outcomes."""
@@ -132,20 +123,8 @@ class Issuing:
         elif rows.size and self._terms.program.making is Making.CONVERGENT:
             await self._write(*await self._converge(rows, self._cards.take(rows).pans), None)
         for row in sorted(self._alone):
-            if self._stopped:
-                break
-            self.strayed = True
             await self._single(row)
         return self.chunk
-
-    def stop(self) -> None:
-        """Leave the cards that are left to single calls: the caller was interrupted, and gets no outcomes."""
-        self._stopped = True
-
-    def look_again(self) -> None:
-        """Have the store look for the tokens of `prepare` before it writes them."""
-        if self._ready is not None:
-            self._ready[1].looked_for = False
 
     def _fail(self, row: int, error: TokenVaultError) -> None:
         self.chunk.failures.add(row, error)
@@ -177,16 +156,6 @@ class Issuing:
 
     # Which tokens.
 
-    async def _looked(self, fresh: New) -> Mask | None:
-        """Draw tokens that the database does not have. Returns which rows are without; None where it can not tell."""
-        if self._core.beside is None:
-            return None
-        try:
-            return await self._drawn_again(fresh, np.ones(len(fresh.rows), np.bool_))
-        except IntegrityError:
-            # One of them has a row that no vault wrote: the write itself will meet the token.
-            return None
-
     async def _drawn_again(self, fresh: New, drawing: Mask) -> Mask:
         """Draw for some rows until the database has none of the tokens. Returns which are still without one."""
         for _ in range(DRAWS_MAX):
@@ -200,14 +169,11 @@ class Issuing:
         return drawing
 
     async def _taken(self, fresh: New) -> Mask:
-        """Which tokens the database has, or will have when the chunk before is written."""
+        """Which tokens the database has."""
         tokens = [token.decode("ascii") for token in fresh.tokens]
         rows = await self._core.store.get(tokens) if tokens else ()
-        taken: Mask = np.isin(fresh.numbers, self._formerly_drawn)
-        if rows:
-            there = {row.token for row in rows}
-            taken |= np.array([token in there for token in tokens], np.bool_)
-        return taken
+        there = {row.token for row in rows}
+        return np.array([token in there for token in tokens], np.bool_)
 
     async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[New, Mask]:
         """The first candidates of cards that have no token yet; those that have one are noted in `_again`."""
@@ -282,7 +248,6 @@ class Issuing:
             taken = set(in_the_way)
             changed = np.array([token.decode("ascii") in taken for token in fresh.tokens], np.bool_)
             if drawn:
-                self.strayed = True
                 before = fresh.numbers.copy()
                 stuck = await self._drawn_again(fresh, changed)
                 changed = fresh.numbers != before

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.errors import InvalidInputError, TokenVaultError
@@ -62,7 +62,9 @@ async def issue_all(
     if expiry is not None and expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
     await core.documents.put(own)
-    return IssueBatchResult(await _issued(core, terms, items))
+    return IssueBatchResult(
+        await _chunks("cards", items, lambda chunk: issue_many.issue_many(core, terms, chunk))
+    )
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
@@ -115,54 +117,6 @@ async def _attempt(work: Callable[[], Coroutine[Any, Any, T]]) -> T | TokenVault
         return await work()
     except TokenVaultError as error:
         return error
-
-
-class _Coming(NamedTuple):
-    """The next chunk to be written: of so many items, prepared, or why not."""
-
-    size: int
-    work: issue_many.Issuing | TokenVaultError
-
-
-async def _issued(core: Core, terms: issue_many.Terms, items: Iterator[object]) -> list[Chunk[TokenInfo]]:
-    """Write chunk after chunk; where the database would be waited for, prepare the next one meanwhile."""
-    done: _Done[TokenInfo] = _Done()
-    coming = await _prepared(core, terms, items)
-    while coming is not None:
-        size, work = coming
-        if done.refusal is not None:
-            done.add(size, done.refusal)
-        elif isinstance(work, TokenVaultError):
-            done.add(size, work)
-        elif core.beside is not None and size == CHUNK_ITEMS:  # there may be more
-            following = _prepared(core, terms, items, former=work)
-            outcome, coming = await core.beside(partial(_attempt, work.finish), following, work.stop)
-            done.add(size, outcome)
-            if work.strayed and coming is not None and isinstance(coming.work, issue_many.Issuing):
-                coming.work.look_again()
-            continue
-        else:
-            done.add(size, await _attempt(work.finish))
-        coming = await _prepared(core, terms, items, refusal=done.refusal)
-    return done.chunks
-
-
-async def _prepared(
-    core: Core,
-    terms: issue_many.Terms,
-    items: Iterator[object],
-    *,
-    former: issue_many.Issuing | None = None,
-    refusal: TokenVaultError | None = None,
-) -> _Coming | None:
-    """The next chunk; None at the end."""
-    chunk = _next("cards", items, CHUNK_ITEMS)
-    if not chunk:
-        return None
-    if refusal is not None:
-        return _Coming(len(chunk), refusal)
-    work = issue_many.Issuing(core, terms, chunk, former)
-    return _Coming(len(chunk), await _attempt(work.prepare))
 
 
 def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:
