@@ -20,6 +20,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m scripts.blocking_vault --check
 
 test: check
 	./scripts/system-packages.sh tests

@@ -58,6 +58,10 @@ class Runtime(Protocol):
         """Wait."""
         ...
 
+    def close(self) -> None:
+        """Let threads end; later calls may be refused. Idempotent."""
+        ...
+
 
 class BlockingRuntime:
     """Blocks where it is called: the runtime of `Vault`."""
@@ -75,6 +79,9 @@ class BlockingRuntime:
     async def sleep(self, seconds: float) -> None:
         """Block this thread, in seconds."""
         time.sleep(seconds)
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 def run(flow: Coroutine[None, None, T]) -> T:

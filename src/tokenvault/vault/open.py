@@ -1,4 +1,4 @@
-"""Opening a vault: the parts are checked to fit together, and joined."""
+"""Opening a vault: its parts are checked to fit together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import provision as opening
-from tokenvault.vault.core import Core, Documents
+from tokenvault.vault.core import Core
+from tokenvault.vault.documents import Documents
+from tokenvault.vault.provision import check_keys
 
 T = TypeVar("T")
 
@@ -29,12 +30,17 @@ async def open_core(
     keys: KeyStore,
     store: AsyncTokenStore,
     runtime: Runtime,
+    *,
     programs: Iterable[TokenProgram],
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
-    checkpoints: CheckpointPolicy | None = None,
+    checkpoints: CheckpointPolicy | None,
 ) -> Core:
-    """Check that the parts fit together, and join them."""
+    """The core of a vault, once its parts are checked to fit together; arguments as in `Vault`.
+
+    Raises:
+        ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError.
+    """
     by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
     by_id = {requestor.id: requestor for requestor in _listed("requestors", requestors, TokenRequestor)}
     for requestor in by_id.values():
@@ -46,7 +52,7 @@ async def open_core(
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     await store.check_schema()
     ring = await runtime.call(KeyRing, keys)
-    await opening.check_keys(keys, store, runtime)
+    await check_keys(keys, store, runtime)
     return Core(
         store=store,
         runtime=runtime,
@@ -60,6 +66,7 @@ async def open_core(
 
 
 def _listed(name: str, values: Iterable[T], kind: type[T]) -> list[T]:
+    """The values of an argument that takes programs or requestors: each of its kind, no two with one name."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidInputError(f"{name} is a list of {kind.__name__}")
     listed = [checks.instance(f"each of {name}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)]
