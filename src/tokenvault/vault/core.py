@@ -57,9 +57,9 @@ class Core:
     requestors: Mapping[str, TokenRequestor]
     token_bins: tuple[str, ...] = attrs.field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        bins = tuple(program.format.bin for program in self.programs.values())
-        object.__setattr__(self, "token_bins", bins)
+    @token_bins.default
+    def _bins_of_programs(self) -> tuple[str, ...]:
+        return tuple(program.format.bin for program in self.programs.values())
 
     # Permissions
 
@@ -197,13 +197,13 @@ class Core:
     # Configuration
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
-        """Raise InvalidInputError where a PAN lies in the token BIN of any program: it is a token already."""
+        """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""
         if pan.reveal().startswith(self.token_bins):
             raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:
-    """A transaction id as an event may hold it: masked where it is, or could be, a card number."""
+    """A transaction id as an event may hold it: masked if it is, or could be, a card number."""
     if transaction_id is None:
         return None
     if could_hold_pan(transaction_id) or (pan is not None and pan.stands_in(transaction_id)):

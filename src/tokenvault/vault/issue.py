@@ -38,7 +38,7 @@ class Order(NamedTuple):
         card: the card behind the token.
         requestor: who issues; program: name of the program.
         domain: the token's own domain.
-        token_expiry, assurance, par: as in TokenInfo; unset where none was asked for.
+        token_expiry, assurance, par: as in TokenInfo; None if the token is to have none.
         active: whether the token may be used at once, or only after `activate`.
     """
 
@@ -160,7 +160,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
 async def _insert(
     core: Core, order: Order, token: str, pan_fingerprint: bytes, now_ms: int
 ) -> TokenInfo | None:
-    """Write a new token, with its domain document where that is new, too. Returns None if the token exists."""
+    """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
     unsealed = new(order, token, secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
     document = core.documents.unwritten(order.domain)
     if await core.insert(unsealed, _event(order, unsealed, now_ms, revision=1), document):

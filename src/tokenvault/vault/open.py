@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TypeVar
 
@@ -41,8 +41,8 @@ async def open_core(
     Raises:
         ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError.
     """
-    by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
-    by_id = {requestor.id: requestor for requestor in _listed("requestors", requestors, TokenRequestor)}
+    by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
+    by_id = _named("requestors", requestors, TokenRequestor, lambda requestor: requestor.id)
     for requestor in by_id.values():
         if not requestor.programs <= by_name.keys():
             raise ConfigurationError(
@@ -65,14 +65,16 @@ async def open_core(
     )
 
 
-def _listed(name: str, values: Iterable[T], kind: type[T]) -> list[T]:
-    """The values of an argument that takes programs or requestors: each of its kind, no two with one name."""
+def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:
+    """The programs or requestors of an argument by their names: each of its kind, no two with one name."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} is a list of {kind.__name__}")
-    listed = [checks.instance(f"each of {name}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)]
+        raise InvalidInputError(f"{argument} is a list of {kind.__name__}")
+    listed = [
+        checks.instance(f"each of {argument}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)
+    ]
     if len(listed) > CONFIGURED_MAX:
-        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {name}")
-    names = {getattr(value, "name", None) or getattr(value, "id", None) for value in listed}
-    if len(names) != len(listed):
-        raise ConfigurationError(f"two {name} have the same name")
-    return listed
+        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {argument}")
+    named = {name_of(value): value for value in listed}
+    if len(named) != len(listed):
+        raise ConfigurationError(f"two {argument} have the same name")
+    return named
