@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check nightly bench clean
+.PHONY: demo test check docs docs-check nightly bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/system-packages.sh
@@ -22,7 +22,16 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/python -m scripts.blocking_vault --check
 
-test: check
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Strict: a dead link, a name that is not there or a page that no list has fails the build.
+docs docs-check: $(VENV)/.docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
+
+test: check docs-check
 	./scripts/system-packages.sh tests
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 

@@ -80,7 +80,9 @@ MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
-    Safe to share between threads and to use in a forked child. What it raises, and nothing else:
+    Safe to share between threads and to use in a forked child. It raises nothing but what stands here.
+
+    Raises:
         TokenStoreError: the database did not do as asked. After one from a write, the write may have
             happened or not, wholly, never in part.
         IntegrityError: a row does not have the types and lengths that SealedRecord and SealedEvent state,
