@@ -33,7 +33,7 @@ from tokenvault.vault import arguments as requests
 from tokenvault.vault import closing
 from tokenvault.vault import provision as opening
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
+from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.core import Core
 from tokenvault.vault.open import open_core
 
