@@ -142,17 +142,14 @@ class KeyRing:
         if len(versions) == 1 and (cipher := self._known(rows[0].key_version)) is not None:
             return record_columns.unseal_many(cipher, rows)
         count = len(rows)
-        cards = CardColumns(
-            PanColumns(np.zeros(count, np.uint64), np.zeros(count, np.uint8)), np.zeros(count, np.uint16)
-        )
+        cards = CardColumns.empty(count)
         genuine = np.zeros(count, np.bool_)
         for version in versions:
             cipher = self._known(version)
             chosen = [place for place, row in enumerate(rows) if row.key_version == version]
             if cipher is not None:
                 found, genuine[chosen] = record_columns.unseal_many(cipher, [rows[place] for place in chosen])
-                cards.pans.values[chosen], cards.pans.lengths[chosen] = found.pans
-                cards.months[chosen] = found.months
+                cards.put(chosen, found)
         return cards, genuine
 
     def accounts_many(self, pans: PanColumns) -> tuple[Bytes, ...]:

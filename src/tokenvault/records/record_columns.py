@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tokenvault.columns.arrays import place
 from tokenvault.crypto import ccm_columns
 from tokenvault.crypto.block_cipher import BlockCipher
+from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records.sealing import (
     ASSOCIATED_BYTES,
@@ -56,12 +57,34 @@ class CardColumns(NamedTuple):
     pans: PanColumns
     months: Months
 
+    @classmethod
+    def empty(cls, rows: int) -> CardColumns:
+        """Room for so many cards."""
+        return cls(PanColumns(np.zeros(rows, np.uint64), np.zeros(rows, np.uint8)), np.zeros(rows, np.uint16))
+
     def __repr__(self) -> str:
         return f"<CardColumns of {len(self.months)}>"
+
+    def card(self, row: int) -> Card:
+        """The card of a row that has one."""
+        month = int(self.months[row])
+        return Card(
+            Pan.trusted(self.pans.digits(row)), CardExpiry.from_month_number(month) if month else None
+        )
 
     def take(self, rows: npt.NDArray[np.intp]) -> CardColumns:
         """Some of the rows."""
         return CardColumns(PanColumns(self.pans.values[rows], self.pans.lengths[rows]), self.months[rows])
+
+    def put(self, rows: npt.NDArray[np.intp] | Sequence[int], cards: CardColumns) -> None:
+        """Set some of the rows."""
+        self.pans.values[rows], self.pans.lengths[rows] = cards.pans.values, cards.pans.lengths
+        self.months[rows] = cards.months
+
+    def put_card(self, row: int, card: Card) -> None:
+        """Set one row."""
+        self.pans.values[row], self.pans.lengths[row] = int(card.pan.reveal()), len(card.pan)
+        self.months[row] = 0 if card.expiry is None else card.expiry.month_number
 
 
 def seal_like(

@@ -25,7 +25,7 @@ from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
+from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import create_schema_and_keys

@@ -27,7 +27,7 @@ from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
+from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import BlockingFace
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import create_schema_and_keys
