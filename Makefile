@@ -1,53 +1,69 @@
-# Everything happens inside this folder, apart from system packages that are missing.
+# Everything happens inside this folder, apart from system packages that are missing. `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs docs-check nightly bench clean
+.PHONY: help demo test check typing docs docs-check wheel nightly bench release clean
 .DEFAULT_GOAL := test
 
+help:  ## this list
+	@sed -n 's/^\([a-z]*\)[a-z -]*:.*## */\1\t/p' $(MAKEFILE_LIST)
+
+# The library in development, from src/, with the tools. Tests run elsewhere: see scripts/wheel_tests.py.
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/system-packages.sh
 	./scripts/system-packages.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed  ## keys in SoftHSM, tokens, and payments against them
 	@./softhsm-setup.sh 2>/dev/null
 	@. ./.softhsm/env && $(BIN)/python examples/quickstart.py
 
-check: $(VENV)/.installed
+check: $(VENV)/.installed typing  ## the source tree, read: style, types, sizes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m scripts.blocking_vault --check
 
+typing: $(VENV)/.installed  ## the types that users' editors see
+	$(BIN)/basedpyright --warnings
+
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 # Strict: a dead link, a name that is not there or a page that no list has fails the build.
-docs docs-check: $(VENV)/.docs
+docs docs-check: $(VENV)/.docs  ## the documentation, in build/docs
 	rm -rf build/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
-test: check docs-check
-	./scripts/system-packages.sh tests
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+wheel: $(VENV)/.installed  ## wheel and sdist, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 
-nightly: $(VENV)/.installed
+test: check docs-check wheel  ## checks, then the installed wheel: a short set with every other Python, all of it with this one
 	./scripts/system-packages.sh tests
-	$(BIN)/pytest -m nightly
+	$(BIN)/python -m scripts.wheel_tests --others
+	$(BIN)/python -m scripts.wheel_tests
+
+nightly: wheel  ## the long tests
+	./scripts/system-packages.sh tests
+	$(BIN)/python -m scripts.wheel_tests -m nightly
 
 # Peers are installed one by one: the benchmark runs without those that can not be, and says so.
 $(VENV)/.peers: $(VENV)/.installed benchmarks/peers.txt
 	./scripts/system-packages.sh bench
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(PIP) --editable '.[bench]'
 	while read -r peer; do $(BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done <benchmarks/peers.txt
 	touch $@
 
-bench: $(VENV)/.peers
+bench: $(VENV)/.peers  ## the benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks --write
 
-clean:
-	rm -rf $(VENV) .softhsm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+release: $(VENV)/.installed  ## what is published, in dist/: wheel, sdist, SBOM, checksums
+	$(BIN)/python -m scripts.release
+
+clean:  ## removes whatever the targets made
+	rm -rf $(VENV) .venvs .softhsm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov build dist

@@ -227,7 +227,9 @@ def test_without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         monkeypatch.delitem(sys.modules, name)
     for opener in (open_token_store, open_async_token_store):
-        with pytest.raises(ConfigurationError, match=r"pip install 'tokenvault\[postgres\]'") as caught:
+        with pytest.raises(
+            ConfigurationError, match=r"pip install 'payment-tokenvault\[postgres\]'"
+        ) as caught:
             opener("postgresql://h/d")
         assert caught.value.__context__ is None
 

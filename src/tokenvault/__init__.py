@@ -43,6 +43,8 @@ from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "Actor",
     "AsyncTokenStore",

@@ -115,7 +115,7 @@ def _open_postgres(rest: str) -> TokenStore:
 
 
 _NO_PSYCOPG: Final = (
-    "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'tokenvault[postgres]'"
+    "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'payment-tokenvault[postgres]'"
 )
 _SCHEMES: Final[dict[str, Callable[[str], TokenStore]]] = {
     "memory": _open_memory,

@@ -1,0 +1,104 @@
+"""The Pythons that the wheel is tested with: each installation once, and none left out in silence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import pythons, wheel_tests
+
+
+def install(root: Path, name: str, **answer: Any) -> Path:
+    """Put an interpreter among pyenv's that answers like this."""
+    told = {
+        "implementation": "CPython",
+        "version": name,
+        "release": [int(part) for part in name.split(".")[:2]],
+        "final": True,
+        "free_threaded": False,
+        "prefix": str(root / "versions" / name),
+        **answer,
+    }
+    path = root / "versions" / name / "bin" / "python3"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def pyenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a pyenv, on a machine whose system has no Python."""
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setattr(pythons, "SYSTEM", (tmp_path / "bin",))
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "pyenv"
+
+
+def test_they_are_told_in_the_order_of_their_versions(pyenv: Path) -> None:
+    for version in ("3.13.0", "3.9.18", "3.11.10", "3.11.9"):
+        install(pyenv, version)
+    assert [python.version for python in pythons.find()] == ["3.11.9", "3.11.10", "3.13.0"]
+
+
+def test_an_installation_counts_once(pyenv: Path, tmp_path: Path) -> None:
+    """However many names it has, as links or as programs of their own."""
+    executable = install(pyenv, "3.12.1")
+    (tmp_path / "bin" / "python3.12").symlink_to(executable)
+    install(pyenv, "3.12", version="3.12.1", prefix=str(pyenv / "versions" / "3.12.1"))
+    assert [python.version for python in pythons.find()] == ["3.12.1"]
+
+
+def test_one_version_in_two_places_counts_twice(pyenv: Path) -> None:
+    install(pyenv, "3.12.1")
+    install(pyenv, "3.12", version="3.12.1")
+    assert [python.version for python in pythons.find()] == ["3.12.1", "3.12.1"]
+
+
+def test_others_than_cpython_are_left_out(pyenv: Path) -> None:
+    install(pyenv, "3.11.13", implementation="PyPy")
+    assert pythons.find() == []
+
+
+def test_what_has_no_wheels_says_so(pyenv: Path) -> None:
+    install(pyenv, "3.13.0", free_threaded=True)
+    install(pyenv, "3.15.0a1", final=False)
+    reasons = [python.unusable for python in pythons.find()]
+    assert reasons == [
+        "a free-threaded build, for which the dependencies have no wheels",
+        "a pre-release, for which the dependencies have no wheels",
+    ]
+
+
+def test_one_that_does_not_start_is_named(pyenv: Path) -> None:
+    path = install(pyenv, "3.12.1")
+    path.write_text("#!/bin/sh\nexit 127\n")
+    with pytest.raises(subprocess.CalledProcessError, match=r"3\.12\.1/bin/python3"):
+        pythons.find()
+
+
+def test_the_running_one_is_the_one_below_its_environment() -> None:
+    running = pythons.running()
+    assert running.version == sys.version.split()[0]
+    assert running.prefix == Path(sys.base_prefix).resolve()
+
+
+def test_one_without_an_environment_fails_by_name_and_the_next_is_tried(
+    pyenv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers, but makes no environment; one that says why it can not be used is passed over."""
+    paths = [install(pyenv, "3.12.1"), install(pyenv, "3.13.0"), install(pyenv, "3.15.0a1", final=False)]
+    for path in paths[:2]:
+        path.write_text(f"#!/bin/sh\n[ $2 = -c ] || exit 3\n{path.read_text().splitlines()[1]}\n")
+    monkeypatch.setattr(wheel_tests, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.setattr(wheel_tests, "built_wheel", lambda: tmp_path / "vault.whl")
+    assert not wheel_tests.run_others()
+    told = capsys.readouterr().out
+    assert f"Failed with Python 3.12.1, {paths[0]}" in told
+    assert f"Failed with Python 3.13.0, {paths[1]}" in told
+    assert f"Not tested with Python 3.15.0a1, {paths[2]}: a pre-release" in told
