@@ -25,6 +25,7 @@ check: $(VENV)/.installed typing  ## the source tree, read: style, types, sizes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m scripts.blocking_vault --check
 
 typing: $(VENV)/.installed  ## the types that users' editors see
 	$(BIN)/basedpyright --warnings

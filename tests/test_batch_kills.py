@@ -87,7 +87,6 @@ def test_a_killed_batch_leaves_whole_chunks_in_postgres(
 def test_a_killed_batch_of_random_tokens_leaves_whole_chunks_in_postgres(
     keys_uri: str, postgres_server: PostgresServer
 ) -> None:
-    """There the next chunk is prepared already when one is killed on its way."""
     kill_batches(keys_uri, postgres_server.new_url(), rounds=1, program="one-time")
 
 

@@ -33,7 +33,6 @@ PURE_MODULES = {
     "stores.found_records",
     "stores.new_records",
     "stores.port",
-    "vault.batch.outcomes",
     "vault.batch.results",
     "vaultless.arrow",
     "vaultless.columns",

@@ -30,8 +30,9 @@ from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore
 from tokenvault.testing.vault_machine import FaultyVaultMachine
-from tokenvault.vault import core
+from tokenvault.vault import documents as vault_documents
 from tokenvault.vault.core import Core
+from tokenvault.vault.documents import Documents
 from tokenvault.vault.issue import DRAWS_MAX
 
 
@@ -170,8 +171,8 @@ def test_a_document_that_is_gone_comes_back_with_the_next_token(local_keys: KeyS
 
 def test_the_empty_domain_is_known_at_any_time(local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while other threads' domains push each other out of the memory of a vault."""
-    monkeypatch.setattr(core, "DOMAINS_CACHED_MAX", 3)
-    documents = core.Documents(BlockingStore(MemoryTokenStore()), {}, {})
+    monkeypatch.setattr(vault_documents, "DOMAINS_CACHED_MAX", 3)
+    documents = Documents(BlockingStore(MemoryTokenStore()), {}, {})
     others = [tv.Domain(merchants={f"M-{n}"}) for n in range(10)]
     stop = threading.Event()
 

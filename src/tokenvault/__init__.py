@@ -42,7 +42,7 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock
 from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_store, open_token_store
 from tokenvault.vault.awaited import AsyncVault, provision_async
-from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
+from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import os
-import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from tokenvault.errors import ConfigurationError, TokenStoreError, TokenVaultError
+from tokenvault.errors import ConfigurationError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
-
-HEAD_START_SECONDS: Final = 0.006
-"""For the first of two flows alone: it computes about so long before it waits for the database."""
-
-FORKED: Final = "this process was forked while a chunk of a batch was written: the parent has its outcomes"
 
 CLOSED = "this vault is closed: open another"
 
@@ -66,6 +58,10 @@ class Runtime(Protocol):
         """Wait."""
         ...
 
+    def close(self) -> None:
+        """Let threads end; later calls may be refused. Idempotent."""
+        ...
+
 
 class BlockingRuntime:
     """Blocks where it is called: the runtime of `Vault`."""
@@ -84,93 +80,8 @@ class BlockingRuntime:
         """Block this thread, in seconds."""
         time.sleep(seconds)
 
-
-class Beside(Protocol):
-    """Runs two flows at the same time, to the end of both, and returns what they return."""
-
-    async def __call__(
-        self,
-        first: Callable[[], Coroutine[None, None, T]],
-        second: Coroutine[None, None, U],
-        stop: Callable[[], None],
-    ) -> tuple[T, U]:
-        """As `beside`."""
-        ...
-
-
-async def beside(
-    first: Callable[[], Coroutine[None, None, T]], second: Coroutine[None, None, U], stop: Callable[[], None]
-) -> tuple[T, U]:
-    """Run two flows over blocking ports: the first in a thread of its own, the second, a little later, in this one.
-
-    However this ends, the first has ended then. Raises what the flows raise, the second before the first.
-
-    Args:
-        first: gives the first flow.
-        second: the other.
-        stop: tells the first to end soon. Called where this thread is interrupted, not where the second fails.
-    """
-    answer: Future[T] = Future()
-    pid = os.getpid()
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(_settle, answer, first), name="tokenvault"
-    )
-    started = False
-    try:
-        started = _start(thread)
-        if not started:
-            return await first(), await second
-        wait([answer], HEAD_START_SECONDS)
-        found = await second
-    except TokenVaultError:
-        raise
-    except BaseException:
-        stop()
-        raise
-    finally:
-        try:
-            # An interrupted start may have left a thread behind, which finds nothing to do where this cancels it.
-            if started or not answer.cancel():
-                _await_end(answer, pid, stop)
-        finally:
-            second.close()  # where it never began
-    if os.getpid() != pid:  # the second forked this process: a child does not have the thread
-        raise TokenStoreError(FORKED)
-    return answer.result(), found
-
-
-def _start(thread: threading.Thread) -> bool:
-    """Start a thread; False where this process may have no more of them."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _await_end(answer: Future[T], pid: int, stop: Callable[[], None]) -> None:
-    """Wait for a flow, also where this thread is interrupted meanwhile: nothing goes on behind the caller's back.
-
-    Not by `Thread.join`: before Python 3.13 an interrupted one takes the thread for ended.
-    """
-    interrupted: BaseException | None = None
-    while os.getpid() == pid and not answer.done():
-        try:
-            wait([answer])
-        except BaseException as error:  # noqa: BLE001 # whatever a signal's handler raises; it is raised below
-            interrupted = error
-            stop()
-    if interrupted is not None:
-        raise interrupted
-
-
-def _settle(answer: Future[T], flow: Callable[[], Coroutine[None, None, T]]) -> None:
-    if not answer.set_running_or_notify_cancel():
-        return
-    try:
-        answer.set_result(run(flow()))
-    except BaseException as error:  # noqa: BLE001 # whatever it is, it is raised where the flow is waited for
-        answer.set_exception(error)
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 def run(flow: Coroutine[None, None, T]) -> T:

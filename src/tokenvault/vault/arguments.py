@@ -1,33 +1,23 @@
-"""What the faces call: arguments of any type in, checked at once, and on to the flow, which is returned."""
+"""Arguments of the vault's methods: of any type when they come in, checked when they come out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.errors import InvalidInputError
 from tokenvault.model import checks
-from tokenvault.model.decision import Decision
 from tokenvault.model.domain import NO_RESTRICTION, Domain
-from tokenvault.model.lifecycle import Actor, Change
 from tokenvault.model.pan import Card, CardExpiry, Pan, read_expiry, read_pan
-from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault import history as reading
-from tokenvault.vault import issue as issuing
-from tokenvault.vault import manage, use
-from tokenvault.vault.core import Core
+from tokenvault.vault.issue import Order
 
-T = TypeVar("T")
-Flow = Coroutine[Any, Any, T]
+AFTER_MAX: Final = 2**62
 _REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
 
 
-def issue(
-    core: Core,
+def order(
     pan: str | Pan,
+    *,
     expiry: str | CardExpiry | None,
     requestor: str,
     program: str,
@@ -36,86 +26,44 @@ def issue(
     assurance: str | None,
     par: str | None,
     active: bool,
-) -> Flow[TokenInfo]:
-    """Check an order and issue it."""
+) -> Order:
+    """What is to be issued."""
     if type(active) is not bool:
         raise InvalidInputError("active is True or False")
-    order = issuing.Order(
-        Card(read_pan(pan), _expiry(expiry)),
-        checks.requestor_id("requestor", requestor),
-        checks.text("program", program),
-        NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain),
-        _expiry(token_expiry),
-        None if assurance is None else checks.assurance("assurance", assurance),
-        None if par is None else checks.par(par),
-        active,
+    return Order(
+        card=Card(read_pan(pan), optional_expiry(expiry)),
+        requestor=checks.requestor_id("requestor", requestor),
+        program=checks.text("program", program),
+        domain=own_domain(domain),
+        token_expiry=optional_expiry(token_expiry),
+        assurance=None if assurance is None else checks.assurance("assurance", assurance),
+        par=None if par is None else checks.par(par),
+        active=active,
     )
-    return issuing.issue(core, order)
 
 
-def check(core: Core, token: str, transaction: Transaction) -> Flow[Decision]:
-    """Check the arguments and decide."""
-    return use.check(core, checks.token(token), checks.instance("transaction", transaction, Transaction))
+def token_or_reference(value: str) -> str | bytes:
+    """A token as it is; of a reference, which is 32 hexadecimal digits, its 16 bytes."""
+    if isinstance(value, str) and _REFERENCE.fullmatch(value):
+        return bytes.fromhex(value)
+    return checks.token(value)
 
 
-def detokenize(core: Core, token: str, transaction: Transaction) -> Flow[Card]:
-    """Check the arguments and detokenize."""
-    return use.detokenize(core, checks.token(token), checks.instance("transaction", transaction, Transaction))
+def own_domain(value: Domain | None) -> Domain:
+    """A token's own domain; unset, the one without restrictions."""
+    return NO_RESTRICTION if value is None else checks.instance("domain", value, Domain)
 
 
-def change_status(
-    core: Core, token: str, change: Change, by: Actor | None, requestor: str | None
-) -> Flow[TokenInfo]:
-    """Check the arguments and change a token's status."""
-    if change in {Change.SUSPEND, Change.RESUME}:
-        checks.instance("by", by, Actor)
-    return manage.change_status(core, checks.token(token), change, by, _requestor(requestor))
+def optional_pan(value: str | Pan | None) -> Pan | None:
+    """A PAN, or unset."""
+    return None if value is None else read_pan(value)
 
 
-def update_domain(core: Core, token: str, domain: Domain | None, requestor: str | None) -> Flow[TokenInfo]:
-    """Check the arguments and change a token's own domain."""
-    domain = NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain)
-    return manage.update_domain(core, checks.token(token), domain, _requestor(requestor))
+def optional_expiry(value: str | CardExpiry | None) -> CardExpiry | None:
+    """The expiry of a card or token, or unset."""
+    return None if value is None else read_expiry(value)
 
 
-def update_card(
-    core: Core,
-    pan: str | Pan,
-    new_pan: str | Pan | None,
-    expiry: str | CardExpiry | None,
-    requestor: str | None,
-) -> Flow[list[TokenInfo]]:
-    """Check the arguments and change the card behind its tokens."""
-    if new_pan is None and expiry is None:
-        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
-    new = None if new_pan is None else read_pan(new_pan)
-    return manage.update_card(core, read_pan(pan), new, _expiry(expiry), _requestor(requestor))
-
-
-def tokens_of(core: Core, pan: str | Pan, requestor: str | None) -> Flow[list[TokenInfo]]:
-    """Check the arguments and list a card's tokens."""
-    return manage.tokens_of(core, read_pan(pan), _requestor(requestor))
-
-
-def get(core: Core, token_or_reference: str) -> Flow[TokenInfo]:
-    """Check the argument and look a token up."""
-    if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
-        return manage.get(core, None, bytes.fromhex(token_or_reference))
-    return manage.get(core, checks.token(token_or_reference), None)
-
-
-def history(core: Core, token_or_reference: str, after: int, limit: int) -> Flow[list[AuditEvent]]:
-    """Check the arguments and read what the trail says of a token."""
-    checks.whole_number("after", after, 0, 2**62)
-    checks.whole_number("limit", limit, 1, HISTORY_MAX)
-    if isinstance(token_or_reference, str) and _REFERENCE.fullmatch(token_or_reference):
-        return reading.history(core, None, bytes.fromhex(token_or_reference), after, limit)
-    return reading.history(core, checks.token(token_or_reference), b"", after, limit)
-
-
-def _expiry(expiry: str | CardExpiry | None) -> CardExpiry | None:
-    return None if expiry is None else read_expiry(expiry)
-
-
-def _requestor(requestor: str | None) -> str | None:
-    return None if requestor is None else checks.requestor_id("requestor", requestor)
+def caller(value: str | None) -> str | None:
+    """The id of the calling requestor; unset, the host application itself calls."""
+    return None if value is None else checks.requestor_id("requestor", value)

@@ -1,74 +1,83 @@
-"""The vault for asyncio: the methods of `Vault`, awaited, over the same flows."""
+"""The vault for asyncio: issues tokens, checks each use against the token's domain, hands out the card behind one.
+
+`blocking` is generated from this module by `python -m scripts.blocking_vault`.
+"""
 
 from __future__ import annotations
 
-import inspect
-import os
 from collections.abc import Iterable
-from contextlib import suppress
-from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from contextlib import closing, suppress
+from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
-from tokenvault.errors import (
-    ConfigurationError,
-    InvalidInputError,
-    TokenVaultError,
-    async_boundary,
-    async_call_boundary,
-)
+from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary_init
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change
-from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.pan import Card, CardExpiry, Pan, read_pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.runtime import CLOSED, Clock, LoopRuntime
+from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import arguments as requests
-from tokenvault.vault import closing
-from tokenvault.vault import provision as opening
+from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
-from tokenvault.vault.core import Core
+from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
+from tokenvault.vault.face import AwaitedFace, store_with_coroutines
 from tokenvault.vault.open import open_core
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from tokenvault.vault.provision import create_schema_and_keys
 
 
 @async_boundary
 async def provision_async(
     keys: KeyStore, store: AsyncTokenStore, *, custody: Custody = Custody.IN_PROCESS
 ) -> None:
-    """As `provision`, awaited, with a store of `open_async_token_store`."""
-    checks.instance("custody", custody, Custody)
-    runtime = LoopRuntime()
-    try:
-        await opening.provision(keys, _awaited(store), runtime, custody)
-    finally:
-        runtime.close()
+    """Create the database's schema and the keys that are missing. Idempotent.
+
+    Args:
+        keys: where the keys are made.
+        store: the database; it notes the check value of each key and is bound to them from then on.
+        custody: of the keys that are made.
+
+    Raises:
+        ConfigurationError: the database was made under other keys, or by a newer version of the library.
+        InvalidInputError: an argument is of another kind.
+        KeyStoreError, TokenStoreError: the key store or the database can not be reached.
+    """
+    with closing(LoopRuntime()) as runtime:
+        await create_schema_and_keys(keys, store_with_coroutines(store), runtime, custody)
 
 
-class AsyncVault:
-    """A token vault as `Vault`, for asyncio. It is opened by `async with`, once.
+@boundary_init
+class AsyncVault(AwaitedFace):
+    """A token vault over a key store and a token store, both of which the caller opens and closes.
+
+    `async with` opens it, once, and raises what is named below.
 
     A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
     transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
 
-    Keys in a module are asked from threads of the vault's own, at most MODULE_THREADS. Keys that work in this
-    process answer in some 10 µs, and are asked on the event loop.
+    Keys in a module are asked from threads of the vault's own, at most 16. Keys that work in this process answer in
+    some 10 µs, and are asked on the event loop: it stands still while a chunk of a batch is sealed.
 
     Args:
         keys: the key store.
-        store: a token store with coroutines, as `open_async_token_store` opens them.
-        programs, requestors, clock, checkpoints: as in `Vault`.
+        store: the token store, as `open_async_token_store` opens it.
+        programs: the token programs; every program that has tokens in the store belongs here.
+        requestors: the parties that may use the vault.
+        clock: tells the time; unset, the machine's.
+        checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
 
-    `async with` raises what the constructor of `Vault` raises.
+    Raises:
+        ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
+        InvalidInputError: an argument is of another kind.
+        KeyStoreError, TokenStoreError: the key store or the database can not be reached.
+
+    Every method may raise KeyStoreError, TokenStoreError, and IntegrityError (what was read is not what was
+    written), besides what it names itself.
     """
 
     def __init__(
@@ -81,26 +90,10 @@ class AsyncVault:
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
     ) -> None:
-        self._parts = keys, store, programs, requestors, clock, checkpoints
-        self._runtime: LoopRuntime | None = None
-        self._core: Core | None = None
-        self._calls: list[None] = []
-        self._pid = os.getpid()
-
-    @async_boundary
-    async def __aenter__(self) -> Self:
-        if self._runtime is not None:
-            raise ConfigurationError("this vault was opened before: make another")
-        keys, store, programs, requestors, clock, checkpoints = self._parts
-        self._runtime = runtime = LoopRuntime()
-        try:
-            core = await open_core(keys, _awaited(store), runtime, programs, requestors, clock, checkpoints)
-        except BaseException:
-            runtime.close()
-            raise
-        runtime.keys = core.keys
-        self._core = core
-        return self
+        opening = partial(
+            open_core, keys, programs=programs, requestors=requestors, clock=clock, checkpoints=checkpoints
+        )
+        super().__init__(store, opening)
 
     @async_call_boundary
     async def issue(
@@ -116,20 +109,72 @@ class AsyncVault:
         par: str | None = None,
         active: bool = True,
     ) -> TokenInfo:
-        """As `Vault.issue`, awaited."""
-        return await requests.issue(
-            self._open(), pan, expiry, requestor, program, domain, token_expiry, assurance, par, active
+        """Issue a token for a card.
+
+        Args:
+            pan: 13 to 19 digits, Luhn-valid; single spaces or hyphens may stand between groups.
+            expiry: the card's, "YYYY-MM"; a card is valid through that month.
+            requestor: id of the requestor that the token is issued to; needs Permission.ISSUE and the program.
+            program: name of the token program.
+            domain: the token's own domain; unset, only the program's and the requestor's restrict it, and only
+                the requestor itself may use it.
+            token_expiry: "YYYY-MM"; unset, the token expires with its card.
+            assurance: token assurance method, 2 characters.
+            par: payment account reference, 29 uppercase alphanumerics.
+            active: False for a token that `activate` makes usable later, after identification and verification.
+
+        Returns:
+            The token. Of a CONVERGENT program: the one that this card has already, if it has one.
+
+        Raises:
+            InvalidInputError: an argument is not acceptable, the card has expired, the number is a token, or the
+                card has a convergent token with other properties already.
+            PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
+            TokenSpaceExhaustedError: the program has too few free tokens left.
+        """
+        core = self._open()
+        order = arguments.order(
+            pan,
+            expiry=expiry,
+            requestor=requestor,
+            program=program,
+            domain=domain,
+            token_expiry=token_expiry,
+            assurance=assurance,
+            par=par,
+            active=active,
         )
+        return await issue.issue(core, order)
 
     @async_call_boundary
     async def check(self, token: str, transaction: Transaction) -> Decision:
-        """As `Vault.check`, awaited."""
-        return await requests.check(self._open(), token, transaction)
+        """Decide on a use without making it: nothing is counted.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConfigurationError.
+        """
+        return await use.check(
+            self._open(), checks.token(token), checks.instance("transaction", transaction, Transaction)
+        )
 
     @async_call_boundary
     async def detokenize(self, token: str, transaction: Transaction) -> Card:
-        """As `Vault.detokenize`, awaited."""
-        return await requests.detokenize(self._open(), token, transaction)
+        """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
+
+        The same transaction presented again gets the same answer and counts once, while the record remembers it
+        (the last 32 counted uses of the token).
+
+        Raises:
+            DomainRestrictionError: with every control that failed.
+            TokenNotFoundError: there is no such token.
+            PermissionDeniedError: the transaction's requestor is unknown or has no Permission.DETOKENIZE.
+            InvalidInputError: an argument is of another form, or the transaction holds the card number.
+            ConflictError: others kept using the token; nothing was counted.
+            ConfigurationError: the token's program or requestor is not configured.
+        """
+        return await use.detokenize(
+            self._open(), checks.token(token), checks.instance("transaction", transaction, Transaction)
+        )
 
     @async_call_boundary
     async def issue_many(
@@ -143,47 +188,118 @@ class AsyncVault:
         assurance: str | None = None,
         active: bool = True,
     ) -> IssueBatchResult[TokenInfo]:
-        """As `Vault.issue_many`, awaited. With keys in this process the loop stands still while a chunk is sealed."""
+        """Issue a token for each of many cards, as `issue` does.
+
+        Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
+        cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
+
+        Args:
+            cards: PANs, or pairs of PAN and expiry; any iterable, such as a list or an iterator.
+            requestor: id of the requestor that every token of the batch is issued to; needs Permission.ISSUE and the
+                program.
+            program: name of the token program of every token.
+            domain: the own domain of every token, as in `issue`.
+            token_expiry: "YYYY-MM", for every token; unset, each expires with its card.
+            assurance: token assurance method of every token, 2 characters.
+            active: False for tokens that `activate` makes usable later.
+
+        Returns:
+            For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key
+            store is away, each card of a chunk gets that error; after two such chunks the rest is not tried.
+
+        Raises:
+            InvalidInputError: an argument that all cards have in common is not acceptable, or the iterable failed.
+            PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
+        """
         return await batches.issue_all(
             self._open(), cards, requestor, program, domain, token_expiry, assurance, active
         )
 
     @async_call_boundary
     async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
-        """As `Vault.detokenize_many`, awaited; see `issue_many`."""
+        """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
+
+        Uses are taken in chunks of 8,000. Each chunk is written in one step with one audit event, and a token used
+        twice sees its first use.
+
+        Args:
+            uses: pairs of token and transaction; one Transaction may go with many tokens, as in
+                `zip(tokens, itertools.repeat(transaction))`.
+
+        Returns:
+            For each use, in order, its Card or the error that `detokenize` would raise; see `issue_many`.
+
+        Raises:
+            InvalidInputError: `uses` is no iterable, or it failed.
+        """
         return await batches.detokenize_all(self._open(), uses)
 
     @async_call_boundary
     async def check_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Decision]:
-        """As `Vault.check_many`, awaited; see `issue_many`."""
+        """Decide on many uses without making them, as `check` does: each as if it were the next one.
+
+        Takes and raises what `detokenize_many` does. Returns a Decision or an error for each use, in order.
+        """
         return await batches.check_all(self._open(), uses)
 
     @async_call_boundary
     async def activate(self, token: str) -> TokenInfo:
-        """As `Vault.activate`, awaited."""
-        return await requests.change_status(self._open(), token, Change.ACTIVATE, None, None)
+        """Make an inactive token active: the outcome of identification and verification, so no requestor's to make.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError, ConflictError.
+            LifecycleError: its status does not allow that.
+        """
+        return await manage.change_status(self._open(), checks.token(token), Change.ACTIVATE)
 
     @async_call_boundary
     async def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """As `Vault.suspend`, awaited."""
-        return await requests.change_status(self._open(), token, Change.SUSPEND, by, requestor)
+        """Suspend a token on behalf of an actor.
+
+        Args:
+            token: the token.
+            by: the actor. As Actor.REQUESTOR acts the requestor that the token was issued to.
+            requestor: the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only its own
+                tokens are open to it. Unset, the host application itself acts. So with each method that takes it.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConflictError.
+            LifecycleError: its status does not allow that.
+        """
+        return await manage.change_status(
+            self._open(),
+            checks.token(token),
+            Change.SUSPEND,
+            by=checks.instance("by", by, Actor),
+            requestor=arguments.caller(requestor),
+        )
 
     @async_call_boundary
     async def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """As `Vault.resume`, awaited."""
-        return await requests.change_status(self._open(), token, Change.RESUME, by, requestor)
+        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
+        return await manage.change_status(
+            self._open(),
+            checks.token(token),
+            Change.RESUME,
+            by=checks.instance("by", by, Actor),
+            requestor=arguments.caller(requestor),
+        )
 
     @async_call_boundary
     async def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
-        """As `Vault.delete`, awaited."""
-        return await requests.change_status(self._open(), token, Change.DELETE, None, requestor)
+        """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
+        return await manage.change_status(
+            self._open(), checks.token(token), Change.DELETE, requestor=arguments.caller(requestor)
+        )
 
     @async_call_boundary
     async def update_domain(
         self, token: str, domain: Domain | None, *, requestor: str | None = None
     ) -> TokenInfo:
-        """As `Vault.update_domain`, awaited."""
-        return await requests.update_domain(self._open(), token, domain, requestor)
+        """Give a token another domain of its own. What was counted stays counted. Raises as `suspend`."""
+        return await manage.update_domain(
+            self._open(), checks.token(token), arguments.own_domain(domain), arguments.caller(requestor)
+        )
 
     @async_call_boundary
     async def update_card(
@@ -194,55 +310,85 @@ class AsyncVault:
         expiry: str | CardExpiry | None = None,
         requestor: str | None = None,
     ) -> list[TokenInfo]:
-        """As `Vault.update_card`, awaited."""
-        return await requests.update_card(self._open(), pan, new_pan, expiry, requestor)
+        """Put a new PAN, a new expiry or both behind all live tokens of a card.
+
+        Each token changes in one step of its own. After an error some may have changed: call again.
+
+        Args:
+            pan: the card's PAN so far.
+            new_pan: its new PAN; unset, it stays.
+            expiry: its new expiry, "YYYY-MM"; unset, it stays.
+            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
+
+        Returns:
+            The tokens that changed.
+
+        Raises:
+            InvalidInputError, PermissionDeniedError, ConflictError.
+            TokenNotFoundError: the card has no live token here.
+        """
+        return await manage.update_card(
+            self._open(),
+            read_pan(pan),
+            new_pan=arguments.optional_pan(new_pan),
+            expiry=arguments.optional_expiry(expiry),
+            requestor=arguments.caller(requestor),
+        )
 
     @async_call_boundary
     async def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
-        """As `Vault.tokens_of`, awaited."""
-        return await requests.tokens_of(self._open(), pan, requestor)
+        """The live tokens of a card, by token.
+
+        Args:
+            pan: the card's PAN.
+            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
+
+        Raises:
+            InvalidInputError, PermissionDeniedError.
+        """
+        return await manage.tokens_of(self._open(), read_pan(pan), arguments.caller(requestor))
 
     @async_call_boundary
     async def get(self, token_or_reference: str) -> TokenInfo:
-        """As `Vault.get`, awaited."""
-        return await requests.get(self._open(), token_or_reference)
+        """What stands about a token, found by itself or by its reference (32 hexadecimal digits). Never its PAN.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError.
+        """
+        return await manage.get(self._open(), arguments.token_or_reference(token_or_reference))
 
     @async_call_boundary
     async def history(
         self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
     ) -> list[AuditEvent]:
-        """As `Vault.history`, awaited."""
-        return await requests.history(self._open(), token_or_reference, after, limit)
+        """What the audit trail says of a token, each event authenticated, in the order of writing.
+
+        By its reference (32 hexadecimal digits) also where the record is gone.
+
+        Args:
+            token_or_reference: the token.
+            after: so many events are passed over: with `limit`, for reading in pages.
+            limit: the most events to return, from 1 to 1,000.
+
+        Raises:
+            InvalidInputError, TokenNotFoundError.
+        """
+        return await history.history(
+            self._open(),
+            arguments.token_or_reference(token_or_reference),
+            after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
+            limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
+        )
 
     @async_boundary
     async def close(self) -> None:
-        """As `Vault.close`, awaited."""
-        core, self._core = self._core, None
-        try:
-            if core is not None:
-                await closing.close(core, self._calls, self._pid)
-        finally:
-            if self._runtime is not None:
-                self._runtime.close()
+        """Write the checkpoint that closes the audit trail, and refuse later calls; the stores stay open. Idempotent.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+        Calls under way, in other threads or tasks, are waited for, at most 10 seconds. A forked child does not wait.
+        The vault is closed also after an error: its trail then ends as that of a process that was killed.
+        """
+        await self._close()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
             await self.close()
-
-    def _open(self) -> Core:
-        if self._core is None:
-            raise ConfigurationError(
-                "this vault is not open: open one with 'async with'" if self._runtime is None else CLOSED
-            )
-        return self._core
-
-
-def _awaited(store: AsyncTokenStore) -> AsyncTokenStore:
-    if not inspect.iscoroutinefunction(getattr(store, "check_schema", None)):
-        raise InvalidInputError(
-            "an AsyncVault takes a token store with coroutines: open it with open_async_token_store, or put a"
-            " blocking one into a ThreadedTokenStore"
-        )
-    return store

@@ -1,41 +1,42 @@
-"""The vault: issues tokens, checks each use against the token's domain, and hands out the card behind one."""
+# fmt: off
+"""The vault: issues tokens, checks each use against the token's domain, hands out the card behind one.
+
+Generated from `awaited` by `python -m scripts.blocking_vault`: change that module, and run this.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from contextlib import suppress
-from types import TracebackType
-from typing import Self, TypeVar
+from contextlib import closing, suppress
+from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
-from tokenvault.errors import ConfigurationError, TokenVaultError, boundary, boundary_init, call_boundary
+from tokenvault.errors import TokenVaultError, boundary, boundary_init, call_boundary
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change
-from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.pan import Card, CardExpiry, Pan, read_pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.runtime import CLOSED, BlockingRuntime, Clock, beside, run
+from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
-from tokenvault.vault import arguments as requests
-from tokenvault.vault import closing
-from tokenvault.vault import provision as opening
+from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
-from tokenvault.vault.batch.outcomes import BatchResult, IssueBatchResult
-from tokenvault.vault.core import Core
+from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
+from tokenvault.vault.face import BlockingFace
 from tokenvault.vault.open import open_core
-
-T = TypeVar("T")
+from tokenvault.vault.provision import create_schema_and_keys
 
 
 @boundary
-def provision(keys: KeyStore, store: TokenStore, *, custody: Custody = Custody.IN_PROCESS) -> None:
+def provision(
+    keys: KeyStore, store: TokenStore, *, custody: Custody = Custody.IN_PROCESS
+) -> None:
     """Create the database's schema and the keys that are missing. Idempotent.
 
     Args:
@@ -45,21 +46,22 @@ def provision(keys: KeyStore, store: TokenStore, *, custody: Custody = Custody.I
 
     Raises:
         ConfigurationError: the database was made under other keys, or by a newer version of the library.
+        InvalidInputError: an argument is of another kind.
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
-    checks.instance("custody", custody, Custody)
-    run(opening.provision(keys, BlockingStore(store), BlockingRuntime(), custody))
+    with closing(BlockingRuntime()) as runtime:
+        run(create_schema_and_keys(keys, BlockingStore(store), runtime, custody))
 
 
 @boundary_init
-class Vault:
+class Vault(BlockingFace):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
-    Safe to share between threads; a forked child may go on with it.
+    It opens when it is made. Safe to share between threads; a forked child may go on with it.
 
     Args:
         keys: the key store.
-        store: the token store.
+        store: the token store, as `open_token_store` opens it.
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
         clock: tells the time; unset, the machine's.
@@ -84,20 +86,10 @@ class Vault:
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
     ) -> None:
-        overlapping = beside if getattr(store, "overlaps", False) is True else None
-        opened = open_core(
-            keys,
-            BlockingStore(store),
-            BlockingRuntime(),
-            programs,
-            requestors,
-            clock,
-            checkpoints,
-            overlapping,
+        opening = partial(
+            open_core, keys, programs=programs, requestors=requestors, clock=clock, checkpoints=checkpoints
         )
-        self._calls: list[None] = []
-        self._pid = os.getpid()
-        self._core: Core | None = run(opened)
+        super().__init__(store, opening)
 
     @call_boundary
     def issue(
@@ -136,11 +128,19 @@ class Vault:
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
             TokenSpaceExhaustedError: the program has too few free tokens left.
         """
-        return run(
-            requests.issue(
-                self._open(), pan, expiry, requestor, program, domain, token_expiry, assurance, par, active
-            )
+        core = self._open()
+        order = arguments.order(
+            pan,
+            expiry=expiry,
+            requestor=requestor,
+            program=program,
+            domain=domain,
+            token_expiry=token_expiry,
+            assurance=assurance,
+            par=par,
+            active=active,
         )
+        return run(issue.issue(core, order))
 
     @call_boundary
     def check(self, token: str, transaction: Transaction) -> Decision:
@@ -149,7 +149,9 @@ class Vault:
         Raises:
             InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConfigurationError.
         """
-        return run(requests.check(self._open(), token, transaction))
+        return run(use.check(
+            self._open(), checks.token(token), checks.instance("transaction", transaction, Transaction)
+        ))
 
     @call_boundary
     def detokenize(self, token: str, transaction: Transaction) -> Card:
@@ -166,7 +168,9 @@ class Vault:
             ConflictError: others kept using the token; nothing was counted.
             ConfigurationError: the token's program or requestor is not configured.
         """
-        return run(requests.detokenize(self._open(), token, transaction))
+        return run(use.detokenize(
+            self._open(), checks.token(token), checks.instance("transaction", transaction, Transaction)
+        ))
 
     @call_boundary
     def issue_many(
@@ -184,30 +188,28 @@ class Vault:
 
         Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
         cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
-        With PostgreSQL, a thread writes a chunk while this one takes and prepares the next, on a second connection.
 
         Args:
-            cards: PANs, or pairs of PAN and expiry; an iterator will do.
-            requestor: of all tokens, as in `issue`; and so is each of the next.
-            program: its name.
-            domain: their own.
-            token_expiry: "YYYY-MM".
-            assurance: 2 characters.
+            cards: PANs, or pairs of PAN and expiry; any iterable, such as a list or an iterator.
+            requestor: id of the requestor that every token of the batch is issued to; needs Permission.ISSUE and the
+                program.
+            program: name of the token program of every token.
+            domain: the own domain of every token, as in `issue`.
+            token_expiry: "YYYY-MM", for every token; unset, each expires with its card.
+            assurance: token assurance method of every token, 2 characters.
             active: False for tokens that `activate` makes usable later.
 
         Returns:
-            For each card, in order, its TokenInfo or the error that `issue` would raise. A database or key store
-            that is away is the error of the cards of a chunk, too; after two such chunks the rest is not tried.
+            For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key
+            store is away, each card of a chunk gets that error; after two such chunks the rest is not tried.
 
         Raises:
-            InvalidInputError: of what all cards have in common; or the iterable of cards failed.
+            InvalidInputError: an argument that all cards have in common is not acceptable, or the iterable failed.
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
         """
-        return run(
-            batches.issue_all(
-                self._open(), cards, requestor, program, domain, token_expiry, assurance, active
-            )
-        )
+        return run(batches.issue_all(
+            self._open(), cards, requestor, program, domain, token_expiry, assurance, active
+        ))
 
     @call_boundary
     def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
@@ -244,7 +246,7 @@ class Vault:
             InvalidInputError, TokenNotFoundError, ConflictError.
             LifecycleError: its status does not allow that.
         """
-        return run(requests.change_status(self._open(), token, Change.ACTIVATE, None, None))
+        return run(manage.change_status(self._open(), checks.token(token), Change.ACTIVATE))
 
     @call_boundary
     def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
@@ -260,22 +262,40 @@ class Vault:
             InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConflictError.
             LifecycleError: its status does not allow that.
         """
-        return run(requests.change_status(self._open(), token, Change.SUSPEND, by, requestor))
+        return run(manage.change_status(
+            self._open(),
+            checks.token(token),
+            Change.SUSPEND,
+            by=checks.instance("by", by, Actor),
+            requestor=arguments.caller(requestor),
+        ))
 
     @call_boundary
     def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
         """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
-        return run(requests.change_status(self._open(), token, Change.RESUME, by, requestor))
+        return run(manage.change_status(
+            self._open(),
+            checks.token(token),
+            Change.RESUME,
+            by=checks.instance("by", by, Actor),
+            requestor=arguments.caller(requestor),
+        ))
 
     @call_boundary
     def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
         """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
-        return run(requests.change_status(self._open(), token, Change.DELETE, None, requestor))
+        return run(manage.change_status(
+            self._open(), checks.token(token), Change.DELETE, requestor=arguments.caller(requestor)
+        ))
 
     @call_boundary
-    def update_domain(self, token: str, domain: Domain | None, *, requestor: str | None = None) -> TokenInfo:
+    def update_domain(
+        self, token: str, domain: Domain | None, *, requestor: str | None = None
+    ) -> TokenInfo:
         """Give a token another domain of its own. What was counted stays counted. Raises as `suspend`."""
-        return run(requests.update_domain(self._open(), token, domain, requestor))
+        return run(manage.update_domain(
+            self._open(), checks.token(token), arguments.own_domain(domain), arguments.caller(requestor)
+        ))
 
     @call_boundary
     def update_card(
@@ -303,7 +323,13 @@ class Vault:
             InvalidInputError, PermissionDeniedError, ConflictError.
             TokenNotFoundError: the card has no live token here.
         """
-        return run(requests.update_card(self._open(), pan, new_pan, expiry, requestor))
+        return run(manage.update_card(
+            self._open(),
+            read_pan(pan),
+            new_pan=arguments.optional_pan(new_pan),
+            expiry=arguments.optional_expiry(expiry),
+            requestor=arguments.caller(requestor),
+        ))
 
     @call_boundary
     def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
@@ -316,7 +342,7 @@ class Vault:
         Raises:
             InvalidInputError, PermissionDeniedError.
         """
-        return run(requests.tokens_of(self._open(), pan, requestor))
+        return run(manage.tokens_of(self._open(), read_pan(pan), arguments.caller(requestor)))
 
     @call_boundary
     def get(self, token_or_reference: str) -> TokenInfo:
@@ -325,7 +351,7 @@ class Vault:
         Raises:
             InvalidInputError, TokenNotFoundError.
         """
-        return run(requests.get(self._open(), token_or_reference))
+        return run(manage.get(self._open(), arguments.token_or_reference(token_or_reference)))
 
     @call_boundary
     def history(
@@ -343,30 +369,22 @@ class Vault:
         Raises:
             InvalidInputError, TokenNotFoundError.
         """
-        return run(requests.history(self._open(), token_or_reference, after, limit))
+        return run(history.history(
+            self._open(),
+            arguments.token_or_reference(token_or_reference),
+            after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
+            limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
+        ))
 
     @boundary
     def close(self) -> None:
-        """End the use of the vault, once a checkpoint closes its audit trail; the stores stay open. Idempotent.
+        """Write the checkpoint that closes the audit trail, and refuse later calls; the stores stay open. Idempotent.
 
-        Calls of other threads that are under way are waited for, at most 10 seconds; later ones are refused. A forked
-        child does not wait.
-        It is closed also after an error: the trail then ends as that of a process that was killed.
+        Calls under way, in other threads or tasks, are waited for, at most 10 seconds. A forked child does not wait.
+        The vault is closed also after an error: its trail then ends as that of a process that was killed.
         """
-        core, self._core = self._core, None
-        if core is not None:
-            run(closing.close(core, self._calls, self._pid))
+        run(self._close())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
             self.close()
-
-    def _open(self) -> Core:
-        if self._core is None:
-            raise ConfigurationError(CLOSED)
-        return self._core

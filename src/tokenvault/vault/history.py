@@ -18,39 +18,38 @@ BATCH_PAGE: Final = 16
 READS_MAX: Final = 100_000
 
 
-async def history(
-    core: Core, token: str | None, reference: bytes, after: int, limit: int
-) -> list[AuditEvent]:
-    """The events of a token, found by itself or by its reference, authenticated, in the order of writing.
+async def history(core: Core, name: str | bytes, after: int, limit: int) -> list[AuditEvent]:
+    """The events of a token, named by itself or by its reference, authenticated, in the order of writing.
 
     Those of batches are looked through one after the other, and put among the token's own by their time.
     Rows that the vault did not write are left out: verifying the trail names them.
     """
-    if token is not None:
-        reference = (await core.read(token, None)).record.reference
+    reference = name if isinstance(name, bytes) else (await core.read(name, None)).record.reference
     own = [event async for event in _about(core, reference, reference, after + limit)]
-    listed = [event async for event in _about(core, BATCH, reference, after + limit)]
-    if not own and not listed and token is None:
+    batches = [event async for event in _about(core, BATCH, reference, after + limit)]
+    if not own and not batches and isinstance(name, bytes):
         raise TokenNotFoundError("no token with this reference in this vault")
-    return list(heapq.merge(own, listed, key=attrgetter("time", "stream", "number")))[after : after + limit]
+    return list(heapq.merge(own, batches, key=attrgetter("time", "stream", "number")))[after : after + limit]
 
 
-async def _about(core: Core, named: bytes, reference: bytes, count: int) -> AsyncIterator[AuditEvent]:
-    """What the events of one reference say of a token, at most so much."""
-    told, start, size = 0, 0, BATCH_PAGE
+async def _about(core: Core, stored_under: bytes, reference: bytes, count: int) -> AsyncIterator[AuditEvent]:
+    """What the events stored under one reference say of a token: the first `count` of them."""
+    found, start, size = 0, 0, BATCH_PAGE
     for _ in range(READS_MAX):
         try:
-            rows = await core.store.events(reference=named, after=start, limit=size)
+            rows = await core.store.events(reference=stored_under, after=start, limit=size)
         except IntegrityError:  # one is malformed: look for it, and pass it over
             start, size = start + (size == 1), max(size // 2, 1)
             continue
         genuine = await core.runtime.block(core.keys.genuine, rows)
-        own = [row for row, right in zip(rows, genuine, strict=True) if right and row.reference == named]
+        own = [
+            row for row, right in zip(rows, genuine, strict=True) if right and row.reference == stored_under
+        ]
         for event in (event for row in own for event in audit_events(row)):
-            if event.reference == reference.hex() and told < count:
-                told += 1
+            if event.reference == reference.hex() and found < count:
+                found += 1
                 yield event
-        if len(rows) < size or told >= count:
+        if len(rows) < size or found >= count:
             return
         start, size = start + len(rows), min(2 * size, BATCH_PAGE)
     raise IntegrityError("too many audit events stand for this token: verify the trail")

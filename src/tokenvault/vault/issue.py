@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
@@ -10,7 +9,7 @@ from typing import Final, NamedTuple
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError
 from tokenvault.model.domain import Domain
-from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Making, Permission, TokenProgram
 from tokenvault.records.record import TokenRecord
@@ -27,19 +26,10 @@ SAMPLE_MAX: Final = 256
 CANDIDATES_MAX: Final = 64
 """Convergent candidates tried before the space counts as exhausted."""
 
-CHOICE_BYTES: Final = 16
-"""Random bytes for one of at most 10**18 choices: none is more probable than another by more than one in 2**68."""
-
-# Python 3.11 looks a member of an enum up through its metaclass: as slow as a call.
-_MAY_ISSUE: Final = Permission.ISSUE
-_CONVERGENT: Final = Making.CONVERGENT
-_ISSUE: Final = Action.ISSUE
-_DONE: Final = Outcome.DONE
-_NOBODY: Final[frozenset[Actor]] = frozenset()
-_ACTIVE, _INACTIVE = TokenStatus.ACTIVE, TokenStatus.INACTIVE
-
 CARD_PAGE: Final = 100
-ACCOUNT_PAGES_MAX: Final = 100
+"""Records of one card that are read at once."""
+
+CARD_PAGES_MAX: Final = 100
 
 
 class Order(NamedTuple):
@@ -49,7 +39,7 @@ class Order(NamedTuple):
         card: the card behind the token.
         requestor: who issues; program: name of the program.
         domain: the token's own domain.
-        token_expiry, assurance, par: as in TokenInfo; unset where none was asked for.
+        token_expiry, assurance, par: as in TokenInfo; None if the token is to have none.
         active: whether the token may be used at once, or only after `activate`.
     """
 
@@ -65,36 +55,37 @@ class Order(NamedTuple):
 
 async def issue(core: Core, order: Order) -> TokenInfo:
     """Issue a token, or find the one that there is."""
-    names = order.requestor, order.program
-    program = _permitted(core, *names) or await permitted_program(core, *names)
+    program = await permitted_program(core, order.requestor, order.program)
     core.refuse_token_as_pan(order.card.pan)
     refuse_mention(order)
     now_ms = core.clock.now_ms()
     for name, expiry in (("the card", order.card.expiry), ("the token", order.token_expiry)):
         if expiry is not None and expiry.passed(now_ms):
             raise expired(name)
-    make = _converge if program.making is _CONVERGENT else _draw
-    return await make(core, order, program, now_ms, core.documents.unwritten(order.domain))
-
-
-def _permitted(core: Core, requestor_id: str, name: str) -> TokenProgram | None:
-    """The program, if the requestor may issue its tokens."""
-    if core.denial(requestor_id, _MAY_ISSUE) is not None:
-        return None
-    return core.programs.get(name) if name in core.requestors[requestor_id].programs else None
+    if program.making is Making.CONVERGENT:
+        return await _converge(core, order, program, now_ms)
+    return await _draw(core, order, program, now_ms)
 
 
 async def permitted_program(core: Core, requestor_id: str, name: str) -> TokenProgram:
-    """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once it is noted."""
-    permitted = _permitted(core, requestor_id, name)
-    if permitted is not None:
-        return permitted
-    requestor = await core.permit(requestor_id, _MAY_ISSUE, _ISSUE)
+    """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
+    requestor = await core.permit(requestor_id, Permission.ISSUE, Action.ISSUE)
     if name not in core.programs:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
-    await core.deny(_ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
-    raise PermissionDeniedError("this requestor may not issue tokens of this program: add it to its programs")
+    if name not in requestor.programs:
+        await core.deny(Action.ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
+        raise PermissionDeniedError(
+            "this requestor may not issue tokens of this program: add it to its programs"
+        )
+    return core.programs[name]
+
+
+def refuse_mention(order: Order) -> None:
+    """Raise InvalidInputError if the card number stands in what the vault keeps in the clear."""
+    pan = order.card.pan
+    if order.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
+        raise InvalidInputError("the domain or the par holds the card number: use ids that do not")
 
 
 def expired(name: str) -> InvalidInputError:
@@ -102,74 +93,61 @@ def expired(name: str) -> InvalidInputError:
     return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
 
 
-async def _draw(
-    core: Core, order: Order, program: TokenProgram, now_ms: int, document: bytes | None
-) -> TokenInfo:
-    pan, keys = order.card.pan, core.keys
-    pan_fingerprint = (
-        keys.pan_fingerprint(pan)
-        if core.runtime.inline
-        else await core.runtime.call(keys.pan_fingerprint, pan)
-    )
-    shape = len(order.card.pan), order.card.pan.last4
-    choices = program.format.choices(shape[0])
+async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+    """Issue a random token."""
+    pan, token_format = order.card.pan, program.format
+    pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, pan)
+    choices = token_format.choices(len(pan))
     for _ in range(DRAWS_MAX):
-        drawn = os.urandom(REFERENCE_BYTES + CHOICE_BYTES)  # one call of the system
-        token = program.format.make(int.from_bytes(drawn[REFERENCE_BYTES:]) % choices, *shape)
-        opened = new(order, token, drawn[:REFERENCE_BYTES], pan_fingerprint, now_ms)
-        if not await core.insert(*opened, _event(order, opened, now_ms), document):
-            return _told(core, order, opened, document)
-    if choices <= SAMPLE_MAX:
-        sample = {program.format.make(choice, *shape) for choice in range(choices)}
-    else:
-        sample = {program.format.make(secrets.randbelow(choices), *shape) for _ in range(SAMPLE_MAX)}
+        token = token_format.make(secrets.randbelow(choices), len(pan), pan.last4)
+        info = await _insert(core, order, token, pan_fingerprint, now_ms)
+        if info is not None:
+            return info
+    # The space is crowded: many tokens are looked up at once.
+    drawn = (
+        range(choices) if choices <= SAMPLE_MAX else [secrets.randbelow(choices) for _ in range(SAMPLE_MAX)]
+    )
+    sample = {token_format.make(choice, len(pan), pan.last4) for choice in drawn}
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
-        opened = new(order, token, os.urandom(REFERENCE_BYTES), pan_fingerprint, now_ms)
-        if not await core.insert(*opened, _event(order, opened, now_ms), document):
-            return _told(core, order, opened, document)
+        info = await _insert(core, order, token, pan_fingerprint, now_ms)
+        if info is not None:
+            return info
     taken = len(sample) - len(free)
     raise TokenSpaceExhaustedError(
         f"program {program.name}: of {choices} tokens for a card of this length"
-        f"{' and last four' if program.format.keep_last4 else ''}, {taken} of {len(sample)} looked at are taken"
+        f"{' and last four' if token_format.keep_last4 else ''}, {taken} of {len(sample)} looked at are taken"
         f" ({100 * taken // len(sample)} %): add a program with another BIN or a longer length"
     )
 
 
-async def _converge(
-    core: Core, order: Order, program: TokenProgram, now_ms: int, document: bytes | None
-) -> TokenInfo:
-    # By pan_fingerprint first, under each key version: so tokens outlive the key that they were derived with.
-    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, order.card.pan)
-    standing: list[Unsealed] = []
-    tombstones = 0
-    for pan_fingerprint in pan_fingerprints:
-        async for opened in _issued(core, order, pan_fingerprint):
-            if opened.card is None:
-                tombstones += 1
-            elif opened.card.pan == order.card.pan:
-                standing.append(opened)
-    shape = len(order.card.pan), order.card.pan.last4
-    choices = program.format.choices(shape[0])
+async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+    """Issue the token that this card, requestor and program converge on."""
+    pan, token_format = order.card.pan, program.format
+    choices = token_format.choices(len(pan))
+    # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    issued = [unsealed async for unsealed in _issued(core, order, pan_fingerprints)]
+    existing = [unsealed for unsealed in issued if unsealed.card is not None and unsealed.card.pan == pan]
+    tombstones = sum(unsealed.card is None for unsealed in issued)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
             core.keys.convergent_choice, pan_fingerprints[0], order.requestor, order.program, number
         )
-        return program.format.make(drawn % choices, *shape)
+        return token_format.make(drawn % choices, len(pan), pan.last4)
 
-    if len(standing) == 1:
-        return await _again(core, order, standing[0], now_ms)
-    if standing:  # a card update joined two cards: the token that this one had stays its token
+    if len(existing) > 1:  # a card update joined two cards: the token that this one had stays its token
         own = await candidate(tombstones)
-        standing.sort(key=lambda opened: (opened.record.token != own, opened.record.created_ms))
-        return await _again(core, order, standing[0], now_ms)
+        existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
+    if existing:
+        return await _again(core, order, existing[0], now_ms)
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        opened = new(order, token, os.urandom(REFERENCE_BYTES), pan_fingerprints[0], now_ms)
-        if not await core.insert(*opened, _event(order, opened, now_ms), document):
-            return _told(core, order, opened, document)
+        info = await _insert(core, order, token, pan_fingerprints[0], now_ms)
+        if info is not None:
+            return info
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
         if _converges(order, there, pan_fingerprints):
@@ -180,43 +158,62 @@ async def _converge(
     )
 
 
-async def _issued(core: Core, order: Order, pan_fingerprint: bytes) -> AsyncIterator[Unsealed]:
-    """The records of a pan_fingerprint, requestor and program, tombstones too."""
-    after = ""
-    for _ in range(ACCOUNT_PAGES_MAX):
-        rows = await core.store.find(
-            pan_fingerprint, requestor=order.requestor, program=order.program, after=after, limit=CARD_PAGE
-        )
-        for row in rows:
-            yield await core.open(row)
-        if len(rows) < CARD_PAGE:
-            return
-        after = rows[-1].token
+async def _insert(
+    core: Core, order: Order, token: str, pan_fingerprint: bytes, now_ms: int
+) -> TokenInfo | None:
+    """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
+    unsealed = new(order, token, secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
+    document = core.documents.unwritten(order.domain)
+    if await core.insert(unsealed, _event(order, unsealed, now_ms, revision=1), document):
+        return None
+    if document is not None:
+        core.documents.written(order.domain)
+    return info_of(*unsealed)
 
 
-def _converges(order: Order, opened: Unsealed, pan_fingerprints: tuple[bytes, ...]) -> bool:
-    record = opened.record
+async def _issued(core: Core, order: Order, pan_fingerprints: tuple[bytes, ...]) -> AsyncIterator[Unsealed]:
+    """The records of a card's fingerprints, a requestor and a program, tombstones too."""
+    for pan_fingerprint in pan_fingerprints:
+        after = ""
+        for _ in range(CARD_PAGES_MAX):
+            rows = await core.store.find(
+                pan_fingerprint,
+                requestor=order.requestor,
+                program=order.program,
+                after=after,
+                limit=CARD_PAGE,
+            )
+            for row in rows:
+                yield await core.open(row)
+            if len(rows) < CARD_PAGE:
+                break
+            after = rows[-1].token
+
+
+def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, ...]) -> bool:
+    """Whether a record is of the card, requestor and program of an order."""
+    record, card = unsealed
     return (
-        opened.card is not None
-        and opened.card.pan == order.card.pan
+        card is not None
+        and card.pan == order.card.pan
         and record.pan_fingerprint in pan_fingerprints
         and record.requestor == order.requestor
         and record.program == order.program
     )
 
 
-async def _again(core: Core, order: Order, opened: Unsealed, now_ms: int) -> TokenInfo:
+async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> TokenInfo:
     """Issue a token that there is already: only as it is."""
-    refused = different(order, opened)
+    refused = different(order, unsealed)
     if refused is not None:
         raise refused
-    await core.note(_event(order, opened, now_ms)._replace(revision=0))
-    return info_of(opened.record, opened.card)
+    await core.note(_event(order, unsealed, now_ms, revision=0))
+    return info_of(*unsealed)
 
 
-def different(order: Order, opened: Unsealed) -> InvalidInputError | None:
-    """Why a token that there is already can not be issued again as ordered; None where it can."""
-    record, card = opened.record, opened.card
+def different(order: Order, unsealed: Unsealed) -> InvalidInputError | None:
+    """Why a token that there is already can not be issued again as ordered; None if it can."""
+    record, card = unsealed
     others = [
         name
         for name, differs in (
@@ -237,41 +234,32 @@ def different(order: Order, opened: Unsealed) -> InvalidInputError | None:
     return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
 
 
-def _told(core: Core, order: Order, opened: Unsealed, document: bytes | None) -> TokenInfo:
-    """The token that was just written, with its document where one went along."""
-    if document is not None:
-        core.documents.written(order.domain)
-    return info_of(*opened)
-
-
 def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_ms: int) -> Unsealed:
     """A new record as ordered."""
     record = TokenRecord(
-        token,
-        reference,
-        pan_fingerprint,
-        order.requestor,
-        order.program,
-        1,
-        order.domain.digest,
-        _ACTIVE if order.active else _INACTIVE,
-        now_ms,
-        now_ms,
-        _NOBODY,
-        order.token_expiry,
-        order.assurance,
-        order.par,
+        token=token,
+        reference=reference,
+        pan_fingerprint=pan_fingerprint,
+        requestor=order.requestor,
+        program=order.program,
+        revision=1,
+        domain=order.domain.digest,
+        status=TokenStatus.ACTIVE if order.active else TokenStatus.INACTIVE,
+        created_ms=now_ms,
+        updated_ms=now_ms,
+        token_expiry=order.token_expiry,
+        assurance=order.assurance,
+        par=order.par,
     )
     return Unsealed(record, order.card)
 
 
-def _event(order: Order, opened: Unsealed, now_ms: int) -> Event:
-    record = opened.record
-    return Event(now_ms, _ISSUE, _DONE, order.requestor, record.reference, None, (), record.revision)
-
-
-def refuse_mention(order: Order) -> None:
-    """Raise InvalidInputError where the card number stands in what the vault keeps in the clear."""
-    pan = order.card.pan
-    if order.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
-        raise InvalidInputError("the domain or the par holds the card number: use ids that do not")
+def _event(order: Order, unsealed: Unsealed, now_ms: int, *, revision: int) -> Event:
+    return Event(
+        time_ms=now_ms,
+        action=Action.ISSUE,
+        outcome=Outcome.DONE,
+        requestor=order.requestor,
+        reference=unsealed.record.reference,
+        revision=revision,
+    )

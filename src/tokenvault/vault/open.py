@@ -1,8 +1,8 @@
-"""Opening a vault: the parts are checked to fit together, and joined."""
+"""Opening a vault: its parts are checked to fit together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TypeVar
 
@@ -14,10 +14,11 @@ from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
-from tokenvault.runtime import Beside, Clock, Runtime, SystemClock
+from tokenvault.runtime import Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import provision as opening
-from tokenvault.vault.core import Core, Documents
+from tokenvault.vault.core import Core
+from tokenvault.vault.documents import Documents
+from tokenvault.vault.provision import check_keys
 
 T = TypeVar("T")
 
@@ -29,15 +30,19 @@ async def open_core(
     keys: KeyStore,
     store: AsyncTokenStore,
     runtime: Runtime,
+    *,
     programs: Iterable[TokenProgram],
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
-    checkpoints: CheckpointPolicy | None = None,
-    beside: Beside | None = None,
+    checkpoints: CheckpointPolicy | None,
 ) -> Core:
-    """Check that the parts fit together, and join them."""
-    by_name = {program.name: program for program in _listed("programs", programs, TokenProgram)}
-    by_id = {requestor.id: requestor for requestor in _listed("requestors", requestors, TokenRequestor)}
+    """The core of a vault, once its parts are checked to fit together; arguments as in `Vault`.
+
+    Raises:
+        ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError.
+    """
+    by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
+    by_id = _named("requestors", requestors, TokenRequestor, lambda requestor: requestor.id)
     for requestor in by_id.values():
         if not requestor.programs <= by_name.keys():
             raise ConfigurationError(
@@ -47,7 +52,7 @@ async def open_core(
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     await store.check_schema()
     ring = await runtime.call(KeyRing, keys)
-    await opening.check_keys(keys, store, runtime)
+    await check_keys(keys, store, runtime)
     return Core(
         store=store,
         runtime=runtime,
@@ -57,17 +62,19 @@ async def open_core(
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
-        beside=beside,
     )
 
 
-def _listed(name: str, values: Iterable[T], kind: type[T]) -> list[T]:
+def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:
+    """The programs or requestors of an argument by their names: each of its kind, no two with one name."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} is a list of {kind.__name__}")
-    listed = [checks.instance(f"each of {name}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)]
+        raise InvalidInputError(f"{argument} is a list of {kind.__name__}")
+    listed = [
+        checks.instance(f"each of {argument}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)
+    ]
     if len(listed) > CONFIGURED_MAX:
-        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {name}")
-    names = {getattr(value, "name", None) or getattr(value, "id", None) for value in listed}
-    if len(names) != len(listed):
-        raise ConfigurationError(f"two {name} have the same name")
-    return listed
+        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {argument}")
+    named = {name_of(value): value for value in listed}
+    if len(named) != len(listed):
+        raise ConfigurationError(f"two {argument} have the same name")
+    return named

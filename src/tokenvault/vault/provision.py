@@ -7,15 +7,20 @@ from typing import Final
 
 from tokenvault.errors import ConfigurationError, KeyStoreError
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.model import checks
 from tokenvault.records.keyring import key_check_value
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import AsyncTokenStore
 
 PROVISIONED: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT)
+"""The keys that are created, in this order, before the signer."""
 
 
-async def provision(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody) -> None:
+async def create_schema_and_keys(
+    keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody
+) -> None:
     """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
+    checks.instance("custody", custody, Custody)
     await store.provision()
     await store.check_schema()
     # First: no key is made for a database that belongs to other keys.

@@ -71,8 +71,6 @@ class PostgresTokenStore(TokenStoreBase):
         InvalidInputError: the address is of another form.
     """
 
-    overlaps = True
-
     def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:
         self._address: Final = parse_address(url, schema, partitions)
         self._statements: Final = Statements(self._address.schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -11,15 +12,14 @@ from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import PAGE_MAX, SealedRecord
-from tokenvault.vault.batch.results import card_at
 from tokenvault.vault.core import Core, Unsealed
 
 PAGES_MAX: Final = 8
 """Pages of records read for a chunk; with more, its cards are looked up one by one."""
 
 
-class Standing(NamedTuple):
-    """What was found for cards, a row each.
+class ExistingTokens(NamedTuple):
+    """What was found for cards, by their row.
 
     Attributes:
         tokens: of each card that has exactly one token, and never had another.
@@ -30,59 +30,56 @@ class Standing(NamedTuple):
     unusual: set[int]
 
 
-async def look_up(
+async def find_existing(
     core: Core, requestor: str, program: str, pan_fingerprints: Sequence[Bytes], pans: PanColumns
-) -> Standing:
+) -> ExistingTokens:
     """Find the tokens of cards.
 
     Args:
         core: the vault.
-        requestor: whose tokens.
-        program: of which program.
-        pan_fingerprints: the fingerprints of the cards under each key, shape (rows, 16), dtype uint8.
+        requestor: id of the requestor whose tokens count.
+        program: name of the program whose tokens count.
+        pan_fingerprints: of the cards under each key, shape (rows, 16), dtype uint8.
         pans: the cards' PANs, all different.
     """
-    found: dict[bytes, list[int]] = {}
+    by_key = [split(column) for column in pan_fingerprints]
     rows: list[SealedRecord] = []
-    failure: IntegrityError | None = None
     try:
-        for column in pan_fingerprints:
-            page = await _found(core, requestor, program, split(column))
-            if page is None:
-                return Standing({}, set(range(len(pans.values))))
-            rows += page
-    except IntegrityError as error:  # of one row, which a single call finds
-        failure = error
-    if failure is not None:
-        return Standing({}, set(range(len(pans.values))))
+        for column in by_key:
+            rows += await _find(core, requestor, program, column)
+    except (IntegrityError, _TooManyError):  # of one card, which a single call finds
+        return ExistingTokens({}, set(range(len(pans.values))))
+    places: dict[bytes, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
-        found.setdefault(row.pan_fingerprint, []).append(place)
+        places[row.pan_fingerprint].append(place)
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
-    standing = Standing({}, set())
-    by_version = [split(column) for column in pan_fingerprints]
-    for at in range(len(pans.values)):
-        places = [place for names in by_version for place in found.get(names[at], ())]
-        if not places:
-            continue
-        if not all(genuine[place] and cards.pans.lengths[place] for place in places):
-            standing.unusual.add(at)
-            continue
+    found = ExistingTokens({}, set())
+    for card, fingerprints in enumerate(zip(*by_key, strict=True)):
+        candidates = [place for fingerprint in fingerprints for place in places.get(fingerprint, ())]
         own = [
             place
-            for place in places
-            if cards.pans.values[place] == pans.values[at] and cards.pans.lengths[place] == pans.lengths[at]
+            for place in candidates
+            if cards.pans.values[place] == pans.values[card]
+            and cards.pans.lengths[place] == pans.lengths[card]
         ]
-        opened = _opened(rows[own[0]]) if len(own) == 1 else None
-        if opened is not None:
-            standing.tokens[at] = Unsealed(opened, card_at(cards, own[0]))
+        if not all(genuine[place] and cards.pans.lengths[place] for place in candidates) or len(own) > 1:
+            found.unusual.add(card)
         elif own:
-            standing.unusual.add(at)
-    return standing
+            record = _live_record(rows[own[0]])
+            if record is None:
+                found.unusual.add(card)
+            else:
+                found.tokens[card] = Unsealed(record, cards.card(own[0]))
+    return found
 
 
-async def _found(
+class _TooManyError(Exception):
+    """There are more records than PAGES_MAX pages hold."""
+
+
+async def _find(
     core: Core, requestor: str, program: str, pan_fingerprints: list[bytes]
-) -> list[SealedRecord] | None:
+) -> list[SealedRecord]:
     rows: list[SealedRecord] = []
     for _ in range(PAGES_MAX):
         after = rows[-1].token if rows else ""
@@ -92,10 +89,11 @@ async def _found(
         rows += page
         if len(page) < PAGE_MAX:
             return rows
-    return None
+    raise _TooManyError
 
 
-def _opened(row: SealedRecord) -> TokenRecord | None:
+def _live_record(row: SealedRecord) -> TokenRecord | None:
+    """The record of a row that has a card; None where no vault writes it so."""
     try:
         record = TokenRecord.parse(row)
     except IntegrityError:

@@ -1,39 +1,41 @@
-"""Issuing many tokens: a chunk is read, sealed and written at once, with one event.
+"""Issuing many tokens: a chunk of cards is prepared, then written at once, with one event.
 
-Each card is answered as `issue` answers it. What is unusual (a card with several tokens or deleted ones, a convergent
-candidate that is taken, a space so full that draws collide again and again) is left to single calls, card by card.
+Each card is answered as `issue` answers it. Columns do what is usual; what is not (a card with several tokens or with
+deleted ones, a convergent candidate that is another card's, a space so full that draws collide again and again) is
+left to single calls, card by card, after the rest of its chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import BatchEventBuilder, Kind
+from tokenvault.audit.batch_event import BatchEvent, BatchEventBuilder, Kind
 from tokenvault.audit.event import Action, Outcome
-from tokenvault.errors import IntegrityError, InvalidInputError, TokenVaultError
+from tokenvault.columns.arrays import Words
+from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry
-from tokenvault.model.pan_columns import PanColumns
 from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.token_info import info_of
-from tokenvault.stores.new_records import RecordBatch, split
+from tokenvault.stores.new_records import Bytes, RecordBatch, split
 from tokenvault.vault import issue
-from tokenvault.vault.batch import existing_tokens as standing
-from tokenvault.vault.batch.cards import read_cards, tokens_among
-from tokenvault.vault.batch.draw import DRAWS_MAX, LAST4, Mask, New, Rows, draw, repeated, token_lengths
-from tokenvault.vault.batch.results import InfoChunk, card_at
+from tokenvault.vault.batch.cards import in_token_bins, read_cards
+from tokenvault.vault.batch.draw import DRAWS_MAX, LAST4, NewTokens, draw, make
+from tokenvault.vault.batch.existing_tokens import find_existing
+from tokenvault.vault.batch.results import ISSUED, Rows, TokenInfoResults
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.issue import Order
 
 WRITES_MAX: Final = 3
-"""How often a chunk is written, where tokens turn out to exist, before the rest is left to single calls."""
+"""How often convergent tokens are written without those in the way, before all are left to single calls."""
 
-T = TypeVar("T")
+NONE: Final[Rows] = np.empty(0, np.intp)
 
 
 @attrs.frozen(kw_only=True)
@@ -47,335 +49,258 @@ class Terms:
     assurance: str | None
     active: bool
 
-    def order(self, cards: CardColumns, row: int) -> Order:
-        """The order of one card."""
-        return Order(
-            card=card_at(cards, row),
-            requestor=self.requestor,
-            program=self.program.name,
-            domain=self.domain,
-            token_expiry=self.token_expiry,
-            assurance=self.assurance,
-            par=None,
-            active=self.active,
-        )
 
-
-class Issuing:
-    """A chunk of cards on its way to tokens: each a PAN, or a pair of PAN and expiry.
-
-    `prepare` asks the key store, and `finish` writes. Where `core.beside` runs one chunk's `finish` beside the next
-    one's `prepare`, `prepare` looks for its tokens in the database too, so that little is left to do between writes.
-
-    Args:
-        core, terms, items: what to issue.
-        former: the chunk before this one, which may be on its way still.
+@attrs.frozen
+class _Chunk:
+    """A chunk of cards on its way to tokens.
 
     Attributes:
-        chunk: the outcomes.
-        strayed: whether other tokens were written than `prepare` drew, of which the next chunk does not know.
+        core, terms: the vault, and what to issue.
+        cards: a row each; without a card where none could be read.
+        results: what came of each.
+        now_ms: the time, in milliseconds of the Unix epoch.
     """
 
-    def __init__(
-        self, core: Core, terms: Terms, items: Sequence[object], former: Issuing | None = None
-    ) -> None:
-        self._core = core
-        self._terms = terms
-        self._ready: tuple[New, RecordBatch] | None = None
-        self._stopped = False
-        self._drawn = np.empty(0, np.uint64)
-        self._formerly_drawn = self._drawn if former is None else former._drawn
-        self._now_ms = core.clock.now_ms()
-        self.strayed = False
-        self.chunk = InfoChunk(len(items))
-        self._cards, refused = read_cards(items)
-        for row, error in refused.items():
-            self._fail(row, error)
-        self._alone: set[int] = set()
-        self._again: dict[
-            int, Unsealed | int
-        ] = {}  # by row: the token that stands, or the row that gets it first
-        self._firsts: dict[int, list[int]] = {}  # the rows of one card, by the first of them
+    core: Core
+    terms: Terms
+    cards: CardColumns
+    results: TokenInfoResults
+    now_ms: int
 
-    async def prepare(self) -> Issuing:
-        """Refuse what `issue` refuses; draw random tokens and seal them. Returns itself."""
-        self._refuse()
-        rows = np.flatnonzero(self._cards.pans.lengths)
-        if rows.size and self._terms.program.making is Making.RANDOM:
-            await self._prepare(rows)
-        return self
+    def order(self, row: int) -> Order:
+        """The order of one card."""
+        terms = self.terms
+        return Order(
+            card=self.cards.card(row),
+            requestor=terms.requestor,
+            program=terms.program.name,
+            domain=terms.domain,
+            token_expiry=terms.token_expiry,
+            assurance=terms.assurance,
+            par=None,
+            active=terms.active,
+        )
 
-    async def _prepare(self, rows: Rows) -> None:
-        pans, token_format = self._cards.take(rows).pans, self._terms.program.format
-        pan_fingerprints = await self._core.runtime.call(self._core.keys.pan_fingerprint_many, pans)
-        fresh = New.of(rows, token_lengths(token_format, pans), pan_fingerprints)
-        stuck = await self._looked(fresh)
-        looked_for = stuck is not None
-        if stuck is None:
-            stuck = draw(token_format, self._cards, fresh, np.ones(len(rows), np.bool_))
-        self._leave(fresh.rows[stuck])
-        fresh = fresh.take(~stuck)
-        fresh = fresh.take(np.argsort(fresh.numbers))  # as databases write them, where all are equally long
-        if len(fresh.rows):
-            batch = await self._sealed(fresh)
-            batch.looked_for = looked_for
-            self._drawn = fresh.numbers.copy()
-            self._ready = fresh, batch
+    def rows(self) -> Rows:
+        """The cards that were not refused so far."""
+        return np.flatnonzero(~self.results.failed)
 
-    async def finish(self) -> InfoChunk:
-        """Write what is prepared, or the cards' convergent tokens. Returns the outcomes."""
-        rows = np.flatnonzero(self._cards.pans.lengths)
-        if self._ready is not None:
-            fresh, batch = self._ready
-            self._ready = None
-            await self._write(fresh, np.zeros(len(fresh.rows), np.bool_), batch)
-        elif rows.size and self._terms.program.making is Making.CONVERGENT:
-            await self._write(*await self._converge(rows, self._cards.take(rows).pans), None)
-        for row in sorted(self._alone):
-            if self._stopped:
-                break
-            self.strayed = True
-            await self._single(row)
-        return self.chunk
+    def blank_tokens(self, rows: Rows, pan_fingerprints: Bytes) -> NewTokens:
+        """Tokens for cards, with fresh references and no digits yet."""
+        pan_lengths = self.cards.pans.lengths[rows]
+        return NewTokens.blank(rows, self.terms.program.format.length, pan_lengths, pan_fingerprints)
 
-    def stop(self) -> None:
-        """Leave the cards that are left to single calls: the caller was interrupted, and gets no outcomes."""
-        self._stopped = True
+    def example(self, new: NewTokens) -> Unsealed:
+        """A new record that differs from those of all new tokens in token, reference, fingerprint and card only."""
+        token = new.tokens[0].decode("ascii")
+        return issue.new(self.order(int(new.rows[0])), token, b"", b"", self.now_ms)
 
-    def look_again(self) -> None:
-        """Have the store look for the tokens of `prepare` before it writes them."""
-        if self._ready is not None:
-            self._ready[1].looked_for = False
 
-    def _fail(self, row: int, error: TokenVaultError) -> None:
-        self.chunk.failures.add(row, error)
-        self._cards.pans.values[row] = self._cards.pans.lengths[row] = 0
+async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> TokenInfoResults:
+    """Issue a token for each card of a chunk: a PAN, or a pair of PAN and expiry."""
+    cards, unreadable = read_cards(items)
+    chunk = _Chunk(core, terms, cards, TokenInfoResults(len(items)), core.clock.now_ms())
+    for row, error in unreadable.items():
+        chunk.results.fail(row, error)
+    _refuse(chunk)
+    rows = chunk.rows()
+    if len(rows):
+        steps = _issue_random if terms.program.making is Making.RANDOM else _issue_convergent
+        await steps(chunk, rows)
+    return chunk.results
 
-    def _refuse(self) -> None:
-        """Refuse what `issue` refuses."""
-        pans, terms = self._cards.pans, self._terms
-        for row in np.flatnonzero(tokens_among(pans, self._core.programs.values())).tolist():
-            refused = _raised(self._core.refuse_token_as_pan, card_at(self._cards, row).pan)
-            if refused is not None:
-                self._fail(row, refused)
-        if terms.domain._could_contain_pan:
-            for row in np.flatnonzero(pans.lengths).tolist():
-                refused = _raised(issue.refuse_mention, terms.order(self._cards, row))
-                if refused is not None:
-                    self._fail(row, refused)
-        passed = [
-            month
-            for month in np.unique(self._cards.months).tolist()
-            if month and CardExpiry.from_month_number(month).passed(self._now_ms)
-        ]
-        if passed:
-            for row in np.flatnonzero(np.isin(self._cards.months, passed) & (pans.lengths > 0)).tolist():
-                self._fail(row, issue.expired("the card"))
-        if terms.token_expiry is not None and terms.token_expiry.passed(self._now_ms):
-            for row in np.flatnonzero(pans.lengths).tolist():
-                self._fail(row, issue.expired("the token"))
 
-    # Which tokens.
+def _refuse(chunk: _Chunk) -> None:
+    """Refuse the cards that `issue` refuses, for the same reason first."""
+    core, terms, cards, results = chunk.core, chunk.terms, chunk.cards, chunk.results
+    bins = in_token_bins(cards.pans, core.programs.values())
+    for row in np.flatnonzero(bins).tolist():
+        _fail_if_refused(chunk, row, lambda order: core.refuse_token_as_pan(order.card.pan))
+    if terms.domain._could_contain_pan:
+        for row in chunk.rows().tolist():
+            _fail_if_refused(chunk, row, issue.refuse_mention)
+    rows = chunk.rows()
+    for month in np.unique(cards.months[rows]).tolist():
+        if month and CardExpiry.from_month_number(month).passed(chunk.now_ms):
+            results.fail(rows[cards.months[rows] == month], issue.expired("the card"))
+    if terms.token_expiry is not None and terms.token_expiry.passed(chunk.now_ms):
+        results.fail(chunk.rows(), issue.expired("the token"))
 
-    async def _looked(self, fresh: New) -> Mask | None:
-        """Draw tokens that the database does not have. Returns which rows are without; None where it can not tell."""
-        if self._core.beside is None:
-            return None
-        try:
-            return await self._drawn_again(fresh, np.ones(len(fresh.rows), np.bool_))
-        except IntegrityError:
-            # One of them has a row that no vault wrote: the write itself will meet the token.
-            return None
 
-    async def _drawn_again(self, fresh: New, drawing: Mask) -> Mask:
-        """Draw for some rows until the database has none of the tokens. Returns which are still without one."""
-        for _ in range(DRAWS_MAX):
-            before = fresh.numbers.copy()
-            stuck = draw(self._terms.program.format, self._cards, fresh, drawing)
-            asked = (drawing | (fresh.numbers != before)) & ~stuck
-            drawing = stuck
-            drawing[asked] = await self._taken(fresh.take(asked))
-            if not drawing.any():
-                break
-        return drawing
+def _fail_if_refused(chunk: _Chunk, row: int, refuse: Callable[[Order], None]) -> None:
+    try:
+        refuse(chunk.order(row))
+    except InvalidInputError as error:
+        chunk.results.fail(row, error)
 
-    async def _taken(self, fresh: New) -> Mask:
-        """Which tokens the database has, or will have when the chunk before is written."""
-        tokens = [token.decode("ascii") for token in fresh.tokens]
-        rows = await self._core.store.get(tokens) if tokens else ()
-        taken: Mask = np.isin(fresh.numbers, self._formerly_drawn)
-        if rows:
-            there = {row.token for row in rows}
-            taken |= np.array([token in there for token in tokens], np.bool_)
-        return taken
 
-    async def _converge(self, rows: Rows, pans: PanColumns) -> tuple[New, Mask]:
-        """The first candidates of cards that have no token yet; those that have one are noted in `_again`."""
-        core, terms = self._core, self._terms
-        pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, pans)
-        names = np.ascontiguousarray(pan_fingerprints[0]).view("V16").reshape(-1)
-        _, firsts, first_of = np.unique(names, return_index=True, return_inverse=True)
-        for row, first in zip(rows.tolist(), rows[firsts[first_of.reshape(-1)]].tolist(), strict=True):
-            self._firsts.setdefault(first, []).append(row)
-        firsts.sort()
-        found = await standing.look_up(
+# Random tokens.
+
+
+async def _issue_random(chunk: _Chunk, rows: Rows) -> None:
+    """Draw a token for each card, and write them."""
+    pan_fingerprints = await chunk.core.runtime.call(
+        chunk.core.keys.pan_fingerprint_many, chunk.cards.take(rows).pans
+    )
+    written = await _write_random(chunk, chunk.blank_tokens(rows, pan_fingerprints))
+    _answer_new(chunk, written)
+    await _issue_singly(chunk, np.setdiff1d(rows, written.rows).tolist())
+
+
+async def _write_random(chunk: _Chunk, new: NewTokens) -> NewTokens:
+    """Draw tokens and write them, those that exist already with other digits. Returns those that were written."""
+    token_format = chunk.terms.program.format
+    repeated = draw(token_format, chunk.cards.take(new.rows).pans, new, np.ones(len(new), np.bool_))
+    new = new.take(~repeated)
+    new = new.take(np.argsort(new.numbers))  # as databases write them, where all are equally long
+    records = await _seal(chunk, new)
+    for _ in range(DRAWS_MAX):
+        in_the_way = await _write(chunk, new, records, {})
+        if not in_the_way:
+            return new
+        taken, former = new.among(in_the_way), new.numbers.copy()
+        repeated = draw(token_format, chunk.cards.take(new.rows).pans, new, taken)
+        changed = np.flatnonzero(taken | (new.numbers != former))
+        records = records.with_rows(changed, await _seal(chunk, new.take(changed)))
+        new, records = new.take(~repeated), records.take(np.flatnonzero(~repeated))
+    return new.take(NONE)
+
+
+# Convergent tokens.
+
+
+async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
+    """Issue the tokens that there are already, and the first candidate of each card that has none.
+
+    Of cards that stand in the chunk more than once, the first gets a token, and the others find it in a next round.
+    """
+    core, terms = chunk.core, chunk.terms
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, chunk.cards.pans)
+    names = split(pan_fingerprints[0])
+    while len(rows):
+        rows_of_cards: dict[bytes, list[int]] = defaultdict(list)
+        for row in rows.tolist():
+            rows_of_cards[names[row]].append(row)
+        firsts = np.array([same[0] for same in rows_of_cards.values()])
+        existing = await find_existing(
             core,
             terms.requestor,
             terms.program.name,
             [column[firsts] for column in pan_fingerprints],
-            PanColumns(pans.values[firsts], pans.lengths[firsts]),
+            chunk.cards.take(firsts).pans,
         )
-        free: Mask = np.ones(len(firsts), np.bool_)
-        for at in found.unusual:
-            free[at] = False
-            self._alone.update(self._firsts[int(rows[firsts[at]])])
-        for at, opened in found.tokens.items():
-            free[at] = False
-            for row in self._firsts[int(rows[firsts[at]])]:
-                self._stand(row, opened)
-        firsts = firsts[free]
-        chosen = PanColumns(pans.values[firsts], pans.lengths[firsts])
-        fresh = New.of(rows[firsts], token_lengths(terms.program.format, chosen), pan_fingerprints[0][firsts])
-        drawn = await core.runtime.call(
-            core.keys.convergent_choices, fresh.pan_fingerprints, terms.requestor, terms.program.name, 0
-        )
-        for length in np.unique(chosen.lengths).tolist():
-            places = np.flatnonzero(chosen.lengths == length)
-            ways = terms.program.format.choices(length)
-            choices = np.array([drawn[place] % ways for place in places.tolist()], np.uint64)
-            last4 = chosen.values[places] % LAST4
-            fresh.numbers[places] = terms.program.format.make_many(choices, length, last4)
-        for first in fresh.rows.tolist():
-            for row in self._firsts[first][1:]:
-                self._again[row] = first
-        return fresh, repeated(fresh)
+        again: dict[int, Unsealed] = {}
+        fresh: list[int] = []
+        singly: list[int] = []
+        waiting: list[int] = []
+        for card, same in enumerate(rows_of_cards.values()):
+            if card in existing.unusual:
+                singly += same
+            elif card in existing.tokens:
+                again.update(dict.fromkeys(same, existing.tokens[card]))
+            else:
+                fresh.append(same[0])
+                waiting += same[1:]
+        new = await _candidates(chunk, np.array(fresh, np.intp), pan_fingerprints[0])
+        written = await _write_convergent(chunk, new, _as_ordered(chunk, again))
+        _answer_new(chunk, written)
+        await _issue_singly(chunk, sorted({*singly, *fresh}.difference(written.rows.tolist())))
+        rows = np.array(sorted(waiting), np.intp)
 
-    def _stand(self, row: int, opened: Unsealed) -> None:
-        refused = issue.different(self._terms.order(self._cards, row), opened)
+
+def _as_ordered(chunk: _Chunk, again: Mapping[int, Unsealed]) -> dict[int, Unsealed]:
+    """Answer cards that have a token already. Returns those whose token is as ordered; the others fail."""
+    found = {}
+    for row, token in again.items():
+        refused = issue.different(chunk.order(row), token)
         if refused is None:
-            self._again[row] = opened
+            found[row] = token
+            chunk.results.put(row, info_of(*token))
         else:
-            self._fail(row, refused)
+            chunk.results.fail(row, refused)
+    return found
 
-    # Writing.
 
-    async def _write(self, fresh: New, stuck: Mask, batch: RecordBatch | None) -> None:
-        """Write new tokens and their event, all or none; where tokens are in the way, without or with others.
+async def _candidates(chunk: _Chunk, rows: Rows, pan_fingerprints: Bytes) -> NewTokens:
+    """The first candidates of cards, but for those that two of them share."""
+    core, terms = chunk.core, chunk.terms
+    new = chunk.blank_tokens(rows, pan_fingerprints[rows])
+    if len(new):
+        choices = await core.runtime.call(
+            core.keys.convergent_choices, new.pan_fingerprints, terms.requestor, terms.program.name, 0
+        )
 
-        With their records, where they are sealed already.
-        """
-        drawn = batch is not None
-        changed = np.full(len(fresh.rows), not drawn, np.bool_)
-        for attempt in range(WRITES_MAX + 1):
-            if attempt == WRITES_MAX:
-                stuck[:] = True
-            if stuck.any():
-                self._leave(fresh.rows[stuck])
-                fresh, changed = fresh.take(~stuck), changed[~stuck]
-                batch = None if batch is None else batch.take(np.flatnonzero(~stuck))
-            if len(fresh.rows) and (batch is None or changed.any()):
-                sealed = await self._sealed(fresh if batch is None else fresh.take(changed))
-                batch = sealed if batch is None else batch.with_rows(np.flatnonzero(changed), sealed)
-            in_the_way = await self._insert(fresh, batch)
+        def choose(places: Rows, below: int) -> Words:
+            return np.array([choices[place] % below for place in places.tolist()], np.uint64)
+
+        make(terms.program.format, chunk.cards.take(rows).pans, new, np.ones(len(new), np.bool_), choose)
+    return new.take(~new.repeated())
+
+
+async def _write_convergent(chunk: _Chunk, new: NewTokens, again: Mapping[int, Unsealed]) -> NewTokens:
+    """Write candidates, and the event of all; returns those that were written: others exist already."""
+    if len(new):
+        records = await _seal(chunk, new)
+        for _ in range(WRITES_MAX):
+            in_the_way = await _write(chunk, new, records, again)
             if not in_the_way:
-                break
-            taken = set(in_the_way)
-            changed = np.array([token.decode("ascii") in taken for token in fresh.tokens], np.bool_)
-            if drawn:
-                self.strayed = True
-                before = fresh.numbers.copy()
-                stuck = await self._drawn_again(fresh, changed)
-                changed = fresh.numbers != before
-            else:
-                stuck = changed
-        self._answer(fresh)
+                return new
+            free = ~new.among(in_the_way)
+            new, records = new.take(free), records.take(np.flatnonzero(free))
+    event = _event(chunk, new.take(NONE), again)
+    if event is not None:
+        await chunk.core.write(event, chunk.core.store.append)
+    return new.take(NONE)
 
-    def _leave(self, rows: Rows) -> None:
-        """Leave cards to single calls, wherever they stand in the chunk."""
-        for first in rows.tolist():
-            for row in self._firsts.get(first, (first,)):
-                self._again.pop(row, None)
-                self._alone.add(row)
 
-    async def _sealed(self, fresh: New) -> RecordBatch:
-        """Records of new tokens."""
-        cards, tokens = self._cards.take(fresh.rows), fresh.tokens
-        like = issue.new(self._terms.order(cards, 0), tokens[0].decode("ascii"), b"", b"", self._now_ms)
-        return await self._core.runtime.call(
-            self._core.keys.seal_many, tokens, fresh.references, fresh.pan_fingerprints, cards, like.record
-        )
+# Both.
 
-    async def _insert(self, fresh: New, batch: RecordBatch | None) -> list[str]:
-        events = BatchEventBuilder(len(self.chunk.failures))
-        done = Kind(Outcome.DONE, self._terms.requestor)
-        events.note_many(fresh.rows, fresh.references, 1, done)
-        named = dict(zip(fresh.rows.tolist(), split(fresh.references), strict=True)) if self._again else {}
-        for row, source in self._again.items():
-            if isinstance(source, Unsealed):
-                events.note(row, source.record.reference, 0, done)
-            elif not self._differs(row, source):
-                events.note(row, named[source], 0, done)
-        event, store = events.event(self._now_ms, Action.ISSUE), self._core.store
-        if event is None:
-            return []
-        if batch is None or not len(batch):
-            return await self._core.write(event, store.append)
-        return await self._core.write(event, lambda noted: store.insert(batch, noted))
 
-    def _differs(self, row: int, first: int) -> bool:
-        """Whether a card stands in the chunk before with another expiry: all else is the same in a batch."""
-        month = self._cards.months[row]
-        return bool(month and month != self._cards.months[first])
+async def _seal(chunk: _Chunk, new: NewTokens) -> RecordBatch:
+    """The records of new tokens."""
+    keys, cards = chunk.core.keys, chunk.cards.take(new.rows)
+    return await chunk.core.runtime.call(
+        keys.seal_many, new.tokens, new.references, new.pan_fingerprints, cards, chunk.example(new).record
+    )
 
-    # Answers.
 
-    def _answer(self, fresh: New) -> None:
-        """Set the outcomes of what was written."""
-        chunk, cards, terms = self.chunk, self._cards, self._terms
-        rows = fresh.rows
-        if len(rows):
-            chunk.numbers[rows], chunk.lengths[rows] = fresh.numbers, fresh.lengths
-            chunk.references[rows] = fresh.references
-            chunk.last4[rows] = cards.pans.values[rows] % LAST4
-            month = terms.token_expiry.month_number if terms.token_expiry else 0
-            chunk.months[rows] = month or cards.months[rows]
-            chunk.created_ms[rows] = chunk.updated_ms[rows] = self._now_ms
-            chunk.revisions[rows] = 1
-            chunk.common(rows, info_of(*self._opened(fresh, 0)))
-        places = {row: place for place, row in enumerate(rows.tolist())} if self._again else {}
-        for row, source in self._again.items():
-            if isinstance(source, Unsealed):
-                chunk.put(row, info_of(*source))
-            elif self._differs(row, source):
-                refused = issue.different(terms.order(cards, row), self._opened(fresh, places[source]))
-                if refused is not None:
-                    self._fail(row, refused)
-            else:
-                chunk.copy(row, source)
+async def _write(
+    chunk: _Chunk, new: NewTokens, records: RecordBatch, again: Mapping[int, Unsealed]
+) -> list[str]:
+    """Write new records and the chunk's event, all or none. Returns the tokens that exist: then it was none."""
+    event, store = _event(chunk, new, again), chunk.core.store
+    return [] if event is None else await chunk.core.write(event, lambda noted: store.insert(records, noted))
 
-    def _opened(self, fresh: New, place: int) -> Unsealed:
-        one = fresh.take(np.arange(len(fresh.rows)) == place)
-        order = self._terms.order(self._cards, int(one.rows[0]))
-        token, reference, pan_fingerprint = (
-            one.tokens[0],
-            one.references.tobytes(),
-            one.pan_fingerprints.tobytes(),
-        )
-        return issue.new(order, token.decode("ascii"), reference, pan_fingerprint, self._now_ms)
 
-    async def _single(self, row: int) -> None:
-        failure: TokenVaultError | None = None
+def _event(chunk: _Chunk, new: NewTokens, again: Mapping[int, Unsealed]) -> BatchEvent | None:
+    """What the audit trail is to say of new tokens and of those that are issued again."""
+    done = Kind(Outcome.DONE, chunk.terms.requestor)
+    events = BatchEventBuilder(len(chunk.cards.months))
+    events.note_many(new.rows, new.references, 1, done)
+    for row, token in again.items():
+        events.note(row, token.record.reference, 0, done)
+    return events.event(chunk.now_ms, Action.ISSUE)
+
+
+def _answer_new(chunk: _Chunk, written: NewTokens) -> None:
+    if not len(written):
+        return
+    rows, cards, terms = written.rows, chunk.cards.take(written.rows), chunk.terms
+    issued = np.zeros(len(written), ISSUED)
+    issued["token"], issued["length"] = written.numbers, written.lengths
+    issued["reference"] = written.references
+    issued["last4"] = cards.pans.values % LAST4
+    issued["token_expiry"] = terms.token_expiry.month_number if terms.token_expiry else cards.months
+    issued["created_ms"] = issued["updated_ms"] = chunk.now_ms
+    issued["revision"] = 1
+    chunk.results.issued[rows] = issued
+    chunk.results.put_common(rows, info_of(*chunk.example(written)))
+
+
+async def _issue_singly(chunk: _Chunk, rows: Iterable[int]) -> None:
+    """Issue tokens by single calls, one after the other, each with an event of its own."""
+    for row in rows:
         try:
-            self.chunk.put(row, await issue.issue(self._core, self._terms.order(self._cards, row)))
+            chunk.results.put(row, await issue.issue(chunk.core, chunk.order(row)))
         except TokenVaultError as error:
-            failure = error
-        if failure is not None:
-            self._fail(row, failure)
-
-
-def _raised(refuse: Callable[[T], None], value: T) -> InvalidInputError | None:
-    try:
-        refuse(value)
-    except InvalidInputError as error:
-        return error
-    return None
+            chunk.results.fail(row, error)

@@ -1,180 +1,313 @@
-"""The chunks of batches: tokens issued, cards, and decisions, as columns."""
+"""What a batch returns: a result or an error for each item, in order.
+
+Results are columns, some 60 bytes an item; a TokenInfo, a Card or a Decision is made when it is asked for.
+"""
 
 from __future__ import annotations
 
+import bisect
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from itertools import accumulate
+from typing import Final, Generic, NoReturn, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.columns import digits as digit_columns
+from tokenvault.columns import digits
 from tokenvault.columns.arrays import Words
+from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError, bare
 from tokenvault.model.decision import Decision
-from tokenvault.model.pan import Card, CardExpiry, trusted_pan
-from tokenvault.model.pan_columns import PanColumns
+from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.token_info import TokenInfo, instant
-from tokenvault.stores.new_records import Bytes
-from tokenvault.vault.batch.outcomes import Chunk, Failures
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Rows: TypeAlias = npt.NDArray[np.intp]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+ISSUED: Final = np.dtype(
+    [
+        ("token", np.uint64),
+        ("length", np.uint8),
+        ("reference", np.uint8, 16),
+        ("last4", np.uint16),
+        ("token_expiry", np.uint16),
+        ("created_ms", np.int64),
+        ("updated_ms", np.int64),
+        ("revision", np.uint64),
+    ]
+)
+"""What each token of a batch has of its own; `token_expiry` in months from January 2000, which is 1; 0: none."""
 
-class CardChunk(Chunk[Card]):
-    """Cards, which show themselves as Card does.
+
+class Repeated(Generic[T]):
+    """A column of objects of which few differ: each is kept once, and a row holds its number.
 
     Args:
-        failures: of the items that have none.
-        cards: a row for each item.
+        rows: how many there are, each without an object at first; at most 2**16 - 1.
     """
 
-    __slots__ = ("cards",)
-
-    def __init__(self, failures: Failures, cards: CardColumns) -> None:
-        super().__init__(failures)
-        self.cards = cards
-
-    @classmethod
-    def empty(cls, rows: int) -> CardChunk:
-        """Room for so many items."""
-        return cls(Failures(rows), no_cards(rows))
-
-    def put(self, row: int, card: Card) -> None:
-        """Set the result of an item."""
-        pans, months = self.cards
-        pans.values[row], pans.lengths[row] = int(card.pan.reveal()), len(card.pan)
-        months[row] = 0 if card.expiry is None else card.expiry.month_number
-
-    def put_many(self, rows: npt.NDArray[np.intp], cards: CardColumns) -> None:
-        """Set the results of items."""
-        self.cards.pans.values[rows], self.cards.pans.lengths[rows] = cards.pans
-        self.cards.months[rows] = cards.months
-
-    def result(self, row: int) -> Card:
-        """The card of an item."""
-        return card_at(self.cards, row)
-
-
-class DecisionChunk(Chunk[Decision]):
-    """Decisions, few of which differ."""
-
-    __slots__ = ("_known", "_places", "_table")
+    __slots__ = ("_known", "_numbers", "_objects")
 
     def __init__(self, rows: int) -> None:
-        super().__init__(Failures(rows))
-        self._table: list[Decision] = []
-        self._known: dict[Decision, int] = {}
-        self._places: npt.NDArray[np.uint16] = np.zeros(rows, np.uint16)
+        self._objects: list[T] = []
+        self._known: dict[Hashable, int] = {}
+        self._numbers: npt.NDArray[np.uint16] = np.zeros(rows, np.uint16)
 
-    def put(self, row: int, decision: Decision) -> None:
-        """Set the result of an item."""
-        self.put_many(np.array([row]), decision)
+    def put(self, rows: Rows | int, value: T, key: Hashable) -> None:
+        """Set some rows to an object; of objects with the same key the first stands for all."""
+        number = self._known.setdefault(key, len(self._objects) + 1)
+        if number > len(self._objects):
+            self._objects.append(value)
+        self._numbers[rows] = number
 
-    def put_many(self, rows: npt.NDArray[np.intp], decision: Decision) -> None:
-        """Set the result of items."""
-        place = self._known.get(decision)
-        if place is None:
-            place = self._known[decision] = len(self._table)
-            self._table.append(decision)
-        self._places[rows] = place
+    def get(self, row: int) -> T | None:
+        """The object of a row, if it has one."""
+        number = self._numbers[row]
+        return self._objects[number - 1] if number else None
 
-    def result(self, row: int) -> Decision:
-        """The decision of an item."""
-        return self._table[int(self._places[row])]
+    @property
+    def mask(self) -> Mask:
+        """The rows that have an object."""
+        found: Mask = self._numbers != 0
+        return found
 
 
-class InfoChunk(Chunk[TokenInfo]):
-    """Tokens issued. What few of them differ in is kept once, as a TokenInfo to be filled in.
+class ChunkResults(ABC, Generic[T_co]):
+    """What came of the items of one chunk.
 
     Args:
         rows: how many items there are.
     """
 
-    __slots__ = (
-        "_infos", "_known", "_places", "created_ms", "last4", "lengths", "months", "numbers", "references",
-        "revisions", "updated_ms",
-    )  # fmt: skip
+    __slots__ = ("_errors",)
 
     def __init__(self, rows: int) -> None:
-        super().__init__(Failures(rows))
-        self.numbers: Words = np.zeros(rows, np.uint64)
-        self.lengths: npt.NDArray[np.uint8] = np.zeros(rows, np.uint8)
-        self.references: Bytes = np.zeros((rows, 16), np.uint8)
-        self.last4: npt.NDArray[np.uint16] = np.zeros(rows, np.uint16)
-        self.months: npt.NDArray[np.uint16] = np.zeros(rows, np.uint16)
-        self.created_ms: npt.NDArray[np.int64] = np.zeros(rows, np.int64)
-        self.updated_ms: npt.NDArray[np.int64] = np.zeros(rows, np.int64)
-        self.revisions: Words = np.zeros(rows, np.uint64)
-        self._places: npt.NDArray[np.uint16] = np.zeros(rows, np.uint16)
-        self._infos: list[TokenInfo] = []
-        self._known: dict[object, int] = {}
+        self._errors: Repeated[TokenVaultError] = Repeated(rows)
 
-    def put(self, row: int, info: TokenInfo) -> None:
-        """Set the result of an item."""
-        self.numbers[row], self.lengths[row] = int(info.token), len(info.token)
-        self.references[row] = np.frombuffer(bytes.fromhex(info.reference), np.uint8)
-        self.last4[row] = int(info.last4 or 0)
-        self.months[row] = 0 if info.token_expiry is None else info.token_expiry.month_number
-        self.created_ms[row] = (info.created - _EPOCH) // timedelta(milliseconds=1)
-        self.updated_ms[row] = (info.updated - _EPOCH) // timedelta(milliseconds=1)
-        self.revisions[row] = info.revision
-        self.common(np.array([row]), info)
+    def fail(self, rows: Rows | int, error: TokenVaultError) -> None:
+        """Note why items have no result."""
+        bare(error)  # a frame would hold what the call worked with
+        violations = error.violations if isinstance(error, DomainRestrictionError) else ()
+        self._errors.put(rows, error, (type(error), str(error), violations))
 
-    def common(self, rows: npt.NDArray[np.intp], info: TokenInfo) -> None:
-        """Say what some of the items have in common with an example, besides the columns."""
-        key = info.program, info.requestor, info.status, info.suspended_by, info.par, info.assurance
-        place = self._known.get(key)
-        if place is None:
-            place = self._known[key] = len(self._infos)
-            self._infos.append(info)
-        self._places[rows] = place
+    @property
+    def failed(self) -> Mask:
+        """The items that failed."""
+        return self._errors.mask
 
-    def copy(self, row: int, source: int) -> None:
-        """Set the result of an item to that of another."""
-        for column in (
-            self.numbers, self.lengths, self.references, self.last4, self.months, self.created_ms,
-            self.updated_ms, self.revisions, self._places,
-        ):  # fmt: skip
-            column[row] = column[source]
+    def error(self, row: int) -> TokenVaultError | None:
+        """The error of an item that failed; each access gives a copy, to be raised by one caller only."""
+        return copy.copy(self._errors.get(row))
+
+    @abstractmethod
+    def result(self, row: int) -> T_co:
+        """The result of an item that did not fail."""
+
+    def get(self, row: int) -> T_co | TokenVaultError:
+        """The error or the result of an item."""
+        error = self.error(row)
+        return self.result(row) if error is None else error
 
     @property
     def tokens(self) -> npt.NDArray[np.bytes_]:
-        """Those of all items; empty for those that failed."""
-        return token_texts(self.numbers, self.lengths)
+        """The token of each item that has one, dtype "S19"."""
+        return np.zeros(len(self.failed), "S19")
+
+
+class FailedChunk(ChunkResults[T_co]):
+    """A chunk that failed as a whole."""
+
+    __slots__ = ()
+
+    def __init__(self, rows: int, error: TokenVaultError) -> None:
+        super().__init__(rows)
+        self.fail(np.arange(rows), error)
+
+    def result(self, row: int) -> NoReturn:
+        """None of them has one."""
+        raise IndexError(row)
+
+
+class CardResults(ChunkResults[Card]):
+    """Cards.
+
+    Attributes:
+        cards: a row for each item; of those that failed, without a card.
+    """
+
+    __slots__ = ("cards",)
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.cards = CardColumns.empty(rows)
+
+    def result(self, row: int) -> Card:
+        """The card of an item."""
+        return self.cards.card(row)
+
+
+class DecisionResults(ChunkResults[Decision]):
+    """Decisions, few of which differ."""
+
+    __slots__ = ("_decisions",)
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self._decisions: Repeated[Decision] = Repeated(rows)
+
+    def put(self, rows: Rows, decision: Decision) -> None:
+        """Set the result of items."""
+        self._decisions.put(rows, decision, decision)
+
+    def result(self, row: int) -> Decision:
+        """The decision of an item."""
+        decision = self._decisions.get(row)
+        if decision is None:
+            raise IndexError(row)
+        return decision
+
+
+class TokenInfoResults(ChunkResults[TokenInfo]):
+    """Tokens issued.
+
+    Attributes:
+        issued: shape (rows,), dtype ISSUED.
+    """
+
+    __slots__ = ("_examples", "issued")
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.issued = np.zeros(rows, ISSUED)
+        self._examples: Repeated[TokenInfo] = Repeated(rows)
+
+    def put(self, row: int, info: TokenInfo) -> None:
+        """Set the result of one item."""
+        self.issued[row] = (
+            int(info.token),
+            len(info.token),
+            np.frombuffer(bytes.fromhex(info.reference), np.uint8),
+            int(info.last4 or 0),
+            0 if info.token_expiry is None else info.token_expiry.month_number,
+            (info.created - _EPOCH) // timedelta(milliseconds=1),
+            (info.updated - _EPOCH) // timedelta(milliseconds=1),
+            info.revision,
+        )
+        self.put_common(row, info)
+
+    def put_common(self, rows: Rows | int, example: TokenInfo) -> None:
+        """Set what items have in common, besides `issued`, to that of an example."""
+        common = (
+            example.program, example.requestor, example.status, example.suspended_by, example.par,
+            example.assurance,
+        )  # fmt: skip
+        self._examples.put(rows, example, common)
+
+    @property
+    def tokens(self) -> npt.NDArray[np.bytes_]:
+        """The token of each item, dtype "S19"; empty where it failed."""
+        return token_texts(self.issued["token"], self.issued["length"])
 
     def result(self, row: int) -> TokenInfo:
         """The token of an item."""
-        like = self._infos[self._places[row]]
-        month = int(self.months[row])
+        own, common = self.issued[row], self._examples.get(row)
+        if common is None:
+            raise IndexError(row)
+        month = int(own["token_expiry"])
         return TokenInfo(
-            token=f"{self.numbers[row]:0{self.lengths[row]}}",
-            reference=self.references[row].tobytes().hex(),
-            program=like.program,
-            requestor=like.requestor,
-            status=like.status,
-            suspended_by=like.suspended_by,
+            token=f"{own['token']:0{own['length']}}",
+            reference=own["reference"].tobytes().hex(),
+            program=common.program,
+            requestor=common.requestor,
+            status=common.status,
+            suspended_by=common.suspended_by,
             token_expiry=CardExpiry.from_month_number(month) if month else None,
-            last4=f"{self.last4[row]:04}",
-            par=like.par,
-            assurance=like.assurance,
-            created=instant(int(self.created_ms[row])),
-            updated=instant(int(self.updated_ms[row])),
-            revision=int(self.revisions[row]),
+            last4=f"{own['last4']:04}",
+            par=common.par,
+            assurance=common.assurance,
+            created=instant(int(own["created_ms"])),
+            updated=instant(int(own["updated_ms"])),
+            revision=int(own["revision"]),
         )
 
 
-def no_cards(rows: int) -> CardColumns:
-    """Room for so many cards."""
-    pans = PanColumns(np.zeros(rows, np.uint64), np.zeros(rows, np.uint8))
-    return CardColumns(pans, np.zeros(rows, np.uint16))
+class BatchResult(Sequence[T_co | TokenVaultError]):
+    """What came of the items of a batch, in their order: a result or an error each.
+
+    What it holds are columns, some 60 bytes an item; results are made when they are asked for. `errors` and `failed`
+    tell at once what failed. It is not pickled, as it may hold card numbers.
+    """
+
+    __slots__ = ("_chunks", "_ends")
+
+    def __init__(self, chunks: list[ChunkResults[T_co]]) -> None:
+        self._chunks = chunks
+        self._ends = list(accumulate(len(chunk.failed) for chunk in chunks))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> T_co | TokenVaultError: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T_co | TokenVaultError]: ...
+
+    def __getitem__(self, index: int | slice) -> T_co | TokenVaultError | list[T_co | TokenVaultError]:
+        if isinstance(index, slice):
+            return [self[item] for item in range(*index.indices(len(self)))]
+        item = range(len(self))[index]  # IndexError where there is no such item
+        number = bisect.bisect_right(self._ends, item)
+        start = self._ends[number - 1] if number else 0
+        return self._chunks[number].get(item - start)
+
+    def __iter__(self) -> Iterator[T_co | TokenVaultError]:
+        for chunk in self._chunks:
+            yield from map(chunk.get, range(len(chunk.failed)))
+
+    @property
+    def errors(self) -> dict[int, TokenVaultError]:
+        """The errors by the number of their item, ascending from 0."""
+        found = {}
+        for start, chunk in zip([0, *self._ends], self._chunks, strict=False):
+            for row in np.flatnonzero(chunk.failed).tolist():
+                error = chunk.error(row)
+                if error is not None:
+                    found[start + row] = error
+        return found
+
+    @property
+    def failed(self) -> bool:
+        """Whether any item has an error."""
+        return any(chunk.failed.any() for chunk in self._chunks)
+
+    def __repr__(self) -> str:
+        failed = sum(int(chunk.failed.sum()) for chunk in self._chunks)
+        return f"<{type(self).__name__} of {len(self)}, {failed} with an error>"
+
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        raise InvalidInputError(
+            "the outcomes of a batch are not pickled; what they hold may be, but for a PAN"
+        )
 
 
-def card_at(cards: CardColumns, row: int) -> Card:
-    """The card of a row."""
-    month = int(cards.months[row])
-    pan = trusted_pan(cards.pans.digits(row))
-    return Card(pan, CardExpiry.from_month_number(month) if month else None)
+class IssueBatchResult(BatchResult[T_co]):
+    """What `issue_many` returns: a TokenInfo or a TokenVaultError for each card."""
+
+    __slots__ = ()
+
+    @property
+    def tokens(self) -> npt.NDArray[np.bytes_]:
+        """The tokens as ASCII digits, shape (items,), dtype "S19"; empty where an item has an error."""
+        return np.concatenate([np.zeros(0, "S19"), *(chunk.tokens for chunk in self._chunks)])
 
 
 def token_texts(numbers: Words, lengths: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
@@ -183,5 +316,5 @@ def token_texts(numbers: Words, lengths: npt.NDArray[np.uint8]) -> npt.NDArray[n
     for length in np.unique(lengths).tolist():
         if length:
             chosen = lengths == length
-            texts[chosen] = digit_columns.to_ascii(numbers[chosen], length).view(f"S{length}").reshape(-1)
+            texts[chosen] = digits.to_ascii(numbers[chosen], length).view(f"S{length}").reshape(-1)
     return texts

@@ -1,4 +1,4 @@
-"""What the faces call for batches: arguments of any type in, chunk after chunk through the flows.
+"""What the faces call for batches: arguments of any type in, chunk after chunk worked on.
 
 Items are taken from their iterable chunk by chunk. A chunk that fails as a whole (the database or the key store is
 away) gives each of its items that error, as single calls would, and the next chunk is tried; after two such chunks
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.errors import InvalidInputError, TokenVaultError
@@ -20,9 +20,9 @@ from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.pan import Card, CardExpiry, read_expiry
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import issue
-from tokenvault.vault.batch import issue as issue_many
-from tokenvault.vault.batch import use as use_many
-from tokenvault.vault.batch.outcomes import BatchResult, Chunk, Failed, IssueBatchResult
+from tokenvault.vault.batch.issue import Terms, issue_chunk
+from tokenvault.vault.batch.results import BatchResult, ChunkResults, FailedChunk, IssueBatchResult
+from tokenvault.vault.batch.use import check_chunk, detokenize_chunk
 from tokenvault.vault.core import Core
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ async def issue_all(
     if assurance is not None:
         checks.assurance("assurance", assurance)
     items = _iterator("cards", cards)
-    terms = issue_many.Terms(
+    terms = Terms(
         requestor=requestor,
         program=await issue.permitted_program(core, requestor, program),
         domain=own,
@@ -62,107 +62,37 @@ async def issue_all(
     if expiry is not None and expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
     await core.documents.put(own)
-    return IssueBatchResult(await _issued(core, terms, items))
+    return IssueBatchResult(await _chunks("cards", items, partial(issue_chunk, core, terms)))
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    items = _iterator("uses", uses)
-    return BatchResult(await _chunks("uses", items, lambda chunk: use_many.detokenize_many(core, chunk)))
+    return BatchResult(await _chunks("uses", _iterator("uses", uses), partial(detokenize_chunk, core)))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    items = _iterator("uses", uses)
-    return BatchResult(await _chunks("uses", items, lambda chunk: use_many.check_many(core, chunk)))
-
-
-class _Done(Generic[T]):
-    """The chunks that are done.
-
-    Attributes:
-        refusal: the error of two chunks in a row: no more are tried.
-    """
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk[T]] = []
-        self.refusal: TokenVaultError | None = None
-        self._failures = 0
-
-    def add(self, size: int, outcome: Chunk[T] | TokenVaultError) -> None:
-        """Note what came of the next chunk, of so many items."""
-        if isinstance(outcome, TokenVaultError):
-            self._failures += 1
-            if self._failures >= FAILED_CHUNKS_MAX:
-                self.refusal = outcome
-            outcome = Failed(size, outcome)
-        else:
-            self._failures = 0
-        self.chunks.append(outcome)
+    return BatchResult(await _chunks("uses", _iterator("uses", uses), partial(check_chunk, core)))
 
 
 async def _chunks(
-    name: str, items: Iterator[object], work: Callable[[list[object]], Coroutine[Any, Any, Chunk[T]]]
-) -> list[Chunk[T]]:
-    done: _Done[T] = _Done()
-    while chunk := _next(name, items, CHUNK_ITEMS):
-        done.add(len(chunk), await _attempt(partial(work, chunk)) if done.refusal is None else done.refusal)
-    return done.chunks
-
-
-async def _attempt(work: Callable[[], Coroutine[Any, Any, T]]) -> T | TokenVaultError:
-    try:
-        return await work()
-    except TokenVaultError as error:
-        return error
-
-
-class _Coming(NamedTuple):
-    """The next chunk to be written: of so many items, prepared, or why not."""
-
-    size: int
-    work: issue_many.Issuing | TokenVaultError
-
-
-async def _issued(core: Core, terms: issue_many.Terms, items: Iterator[object]) -> list[Chunk[TokenInfo]]:
-    """Write chunk after chunk; where the database would be waited for, prepare the next one meanwhile."""
-    done: _Done[TokenInfo] = _Done()
-    coming = await _prepared(core, terms, items)
-    while coming is not None:
-        size, work = coming
-        if done.refusal is not None:
-            done.add(size, done.refusal)
-        elif isinstance(work, TokenVaultError):
-            done.add(size, work)
-        elif core.beside is not None and size == CHUNK_ITEMS:  # there may be more
-            following = _prepared(core, terms, items, former=work)
-            outcome, coming = await core.beside(partial(_attempt, work.finish), following, work.stop)
-            done.add(size, outcome)
-            if work.strayed and coming is not None and isinstance(coming.work, issue_many.Issuing):
-                coming.work.look_again()
-            continue
-        else:
-            done.add(size, await _attempt(work.finish))
-        coming = await _prepared(core, terms, items, refusal=done.refusal)
-    return done.chunks
-
-
-async def _prepared(
-    core: Core,
-    terms: issue_many.Terms,
+    name: str,
     items: Iterator[object],
-    *,
-    former: issue_many.Issuing | None = None,
-    refusal: TokenVaultError | None = None,
-) -> _Coming | None:
-    """The next chunk; None at the end."""
-    chunk = _next("cards", items, CHUNK_ITEMS)
-    if not chunk:
-        return None
-    if refusal is not None:
-        return _Coming(len(chunk), refusal)
-    work = issue_many.Issuing(core, terms, chunk, former)
-    return _Coming(len(chunk), await _attempt(work.prepare))
+    work: Callable[[list[object]], Coroutine[Any, Any, ChunkResults[T]]],
+) -> list[ChunkResults[T]]:
+    """Work on chunk after chunk."""
+    done: list[ChunkResults[T]] = []
+    failures: list[TokenVaultError] = []  # of the latest chunks, one after the other
+    while chunk := _next(name, items):
+        if len(failures) < FAILED_CHUNKS_MAX:
+            try:
+                done.append(await work(chunk))
+                failures.clear()
+                continue
+            except TokenVaultError as error:
+                failures.append(error)
+        done.append(FailedChunk(len(chunk), failures[-1]))
+    return done
 
 
 def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:
@@ -171,9 +101,9 @@ def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:
     return iter(items)
 
 
-def _next(name: str, items: Iterator[object], count: int) -> list[object]:
+def _next(name: str, items: Iterator[object]) -> list[object]:
     try:
-        return list(islice(items, count))
+        return list(islice(items, CHUNK_ITEMS))
     except Exception:  # noqa: BLE001 # the caller's own iterator failed, with whatever it holds
         failed = True
     if failed:

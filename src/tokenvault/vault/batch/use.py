@@ -1,25 +1,22 @@
-"""Using many tokens: a chunk is read at once, decided on item by item, and written with one event.
+"""Using many tokens: a chunk is read at once, decided on, and written with one event.
 
-Each item is answered as `use` answers it. Items whose records and transactions are alike in all that a decision
-looks at share one decision; where limits count, each item sees the uses of those before it.
+Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens that are alike to a
+decision share one; where limits count, each use is decided on by itself, after those before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
-from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from tokenvault.audit.batch_event import BatchEventBuilder, Kind
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.errors import (
     ConfigurationError,
-    DomainRestrictionError,
     IntegrityError,
     InvalidInputError,
     PermissionDeniedError,
@@ -27,20 +24,14 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model import checks
-from tokenvault.model.decision import Decision, Restrictions, decide
+from tokenvault.model.decision import Restrictions, decide
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import effective_expiry
-from tokenvault.stores.port import SealedRecord
 from tokenvault.vault import use
-from tokenvault.vault.batch import read as reading
-from tokenvault.vault.batch.read import Read
-from tokenvault.vault.batch.results import CardChunk, DecisionChunk
+from tokenvault.vault.batch.read import StoredTokens, read
+from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
 from tokenvault.vault.core import Core, Unsealed, safe_id
-
-Rows: TypeAlias = npt.NDArray[np.intp]
-
-_UNLIKE: Final = "a token record is not one that this library writes"
 
 ATTEMPTS_MAX: Final = 8
 """How often a chunk starts over because others changed its records first."""
@@ -48,74 +39,103 @@ ATTEMPTS_MAX: Final = 8
 PATIENT_ATTEMPTS: Final = 3
 """After so many, the tokens that others keep changing are left to single calls."""
 
+R = TypeVar("R", CardResults, DecisionResults)
 
-async def detokenize_many(core: Core, items: Sequence[object]) -> CardChunk:
-    """The cards behind tokens, for pairs of token and transaction; the uses are recorded first."""
-    asked = _asked(items)
-    alone: set[str] = set()
-    for attempt in range(ATTEMPTS_MAX + 1):
-        if attempt == ATTEMPTS_MAX:
-            alone.update(asked.tokens)
-        chunk = CardChunk.empty(len(items))
-        work = _Work(core, asked, alone, chunk)
-        await work.decide()
-        moved = await work.write()
-        if not moved:
-            break
-        if attempt >= PATIENT_ATTEMPTS:
-            alone.update(moved)
-        await core.conflict(attempt)
-    for row, token in enumerate(asked.tokens if alone else ()):
-        transaction = asked.transactions[row]
-        if token in alone and transaction is not None and not chunk.failures.at(row):
-            failure: TokenVaultError | None = None
-            try:
-                chunk.put(row, await use.detokenize(core, token, transaction))
-            except TokenVaultError as error:
-                failure = error
-            if failure is not None:
-                chunk.failures.add(row, failure)
-    return chunk
+Use: TypeAlias = tuple[str, Transaction]
+"""A use that is asked for: a token and its transaction."""
 
 
-async def check_many(core: Core, items: Sequence[object]) -> DecisionChunk:
-    """Decisions on uses, for pairs of token and transaction; nothing is counted."""
-    chunk = DecisionChunk(len(items))
-    work = _Work(core, _asked(items), set(), chunk)
-    await work.decide()
-    await work.write()
-    return chunk
-
-
-class _Asked(NamedTuple):
-    """Checked arguments, a row for each item; the errors of those that were refused.
+@attrs.frozen
+class _Chunk(Generic[R]):
+    """A chunk of uses.
 
     Attributes:
-        tokens: empty where refused; transactions: None there.
+        core: the vault.
+        uses: by their row in the chunk.
+        stored: the records of their tokens.
+        results: what came of each.
+        notes: the event, in which checks note only that a permission is missing.
+        now_ms: the time, in milliseconds of the Unix epoch.
     """
 
-    tokens: Sequence[str]
-    transactions: Sequence[Transaction | None]
-    refused: dict[int, TokenVaultError]
+    core: Core
+    uses: dict[int, Use]
+    stored: StoredTokens
+    results: R
+    notes: BatchEventBuilder
+    now_ms: int
 
 
-def _asked(items: Sequence[Any]) -> _Asked:
-    if set(map(type, items)) == {tuple} and set(map(len, items)) == {2}:
-        tokens, transactions = [token for token, _ in items], [transaction for _, transaction in items]
-        if checks.are_tokens(tokens) and set(map(type, transactions)) == {Transaction}:
-            return _Asked(tokens, transactions, {})
-    checked: list[tuple[str, Transaction | None]] = []
-    refused: dict[int, TokenVaultError] = {}
+@attrs.frozen
+class _Group:
+    """Uses by one transaction of tokens that are alike to a decision: the same one answers them all.
+
+    Attributes:
+        rows: of the uses; places: of their tokens' records.
+        transaction: of all of them.
+        token: the first one's record and card.
+        restrictions: of all of them.
+    """
+
+    rows: Rows
+    places: Rows
+    transaction: Transaction
+    token: Unsealed
+    restrictions: Restrictions
+
+
+async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
+    """The cards behind tokens, for pairs of token and transaction; the uses are recorded first."""
+    contended: set[str] = set()  # tokens that others keep changing
+    for attempt in range(ATTEMPTS_MAX + 1):
+        results = CardResults(len(items))
+        uses = _uses(items, results)
+        if attempt == ATTEMPTS_MAX:
+            contended.update(token for token, _ in uses.values())
+        chunk = await _read(core, {row: use for row, use in uses.items() if use[0] not in contended}, results)
+        changed_by_others = await _detokenize(chunk)
+        if not changed_by_others:
+            break
+        if attempt >= PATIENT_ATTEMPTS:
+            contended.update(changed_by_others)
+        await core.conflict(attempt)
+    for row, (token, transaction) in uses.items():
+        if token in contended:
+            try:
+                results.cards.put_card(row, await use.detokenize(core, token, transaction))
+            except TokenVaultError as error:
+                results.fail(row, error)
+    return results
+
+
+async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
+    """Decisions on uses, for pairs of token and transaction; nothing is counted."""
+    results = DecisionResults(len(items))
+    chunk = await _read(core, _uses(items, results), results)
+    for group in await _groups(chunk):
+        record, card = group.token
+        expiry = effective_expiry(record, card)
+        decision = decide(record, expiry, group.restrictions, group.transaction, chunk.now_ms)
+        if decision.allowed and card is not None and group.transaction.contains_pan(card.pan):
+            results.fail(group.rows, InvalidInputError(use.CONTAINS_PAN))
+        else:
+            results.put(group.rows, decision)
+    await _write(chunk, {})
+    return results
+
+
+def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
+    """The uses by their row; what is none fails."""
+    found = {}
     for row, item in enumerate(items):
         try:
-            checked.append(_checked(item))
+            found[row] = _use(item)
         except InvalidInputError as error:
-            checked.append(("", None))
-            refused[row] = error
-    return _Asked([token for token, _ in checked], [transaction for _, transaction in checked], refused)
+            results.fail(row, error)
+    return found
 
 
-def _checked(item: object) -> tuple[str, Transaction]:
+def _use(item: object) -> Use:
     if (type(item) is not tuple and type(item) is not list) or len(item) != 2:
         raise InvalidInputError("each use is a pair of token and transaction")
     token = checks.token(item[0])
@@ -124,228 +144,158 @@ def _checked(item: object) -> tuple[str, Transaction]:
     return token, checks.instance("transaction", item[1], Transaction)
 
 
-@attrs.frozen
-class _Presented:
-    """What is looked at once for a transaction that many items may share.
-
-    Attributes:
-        transaction: the transaction.
-        denied: why its requestor may not use any token.
-        id: as an event may hold it, if the card number does not stand in it.
-        could_contain_pan: whether a card number could stand in any field.
-    """
-
-    transaction: Transaction
-    denied: PermissionDeniedError | None
-    id: str | None
-    could_contain_pan: bool
+async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
+    stored = await read(core, list(dict.fromkeys(token for token, _ in uses.values())))
+    notes = BatchEventBuilder(len(results.failed))
+    return _Chunk(core, uses, stored, results, notes, core.clock.now_ms())
 
 
-@attrs.frozen
-class _Alike:
-    """What items have in common whose records, but for card number and times, and transactions are alike.
+async def _groups(chunk: _Chunk[R]) -> list[_Group]:
+    """Group the uses that can be decided on; the others fail."""
+    by_transaction: dict[int, list[int]] = defaultdict(list)
+    for row, (_, transaction) in chunk.uses.items():
+        by_transaction[id(transaction)].append(row)
+    groups: list[_Group] = []
+    for rows in by_transaction.values():
+        _, transaction = chunk.uses[rows[0]]
+        denial = chunk.core.denial(transaction.requestor, Permission.DETOKENIZE)
+        if denial is not None:
+            _deny(chunk, rows, transaction, denial)
+            continue
+        by_decision_key: dict[int, list[int]] = defaultdict(list)
+        for row in await _genuine(chunk, rows):
+            place = chunk.stored.places[chunk.uses[row][0]]
+            by_decision_key[chunk.stored.decision_keys[place]].append(row)
+        alike: Iterable[list[int]] = by_decision_key.values()
+        if transaction._could_contain_pan:  # whose card number that is, is asked of each card
+            alike = [[row] for same in alike for row in same]
+        for same in alike:
+            group = await _group(chunk, same, transaction)
+            if group is not None:
+                groups.append(group)
+    return groups
 
-    Attributes:
-        error: of the items, if any.
-        kind: of their part of the event; None where no event is left.
-        decision, restrictions: None where there is another error.
-        counted: whether uses count: then each item is decided on for itself.
-    """
 
-    error: TokenVaultError | None
-    kind: Kind | None
-    decision: Decision | None = None
-    restrictions: Restrictions | None = None
-    counted: bool = False
+def _deny(chunk: _Chunk[R], rows: list[int], transaction: Transaction, denial: PermissionDeniedError) -> None:
+    kind = Kind(Outcome.DENIED, transaction.requestor, ("PERMISSION_DENIED",))
+    for row in rows:
+        chunk.results.fail(row, denial)
+        chunk.notes.note(row, b"", 0, kind, safe_id(transaction.id))
 
 
-class _Work:
-    """One attempt at a chunk.
-
-    Args:
-        alone: tokens left to single calls.
-        chunk: gets the outcomes. If it is for decisions, nothing is counted, and only denied permissions are noted.
-    """
-
-    def __init__(self, core: Core, asked: _Asked, alone: set[str], chunk: CardChunk | DecisionChunk) -> None:
-        self._core = core
-        self._asked = asked
-        self._alone = alone
-        self._chunk = chunk
-        self._counting = isinstance(chunk, CardChunk)
-        self._notes = BatchEventBuilder(len(asked.tokens))
-        self._changed: dict[str, Unsealed] = {}
-        self._now_ms = 0
-
-    async def decide(self) -> None:
-        """Decide on every item."""
-        wanted = [token for token in dict.fromkeys(self._asked.tokens) if token and token not in self._alone]
-        read = await reading.read(self._core, wanted)
-        self._now_ms = self._core.clock.now_ms()
-        tokens, transactions, refused = self._asked
-        for row, error in refused.items():
-            self._chunk.failures.add(row, error)
-        known: dict[int, int] = {}
-        presented: list[_Presented] = []
-        shared = len(set(map(id, transactions))) == 1
-        for transaction in transactions[:1] if shared else transactions:
-            if transaction is not None and id(transaction) not in known:
-                known[id(transaction)] = len(presented)
-                presented.append(self._present(transaction))
-        count = len(tokens)
-        if shared:
-            shown_by = np.full(count, len(presented) - 1)
+async def _genuine(chunk: _Chunk[R], rows: list[int]) -> list[int]:
+    """The uses of tokens whose records are there and genuine; the others fail."""
+    found = []
+    for row in rows:
+        token, _ = chunk.uses[row]
+        place = chunk.stored.places.get(token)
+        if place is None:
+            _miss(chunk, row)
+        elif chunk.stored.genuine[place]:
+            found.append(row)
         else:
-            shown_by = np.fromiter(map(known.get, map(id, transactions), repeat(-1)), np.int64, count)
-        place_of = np.fromiter(map(read.places.get, tokens, repeat(-1)), np.int64, count)
-        left = shown_by >= 0
-        if any(each.denied for each in presented):
-            denied = np.array([each.denied is not None for each in presented])
-            for row in np.flatnonzero(left & denied[shown_by]).tolist():
-                self._deny(row, presented[shown_by[row]])
-                left[row] = False
-        if self._alone:
-            left &= ~np.fromiter(map(self._alone.__contains__, tokens), np.bool_, count)
-        for row in np.flatnonzero(left & (place_of < 0)).tolist():
-            self._missing(row, presented[shown_by[row]], read)
-        left &= place_of >= 0
-        if not read.genuine.all():
-            for row in np.flatnonzero(left & ~read.genuine[place_of]).tolist():
-                await self._tampered(row, presented[shown_by[row]], read.rows[place_of[row]])
-                left[row] = False
-        counted: list[tuple[int, _Alike, _Presented]] = []
-        rest = np.flatnonzero(left)
-        for rows in _grouped(rest, read.alike[place_of[rest]] * len(presented) + shown_by[rest]):
-            first = presented[shown_by[rows[0]]]
-            alike = await self._alike(read, int(place_of[rows[0]]), first)
-            if alike is None:
-                for row in rows.tolist():
-                    await self._tampered(row, first, read.rows[place_of[row]])
-            elif self._counting and alike.counted:
-                counted += [(row, alike, first) for row in rows.tolist()]
-            else:
-                self._settle(rows, place_of[rows], read, alike, first)
-        for row, alike, shown in sorted(counted, key=itemgetter(0)):
-            self._count(row, read, int(place_of[row]), alike, shown)
+            await _reject(chunk, row)
+    return found
 
-    async def write(self) -> list[str]:
-        """Write what was decided; the tokens whose records others have changed meanwhile: then nothing is written."""
-        event, store = self._notes.event(self._now_ms, Action.DETOKENIZE), self._core.store
-        if event is None:
-            return []
-        if not self._changed:
-            return await self._core.write(event, store.append)
-        rows = await self._core.runtime.call(self._core.keys.seal_all, list(self._changed.values()))
-        return await self._core.write(event, lambda noted: store.replace(rows, noted))
 
-    # What a chunk is read and looked at by.
+def _miss(chunk: _Chunk[R], row: int) -> None:
+    """Answer a use of a token that is not there, or whose record the store refuses."""
+    token, transaction = chunk.uses[row]
+    unreadable = chunk.stored.unreadable.get(token)
+    chunk.results.fail(row, unreadable or TokenNotFoundError("no such token in this vault"))
+    if unreadable is None and isinstance(chunk.results, CardResults):
+        kind = Kind(Outcome.NOT_FOUND, transaction.requestor)
+        chunk.notes.note(row, b"", 0, kind, safe_id(transaction.id))
 
-    def _present(self, transaction: Transaction) -> _Presented:
-        masked = safe_id(transaction.id)
-        return _Presented(
-            transaction,
-            self._core.denial(transaction.requestor, Permission.DETOKENIZE),
-            masked,
-            transaction._could_contain_pan,
-        )
 
-    async def _alike(self, read: Read, place: int, presented: _Presented) -> _Alike | None:
-        """Decide on items that are alike; None where their rows are none that the library writes."""
-        record = read.record(place)
-        if record is None:
-            return None
-        failure: TokenVaultError | None = None
-        try:
-            restrictions = await self._core.documents.restrictions(record)
-        except (ConfigurationError, IntegrityError) as error:
-            failure = error
-        if failure is not None:
-            return _Alike(failure, None)
-        transaction = presented.transaction
-        expiry = effective_expiry(record, read.card(place))
-        decision = decide(record, expiry, restrictions, transaction, self._now_ms)
-        if decision.allowed:
-            kind, refused = Kind(Outcome.DONE, transaction.requestor), None
+async def _reject(chunk: _Chunk[R], row: int) -> None:
+    """Answer a use of a token whose record is not what a vault wrote."""
+    token, transaction = chunk.uses[row]
+    stored = chunk.stored.rows[chunk.stored.places[token]]
+    failure = IntegrityError("a token record is not one that this library writes")
+    try:
+        await chunk.core.open(stored)
+    except IntegrityError as error:
+        failure = error
+    chunk.results.fail(row, failure)
+    if isinstance(chunk.results, CardResults):  # the reference is noted as the row claims it
+        kind = Kind(Outcome.TAMPERED, transaction.requestor)
+        chunk.notes.note(row, stored.reference, 0, kind, safe_id(transaction.id))
+
+
+async def _group(chunk: _Chunk[R], rows: list[int], transaction: Transaction) -> _Group | None:
+    """A group of uses; None where their tokens can not be decided on: then they fail."""
+    places = [chunk.stored.places[chunk.uses[row][0]] for row in rows]
+    try:
+        token = chunk.stored.unsealed(places[0])
+    except IntegrityError:
+        for row in rows:
+            await _reject(chunk, row)
+        return None
+    try:
+        restrictions = await chunk.core.documents.restrictions(token.record)
+    except (ConfigurationError, IntegrityError) as error:
+        chunk.results.fail(np.array(rows), error)
+        return None
+    return _Group(np.array(rows), np.array(places), transaction, token, restrictions)
+
+
+async def _detokenize(chunk: _Chunk[CardResults]) -> list[str]:
+    """Answer uses and record them; returns the tokens whose records others changed meanwhile: then none is."""
+    counted: dict[int, Restrictions] = {}
+    for group in await _groups(chunk):
+        if group.restrictions.counted:
+            counted.update(dict.fromkeys(group.rows.tolist(), group.restrictions))
         else:
-            codes = tuple([violation.code for violation in decision.violations])
-            kind = Kind(Outcome.DENIED, transaction.requestor, codes)
-            refused = DomainRestrictionError(decision.violations)
-        return _Alike(refused, kind, decision, restrictions, restrictions.counted)
-
-    # What comes of items.
-
-    def _deny(self, row: int, presented: _Presented) -> None:
-        if presented.denied is not None:
-            self._chunk.failures.add(row, presented.denied)
-        kind = Kind(Outcome.DENIED, presented.transaction.requestor, ("PERMISSION_DENIED",))
-        self._notes.note(row, b"", 0, kind, presented.id)
-
-    def _missing(self, row: int, presented: _Presented, read: Read) -> None:
-        unreadable = read.unreadable.get(self._asked.tokens[row])
-        self._chunk.failures.add(row, unreadable or TokenNotFoundError("no such token in this vault"))
-        if self._counting and unreadable is None:
-            kind = Kind(Outcome.NOT_FOUND, presented.transaction.requestor)
-            self._notes.note(row, b"", 0, kind, presented.id)
-
-    async def _tampered(self, row: int, presented: _Presented, stored: SealedRecord) -> None:
-        failure = IntegrityError(_UNLIKE)
-        try:
-            await self._core.open(stored)
-        except IntegrityError as error:
-            failure = error
-        self._chunk.failures.add(row, failure)
-        if self._counting:  # the reference is noted as the row claims it
-            kind = Kind(Outcome.TAMPERED, presented.transaction.requestor)
-            self._notes.note(row, stored.reference, 0, kind, presented.id)
-
-    def _settle(self, rows: Rows, places: Rows, read: Read, alike: _Alike, presented: _Presented) -> None:
-        """Answer items that are alike; nothing counts."""
-        error, kind, name = alike.error, alike.kind, presented.id
-        if presented.could_contain_pan and (card := read.card(int(places[0]))) is not None:
-            if len(rows) > 1:
-                for at in range(len(rows)):
-                    self._settle(rows[at : at + 1], places[at : at + 1], read, alike, presented)
-                return
-            name = safe_id(presented.transaction.id, card.pan)
-            if error is None and presented.transaction.contains_pan(card.pan):
-                error = InvalidInputError(use.CONTAINS_PAN)
-                kind = Kind(Outcome.DENIED, presented.transaction.requestor, (use.CONTAINS_PAN_CODE,))
-        if self._counting and kind is not None:
-            self._notes.note_many(rows, read.references[places], 0, kind, name)
-        if isinstance(self._chunk, DecisionChunk) and alike.decision is not None and error is alike.error:
-            self._chunk.put_many(rows, alike.decision)  # what the domains refuse is answered so, and no error
-        elif error is not None:
-            self._chunk.failures.add_many(rows, error)
-        elif isinstance(self._chunk, CardChunk):
-            self._chunk.put_many(rows, read.cards.take(places))
-
-    def _count(self, row: int, read: Read, place: int, alike: _Alike, presented: _Presented) -> None:
-        """Answer an item whose use counts, after those before it."""
-        stored, restrictions = read.rows[place], alike.restrictions
-        opened = self._changed.get(stored.token)
-        record = read.record(place) if opened is None else opened.record
-        card = read.card(place)
-        if record is None or restrictions is None:
-            raise IntegrityError(_UNLIKE)
-        transaction = presented.transaction
-        event, counts, refusal = use.judge(Unsealed(record, card), restrictions, transaction, self._now_ms)
-        revision = 0
-        if counts:
-            revision = stored.revision + 1  # one write, however many uses it counts
-            usage = record.usage.after(transaction, restrictions.velocity_counters, self._now_ms)
-            used = record.used(usage, self._now_ms)._replace(revision=revision)
-            self._changed[stored.token] = Unsealed(used, card)
-        kind = Kind(event.outcome, event.requestor, event.codes)
-        self._notes.note(row, record.reference, revision, kind, event.transaction_id)
-        if refusal is not None:
-            self._chunk.failures.add(row, refusal)
-        elif isinstance(self._chunk, CardChunk) and card is not None:
-            self._chunk.put(row, card)
+            _answer(chunk, group)
+    used: dict[str, Unsealed] = {}
+    for row in sorted(counted):
+        _count(chunk, row, counted[row], used)
+    return await _write(chunk, used)
 
 
-def _grouped(rows: Rows, keys: npt.NDArray[np.int64]) -> list[Rows]:
-    """The rows of each key, ascending."""
-    order = np.argsort(keys, kind="stable")
-    ordered = rows[order]
-    ends = np.flatnonzero(np.diff(keys[order])) + 1
-    return np.split(ordered, ends) if len(rows) else []
+def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
+    """Answer uses that do not count."""
+    event, _, refusal = use.judge(group.token, group.restrictions, group.transaction, chunk.now_ms)
+    kind = Kind(event.outcome, event.requestor, event.codes)
+    chunk.notes.note_many(group.rows, chunk.stored.references[group.places], 0, kind, event.transaction_id)
+    if refusal is None:
+        chunk.results.cards.put(group.rows, chunk.stored.cards.take(group.places))
+    else:
+        chunk.results.fail(group.rows, refusal)
+
+
+def _count(
+    chunk: _Chunk[CardResults], row: int, restrictions: Restrictions, used: dict[str, Unsealed]
+) -> None:
+    """Answer a use that counts, after those before it.
+
+    The token's record as it is to be written goes into `used`: one revision, however many uses it counts.
+    """
+    token, transaction = chunk.uses[row]
+    place = chunk.stored.places[token]
+    current = used[token] if token in used else chunk.stored.unsealed(place)
+    event, counts, refusal = use.judge(current, restrictions, transaction, chunk.now_ms)
+    record, card = current
+    revision = 0
+    if counts:
+        revision = chunk.stored.rows[place].revision + 1
+        usage = record.usage.after(transaction, restrictions.velocity_counters, chunk.now_ms)
+        used[token] = Unsealed(record.used(usage, chunk.now_ms)._replace(revision=revision), card)
+    kind = Kind(event.outcome, event.requestor, event.codes)
+    chunk.notes.note(row, record.reference, revision, kind, event.transaction_id)
+    if refusal is not None:
+        chunk.results.fail(row, refusal)
+    elif card is not None:
+        chunk.results.cards.put_card(row, card)
+
+
+async def _write(chunk: _Chunk[R], used: dict[str, Unsealed]) -> list[str]:
+    """Write the event, with the records of tokens that were used; returns those that others changed first."""
+    core, event = chunk.core, chunk.notes.event(chunk.now_ms, Action.DETOKENIZE)
+    if event is None:
+        return []
+    if not used:
+        return await core.write(event, core.store.append)
+    rows = await core.runtime.call(core.keys.seal_all, list(used.values()))
+    return await core.write(event, lambda noted: core.store.replace(rows, noted))

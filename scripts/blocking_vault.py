@@ -1,0 +1,120 @@
+"""Generates `tokenvault/vault/blocking.py` from `tokenvault/vault/awaited.py`, so that both faces are one text.
+
+python -m scripts.blocking_vault            writes it
+python -m scripts.blocking_vault --check    fails if it is not what this writes
+
+`async def` becomes `def`, `await flow` becomes `run(flow)`, and the names and sentences of the tables below are
+replaced. Each of them has to occur: a table that no longer fits the text is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault" / "vault"
+SOURCE: Final = FOLDER / "awaited.py"
+TARGET: Final = FOLDER / "blocking.py"
+
+NAMES: Final = {
+    "AsyncTokenStore": "TokenStore",
+    "AsyncVault": "Vault",
+    "AwaitedFace": "BlockingFace",
+    "LoopRuntime": "BlockingRuntime",
+    "__aexit__": "__exit__",
+    "async_boundary": "boundary",
+    "async_call_boundary": "call_boundary",
+    "open_async_token_store": "open_token_store",
+    "provision_async": "provision",
+    "store_with_coroutines": "BlockingStore",
+}
+
+SENTENCES: Final = (
+    ("The vault for asyncio: issues", "The vault: issues"),
+    (
+        "`blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `awaited` by `python -m scripts.blocking_vault`: change that module, and run this.",
+    ),
+    (
+        "import TokenVaultError, async_boundary, async_call_boundary, boundary_init\n",
+        "import TokenVaultError, boundary, boundary_init, call_boundary\n",
+    ),
+    (
+        "from tokenvault.runtime import Clock, LoopRuntime\n",
+        "from tokenvault.runtime import BlockingRuntime, Clock, run\n"
+        "from tokenvault.stores.forwarding import BlockingStore\n",
+    ),
+    (
+        "from tokenvault.vault.face import AwaitedFace, store_with_coroutines\n",
+        "from tokenvault.vault.face import BlockingFace\n",
+    ),
+    (
+        """\
+    `async with` opens it, once, and raises what is named below.
+
+    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
+    transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
+
+    Keys in a module are asked from threads of the vault's own, at most 16. Keys that work in this process answer in
+    some 10 µs, and are asked on the event loop: it stands still while a chunk of a batch is sealed.
+""",
+        """\
+    It opens when it is made. Safe to share between threads; a forked child may go on with it.
+""",
+    ),
+    ("run(self.close())", "self.close()"),
+)
+
+
+def blocking(source: str) -> str:
+    """The text of the blocking face. Raises ValueError where a table does not fit the text."""
+    text = _without_awaits(source)
+    for awaited, replacement in SENTENCES:
+        if text.count(awaited) != 1:
+            raise ValueError(f"the text has this {text.count(awaited)} times, not once: {awaited}")
+        text = text.replace(awaited, replacement)
+    for name, replacement in NAMES.items():
+        text, count = re.subn(rf"\b{name}\b", replacement, text)
+        if not count:
+            raise ValueError(f"the text does not have {name}")
+    return f"# fmt: off\n{text}"
+
+
+def _without_awaits(source: str) -> str:
+    """The text with `def` for `async def`, and `run(flow)` for `await flow`; all else as it stands."""
+    lines = [line.encode() for line in source.splitlines(keepends=True)]  # positions are in bytes
+    edits: list[tuple[int, int, bytes, bytes]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AsyncFunctionDef):
+            edits.append((node.lineno, node.col_offset, b"async ", b""))
+        elif isinstance(node, ast.Await):
+            edits.append((node.lineno, node.col_offset, b"await ", b"run("))
+            edits.append((node.value.end_lineno or 0, node.value.end_col_offset or 0, b"", b")"))
+    for line, column, old, new in sorted(edits, reverse=True):
+        text = lines[line - 1]
+        if not text[column:].startswith(old):
+            raise ValueError(f"line {line} does not have {old.decode()!r} where it should")
+        lines[line - 1] = text[:column] + new + text[column + len(old) :]
+    return b"".join(lines).decode()
+
+
+def main(arguments: list[str]) -> int:
+    """Write the blocking face, or check it."""
+    text = blocking(SOURCE.read_text(encoding="utf-8"))
+    if arguments == ["--check"]:
+        if TARGET.read_text(encoding="utf-8") == text:
+            return 0
+        print(f"{TARGET.name} is not what {SOURCE.name} gives: run python -m scripts.blocking_vault")
+        return 1
+    if arguments:
+        print(__doc__)
+        return 2
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""Domain documents: read from the database, authenticated, and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError
+from tokenvault.model.decision import Restrictions
+from tokenvault.model.domain import NO_RESTRICTION, Domain
+from tokenvault.model.programs import TokenProgram, TokenRequestor
+from tokenvault.records.record import TokenRecord
+from tokenvault.stores.port import AsyncTokenStore, digest_of
+
+DOMAINS_CACHED_MAX: Final = 10_000
+
+
+class Documents:
+    """Domain documents by their SHA-256. They are immutable, so a cached one stays right."""
+
+    def __init__(
+        self,
+        store: AsyncTokenStore,
+        programs: Mapping[str, TokenProgram],
+        requestors: Mapping[str, TokenRequestor],
+    ) -> None:
+        self._store = store
+        self._programs = programs
+        self._requestors = requestors
+        self._domains: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
+        self._restrictions: dict[tuple[str, str, bytes], Restrictions] = {}
+
+    async def get(self, digest: bytes) -> Domain:
+        """The domain kept under a digest. Raises IntegrityError, TokenStoreError."""
+        cached = self._domains.get(digest)
+        if cached is not None:
+            return cached
+        document = await self._store.get_domain(digest)
+        if document is None or digest_of(document) != digest:
+            raise IntegrityError("a domain document is missing from the database or was changed")
+        try:
+            domain = Domain.from_json(document)
+        except InvalidInputError:
+            domain = None
+        if domain is None:
+            raise IntegrityError("a domain document was written by a newer version of the library")
+        self.written(domain)
+        return domain
+
+    def unwritten(self, domain: Domain) -> bytes | None:
+        """The document of a domain; None if it is known to be in the database."""
+        return None if domain.digest in self._domains else domain.document
+
+    async def put(self, domain: Domain) -> None:
+        """Keep a domain in the database. Raises TokenStoreError."""
+        document = self.unwritten(domain)
+        if document is not None:
+            await self._store.put_domain(domain.digest, document)
+            self.written(domain)
+
+    def written(self, domain: Domain) -> None:
+        """Note that a domain is in the database."""
+        if len(self._domains) >= DOMAINS_CACHED_MAX:
+            # In one step, as other threads read meanwhile: the empty domain stands in no database.
+            self._domains = {NO_RESTRICTION.digest: NO_RESTRICTION}
+        self._domains[domain.digest] = domain
+
+    async def restrictions(self, record: TokenRecord) -> Restrictions:
+        """The three documents that apply to a token. Raises ConfigurationError, IntegrityError, TokenStoreError."""
+        key = record.program, record.requestor, record.domain
+        cached = self._restrictions.get(key)
+        if cached is not None:
+            return cached
+        program, requestor = self._programs.get(record.program), self._requestors.get(record.requestor)
+        if program is None:
+            raise ConfigurationError("the token's program is not among the programs of this vault: add it")
+        if requestor is None:
+            raise ConfigurationError(
+                "the token's requestor is not among the requestors of this vault: add it"
+            )
+        restrictions = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
+        if len(self._restrictions) >= DOMAINS_CACHED_MAX:
+            self._restrictions.clear()
+        self._restrictions[key] = restrictions
+        return restrictions
