@@ -515,6 +515,41 @@ def test_tokens_in_the_way_are_drawn_again(vault: tv.Vault, monkeypatch: pytest.
         assert vault.detokenize(token, use()).pan.reveal() == card_number(number)
 
 
+def test_a_record_in_the_way_that_the_store_refuses_fails_no_card(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is drawn again as any that exists: the record itself is not read."""
+    store = memory_store(local_keys)
+    with vaults.open_vault(local_keys, store) as vault:
+        first = vault.issue_many(many(5), requestor=SHOP, program="one-time")
+        records: dict[str, SealedRecord] = store._records  # type: ignore[attr-defined] # beside the port
+        spoiled = texts(first)[2]
+        records[spoiled] = records[spoiled]._replace(seal=b"short")
+        draws = chain([[int(spoiled[6:-1]), *range(4)]], repeat([]))
+
+        def drawn(number: int, below: int) -> Any:
+            planned = next(draws)
+            return np.array(planned, np.uint64) if len(planned) == number else uniform(number, below)
+
+        monkeypatch.setattr("tokenvault.vault.batch.draw.uniform", drawn)
+        second = vault.issue_many(many(5), requestor=SHOP, program="one-time")
+        assert not second.failed
+        assert len({*texts(first), *texts(second)}) == 10
+
+
+def test_a_card_that_stands_in_a_chunk_often_gets_one_token(local_keys: KeyStore) -> None:
+    """The rest find it in a second round: two reads and two writes, however often it stands there."""
+    counting = CountingStore(memory_store(local_keys))
+    opened: Any = counting
+    with vaults.open_vault(local_keys, opened) as vault:
+        issue(vault)
+        counting.calls.clear()
+        found = vault.issue_many(many(20) * 50, requestor=SHOP, program="card-on-file")
+        assert counting.calls == ["find", "insert", "find", "append"]
+    assert len(set(texts(found))) == 20
+    assert texts(found) == texts(found)[:20] * 50
+
+
 def test_uses_of_others_in_between_are_seen(keys: KeyStore, store: TokenStore) -> None:
     """A batch whose records change under it decides anew; limits stay exact."""
     counting = CountingStore(store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from tokenvault.errors import InvalidInputError
@@ -16,7 +16,6 @@ SET_SIZE_MAX: Final = 1_000
 _TEXT: Final = re.compile(r"[!-~](?:[ -~]{0,62}[!-~])?")
 _REQUESTOR: Final = re.compile(r"[0-9]{11}")
 _TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
-_TOKENS: Final = re.compile(rf"{_TOKEN.pattern}(?:\n{_TOKEN.pattern})*")
 _PAR: Final = re.compile(r"[0-9A-Z]{29}")
 _MERCHANT_CATEGORY: Final = re.compile(r"[0-9]{4}")
 _ASSURANCE: Final = re.compile(r"[0-9A-Z]{2}")
@@ -39,14 +38,6 @@ def requestor_id(name: str, value: object) -> str:
 def token(value: object) -> str:
     """A token: 13 to 19 digits without separators."""
     return _matching("the token", value, _TOKEN, _TOKEN_ACCEPTS)
-
-
-def are_tokens(values: Sequence[object]) -> bool:
-    """Whether `token` would take every one, and each is a plain str."""
-    if set(map(type, values)) != {str}:
-        return False
-    joined = "\n".join(values)  # type: ignore[arg-type] # each is a str
-    return _TOKENS.fullmatch(joined) is not None and joined.count("\n") == len(values) - 1
 
 
 def par(value: object) -> str:

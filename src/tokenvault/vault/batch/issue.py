@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import BatchEvent, BatchEventBuilder, Kind
+from tokenvault.audit.batch_event import BatchEventBuilder, Kind
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.arrays import Words
 from tokenvault.errors import InvalidInputError, TokenVaultError
@@ -90,10 +90,9 @@ class _Chunk:
         pan_lengths = self.cards.pans.lengths[rows]
         return NewTokens.blank(rows, self.terms.program.format.length, pan_lengths, pan_fingerprints)
 
-    def example(self, new: NewTokens) -> Unsealed:
-        """A new record that differs from those of all new tokens in token, reference, fingerprint and card only."""
-        token = new.tokens[0].decode("ascii")
-        return issue.new(self.order(int(new.rows[0])), token, b"", b"", self.now_ms)
+    def example(self, row: int) -> Unsealed:
+        """A new record as those of all cards: they differ in token, reference, PAN fingerprint and card only."""
+        return issue.new(self.order(row), "", b"", b"", self.now_ms)
 
 
 async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> TokenInfoResults:
@@ -170,42 +169,48 @@ async def _write_random(chunk: _Chunk, new: NewTokens) -> NewTokens:
 
 
 async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
-    """Issue the tokens that there are already, and the first candidate of each card that has none.
+    """Issue the token that each card has already, or a new one.
 
     Of cards that stand in the chunk more than once, the first gets a token, and the others find it in a next round.
     """
-    core, terms = chunk.core, chunk.terms
-    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, chunk.cards.pans)
+    keys = chunk.core.keys
+    pan_fingerprints = await chunk.core.runtime.call(keys.pan_fingerprints_many, chunk.cards.pans)
+    waiting: list[int] = rows.tolist()
+    while waiting:
+        waiting = await _issue_round(chunk, waiting, pan_fingerprints)
+
+
+async def _issue_round(chunk: _Chunk, rows: Sequence[int], pan_fingerprints: Sequence[Bytes]) -> list[int]:
+    """Issue convergent tokens, but for rows whose card gets a new one by an earlier row: those are returned."""
+    rows_of_cards: dict[bytes, list[int]] = defaultdict(list)
     names = split(pan_fingerprints[0])
-    while len(rows):
-        rows_of_cards: dict[bytes, list[int]] = defaultdict(list)
-        for row in rows.tolist():
-            rows_of_cards[names[row]].append(row)
-        firsts = np.array([same[0] for same in rows_of_cards.values()])
-        existing = await find_existing(
-            core,
-            terms.requestor,
-            terms.program.name,
-            [column[firsts] for column in pan_fingerprints],
-            chunk.cards.take(firsts).pans,
-        )
-        again: dict[int, Unsealed] = {}
-        fresh: list[int] = []
-        singly: list[int] = []
-        waiting: list[int] = []
-        for card, same in enumerate(rows_of_cards.values()):
-            if card in existing.unusual:
-                singly += same
-            elif card in existing.tokens:
-                again.update(dict.fromkeys(same, existing.tokens[card]))
-            else:
-                fresh.append(same[0])
-                waiting += same[1:]
-        new = await _candidates(chunk, np.array(fresh, np.intp), pan_fingerprints[0])
-        written = await _write_convergent(chunk, new, _as_ordered(chunk, again))
-        _answer_new(chunk, written)
-        await _issue_singly(chunk, sorted({*singly, *fresh}.difference(written.rows.tolist())))
-        rows = np.array(sorted(waiting), np.intp)
+    for row in rows:
+        rows_of_cards[names[row]].append(row)
+    firsts = np.array([same[0] for same in rows_of_cards.values()])
+    existing = await find_existing(
+        chunk.core,
+        chunk.terms.requestor,
+        chunk.terms.program.name,
+        [column[firsts] for column in pan_fingerprints],
+        chunk.cards.take(firsts).pans,
+    )
+    again: dict[int, Unsealed] = {}
+    fresh: list[int] = []
+    singly: list[int] = []
+    waiting: list[int] = []
+    for card, same in enumerate(rows_of_cards.values()):
+        if card in existing.unusual:
+            singly += same
+        elif card in existing.tokens:
+            again.update(dict.fromkeys(same, existing.tokens[card]))
+        else:
+            fresh.append(same[0])
+            waiting += same[1:]
+    candidates = await _candidates(chunk, np.array(fresh, np.intp), pan_fingerprints[0])
+    written = await _write_convergent(chunk, candidates, _as_ordered(chunk, again))
+    _answer_new(chunk, written)
+    await _issue_singly(chunk, sorted({*singly, *fresh}.difference(written.rows.tolist())))
+    return sorted(waiting)
 
 
 def _as_ordered(chunk: _Chunk, again: Mapping[int, Unsealed]) -> dict[int, Unsealed]:
@@ -247,10 +252,9 @@ async def _write_convergent(chunk: _Chunk, new: NewTokens, again: Mapping[int, U
                 return new
             free = ~new.among(in_the_way)
             new, records = new.take(free), records.take(np.flatnonzero(free))
-    event = _event(chunk, new.take(NONE), again)
-    if event is not None:
-        await chunk.core.write(event, chunk.core.store.append)
-    return new.take(NONE)
+    none = new.take(NONE)
+    await _write(chunk, none, None, again)
+    return none
 
 
 # Both.
@@ -258,43 +262,56 @@ async def _write_convergent(chunk: _Chunk, new: NewTokens, again: Mapping[int, U
 
 async def _seal(chunk: _Chunk, new: NewTokens) -> RecordBatch:
     """The records of new tokens."""
-    keys, cards = chunk.core.keys, chunk.cards.take(new.rows)
+    like = chunk.example(int(new.rows[0])).record
     return await chunk.core.runtime.call(
-        keys.seal_many, new.tokens, new.references, new.pan_fingerprints, cards, chunk.example(new).record
+        chunk.core.keys.seal_many,
+        new.tokens,
+        new.references,
+        new.pan_fingerprints,
+        chunk.cards.take(new.rows),
+        like,
     )
 
 
 async def _write(
-    chunk: _Chunk, new: NewTokens, records: RecordBatch, again: Mapping[int, Unsealed]
+    chunk: _Chunk, new: NewTokens, records: RecordBatch | None, again: Mapping[int, Unsealed]
 ) -> list[str]:
-    """Write new records and the chunk's event, all or none. Returns the tokens that exist: then it was none."""
-    event, store = _event(chunk, new, again), chunk.core.store
-    return [] if event is None else await chunk.core.write(event, lambda noted: store.insert(records, noted))
+    """Write new records and the chunk's event, all or none. Returns the tokens that exist already: then it was none.
 
-
-def _event(chunk: _Chunk, new: NewTokens, again: Mapping[int, Unsealed]) -> BatchEvent | None:
-    """What the audit trail is to say of new tokens and of those that are issued again."""
+    Args:
+        chunk: the chunk.
+        new: the tokens that are written.
+        records: theirs; None where there are none.
+        again: the tokens that are issued again, by row.
+    """
+    core = chunk.core
     done = Kind(Outcome.DONE, chunk.terms.requestor)
     events = BatchEventBuilder(len(chunk.cards.months))
     events.note_many(new.rows, new.references, 1, done)
     for row, token in again.items():
         events.note(row, token.record.reference, 0, done)
-    return events.event(chunk.now_ms, Action.ISSUE)
+    event = events.event(chunk.now_ms, Action.ISSUE)
+    if event is None:
+        return []
+    if records is None:
+        return await core.write(event, core.store.append)
+    return await core.write(event, lambda noted: core.store.insert(records, noted))
 
 
 def _answer_new(chunk: _Chunk, written: NewTokens) -> None:
+    """Set the results of cards whose new tokens were written."""
     if not len(written):
         return
     rows, cards, terms = written.rows, chunk.cards.take(written.rows), chunk.terms
     issued = np.zeros(len(written), ISSUED)
     issued["token"], issued["length"] = written.numbers, written.lengths
-    issued["reference"] = written.references
+    issued["reference"] = written.references.view("V16").reshape(-1)
     issued["last4"] = cards.pans.values % LAST4
-    issued["token_expiry"] = terms.token_expiry.month_number if terms.token_expiry else cards.months
+    issued["expiry_month"] = terms.token_expiry.month_number if terms.token_expiry else cards.months
     issued["created_ms"] = issued["updated_ms"] = chunk.now_ms
     issued["revision"] = 1
     chunk.results.issued[rows] = issued
-    chunk.results.put_common(rows, info_of(*chunk.example(written)))
+    chunk.results.put_common(rows, info_of(*chunk.example(int(rows[0]))))
 
 
 async def _issue_singly(chunk: _Chunk, rows: Iterable[int]) -> None:

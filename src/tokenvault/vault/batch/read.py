@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenvault.errors import IntegrityError
 from tokenvault.model.lifecycle import TokenStatus
+from tokenvault.model.pan import Card
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.layout import BODY_TIMES
 from tokenvault.records.record import TokenRecord
@@ -41,10 +42,13 @@ class StoredTokens:
     decision_keys: list[int]
     unreadable: dict[str, IntegrityError]
 
+    def card(self, place: int) -> Card | None:
+        """The card of a genuine record; None of a tombstone."""
+        return self.cards.card(place) if self.cards.pans.lengths[place] else None
+
     def unsealed(self, place: int) -> Unsealed:
         """A genuine record and its card. Raises IntegrityError where no vault writes it so."""
-        record = TokenRecord.parse(self.rows[place])
-        card = self.cards.card(place) if self.cards.pans.lengths[place] else None
+        record, card = TokenRecord.parse(self.rows[place]), self.card(place)
         if (card is None) != (record.status is TokenStatus.DELETED):
             raise IntegrityError("only the record of a deleted token has no card")
         return Unsealed(record, card)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
-from typing import Final, Generic, NoReturn, TypeAlias, TypeVar, overload
+from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -32,19 +32,33 @@ Rows: TypeAlias = npt.NDArray[np.intp]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+
+class Issued(NamedTuple):
+    """What each token of a batch has of its own.
+
+    Attributes:
+        token: its digits as a number; length: how many they are.
+        reference: 16 bytes.
+        last4: of the PAN, as a number.
+        expiry_month: in months from January 2000, which is 1; 0: none.
+        created_ms, updated_ms: in milliseconds of the Unix epoch.
+        revision: as in TokenInfo.
+    """
+
+    token: int
+    length: int
+    reference: bytes
+    last4: int
+    expiry_month: int
+    created_ms: int
+    updated_ms: int
+    revision: int
+
+
 ISSUED: Final = np.dtype(
-    [
-        ("token", np.uint64),
-        ("length", np.uint8),
-        ("reference", np.uint8, 16),
-        ("last4", np.uint16),
-        ("token_expiry", np.uint16),
-        ("created_ms", np.int64),
-        ("updated_ms", np.int64),
-        ("revision", np.uint64),
-    ]
+    {"names": Issued._fields, "formats": ["u8", "u1", "V16", "u2", "u2", "i8", "i8", "u8"]}
 )
-"""What each token of a batch has of its own; `token_expiry` in months from January 2000, which is 1; 0: none."""
+"""An Issued as a row of an array, of 53 bytes."""
 
 
 class Repeated(Generic[T]):
@@ -116,25 +130,6 @@ class ChunkResults(ABC, Generic[T_co]):
         error = self.error(row)
         return self.result(row) if error is None else error
 
-    @property
-    def tokens(self) -> npt.NDArray[np.bytes_]:
-        """The token of each item that has one, dtype "S19"."""
-        return np.zeros(len(self.failed), "S19")
-
-
-class FailedChunk(ChunkResults[T_co]):
-    """A chunk that failed as a whole."""
-
-    __slots__ = ()
-
-    def __init__(self, rows: int, error: TokenVaultError) -> None:
-        super().__init__(rows)
-        self.fail(np.arange(rows), error)
-
-    def result(self, row: int) -> NoReturn:
-        """None of them has one."""
-        raise IndexError(row)
-
 
 class CardResults(ChunkResults[Card]):
     """Cards.
@@ -191,15 +186,15 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
 
     def put(self, row: int, info: TokenInfo) -> None:
         """Set the result of one item."""
-        self.issued[row] = (
-            int(info.token),
-            len(info.token),
-            np.frombuffer(bytes.fromhex(info.reference), np.uint8),
-            int(info.last4 or 0),
-            0 if info.token_expiry is None else info.token_expiry.month_number,
-            (info.created - _EPOCH) // timedelta(milliseconds=1),
-            (info.updated - _EPOCH) // timedelta(milliseconds=1),
-            info.revision,
+        self.issued[row] = Issued(
+            token=int(info.token),
+            length=len(info.token),
+            reference=bytes.fromhex(info.reference),
+            last4=int(info.last4 or 0),
+            expiry_month=0 if info.token_expiry is None else info.token_expiry.month_number,
+            created_ms=(info.created - _EPOCH) // timedelta(milliseconds=1),
+            updated_ms=(info.updated - _EPOCH) // timedelta(milliseconds=1),
+            revision=info.revision,
         )
         self.put_common(row, info)
 
@@ -211,44 +206,40 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
         )  # fmt: skip
         self._examples.put(rows, example, common)
 
-    @property
-    def tokens(self) -> npt.NDArray[np.bytes_]:
-        """The token of each item, dtype "S19"; empty where it failed."""
-        return token_texts(self.issued["token"], self.issued["length"])
-
     def result(self, row: int) -> TokenInfo:
         """The token of an item."""
-        own, common = self.issued[row], self._examples.get(row)
+        common = self._examples.get(row)
         if common is None:
             raise IndexError(row)
-        month = int(own["token_expiry"])
+        own = Issued(*self.issued[row].item())
         return TokenInfo(
-            token=f"{own['token']:0{own['length']}}",
-            reference=own["reference"].tobytes().hex(),
+            token=f"{own.token:0{own.length}}",
+            reference=own.reference.hex(),
             program=common.program,
             requestor=common.requestor,
             status=common.status,
             suspended_by=common.suspended_by,
-            token_expiry=CardExpiry.from_month_number(month) if month else None,
-            last4=f"{own['last4']:04}",
+            token_expiry=CardExpiry.from_month_number(own.expiry_month) if own.expiry_month else None,
+            last4=f"{own.last4:04}",
             par=common.par,
             assurance=common.assurance,
-            created=instant(int(own["created_ms"])),
-            updated=instant(int(own["updated_ms"])),
-            revision=int(own["revision"]),
+            created=instant(own.created_ms),
+            updated=instant(own.updated_ms),
+            revision=own.revision,
         )
 
 
 class BatchResult(Sequence[T_co | TokenVaultError]):
-    """What came of the items of a batch, in their order: a result or an error each.
+    """What came of a batch: for each item, in order, its result or a TokenVaultError.
 
-    What it holds are columns, some 60 bytes an item; results are made when they are asked for. `errors` and `failed`
-    tell at once what failed. It is not pickled, as it may hold card numbers.
+    What an index, a slice or a loop gives is made anew each time, from columns of some 60 bytes an item. Errors are
+    given, not raised, and carry no traceback. A BatchResult can be neither pickled nor copied, as it may hold card
+    numbers; what it gives can be, but for a Pan.
     """
 
     __slots__ = ("_chunks", "_ends")
 
-    def __init__(self, chunks: list[ChunkResults[T_co]]) -> None:
+    def __init__(self, chunks: Sequence[ChunkResults[T_co]]) -> None:
         self._chunks = chunks
         self._ends = list(accumulate(len(chunk.failed) for chunk in chunks))
 
@@ -275,7 +266,7 @@ class BatchResult(Sequence[T_co | TokenVaultError]):
 
     @property
     def errors(self) -> dict[int, TokenVaultError]:
-        """The errors by the number of their item, ascending from 0."""
+        """The errors by the index of their item, from 0, ascending."""
         found = {}
         for start, chunk in zip([0, *self._ends], self._chunks, strict=False):
             for row in np.flatnonzero(chunk.failed).tolist():
@@ -300,14 +291,16 @@ class BatchResult(Sequence[T_co | TokenVaultError]):
 
 
 class IssueBatchResult(BatchResult[T_co]):
-    """What `issue_many` returns: a TokenInfo or a TokenVaultError for each card."""
+    """What came of `issue_many`: for each card, in order, its TokenInfo or a TokenVaultError."""
 
     __slots__ = ()
 
     @property
     def tokens(self) -> npt.NDArray[np.bytes_]:
         """The tokens as ASCII digits, shape (items,), dtype "S19"; empty where an item has an error."""
-        return np.concatenate([np.zeros(0, "S19"), *(chunk.tokens for chunk in self._chunks)])
+        issued = [chunk.issued for chunk in self._chunks if isinstance(chunk, TokenInfoResults)]
+        every = np.concatenate([np.zeros(0, ISSUED), *issued])
+        return token_texts(every["token"], every["length"])
 
 
 def token_texts(numbers: Words, lengths: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:

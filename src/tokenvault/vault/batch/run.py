@@ -1,4 +1,4 @@
-"""What the faces call for batches: arguments of any type in, chunk after chunk worked on.
+"""What the faces call for batches: arguments are checked, and items worked on chunk after chunk.
 
 Items are taken from their iterable chunk by chunk. A chunk that fails as a whole (the database or the key store is
 away) gives each of its items that error, as single calls would, and the next chunk is tried; after two such chunks
@@ -12,6 +12,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model import checks
@@ -21,11 +23,18 @@ from tokenvault.model.pan import Card, CardExpiry, read_expiry
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import issue
 from tokenvault.vault.batch.issue import Terms, issue_chunk
-from tokenvault.vault.batch.results import BatchResult, ChunkResults, FailedChunk, IssueBatchResult
+from tokenvault.vault.batch.results import (
+    BatchResult,
+    CardResults,
+    ChunkResults,
+    DecisionResults,
+    IssueBatchResult,
+    TokenInfoResults,
+)
 from tokenvault.vault.batch.use import check_chunk, detokenize_chunk
 from tokenvault.vault.core import Core
 
-T = TypeVar("T")
+C = TypeVar("C", bound=ChunkResults[Any])
 
 CHUNK_ITEMS: Final = ITEMS_MAX
 FAILED_CHUNKS_MAX: Final = 2
@@ -62,26 +71,28 @@ async def issue_all(
     if expiry is not None and expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
     await core.documents.put(own)
-    return IssueBatchResult(await _chunks("cards", items, partial(issue_chunk, core, terms)))
+    return IssueBatchResult(
+        await _chunks("cards", items, TokenInfoResults, partial(issue_chunk, core, terms))
+    )
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    return BatchResult(await _chunks("uses", _iterator("uses", uses), partial(detokenize_chunk, core)))
+    items = _iterator("uses", uses)
+    return BatchResult(await _chunks("uses", items, CardResults, partial(detokenize_chunk, core)))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    return BatchResult(await _chunks("uses", _iterator("uses", uses), partial(check_chunk, core)))
+    items = _iterator("uses", uses)
+    return BatchResult(await _chunks("uses", items, DecisionResults, partial(check_chunk, core)))
 
 
 async def _chunks(
-    name: str,
-    items: Iterator[object],
-    work: Callable[[list[object]], Coroutine[Any, Any, ChunkResults[T]]],
-) -> list[ChunkResults[T]]:
-    """Work on chunk after chunk."""
-    done: list[ChunkResults[T]] = []
+    name: str, items: Iterator[object], kind: type[C], work: Callable[[list[object]], Coroutine[Any, Any, C]]
+) -> list[C]:
+    """Work on chunk after chunk. Returns the results of each: where the work failed, that error for every item."""
+    done: list[C] = []
     failures: list[TokenVaultError] = []  # of the latest chunks, one after the other
     while chunk := _next(name, items):
         if len(failures) < FAILED_CHUNKS_MAX:
@@ -91,7 +102,9 @@ async def _chunks(
                 continue
             except TokenVaultError as error:
                 failures.append(error)
-        done.append(FailedChunk(len(chunk), failures[-1]))
+        failed = kind(len(chunk))
+        failed.fail(np.arange(len(chunk)), failures[-1])
+        done.append(failed)
     return done
 
 

@@ -7,7 +7,7 @@ decision share one; where limits count, each use is decided on by itself, after 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -19,7 +19,6 @@ from tokenvault.errors import (
     ConfigurationError,
     IntegrityError,
     InvalidInputError,
-    PermissionDeniedError,
     TokenNotFoundError,
     TokenVaultError,
 )
@@ -54,7 +53,7 @@ class _Chunk(Generic[R]):
         uses: by their row in the chunk.
         stored: the records of their tokens.
         results: what came of each.
-        notes: the event, in which checks note only that a permission is missing.
+        notes: what the event is to say of each.
         now_ms: the time, in milliseconds of the Unix epoch.
     """
 
@@ -65,6 +64,11 @@ class _Chunk(Generic[R]):
     notes: BatchEventBuilder
     now_ms: int
 
+    def place(self, row: int) -> int:
+        """Where the record of a use's token stands in `stored`."""
+        token, _ = self.uses[row]
+        return self.stored.places[token]
+
 
 @attrs.frozen
 class _Group:
@@ -73,7 +77,7 @@ class _Group:
     Attributes:
         rows: of the uses; places: of their tokens' records.
         transaction: of all of them.
-        token: the first one's record and card.
+        token: a record and card like theirs; the card is their own where the transaction could contain its number.
         restrictions: of all of them.
     """
 
@@ -152,45 +156,25 @@ async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
 
 async def _groups(chunk: _Chunk[R]) -> list[_Group]:
     """Group the uses that can be decided on; the others fail."""
-    by_transaction: dict[int, list[int]] = defaultdict(list)
-    for row, (_, transaction) in chunk.uses.items():
-        by_transaction[id(transaction)].append(row)
-    groups: list[_Group] = []
-    for rows in by_transaction.values():
-        _, transaction = chunk.uses[rows[0]]
-        denial = chunk.core.denial(transaction.requestor, Permission.DETOKENIZE)
-        if denial is not None:
-            _deny(chunk, rows, transaction, denial)
-            continue
-        by_decision_key: dict[int, list[int]] = defaultdict(list)
-        for row in await _genuine(chunk, rows):
-            place = chunk.stored.places[chunk.uses[row][0]]
-            by_decision_key[chunk.stored.decision_keys[place]].append(row)
-        alike: Iterable[list[int]] = by_decision_key.values()
-        if transaction._could_contain_pan:  # whose card number that is, is asked of each card
-            alike = [[row] for same in alike for row in same]
-        for same in alike:
-            group = await _group(chunk, same, transaction)
-            if group is not None:
-                groups.append(group)
-    return groups
+    by_decision_key: dict[int, list[int]] = defaultdict(list)
+    for row in await _genuine(chunk):
+        by_decision_key[chunk.stored.decision_keys[chunk.place(row)]].append(row)
+    return [group for rows in by_decision_key.values() for group in await _by_transaction(chunk, rows)]
 
 
-def _deny(chunk: _Chunk[R], rows: list[int], transaction: Transaction, denial: PermissionDeniedError) -> None:
-    kind = Kind(Outcome.DENIED, transaction.requestor, ("PERMISSION_DENIED",))
-    for row in rows:
-        chunk.results.fail(row, denial)
-        chunk.notes.note(row, b"", 0, kind, safe_id(transaction.id))
-
-
-async def _genuine(chunk: _Chunk[R], rows: list[int]) -> list[int]:
-    """The uses of tokens whose records are there and genuine; the others fail."""
+async def _genuine(chunk: _Chunk[R]) -> list[int]:
+    """The uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
+    requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
+    denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
     found = []
-    for row in rows:
-        token, _ = chunk.uses[row]
-        place = chunk.stored.places.get(token)
-        if place is None:
-            _miss(chunk, row)
+    for row, (token, transaction) in chunk.uses.items():
+        denial, place = denials[transaction.requestor], chunk.stored.places.get(token)
+        if denial is not None:
+            _refuse(chunk, row, denial, Outcome.DENIED, codes=("PERMISSION_DENIED",))
+        elif token in chunk.stored.unreadable:
+            chunk.results.fail(row, chunk.stored.unreadable[token])
+        elif place is None:
+            _refuse(chunk, row, TokenNotFoundError("no such token in this vault"), Outcome.NOT_FOUND)
         elif chunk.stored.genuine[place]:
             found.append(row)
         else:
@@ -198,46 +182,61 @@ async def _genuine(chunk: _Chunk[R], rows: list[int]) -> list[int]:
     return found
 
 
-def _miss(chunk: _Chunk[R], row: int) -> None:
-    """Answer a use of a token that is not there, or whose record the store refuses."""
-    token, transaction = chunk.uses[row]
-    unreadable = chunk.stored.unreadable.get(token)
-    chunk.results.fail(row, unreadable or TokenNotFoundError("no such token in this vault"))
-    if unreadable is None and isinstance(chunk.results, CardResults):
-        kind = Kind(Outcome.NOT_FOUND, transaction.requestor)
-        chunk.notes.note(row, b"", 0, kind, safe_id(transaction.id))
+async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
+    """Group uses of tokens with the same decision key; where they can not be decided on, they fail."""
+    try:
+        token = chunk.stored.unsealed(chunk.place(rows[0]))
+    except IntegrityError:
+        for row in rows:
+            await _reject(chunk, row)
+        return []
+    try:
+        restrictions = await chunk.core.documents.restrictions(token.record)
+    except (ConfigurationError, IntegrityError) as error:
+        chunk.results.fail(np.array(rows), error)
+        return []
+    by_transaction: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        by_transaction[id(chunk.uses[row][1])].append(row)
+    groups = []
+    for same in by_transaction.values():
+        places = [chunk.place(row) for row in same]
+        _, transaction = chunk.uses[same[0]]
+        if transaction._could_contain_pan:  # whose card number that is, is asked of each card
+            for row, place in zip(same, places, strict=True):
+                own = token._replace(card=chunk.stored.card(place))
+                groups.append(_Group(np.array([row]), np.array([place]), transaction, own, restrictions))
+        else:
+            groups.append(_Group(np.array(same), np.array(places), transaction, token, restrictions))
+    return groups
 
 
 async def _reject(chunk: _Chunk[R], row: int) -> None:
-    """Answer a use of a token whose record is not what a vault wrote."""
-    token, transaction = chunk.uses[row]
-    stored = chunk.stored.rows[chunk.stored.places[token]]
+    """Refuse a use of a token whose record is not what a vault wrote."""
+    stored = chunk.stored.rows[chunk.place(row)]
     failure = IntegrityError("a token record is not one that this library writes")
     try:
         await chunk.core.open(stored)
     except IntegrityError as error:
         failure = error
-    chunk.results.fail(row, failure)
-    if isinstance(chunk.results, CardResults):  # the reference is noted as the row claims it
-        kind = Kind(Outcome.TAMPERED, transaction.requestor)
-        chunk.notes.note(row, stored.reference, 0, kind, safe_id(transaction.id))
+    _refuse(chunk, row, failure, Outcome.TAMPERED, reference=stored.reference)  # as the row claims it
 
 
-async def _group(chunk: _Chunk[R], rows: list[int], transaction: Transaction) -> _Group | None:
-    """A group of uses; None where their tokens can not be decided on: then they fail."""
-    places = [chunk.stored.places[chunk.uses[row][0]] for row in rows]
-    try:
-        token = chunk.stored.unsealed(places[0])
-    except IntegrityError:
-        for row in rows:
-            await _reject(chunk, row)
-        return None
-    try:
-        restrictions = await chunk.core.documents.restrictions(token.record)
-    except (ConfigurationError, IntegrityError) as error:
-        chunk.results.fail(np.array(rows), error)
-        return None
-    return _Group(np.array(rows), np.array(places), transaction, token, restrictions)
+def _refuse(
+    chunk: _Chunk[R],
+    row: int,
+    error: TokenVaultError,
+    outcome: Outcome,
+    *,
+    codes: tuple[str, ...] = (),
+    reference: bytes = b"",
+) -> None:
+    """Answer a use by an error, and note it; of checks, only that a permission is missing."""
+    _, transaction = chunk.uses[row]
+    chunk.results.fail(row, error)
+    if outcome is Outcome.DENIED or isinstance(chunk.results, CardResults):
+        kind = Kind(outcome, transaction.requestor, codes)
+        chunk.notes.note(row, reference, 0, kind, safe_id(transaction.id))
 
 
 async def _detokenize(chunk: _Chunk[CardResults]) -> list[str]:
@@ -273,7 +272,7 @@ def _count(
     The token's record as it is to be written goes into `used`: one revision, however many uses it counts.
     """
     token, transaction = chunk.uses[row]
-    place = chunk.stored.places[token]
+    place = chunk.place(row)
     current = used[token] if token in used else chunk.stored.unsealed(place)
     event, counts, refusal = use.judge(current, restrictions, transaction, chunk.now_ms)
     record, card = current
