@@ -35,9 +35,8 @@ from tokenvault.audit.batch_event import (
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.random import uniform
 from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
-from tokenvault.stores.checks import EVENT_BODY_BYTES_MAX
 from tokenvault.stores.new_records import RecordBatch
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import EVENT_BODY_BYTES_MAX, SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.batch import run as batches
 

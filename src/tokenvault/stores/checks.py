@@ -14,29 +14,27 @@ from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import (
+    BODY_BYTES_MAX,
     DOCUMENT_BYTES_MAX,
+    EVENT_BODY_BYTES_MAX,
+    INTEGER_MAX,
+    MAC_BYTES,
     MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
     META_VALUE_BYTES_MAX,
     PAGE_MAX,
+    PAN_FINGERPRINT_BYTES,
+    PROGRAM_CHARACTERS_MAX,
+    REFERENCE_BYTES,
+    REQUESTOR_DIGITS,
+    SEAL_BYTES,
+    STREAM_BYTES,
     SealedEvent,
     SealedRecord,
     digest_of,
 )
 
-BODY_BYTES_MAX: Final = 4_096
-EVENT_BODY_BYTES_MAX: Final = 2**20
-INTEGER_MAX: Final = 2**63 - 1
 INTEGER_MIN: Final = -(2**63)
-REQUESTOR_CHARACTERS: Final = 11
-PROGRAM_CHARACTERS_MAX: Final = 64
-REFERENCE_BYTES: Final = 16
-PAN_FINGERPRINT_BYTES: Final = 16
-STREAM_BYTES: Final = 16
-SEAL_BYTES: Final = 45
-MAC_BYTES: Final = 16
-DIGEST_BYTES: Final = 32
-
 _COLUMNS_MIN: Final = 16
 _OWNERS_CACHED_MAX: Final = 1_024
 _Item = TypeVar("_Item")
@@ -74,7 +72,7 @@ def record_fits(record: SealedRecord) -> bool:
         )
         == _RECORD_TYPES
         and _is_token(token) is not None
-        and len(requestor) == REQUESTOR_CHARACTERS
+        and len(requestor) == REQUESTOR_DIGITS
         and len(program) <= PROGRAM_CHARACTERS_MAX
         and _owner_fits(requestor, program)
         and len(reference) == REFERENCE_BYTES

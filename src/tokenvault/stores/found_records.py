@@ -12,14 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.stores.new_records import Bytes, ColumnarRecords, records_of, split
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import (
+    BODY_BYTES_MAX,
+    PAN_FINGERPRINT_BYTES,
+    PROGRAM_CHARACTERS_MAX,
+    REFERENCE_BYTES,
+    REQUESTOR_DIGITS,
+    SEAL_BYTES,
+    TOKEN_DIGITS_MAX,
+    TOKEN_DIGITS_MIN,
+    SealedRecord,
+)
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
-_TOKEN_DIGITS: Final = (13, 19)
-_REQUESTOR_DIGITS: Final = 11
-_PROGRAM_CHARACTERS_MAX: Final = 64
-_BODY_BYTES_MAX: Final = 4_096
 _ASCII_MAX: Final = 0x7F
 
 
@@ -78,15 +84,14 @@ class RecordColumns(ColumnarRecords):
 
     def fit(self) -> bool:
         """Whether each field of each record has the shape that SealedRecord states."""
-        low, high = _TOKEN_DIGITS
         return (
-            low <= self.tokens.shape[1] <= high
-            and self.references.shape[1] == 16
-            and self.pan_fingerprints.shape[1] == 16
-            and self.requestors.shape[1] == _REQUESTOR_DIGITS
-            and 1 <= self.programs.shape[1] <= _PROGRAM_CHARACTERS_MAX
-            and self.bodies.shape[1] <= _BODY_BYTES_MAX
-            and self.seals.shape[1] == 45
+            TOKEN_DIGITS_MIN <= self.tokens.shape[1] <= TOKEN_DIGITS_MAX
+            and self.references.shape[1] == REFERENCE_BYTES
+            and self.pan_fingerprints.shape[1] == PAN_FINGERPRINT_BYTES
+            and self.requestors.shape[1] == REQUESTOR_DIGITS
+            and 1 <= self.programs.shape[1] <= PROGRAM_CHARACTERS_MAX
+            and self.bodies.shape[1] <= BODY_BYTES_MAX
+            and self.seals.shape[1] == SEAL_BYTES
             and _are_digits(self.tokens)
             and _are_digits(self.requestors)
             and bool((self.programs <= _ASCII_MAX).all())

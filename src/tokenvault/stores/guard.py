@@ -32,9 +32,6 @@ from tokenvault.errors import (
 )
 from tokenvault.runtime import run
 from tokenvault.stores.checks import (
-    DIGEST_BYTES,
-    INTEGER_MAX,
-    REFERENCE_BYTES,
     check_bytes,
     check_digest,
     check_document,
@@ -56,7 +53,14 @@ from tokenvault.stores.checks import (
     sound_streams,
     sound_value,
 )
-from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
+from tokenvault.stores.port import (
+    DIGEST_BYTES,
+    INTEGER_MAX,
+    PAGE_MAX,
+    REFERENCE_BYTES,
+    SealedEvent,
+    SealedRecord,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, SEAL_BYTES, SealedRecord
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -82,8 +82,10 @@ class RecordBatch(ColumnarRecords):
     ) -> None:
         rows = len(tokens)
         for name, column, width in (
-            ("references", references, 16), ("pan_fingerprints", pan_fingerprints, 16), ("seals", seals, 45)
-        ):  # fmt: skip
+            ("references", references, REFERENCE_BYTES),
+            ("pan_fingerprints", pan_fingerprints, PAN_FINGERPRINT_BYTES),
+            ("seals", seals, SEAL_BYTES),
+        ):
             if type(column) is not np.ndarray or column.dtype != np.uint8 or column.shape != (rows, width):
                 raise InvalidInputError(f"{name} is an array of uint8 of shape (rows, {width})")
         joined = b"\n".join([*tokens, b""])

@@ -16,9 +16,24 @@ from typing import Final, NamedTuple, Protocol
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
 
+INTEGER_MAX: Final = 2**63 - 1
+"""The greatest revision, key version and event number."""
+
+TOKEN_DIGITS_MIN: Final = 13
+TOKEN_DIGITS_MAX: Final = 19
+REFERENCE_BYTES: Final = 16
+PAN_FINGERPRINT_BYTES: Final = 16
+REQUESTOR_DIGITS: Final = 11
+PROGRAM_CHARACTERS_MAX: Final = 64
+BODY_BYTES_MAX: Final = 4_096
+SEAL_BYTES: Final = 45
+STREAM_BYTES: Final = 16
+EVENT_BODY_BYTES_MAX: Final = 2**20
+MAC_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+DOCUMENT_BYTES_MAX: Final = 65_536
 META_NAME_CHARACTERS_MAX: Final = 64
 META_VALUE_BYTES_MAX: Final = 4_096
-DOCUMENT_BYTES_MAX: Final = 65_536
 
 
 class SealedRecord(NamedTuple):
