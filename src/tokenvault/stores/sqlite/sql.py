@@ -40,7 +40,7 @@ STREAMS: Final = """
         FROM streams WHERE streams.stream IS NOT NULL
     ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
 # Likewise, from the other end.
-HEADS: Final = """
+LATEST_CHECKPOINTS: Final = """
     WITH RECURSIVE newest (stream, remaining) AS (
         SELECT max(stream), ? FROM events
         UNION ALL
@@ -56,12 +56,15 @@ INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLI
 # The usual replacement keeps reference and pan_fingerprint. SQLite rewrites the indexes of every column that it is
 # told to set, changed or not: a statement that leaves those two alone writes half the pages.
 REPLACE: Final = (
-    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
-    " WHERE token = ? AND revision = ? AND reference = ? AND pan_fingerprint = ?"
+    "UPDATE tokens SET requestor = :requestor, program = :program, revision = :revision,"
+    " key_version = :key_version, body = :body, seal = :seal"
+    " WHERE token = :token AND revision = :revision - 1"
+    " AND reference = :reference AND pan_fingerprint = :pan_fingerprint"
 )
 REPLACE_ALL: Final = (
-    "UPDATE tokens SET reference = ?, pan_fingerprint = ?, requestor = ?, program = ?, revision = ?,"
-    " key_version = ?, body = ?, seal = ? WHERE token = ? AND revision = ?"
+    "UPDATE tokens SET reference = :reference, pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
+    " program = :program, revision = :revision, key_version = :key_version, body = :body, seal = :seal"
+    " WHERE token = :token AND revision = :revision - 1"
 )
 PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
 REVISION: Final = "SELECT revision FROM tokens WHERE token = ?"
