@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -24,14 +23,14 @@ class Forwarding(Guard):
 
     locals().update(
         dict.fromkeys(Guard.__abstractmethods__)
-    )  # nobody asks for an adapter's private methods here
+    )  # an adapter's private methods, never asked here
 
     @abstractmethod
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What a method does, by its name."""
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        return functools.partial(self._forward, call.__name__)
+    def _call(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+        return self._forward(call.__name__, *args, **kwargs)
 
 
 class BlockingStore(Forwarding, Awaited):

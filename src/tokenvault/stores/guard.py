@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from types import MethodType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -89,7 +90,12 @@ class port_method(Generic[P, T]):  # used as a decorator, like `property`
     """A method of the port, written as a coroutine: an awaited store awaits it, a blocking one runs it."""
 
     def __init__(self, call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
+        @functools.wraps(call)
+        def method(store: Guard, *args: P.args, **kwargs: P.kwargs) -> Any:
+            return store._call(call, *args, **kwargs)
+
         self.call: Final = call
+        self._method: Final = method
         self.__doc__ = call.__doc__
 
     @overload
@@ -100,17 +106,17 @@ class port_method(Generic[P, T]):  # used as a decorator, like `property`
     def __get__(self, store: Awaited, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, store: Guard | None, owner: type) -> Callable[..., Any]:
         """The method as a store's callers see it."""
-        return self.call if store is None else store._bound(self.call)
+        return self.call if store is None else MethodType(self._method, store)
 
 
-class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the linter does not see
+class Guard(ABC):
     """The methods of the port over the private methods of an adapter."""
 
     _closed = False
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        """A method of the port as callers of this store see it."""
-        raise TypeError("a store is a TokenStoreBase or an AsyncTokenStoreBase")
+    @abstractmethod
+    def _call(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+        """Do what a method of the port does, as callers of this store see it."""
 
     @port_method
     async def provision(self) -> None:
@@ -328,19 +334,17 @@ class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the l
 class Blocking(Guard):
     """A store whose methods return their answers."""
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return run(_guarded(self, call, *args, **kwargs))
-
-        return method
+    def _call(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        return run(_guarded(self, call, *args, **kwargs))
 
 
 class Awaited(Guard):
     """A store whose methods are coroutines."""
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        return functools.partial(_guarded, self, call)
+    def _call(
+        self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]:
+        return _guarded(self, call, *args, **kwargs)
 
 
 class TokenStoreBase(Blocking):

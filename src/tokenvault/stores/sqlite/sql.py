@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 _Key = TypeVar("_Key", str, bytes)
@@ -74,11 +74,14 @@ PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
 APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
 
 
-def statements_of(keys: Sequence[_Key]) -> Iterator[tuple[int, list[_Key]]]:
+def statements_of(keys: Sequence[_Key]) -> list[tuple[int, Sequence[_Key]]]:
     """Keys for statements of few sizes, so that few are kept prepared; the last is filled up with its last key."""
+    if len(keys) == 1:
+        return [(1, keys)]
     wanted = list(dict.fromkeys(keys))
     size_max = _KEYS_OF_ONE_STATEMENT[-1]
-    for start in range(0, len(wanted), size_max):
-        chunk = wanted[start : start + size_max]
-        size = next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk))
-        yield size, chunk + chunk[-1:] * (size - len(chunk))
+    chunks = [wanted[start : start + size_max] for start in range(0, len(wanted), size_max)]
+    sizes = [next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk)) for chunk in chunks]
+    return [
+        (size, chunk + chunk[-1:] * (size - len(chunk))) for size, chunk in zip(sizes, chunks, strict=True)
+    ]
