@@ -1,6 +1,6 @@
 """Token stores: the port and its adapters.
 
-`open_token_store` and `open_async_token_store` open what an address names. The adapters of PostgreSQL are imported when
+`open_token_store` and `open_async_token_store` open what an address names. PostgreSQL's adapters are imported when
 they are first asked for, so that the others can be used where no psycopg is installed. An adapter of your own is a
 `TokenStoreBase` or an `AsyncTokenStoreBase`; `tokenvault.testing` has the kit by which it proves itself.
 """

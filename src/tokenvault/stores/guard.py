@@ -32,28 +32,7 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.runtime import run
-from tokenvault.stores.checks import (
-    check_bytes,
-    check_digest,
-    check_document,
-    check_event_page,
-    check_key_version,
-    check_limit,
-    check_meta,
-    check_owner,
-    check_page,
-    checked_events,
-    checked_pan_fingerprints,
-    checked_records,
-    checked_tokens,
-    first_after,
-    sound_document,
-    sound_events,
-    sound_latest_checkpoints,
-    sound_records,
-    sound_streams,
-    sound_value,
-)
+from tokenvault.stores import checks
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -131,8 +110,8 @@ class Guard(ABC):
     @port_method
     async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """The records of these tokens, each once; those that do not exist are left out."""
-        checked = checked_tokens(tokens)
-        return sound_records(await _value(self._get(checked))) if checked else []
+        checked = checks.checked_tokens(tokens)
+        return checks.sound_records(await _value(self._get(checked))) if checked else []
 
     @port_method
     async def find(
@@ -140,26 +119,26 @@ class Guard(ABC):
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         """The records of a PAN fingerprint, or of several, whose token is greater than `after`, by token."""
-        checked = checked_pan_fingerprints(pan_fingerprint)
-        check_owner(requestor, program)
-        check_page(after, limit)
-        return sound_records(await _value(self._find(checked, requestor, program, after, limit)))
+        checked = checks.checked_pan_fingerprints(pan_fingerprint)
+        checks.check_owner(requestor, program)
+        checks.check_page(after, limit)
+        return checks.sound_records(await _value(self._find(checked, requestor, program, after, limit)))
 
     @port_method
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
         """The record with this reference."""
-        check_bytes(reference, REFERENCE_BYTES, "a reference")
+        checks.check_bytes(reference, REFERENCE_BYTES, "a reference")
         record = await _value(self._by_reference(reference))
-        return None if record is None else sound_records([record])[0]
+        return None if record is None else checks.sound_records([record])[0]
 
     @port_method
     async def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
     ) -> list[str]:
         """Insert all, or, where a token exists already, nothing. Returns the tokens that existed."""
-        records, events = checked_records(records, 1, 1), checked_events(events)
+        records, events = checks.checked_records(records, 1, 1), checks.checked_events(events)
         if document is not None:
-            check_document(document)
+            checks.check_document(document)
         elif not (records or events):
             return []
         return await _value(self._insert(records, events, document))
@@ -167,13 +146,13 @@ class Guard(ABC):
     @port_method
     async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Replace all, or, where a revision has moved, nothing. Returns the tokens that had moved."""
-        records, events = checked_records(records, 2, INTEGER_MAX), checked_events(events)
+        records, events = checks.checked_records(records, 2, INTEGER_MAX), checks.checked_events(events)
         return await _value(self._replace(records, events)) if records or events else []
 
     @port_method
     async def append(self, events: Sequence[SealedEvent]) -> None:
         """Append events in one atomic step. An event that exists already is a TokenStoreError."""
-        checked = checked_events(events)
+        checked = checks.checked_events(events)
         if checked:
             await _value(self._append(checked))
 
@@ -183,58 +162,60 @@ class Guard(ABC):
         after: int = 0, limit: int = PAGE_MAX,
     ) -> list[SealedEvent]:  # fmt: skip
         """Events of one stream by number, or of one reference in the order of writing."""
-        check_event_page(stream, reference, after, limit)
+        checks.check_event_page(stream, reference, after, limit)
         if stream is None:
-            return sound_events(await _value(self._events_about(reference or b"", after, limit)))
+            return checks.sound_events(await _value(self._events_about(reference or b"", after, limit)))
         if after == INTEGER_MAX:
             return []
-        return sound_events(await _value(self._events_of_stream(stream, first_after(after), limit)))
+        return checks.sound_events(
+            await _value(self._events_of_stream(stream, checks.first_after(after), limit))
+        )
 
     @port_method
     async def streams(self) -> list[bytes]:
         """Every event stream there is."""
-        return sound_streams(await _value(self._streams()))
+        return checks.sound_streams(await _value(self._streams()))
 
     @port_method
     async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints."""
-        check_limit(limit)
-        return sound_latest_checkpoints(await _value(self._latest_checkpoints(limit)))
+        checks.check_limit(limit)
+        return checks.sound_latest_checkpoints(await _value(self._latest_checkpoints(limit)))
 
     @port_method
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """Keep a document under its SHA-256; nothing happens where it is there already."""
-        check_document(document)
-        check_digest(digest, document)
+        checks.check_document(document)
+        checks.check_digest(digest, document)
         await _value(self._put_domain(digest, document))
 
     @port_method
     async def get_domain(self, digest: bytes) -> bytes | None:
         """The document kept under a digest."""
-        check_bytes(digest, DIGEST_BYTES, "a digest")
-        return sound_document(digest, await _value(self._get_domain(digest)))
+        checks.check_bytes(digest, DIGEST_BYTES, "a digest")
+        return checks.sound_document(digest, await _value(self._get_domain(digest)))
 
     @port_method
     async def scan(
         self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
     ) -> list[SealedRecord]:
         """Records with a token greater than `after`, by token; only of one key version where it is given."""
-        check_page(after, limit)
-        check_key_version(key_version)
-        return sound_records(await _value(self._scan(after, limit, key_version)))
+        checks.check_page(after, limit)
+        checks.check_key_version(key_version)
+        return checks.sound_records(await _value(self._scan(after, limit, key_version)))
 
     @port_method
     async def get_meta(self, name: str) -> bytes | None:
         """A named value, or None."""
-        check_meta(name)
+        checks.check_meta(name)
         value = await _value(self._get_meta(name))
-        return None if value is None else sound_value(value)
+        return None if value is None else checks.sound_value(value)
 
     @port_method
     async def put_meta(self, name: str, value: bytes) -> bytes:
         """Set a named value if it is not set yet. Returns the value that stands now."""
-        check_meta(name, value)
-        return sound_value(await _value(self._put_meta(name, value)))
+        checks.check_meta(name, value)
+        return checks.sound_value(await _value(self._put_meta(name, value)))
 
     @port_method
     async def close(self) -> None:
