@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.checks import record_fits
+from tokenvault.stores.checks import records_fit
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.port import SealedRecord
 from tokenvault.stores.postgres.groups import RECORD, record_groups
@@ -97,7 +97,7 @@ UNFIT = (
 def test_columns_are_refused_where_records_are(fields: dict[str, object]) -> None:
     """Whichever field has another shape, alone or below rows that fit; and one that is just in bounds is taken."""
     unfit = record(7, **fields)
-    assert not record_fits(unfit)
+    assert not records_fit([unfit])
     assert not RecordColumns.of([unfit]).fit()
     for rows in ([unfit], [record(1), unfit], [unfit, record(1)]):
         with pytest.raises(IntegrityError):

@@ -80,6 +80,11 @@ def record_fits(record: SealedRecord) -> bool:
     )
 
 
+def records_fit(records: Sequence[SealedRecord]) -> bool:
+    """Whether `record_fits` says so of every one."""
+    return all(map(record_fits, records))
+
+
 def event_fits(event: SealedEvent) -> bool:
     """Whether each field has the type and shape that SealedEvent states."""
     return (
@@ -236,7 +241,7 @@ def _check_count(items: Sequence[object], what: str) -> None:
 
 def sound_records(records: R) -> R:
     """Records, each of the shape that was written."""
-    if not (records.fit() if isinstance(records, RecordColumns) else all(map(record_fits, records))):
+    if not (records.fit() if isinstance(records, RecordColumns) else records_fit(records)):
         raise IntegrityError("a stored token record has columns of other types or lengths than were written")
     return records
 
