@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import Workers
-from tokenvault.stores.guard import CLOSED, Awaited, Guard
+from tokenvault.stores.errors import CLOSED
+from tokenvault.stores.guard import Awaited, Guard
 from tokenvault.stores.port import TokenStore
 
 THREADS: Final = 4

@@ -14,6 +14,7 @@ from types import MethodType
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Concatenate,
     Final,
     Generic,
@@ -24,15 +25,10 @@ from typing import (
     overload,
 )
 
-from tokenvault.errors import (
-    ConfigurationError,
-    IntegrityError,
-    InvalidInputError,
-    TokenStoreError,
-    TokenVaultError,
-)
+from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import run
 from tokenvault.stores import checks
+from tokenvault.stores.errors import CLOSED, UNEXPLAINED, port_error
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -50,11 +46,6 @@ S = TypeVar("S", bound="Guard")
 Answer: TypeAlias = T | Awaitable[T]
 """What a private method of an adapter returns: the value itself, or a coroutine that gives it."""
 
-PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
-PASSED_WITH_SCHEMA: Final = (*PASSED, ConfigurationError)
-UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
-CLOSED: Final = "the token store is closed; open it again with open_token_store"
-
 if TYPE_CHECKING:
 
     def required(call: F) -> F:
@@ -70,11 +61,16 @@ class port_method(Generic[P, T]):  # used as a decorator, like `property`
 
     def __init__(self, call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
         @functools.wraps(call)
-        def method(store: Guard, *args: P.args, **kwargs: P.kwargs) -> Any:
+        def blocking(store: Guard, *args: P.args, **kwargs: P.kwargs) -> Any:
             return store._call(call, *args, **kwargs)
 
+        @functools.wraps(call)  # not the same function: `inspect` tells by this one that it is to be awaited
+        async def awaited(store: Guard, *args: P.args, **kwargs: P.kwargs) -> Any:
+            return await store._call(call, *args, **kwargs)
+
         self.call: Final = call
-        self._method: Final = method
+        self._blocking: Final = blocking
+        self._awaited: Final = awaited
         self.__doc__ = call.__doc__
 
     @overload
@@ -85,13 +81,16 @@ class port_method(Generic[P, T]):  # used as a decorator, like `property`
     def __get__(self, store: Awaited, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, store: Guard | None, owner: type) -> Callable[..., Any]:
         """The method as a store's callers see it."""
-        return self.call if store is None else MethodType(self._method, store)
+        if store is None:
+            return self.call
+        return MethodType(self._awaited if store._is_awaited else self._blocking, store)
 
 
 class Guard(ABC):
     """The methods of the port over the private methods of an adapter."""
 
     _closed = False
+    _is_awaited: ClassVar[bool]
 
     @abstractmethod
     def _call(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
@@ -315,12 +314,16 @@ class Guard(ABC):
 class Blocking(Guard):
     """A store whose methods return their answers."""
 
+    _is_awaited = False
+
     def _call(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
         return run(_guarded(self, call, *args, **kwargs))
 
 
 class Awaited(Guard):
     """A store whose methods are coroutines."""
+
+    _is_awaited = True
 
     def _call(
         self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
@@ -344,22 +347,6 @@ class AsyncTokenStoreBase(Awaited):
     """
 
 
-def port_error(
-    error: Exception, passed: tuple[type[TokenVaultError], ...], explain: Callable[[Exception], str]
-) -> TokenVaultError:
-    """The error that a caller may see in place of what an adapter raised; chained to nothing."""
-    if isinstance(error, passed):
-        # An adapter may have raised it inside an except block; what it handled there can hold row data.
-        error.__cause__ = error.__context__ = None
-        return error
-    if isinstance(error, TokenVaultError):
-        return TokenStoreError(str(error))
-    try:
-        return TokenStoreError(explain(error))
-    except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
-        return TokenStoreError(UNEXPLAINED)
-
-
 async def _guarded(
     store: S, call: Callable[Concatenate[S, P], Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
@@ -369,8 +356,7 @@ async def _guarded(
     try:
         return await call(store, *args, **kwargs)
     except Exception as error:  # noqa: BLE001  this is where everything is mapped
-        passed = PASSED_WITH_SCHEMA if name in ("provision", "check_schema") else PASSED
-        failure = port_error(error, passed, store._explain)
+        failure = port_error(name, error, store._explain)
     # Outside the block above, or Python would chain the original, which can hold row data.
     try:
         raise failure

@@ -38,7 +38,7 @@ class TokenStoreOnALoop(Forwarding, Blocking):
     ) -> None:
         self.store: Final = store
         self._loop = new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
