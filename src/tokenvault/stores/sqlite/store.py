@@ -180,7 +180,9 @@ class SqliteTokenStore(TokenStoreBase):
         rows: list[Any] = []
         for size, chunk in sql.statements_of(pan_fingerprints):
             rows += self._read(sql.FIND[size, requestor is not None, program is not None], (*chunk, *filters))
-        return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
+        if len(pan_fingerprints) > 1:
+            rows = sorted(rows)[:limit]  # by token first
+        return list(map(SealedRecord._make, rows))
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         rows = self._read(sql.BY_REFERENCE, (reference,))
