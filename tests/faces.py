@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import tokenvault as tv
-from tests.on_a_loop import OnALoop
 from tokenvault.keys import KeyStore
 from tokenvault.stores import ThreadedTokenStore
 from tokenvault.stores.port import TokenStore
+from tokenvault.testing import TokenStoreOnALoop
 
 
 def open_face(keys: KeyStore, store: TokenStore, **parts: Any) -> tv.Vault:
@@ -18,13 +18,13 @@ def open_face(keys: KeyStore, store: TokenStore, **parts: Any) -> tv.Vault:
     run = getattr(store, "run", None)  # also of a store on a loop that another one wraps
     if run is None:
         return tv.Vault(keys, store, **parts)
-    native = store.store if isinstance(store, OnALoop) else ThreadedTokenStore(store)
+    native = store.store if isinstance(store, TokenStoreOnALoop) else ThreadedTokenStore(store)
     return cast(tv.Vault, OnALoopVault(tv.AsyncVault(keys, native, **parts), run))
 
 
 def provision(keys: KeyStore, store: TokenStore) -> None:
     """As either face does it."""
-    if isinstance(store, OnALoop):
+    if isinstance(store, TokenStoreOnALoop):
         store.run(tv.provision_async(keys, store.store))
     else:
         tv.provision(keys, store)
@@ -32,7 +32,7 @@ def provision(keys: KeyStore, store: TokenStore) -> None:
 
 def asked_by_the_vault(store: TokenStore) -> object:
     """The store that the vault itself calls: the one to break."""
-    return store.store if isinstance(store, OnALoop) else store
+    return store.store if isinstance(store, TokenStoreOnALoop) else store
 
 
 class OnALoopVault:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenvault import stores
 from tokenvault.errors import InvalidInputError, TokenStoreError, TokenVaultError
 from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.memory import MemoryTokenStore
@@ -70,6 +71,16 @@ def test_what_is_refused(url: str, advice: str) -> None:
     with pytest.raises(InvalidInputError, match=advice) as caught:
         open_token_store(url)
     assert caught.value.__context__ is None
+
+
+def test_the_public_face_has_every_adapter() -> None:
+    """Those of PostgreSQL are imported when they are asked for, and nothing else is there by accident."""
+    for name in stores.__all__:
+        assert getattr(stores, name).__name__ == name
+    assert issubclass(stores.PostgresTokenStore, stores.TokenStoreBase)
+    assert issubclass(stores.AsyncPostgresTokenStore, stores.AsyncTokenStoreBase)
+    with pytest.raises(AttributeError, match="NoSuchStore"):
+        _ = stores.NoSuchStore
 
 
 @given(st.one_of(st.text(), st.text().map("sqlite:///".__add__), st.from_type(type).flatmap(st.from_type)))

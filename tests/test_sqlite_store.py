@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from tokenvault.stores.port import SealedRecord, TokenStore
 from tokenvault.stores.sqlite import file as _sqlite_file
 from tokenvault.stores.sqlite import sql as statements
 from tokenvault.stores.sqlite import store as adapter
-from tokenvault.stores.sqlite.pool import CONNECTIONS_MAX, Turns
+from tokenvault.stores.sqlite.pool import CONNECTIONS_MAX
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.token_store_harness import replaced, run_processes
 from tokenvault.testing.token_stores import (
@@ -509,26 +510,34 @@ def test_threads_that_end_leave_no_connections(store: SqliteTokenStore) -> None:
     assert store._pool.open_count == 0
 
 
-def test_turns_come_in_the_order_of_asking() -> None:
-    turns, order = Turns(), list[int]()
-    assert turns.take(1)
+def test_a_writer_waits_for_the_other_threads_no_longer_than_is_set(
+    path: Path, store: SqliteTokenStore
+) -> None:
+    """Reads do not wait, and who gave up holds up nobody."""
+    with closing(SqliteTokenStore(path, busy_seconds_max=0.2)) as hasty:
+        with hasty._pool.write_lock:
+            begun = time.monotonic()
+            with pytest.raises(TokenStoreError, match="other writers"):
+                hasty.append([an_event(1)])
+            assert 0.15 < time.monotonic() - begun < 5
+            assert hasty.events(stream=an_event(1).stream) == []
+        hasty.append([an_event(1)])
+    assert store.events(stream=an_event(1).stream) == [an_event(1)]
 
-    def wait(number: int) -> None:
-        assert turns.take(10)
-        order.append(number)
-        turns.give()
 
-    threads = [threading.Thread(target=wait, args=(number,)) for number in range(8)]
-    for number, thread in enumerate(threads):
-        thread.start()
-        while len(turns._waiting) <= number:
-            time.sleep(0.001)
-    assert not turns.take(0.01)  # gives up without holding up those behind it
-    turns.give()
-    for thread in threads:
-        thread.join()
-    assert order == list(range(8))
-    assert turns.take(0)
+def test_no_writer_is_passed_over_for_long(path: Path, store: SqliteTokenStore) -> None:
+    """Of more threads than connections, which write as fast as they can, none waits past its bound."""
+    threads, each = 2 * CONNECTIONS_MAX, 20
+    with closing(SqliteTokenStore(path, busy_seconds_max=10)) as contended:
+
+        def write(stream: int) -> None:
+            for number in range(each):
+                contended.append([an_event(number + 1, stream=stream)])
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(write, range(threads)))
+    assert all(len(store.events(stream=stream)) == each for stream in store.streams())
+    assert len(store.streams()) == threads
 
 
 # Processes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +19,6 @@ from tokenvault.keys import KeyStore
 from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.sqlite import file as _sqlite_file
-from tokenvault.stores.sqlite.file import PLACE_SECONDS
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 ONCE = tv.Domain(limits=(tv.Limit(uses=1),))
@@ -186,7 +184,6 @@ def test_a_file_removed_under_an_open_vault_takes_no_write_that_is_lost(
         token = issue(vault).token
         for path in files(tmp_path):
             path.unlink()
-        time.sleep(PLACE_SECONDS)
         for _ in range(3):
             with pytest.raises(tv.TokenStoreError):
                 issue(vault)
@@ -205,7 +202,6 @@ def test_a_file_moved_away_and_back_under_an_open_vault_loses_nothing(keys: KeyS
         token = issue(vault, domain=ONCE).token
         for path in files(tmp_path):
             path.rename(away / path.name)
-        time.sleep(PLACE_SECONDS)
         with pytest.raises(tv.TokenStoreError):
             vault.detokenize(token, use())
         for path in files(away):
@@ -228,7 +224,6 @@ def test_a_backup_put_in_place_of_the_file_is_what_the_vault_goes_on_with(
         for path in files(tmp_path):
             path.unlink()
         (tmp_path / "backup").rename(tmp_path / FILE)
-        time.sleep(PLACE_SECONDS)
         with pytest.raises(tv.TokenStoreError):
             issue(vault)
         fresh = issue(vault).token

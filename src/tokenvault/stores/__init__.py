@@ -1,25 +1,37 @@
-"""Token stores: the port and its adapters."""
+"""Token stores: the port and its adapters.
+
+`open_token_store` and `open_async_token_store` open what an address names. PostgreSQL's adapters are imported when
+they are first asked for, so that the others can be used where no psycopg is installed. An adapter of your own is a
+`TokenStoreBase` or an `AsyncTokenStoreBase`; `tokenvault.testing` has the kit by which it proves itself.
+"""
 
 from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
 from tokenvault.stores.forwarding import ThreadedTokenStore
-from tokenvault.stores.guard import AsyncTokenStoreBase
+from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
+if TYPE_CHECKING:
+    from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
+    from tokenvault.stores.postgres.store import PostgresTokenStore
+
 __all__ = [
+    "AsyncPostgresTokenStore",
     "AsyncTokenStore",
     "AsyncTokenStoreBase",
     "MemoryTokenStore",
+    "PostgresTokenStore",
     "SqliteTokenStore",
     "ThreadedTokenStore",
     "TokenStore",
+    "TokenStoreBase",
     "open_async_token_store",
     "open_token_store",
 ]
@@ -69,7 +81,7 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
     if type(url) is not str or not url.startswith("postgresql:"):
         return ThreadedTokenStore(open_token_store(url))
     try:
-        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
+        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
     except ImportError:
         failure = ConfigurationError(_NO_PSYCOPG)
     else:
@@ -106,12 +118,24 @@ def _open_sqlite(rest: str) -> TokenStore:
 
 def _open_postgres(rest: str) -> TokenStore:
     try:
-        from tokenvault.stores.postgres.store import PostgresTokenStore  # noqa: PLC0415  an extra
+        from tokenvault.stores.postgres.store import PostgresTokenStore  # noqa: PLC0415 # see above
     except ImportError:
         failure = ConfigurationError(_NO_PSYCOPG)
     else:
         return PostgresTokenStore(f"postgresql:{rest}")
     raise failure
+
+
+def __getattr__(name: str) -> object:
+    if name == "PostgresTokenStore":
+        from tokenvault.stores.postgres.store import PostgresTokenStore  # noqa: PLC0415 # see above
+
+        return PostgresTokenStore
+    if name == "AsyncPostgresTokenStore":
+        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
+
+        return AsyncPostgresTokenStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _NO_PSYCOPG: Final = (

@@ -1,11 +1,11 @@
 """What the token store port takes and gives: checks of arguments and of rows, for every adapter.
 
-Plain functions, so that blocking adapters and those with coroutines use the same ones.
+`check_` and `checked_` refuse arguments with InvalidInputError; `sound_` refuses rows that an adapter read with
+IntegrityError. Subclasses of str, bytes and int are refused, too: they could compare unlike what is stored.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from typing import Final, TypeVar
@@ -18,7 +18,6 @@ from tokenvault.stores.port import (
     DOCUMENT_BYTES_MAX,
     EVENT_BODY_BYTES_MAX,
     INTEGER_MAX,
-    INTEGER_MIN,
     MAC_BYTES,
     MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
@@ -27,7 +26,7 @@ from tokenvault.stores.port import (
     PAN_FINGERPRINT_BYTES,
     PROGRAM_CHARACTERS_MAX,
     REFERENCE_BYTES,
-    REQUESTOR_CHARACTERS,
+    REQUESTOR_DIGITS,
     SEAL_BYTES,
     STREAM_BYTES,
     TOKEN_DIGITS_MAX,
@@ -37,117 +36,75 @@ from tokenvault.stores.port import (
     digest_of,
 )
 
-_COLUMNS_MIN: Final = 16
-_OWNERS_CACHED_MAX: Final = 1_024
-_Item = TypeVar("_Item")
-_Records = TypeVar("_Records", bound=Sequence[SealedRecord])
-_RECORD_TYPES: Final = (str, bytes, bytes, str, str, int, int, bytes, bytes)
-_EVENT_TYPES: Final = (bytes, int, bytes, bytes, bytes)
+T = TypeVar("T")
+R = TypeVar("R", bound=Sequence[SealedRecord])
 
-_TOKEN: Final = f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}"
-_is_token = re.compile(_TOKEN).fullmatch
-_is_token_prefix = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}").fullmatch
-_is_requestor = re.compile(f"[0-9]{{{REQUESTOR_CHARACTERS}}}").fullmatch
-_is_program = re.compile(f"[\x00-\x7f]{{1,{PROGRAM_CHARACTERS_MAX}}}", re.DOTALL).fullmatch
-_are_tokens = re.compile(f"{_TOKEN}(?:\n{_TOKEN})*").fullmatch
-_is_meta_name = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}").fullmatch
+INTEGER_MIN: Final = -(2**63)
+
+_TOKEN: Final = re.compile(f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}")
+_TOKEN_PREFIX: Final = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}")
+_REQUESTOR: Final = re.compile(f"[0-9]{{{REQUESTOR_DIGITS}}}")
+_PROGRAM: Final = re.compile(f"[\x00-\x7f]{{1,{PROGRAM_CHARACTERS_MAX}}}")
+_META_NAME: Final = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}")
 
 
-# Shapes. Subclasses of str, bytes and int are refused: they could compare unlike what is stored.
+def _is_text(value: object, pattern: re.Pattern[str]) -> bool:
+    return type(value) is str and pattern.fullmatch(value) is not None
+
+
+def _is_bytes(value: object, length: int) -> bool:
+    return type(value) is bytes and len(value) == length
+
+
+def _is_bytes_up_to(value: object, length_max: int) -> bool:
+    return type(value) is bytes and len(value) <= length_max
+
+
+def _is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def record_fits(record: SealedRecord) -> bool:
     """Whether each field has the type and shape that SealedRecord states."""
-    if type(record) is not SealedRecord:
-        return False
-    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = record
     return (
-        (
-            type(token),
-            type(reference),
-            type(pan_fingerprint),
-            type(requestor),
-            type(program),
-            type(revision),
-            type(key_version),
-            type(body),
-            type(seal),
-        )
-        == _RECORD_TYPES
-        and _is_token(token) is not None
-        and len(requestor) == REQUESTOR_CHARACTERS
-        and len(program) <= PROGRAM_CHARACTERS_MAX
-        and _owner_fits(requestor, program)
-        and len(reference) == REFERENCE_BYTES
-        and len(pan_fingerprint) == PAN_FINGERPRINT_BYTES
-        and len(body) <= BODY_BYTES_MAX
-        and len(seal) == SEAL_BYTES
-        and 1 <= revision <= INTEGER_MAX
-        and 1 <= key_version <= INTEGER_MAX
-    )
-
-
-# A vault's are few, and one stands in each record. Of what does not fit some is kept, too: it is short.
-@functools.lru_cache(_OWNERS_CACHED_MAX)
-def _owner_fits(requestor: str, program: str) -> bool:
-    return _is_requestor(requestor) is not None and _is_program(program) is not None
-
-
-def event_fits(event: SealedEvent) -> bool:
-    """Whether each field has the type and shape that SealedEvent states."""
-    if type(event) is not SealedEvent:
-        return False
-    stream, number, reference, body, mac = event
-    return (
-        (type(stream), type(number), type(reference), type(body), type(mac)) == _EVENT_TYPES
-        and len(stream) == STREAM_BYTES
-        and len(reference) in (0, REFERENCE_BYTES)
-        and len(body) <= EVENT_BODY_BYTES_MAX
-        and len(mac) == MAC_BYTES
-        and 1 <= number <= INTEGER_MAX
+        type(record) is SealedRecord
+        and _is_text(record.token, _TOKEN)
+        and _is_bytes(record.reference, REFERENCE_BYTES)
+        and _is_bytes(record.pan_fingerprint, PAN_FINGERPRINT_BYTES)
+        and _is_text(record.requestor, _REQUESTOR)
+        and _is_text(record.program, _PROGRAM)
+        and _is_number(record.revision, 1)
+        and _is_number(record.key_version, 1)
+        and _is_bytes_up_to(record.body, BODY_BYTES_MAX)
+        and _is_bytes(record.seal, SEAL_BYTES)
     )
 
 
 def records_fit(records: Sequence[SealedRecord]) -> bool:
-    """Whether `record_fits` says so of every one: the columns of many are looked at one by one."""
-    if len(records) == 1:
-        return record_fits(records[0])
-    if len(records) < _COLUMNS_MIN or set(map(type, records)) != {SealedRecord}:
-        return all(map(record_fits, records))
-    columns = tuple(zip(*records, strict=True))
-    if [set(map(type, column)) for column in columns] != [{kind} for kind in _RECORD_TYPES]:
-        return False
-    tokens, references, pan_fingerprints, requestors, programs, revisions, key_versions, bodies, seals = (
-        columns
-    )
+    """Whether `record_fits` says so of every one."""
+    return all(map(record_fits, records))
+
+
+def event_fits(event: SealedEvent) -> bool:
+    """Whether each field has the type and shape that SealedEvent states."""
     return (
-        _are_separate_tokens(tokens)
-        and all(map(_is_requestor, set(requestors)))
-        and all(map(_is_program, set(programs)))
-        and set(map(len, references)) == {REFERENCE_BYTES}
-        and set(map(len, pan_fingerprints)) == {PAN_FINGERPRINT_BYTES}
-        and max(map(len, bodies)) <= BODY_BYTES_MAX
-        and set(map(len, seals)) == {SEAL_BYTES}
-        and 1 <= min(revisions) <= max(revisions) <= INTEGER_MAX
-        and 1 <= min(key_versions) <= max(key_versions) <= INTEGER_MAX
+        type(event) is SealedEvent
+        and _is_bytes(event.stream, STREAM_BYTES)
+        and _is_number(event.number, 1)
+        and (_is_bytes(event.reference, REFERENCE_BYTES) or _is_bytes(event.reference, 0))
+        and _is_bytes_up_to(event.body, EVENT_BODY_BYTES_MAX)
+        and _is_bytes(event.mac, MAC_BYTES)
     )
 
 
-def _are_separate_tokens(tokens: Sequence[str]) -> bool:
-    joined = "\n".join(tokens)
-    return _are_tokens(joined) is not None and joined.count("\n") == len(tokens) - 1
-
-
-# Checks of arguments: each returns what the adapter gets, or raises InvalidInputError.
+# Arguments: what is checked is returned as the adapter gets it.
 
 
 def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
-    if len(checked) > 1 and set(map(type, checked)) == {str} and _are_separate_tokens(checked):
-        return checked
     for token in checked:
-        if type(token) is not str or _is_token(token) is None:
+        if not _is_text(token, _TOKEN):
             raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
     return checked
 
@@ -156,35 +113,31 @@ def checked_records(
     records: Sequence[SealedRecord], revision_min: int, revision_max: int
 ) -> Sequence[SealedRecord]:
     """Records to write: at most PAGE_MAX, of distinct tokens, with revisions in a range."""
-    if type(records) is RecordBatch:
-        return _checked_batch(records, revision_min, revision_max)
-    checked = _checked_items(records, "records")
-    for record in checked:
-        if not record_fits(record):
-            raise InvalidInputError("a record has the field types and lengths that SealedRecord states")
-        if not revision_min <= record.revision <= revision_max:
-            raise InvalidInputError("a record is inserted with revision 1 and replaced with one above it")
-    if len(checked) > 1 and len({record.token for record in checked}) != len(checked):
-        raise InvalidInputError("the records of one call have distinct tokens")
-    return checked
-
-
-def _checked_batch(records: RecordBatch, revision_min: int, revision_max: int) -> RecordBatch:
-    """As `checked_records`: it checked its columns itself, and one record has the other fields of all."""
-    if len(records) > PAGE_MAX:
-        raise InvalidInputError(f"at most {PAGE_MAX} records in one call; split the batch")
-    if len(records):
-        checked_records([records[0]], revision_min, revision_max)
-    if len(set(records.tokens)) != len(records):
+    if type(records) is RecordBatch:  # it checked its columns itself; what the records have in common is left
+        _check_count(records, "records")
+        _check_each_record(records[:1], revision_min, revision_max)
+        distinct = len(set(records.tokens))
+    else:
+        records = _checked_items(records, "records")
+        _check_each_record(records, revision_min, revision_max)
+        distinct = len({record.token for record in records})
+    if distinct != len(records):
         raise InvalidInputError("the records of one call have distinct tokens")
     return records
 
 
+def _check_each_record(records: Sequence[SealedRecord], revision_min: int, revision_max: int) -> None:
+    for record in records:
+        if not record_fits(record):
+            raise InvalidInputError("a record has the field types and lengths that SealedRecord states")
+        if not revision_min <= record.revision <= revision_max:
+            raise InvalidInputError("a record is inserted with revision 1 and replaced with one above it")
+
+
 def checked_pan_fingerprints(pan_fingerprints: bytes | Sequence[bytes]) -> Sequence[bytes]:
-    """Accounts to find the records of: one, or at most PAGE_MAX."""
-    checked = _checked_items(
-        (pan_fingerprints,) if isinstance(pan_fingerprints, bytes) else pan_fingerprints, "pan_fingerprints"
-    )
+    """PAN fingerprints to find the records of: one, or at most PAGE_MAX."""
+    several = (pan_fingerprints,) if isinstance(pan_fingerprints, bytes) else pan_fingerprints
+    checked = _checked_items(several, "pan_fingerprints")
     for pan_fingerprint in checked:
         check_bytes(pan_fingerprint, PAN_FINGERPRINT_BYTES, "a pan_fingerprint")
     return checked
@@ -193,36 +146,35 @@ def checked_pan_fingerprints(pan_fingerprints: bytes | Sequence[bytes]) -> Seque
 def checked_events(events: Sequence[SealedEvent]) -> Sequence[SealedEvent]:
     """Events to write: at most PAGE_MAX."""
     checked = _checked_items(events, "events")
-    for event in checked:
-        if not event_fits(event):
-            raise InvalidInputError("an event has the field types and lengths that SealedEvent states")
+    if not all(map(event_fits, checked)):
+        raise InvalidInputError("an event has the field types and lengths that SealedEvent states")
     return checked
 
 
 def check_bytes(value: bytes | None, length: int, what: str) -> None:
     """A byte string of one length."""
-    if type(value) is not bytes or len(value) != length:
+    if not _is_bytes(value, length):
         raise InvalidInputError(f"{what} is {length} bytes")
 
 
 def check_page(after: str, limit: int) -> None:
     """Where a page of records begins and how long it is."""
-    if type(after) is not str or _is_token_prefix(after) is None:
+    if not _is_text(after, _TOKEN_PREFIX):
         raise InvalidInputError("after is the last token seen, or empty")
     check_limit(limit)
 
 
 def check_owner(requestor: str | None, program: str | None) -> None:
     """The filters of find."""
-    if requestor is not None and (type(requestor) is not str or _is_requestor(requestor) is None):
+    if requestor is not None and not _is_text(requestor, _REQUESTOR):
         raise InvalidInputError("a requestor is 11 ASCII digits")
-    if program is not None and (type(program) is not str or _is_program(program) is None):
+    if program is not None and not _is_text(program, _PROGRAM):
         raise InvalidInputError("a program is 1 to 64 ASCII characters")
 
 
 def check_key_version(key_version: int | None) -> None:
     """The filter of scan."""
-    if key_version is not None and (type(key_version) is not int or not 1 <= key_version <= INTEGER_MAX):
+    if key_version is not None and not _is_number(key_version, 1):
         raise InvalidInputError("a key version is a whole number from 1")
 
 
@@ -234,7 +186,7 @@ def check_event_page(stream: bytes | None, reference: bytes | None, after: int, 
         check_bytes(stream, STREAM_BYTES, "a stream")
     else:
         check_bytes(reference, REFERENCE_BYTES, "a reference")
-    if type(after) is not int or not (0 if stream is None else -1) <= after <= INTEGER_MAX:
+    if not _is_number(after, 0 if stream is None else -1):
         raise InvalidInputError("after is a whole number from 0, for a stream from -1, below 2**63")
     check_limit(limit)
 
@@ -244,9 +196,15 @@ def first_after(after: int) -> int:
     return after + 1 if after >= 0 else INTEGER_MIN
 
 
+def check_limit(limit: int) -> None:
+    """How many rows to read."""
+    if not _is_number(limit, 1, PAGE_MAX):
+        raise InvalidInputError(f"limit is a whole number from 1 to {PAGE_MAX}")
+
+
 def check_document(document: bytes) -> None:
     """A domain document."""
-    if type(document) is not bytes or len(document) > DOCUMENT_BYTES_MAX:
+    if not _is_bytes_up_to(document, DOCUMENT_BYTES_MAX):
         raise InvalidInputError(f"a domain document is at most {DOCUMENT_BYTES_MAX} bytes")
 
 
@@ -258,76 +216,64 @@ def check_digest(digest: bytes, document: bytes) -> None:
 
 def check_meta(name: str, value: bytes = b"") -> None:
     """A named value."""
-    if type(name) is not str or _is_meta_name(name) is None:
+    if not _is_text(name, _META_NAME):
         raise InvalidInputError(f"a name is 1 to {META_NAME_CHARACTERS_MAX} printable ASCII characters")
-    if type(value) is not bytes or len(value) > META_VALUE_BYTES_MAX:
+    if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise InvalidInputError(f"a named value is at most {META_VALUE_BYTES_MAX} bytes")
 
 
-def _checked_items(items: Sequence[_Item], what: str) -> Sequence[_Item]:
+def _checked_items(items: Sequence[T], what: str) -> Sequence[T]:
     if type(items) is not list and type(items) is not tuple:
         if isinstance(items, str | bytes) or not isinstance(items, Sequence):
             raise InvalidInputError(f"{what} are a sequence, such as a list")
         items = tuple(items)
-    if len(items) > PAGE_MAX:
-        raise InvalidInputError(f"at most {PAGE_MAX} {what} in one call; split the batch")
+    _check_count(items, what)
     return items
 
 
-def check_limit(limit: int) -> None:
-    """How many rows to read."""
-    if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
-        raise InvalidInputError(f"limit is a whole number from 1 to {PAGE_MAX}")
+def _check_count(items: Sequence[object], what: str) -> None:
+    if len(items) > PAGE_MAX:
+        raise InvalidInputError(f"at most {PAGE_MAX} {what} in one call; split the batch")
 
 
-# Checks of what an adapter read.
+# What an adapter read: the same is returned, or IntegrityError is raised.
 
 
-def sound_records(records: _Records) -> _Records:
-    """The same records, or IntegrityError."""
-    # isinstance is slow for an abstract class, and most are a list.
-    fit = (
-        records.fit()
-        if type(records) is not list and isinstance(records, RecordColumns)
-        else records_fit(records)
-    )
-    if not fit:
+def sound_records(records: R) -> R:
+    """Records, each of the shape that was written."""
+    if not (records.fit() if isinstance(records, RecordColumns) else records_fit(records)):
         raise IntegrityError("a stored token record has columns of other types or lengths than were written")
     return records
 
 
 def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
-    """The same list, or IntegrityError."""
-    for event in events:
-        if not event_fits(event):
-            raise IntegrityError(
-                "a stored audit event has columns of other types or lengths than were written"
-            )
+    """Events, each of the shape that was written."""
+    if not all(map(event_fits, events)):
+        raise IntegrityError("a stored audit event has columns of other types or lengths than were written")
     return events
 
 
 def sound_latest_checkpoints(events: list[SealedEvent]) -> list[SealedEvent]:
-    """The same list, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
+    """The events, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
     return [event if event_fits(event) else MALFORMED_EVENT for event in events]
 
 
 def sound_document(digest: bytes, document: bytes | None) -> bytes | None:
-    """The same document, or IntegrityError."""
+    """A domain document, if there is one: the one of its digest."""
     if document is not None and (type(document) is not bytes or digest_of(document) != digest):
         raise IntegrityError("a stored domain document is not the one of its digest")
     return document
 
 
 def sound_value(value: bytes) -> bytes:
-    """The same value, or IntegrityError."""
-    if type(value) is not bytes or len(value) > META_VALUE_BYTES_MAX:
+    """A named value."""
+    if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise IntegrityError("a stored named value is not the byte string that was written")
     return value
 
 
 def sound_streams(streams: list[bytes]) -> list[bytes]:
-    """The same list, or IntegrityError; the length of a name is for verifying to look at."""
-    for stream in streams:
-        if type(stream) is not bytes:
-            raise IntegrityError("a stored event stream has another name than was written")
+    """Names of streams; their length is for verifying to look at."""
+    if any(type(stream) is not bytes for stream in streams):
+        raise IntegrityError("a stored event stream has another name than was written")
     return streams

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import Workers
-from tokenvault.stores.guard import CLOSED, Awaited, Guard
+from tokenvault.stores.errors import CLOSED
+from tokenvault.stores.guard import Awaited, Guard
 from tokenvault.stores.port import TokenStore
 
 THREADS: Final = 4
@@ -24,14 +24,14 @@ class Forwarding(Guard):
 
     locals().update(
         dict.fromkeys(Guard.__abstractmethods__)
-    )  # nobody asks for an adapter's private methods here
+    )  # an adapter's private methods, never asked here
 
     @abstractmethod
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What a method does, by its name."""
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        return functools.partial(self._forward, call.__name__)
+    def _call(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+        return self._forward(call.__name__, *args, **kwargs)
 
 
 class BlockingStore(Forwarding, Awaited):

@@ -1,23 +1,24 @@
-"""Token records as columns: what a database may answer many tokens with.
+"""Token records as columns: what a store may answer many tokens with.
 
-It is a sequence of `SealedRecord`, so anyone may iterate it; batches take its columns.
+A `RecordColumns` is a sequence of `SealedRecord`, so anyone may iterate it; batches take its columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.stores.new_records import Bytes, ColumnarRecords, records_of, split
+from tokenvault.stores.new_records import Bytes, ColumnarRecords, split
 from tokenvault.stores.port import (
     BODY_BYTES_MAX,
     PAN_FINGERPRINT_BYTES,
     PROGRAM_CHARACTERS_MAX,
     REFERENCE_BYTES,
-    REQUESTOR_CHARACTERS,
+    REQUESTOR_DIGITS,
     SEAL_BYTES,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
@@ -30,12 +31,12 @@ _ASCII_MAX: Final = 0x7F
 
 
 class RecordColumns(ColumnarRecords):
-    """Records whose texts and bodies are equally long: a row each, equal to a list of the same records.
+    """Records that have equally long tokens, requestors, programs and bodies; equal to a list of the same records.
 
     Attributes:
-        tokens, requestors, programs: ASCII, shape (rows, characters), dtype uint8.
-        references, pan_fingerprints, bodies, seals: shape (rows, bytes), dtype uint8.
-        revisions, key_versions: shape (rows,), dtype int64.
+        tokens, requestors, programs: ASCII characters, arrays of shape (records, characters) and dtype uint8.
+        references, pan_fingerprints, bodies, seals: arrays of shape (records, bytes) and dtype uint8.
+        revisions, key_versions: arrays of shape (records,) and dtype int64.
     """
 
     __slots__ = (
@@ -67,19 +68,16 @@ class RecordColumns(ColumnarRecords):
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
         """The columns of records, at least one; each field is equally long in all of them."""
-        token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = zip(
-            *records, strict=True
-        )
         return cls(
-            _texts(token),
-            _column(reference),
-            _column(pan_fingerprint),
-            _texts(requestor),
-            _texts(program),
-            np.array(revision, np.int64),
-            np.array(key_version, np.int64),
-            _column(body),
-            _column(seal),
+            tokens=_texts([record.token for record in records]),
+            references=_column([record.reference for record in records]),
+            pan_fingerprints=_column([record.pan_fingerprint for record in records]),
+            requestors=_texts([record.requestor for record in records]),
+            programs=_texts([record.program for record in records]),
+            revisions=np.array([record.revision for record in records], np.int64),
+            key_versions=np.array([record.key_version for record in records], np.int64),
+            bodies=_column([record.body for record in records]),
+            seals=_column([record.seal for record in records]),
         )
 
     def fit(self) -> bool:
@@ -88,7 +86,7 @@ class RecordColumns(ColumnarRecords):
             TOKEN_DIGITS_MIN <= self.tokens.shape[1] <= TOKEN_DIGITS_MAX
             and self.references.shape[1] == REFERENCE_BYTES
             and self.pan_fingerprints.shape[1] == PAN_FINGERPRINT_BYTES
-            and self.requestors.shape[1] == REQUESTOR_CHARACTERS
+            and self.requestors.shape[1] == REQUESTOR_DIGITS
             and 1 <= self.programs.shape[1] <= PROGRAM_CHARACTERS_MAX
             and self.bodies.shape[1] <= BODY_BYTES_MAX
             and self.seals.shape[1] == SEAL_BYTES
@@ -99,57 +97,60 @@ class RecordColumns(ColumnarRecords):
         )
 
     def take(self, rows: npt.NDArray[np.intp]) -> RecordColumns:
-        """Some of the records."""
+        """The records of some rows, in the order given."""
         return RecordColumns(
-            self.tokens[rows], self.references[rows], self.pan_fingerprints[rows], self.requestors[rows],
-            self.programs[rows], self.revisions[rows], self.key_versions[rows], self.bodies[rows], self.seals[rows],
-        )  # fmt: skip
+            tokens=self.tokens[rows],
+            references=self.references[rows],
+            pan_fingerprints=self.pan_fingerprints[rows],
+            requestors=self.requestors[rows],
+            programs=self.programs[rows],
+            revisions=self.revisions[rows],
+            key_versions=self.key_versions[rows],
+            bodies=self.bodies[rows],
+            seals=self.seals[rows],
+        )
 
     def token_texts(self) -> list[str]:
-        """The tokens."""
+        """The tokens, a str each."""
         return _split_texts(self.tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __iter__(self) -> Iterator[SealedRecord]:
-        return iter(
-            records_of(
-                zip(
-                    _split_texts(self.tokens),
-                    split(self.references),
-                    split(self.pan_fingerprints),
-                    _split_texts(self.requestors),
-                    _split_texts(self.programs),
-                    self.revisions.tolist(),
-                    self.key_versions.tolist(),
-                    split(self.bodies) if self.bodies.shape[1] else [b""] * len(self),
-                    split(self.seals),
-                    strict=True,
-                )
-            )
+        return starmap(
+            SealedRecord,
+            zip(
+                _split_texts(self.tokens),
+                split(self.references),
+                split(self.pan_fingerprints),
+                _split_texts(self.requestors),
+                _split_texts(self.programs),
+                self.revisions.tolist(),
+                self.key_versions.tolist(),
+                split(self.bodies),
+                split(self.seals),
+                strict=True,
+            ),
         )
 
     def _row(self, index: int) -> SealedRecord:
         return SealedRecord(
-            self.tokens[index].tobytes().decode("ascii"),
-            self.references[index].tobytes(),
-            self.pan_fingerprints[index].tobytes(),
-            self.requestors[index].tobytes().decode("ascii"),
-            self.programs[index].tobytes().decode("ascii"),
-            int(self.revisions[index]),
-            int(self.key_versions[index]),
-            self.bodies[index].tobytes(),
-            self.seals[index].tobytes(),
+            token=self.tokens[index].tobytes().decode("ascii"),
+            reference=self.references[index].tobytes(),
+            pan_fingerprint=self.pan_fingerprints[index].tobytes(),
+            requestor=self.requestors[index].tobytes().decode("ascii"),
+            program=self.programs[index].tobytes().decode("ascii"),
+            revision=int(self.revisions[index]),
+            key_version=int(self.key_versions[index]),
+            body=self.bodies[index].tobytes(),
+            seal=self.seals[index].tobytes(),
         )
 
     def __eq__(self, other: object) -> bool:
         return list(self) == (list(other) if isinstance(other, RecordColumns) else other)
 
     __hash__ = None  # type: ignore[assignment] # as of a list
-
-    def __repr__(self) -> str:
-        return f"<RecordColumns of {len(self)}>"
 
 
 def _are_digits(column: Bytes) -> bool:

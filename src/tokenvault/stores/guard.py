@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from types import MethodType
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Concatenate,
     Final,
     Generic,
@@ -23,36 +25,10 @@ from typing import (
     overload,
 )
 
-from tokenvault.errors import (
-    ConfigurationError,
-    IntegrityError,
-    InvalidInputError,
-    TokenStoreError,
-    TokenVaultError,
-)
+from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import run
-from tokenvault.stores.checks import (
-    check_bytes,
-    check_digest,
-    check_document,
-    check_event_page,
-    check_key_version,
-    check_limit,
-    check_meta,
-    check_owner,
-    check_page,
-    checked_events,
-    checked_pan_fingerprints,
-    checked_records,
-    checked_tokens,
-    first_after,
-    sound_document,
-    sound_events,
-    sound_latest_checkpoints,
-    sound_records,
-    sound_streams,
-    sound_value,
-)
+from tokenvault.stores import checks
+from tokenvault.stores.errors import CLOSED, UNEXPLAINED, port_error
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -70,11 +46,6 @@ S = TypeVar("S", bound="Guard")
 Answer: TypeAlias = T | Awaitable[T]
 """What a private method of an adapter returns: the value itself, or a coroutine that gives it."""
 
-PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
-PASSED_WITH_SCHEMA: Final = (*PASSED, ConfigurationError)
-UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
-CLOSED: Final = "the token store is closed; open it again with open_token_store"
-
 if TYPE_CHECKING:
 
     def required(call: F) -> F:
@@ -89,7 +60,17 @@ class port_method(Generic[P, T]):  # used as a decorator, like `property`
     """A method of the port, written as a coroutine: an awaited store awaits it, a blocking one runs it."""
 
     def __init__(self, call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
+        @functools.wraps(call)
+        def blocking(store: Guard, *args: P.args, **kwargs: P.kwargs) -> Any:
+            return store._call(call, *args, **kwargs)
+
+        @functools.wraps(call)  # not the same function: `inspect` tells by this one that it is to be awaited
+        async def awaited(store: Guard, *args: P.args, **kwargs: P.kwargs) -> Any:
+            return await store._call(call, *args, **kwargs)
+
         self.call: Final = call
+        self._blocking: Final = blocking
+        self._awaited: Final = awaited
         self.__doc__ = call.__doc__
 
     @overload
@@ -100,17 +81,20 @@ class port_method(Generic[P, T]):  # used as a decorator, like `property`
     def __get__(self, store: Awaited, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, store: Guard | None, owner: type) -> Callable[..., Any]:
         """The method as a store's callers see it."""
-        return self.call if store is None else store._bound(self.call)
+        if store is None:
+            return self.call
+        return MethodType(self._awaited if store._is_awaited else self._blocking, store)
 
 
-class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the linter does not see
+class Guard(ABC):
     """The methods of the port over the private methods of an adapter."""
 
     _closed = False
+    _is_awaited: ClassVar[bool]
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        """A method of the port as callers of this store see it."""
-        raise TypeError("a store is a TokenStoreBase or an AsyncTokenStoreBase")
+    @abstractmethod
+    def _call(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+        """Do what a method of the port does, as callers of this store see it."""
 
     @port_method
     async def provision(self) -> None:
@@ -125,8 +109,8 @@ class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the l
     @port_method
     async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """The records of these tokens, each once; those that do not exist are left out."""
-        checked = checked_tokens(tokens)
-        return sound_records(await _value(self._get(checked))) if checked else []
+        checked = checks.checked_tokens(tokens)
+        return checks.sound_records(await _value(self._get(checked))) if checked else []
 
     @port_method
     async def find(
@@ -134,26 +118,26 @@ class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the l
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         """The records of a PAN fingerprint, or of several, whose token is greater than `after`, by token."""
-        checked = checked_pan_fingerprints(pan_fingerprint)
-        check_owner(requestor, program)
-        check_page(after, limit)
-        return sound_records(await _value(self._find(checked, requestor, program, after, limit)))
+        checked = checks.checked_pan_fingerprints(pan_fingerprint)
+        checks.check_owner(requestor, program)
+        checks.check_page(after, limit)
+        return checks.sound_records(await _value(self._find(checked, requestor, program, after, limit)))
 
     @port_method
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
         """The record with this reference."""
-        check_bytes(reference, REFERENCE_BYTES, "a reference")
+        checks.check_bytes(reference, REFERENCE_BYTES, "a reference")
         record = await _value(self._by_reference(reference))
-        return None if record is None else sound_records([record])[0]
+        return None if record is None else checks.sound_records([record])[0]
 
     @port_method
     async def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
     ) -> list[str]:
         """Insert all, or, where a token exists already, nothing. Returns the tokens that existed."""
-        records, events = checked_records(records, 1, 1), checked_events(events)
+        records, events = checks.checked_records(records, 1, 1), checks.checked_events(events)
         if document is not None:
-            check_document(document)
+            checks.check_document(document)
         elif not (records or events):
             return []
         return await _value(self._insert(records, events, document))
@@ -161,13 +145,13 @@ class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the l
     @port_method
     async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Replace all, or, where a revision has moved, nothing. Returns the tokens that had moved."""
-        records, events = checked_records(records, 2, INTEGER_MAX), checked_events(events)
+        records, events = checks.checked_records(records, 2, INTEGER_MAX), checks.checked_events(events)
         return await _value(self._replace(records, events)) if records or events else []
 
     @port_method
     async def append(self, events: Sequence[SealedEvent]) -> None:
         """Append events in one atomic step. An event that exists already is a TokenStoreError."""
-        checked = checked_events(events)
+        checked = checks.checked_events(events)
         if checked:
             await _value(self._append(checked))
 
@@ -177,58 +161,60 @@ class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the l
         after: int = 0, limit: int = PAGE_MAX,
     ) -> list[SealedEvent]:  # fmt: skip
         """Events of one stream by number, or of one reference in the order of writing."""
-        check_event_page(stream, reference, after, limit)
+        checks.check_event_page(stream, reference, after, limit)
         if stream is None:
-            return sound_events(await _value(self._events_about(reference or b"", after, limit)))
+            return checks.sound_events(await _value(self._events_about(reference or b"", after, limit)))
         if after == INTEGER_MAX:
             return []
-        return sound_events(await _value(self._events_of_stream(stream, first_after(after), limit)))
+        return checks.sound_events(
+            await _value(self._events_of_stream(stream, checks.first_after(after), limit))
+        )
 
     @port_method
     async def streams(self) -> list[bytes]:
         """Every event stream there is."""
-        return sound_streams(await _value(self._streams()))
+        return checks.sound_streams(await _value(self._streams()))
 
     @port_method
     async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints."""
-        check_limit(limit)
-        return sound_latest_checkpoints(await _value(self._latest_checkpoints(limit)))
+        checks.check_limit(limit)
+        return checks.sound_latest_checkpoints(await _value(self._latest_checkpoints(limit)))
 
     @port_method
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """Keep a document under its SHA-256; nothing happens where it is there already."""
-        check_document(document)
-        check_digest(digest, document)
+        checks.check_document(document)
+        checks.check_digest(digest, document)
         await _value(self._put_domain(digest, document))
 
     @port_method
     async def get_domain(self, digest: bytes) -> bytes | None:
         """The document kept under a digest."""
-        check_bytes(digest, DIGEST_BYTES, "a digest")
-        return sound_document(digest, await _value(self._get_domain(digest)))
+        checks.check_bytes(digest, DIGEST_BYTES, "a digest")
+        return checks.sound_document(digest, await _value(self._get_domain(digest)))
 
     @port_method
     async def scan(
         self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
     ) -> list[SealedRecord]:
         """Records with a token greater than `after`, by token; only of one key version where it is given."""
-        check_page(after, limit)
-        check_key_version(key_version)
-        return sound_records(await _value(self._scan(after, limit, key_version)))
+        checks.check_page(after, limit)
+        checks.check_key_version(key_version)
+        return checks.sound_records(await _value(self._scan(after, limit, key_version)))
 
     @port_method
     async def get_meta(self, name: str) -> bytes | None:
         """A named value, or None."""
-        check_meta(name)
+        checks.check_meta(name)
         value = await _value(self._get_meta(name))
-        return None if value is None else sound_value(value)
+        return None if value is None else checks.sound_value(value)
 
     @port_method
     async def put_meta(self, name: str, value: bytes) -> bytes:
         """Set a named value if it is not set yet. Returns the value that stands now."""
-        check_meta(name, value)
-        return sound_value(await _value(self._put_meta(name, value)))
+        checks.check_meta(name, value)
+        return checks.sound_value(await _value(self._put_meta(name, value)))
 
     @port_method
     async def close(self) -> None:
@@ -328,19 +314,21 @@ class Guard(ABC):  # noqa: B024 # `required` makes methods abstract, which the l
 class Blocking(Guard):
     """A store whose methods return their answers."""
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return run(_guarded(self, call, *args, **kwargs))
+    _is_awaited = False
 
-        return method
+    def _call(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        return run(_guarded(self, call, *args, **kwargs))
 
 
 class Awaited(Guard):
     """A store whose methods are coroutines."""
 
-    def _bound(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        return functools.partial(_guarded, self, call)
+    _is_awaited = True
+
+    def _call(
+        self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]:
+        return _guarded(self, call, *args, **kwargs)
 
 
 class TokenStoreBase(Blocking):
@@ -359,22 +347,6 @@ class AsyncTokenStoreBase(Awaited):
     """
 
 
-def port_error(
-    error: Exception, passed: tuple[type[TokenVaultError], ...], explain: Callable[[Exception], str]
-) -> TokenVaultError:
-    """The error that a caller may see in place of what an adapter raised; chained to nothing."""
-    if isinstance(error, passed):
-        # An adapter may have raised it inside an except block; what it handled there can hold row data.
-        error.__cause__ = error.__context__ = None
-        return error
-    if isinstance(error, TokenVaultError):
-        return TokenStoreError(str(error))
-    try:
-        return TokenStoreError(explain(error))
-    except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
-        return TokenStoreError(UNEXPLAINED)
-
-
 async def _guarded(
     store: S, call: Callable[Concatenate[S, P], Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
 ) -> T:
@@ -384,8 +356,7 @@ async def _guarded(
     try:
         return await call(store, *args, **kwargs)
     except Exception as error:  # noqa: BLE001  this is where everything is mapped
-        passed = PASSED_WITH_SCHEMA if name in ("provision", "check_schema") else PASSED
-        failure = port_error(error, passed, store._explain)
+        failure = port_error(name, error, store._explain)
     # Outside the block above, or Python would chain the original, which can hold row data.
     try:
         raise failure

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.forks import hold_still_at_forks
@@ -60,17 +61,14 @@ class MemoryTokenStore(TokenStoreBase):
     ) -> list[SealedRecord]:
         with self._lock:
             wanted = set(pan_fingerprints)
-            found: list[SealedRecord] = []
-            for record in self._above(after):
-                if (
-                    record.pan_fingerprint in wanted
-                    and requestor in (None, record.requestor)
-                    and program in (None, record.program)
-                ):
-                    found.append(record)
-                    if len(found) == limit:
-                        break
-            return found
+            found = (
+                record
+                for record in self._above(after)
+                if record.pan_fingerprint in wanted
+                and requestor in (None, record.requestor)
+                and program in (None, record.program)
+            )
+            return list(islice(found, limit))
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         with self._lock:
@@ -142,13 +140,8 @@ class MemoryTokenStore(TokenStoreBase):
 
     def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
         with self._lock:
-            found: list[SealedRecord] = []
-            for record in self._above(after):
-                if key_version in (None, record.key_version):
-                    found.append(record)
-                    if len(found) == limit:
-                        break
-            return found
+            found = (r for r in self._above(after) if key_version in (None, r.key_version))
+            return list(islice(found, limit))
 
     def _get_meta(self, name: str) -> bytes | None:
         with self._lock:
@@ -161,7 +154,7 @@ class MemoryTokenStore(TokenStoreBase):
     def _close(self) -> None:
         pass  # what tests look at afterwards stays
 
-    def _above(self, after: str) -> Iterable[SealedRecord]:
+    def _above(self, after: str) -> Iterator[SealedRecord]:
         for index in range(bisect.bisect_right(self._tokens, after), len(self._tokens)):
             yield self._records[self._tokens[index]]
 

@@ -1,6 +1,6 @@
 """New token records as columns: what a batch hands to `TokenStore.insert`.
 
-It is a sequence of `SealedRecord`, so any adapter may iterate it; a tuned one writes its columns.
+A `RecordBatch` is a sequence of `SealedRecord`, so any adapter may iterate it; a tuned one writes its columns.
 """
 
 from __future__ import annotations
@@ -15,51 +15,49 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.port import (
-    PAN_FINGERPRINT_BYTES,
-    REFERENCE_BYTES,
-    SEAL_BYTES,
-    TOKEN_DIGITS_MAX,
-    TOKEN_DIGITS_MIN,
-    SealedRecord,
-)
+from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, SEAL_BYTES, SealedRecord
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-_are_tokens: Final = re.compile(b"(?:[0-9]{%d,%d}\n)+" % (TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)).fullmatch
+_are_tokens: Final = re.compile(rb"(?:[0-9]{13,19}\n)+").fullmatch
 
 
 class ColumnarRecords(Sequence[SealedRecord]):
-    """Records whose fields are columns; a row becomes a record when it is asked for."""
+    """A sequence of records that is kept as columns; a row becomes a record when it is asked for."""
 
     __slots__ = ()
 
     @overload
     def __getitem__(self, index: int) -> SealedRecord: ...
-
     @overload
     def __getitem__(self, index: slice) -> Sequence[SealedRecord]: ...
-
     def __getitem__(self, index: int | slice) -> SealedRecord | Sequence[SealedRecord]:
-        return list(self)[index] if isinstance(index, slice) else self._row(index)
+        if isinstance(index, slice):
+            return [self._row(row) for row in range(*index.indices(len(self)))]
+        return self._row(index)
 
     @abstractmethod
-    def _row(self, index: int) -> SealedRecord: ...
+    def _row(self, index: int) -> SealedRecord:
+        """One record."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)}>"
 
 
 class RecordBatch(ColumnarRecords):
-    """Records of one requestor and program, which differ in token, reference, pan_fingerprint and seal only.
+    """New records of one requestor and program: only token, reference, PAN fingerprint and seal differ.
 
     Attributes:
-        tokens: ASCII digits, one record each.
-        references: shape (rows, 16), dtype uint8; pan_fingerprints: likewise.
-        seals: shape (rows, 45), dtype uint8.
-        requestor, program, revision, key_version, body: of every record, as in SealedRecord.
-        looked_for: whether the database was asked for these tokens a moment ago and had none. A store that looks
-            before it writes need not look once more.
+        tokens: a byte string of 13 to 19 ASCII digits for each record.
+        references: an array of shape (records, 16) and dtype uint8.
+        pan_fingerprints: an array of shape (records, 16) and dtype uint8.
+        requestor, program, revision, key_version, body: the fields that all records share, as in SealedRecord.
+        seals: an array of shape (records, 45) and dtype uint8.
+        looked_for: True where the database was asked for these tokens a moment ago and had none; a store that looks
+            before it writes need not look again.
 
     Raises:
-        InvalidInputError: a column is of another dtype or shape, or a token of another form.
+        InvalidInputError: a column has another dtype or shape, or a token another form.
     """
 
     __slots__ = (
@@ -92,7 +90,7 @@ class RecordBatch(ColumnarRecords):
             ("references", references, REFERENCE_BYTES),
             ("pan_fingerprints", pan_fingerprints, PAN_FINGERPRINT_BYTES),
             ("seals", seals, SEAL_BYTES),
-        ):  # fmt: skip
+        ):
             if type(column) is not np.ndarray or column.dtype != np.uint8 or column.shape != (rows, width):
                 raise InvalidInputError(f"{name} is an array of uint8 of shape (rows, {width})")
         joined = b"\n".join([*tokens, b""])
@@ -109,28 +107,13 @@ class RecordBatch(ColumnarRecords):
         self.seals: Final = np.ascontiguousarray(seals)
         self.looked_for = False
 
-    def rows(self) -> Iterator[tuple[str, bytes, bytes, str, str, int, int, bytes, bytes]]:
-        """The records as plain tuples, in the order of the fields of SealedRecord."""
-        return zip(
-            b"\n".join(self.tokens).decode("ascii").split("\n") if self.tokens else (),
-            split(self.references),
-            split(self.pan_fingerprints),
-            repeat(self.requestor),
-            repeat(self.program),
-            repeat(self.revision),
-            repeat(self.key_version),
-            repeat(self.body),
-            split(self.seals),
-            strict=False,
-        )
-
     def take(self, rows: npt.NDArray[np.intp]) -> RecordBatch:
-        """Some of the records."""
+        """The records of some rows, in the order given."""
         tokens = [self.tokens[row] for row in rows.tolist()]
         return self._like(tokens, self.references[rows], self.pan_fingerprints[rows], self.seals[rows])
 
     def with_rows(self, rows: npt.NDArray[np.intp], other: RecordBatch) -> RecordBatch:
-        """These records, but at some rows, in order, those of another batch that is like this one."""
+        """These records, with those of another batch in place of some rows."""
         tokens = list(self.tokens)
         for row, token in zip(rows.tolist(), other.tokens, strict=True):
             tokens[row] = token
@@ -139,45 +122,63 @@ class RecordBatch(ColumnarRecords):
             self.pan_fingerprints.copy(),
             self.seals.copy(),
         )
-        references[rows], pan_fingerprints[rows], seals[rows] = (
-            other.references,
-            other.pan_fingerprints,
-            other.seals,
-        )
+        references[rows] = other.references
+        pan_fingerprints[rows] = other.pan_fingerprints
+        seals[rows] = other.seals
         return self._like(tokens, references, pan_fingerprints, seals)
 
     def _like(
         self, tokens: Sequence[bytes], references: Bytes, pan_fingerprints: Bytes, seals: Bytes
     ) -> RecordBatch:
-        common = self.requestor, self.program, self.revision, self.key_version, self.body
-        return RecordBatch(tokens, references, pan_fingerprints, *common, seals)
+        """Other records that share what these share."""
+        return RecordBatch(
+            tokens=tokens,
+            references=references,
+            pan_fingerprints=pan_fingerprints,
+            requestor=self.requestor,
+            program=self.program,
+            revision=self.revision,
+            key_version=self.key_version,
+            body=self.body,
+            seals=seals,
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __iter__(self) -> Iterator[SealedRecord]:
-        return iter(records_of(self.rows()))
+        return map(
+            SealedRecord,
+            [token.decode("ascii") for token in self.tokens],
+            split(self.references),
+            split(self.pan_fingerprints),
+            repeat(self.requestor),
+            repeat(self.program),
+            repeat(self.revision),
+            repeat(self.key_version),
+            repeat(self.body),
+            split(self.seals),
+        )
 
     def _row(self, index: int) -> SealedRecord:
         return SealedRecord(
-            self.tokens[index].decode("ascii"),
-            self.references[index].tobytes(),
-            self.pan_fingerprints[index].tobytes(),
-            self.requestor,
-            self.program,
-            self.revision,
-            self.key_version,
-            self.body,
-            self.seals[index].tobytes(),
+            token=self.tokens[index].decode("ascii"),
+            reference=self.references[index].tobytes(),
+            pan_fingerprint=self.pan_fingerprints[index].tobytes(),
+            requestor=self.requestor,
+            program=self.program,
+            revision=self.revision,
+            key_version=self.key_version,
+            body=self.body,
+            seal=self.seals[index].tobytes(),
         )
-
-    def __repr__(self) -> str:
-        return f"<RecordBatch of {len(self)}>"
 
 
 def split(column: Bytes) -> list[bytes]:
     """The rows of an array of shape (rows, width) as byte strings."""
     width = column.shape[1]
+    if not width:
+        return [b""] * len(column)
     joined = column.tobytes()
     return [joined[start : start + width] for start in range(0, len(joined), width)]
 
@@ -185,5 +186,5 @@ def split(column: Bytes) -> list[bytes]:
 def records_of(
     rows: Iterable[tuple[str, bytes, bytes, str, str, int, int, bytes, bytes]],
 ) -> list[SealedRecord]:
-    """Plain tuples, in the order of the fields, as records: in a third of the time that the constructor takes."""
-    return list(map(tuple.__new__, repeat(SealedRecord), rows))
+    """Rows of a database as records; their values are in the order of the fields of SealedRecord."""
+    return list(map(SealedRecord._make, rows))

@@ -16,16 +16,16 @@ from typing import Final, NamedTuple, Protocol
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
 
-META_NAME_CHARACTERS_MAX: Final = 64
-META_VALUE_BYTES_MAX: Final = 4_096
-DOCUMENT_BYTES_MAX: Final = 65_536
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**63 - 1
+"""The greatest revision, key version and event number."""
 
-# Widths of the columns of SealedRecord and SealedEvent.
+# Widths of the columns of SealedRecord and SealedEvent, of documents and of named values.
 TOKEN_DIGITS_MIN: Final = 13
 TOKEN_DIGITS_MAX: Final = 19
 REFERENCE_BYTES: Final = 16
 PAN_FINGERPRINT_BYTES: Final = 16
-REQUESTOR_CHARACTERS: Final = 11
+REQUESTOR_DIGITS: Final = 11
 PROGRAM_CHARACTERS_MAX: Final = 64
 BODY_BYTES_MAX: Final = 4_096
 SEAL_BYTES: Final = 45
@@ -33,8 +33,9 @@ STREAM_BYTES: Final = 16
 EVENT_BODY_BYTES_MAX: Final = 2**20
 MAC_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
-INTEGER_MAX: Final = 2**63 - 1
-INTEGER_MIN: Final = -(2**63)
+DOCUMENT_BYTES_MAX: Final = 65_536
+META_NAME_CHARACTERS_MAX: Final = 64
+META_VALUE_BYTES_MAX: Final = 4_096
 
 
 class SealedRecord(NamedTuple):
@@ -121,7 +122,7 @@ class TokenStore(Protocol):
     def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """The records of these tokens, each once; those that do not exist are left out; in no set order.
 
-        A list, or a `stores.read_columns.RecordColumns`, which has them as columns too.
+        A list, or a `stores.found_records.RecordColumns`, which has them as columns too.
         """
         ...
 
@@ -145,7 +146,7 @@ class TokenStore(Protocol):
         """Insert records and events in one atomic step, or, where a token exists already, nothing at all.
 
         No two of the records have one token; each has revision 1. Records may come as a
-        `stores.record_batch.RecordBatch`, which has them as columns too. A domain document that goes along is kept
+        `stores.new_records.RecordBatch`, which has them as columns too. A domain document that goes along is kept
         as by `put_domain`: before the records or with them, and it may stay where they are refused.
 
         Returns:
@@ -224,43 +225,82 @@ class TokenStore(Protocol):
 
 
 class AsyncTokenStore(Protocol):
-    """A database as `TokenStore` describes it, whose methods are coroutines."""
+    """A database as `TokenStore` describes it, method by method, whose methods are coroutines."""
 
-    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]: ...  # noqa: D102 # as in TokenStore
-    async def find(  # noqa: D102 # as in TokenStore
-        self,
-        pan_fingerprint: bytes | Sequence[bytes],
-        *,
-        requestor: str | None = None,
-        program: str | None = None,
-        after: str = "",
-        limit: int = PAGE_MAX,
-    ) -> list[SealedRecord]: ...
-    async def by_reference(self, reference: bytes) -> SealedRecord | None: ...  # noqa: D102 # as in TokenStore
-    async def insert(  # noqa: D102 # as in TokenStore
+    async def provision(self) -> None:
+        """Create the schema where it is missing. Idempotent."""
+        ...
+
+    async def check_schema(self) -> None:
+        """Raise ConfigurationError unless the database has a schema of the version that this code writes."""
+        ...
+
+    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
+        """The records of these tokens, each once; those that do not exist are left out; in no set order."""
+        ...
+
+    async def find(
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        after: str = "", limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of a pan_fingerprint, or of several, whose token is greater than `after`, by token."""
+        ...
+
+    async def by_reference(self, reference: bytes) -> SealedRecord | None:
+        """The record with this reference."""
+        ...
+
+    async def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
-    ) -> list[str]: ...
-    async def replace(  # noqa: D102 # as in TokenStore
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
-    ) -> list[str]: ...
-    async def append(self, events: Sequence[SealedEvent]) -> None: ...  # noqa: D102 # as in TokenStore
-    async def events(  # noqa: D102 # as in TokenStore
-        self,
-        *,
-        stream: bytes | None = None,
-        reference: bytes | None = None,
-        after: int = 0,
-        limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]: ...
-    async def streams(self) -> list[bytes]: ...  # noqa: D102 # as in TokenStore
-    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]: ...  # noqa: D102 # as in TokenStore
-    async def put_domain(self, digest: bytes, document: bytes) -> None: ...  # noqa: D102 # as in TokenStore
-    async def get_domain(self, digest: bytes) -> bytes | None: ...  # noqa: D102 # as in TokenStore
-    async def get_meta(self, name: str) -> bytes | None: ...  # noqa: D102 # as in TokenStore
-    async def put_meta(self, name: str, value: bytes) -> bytes: ...  # noqa: D102 # as in TokenStore
-    async def provision(self) -> None: ...  # noqa: D102 # as in TokenStore
-    async def check_schema(self) -> None: ...  # noqa: D102 # as in TokenStore
-    async def scan(  # noqa: D102 # as in TokenStore
+    ) -> list[str]:
+        """Insert all, or, where a token exists already, nothing. Returns the tokens that already existed."""
+        ...
+
+    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        """Replace all, or, where a revision has moved, nothing. Returns the tokens whose revision had moved."""
+        ...
+
+    async def append(self, events: Sequence[SealedEvent]) -> None:
+        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+        ...
+
+    async def events(
+        self, *, stream: bytes | None = None, reference: bytes | None = None,
+        after: int = 0, limit: int = PAGE_MAX,
+    ) -> list[SealedEvent]:  # fmt: skip
+        """Events of one stream with a number above `after`, ascending; or of one reference, as they were written."""
+        ...
+
+    async def streams(self) -> list[bytes]:
+        """Every event stream there is, in no particular order."""
+        ...
+
+    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        """The last checkpoints of the `limit` newest streams, in no particular order."""
+        ...
+
+    async def put_domain(self, digest: bytes, document: bytes) -> None:
+        """Keep a document under its SHA-256; nothing happens where it is there already."""
+        ...
+
+    async def get_domain(self, digest: bytes) -> bytes | None:
+        """The document kept under a digest."""
+        ...
+
+    async def scan(
         self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
-    ) -> list[SealedRecord]: ...
-    async def close(self) -> None: ...  # noqa: D102 # as in TokenStore
+    ) -> list[SealedRecord]:
+        """Records with a token greater than `after`, by token; with `key_version`, only those sealed under it."""
+        ...
+
+    async def get_meta(self, name: str) -> bytes | None:
+        """A named value, or None."""
+        ...
+
+    async def put_meta(self, name: str, value: bytes) -> bytes:
+        """Set a named value if it is not set yet. Returns the value that stands now: the first one wins."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections; idempotent. Every later call raises TokenStoreError."""
+        ...

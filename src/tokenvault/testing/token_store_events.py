@@ -63,7 +63,7 @@ class EventContract(TokenStoreFixtures):
         store.append([an_event(n, stream=stream) for stream in (5, 1, 2**128 - 1) for n in (1, 2)])
         assert sorted(store.streams()) == sorted(an_event(1, stream=s).stream for s in (5, 1, 2**128 - 1))
 
-    def test_heads(self, store: TokenStore) -> None:
+    def test_latest_checkpoints(self, store: TokenStore) -> None:
         """Of the streams with the greatest names, each one's checkpoint written last, or its first event."""
         assert store.latest_checkpoints(10) == []
         names = {n: an_event(1, stream=n).stream for n in (3, 5, 7, 2**127)}

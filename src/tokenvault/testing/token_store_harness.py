@@ -73,7 +73,7 @@ class RecordChanges(TypedDict, total=False):
 
 
 def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
-    """A well-shaped record; each number has another token, reference and pan_fingerprint."""
+    """A well-shaped record; each number has another token, reference and PAN fingerprint."""
     source = random.Random(number)  # noqa: S311  the same on every run
     record = SealedRecord(
         token=f"999912{number:010d}",

@@ -10,19 +10,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore, digest_of
 
-# Few values, so that steps meet: the same tokens, pan_fingerprints, events again and again.
+# Few values, so that steps meet: the same tokens, PAN fingerprints, events again and again.
 _TOKENS = ("0" * 13, "0" * 14, "1" * 13, "1" * 19, "12" * 8, "9" * 16)
-_ACCOUNTS = (b"a" * 16, b"b" * 16)
+_PAN_FINGERPRINTS = (b"a" * 16, b"b" * 16)
 _REQUESTORS = ("1" * 11, "2" * 11)
 _PROGRAMS = ("p", "q")
 _REFERENCES = (b"r" * 16, b"s" * 16)
 _STREAMS = (b"t" * 16, b"u" * 16)
 
+_pan_fingerprints = st.sampled_from(_PAN_FINGERPRINTS)
 _records = st.builds(
     SealedRecord,
     token=st.sampled_from(_TOKENS),
     reference=st.sampled_from(_REFERENCES),
-    pan_fingerprint=st.sampled_from(_ACCOUNTS),
+    pan_fingerprint=_pan_fingerprints,
     requestor=st.sampled_from(_REQUESTORS),
     program=st.sampled_from(_PROGRAMS),
     revision=st.just(1),
@@ -123,7 +124,8 @@ class TokenStoreMachine(RuleBasedStateMachine):
         ]
 
     @rule(
-        pan_fingerprint=st.sampled_from(_ACCOUNTS) | st.lists(st.sampled_from(_ACCOUNTS), max_size=20),
+        pan_fingerprint=st.sampled_from(_PAN_FINGERPRINTS)
+        | st.lists(st.sampled_from(_PAN_FINGERPRINTS), max_size=20),
         requestor=st.sampled_from((None, *_REQUESTORS)),
         program=st.sampled_from((None, *_PROGRAMS)),
         after=_after,

@@ -36,7 +36,7 @@ class ReadingContract(TokenStoreFixtures):
         assert store.scan() == records
 
     def test_find(self, store: TokenStore) -> None:
-        """All records of a pan_fingerprint and no others, by token as a string, also in pages."""
+        """All records of a PAN fingerprint and no others, by token as a string, also in pages."""
         pan_fingerprint = b"a" * 16
         tokens = ["9" * 13, "1" * 19, "10" * 8, "5" * 16, "50" * 7]
         records = [
@@ -51,7 +51,7 @@ class ReadingContract(TokenStoreFixtures):
         assert paged == by_token(records)
         assert store.find(b"b" * 16) == []
 
-    def test_find_of_many_accounts(self, store: TokenStore) -> None:
+    def test_find_of_many_pan_fingerprints(self, store: TokenStore) -> None:
         """The records of all of them, each once, by token, also in pages; of none, none."""
         pan_fingerprints = [bytes([n]) * 16 for n in range(40)]
         records = [

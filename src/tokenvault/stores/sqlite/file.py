@@ -19,10 +19,6 @@ SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
 _BUSY_PAUSE_SECONDS_MAX: Final = 0.004
-PLACE_SECONDS: Final = 0.001
-"""How long a connection trusts that the path still names its file. Who removes or replaces a file loses all that was
-written before; what is written in the millisecond after goes with it. To look with each write slows it by a tenth."""
-
 _ROW_BYTES_MAX: Final = 2**21  # the largest event of a batch is half of it
 _JOURNAL_BYTES_KEPT_MAX: Final = 64 * 2**20
 
@@ -96,17 +92,36 @@ _EXPLANATIONS: Final = {
 
 
 class Connection(sqlite3.Connection):
-    """A connection and what is kept with it.
+    """A connection, with what the store keeps beside it.
 
     Attributes:
-        file: what it was opened on, by device and number.
-        looked_at: when the path was last seen to name it, in seconds of the monotonic clock.
-        statement: runs one statement after the other: to make a cursor for each takes a fifth of its time.
+        busy_seconds_max: how long a statement waits for other processes.
+        opened_on: the file that it was opened on, by device and number.
+        statement: runs one statement after another: a cursor of its own for each takes a fifth of its time.
     """
 
-    file: tuple[int, int] | None
-    looked_at: float
+    busy_seconds_max: float
+    opened_on: tuple[int, int] | None
     statement: sqlite3.Cursor
+
+    def run(self, sql: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
+        """All rows of a statement, tried again while other processes hold the file.
+
+        Not by SQLite's own busy timeout: its naps grow to 100 ms, in which busy neighbors get the file again and
+        again, and nothing interrupts them.
+        """
+        deadline = None
+        pause = _BUSY_PAUSE_SECONDS_MIN
+        while True:
+            try:
+                return self.statement.execute(sql, values).fetchall()
+            except sqlite3.OperationalError as error:
+                now = time.monotonic()
+                deadline = deadline or now + self.busy_seconds_max
+                if _code(error) != sqlite3.SQLITE_BUSY or now > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
 
     def close(self) -> None:
         """Close the cursor before the connection: a statement that it holds would keep the file open."""
@@ -117,14 +132,10 @@ class Connection(sqlite3.Connection):
 
 
 class SqliteFile:
-    """Where the file is, and how connections to it are opened.
-
-    Attributes:
-        busy_seconds_max: how long a statement waits for other processes.
-    """
+    """Where the file is, and how connections to it are opened."""
 
     def __init__(self, path: str, busy_seconds_max: float) -> None:
-        self.busy_seconds_max: Final = busy_seconds_max
+        self._busy_seconds_max: Final = busy_seconds_max
         self._path: Final = path
         self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw"
 
@@ -132,7 +143,7 @@ class SqliteFile:
         """A connection, once the schema is there. Raises ConfigurationError where it is not."""
         connection = self.open_unchecked()
         try:
-            version = _schema_version(connection, self.busy_seconds_max)
+            version = _schema_version(connection)
         except BaseException:
             connection.close()
             raise
@@ -152,7 +163,8 @@ class SqliteFile:
                 check_same_thread=False,
                 factory=Connection,
             )
-            connection.file, connection.looked_at = self._file(), time.monotonic()
+            connection.busy_seconds_max = self._busy_seconds_max
+            connection.opened_on = self._file_there()
             connection.statement = connection.cursor()
         except sqlite3.OperationalError:
             if os.path.exists(self._path):
@@ -161,26 +173,21 @@ class SqliteFile:
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
             for pragma in _PRAGMAS:
-                run(connection, pragma, (), self.busy_seconds_max)
+                connection.run(pragma)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def check_place(self, connection: Connection) -> None:
+    def check_in_place(self, connection: Connection) -> None:
         """Raise TokenStoreError where the path no longer names the file that the connection writes to.
 
-        The system lets it write on to a file that was removed or replaced, and what it writes is lost. Looks at most
-        once in PLACE_SECONDS.
+        The system lets it write on to a file that was removed or replaced, and what it writes is lost.
         """
-        now = time.monotonic()
-        if now - connection.looked_at < PLACE_SECONDS:
-            return
-        if connection.file != self._file():
+        if connection.opened_on != self._file_there():
             raise TokenStoreError(_MOVED)
-        connection.looked_at = now
 
-    def _file(self) -> tuple[int, int] | None:
+    def _file_there(self) -> tuple[int, int] | None:
         try:
             found = os.stat(self._path)
         except OSError:
@@ -201,67 +208,34 @@ class SqliteFile:
 
     def create_schema(self, connection: Connection) -> None:
         """Create the schema where it is missing, in one transaction; the caller closes the connection."""
-        seconds_max = self.busy_seconds_max
-        _schema_version(connection, seconds_max)  # a foreign file is not even switched to WAL
-        if run(connection, "PRAGMA journal_mode = WAL", (), seconds_max) != [("wal",)]:
+        _schema_version(connection)  # a foreign file is not even switched to WAL
+        if connection.run("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise TokenStoreError(
                 "SQLite's write-ahead log does not work on this file system; use a local one"
             )
-        run(connection, "BEGIN IMMEDIATE", (), seconds_max)
-        if _schema_version(connection, seconds_max) == 0:  # looked at again: others may have been faster
+        connection.run("BEGIN IMMEDIATE")
+        if _schema_version(connection) == 0:  # looked at again: others may have been faster
             for statement in _SCHEMA:
                 connection.execute(statement)
-        run(connection, "COMMIT", (), seconds_max)
+        connection.run("COMMIT")
 
 
-def run(
-    connection: Connection,
-    sql: str,
-    values: Sequence[str | bytes | int],
-    busy_seconds_max: float,
-) -> list[Any]:
-    """All rows of a statement, tried again while other processes hold the file."""
-    try:
-        return connection.statement.execute(sql, values).fetchall()
-    except sqlite3.OperationalError as error:
-        if _code(error) != sqlite3.SQLITE_BUSY:
-            raise
-    # Not SQLite's own busy timeout: its naps grow to 100 ms, in which a busy neighbor takes every turn, and
-    # nothing interrupts them.
-    connection.looked_at = 0.0  # whoever holds the file may be about to move it
-    deadline = time.monotonic() + busy_seconds_max
-    pause = _BUSY_PAUSE_SECONDS_MIN
-    while True:
-        time.sleep(pause)
-        pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
-        try:
-            return connection.statement.execute(sql, values).fetchall()
-        except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-
-
-def _schema_version(connection: Connection, busy_seconds_max: float) -> int:
+def _schema_version(connection: Connection) -> int:
     """The version of the schema, 0 in an empty file. Raises ConfigurationError for anything else."""
-
-    def value(sql: str) -> int:
-        rows = run(connection, sql, (), busy_seconds_max)
-        return int(rows[0][0])
-
-    alone = not connection.in_transaction
-    if alone:  # one view for all three: another process may be creating the schema
-        run(connection, "BEGIN", (), busy_seconds_max)
+    in_transaction = connection.in_transaction
+    if not in_transaction:  # one view for all three: another process may be creating the schema
+        connection.run("BEGIN")
     try:
-        application_id = value("PRAGMA application_id")
-        version = value("PRAGMA user_version")
-        objects = value("SELECT count(*) FROM sqlite_schema")
+        ((application_id,),) = connection.run("PRAGMA application_id")
+        ((version,),) = connection.run("PRAGMA user_version")
+        ((objects,),) = connection.run("SELECT count(*) FROM sqlite_schema")
     finally:
-        if alone and connection.in_transaction:
+        if not in_transaction and connection.in_transaction:
             connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
         raise ConfigurationError(_NEWER)
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
-        return version
+        return SCHEMA_VERSION
     if application_id == 0 and version == 0 and not objects:
         return 0
     raise ConfigurationError(_FOREIGN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 _Key = TypeVar("_Key", str, bytes)
@@ -40,7 +40,7 @@ STREAMS: Final = """
         FROM streams WHERE streams.stream IS NOT NULL
     ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
 # Likewise, from the other end.
-HEADS: Final = """
+LATEST_CHECKPOINTS: Final = """
     WITH RECURSIVE newest (stream, remaining) AS (
         SELECT max(stream), ? FROM events
         UNION ALL
@@ -56,12 +56,15 @@ INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLI
 # The usual replacement keeps reference and pan_fingerprint. SQLite rewrites the indexes of every column that it is
 # told to set, changed or not: a statement that leaves those two alone writes half the pages.
 REPLACE: Final = (
-    "UPDATE tokens SET requestor = ?, program = ?, revision = ?, key_version = ?, body = ?, seal = ?"
-    " WHERE token = ? AND revision = ? AND reference = ? AND pan_fingerprint = ?"
+    "UPDATE tokens SET requestor = :requestor, program = :program, revision = :revision,"
+    " key_version = :key_version, body = :body, seal = :seal"
+    " WHERE token = :token AND revision = :revision - 1"
+    " AND reference = :reference AND pan_fingerprint = :pan_fingerprint"
 )
 REPLACE_ALL: Final = (
-    "UPDATE tokens SET reference = ?, pan_fingerprint = ?, requestor = ?, program = ?, revision = ?,"
-    " key_version = ?, body = ?, seal = ? WHERE token = ? AND revision = ?"
+    "UPDATE tokens SET reference = :reference, pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
+    " program = :program, revision = :revision, key_version = :key_version, body = :body, seal = :seal"
+    " WHERE token = :token AND revision = :revision - 1"
 )
 PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
 REVISION: Final = "SELECT revision FROM tokens WHERE token = ?"
@@ -71,11 +74,14 @@ PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
 APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
 
 
-def statements_of(keys: Sequence[_Key]) -> Iterator[tuple[int, list[_Key]]]:
+def statements_of(keys: Sequence[_Key]) -> list[tuple[int, Sequence[_Key]]]:
     """Keys for statements of few sizes, so that few are kept prepared; the last is filled up with its last key."""
+    if len(keys) == 1:
+        return [(1, keys)]
     wanted = list(dict.fromkeys(keys))
     size_max = _KEYS_OF_ONE_STATEMENT[-1]
-    for start in range(0, len(wanted), size_max):
-        chunk = wanted[start : start + size_max]
-        size = next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk))
-        yield size, chunk + chunk[-1:] * (size - len(chunk))
+    chunks = [wanted[start : start + size_max] for start in range(0, len(wanted), size_max)]
+    sizes = [next(n for n in _KEYS_OF_ONE_STATEMENT if n >= len(chunk)) for chunk in chunks]
+    return [
+        (size, chunk + chunk[-1:] * (size - len(chunk))) for size, chunk in zip(sizes, chunks, strict=True)
+    ]

@@ -14,12 +14,11 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores.forks import hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
 from tokenvault.stores.sqlite.file import (
@@ -29,11 +28,9 @@ from tokenvault.stores.sqlite.file import (
     SqliteFile,
     explanation,
     is_unreadable,
-    run,
 )
 from tokenvault.stores.sqlite.pool import Pool
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_SECONDS_MAX: Final = 30.0
@@ -104,11 +101,11 @@ class SqliteTokenStore(TokenStoreBase):
 
     # Connections and statements.
 
-    def _read(self, statement: str, values: Sequence[str | bytes | int]) -> list[Any]:
+    def _read(self, statement: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
         pool = self._pool_here()
         connection = pool.take()
         try:
-            rows = run(connection, statement, values, self._busy_seconds_max)
+            rows = connection.run(statement, values)
         except BaseException as error:
             pool.discard(connection)
             if is_unreadable(error):
@@ -117,16 +114,16 @@ class SqliteTokenStore(TokenStoreBase):
         pool.give(connection)
         return rows
 
-    def _write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do work that writes, with a connection, once this thread's turn has come."""
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        """Do work that writes, with the write lock and a connection; an open transaction is undone where it fails."""
         pool = self._pool_here()
-        if not pool.turns.take(self._busy_seconds_max):
+        if not pool.write_lock.acquire(timeout=self._busy_seconds_max):
             raise TokenStoreError(BUSY)
         try:
             connection = pool.take()
             try:
-                result = work(connection, *args, **kwargs)
-                self._file.check_place(connection)  # last: what went elsewhere is not acknowledged
+                result = work(connection)
+                self._file.check_in_place(connection)  # last: what went elsewhere is not acknowledged
             except BaseException:
                 try:
                     if connection.in_transaction:
@@ -137,22 +134,18 @@ class SqliteTokenStore(TokenStoreBase):
             pool.give(connection)
             return result
         finally:
-            pool.turns.give()
+            pool.write_lock.release()
 
-    def _transact(
-        self,
-        connection: Connection,
-        work: Callable[Concatenate[Connection, Sequence[SealedRecord], Sequence[SealedEvent], P], list[str]],
-        records: Sequence[SealedRecord],
-        events: Sequence[SealedEvent],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> list[str]:
-        """Do the work in a transaction; undo it where it refuses tokens."""
-        run(connection, "BEGIN IMMEDIATE", (), self._busy_seconds_max)
-        refused = work(connection, records, events, *args, **kwargs)
-        run(connection, "ROLLBACK" if refused else "COMMIT", (), self._busy_seconds_max)
-        return refused
+    def _transact(self, work: Callable[[Connection], list[str]]) -> list[str]:
+        """Do work in a transaction; undo it where it refuses tokens, or fails."""
+
+        def transaction(connection: Connection) -> list[str]:
+            connection.run("BEGIN IMMEDIATE")
+            refused = work(connection)
+            connection.run("ROLLBACK" if refused else "COMMIT")
+            return refused
+
+        return self._write(transaction)
 
     # The port.
 
@@ -170,8 +163,6 @@ class SqliteTokenStore(TokenStoreBase):
         pool.discard(pool.take_new(self._file.open))
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        if len(tokens) == 1:
-            return list(map(SealedRecord._make, self._read(sql.BY_TOKENS[1], tokens)))
         rows: list[Any] = []
         for size, chunk in sql.statements_of(tokens):
             rows += self._read(sql.BY_TOKENS[size], chunk)
@@ -186,31 +177,30 @@ class SqliteTokenStore(TokenStoreBase):
         limit: int,
     ) -> list[SealedRecord]:
         filters = [value for value in (after, requestor, program, limit) if value is not None]
-        if len(pan_fingerprints) == 1:
-            statement = sql.FIND[1, requestor is not None, program is not None]
-            return list(map(SealedRecord._make, self._read(statement, (pan_fingerprints[0], *filters))))
         rows: list[Any] = []
         for size, chunk in sql.statements_of(pan_fingerprints):
             rows += self._read(sql.FIND[size, requestor is not None, program is not None], (*chunk, *filters))
-        return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
+        if len(pan_fingerprints) > 1:
+            rows = sorted(rows)[:limit]  # by token first
+        return list(map(SealedRecord._make, rows))
 
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         rows = self._read(sql.BY_REFERENCE, (reference,))
-        return SealedRecord(*rows[0]) if rows else None
+        return SealedRecord._make(rows[0]) if rows else None
 
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
-        return self._write(self._transact, _insert_all, records, events, document)
+        return self._transact(lambda connection: _insert_all(connection, records, events, document))
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._write(self._transact, _replace_all, records, events)
+        return self._transact(lambda connection: _replace_all(connection, records, events))
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
-        if len(events) == 1:
-            self._write(run, sql.APPEND, events[0], self._busy_seconds_max)
+        if len(events) == 1:  # a statement alone is a transaction
+            self._write(lambda connection: connection.run(sql.APPEND, events[0]))
         else:
-            self._write(self._transact, _append_all, (), events)
+            self._transact(lambda connection: _append_all(connection, events))
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         return list(map(SealedEvent._make, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
@@ -219,15 +209,15 @@ class SqliteTokenStore(TokenStoreBase):
         return list(map(SealedEvent._make, self._read(sql.EVENTS_ABOUT, (reference, limit, after))))
 
     def _streams(self) -> list[bytes]:
-        return [stream for (stream,) in self._read(sql.STREAMS, ())]
+        return [stream for (stream,) in self._read(sql.STREAMS)]
 
     def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return [SealedEvent(*row) for row in self._read(sql.HEADS, (limit,))]
+        return list(map(SealedEvent._make, self._read(sql.LATEST_CHECKPOINTS, (limit,))))
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody
             return
-        self._write(run, sql.PUT_DOMAIN, (digest, document), self._busy_seconds_max)
+        self._write(lambda connection: connection.run(sql.PUT_DOMAIN, (digest, document)))
 
     def _get_domain(self, digest: bytes) -> bytes | None:
         rows = self._read(sql.GET_DOMAIN, (digest,))
@@ -245,9 +235,9 @@ class SqliteTokenStore(TokenStoreBase):
         return rows[0][0] if rows else None
 
     def _put_meta(self, name: str, value: bytes) -> bytes:
-        if (standing := self._get_meta(name)) is not None:
-            return standing
-        self._write(run, sql.PUT_META, (name, value), self._busy_seconds_max)
+        if (existing := self._get_meta(name)) is not None:
+            return existing
+        self._write(lambda connection: connection.run(sql.PUT_META, (name, value)))
         rows = self._read(sql.GET_META, (name,))
         return rows[0][0] if rows else value
 
@@ -276,22 +266,16 @@ def _insert_all(
             return [records[0].token]
     elif records:
         # Looked for first: to write a chunk of random tokens in vain takes ten times as long.
-        existing = _existing(connection, records)
+        existing = _existing(connection, [record.token for record in records])
         if existing:
             return existing
-        connection.statement.executemany(
-            sql.INSERT, records.rows() if isinstance(records, RecordBatch) else records
-        )
+        connection.statement.executemany(sql.INSERT, records)
     if document is not None:
         connection.statement.execute(sql.PUT_DOMAIN, (digest_of(document), document))
-    return _append_all(connection, (), events)
+    return _append_all(connection, events)
 
 
-def _existing(connection: Connection, records: Sequence[SealedRecord]) -> list[str]:
-    if isinstance(records, RecordBatch):
-        tokens = [token.decode("ascii") for token in records.tokens]
-    else:
-        tokens = [record.token for record in records]
+def _existing(connection: Connection, tokens: Sequence[str]) -> list[str]:
     found: list[Any] = []
     for size, chunk in sql.statements_of(tokens):
         found += connection.statement.execute(sql.EXISTING[size], chunk).fetchall()
@@ -301,40 +285,23 @@ def _existing(connection: Connection, records: Sequence[SealedRecord]) -> list[s
 def _replace_all(
     connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
-    if len(records) == 1:
-        record = records[0]
-        if (
-            not connection.statement.execute(sql.REPLACE, _to_replace(record)).rowcount
-            and not connection.statement.execute(sql.REPLACE_ALL, _to_replace_all(record)).rowcount
-        ):
-            return [record.token]
-    elif records:
-        connection.execute("SAVEPOINT clean")
-        if connection.statement.executemany(sql.REPLACE, map(_to_replace, records)).rowcount != len(records):
+    connection.execute("SAVEPOINT clean")
+    if not _replaced(connection, sql.REPLACE, records):
+        connection.execute("ROLLBACK TO clean")
+        if not _replaced(connection, sql.REPLACE_ALL, records):
             connection.execute("ROLLBACK TO clean")
-            if connection.statement.executemany(
-                sql.REPLACE_ALL, map(_to_replace_all, records)
-            ).rowcount != len(records):
-                connection.execute("ROLLBACK TO clean")
-                return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
-    return _append_all(connection, (), events)
+            return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
+    return _append_all(connection, events)
 
 
-def _to_replace(record: SealedRecord) -> tuple[str | bytes | int, ...]:
-    return *record[3:], record.token, record.revision - 1, record.reference, record.pan_fingerprint
+def _replaced(connection: Connection, statement: str, records: Sequence[SealedRecord]) -> bool:
+    """Whether a statement replaced every record."""
+    values = map(SealedRecord._asdict, records)
+    return connection.statement.executemany(statement, values).rowcount == len(records)
 
 
-def _to_replace_all(record: SealedRecord) -> tuple[str | bytes | int, ...]:
-    return *record[1:], record.token, record.revision - 1
-
-
-def _append_all(
-    connection: Connection, _: Sequence[SealedRecord], events: Sequence[SealedEvent]
-) -> list[str]:
-    if len(events) == 1:
-        connection.statement.execute(sql.APPEND, events[0])
-    elif events:
-        connection.statement.executemany(sql.APPEND, events)
+def _append_all(connection: Connection, events: Sequence[SealedEvent]) -> list[str]:
+    connection.statement.executemany(sql.APPEND, events)
     return []
 
 
