@@ -69,7 +69,7 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
     if type(url) is not str or not url.startswith("postgresql:"):
         return ThreadedTokenStore(open_token_store(url))
     try:
-        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
+        from tokenvault.stores.postgres.store import AsyncPostgresTokenStore  # noqa: PLC0415  an extra
     except ImportError:
         failure = ConfigurationError(_NO_PSYCOPG)
     else:
