@@ -26,7 +26,8 @@ from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.postgres import statements
+from tokenvault.stores.postgres import answers, statements
+from tokenvault.stores.postgres import connection as connections
 from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
 from tokenvault.stores.postgres.statements import Statement, in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
@@ -521,8 +522,8 @@ def test_a_server_that_stands_still(
     events: list[SealedEvent], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A server that no longer answers at all is given up, and the next call goes over another connection."""
-    for module in ("connection", "answers"):
-        monkeypatch.setattr(f"tokenvault.stores.postgres.{module}.ANSWER_SECONDS_MAX", 1.0)
+    for module in (connections, answers):
+        monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 1.0)
     with closing(open_store(postgres_url)) as store, postgres_server.raw() as watcher:
         store.provision()
         store.scan()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import select
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Self
 
@@ -40,12 +40,17 @@ class Connection(ABC):
         used: when the last caller was done.
     """
 
-    connection: psycopg.BaseConnection[Any]
-
-    def __init__(self, schema: str) -> None:
+    def __init__(self, connection: psycopg.BaseConnection[Any], schema: str) -> None:
+        self.connection = connection
+        self.opened = self.used = time.monotonic()
         self._schema: Final = schema
         self._prepared: dict[Statement[Any], bytes] = {}  # their names
-        self.opened = self.used = time.monotonic()
+        self._checked: set[Statement[Any]] = set()  # a prepared statement keeps its types
+        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            self._poll = poll.poll
 
     @classmethod
     async def open(cls, address: PostgresAddress) -> Self:
@@ -68,17 +73,14 @@ class Connection(ABC):
             self._prepared[statement] = name
         pgconn.send_query_prepared(name, values, statement.formats, Format.BINARY)
         result = sound_result(await self._results())
-        statement.check_types(result)
+        if statement not in self._checked:
+            statement.check_types(result)
+            self._checked.add(statement)
         return result
 
-    @property
     def server_speaks(self) -> bool:
         """Whether the server has sent something that nobody asked for: to an idle client it says good-bye only."""
-        if not hasattr(select, "poll"):
-            return False
-        poll = select.poll()
-        poll.register(self.connection.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        return self._poll is not None and bool(self._poll(0))
 
     def close(self) -> None:
         """Close the connection for good; the server undoes what it had not committed."""
@@ -110,9 +112,7 @@ class Connection(ABC):
 class BlockingConnection(Connection):
     """A connection that blocks the thread that waits for it."""
 
-    def __init__(self, connection: psycopg.Connection, schema: str) -> None:
-        super().__init__(schema)
-        self.connection: psycopg.Connection = connection
+    connection: psycopg.Connection
 
     @classmethod
     async def _open(cls, conninfo: str, schema: str) -> Self:
@@ -148,9 +148,10 @@ class LoopConnection(Connection):
         answers: what the server answers on it. Before psycopg itself waits, they leave the socket to it.
     """
 
+    connection: psycopg.AsyncConnection
+
     def __init__(self, connection: psycopg.AsyncConnection, schema: str) -> None:
-        super().__init__(schema)
-        self.connection: psycopg.AsyncConnection = connection
+        super().__init__(connection, schema)
         self.answers: Final = Answers(connection)
 
     @classmethod

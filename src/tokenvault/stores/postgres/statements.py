@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from operator import call
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -39,6 +40,10 @@ from tokenvault.stores.postgres.values import (
     Kind,
     array_of,
     columns,
+    nullable,
+    number,
+    row,
+    text,
 )
 
 T = TypeVar("T")
@@ -90,17 +95,16 @@ class Statement(Generic[T]):
     read: Callable[[PGresult], T]
     types: Sequence[int] = attrs.field(init=False)
     formats: Sequence[Format] = attrs.field(init=False)
+    _packs: Sequence[Callable[[Any], bytes | None]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "types", [kind.oid for kind in self.takes])
         object.__setattr__(self, "formats", [Format.BINARY] * len(self.takes))
+        object.__setattr__(self, "_packs", [kind.pack for kind in self.takes])
 
     def packed(self, values: Iterable[object]) -> list[bytes | None]:
-        """The values in binary format; None is NULL."""
-        return [
-            None if value is None else kind.pack(value)
-            for kind, value in zip(self.takes, values, strict=True)
-        ]
+        """The values in binary format."""
+        return list(map(call, self._packs, values))
 
     def check_types(self, result: PGresult) -> None:
         """Raise IntegrityError where the columns of a result have other types than were made."""
@@ -167,7 +171,22 @@ def _integers_array(column: Sequence[bytes]) -> Integers:
 
 
 def _first_record(result: PGresult) -> SealedRecord | None:
-    return next(iter(_records(result)), None)
+    # Not by columns, which takes four times as long for one row.
+    found = row(result)
+    if found is None:
+        return None
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = found
+    return SealedRecord(
+        text(token),
+        reference,
+        pan_fingerprint,
+        text(requestor),
+        text(program),
+        number(revision),
+        number(key_version),
+        body,
+        seal,
+    )
 
 
 def _events(result: PGresult) -> list[SealedEvent]:
@@ -175,8 +194,7 @@ def _events(result: PGresult) -> list[SealedEvent]:
 
 
 def _tokens(result: PGresult) -> list[str]:
-    (tokens,) = _unpacked(result, [TEXT])
-    return list(tokens)
+    return list(map(text, columns(result)[0])) if result.ntuples else []
 
 
 def _byte_strings(result: PGresult) -> list[bytes]:
@@ -184,7 +202,8 @@ def _byte_strings(result: PGresult) -> list[bytes]:
 
 
 def _first_byte_string(result: PGresult) -> bytes | None:
-    return next(iter(_byte_strings(result)), None)
+    found = row(result)
+    return None if found is None else found[0]
 
 
 def _nothing(_: PGresult) -> None:
@@ -198,15 +217,21 @@ def _select_records(rest: str, *takes: Kind) -> Statement[list[SealedRecord]]:
     return Statement(f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), _records)
 
 
+def _select_record(rest: str, *takes: Kind) -> Statement[SealedRecord | None]:
+    return Statement(
+        f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), _first_record
+    )
+
+
 def _find(condition: str, kind: Kind) -> Statement[list[SealedRecord]]:
     return _select_records(
         f"WHERE pan_fingerprint {condition} AND ($2::text IS NULL OR requestor = $2)"
         " AND ($3::bytea IS NULL OR program = $3) AND token > $4 ORDER BY token LIMIT $5",
-        kind, TEXT, ASCII_BYTEA, TEXT, INT8,
+        kind, nullable(TEXT), nullable(ASCII_BYTEA), TEXT, INT8,
     )  # fmt: skip
 
 
-GET_ONE: Final = _select_records("WHERE token = $1", TEXT)
+GET_ONE: Final = _select_record("WHERE token = $1", TEXT)
 GET_MANY: Final = Statement(
     f"SELECT {RECORD_COLUMNS} FROM {TOKENS} WHERE token = ANY($1)",
     (array_of(TEXT),),
@@ -215,12 +240,7 @@ GET_MANY: Final = Statement(
 )
 FIND_ONE: Final = _find("= $1", BYTEA)  # in the order of its index: `= ANY` needs a sort
 FIND_MANY: Final = _find("= ANY($1)", array_of(BYTEA))
-BY_REFERENCE: Final = Statement(
-    f"SELECT {RECORD_COLUMNS} FROM {TOKENS} WHERE reference = $1 LIMIT 1",
-    (BYTEA,),
-    (*RECORD.values(),),
-    _first_record,
-)
+BY_REFERENCE: Final = _select_record("WHERE reference = $1 LIMIT 1", BYTEA)
 SCAN: Final = _select_records("WHERE token > $1 ORDER BY token LIMIT $2", TEXT, INT8)
 SCAN_KEY_VERSION: Final = _select_records(
     "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
@@ -229,68 +249,84 @@ EXISTING: Final = Statement(
     f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,), _tokens
 )
 
-# Records and their events, written together. The values: those of a record, then an array for each column of events.
+# Records and their events, written together.
 
 
-def _places(first: int, kinds: Sequence[Kind]) -> list[str]:
-    return [f"${n}::{kind.name}" for n, kind in enumerate(kinds, first)]
+def _places(first: int, kinds: Sequence[Kind]) -> str:
+    return ", ".join(f"${n}::{kind.name}" for n, kind in enumerate(kinds, first))
 
 
 _ONE_RECORD: Final = (*RECORD.values(),)
-_MANY_RECORDS: Final = (*map(array_of, RECORD.values()),)
-_SOME_EVENTS: Final = (*map(array_of, EVENT.values()),)
-_RECORD_PLACES: Final = _places(1, _ONE_RECORD)
-_EVENT_ROWS: Final = f"unnest({', '.join(_places(1 + len(RECORD), _SOME_EVENTS))})"
-_DIGEST, _DOCUMENT = _places(1 + len(RECORD) + len(EVENT), (BYTEA, BYTEA))
-_REPLACED: Final = [name for name in RECORD if name != "token"]
+_ONE_EVENT: Final = (*EVENT.values(),)
+_MANY_RECORDS: Final = (*map(array_of, _ONE_RECORD),)
+_MANY_EVENTS: Final = (*map(array_of, _ONE_EVENT),)
+_REPLACED: Final = ", ".join(name for name in RECORD if name != "token")
+_NEW: Final = ", ".join(f"new.{name}" for name in RECORD if name != "token")
 
-_NOTED: Final = f"""noted AS (
-        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM written, {_EVENT_ROWS} AS noted
+FEW_EVENTS: Final = (1, 2)
+"""How many events go in one statement, with their record or alone: an event, and the checkpoint that goes before it.
+More, or none, are a batch."""
+
+
+def _event_rows(first: int, count: int) -> str:
+    """The places of some events, as rows."""
+    places = range(first, first + count * len(EVENT), len(EVENT))
+    return f"(VALUES {', '.join(f'({_places(place, _ONE_EVENT)})' for place in places)}) AS noted"
+
+
+def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement[list[str]]:
+    """A statement that writes a record and, where it could, its events; where not, the token comes back.
+
+    Args:
+        write: the CTE `written`, which has a row where the record was written, and others.
+        kinds: of its values; those of the events are behind.
+        count: of events.
+    """
+    sql = f"""
+    WITH {write}, noted AS (
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM written, {_event_rows(1 + len(kinds), count)}
     ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
+    return Statement(sql, (*kinds, *_ONE_EVENT * count), (TEXT,), _tokens)
 
-INSERT: Final = Statement(
-    f"""
-    WITH written AS (
-        INSERT INTO {TOKENS} ({RECORD_COLUMNS}) VALUES ({", ".join(_RECORD_PLACES)})
+
+_INSERT: Final = f"""written AS (
+        INSERT INTO {TOKENS} ({RECORD_COLUMNS}) VALUES ({_places(1, _ONE_RECORD)})
         ON CONFLICT (token) DO NOTHING RETURNING 1
-    ), kept AS (
-        INSERT INTO {DOMAINS} SELECT {_DIGEST}, {_DOCUMENT} FROM written WHERE {_DIGEST} IS NOT NULL
-        ON CONFLICT (digest) DO NOTHING
-    ), {_NOTED}""",
-    (*_ONE_RECORD, *_SOME_EVENTS, BYTEA, BYTEA),
-    (TEXT,),
-    _tokens,
-)
-"""A record, its events, and a document with its digest, or NULL. The token comes back where it exists already."""
+    )"""
+_INSERT_WITH_DOCUMENT: Final = f"""{_INSERT}, kept AS (
+        INSERT INTO {DOMAINS} SELECT $10, $11 FROM written ON CONFLICT (digest) DO NOTHING
+    )"""
+_REPLACE: Final = f"""written AS (
+        UPDATE {TOKENS} SET ({_REPLACED}) = ROW ({_places(2, _ONE_RECORD[1:])})
+        WHERE token = $1 AND revision = $6 - 1 RETURNING 1
+    )"""
 
-REPLACE_ONE: Final = Statement(
-    f"""
-    WITH written AS (
-        UPDATE {TOKENS} SET ({", ".join(_REPLACED)}) = ROW ({", ".join(_RECORD_PLACES[1:])})
-        WHERE token = $1 AND revision = ${1 + [*RECORD].index("revision")} - 1 RETURNING 1
-    ), {_NOTED}""",
-    (*_ONE_RECORD, *_SOME_EVENTS),
-    (TEXT,),
-    _tokens,
-)
-"""The token comes back where its revision has moved."""
+INSERT: Final = {n: _with_events(_INSERT, _ONE_RECORD, n) for n in FEW_EVENTS}
+INSERT_WITH_DOCUMENT: Final = {
+    n: _with_events(_INSERT_WITH_DOCUMENT, (*_ONE_RECORD, BYTEA, BYTEA), n) for n in FEW_EVENTS
+}
+"""By the number of events. The token comes back where it exists already."""
+
+REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
+"""By the number of events. The token comes back where its revision has moved."""
 
 REPLACE_MANY: Final = Statement(
     f"""
     WITH new AS MATERIALIZED (
-        SELECT * FROM unnest({", ".join(_places(1, _MANY_RECORDS))}) AS new ({RECORD_COLUMNS})
+        SELECT * FROM unnest({_places(1, _MANY_RECORDS)}) AS new ({RECORD_COLUMNS})
     ), locked AS MATERIALIZED (
         SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[]) ORDER BY token FOR NO KEY UPDATE
     ), moved AS MATERIALIZED (
         SELECT token FROM new LEFT JOIN locked USING (token)
         WHERE locked.revision IS DISTINCT FROM new.revision - 1
     ), written AS (
-        UPDATE {TOKENS} AS old SET {", ".join(f"{name} = new.{name}" for name in _REPLACED)} FROM new
+        UPDATE {TOKENS} AS old SET ({_REPLACED}) = ROW ({_NEW}) FROM new
         WHERE old.token = new.token AND NOT EXISTS (SELECT FROM moved)
     ), noted AS (
-        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM {_EVENT_ROWS} WHERE NOT EXISTS (SELECT FROM moved)
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM unnest({_places(10, _MANY_EVENTS)})
+        WHERE NOT EXISTS (SELECT FROM moved)
     ) SELECT token FROM moved""",
-    (*_MANY_RECORDS, *_SOME_EVENTS),
+    _MANY_RECORDS + _MANY_EVENTS,
     (TEXT,),
     _tokens,
 )
@@ -300,15 +336,20 @@ REPLACE_MANY: Final = Statement(
 
 
 def _select_events(rest: str, *takes: Kind) -> Statement[list[SealedEvent]]:
-    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, (*EVENT.values(),), _events)
+    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT, _events)
 
 
-APPEND: Final = Statement(
-    f"INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM unnest({', '.join(_places(1, _SOME_EVENTS))})",
-    _SOME_EVENTS,
-    (),
-    _nothing,
-)
+APPEND: Final = {
+    n: Statement(
+        f"INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM {_event_rows(1, n)}",
+        _ONE_EVENT * n,
+        (),
+        _nothing,
+    )
+    for n in FEW_EVENTS
+}
+"""By the number of events."""
+
 EVENTS_OF_STREAM: Final = _select_events(
     "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
 )
@@ -343,7 +384,7 @@ LATEST_CHECKPOINTS: Final = Statement(
         ORDER BY choice LIMIT 1
     ) head WHERE newest.stream IS NOT NULL""",
     (INT8,),
-    (*EVENT.values(),),
+    _ONE_EVENT,
     _events,
 )
 

@@ -7,7 +7,8 @@ a statement when it first runs it, which costs one round trip more, once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
@@ -22,13 +23,9 @@ from tokenvault.stores.postgres.copy import Copy, copies_of, is_known_new, token
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
-from tokenvault.stores.postgres.statements import EVENT, Statement
+from tokenvault.stores.postgres.statements import FEW_EVENTS, Statement
 
 T = TypeVar("T")
-
-FEW_EVENTS: Final = (1, 2)
-"""How many events go in one statement, with their record or alone: an event, and the checkpoint that goes before it.
-More, or none, are a batch."""
 
 
 class _PostgresStore(Guard):
@@ -80,8 +77,7 @@ class _PostgresStore(Guard):
 
     async def _run(self, statement: Statement[T], *values: Any) -> T:
         packed = statement.packed(values)
-        async with self._pool_here().connection() as connection:
-            result = await connection.run(statement, packed)
+        result = await self._pool_here().use(lambda connection: connection.run(statement, packed))
         return statement.read(result)
 
     async def _insert_batch(
@@ -103,15 +99,19 @@ class _PostgresStore(Guard):
 
     async def _copy(self, copies: Sequence[Copy], tokens: Sequence[bytes]) -> list[str]:
         """Copy, unless some of these tokens exist, which are returned."""
-        async with self._pool_here().connection() as connection, connection.transaction():
-            if tokens:
-                found = await connection.run(statements.EXISTING, statements.EXISTING.packed([tokens]))
-                existing = statements.EXISTING.read(found)
-                if existing:
-                    return existing
-            for copy in copies:
-                await connection.copy(copy)
-        return []
+
+        async def copy_all(connection: Connection) -> list[str]:
+            async with connection.transaction():
+                if tokens:
+                    found = await connection.run(statements.EXISTING, statements.EXISTING.packed([tokens]))
+                    existing = statements.EXISTING.read(found)
+                    if existing:
+                        return existing
+                for copy in copies:
+                    await connection.copy(copy)
+            return []
+
+        return await self._pool_here().use(copy_all)
 
     # The port.
 
@@ -123,12 +123,12 @@ class _PostgresStore(Guard):
             connection.close()
 
     async def _check_schema(self) -> None:
-        async with self._pool_here().connection() as connection:
-            await check_version(connection)
+        await self._pool_here().use(check_version)
 
     async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         if len(tokens) == 1:
-            return await self._run(statements.GET_ONE, tokens[0])
+            record = await self._run(statements.GET_ONE, tokens[0])
+            return [] if record is None else [record]
         # In order, as PostgreSQL walks its index: neighbours lie in the same pages.
         return await self._run(statements.GET_MANY, sorted(tokens))
 
@@ -152,21 +152,24 @@ class _PostgresStore(Guard):
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
         if len(records) == 1 and len(events) in FEW_EVENTS:
-            digest = None if document is None else digest_of(document)
-            return await self._run(statements.INSERT, *records[0], *_columns(events), digest, document)
+            if document is None:
+                return await self._run(statements.INSERT[len(events)], *records[0], *chain(*events))
+            kept = digest_of(document), document
+            statement = statements.INSERT_WITH_DOCUMENT[len(events)]
+            return await self._run(statement, *records[0], *kept, *chain(*events))
         if document is not None:
             await self._put_domain(digest_of(document), document)
         return await self._insert_batch(records, events)
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        if len(records) == 1:
-            return await self._run(statements.REPLACE_ONE, *records[0], *_columns(events))
-        columns = zip(*records, strict=True) if records else [()] * len(statements.RECORD)
-        return await self._run(statements.REPLACE_MANY, *columns, *_columns(events))
+        if len(records) == 1 and len(events) in FEW_EVENTS:
+            return await self._run(statements.REPLACE_ONE[len(events)], *records[0], *chain(*events))
+        columns = *_columns(records, statements.RECORD), *_columns(events, statements.EVENT)
+        return await self._run(statements.REPLACE_MANY, *columns)
 
     async def _append(self, events: Sequence[SealedEvent]) -> None:
         if len(events) in FEW_EVENTS:
-            await self._run(statements.APPEND, *_columns(events))
+            await self._run(statements.APPEND[len(events)], *chain(*events))
         else:
             await self._insert_batch((), events)
 
@@ -249,6 +252,6 @@ class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
     _pool_type = LoopPool
 
 
-def _columns(events: Sequence[SealedEvent]) -> list[Sequence[object]]:
-    """The fields of events, a column each."""
-    return list(zip(*events, strict=True)) or [()] * len(EVENT)
+def _columns(rows: Sequence[tuple[object, ...]], names: Collection[str]) -> list[tuple[object, ...]]:
+    """The fields of rows, a column each."""
+    return list(zip(*rows, strict=True)) or [()] * len(names)

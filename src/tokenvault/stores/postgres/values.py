@@ -16,10 +16,31 @@ from psycopg.pq.abc import PGresult
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.postgres.errors import UNREADABLE
 
-_INT8: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">i")
 _ARRAY: Final = struct.Struct(">iiiii")
 _EMPTY_ARRAY: Final = struct.Struct(">iii")
+
+
+_INT8: Final = struct.Struct(">q")
+
+
+def text(value: bytes) -> str:
+    """A text that was read. An edited one may hold anything: the guard refuses a character beyond ASCII."""
+    return str(value, "latin-1")
+
+
+def number(value: bytes) -> int:
+    """A bigint that was read."""
+    found: int = _INT8.unpack(value)[0]
+    return found
+
+
+def _texts(column: Sequence[bytes]) -> list[str]:
+    return list(map(text, column))
+
+
+def _numbers(column: Sequence[bytes]) -> Sequence[int]:
+    return struct.unpack(f">{len(column)}q", b"".join(column))
 
 
 @attrs.frozen(eq=False)
@@ -37,17 +58,8 @@ class Kind:
     name: str
     oid: int
     array_oid: int
-    pack: Callable[[Any], bytes]
+    pack: Callable[[Any], bytes | None]
     unpack: Callable[[Sequence[bytes]], Sequence[Any]]
-
-
-def _texts(column: Sequence[bytes]) -> list[str]:
-    # An edited text may hold anything: each byte of it becomes a character, which the guard refuses.
-    return [str(value, "latin-1") for value in column]
-
-
-def _numbers(column: Sequence[bytes]) -> Sequence[int]:
-    return struct.unpack(f">{len(column)}q", b"".join(column))
 
 
 TEXT: Final = Kind("text", 25, 1009, str.encode, _texts)
@@ -59,16 +71,20 @@ ASCII_BYTEA: Final = Kind("bytea", 17, 1001, str.encode, _texts)
 INT8: Final = Kind("bigint", 20, 1016, _INT8.pack, _numbers)
 
 
+def nullable(kind: Kind) -> Kind:
+    """Values of a kind to be written, or None, which is NULL."""
+    return attrs.evolve(kind, pack=lambda value: None if value is None else kind.pack(value))
+
+
 def array_of(kind: Kind) -> Kind:
-    """Arrays of a kind, to be written only."""
+    """Arrays of values of a kind to be written, none of them NULL."""
+    name, oid = f"{kind.name}[]", kind.array_oid
+    return attrs.evolve(
+        kind, name=name, oid=oid, pack=lambda values: _array(kind.oid, list(map(kind.pack, values)))
+    )
 
-    def pack(values: Sequence[Any]) -> bytes:
-        return _array(kind.oid, list(map(kind.pack, values)))
 
-    return Kind(f"{kind.name}[]", kind.array_oid, 0, pack, list)
-
-
-def _array(oid: int, values: Sequence[bytes]) -> bytes:
+def _array(oid: int, values: Sequence[Any]) -> bytes:
     if not values:
         return _EMPTY_ARRAY.pack(0, 0, oid)
     parts = [_ARRAY.pack(1, 0, oid, len(values), 1)]
@@ -87,4 +103,15 @@ def columns(result: PGresult) -> list[list[bytes]]:
     for column in found:
         if None in column:
             raise IntegrityError(UNREADABLE)
+    return found  # type: ignore[return-value] # no None is among them
+
+
+def row(result: PGresult) -> list[bytes] | None:
+    """The first row of a result, or None where there is none. Raises IntegrityError for NULL."""
+    if not result.ntuples:
+        return None
+    get = result.get_value
+    found = [get(0, column) for column in range(result.nfields)]
+    if None in found:
+        raise IntegrityError(UNREADABLE)
     return found  # type: ignore[return-value] # no None is among them
