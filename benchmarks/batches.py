@@ -24,7 +24,7 @@ from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.model.pan import luhn_check_digit
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.postgres.copy import Copy
-from tokenvault.stores.postgres.statements import Batch
+from tokenvault.stores.postgres.statements import in_schema
 from tokenvault.stores.postgres.store import PostgresTokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
@@ -71,26 +71,26 @@ class RecordingStore(PostgresTokenStore):
 
     chunks: list[tuple[Copy, ...]]
 
-    def _run_batch(self, batch: Batch) -> list[str]:
-        existing = super()._run_batch(batch)
+    async def _copy(self, copies: Sequence[Copy], tokens: Sequence[bytes]) -> list[str]:
+        existing = await super()._copy(copies, tokens)
         if not existing:
-            self.chunks.append(tuple(batch.copies()))
+            self.chunks.append(tuple(copies))
         return existing
 
 
 def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:
     listed = list(cards(size))
 
-    def issue() -> tuple[float, list[tuple[Copy, ...]], str]:
+    def issue() -> tuple[float, list[tuple[Copy, ...]]]:
         schema = new_name()
         with closing(RecordingStore(server.url(), schema=schema)) as store:
             tv.provision(keys, store)
             store.chunks = []
             with vault_of(keys, store) as vault:
                 seconds = _seconds(lambda: vault.issue_many(listed, requestor=REQUESTOR, program="random"))
-        return seconds, store.chunks, schema
+        return seconds, store.chunks
 
-    def bare(chunks: list[tuple[Copy, ...]], schema: str) -> float:
+    def bare(chunks: list[tuple[Copy, ...]]) -> float:
         twin = new_name()
         with closing(PostgresTokenStore(server.url(), schema=twin)) as store:
             tv.provision(keys, store)
@@ -99,8 +99,7 @@ def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> N
             for copies in chunks:
                 with connection.transaction():
                     for each in copies:
-                        statement = each.sql.replace(schema.encode(), twin.encode())
-                        with connection.cursor().copy(statement) as copy:
+                        with connection.cursor().copy(in_schema(each.sql, twin)) as copy:
                             copy.write(each.rows)
 
         with server.raw() as connection:
@@ -108,8 +107,8 @@ def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> N
 
     times: list[tuple[float, float]] = []
     for _ in range(_rounds(size)):
-        seconds, copies, schema = issue()
-        times.append((seconds, bare(copies, schema)))
+        seconds, chunks = issue()
+        times.append((seconds, bare(chunks)))
     _tell("PostgreSQL, issue_many", "PostgreSQL, COPY", size, times)
 
 

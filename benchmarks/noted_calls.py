@@ -9,9 +9,9 @@ import tokenvault as tv
 from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, pans
 from tests.postgres_server import PostgresServer
 from tokenvault.keys import KeyStore
-from tokenvault.stores.postgres.statements import Statement
+from tokenvault.stores.postgres.statements import Statement, in_schema
 from tokenvault.stores.postgres.store import PostgresTokenStore
-from tokenvault.stores.postgres.values import INT8, TEXT, Query
+from tokenvault.stores.postgres.values import ASCII_BYTEA
 
 EXAMPLE, TWIN = "example", "twin"
 """The schemas of the vault whose statements are noted, and of the tables that they are run on once more."""
@@ -19,17 +19,18 @@ EXAMPLE, TWIN = "example", "twin"
 RARE = tv.CheckpointPolicy(events=1_000_000, seconds=86_400)  # none is among the calls that are timed
 
 T = TypeVar("T")
+Noted = tuple[Statement[Any], tuple[Any, ...]]
 Bare = tuple[str, tuple[Any, ...], bool]
 
 
 class NotingStore(PostgresTokenStore):
     """Notes the statements that it runs, in `made`."""
 
-    made: list[Statement[Any]]
+    made: list[Noted]
 
-    def _run(self, statement: Statement[T]) -> T:
-        self.made.append(statement)
-        return super()._run(statement)
+    async def _run(self, statement: Statement[T], *values: Any) -> T:
+        self.made.append((statement, values))
+        return await super()._run(statement, *values)
 
 
 class Example:
@@ -48,7 +49,7 @@ class Example:
         for _ in range(workers):
             self.store.made = []
             self.tokens.append(issue(self.vault, next(pans()), domain or UNLIMITED).token)
-            self.first.append([bare(statement) for statement in self.store.made])
+            self.first.append([bare(*noted) for noted in self.store.made])
 
     def statements(self, worker: int, call: Call) -> list[Bare]:
         """What a call sends to the database."""
@@ -57,7 +58,7 @@ class Example:
             issue(self.vault, call.pan, UNLIMITED)
         else:
             self.vault.detokenize(self.tokens[worker], call.transaction)
-        return [bare(statement) for statement in self.store.made]
+        return [bare(*noted) for noted in self.store.made]
 
     def close(self) -> None:
         """Close vault and store."""
@@ -94,27 +95,24 @@ def requestors() -> list[tv.TokenRequestor]:
     return [tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})]
 
 
-def bare(statement: Statement[Any]) -> Bare:
+def bare(statement: Statement[Any], values: tuple[Any, ...]) -> Bare:
     """A statement as psycopg's cursor takes it, on the twin: SQL, values, whether it has rows."""
-    sql, order = _bare_sql(statement.query)
-    values = [
-        _value(kind, value) for kind, value in zip(statement.query.takes, statement.values, strict=True)
+    sql, order = _bare_sql(statement)
+    bare_values = [
+        value.encode() if kind is ASCII_BYTEA else value
+        for kind, value in zip(statement.takes, values, strict=True)
     ]
-    return sql, tuple(values[n - 1] for n in order), bool(statement.query.gives)
+    # A list is an array; in the store, a column may be any sequence.
+    bare_values = [list(value) if isinstance(value, tuple) else value for value in bare_values]
+    return sql, tuple(bare_values[n - 1] for n in order), bool(statement.gives)
 
 
-_texts: dict[Query, tuple[str, list[int]]] = {}
+_texts: dict[Statement[Any], tuple[str, list[int]]] = {}
 
 
-def _bare_sql(query: Query) -> tuple[str, list[int]]:
-    if query not in _texts:
-        sql = query.sql.decode().replace(f'"{EXAMPLE}".', f'"{TWIN}".')
+def _bare_sql(statement: Statement[Any]) -> tuple[str, list[int]]:
+    if statement not in _texts:
+        sql = in_schema(statement.sql, TWIN).decode()
         order = [int(number) for number in re.findall(r"\$(\d+)", sql)]
-        _texts[query] = re.sub(r"\$\d+", "%s", sql), order
-    return _texts[query]
-
-
-def _value(kind: int, value: bytes) -> str | int | bytes:
-    if kind == TEXT:
-        return value.decode()
-    return int.from_bytes(value, signed=True) if kind == INT8 else value
+        _texts[statement] = re.sub(r"\$\d+", "%s", sql), order
+    return _texts[statement]

@@ -29,8 +29,9 @@ from benchmarks.single import LIMITED, PROGRAMS, REQUESTOR, UNLIMITED, new_keys,
 from tests.postgres_server import PASSWORD, PostgresServer
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
-from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
-from tokenvault.stores.postgres.store import PostgresTokenStore
+from tokenvault.stores.postgres.copy import copies_of
+from tokenvault.stores.postgres.statements import GET_MANY, in_schema
+from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 
 AT_ONCE = (1, 4, 16)
 ROUNDS = 31  # short ones in turn, as the machine and its disk change their pace; the first is not counted
@@ -97,12 +98,12 @@ def _print(name: str, vault: Taken, plain: Taken) -> None:
 
 def batches(server: PostgresServer) -> None:
     """The store's own part of batches beside binary COPY and SELECT of the same rows."""
-    stores = [PostgresTokenStore(server.url(schema=f"batch_{name}")) for name in ("vault", TWIN)]
+    twin = f"batch_{TWIN}"
+    stores = [PostgresTokenStore(server.url(schema=schema)) for schema in ("batch_vault", twin)]
     for store in stores:
         store.provision()
     taken: dict[str, list[float]] = {"insert": [], "COPY": [], "get": [], "SELECT": []}
     with _connect(server, "") as connection:
-        statements = stores[1]._statements
         numbers = iter(random.sample(range(10**10), BATCH_ROUNDS * PAGE_MAX))  # no token twice in all rounds
         for _ in range(BATCH_ROUNDS):
             records, events = some_records(islice(numbers, PAGE_MAX))
@@ -110,14 +111,14 @@ def batches(server: PostgresServer) -> None:
             gc.collect()
             with _timed(taken["insert"]):
                 stores[0].insert(records, events)
-            copies = statements.insert_many(records, events).copies()
+            copies = [(in_schema(copy.sql, twin), copy.rows) for copy in copies_of(records, events)]
             with _timed(taken["COPY"]), connection.transaction():
-                for copy in copies:
-                    with connection.cursor().copy(copy.sql) as out:
-                        out.write(copy.rows)
+                for statement, rows in copies:
+                    with connection.cursor().copy(statement) as out:
+                        out.write(rows)
             with _timed(taken["get"]):
                 stores[0].get(tokens)
-            select = statements.get(tokens).query.sql.decode().replace("$1", "%s")
+            select = in_schema(GET_MANY.sql, twin).replace(b"$1", b"%s")
             with _timed(taken["SELECT"]):
                 connection.execute(select, (tokens,), binary=True).fetchall()
     for store in stores:

@@ -15,8 +15,8 @@ from tests.on_a_loop import LOOPS
 from tests.postgres_server import PostgresServer
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.postgres.answers import Answers
-from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
-from tokenvault.stores.postgres.pool import LOOKED_AT_SECONDS, AsyncHeld
+from tokenvault.stores.postgres.connection import LoopConnection
+from tokenvault.stores.postgres.store import AsyncPostgresTokenStore
 from tokenvault.testing.token_stores import a_record, an_event
 
 T = TypeVar("T")
@@ -47,9 +47,10 @@ async def provisioned(url: str) -> AsyncIterator[AsyncPostgresTokenStore]:
         await store.close()
 
 
-def only_connection(store: AsyncPostgresTokenStore) -> AsyncHeld:
-    (held,) = store._pool_here()._open
-    return held
+def only_connection(store: AsyncPostgresTokenStore) -> LoopConnection:
+    (pooled,) = store._pool_here()._open
+    assert isinstance(pooled, LoopConnection)
+    return pooled
 
 
 def end_all(server: PostgresServer) -> None:
@@ -157,7 +158,7 @@ def test_a_connection_that_the_server_ends_while_it_is_idle_leaves_the_loop_and_
             end_all(postgres_server)
             async with asyncio.timeout(10):
                 while before.answers._loop is not None:  # else its end would be reported for ever
-                    await asyncio.sleep(LOOKED_AT_SECONDS)
+                    await asyncio.sleep(0.001)
             assert await store.get([a_record(1).token]) == [a_record(1)]
             assert only_connection(store) is not before
 
@@ -216,7 +217,7 @@ def test_a_closed_store_leaves_nothing_with_the_loop(postgres_url: str, run: Run
         loop = asyncio.get_running_loop()
         async with provisioned(postgres_url) as store:
             await asyncio.gather(*(store.append([an_event(number)]) for number in range(1, 9)))
-            sockets = [held.connection.fileno() for held in store._pool_here()._open]
+            sockets = [pooled.connection.fileno() for pooled in store._pool_here()._open]
             assert len(sockets) > 1
         assert not any(map(loop.remove_reader, sockets))
 

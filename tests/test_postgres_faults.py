@@ -26,13 +26,11 @@ from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.postgres import answers as _postgres_answers
-from tokenvault.stores.postgres import async_store as postgres_async
-from tokenvault.stores.postgres import store as postgres
-from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
+from tokenvault.stores.postgres import answers, statements
+from tokenvault.stores.postgres import connection as connections
 from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
-from tokenvault.stores.postgres.statements import Statement
-from tokenvault.stores.postgres.store import PostgresTokenStore
+from tokenvault.stores.postgres.statements import Statement, in_schema
+from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.testing.token_store_harness import race, replaced
 from tokenvault.testing.token_stores import a_record, an_event
 
@@ -246,7 +244,9 @@ def test_flows_take_it(postgres_url: str) -> None:
 # Round trips.
 
 
-def messages(connection: psycopg.Connection, path: Path, call: Callable[[], object]) -> list[list[str]]:
+def messages(
+    connection: psycopg.BaseConnection[Any], path: Path, call: Callable[[], object]
+) -> list[list[str]]:
     """What libpq notes of each message that it sends ("F") and gets ("B") on a connection during a call."""
     with path.open("w+") as file:
         connection.pgconn.trace(file.fileno())
@@ -300,11 +300,11 @@ def test_round_trips(store: PostgresTokenStore, tmp_path: Path) -> None:
         "put_meta": (lambda: store.put_meta("a", b"b"), 1),
         "find": (lambda: store.find(a_record(1).pan_fingerprint), 1),
     }  # fmt: skip
-    (held,) = store._pool_here()._open
+    (pooled,) = store._pool_here()._open
     prepared: list[str] = []
     for first in (True, False):
         for name, (call, round_trips) in calls.items():
-            lines = messages(held.connection, tmp_path / "trace", call)
+            lines = messages(pooled.connection, tmp_path / "trace", call)
             sent = [line[2] for line in lines if line[0] == "F"]
             heard = [line[2] for line in lines if line[0] == "B"]
             new = [str(line[3:]) for line in lines if line[2] == "Parse"]
@@ -524,7 +524,7 @@ def test_a_server_that_stands_still(
     events: list[SealedEvent], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A server that no longer answers at all is given up, and the next call goes over another connection."""
-    for module in (postgres, postgres_async, _postgres_answers):
+    for module in (connections, answers):
         monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 1.0)
     with closing(open_store(postgres_url)) as store, postgres_server.raw() as watcher:
         store.provision()
@@ -547,34 +547,36 @@ def test_look_ups_use_their_index(
     postgres_server: PostgresServer, store: PostgresTokenStore, tables: str
 ) -> None:
     store.insert([a_record(n) for n in range(1000)], [an_event(n + 1) for n in range(1000)])
-    of, token, sixteen = store._statements, a_record(1).token, b"a" * 16
+    token, sixteen = a_record(1).token, b"a" * 16
+    none = (None, None, "", 10)
 
-    expected: list[tuple[str, Statement[Any]]] = [
-        ("tokens_pkey", of.get([token])),
-        ("tokens_pkey", of.scan(token, 10, None)),
-        ("tokens_pkey", of.scan(token, 10, 1)),
-        ("tokens_by_pan_fingerprint", of.find([sixteen], None, None, "", 10)),
-        ("tokens_by_pan_fingerprint", of.find([sixteen], "1" * 11, "p", "", 10)),
-        ("tokens_by_reference", of.by_reference(sixteen)),
-        ("events_pkey", of.events_of_stream(sixteen, 1, 10)),
-        ("events_pkey", of.streams()),
-        ("events_by_reference", of.events_about(sixteen, 1, 10)),
+    def plan(statement: Statement[Any], *values: object) -> str:
+        sql = b"EXPLAIN " + in_schema(statement.sql, tables)
+        values_and_kinds = statement.packed(values), statement.types, statement.formats
+        lines = connection.pgconn.exec_params(sql, *values_and_kinds)
+        return "\n".join(str(lines.get_value(line, 0)) for line in range(lines.ntuples))
+
+    expected: list[tuple[str, Statement[Any], tuple[object, ...]]] = [
+        ("tokens_pkey", statements.GET_ONE, (token,)),
+        ("tokens_pkey", statements.SCAN, (token, 10)),
+        ("tokens_pkey", statements.SCAN_KEY_VERSION, (token, 10, 1)),
+        ("tokens_by_pan_fingerprint", statements.FIND_ONE, (sixteen, *none)),
+        ("tokens_by_pan_fingerprint", statements.FIND_ONE, (sixteen, "1" * 11, "p", "", 10)),
+        ("tokens_by_reference", statements.BY_REFERENCE, (sixteen,)),
+        ("events_pkey", statements.EVENTS_OF_STREAM, (sixteen, 1, 10)),
+        ("events_pkey", statements.STREAMS, ()),
+        ("events_by_reference", statements.EVENTS_ABOUT, (sixteen, 1, 10)),
     ]
     with postgres_server.raw() as connection:
         connection.execute("ANALYZE")
         connection.execute("SET enable_seqscan = off")
-        for index, (query, values, _) in expected:
-            asked = connection.pgconn.exec_params(b"EXPLAIN " + query.sql, values, query.takes, query.formats)
-            plan = "\n".join(str(asked.get_value(line, 0)) for line in range(asked.ntuples))
-            assert index in plan
-            assert "Sort" not in plan
-        several: list[tuple[str, Statement[Any]]] = [  # those found are sorted, or grouped, then
-            ("tokens_pkey", of.get([token, token])),
-            ("tokens_by_pan_fingerprint", of.find([sixteen, b"b" * 16], None, None, "", 10)),
-        ]
-        for index, (query, values, _) in several:
-            asked = connection.pgconn.exec_params(b"EXPLAIN " + query.sql, values, query.takes, query.formats)
-            assert index in "\n".join(str(asked.get_value(line, 0)) for line in range(asked.ntuples))
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        for index, statement, values in expected:
+            assert index in plan(statement, *values)
+            assert "Sort" not in plan(statement, *values)
+        # Those found are sorted then.
+        assert "tokens_pkey" in plan(statements.GET_MANY, [token, token])
+        assert "tokens_by_pan_fingerprint" in plan(statements.FIND_MANY, [sixteen, b"b" * 16], *none)
 
 
 # Threads, loops and forks.
@@ -645,8 +647,8 @@ def test_a_child_leaves_its_parents_connections_alone(
 ) -> None:
     """It works over its own, closes its store and collects its garbage; the parent's go on as they were."""
     store.scan()
-    (held,) = store._pool_here()._open
-    before = held.connection.info.backend_pid
+    (pooled,) = store._pool_here()._open
+    before = pooled.connection.info.backend_pid
 
     def child() -> None:
         assert store.insert([a_record(1)], [an_event(1)]) == []
@@ -658,15 +660,15 @@ def test_a_child_leaves_its_parents_connections_alone(
     assert ended_well(in_child(child, fork))
     assert store.get([a_record(1).token]) == [a_record(1)]
     (after,) = store._pool_here()._open
-    assert after is held
+    assert after is pooled
     assert after.connection.info.backend_pid == before
 
 
 def test_a_child_does_not_keep_its_parents_sockets(store: PostgresTokenStore) -> None:
     """They lead nowhere in the child, so the server sees the parent's end even where a child lives on."""
     store.scan()
-    (held,) = store._pool_here()._open
-    number = held.connection.fileno()
+    (pooled,) = store._pool_here()._open
+    number = pooled.connection.fileno()
 
     def child() -> None:
         assert os.readlink(f"/proc/self/fd/{number}") == os.devnull
@@ -741,9 +743,9 @@ def test_a_cancelled_write_is_whole_or_not_done(postgres_url: str, warm: bool, c
         while True:
             if warm:
                 await store.scan(limit=1)
-            elif store._pool is not None:
-                store._pool.close()
-                store._pool = None
+            else:
+                store._pool_here().close()
+                store._pools.clear()
             records = [a_record(count * at + n) for n in range(count)]
             events = [an_event(count * at + n + 1) for n in range(count)]
             call = CancelledAt(store.insert(records, events), at)

@@ -33,8 +33,8 @@ def count(store: PostgresTokenStore, tmp_path: Path) -> Callable[[Callable[[], o
     """How often a call waits for the server."""
 
     def counted(call: Callable[[], object]) -> int:
-        (held,) = store._pool_here()._open
-        lines = messages(held.connection, tmp_path / "trace", call)
+        (pooled,) = store._pool_here()._open
+        lines = messages(pooled.connection, tmp_path / "trace", call)
         assert len(store._pool_here()._open) == 1, "everything went over the connection that was watched"
         sent = [line[2] for line in lines if line[0] == "F"]
         heard = [line[2] for line in lines if line[0] == "B"]

@@ -4,12 +4,13 @@ from typing import assert_type
 
 import tokenvault as tv
 from tokenvault import keys, stores
+from tokenvault.stores.port import SealedRecord
 
 
 def opened() -> None:
     assert_type(tv.__version__, str)
     assert_type(tv.open_token_store("sqlite:///vault.db"), stores.TokenStore)
-    assert_type(tv.open_async_token_store("memory:"), stores.AsyncTokenStoreBase)
+    assert_type(tv.open_async_token_store("memory:"), stores.AsyncTokenStore)
     assert_type(tv.open_key_store("file:keys.json"), keys.KeyStore)
     tv.open_token_store(b"memory:")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -34,8 +35,26 @@ class OwnCipher:
         return blocks
 
 
-def adapters(store: stores.TokenStore, over: stores.AsyncTokenStoreBase, cipher: keys.BlockCipher) -> None:
+def adapters(store: stores.TokenStore, over: stores.AsyncTokenStore, cipher: keys.BlockCipher) -> None:
     """What takes a port takes every adapter of it."""
     adapters(stores.MemoryTokenStore(), stores.ThreadedTokenStore(store), OwnCipher())
     adapters(stores.SqliteTokenStore("vault.db"), over, keys.LocalBlockCipher(bytes(16)))
     assert_type(cipher.encrypt_blocks(b""), bytes)
+
+
+def own_adapters(keys: keys.KeyStore) -> None:
+    """An adapter of one's own, blocking or awaited, is what a vault takes."""
+
+    class Own(stores.MemoryTokenStore):
+        pass
+
+    tv.Vault(keys, Own())
+    tv.AsyncVault(keys, stores.ThreadedTokenStore(Own()))
+    assert_type(Own().find(bytes(16), limit=1), list[SealedRecord])
+    stores.TokenStoreBase()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
+
+
+async def awaited(store: stores.AsyncTokenStoreBase) -> None:
+    assert_type(await store.by_reference(bytes(16)), SealedRecord | None)
+    over: stores.AsyncTokenStore = store
+    await over.close()

@@ -19,8 +19,7 @@ from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 if TYPE_CHECKING:
-    from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore
-    from tokenvault.stores.postgres.store import PostgresTokenStore
+    from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 
 __all__ = [
     "AsyncPostgresTokenStore",
@@ -81,7 +80,7 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
     if type(url) is not str or not url.startswith("postgresql:"):
         return ThreadedTokenStore(open_token_store(url))
     try:
-        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
+        from tokenvault.stores.postgres.store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
     except ImportError:
         failure = ConfigurationError(_NO_PSYCOPG)
     else:
@@ -132,7 +131,7 @@ def __getattr__(name: str) -> object:
 
         return PostgresTokenStore
     if name == "AsyncPostgresTokenStore":
-        from tokenvault.stores.postgres.async_store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
+        from tokenvault.stores.postgres.store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
 
         return AsyncPostgresTokenStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+import functools
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import Workers
 from tokenvault.stores.errors import CLOSED
-from tokenvault.stores.guard import Awaited, Guard
-from tokenvault.stores.port import TokenStore
+from tokenvault.stores.port import METHODS, AsyncTokenStore, TokenStore
 
 THREADS: Final = 4
 """Enough for reads to go on beside a write; SQLite has one writer at a time."""
 
+if TYPE_CHECKING:
 
-class Forwarding(Guard):
-    """A store with the methods of the port, each of which goes through `_forward`.
+    class Forwarding(TokenStore, ABC):
+        """A blocking store, each of whose methods goes through `_forward`."""
 
-    The store behind checks arguments and rows itself.
-    """
+        @abstractmethod
+        def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            """What a method does, by its name."""
 
-    locals().update(
-        dict.fromkeys(Guard.__abstractmethods__)
-    )  # an adapter's private methods, never asked here
+    class AsyncForwarding(AsyncTokenStore, ABC):
+        """A store with coroutines, each of whose methods goes through `_forward`."""
 
-    @abstractmethod
-    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """What a method does, by its name."""
+        @abstractmethod
+        async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            """What a method does, by its name."""
 
-    def _call(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
-        return self._forward(call.__name__, *args, **kwargs)
+else:
+
+    def _forwarded(name):
+        @functools.wraps(getattr(TokenStore, name))
+        def method(self, *args, **kwargs):
+            return self._forward(name, *args, **kwargs)
+
+        return method
+
+    def _forwarded_async(name):
+        @functools.wraps(getattr(AsyncTokenStore, name))
+        async def method(self, *args, **kwargs):
+            return await self._forward(name, *args, **kwargs)
+
+        return method
+
+    Forwarding = type("Forwarding", (), {name: _forwarded(name) for name in METHODS})
+    AsyncForwarding = type("AsyncForwarding", (), {name: _forwarded_async(name) for name in METHODS})
 
 
-class BlockingStore(Forwarding, Awaited):
+class BlockingStore(AsyncForwarding):
     """A blocking token store as coroutines that never suspend."""
 
     def __init__(self, store: TokenStore) -> None:
@@ -44,7 +60,7 @@ class BlockingStore(Forwarding, Awaited):
         return getattr(self._store, name)(*args, **kwargs)
 
 
-class ThreadedTokenStore(Forwarding, Awaited):
+class ThreadedTokenStore(AsyncForwarding):
     """Any blocking token store, for the tasks of any event loop: each call blocks a thread, not the loop.
 
     A call that is cancelled is done wholly or not at all, and is over when the cancellation arrives.
@@ -55,6 +71,7 @@ class ThreadedTokenStore(Forwarding, Awaited):
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
+        self._closed = False
         self._workers: Final = Workers(THREADS)
 
     async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, NoReturn, Protocol
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
@@ -94,6 +94,14 @@ MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
 """Stands for a row that is no event, where others are to be read all the same. No vault writes this one."""
 
 
+def unwritten() -> NoReturn:
+    """Fail: a class that derives from a port has not written one of its methods.
+
+    Without this it would return None, which some methods mean as "all was written".
+    """
+    raise TypeError("a token store writes every method of the port")
+
+
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
@@ -113,18 +121,18 @@ class TokenStore(Protocol):
 
         Raises ConfigurationError for a database that holds something else, or a schema newer than this code.
         """
-        ...
+        unwritten()
 
     def check_schema(self) -> None:
         """Raise ConfigurationError unless the database has a schema of the version that this code writes."""
-        ...
+        unwritten()
 
     def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """The records of these tokens, each once; those that do not exist are left out; in no set order.
 
         A list, or a `stores.found_records.RecordColumns`, which has them as columns too.
         """
-        ...
+        unwritten()
 
     def find(
         self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
@@ -134,11 +142,11 @@ class TokenStore(Protocol):
 
         With `requestor` or `program`, only theirs.
         """
-        ...
+        unwritten()
 
     def by_reference(self, reference: bytes) -> SealedRecord | None:
         """The record with this reference."""
-        ...
+        unwritten()
 
     def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
@@ -152,7 +160,7 @@ class TokenStore(Protocol):
         Returns:
             The tokens that already existed; empty when everything was written.
         """
-        ...
+        unwritten()
 
     def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Replace each record whose stored revision is one less than its own, and append the events.
@@ -163,11 +171,11 @@ class TokenStore(Protocol):
         Returns:
             The tokens whose revision had moved (or that do not exist); empty when everything was written.
         """
-        ...
+        unwritten()
 
     def append(self, events: Sequence[SealedEvent]) -> None:
         """Append events in one atomic step. An event that exists already is a TokenStoreError."""
-        ...
+        unwritten()
 
     def events(
         self, *, stream: bytes | None = None, reference: bytes | None = None,
@@ -179,11 +187,11 @@ class TokenStore(Protocol):
         database saw it and `after` is the number of events to pass over. By stream, with `after` -1, also rows are
         looked at whose number is below 1: an IntegrityError, where someone planted them.
         """
-        ...
+        unwritten()
 
     def streams(self) -> list[bytes]:
         """Every event stream there is, in no particular order; also a name of another length, if one was planted."""
-        ...
+        unwritten()
 
     def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints, in one round trip, in no particular order.
@@ -192,15 +200,15 @@ class TokenStore(Protocol):
         stream's own name; of a stream without one, its first event. For a row of other types or lengths stands
         MALFORMED_EVENT. `limit` is from 1 to PAGE_MAX.
         """
-        ...
+        unwritten()
 
     def put_domain(self, digest: bytes, document: bytes) -> None:
         """Keep a document under its SHA-256; nothing happens where it is there already."""
-        ...
+        unwritten()
 
     def get_domain(self, digest: bytes) -> bytes | None:
         """The document kept under a digest."""
-        ...
+        unwritten()
 
     def scan(
         self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
@@ -209,19 +217,19 @@ class TokenStore(Protocol):
 
         With `key_version`, only those sealed under that version.
         """
-        ...
+        unwritten()
 
     def get_meta(self, name: str) -> bytes | None:
         """A named value, or None. A name is 1 to 64 printable ASCII characters."""
-        ...
+        unwritten()
 
     def put_meta(self, name: str, value: bytes) -> bytes:
         """Set a named value if it is not set yet. Returns the value that stands now: the first one wins."""
-        ...
+        unwritten()
 
     def close(self) -> None:
         """Release connections; idempotent. Every later call raises TokenStoreError."""
-        ...
+        unwritten()
 
 
 class AsyncTokenStore(Protocol):
@@ -229,78 +237,82 @@ class AsyncTokenStore(Protocol):
 
     async def provision(self) -> None:
         """Create the schema where it is missing. Idempotent."""
-        ...
+        unwritten()
 
     async def check_schema(self) -> None:
         """Raise ConfigurationError unless the database has a schema of the version that this code writes."""
-        ...
+        unwritten()
 
     async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         """The records of these tokens, each once; those that do not exist are left out; in no set order."""
-        ...
+        unwritten()
 
     async def find(
         self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
         after: str = "", limit: int = PAGE_MAX,
     ) -> list[SealedRecord]:  # fmt: skip
         """The records of a pan_fingerprint, or of several, whose token is greater than `after`, by token."""
-        ...
+        unwritten()
 
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
         """The record with this reference."""
-        ...
+        unwritten()
 
     async def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
     ) -> list[str]:
         """Insert all, or, where a token exists already, nothing. Returns the tokens that already existed."""
-        ...
+        unwritten()
 
     async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         """Replace all, or, where a revision has moved, nothing. Returns the tokens whose revision had moved."""
-        ...
+        unwritten()
 
     async def append(self, events: Sequence[SealedEvent]) -> None:
         """Append events in one atomic step. An event that exists already is a TokenStoreError."""
-        ...
+        unwritten()
 
     async def events(
         self, *, stream: bytes | None = None, reference: bytes | None = None,
         after: int = 0, limit: int = PAGE_MAX,
     ) -> list[SealedEvent]:  # fmt: skip
         """Events of one stream with a number above `after`, ascending; or of one reference, as they were written."""
-        ...
+        unwritten()
 
     async def streams(self) -> list[bytes]:
         """Every event stream there is, in no particular order."""
-        ...
+        unwritten()
 
     async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The last checkpoints of the `limit` newest streams, in no particular order."""
-        ...
+        unwritten()
 
     async def put_domain(self, digest: bytes, document: bytes) -> None:
         """Keep a document under its SHA-256; nothing happens where it is there already."""
-        ...
+        unwritten()
 
     async def get_domain(self, digest: bytes) -> bytes | None:
         """The document kept under a digest."""
-        ...
+        unwritten()
 
     async def scan(
         self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
     ) -> list[SealedRecord]:
         """Records with a token greater than `after`, by token; with `key_version`, only those sealed under it."""
-        ...
+        unwritten()
 
     async def get_meta(self, name: str) -> bytes | None:
         """A named value, or None."""
-        ...
+        unwritten()
 
     async def put_meta(self, name: str, value: bytes) -> bytes:
         """Set a named value if it is not set yet. Returns the value that stands now: the first one wins."""
-        ...
+        unwritten()
 
     async def close(self) -> None:
         """Release connections; idempotent. Every later call raises TokenStoreError."""
-        ...
+        unwritten()
+
+
+METHODS: Final = tuple(name for name in vars(TokenStore) if not name.startswith("_"))
+"""The names of the methods of both ports."""

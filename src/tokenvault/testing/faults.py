@@ -24,8 +24,7 @@ from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore, Signer
 from tokenvault.runtime import BlockingRuntime, run
-from tokenvault.stores.forwarding import Forwarding
-from tokenvault.stores.guard import Awaited, Blocking
+from tokenvault.stores.forwarding import AsyncForwarding, Forwarding
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 
 T = TypeVar("T")
@@ -135,7 +134,7 @@ def _blocking_under(
     return run(_under(fault, error, BlockingRuntime().sleep, made))
 
 
-class FaultyTokenStore(Forwarding, Blocking):
+class FaultyTokenStore(Forwarding):
     """A token store whose calls go as a plan says. What fails raises TokenStoreError, as the port has it.
 
     Args:
@@ -152,7 +151,7 @@ class FaultyTokenStore(Forwarding, Blocking):
         return _blocking_under(self._plan(name), TokenStoreError, call)
 
 
-class FaultyAsyncTokenStore(Forwarding, Awaited):
+class FaultyAsyncTokenStore(AsyncForwarding):
     """As FaultyTokenStore, over a store with coroutines.
 
     Args:

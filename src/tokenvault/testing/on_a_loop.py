@@ -8,13 +8,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from tokenvault.stores.forwarding import Forwarding
-from tokenvault.stores.guard import Blocking
 from tokenvault.stores.port import AsyncTokenStore
 
 T = TypeVar("T")
 
 
-class TokenStoreOnALoop(Forwarding, Blocking):
+class TokenStoreOnALoop(Forwarding):
     """A store with coroutines, called from any thread: they run on an event loop in a thread of its own.
 
     Closing it closes the store, and ends the loop and the thread.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from typing import Final
 
@@ -10,7 +11,9 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.postgres.schema import SCHEMA_NAME, checked_partitions, checked_schema
+
+SCHEMA_NAME: Final = "tokenvault"
+PARTITIONS_MAX: Final = 1_024
 
 CONNECT_SECONDS_MAX: Final = 5
 """How long a server may take to accept a connection."""
@@ -48,6 +51,8 @@ _DEFAULTS: Final = {
     "keepalives_count": str(_KEEPALIVES_MAX),
     "tcp_user_timeout": str(_KEEPALIVE_SECONDS * _KEEPALIVES_MAX * 1_000),
 }
+
+_is_schema: Final = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 
 
 @attrs.frozen
@@ -87,8 +92,8 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
             "client_encoding": "UTF8",
             "options": f"{_SETTINGS} {given.get('options', '')}".rstrip(),
         },
-        checked_schema(own.get("schema", SCHEMA_NAME) if schema is None else schema),
-        checked_partitions(_number(own.get("partitions", "0")) if partitions is None else partitions),
+        _checked_schema(own.get("schema", SCHEMA_NAME) if schema is None else schema),
+        _checked_partitions(_number(own.get("partitions", "0")) if partitions is None else partitions),
     )
 
 
@@ -107,3 +112,19 @@ def _without_own_options(url: str) -> tuple[str, dict[str, str]]:
 
 def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else -1
+
+
+def _checked_schema(name: str) -> str:
+    """A schema's name that needs no quotes."""
+    if type(name) is not str or _is_schema(name) is None or name.startswith("pg_"):
+        raise InvalidInputError(
+            "a schema's name is 1 to 63 of a-z, 0-9 and '_', not beginning with a digit or 'pg_'"
+        )
+    return name
+
+
+def _checked_partitions(count: int) -> int:
+    """A number of partitions; 0 is a plain table."""
+    if type(count) is not int or not 0 <= count <= PARTITIONS_MAX:
+        raise InvalidInputError(f"partitions is a whole number from 0 to {PARTITIONS_MAX}")
+    return count

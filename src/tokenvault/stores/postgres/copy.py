@@ -21,7 +21,10 @@ import numpy.typing as npt
 from tokenvault.columns.arrays import place
 from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.postgres.statements import EVENT_COLUMNS, EVENTS, RECORD_COLUMNS, TOKENS
 
+_COPY_RECORDS: Final = f"COPY {TOKENS} ({RECORD_COLUMNS}) FROM STDIN (FORMAT binary)"
+_COPY_EVENTS: Final = f"COPY {EVENTS} ({EVENT_COLUMNS}) FROM STDIN (FORMAT binary)"
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
 _COUNT_BYTES: Final = 2
@@ -31,9 +34,9 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Copy(NamedTuple):
-    """A COPY statement and what it is to be sent."""
+    """A COPY statement, with {schema} for the schema, and what is sent with it."""
 
-    sql: bytes
+    sql: str
     rows: bytes
 
 
@@ -118,19 +121,16 @@ def record_columns(records: Sequence[SealedRecord]) -> list[Column]:
     """The columns of records, at least one, in the order of the fields of SealedRecord."""
     if isinstance(records, RecordBatch):
         return _batch_columns(records)
-    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = zip(
-        *records, strict=True
-    )
     return [
-        Column.of_texts(token),
-        Column.of_bytes(reference),
-        Column.of_bytes(pan_fingerprint),
-        Column.of_texts(requestor),
-        Column.of_texts(program),
-        Column.of_integers(revision),
-        Column.of_integers(key_version),
-        Column.of_bytes(body),
-        Column.of_bytes(seal),
+        Column.of_texts([record.token for record in records]),
+        Column.of_bytes([record.reference for record in records]),
+        Column.of_bytes([record.pan_fingerprint for record in records]),
+        Column.of_texts([record.requestor for record in records]),
+        Column.of_texts([record.program for record in records]),
+        Column.of_integers([record.revision for record in records]),
+        Column.of_integers([record.key_version for record in records]),
+        Column.of_bytes([record.body for record in records]),
+        Column.of_bytes([record.seal for record in records]),
     ]
 
 
@@ -151,13 +151,12 @@ def _batch_columns(records: RecordBatch) -> list[Column]:
 
 def event_columns(events: Sequence[SealedEvent]) -> list[Column]:
     """The columns of events, at least one, in the order of the fields of SealedEvent."""
-    stream, number, reference, body, mac = zip(*events, strict=True)
     return [
-        Column.of_bytes(stream),
-        Column.of_integers(number),
-        Column.of_bytes(reference),
-        Column.of_bytes(body),
-        Column.of_bytes(mac),
+        Column.of_bytes([event.stream for event in events]),
+        Column.of_integers([event.number for event in events]),
+        Column.of_bytes([event.reference for event in events]),
+        Column.of_bytes([event.body for event in events]),
+        Column.of_bytes([event.mac for event in events]),
     ]
 
 
@@ -166,3 +165,30 @@ def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:
     first = np.ascontiguousarray(columns[0].data)
     texts = first.view(f"S{first.shape[1]}").reshape(len(first))
     return None if (texts[:-1] <= texts[1:]).all() else np.argsort(texts)
+
+
+# What is copied.
+
+
+def copies_of(records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[Copy]:
+    """What is copied to insert records and events, one after the other."""
+    copies = []
+    if records:
+        written = record_columns(records)
+        # In the order of tokens, two batches that write the same ones can not wait for each other.
+        copies.append(Copy(_COPY_RECORDS, copy_rows(written, by_first(written))))
+    if events:
+        copies.append(Copy(_COPY_EVENTS, copy_rows(event_columns(events))))
+    return copies
+
+
+def tokens_of(records: Sequence[SealedRecord]) -> Sequence[bytes]:
+    """The tokens of records."""
+    if isinstance(records, RecordBatch):
+        return records.tokens
+    return [record.token.encode() for record in records]
+
+
+def is_known_new(records: Sequence[SealedRecord]) -> bool:
+    """Whether the caller looked for the tokens of these records a moment ago, and none existed."""
+    return isinstance(records, RecordBatch) and records.looked_for

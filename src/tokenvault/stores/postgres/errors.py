@@ -62,13 +62,6 @@ def explanation(error: Exception) -> str | None:
     return f"PostgreSQL refused a statement with SQLSTATE {state}; its log says more"
 
 
-def is_unreadable(error: BaseException) -> bool:
-    """Whether a value that was read is none that Python can hold, which only an edited column has."""
-    return isinstance(error, UnicodeDecodeError | OverflowError) or (
-        isinstance(error, psycopg.DataError) and error.sqlstate is None
-    )
-
-
 def unconnected(error: psycopg.Error) -> TokenStoreError:
     """Why there is no connection. libpq gives a text and no code, and the text names host and user."""
     text = str(error)

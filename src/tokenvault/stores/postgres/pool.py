@@ -1,15 +1,8 @@
-"""Connections of one process to PostgreSQL: checked out by one caller at a time, opened where they are missing.
+"""Connections of one process to PostgreSQL: taken by one caller at a time, opened where none is idle.
 
 Not psycopg_pool: that connects in threads of its own, so a caller waits for a time-out and never learns that the
 password is wrong; it comes back seconds after the server does; and its threads do not live through a fork.
-docs/decisions/09-postgresql.md has the figures. Here, whoever needs a connection opens it and gets
-its error.
-
-- At most `connections_max` callers are inside at once; each holds one connection, and a connection is
-  opened only when none is idle, so there are never more.
-- Before it is used again, a connection that was idle for a while is looked at without asking the server: a server has
-  nothing to say to an idle client but good-bye.
-- A forked child must not say anything on its parent's connections, not even good-bye: `abandon`.
+docs/decisions/09-postgresql.md has the figures. Here, whoever needs a connection opens it and gets its error.
 """
 
 from __future__ import annotations
@@ -17,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
-import threading
+import queue
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Final, TypeVar
 
 import psycopg
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.postgres.answers import Answers
-from tokenvault.stores.postgres.values import Query
+from tokenvault.stores.postgres.connection import Connection
+
+T = TypeVar("T")
 
 CONNECTIONS_MAX: Final = 16
 """Per store and process. More callers than this wait for one another."""
@@ -40,115 +33,36 @@ IDLE_SECONDS_MAX: Final = 300.0
 """A connection that nobody has used for longer is closed instead of used again: what lies between may have
 forgotten it."""
 
-AGE_SECONDS_MAX: Final = 3_600.0
-"""A connection is closed after so long: addresses, certificates and passwords change."""
-
 LOOKED_AT_SECONDS: Final = 0.001
 """A connection that was used so lately is used again without a look at its socket, which costs a system call."""
 
+AGE_SECONDS_MAX: Final = 3_600.0
+"""A connection is closed after so long: addresses, certificates and passwords change."""
+
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
+_OTHER_LOOP: Final = (
+    "the token store is in use by another event loop: open one for each with open_async_token_store"
+)
 
-_Connection = TypeVar("_Connection", psycopg.Connection, psycopg.AsyncConnection)
 
+class Pool(ABC):
+    """The connections of one process.
 
-class Held(Generic[_Connection]):
-    """A connection of the pool, for the caller alone who took it: in a `with` block, at whose end it goes back.
+    At most CONNECTIONS_MAX callers are inside at once; each holds one connection, and one is opened only where none
+    is idle, so there are never more. The connection that was used last is used first: where fewer are needed than
+    before, the others grow old and are closed.
 
-    It goes back only where nothing is in doubt: after an error other than a unique violation it is closed.
+    No method needs a lock: each takes from the lists, and puts into them, in one atomic step.
 
-    Attributes:
-        connection: the connection.
-        opened: when, in seconds of the monotonic clock.
-        used: when it was last given back.
-        checked: the statements that are prepared on it, and whether the types of their columns were looked at.
+    Args:
+        open_connection: opens one that is fit for use, or raises.
     """
 
-    __slots__ = ("_poll", "_shelf", "checked", "connection", "opened", "used")
-    connection: _Connection
-
-    def __init__(self, connection: _Connection, shelf: _Shelf[Any]) -> None:
-        self._shelf = shelf
-        self.connection = connection
-        self.checked: dict[Query, bool] = {}
-        self.opened = self.used = time.monotonic()
-        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(connection.fileno(), select.POLLIN)
-            self._poll = poll.poll
-
-    def usable(self, now: float) -> bool:
-        """Whether the connection is young and the server has not said good-bye."""
-        idle_seconds = now - self.used
-        return (
-            idle_seconds <= IDLE_SECONDS_MAX
-            and now - self.opened <= AGE_SECONDS_MAX
-            and (idle_seconds < LOOKED_AT_SECONDS or not self._speaks())
-        )
-
-    def _speaks(self) -> bool:
-        return self._poll is not None and bool(self._poll(0))
-
-    def close(self) -> None:
-        """Close the connection for good; the server undoes what it had not committed."""
-        self.connection.pgconn.finish()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        shelf = self._shelf
-        if kind is None or issubclass(kind, psycopg.errors.UniqueViolation):
-            shelf.put(self)
-        else:
-            shelf.drop(self)
-        shelf.slots.release()
-
-
-class AsyncHeld(Held[psycopg.AsyncConnection]):
-    """A connection for the tasks of an event loop.
-
-    Attributes:
-        answers: what the server answers on it.
-    """
-
-    __slots__ = ("answers",)
-
-    def __init__(self, connection: psycopg.AsyncConnection, shelf: AsyncPool) -> None:
-        super().__init__(connection, shelf)
-        self.answers = Answers(connection)
-
-    def usable(self, now: float) -> bool:
-        """As in Held; the loop may have read the server's good-bye already."""
-        return not self.connection.closed and super().usable(now)
-
-    def for_psycopg(self) -> psycopg.AsyncConnection:
-        """The connection for what psycopg waits for itself, until `answers` is used again."""
-        self.answers.leave()
-        return self.connection
-
-    def close(self) -> None:
-        """As in Held."""
-        self.answers.leave()
-        super().close()
-
-
-_AnyHeld = TypeVar("_AnyHeld", Held[psycopg.Connection], AsyncHeld)
-
-
-class _Shelf(Generic[_AnyHeld]):
-    """Idle connections; last in, first out, so that those above need grow old and are closed.
-
-    Attributes:
-        slots: one for each connection that may be in use.
-    """
-
-    def __init__(self, slots: Slots | asyncio.Semaphore) -> None:
-        self.slots: Final = slots
-        self.pid: Final = os.getpid()
-        self._idle: list[_AnyHeld] = []
-        self._open: set[_AnyHeld] = set()
-        self._abandoned: set[_AnyHeld] = set()
+    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
+        self._open_connection: Final = open_connection
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._abandoned: set[Connection] = set()
         self._closed = False
 
     @property
@@ -156,145 +70,156 @@ class _Shelf(Generic[_AnyHeld]):
         """Connections open now, in use or idle."""
         return len(self._open)
 
-    def idle(self) -> _AnyHeld | None:
-        """An idle connection that is fit for use."""
-        while True:
-            try:
-                held = self._idle.pop()  # atomic, hence without a lock
-            except IndexError:
-                return None
-            if held.usable(time.monotonic()):
-                return held
-            self.drop(held)
+    async def use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """What a piece of work returns that has a connection for itself.
 
-    def keep(self, held: _AnyHeld) -> _AnyHeld:
-        """Count a new connection."""
-        self._open.add(held)
-        return held
-
-    def put(self, held: _AnyHeld) -> None:
-        """Back on the shelf."""
-        now = held.used = time.monotonic()
-        self._idle.append(held)
+        The connection is kept only where nothing is in doubt: after an error other than a unique violation it is
+        closed.
+        """
+        if not await self._enter():
+            raise TokenStoreError(_STALLED)
         try:
-            if now - self._idle[0].used > IDLE_SECONDS_MAX:
-                self.drop(self._idle.pop(0))
-        except IndexError:
-            pass  # others take and give meanwhile; dropping any one will do
-        if self._closed:  # looked at after the append: whoever closes meanwhile sees the connection
-            self.close()
-
-    def drop(self, held: _AnyHeld) -> None:
-        """Close a connection for good."""
-        self._open.discard(held)
-        held.close()
+            connection = self._take_idle() or await self._open_new()
+            try:
+                result = await work(connection)
+            except psycopg.errors.UniqueViolation:
+                self._keep(connection)
+                raise
+            except BaseException:
+                self._drop(connection)
+                raise
+            self._keep(connection)
+            return result
+        finally:
+            self._leave()
 
     def close(self) -> None:
         """Close idle connections now and the others as they come back."""
         self._closed = True
         while True:
             try:
-                held = self._idle.pop()
+                connection = self._idle.pop()
             except IndexError:
                 return
-            self.drop(held)
+            self._drop(connection)
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's sockets without a word to the server.
+        """In a forked child: let go of the parent's sockets without a word to the server, not even good-bye.
 
         Their numbers then lead nowhere. The connections stay referenced: Python warns of those that it collects.
         """
         self._abandoned, self._open = self._open, set()
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for held in self._abandoned:
+        for connection in self._abandoned:
             with contextlib.suppress(OSError, psycopg.Error):
-                os.dup2(nowhere, held.connection.fileno(), inheritable=False)
+                os.dup2(nowhere, connection.connection.fileno(), inheritable=False)
         os.close(nowhere)
 
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Whether another pool is to take the place of this one. Raises TokenStoreError where it is others'."""
 
-class Pool(_Shelf[Held[psycopg.Connection]]):
+    @abstractmethod
+    async def _enter(self) -> bool:
+        """Wait until fewer than CONNECTIONS_MAX callers are inside; False where that took too long."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Let another caller in."""
+
+    async def _open_new(self) -> Connection:
+        connection = await self._open_connection()
+        self._open.add(connection)
+        return connection
+
+    def _take_idle(self) -> Connection | None:
+        """An idle connection that is fit for use."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if _usable(connection):
+                return connection
+            self._drop(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        """Keep a connection for the next caller, and close one that has been idle for too long."""
+        now = connection.used = time.monotonic()
+        self._idle.append(connection)
+        try:
+            if now - self._idle[0].used > IDLE_SECONDS_MAX:
+                self._drop(self._idle.pop(0))
+        except IndexError:
+            pass  # others take and keep meanwhile; dropping any one will do
+        if self._closed:  # looked at after the append: whoever closes meanwhile sees the connection
+            self.close()
+
+    def _drop(self, connection: Connection) -> None:
+        """Close a connection for good."""
+        self._open.discard(connection)
+        connection.close()
+
+
+def _usable(connection: Connection) -> bool:
+    """Whether a connection is young and the server has not said good-bye. The server is not asked."""
+    now = time.monotonic()
+    idle_seconds = now - connection.used
+    return (
+        idle_seconds <= IDLE_SECONDS_MAX
+        and now - connection.opened <= AGE_SECONDS_MAX
+        and not connection.connection.closed  # an event loop may have read the good-bye already
+        and (idle_seconds < LOOKED_AT_SECONDS or not connection.server_speaks())
+    )
+
+
+class BlockingPool(Pool):
     """For threads."""
 
-    def __init__(self, open_connection: Callable[[], psycopg.Connection]) -> None:
-        self._slots = Slots(CONNECTIONS_MAX)
-        super().__init__(self._slots)
-        self._open_connection = open_connection
+    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
+        super().__init__(open_connection)
+        # A semaphore, but in C: that takes a fifth of the time of `threading.Semaphore`.
+        self._tickets: Final[queue.SimpleQueue[None]] = queue.SimpleQueue()
+        for _ in range(CONNECTIONS_MAX):
+            self._tickets.put(None)
 
-    def take(self) -> Held[psycopg.Connection]:
-        """A connection for this thread alone."""
-        if not self._slots.acquire(WAIT_SECONDS_MAX):
-            raise TokenStoreError(_STALLED)
+    def is_over(self) -> bool:
+        """Never."""
+        return False
+
+    async def _enter(self) -> bool:
         try:
-            return self.idle() or self.keep(Held(self._open_connection(), self))
-        except BaseException:
-            self._slots.release()
-            raise
-
-
-class Slots:
-    """A semaphore that takes no lock while there are slots: a tenth of the time of `threading.Semaphore`."""
-
-    def __init__(self, count: int) -> None:
-        self._free: Final = deque(range(count))
-        self._wanted = threading.Condition()
-        self._waiting = 0
-
-    def acquire(self, seconds_max: float) -> bool:
-        """Take a slot; False where none came free in time."""
-        try:
-            self._free.pop()  # atomic, as append is
-        except IndexError:
-            return self._wait(time.monotonic() + seconds_max)
+            self._tickets.get(timeout=WAIT_SECONDS_MAX)
+        except queue.Empty:
+            return False
         return True
 
-    def _wait(self, until: float) -> bool:
-        with self._wanted:
-            self._waiting += 1  # before the look: whoever releases after it sees that somebody waits
-            try:
-                while True:
-                    with contextlib.suppress(IndexError):
-                        self._free.pop()
-                        return True
-                    if not self._wanted.wait(until - time.monotonic()):
-                        return False
-            finally:
-                self._waiting -= 1
-
-    def release(self) -> None:
-        """Give a slot back."""
-        self._free.append(0)
-        if self._waiting:
-            with self._wanted:
-                self._wanted.notify()
+    def _leave(self) -> None:
+        self._tickets.put(None)
 
 
-class AsyncPool(_Shelf[AsyncHeld]):
-    """For the tasks of one event loop."""
+class LoopPool(Pool):
+    """For the tasks of one event loop: the one that runs when it is made."""
 
-    def __init__(self, open_connection: Callable[[], Awaitable[psycopg.AsyncConnection]]) -> None:
-        self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
-        super().__init__(self._slots)
-        self.loop: Final = asyncio.get_running_loop()
-        self._open_connection = open_connection
+    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
+        super().__init__(open_connection)
+        self._semaphore: Final = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._loop: Final = asyncio.get_running_loop()
 
-    async def take(self) -> AsyncHeld:
-        """A connection for this task alone."""
-        await self._take_slot()
-        try:
-            return self.idle() or self.keep(AsyncHeld(await self._open_connection(), self))
-        except BaseException:
-            self._slots.release()
-            raise
+    def is_over(self) -> bool:
+        """Whether its event loop is closed. Raises TokenStoreError where it is not, and another one runs."""
+        if self._loop is asyncio.get_running_loop():
+            return False
+        if self._loop.is_closed():
+            return True
+        raise TokenStoreError(_OTHER_LOOP)
 
-    async def _take_slot(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()  # at once
-            return
+    async def _enter(self) -> bool:
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
-                await self._slots.acquire()
+                return await self._semaphore.acquire()
         except TimeoutError:
-            pass
-        else:
-            return
-        raise TokenStoreError(_STALLED)
+            return False
+
+    def _leave(self) -> None:
+        self._semaphore.release()

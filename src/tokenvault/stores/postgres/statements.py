@@ -1,376 +1,412 @@
-"""What each call of the port asks of PostgreSQL: one statement a call, and what its rows mean.
+"""The statements of a token store in PostgreSQL: the SQL of each, its values, and what its rows mean.
 
-Blocking store and store with coroutines run the same statements. Each is a transaction of its own, so that a call is
-one round trip without BEGIN and COMMIT, all or nothing, and needs no pipeline: a pooler that hands out
-connections by transaction (pgbouncer) sees nothing unusual. What holds at READ COMMITTED, which connections set:
+Each is a transaction of its own, so that a call is one round trip without BEGIN and COMMIT, all or nothing, and needs
+no pipeline: a pooler that hands out connections by transaction (pgbouncer) sees nothing unusual. What holds at READ
+COMMITTED, which connections set:
 
 - One record: ON CONFLICT DO NOTHING waits for whoever is inserting the same token; an UPDATE waits for whoever
-  is replacing the row and then looks at its revision again. The event is written from the row written.
+  is replacing the row and then looks at its revision again. The events are written where the row was written.
 - Many records are replaced once their rows are locked, in the order of tokens, so that two batches
   can not wait for each other; locked rows are read as they are then, not as they were when the statement began.
 
-Only many records to insert, and many events, go otherwise: see `Batch`.
-
-Values go and come in PostgreSQL's binary format, which `values` writes and reads.
+Many records to insert, and many events, are copied instead: see `copy`.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Final, Generic, NamedTuple, TypeVar
+from operator import call
+from typing import Any, Final, Generic, TypeVar
 
+import attrs
+import numpy as np
+import psycopg
+from psycopg import errors
+from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from tokenvault.stores.new_records import RecordBatch, records_of
-from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
-from tokenvault.stores.postgres import sql
-from tokenvault.stores.postgres.copy import Copy, by_first, copy_rows, event_columns, record_columns
-from tokenvault.stores.postgres.groups import RECORD as _RECORD
-from tokenvault.stores.postgres.groups import record_groups
+from tokenvault.errors import IntegrityError
+from tokenvault.stores.found_records import Integers, RecordColumns
+from tokenvault.stores.new_records import Bytes, records_of
+from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.postgres.errors import UNREADABLE
 from tokenvault.stores.postgres.values import (
+    ASCII,
+    ASCII_BYTEA,
     BYTEA,
-    BYTEAS,
     INT8,
-    INT8S,
     TEXT,
-    TEXTS,
-    Query,
-    Value,
-    array,
+    Kind,
+    array_of,
     columns,
+    nullable,
     number,
-    numbers,
-    packed,
-    packed_all,
-    packed_number,
     row,
-    texts,
+    text,
 )
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
-_RECORDS: Final = (TEXTS, BYTEAS, BYTEAS, TEXTS, BYTEAS, INT8S, INT8S, BYTEAS, BYTEAS)
-_EVENT: Final = (BYTEA, INT8, BYTEA, BYTEA, BYTEA)
-_EVENTS: Final = (BYTEAS, INT8S, BYTEAS, BYTEAS, BYTEAS)
-FEW_EVENTS: Final = (1, 2)
-"""How many events a statement of its own writes: an event, and the checkpoint that goes before it."""
+TOKENS: Final = '"{schema}".tokens'
+EVENTS: Final = '"{schema}".events'
+DOMAINS: Final = '"{schema}".domains'
+META: Final = '"{schema}".meta'
+
+RECORD: Final = {
+    "token": TEXT,
+    "reference": BYTEA,
+    "pan_fingerprint": BYTEA,
+    "requestor": TEXT,
+    "program": ASCII_BYTEA,  # it may hold any ASCII character, zero too, which a text can not
+    "revision": INT8,
+    "key_version": INT8,
+    "body": BYTEA,
+    "seal": BYTEA,
+}
+"""The columns of a token record, in the order of the fields of SealedRecord."""
+
+EVENT: Final = {"stream": BYTEA, "number": INT8, "reference": BYTEA, "body": BYTEA, "mac": BYTEA}
+"""The columns of an audit event, in the order of the fields of SealedEvent."""
+
+RECORD_COLUMNS: Final = ", ".join(RECORD)
+EVENT_COLUMNS: Final = ", ".join(EVENT)
+
+_DONE: Final = {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}
+_NAME_DIGITS: Final = 16
 
 
-class Statement(NamedTuple, Generic[_T]):
-    """One statement with its values.
+@attrs.frozen(eq=False)
+class Statement(Generic[T]):
+    """A statement without its values; a connection prepares it when it first runs it.
 
     Attributes:
-        query: the statement.
-        values: for its places, in binary format.
-        result: what its rows say.
+        sql: with $1, $2, ... for the values, and {schema} for the schema.
+        takes: the kinds of the values.
+        gives: the kinds of the columns.
+        read: gives what the rows mean.
+        types: of the values, by number.
+        formats: says of each value that it is in binary.
     """
 
-    query: Query
-    values: Sequence[bytes]
-    result: Callable[[PGresult], _T]
+    sql: str
+    takes: Sequence[Kind]
+    gives: Sequence[Kind]
+    read: Callable[[PGresult], T]
+    types: Sequence[int] = attrs.field(init=False)
+    formats: Sequence[Format] = attrs.field(init=False)
+    _packs: Sequence[Callable[[Any], bytes | None]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "types", [kind.oid for kind in self.takes])
+        object.__setattr__(self, "formats", [Format.BINARY] * len(self.takes))
+        object.__setattr__(self, "_packs", [kind.pack for kind in self.takes])
+
+    def packed(self, values: Iterable[object]) -> list[bytes | None]:
+        """The values in binary format."""
+        return list(map(call, self._packs, values))
+
+    def check_types(self, result: PGresult) -> None:
+        """Raise IntegrityError where the columns of a result have other types than were made."""
+        if [result.ftype(n) for n in range(result.nfields)] != [kind.oid for kind in self.gives]:
+            raise IntegrityError(UNREADABLE)
 
 
-class Batch(NamedTuple):
-    """Many records and events to insert: in one transaction, where none of the tokens exists, by binary COPY.
-
-    A token that another writer puts in between is a unique violation: nothing is written, and the batch done again
-    sees that token.
-
-    Attributes:
-        existing: says which of the tokens exist. PostgreSQL would log the token of a unique violation, so
-            that COPY is tried only where none is to be expected. None where there are no records.
-        copies: gives what is copied, one after the other; built once it is known that none exists.
-        looked_for: whether that is known already.
-    """
-
-    existing: Statement[list[str]] | None
-    copies: Callable[[], Sequence[Copy]]
-    looked_for: bool
+def in_schema(sql: str, schema: str) -> bytes:
+    """The text of a statement for one schema."""
+    return sql.replace("{schema}", schema).encode()
 
 
-class Statements:
-    """Every statement of a token store in one schema."""
-
-    def __init__(self, schema: str) -> None:
-        tokens, events = f'"{schema}".tokens', f'"{schema}".events'
-        domains, meta = f'"{schema}".domains', f'"{schema}".meta'
-        numbers = itertools.count(1)
-
-        def query(sql: str, takes: Sequence[int], gives: Sequence[int] = ()) -> Query:
-            return Query(b"tokenvault_%d" % next(numbers), sql.encode(), takes, gives)
-
-        def record(rest: str, *takes: int) -> Query:
-            return query(f"SELECT {sql.RECORD_COLUMNS} FROM {tokens} {rest}", takes, _RECORD)
-
-        def event(rest: str, *takes: int) -> Query:
-            return query(f"SELECT {sql.EVENT_COLUMNS} FROM {events} {rest}", takes, _EVENT)
-
-        self._get_one = record("WHERE token = $1", TEXT)
-        # One value for records that are equally long; grouped by one number, as that sorts fastest.
-        self._get_many = query(
-            f"SELECT string_agg(record_send(ROW({sql.RECORD_COLUMNS})), '') FROM {tokens} WHERE token = ANY($1)"
-            " GROUP BY (octet_length(token)::bigint << 48) | (octet_length(requestor)::bigint << 32)"
-            " | (octet_length(program)::bigint << 16) | octet_length(body)::bigint",
-            (TEXTS,),
-            (BYTEA,),
-        )
-        self._existing = query(f"SELECT token FROM {tokens} WHERE token = ANY($1)", (TEXTS,), (TEXT,))
-        self._find = {
-            (many, by_requestor, by_program): record(
-                f"WHERE pan_fingerprint = {'ANY($1)' if many else '$1'} AND token > $2"
-                + (" AND requestor = $4" if by_requestor else "")
-                + (f" AND program = ${4 + by_requestor}" if by_program else "")
-                + " ORDER BY token LIMIT $3",
-                *(BYTEAS if many else BYTEA, TEXT, INT8, *[TEXT] * by_requestor, *[BYTEA] * by_program),
-            )
-            for many in (False, True)
-            for by_requestor in (False, True)
-            for by_program in (False, True)
-        }
-        self._by_reference = record("WHERE reference = $1 LIMIT 1", BYTEA)
-        self._scan = record("WHERE token > $1 ORDER BY token LIMIT $2", TEXT, INT8)
-        self._scan_key_version = record(
-            "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
-        )
-        self._events_of_stream = event(
-            "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
-        )
-        self._events_about = event(
-            "WHERE reference = $1 ORDER BY position LIMIT $2 OFFSET $3", BYTEA, INT8, INT8
-        )
-        self._streams = query(sql.streams(events), (), (BYTEA,))
-        self._latest_checkpoints = query(sql.latest_checkpoints(events), (INT8,), _EVENT)
-        self._insert_one = {
-            n: query(sql.insert_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
-        }
-        self._insert_one_with_document = {
-            n: query(
-                sql.insert_one(tokens, events, n, domains), _RECORD + n * _EVENT + (BYTEA, BYTEA), (TEXT,)
-            )
-            for n in FEW_EVENTS
-        }
-        self._replace_one = {
-            n: query(sql.replace_one(tokens, events, n), _RECORD + n * _EVENT, (TEXT,)) for n in FEW_EVENTS
-        }
-        self._replace_many = query(sql.replace_many(tokens, events), _RECORDS + _EVENTS, (TEXT,))
-        self._append_few = {
-            n: query(
-                f"INSERT INTO {events} ({sql.EVENT_COLUMNS}) VALUES {sql.event_places(1, n)}", n * _EVENT
-            )
-            for n in FEW_EVENTS
-        }
-        self._copy_records = f"COPY {tokens} ({sql.RECORD_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
-        self._copy_events = f"COPY {events} ({sql.EVENT_COLUMNS}) FROM STDIN (FORMAT binary)".encode()
-        self._put_domain = query(
-            f"INSERT INTO {domains} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING",
-            (BYTEA, BYTEA),
-        )
-        self._get_domain = query(f"SELECT document FROM {domains} WHERE digest = $1", (BYTEA,), (BYTEA,))
-        self._get_meta = query(f"SELECT value FROM {meta} WHERE name = $1", (TEXT,), (BYTEA,))
-        self._put_meta = query(
-            f"WITH written AS (INSERT INTO {meta} SELECT $1, $2"
-            f" WHERE NOT EXISTS (SELECT FROM {meta} WHERE name = $1)"
-            " ON CONFLICT (name) DO NOTHING RETURNING value)"
-            f" SELECT value FROM written UNION ALL SELECT value FROM {meta} WHERE name = $1",
-            (TEXT, BYTEA),
-            (BYTEA,),
-        )
-
-    def get(self, tokens: Sequence[str]) -> Statement[Sequence[SealedRecord]]:
-        """As in TokenStore, and so on."""
-        if len(tokens) == 1:
-            return Statement(self._get_one, (tokens[0].encode("ascii"),), _record)
-        # In order, as PostgreSQL walks its index: neighbours lie in the same pages.
-        encoded = "\n".join(sorted(tokens)).encode("ascii").split(b"\n")
-        return Statement(self._get_many, (array(TEXT, encoded),), record_groups)
-
-    def find(
-        self,
-        pan_fingerprints: Sequence[bytes],
-        requestor: str | None,
-        program: str | None,
-        after: str,
-        limit: int,
-    ) -> Statement[list[SealedRecord]]:
-        many = len(pan_fingerprints) != 1
-        values: list[Value] = [array(BYTEA, pan_fingerprints) if many else pan_fingerprints[0], after, limit]
-        if requestor is not None:
-            values.append(requestor)
-        if program is not None:
-            values.append(program)
-        query = self._find[many, requestor is not None, program is not None]
-        return Statement(query, packed_all(values), _records)
-
-    def by_reference(self, reference: bytes) -> Statement[SealedRecord | None]:
-        return Statement(self._by_reference, (reference,), _record_or_none)
-
-    def insert_one(
-        self, record: SealedRecord, events: Sequence[SealedEvent], document: bytes | None
-    ) -> Statement[list[str]]:
-        """For as many events as FEW_EVENTS has."""
-        values = _record_values(record, events)
-        if document is None:
-            return Statement(self._insert_one[len(events)], values, _tokens)
-        values += (digest_of(document), document)
-        return Statement(self._insert_one_with_document[len(events)], values, _tokens)
-
-    def insert_many(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Batch:
-        existing = None
-        if records:
-            named = (
-                records.tokens
-                if isinstance(records, RecordBatch)
-                else packed_all([record.token for record in records])
-            )
-            existing = Statement(self._existing, (array(TEXT, named),), _tokens)
-
-        @functools.cache
-        def copies() -> Sequence[Copy]:
-            found = []
-            if records:
-                written = record_columns(records)
-                # In the order of tokens, two batches that write the same ones can not wait for each other.
-                found.append(Copy(self._copy_records, copy_rows(written, by_first(written))))
-            if events:
-                found.append(Copy(self._copy_events, copy_rows(event_columns(events))))
-            return found
-
-        return Batch(existing, copies, isinstance(records, RecordBatch) and records.looked_for)
-
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Statement[list[str]]:
-        if len(records) == 1 and len(events) in FEW_EVENTS:
-            return Statement(self._replace_one[len(events)], _record_values(records[0], events), _tokens)
-        arrays = _arrays(_RECORD, map(_record_values, records)) + _arrays(_EVENT, map(_event_values, events))
-        return Statement(self._replace_many, arrays, _tokens)
-
-    def append_few(self, events: Sequence[SealedEvent]) -> Statement[None]:
-        """For as many events as FEW_EVENTS has."""
-        return Statement(
-            self._append_few[len(events)], list(chain.from_iterable(map(_event_values, events))), _nothing
-        )
-
-    def events_of_stream(self, stream: bytes, first: int, limit: int) -> Statement[list[SealedEvent]]:
-        return Statement(self._events_of_stream, packed_all((stream, first, limit)), _events)
-
-    def events_about(self, reference: bytes, after: int, limit: int) -> Statement[list[SealedEvent]]:
-        return Statement(self._events_about, packed_all((reference, limit, after)), _events)
-
-    def streams(self) -> Statement[list[bytes]]:
-        return Statement(self._streams, (), _bytes)
-
-    def latest_checkpoints(self, limit: int) -> Statement[list[SealedEvent]]:
-        return Statement(self._latest_checkpoints, (packed(limit),), _events)
-
-    def put_domain(self, digest: bytes, document: bytes) -> Statement[None]:
-        return Statement(self._put_domain, (digest, document), _nothing)
-
-    def get_domain(self, digest: bytes) -> Statement[bytes | None]:
-        return Statement(self._get_domain, (digest,), _bytes_or_none)
-
-    def scan(self, after: str, limit: int, key_version: int | None) -> Statement[list[SealedRecord]]:
-        if key_version is None:
-            return Statement(self._scan, packed_all((after, limit)), _records)
-        return Statement(self._scan_key_version, packed_all((after, limit, key_version)), _records)
-
-    def get_meta(self, name: str) -> Statement[bytes | None]:
-        return Statement(self._get_meta, (packed(name),), _bytes_or_none)
-
-    def put_meta(self, name: str, value: bytes) -> Statement[bytes | None]:
-        """The value that stands; None where another writer set it in between, who is read by `get_meta`."""
-        return Statement(self._put_meta, (packed(name), value), _bytes_or_none)
+def prepared_name(sql: bytes) -> bytes:
+    """The name that a statement is prepared under: the same for the same text, and no other text has it."""
+    return b"tokenvault_" + hashlib.sha256(sql).hexdigest()[:_NAME_DIGITS].encode()
 
 
-# Values and rows.
+def sound_result(results: Sequence[PGresult]) -> PGresult:
+    """The result of one statement. Raises what psycopg would raise."""
+    if len(results) != 1 or results[0].status not in _DONE:
+        raise errors.error_from_result(results[-1]) if results else psycopg.InterfaceError("no result")
+    return results[0]
 
 
-def _record_values(record: SealedRecord, events: Sequence[SealedEvent] = ()) -> tuple[bytes, ...]:
-    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = record
-    values: tuple[bytes, ...] = (
-        token.encode("ascii"),
-        reference,
-        pan_fingerprint,
-        requestor.encode("ascii"),
-        program.encode("ascii"),
-        packed_number(revision),
-        packed_number(key_version),
-        body,
-        seal,
-    )
-    for event in events:
-        values += _event_values(event)
-    return values
+# What rows mean.
 
 
-def _event_values(event: SealedEvent) -> tuple[bytes, ...]:
-    stream, number, reference, body, mac = event
-    return stream, packed_number(number), reference, body, mac
-
-
-def _arrays(kinds: Sequence[int], values: Iterable[tuple[bytes, ...]]) -> list[bytes]:
-    columns = list(zip(*values, strict=True)) or [()] * len(kinds)
-    return [array(kind, column) for kind, column in zip(kinds, columns, strict=True)]
+def _unpacked(result: PGresult, kinds: Iterable[Kind]) -> list[Sequence[Any]]:
+    return [kind.unpack(column) for kind, column in zip(kinds, columns(result), strict=True)]
 
 
 def _records(result: PGresult) -> list[SealedRecord]:
-    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = columns(result)
-    rows = zip(
-        texts(token),
+    return records_of(zip(*_unpacked(result, RECORD.values()), strict=True))
+
+
+def found_records(result: PGresult) -> Sequence[SealedRecord]:
+    """The records of a result; as columns, which a batch takes as they are, where all are equally long."""
+    found = dict(zip(RECORD, columns(result), strict=True))
+    if not result.ntuples or not all(map(_equally_long, found.values())):
+        return _records(result)
+    return RecordColumns(
+        tokens=_bytes_array(found["token"]),
+        references=_bytes_array(found["reference"]),
+        pan_fingerprints=_bytes_array(found["pan_fingerprint"]),
+        requestors=_bytes_array(found["requestor"]),
+        programs=_bytes_array(found["program"]),
+        revisions=_integers_array(found["revision"]),
+        key_versions=_integers_array(found["key_version"]),
+        bodies=_bytes_array(found["body"]),
+        seals=_bytes_array(found["seal"]),
+    )
+
+
+def _equally_long(column: Sequence[bytes]) -> bool:
+    return len(set(map(len, column))) == 1
+
+
+def _bytes_array(column: Sequence[bytes]) -> Bytes:
+    return np.frombuffer(b"".join(column), np.uint8).reshape(len(column), len(column[0]))
+
+
+def _integers_array(column: Sequence[bytes]) -> Integers:
+    return np.frombuffer(b"".join(column), ">i8").astype(np.int64)
+
+
+def _first_record(result: PGresult) -> SealedRecord | None:
+    # Not by columns, which takes four times as long for one row.
+    found = row(result)
+    if found is None:
+        return None
+    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = found
+    return SealedRecord(
+        text(token),
         reference,
         pan_fingerprint,
-        texts(requestor),
-        texts(program),
-        numbers(revision),
-        numbers(key_version),
+        text(requestor),
+        text(program),
+        number(revision),
+        number(key_version),
         body,
         seal,
-        strict=True,
     )
-    return records_of(rows)
-
-
-def _record(result: PGresult) -> list[SealedRecord]:
-    """As `_records`, in a fourth of the time where there is one."""
-    if result.ntuples != 1:
-        return _records(result)
-    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = row(result)
-    return [
-        SealedRecord(
-            str(token, "latin-1"),
-            reference,
-            pan_fingerprint,
-            str(requestor, "latin-1"),
-            str(program, "latin-1"),
-            number(revision),
-            number(key_version),
-            body,
-            seal,
-        )
-    ]
-
-
-def _record_or_none(result: PGresult) -> SealedRecord | None:
-    return next(iter(_records(result)), None)
 
 
 def _events(result: PGresult) -> list[SealedEvent]:
-    stream, position, reference, body, mac = columns(result)
-    return list(map(SealedEvent, stream, numbers(position), reference, body, mac))
+    return list(map(SealedEvent, *_unpacked(result, EVENT.values())))
 
 
 def _tokens(result: PGresult) -> list[str]:
-    return texts(columns(result)[0]) if result.ntuples else []
+    return list(map(text, columns(result)[0])) if result.ntuples else []
 
 
-def _bytes(result: PGresult) -> list[bytes]:
+def _byte_strings(result: PGresult) -> list[bytes]:
     return columns(result)[0]
 
 
-def _bytes_or_none(result: PGresult) -> bytes | None:
-    return next(iter(_bytes(result)), None)
+def _first_byte_string(result: PGresult) -> bytes | None:
+    found = row(result)
+    return None if found is None else found[0]
 
 
 def _nothing(_: PGresult) -> None:
     return None
+
+
+# Records.
+
+
+def _select_records(rest: str, *takes: Kind) -> Statement[list[SealedRecord]]:
+    return Statement(f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), _records)
+
+
+def _select_record(rest: str, *takes: Kind) -> Statement[SealedRecord | None]:
+    return Statement(
+        f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), _first_record
+    )
+
+
+def _find(condition: str, kind: Kind) -> Statement[list[SealedRecord]]:
+    return _select_records(
+        f"WHERE pan_fingerprint {condition} AND ($2::text IS NULL OR requestor = $2)"
+        " AND ($3::bytea IS NULL OR program = $3) AND token > $4 ORDER BY token LIMIT $5",
+        kind, nullable(TEXT), nullable(ASCII_BYTEA), TEXT, INT8,
+    )  # fmt: skip
+
+
+GET_ONE: Final = _select_record("WHERE token = $1", TEXT)
+GET_MANY: Final = Statement(
+    f"SELECT {RECORD_COLUMNS} FROM {TOKENS} WHERE token = ANY($1)",
+    (array_of(TEXT),),
+    (*RECORD.values(),),
+    found_records,
+)
+FIND_ONE: Final = _find("= $1", BYTEA)  # in the order of its index: `= ANY` needs a sort
+FIND_MANY: Final = _find("= ANY($1)", array_of(BYTEA))
+BY_REFERENCE: Final = _select_record("WHERE reference = $1 LIMIT 1", BYTEA)
+SCAN: Final = _select_records("WHERE token > $1 ORDER BY token LIMIT $2", TEXT, INT8)
+SCAN_KEY_VERSION: Final = _select_records(
+    "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
+)
+EXISTING: Final = Statement(
+    f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,), _tokens
+)
+
+# Records and their events, written together.
+
+
+def _places(first: int, kinds: Sequence[Kind]) -> str:
+    return ", ".join(f"${n}::{kind.name}" for n, kind in enumerate(kinds, first))
+
+
+_ONE_RECORD: Final = (*RECORD.values(),)
+_ONE_EVENT: Final = (*EVENT.values(),)
+_MANY_RECORDS: Final = (*map(array_of, _ONE_RECORD),)
+_MANY_EVENTS: Final = (*map(array_of, _ONE_EVENT),)
+_REPLACED: Final = ", ".join(name for name in RECORD if name != "token")
+_NEW: Final = ", ".join(f"new.{name}" for name in RECORD if name != "token")
+
+FEW_EVENTS: Final = (1, 2)
+"""How many events go in one statement, with their record or alone: an event, and the checkpoint that goes before it.
+More, or none, are a batch."""
+
+
+def _event_rows(first: int, count: int) -> str:
+    """The places of some events, as rows."""
+    places = range(first, first + count * len(EVENT), len(EVENT))
+    return f"(VALUES {', '.join(f'({_places(place, _ONE_EVENT)})' for place in places)}) AS noted"
+
+
+def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement[list[str]]:
+    """A statement that writes a record and, where it could, its events; where not, the token comes back.
+
+    Args:
+        write: the CTE `written`, which has a row where the record was written, and others.
+        kinds: of its values; those of the events are behind.
+        count: of events.
+    """
+    sql = f"""
+    WITH {write}, noted AS (
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM written, {_event_rows(1 + len(kinds), count)}
+    ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
+    return Statement(sql, (*kinds, *_ONE_EVENT * count), (TEXT,), _tokens)
+
+
+_INSERT: Final = f"""written AS (
+        INSERT INTO {TOKENS} ({RECORD_COLUMNS}) VALUES ({_places(1, _ONE_RECORD)})
+        ON CONFLICT (token) DO NOTHING RETURNING 1
+    )"""
+_INSERT_WITH_DOCUMENT: Final = f"""{_INSERT}, kept AS (
+        INSERT INTO {DOMAINS} SELECT $10, $11 FROM written ON CONFLICT (digest) DO NOTHING
+    )"""
+_REPLACE: Final = f"""written AS (
+        UPDATE {TOKENS} SET ({_REPLACED}) = ROW ({_places(2, _ONE_RECORD[1:])})
+        WHERE token = $1 AND revision = $6 - 1 RETURNING 1
+    )"""
+
+INSERT: Final = {n: _with_events(_INSERT, _ONE_RECORD, n) for n in FEW_EVENTS}
+INSERT_WITH_DOCUMENT: Final = {
+    n: _with_events(_INSERT_WITH_DOCUMENT, (*_ONE_RECORD, BYTEA, BYTEA), n) for n in FEW_EVENTS
+}
+"""By the number of events. The token comes back where it exists already."""
+
+REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
+"""By the number of events. The token comes back where its revision has moved."""
+
+REPLACE_MANY: Final = Statement(
+    f"""
+    WITH new AS MATERIALIZED (
+        SELECT * FROM unnest({_places(1, _MANY_RECORDS)}) AS new ({RECORD_COLUMNS})
+    ), locked AS MATERIALIZED (
+        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[]) ORDER BY token FOR NO KEY UPDATE
+    ), moved AS MATERIALIZED (
+        SELECT token FROM new LEFT JOIN locked USING (token)
+        WHERE locked.revision IS DISTINCT FROM new.revision - 1
+    ), written AS (
+        UPDATE {TOKENS} AS old SET ({_REPLACED}) = ROW ({_NEW}) FROM new
+        WHERE old.token = new.token AND NOT EXISTS (SELECT FROM moved)
+    ), noted AS (
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM unnest({_places(10, _MANY_EVENTS)})
+        WHERE NOT EXISTS (SELECT FROM moved)
+    ) SELECT token FROM moved""",
+    _MANY_RECORDS + _MANY_EVENTS,
+    (TEXT,),
+    _tokens,
+)
+"""Likewise, for arrays of values: the tokens come back whose revision has moved."""
+
+# Events.
+
+
+def _select_events(rest: str, *takes: Kind) -> Statement[list[SealedEvent]]:
+    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT, _events)
+
+
+APPEND: Final = {
+    n: Statement(
+        f"INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM {_event_rows(1, n)}",
+        _ONE_EVENT * n,
+        (),
+        _nothing,
+    )
+    for n in FEW_EVENTS
+}
+"""By the number of events."""
+
+EVENTS_OF_STREAM: Final = _select_events(
+    "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
+)
+EVENTS_ABOUT: Final = _select_events(
+    "WHERE reference = $1 ORDER BY position OFFSET $2 LIMIT $3", BYTEA, INT8, INT8
+)
+# One index look-up a stream, where DISTINCT reads every event.
+STREAMS: Final = Statement(
+    f"""
+    WITH RECURSIVE streams (stream) AS (
+        (SELECT stream FROM {EVENTS} ORDER BY stream LIMIT 1)
+        UNION ALL
+        SELECT (SELECT e.stream FROM {EVENTS} e WHERE e.stream > s.stream ORDER BY e.stream LIMIT 1)
+        FROM streams s WHERE s.stream IS NOT NULL
+    ) SELECT stream FROM streams WHERE stream IS NOT NULL""",
+    (),
+    (BYTEA,),
+    _byte_strings,
+)
+# Likewise, from the other end.
+LATEST_CHECKPOINTS: Final = Statement(
+    f"""
+    WITH RECURSIVE newest (stream, remaining) AS (
+        (SELECT stream, $1::bigint FROM {EVENTS} ORDER BY stream DESC LIMIT 1)
+        UNION ALL
+        SELECT (SELECT e.stream FROM {EVENTS} e WHERE e.stream < n.stream ORDER BY e.stream DESC LIMIT 1),
+            n.remaining - 1
+        FROM newest n WHERE n.stream IS NOT NULL AND n.remaining > 1
+    ) SELECT head.stream, number, reference, body, mac FROM newest CROSS JOIN LATERAL (
+        (SELECT e.*, 0 AS choice FROM {EVENTS} e WHERE reference = newest.stream ORDER BY position DESC LIMIT 1)
+        UNION ALL (SELECT e.*, 1 FROM {EVENTS} e WHERE stream = newest.stream ORDER BY number LIMIT 1)
+        ORDER BY choice LIMIT 1
+    ) head WHERE newest.stream IS NOT NULL""",
+    (INT8,),
+    _ONE_EVENT,
+    _events,
+)
+
+# Domain documents and named values.
+
+PUT_DOMAIN: Final = Statement(
+    f"INSERT INTO {DOMAINS} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING", (BYTEA, BYTEA), (), _nothing
+)
+GET_DOMAIN: Final = Statement(
+    f"SELECT document FROM {DOMAINS} WHERE digest = $1", (BYTEA,), (BYTEA,), _first_byte_string
+)
+GET_META: Final = Statement(
+    f"SELECT value FROM {META} WHERE name = $1", (TEXT,), (BYTEA,), _first_byte_string
+)
+PUT_META: Final = Statement(
+    f"""
+    WITH written AS (
+        INSERT INTO {META} SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM {META} WHERE name = $1)
+        ON CONFLICT (name) DO NOTHING RETURNING value
+    ) SELECT value FROM written UNION ALL SELECT value FROM {META} WHERE name = $1""",
+    (TEXT, BYTEA),
+    (BYTEA,),
+    _first_byte_string,
+)
+"""The value that is set now; nothing where another writer set it in between: `GET_META` reads that one."""

@@ -1,81 +1,43 @@
-"""The token store in PostgreSQL; `postgres_async` has the one with coroutines.
+"""The token stores in PostgreSQL: one text, whose coroutines never suspend in the blocking store.
 
-Every call is one statement and one round trip, but for batches that are inserted (see `statements`). A
-connection prepares a statement when it first runs it, which costs one round trip more, once.
-
-What an operator needs to know:
-- The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on the
-  schema and SELECT, INSERT and UPDATE on its tables; nothing is ever deleted.
-- What is acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
-- Behind a pooler that hands out connections by transaction: it has to pass on prepared statements (pgbouncer
-  from 1.21, with `max_prepared_statements`) and to let the startup parameter `options` through or ignore it.
-- A row that is partitioned by its token is found by it in one partition; `find`, `by_reference` and `scan` ask all.
+Every call is one statement and one round trip, but for batches that are inserted (see `copy`). A connection prepares
+a statement when it first runs it, which costs one round trip more, once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from collections.abc import Collection, Sequence
+from itertools import chain
+from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
-from psycopg import RawCursor, generators, waiting
-from psycopg.abc import RV, PQGen
-from psycopg.conninfo import make_conninfo
-from psycopg.pq import Format
-from psycopg.pq.abc import PGconn, PGresult
 
 from tokenvault.stores.forks import hold_still_at_forks
-from tokenvault.stores.guard import TokenStoreBase
+from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
-from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, parse_address
-from tokenvault.stores.postgres.errors import MISSING, PRESENT, explanation, unconnected
-from tokenvault.stores.postgres.pool import Held, Pool
-from tokenvault.stores.postgres.schema import (
-    Rows,
-    check_version,
-    following,
-    foreign,
-    provisioning,
-    unprovisioned,
-    version_statement,
-)
-from tokenvault.stores.postgres.statements import FEW_EVENTS, Batch, Statement, Statements
-from tokenvault.stores.postgres.values import check_types, sound_result
+from tokenvault.stores.postgres import statements
+from tokenvault.stores.postgres.address import parse_address
+from tokenvault.stores.postgres.connection import BlockingConnection, Connection, LoopConnection
+from tokenvault.stores.postgres.copy import Copy, copies_of, is_known_new, tokens_of
+from tokenvault.stores.postgres.errors import explanation
+from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
+from tokenvault.stores.postgres.schema import check_version, provision
+from tokenvault.stores.postgres.statements import FEW_EVENTS, Statement
 
-_T = TypeVar("_T")
-
-_INTERVAL_SECONDS: Final = 0.1  # between looks at signals while waiting; psycopg's own
+T = TypeVar("T")
 
 
-class _Connection(psycopg.Connection):
-    """Waits for an answer so long and no longer."""
+class _PostgresStore(Adapter):
+    """What both stores do."""
 
-    def wait(self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> RV:
-        return super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
-
-
-class PostgresTokenStore(TokenStoreBase):
-    """Token records, events and documents in a PostgreSQL database.
-
-    Opening does not reach out for the server. A forked child opens connections of its own.
-
-    Args:
-        url: "postgresql://user:password@host:port/database", with options of libpq after a '?', and
-            "schema=..." and "partitions=..." among them where the arguments are not given.
-        schema: that the tables lie in; "tokenvault" unless set.
-        partitions: where provisioning makes the tables, that of tokens is partitioned by a hash of the token into so
-            many; 0 for a plain table.
-
-    Raises:
-        InvalidInputError: the address is of another form.
-    """
+    _connection_type: ClassVar[type[Connection]]
+    _pool_type: ClassVar[type[BlockingPool | LoopPool]]
 
     def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:
         self._address: Final = parse_address(url, schema, partitions)
-        self._statements: Final = Statements(self._address.schema)
         self._pools: dict[int, Pool] = {}  # by process
-        self._former: list[Pool] = []
+        self._abandoned: list[Pool] = []
         hold_still_at_forks(self)
 
     # Around a fork.
@@ -89,81 +51,88 @@ class PostgresTokenStore(TokenStoreBase):
     def after_fork_in_child(self) -> None:
         """Let go of the parent's connections."""
         inherited, self._pools = list(self._pools.values()), {}
-        self._former += inherited
+        self._abandoned += inherited
         for pool in inherited:
             pool.abandon()
 
-    def _pool_here(self) -> Pool:
-        pid = os.getpid()  # another one also after a fork that Python did not see
-        return self._pools.get(pid) or self._pools.setdefault(pid, Pool(self._open))
-
     # Connections and statements.
 
-    def _connect(self) -> psycopg.Connection:
-        try:
-            return _Connection.connect(make_conninfo("", **self._address.parameters), autocommit=True)
-        except psycopg.Error as error:
-            failure = unconnected(error)
-        raise failure
+    def _pool_here(self) -> Pool:
+        pid = os.getpid()  # another one also after a fork that Python did not see
+        pool = self._pools.get(pid)
+        if pool is not None and pool.is_over():
+            pool.close()
+            del self._pools[pid]
+            pool = None
+        return pool or self._pools.setdefault(pid, self._pool_type(self._open))
 
-    def _open(self) -> psycopg.Connection:
-        connection = self._connect()
+    async def _open(self) -> Connection:
+        connection = await self._connection_type.open(self._address)
         try:
-            check_version(_fetch(connection, version_statement(self._address.schema)))
-        except BaseException as error:
+            await check_version(connection)
+        except BaseException:
             connection.close()
-            if isinstance(error, MISSING):
-                raise unprovisioned() from None
             raise
         return connection
 
-    def _run(self, statement: Statement[_T]) -> _T:
-        with self._pool_here().take() as held:
-            result = _answer(held, statement)
-        return statement.result(result)
+    async def _run(self, statement: Statement[T], *values: Any) -> T:
+        packed = statement.packed(values)
+        result = await self._pool_here().use(lambda connection: connection.run(statement, packed))
+        return statement.read(result)
 
-    def _run_batch(self, batch: Batch) -> list[str]:
+    async def _insert_batch(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    ) -> list[str]:
+        """Insert by COPY, in one transaction; returns the tokens that existed.
+
+        PostgreSQL would log the token of a unique violation, so COPY is tried only where a look finds no token that
+        exists, or the caller looked a moment ago. A token that another writer puts in between is a unique violation:
+        nothing is written, and the batch done again finds that token.
+        """
+        copies, tokens = copies_of(records, events), tokens_of(records)
         try:
-            return self._run_batch_once(batch, None if batch.looked_for else batch.existing)
+            return await self._copy(copies, () if is_known_new(records) else tokens)
         except psycopg.errors.UniqueViolation:
-            if batch.existing is None:
+            if not tokens:
                 raise
-        return self._run_batch_once(batch, batch.existing)
+        return await self._copy(copies, tokens)
 
-    def _run_batch_once(self, batch: Batch, look: Statement[list[str]] | None) -> list[str]:
-        with self._pool_here().take() as held, held.connection.transaction():
-            existing = look.result(_answer(held, look)) if look else []
-            for copy in [] if existing else batch.copies():
-                with RawCursor(held.connection).copy(copy.sql) as rows:
-                    rows.write(copy.rows)
-        return existing
+    async def _copy(self, copies: Sequence[Copy], tokens: Sequence[bytes]) -> list[str]:
+        """Copy, unless some of these tokens exist, which are returned."""
+
+        async def copy_all(connection: Connection) -> list[str]:
+            async with connection.transaction():
+                if tokens:
+                    found = await connection.run(statements.EXISTING, statements.EXISTING.packed([tokens]))
+                    existing = statements.EXISTING.read(found)
+                    if existing:
+                        return existing
+                for copy in copies:
+                    await connection.copy(copy)
+            return []
+
+        return await self._pool_here().use(copy_all)
 
     # The port.
 
-    def _provision(self) -> None:
-        connection = self._connect()
+    async def _provision(self) -> None:
+        connection = await self._connection_type.open(self._address)
         try:
-            with connection.transaction():
-                steps = provisioning(self._address.schema, self._address.partitions)
-                sql: bytes | None = next(steps)
-                while sql is not None:
-                    sql = following(steps, _fetch(connection, sql))
-        except PRESENT:
-            raise foreign() from None
+            await provision(connection, self._address.partitions)
         finally:
             connection.close()
 
-    def _check_schema(self) -> None:
-        try:
-            with self._pool_here().take() as held:
-                check_version(_fetch(held.connection, version_statement(self._address.schema)))
-        except MISSING:
-            raise unprovisioned() from None
+    async def _check_schema(self) -> None:
+        await self._pool_here().use(check_version)
 
-    def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        return self._run(self._statements.get(tokens))
+    async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
+        if len(tokens) == 1:
+            record = await self._run(statements.GET_ONE, tokens[0])
+            return [] if record is None else [record]
+        # In order, as PostgreSQL walks its index: neighbours lie in the same pages.
+        return await self._run(statements.GET_MANY, sorted(tokens))
 
-    def _find(
+    async def _find(
         self,
         pan_fingerprints: Sequence[bytes],
         requestor: str | None,
@@ -171,88 +140,118 @@ class PostgresTokenStore(TokenStoreBase):
         after: str,
         limit: int,
     ) -> list[SealedRecord]:
-        return self._run(self._statements.find(pan_fingerprints, requestor, program, after, limit))
+        rest = requestor, program, after, limit
+        if len(pan_fingerprints) == 1:
+            return await self._run(statements.FIND_ONE, pan_fingerprints[0], *rest)
+        return await self._run(statements.FIND_MANY, pan_fingerprints, *rest)
 
-    def _by_reference(self, reference: bytes) -> SealedRecord | None:
-        return self._run(self._statements.by_reference(reference))
+    async def _by_reference(self, reference: bytes) -> SealedRecord | None:
+        return await self._run(statements.BY_REFERENCE, reference)
 
-    def _insert(
+    async def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
         if len(records) == 1 and len(events) in FEW_EVENTS:
-            return self._run(self._statements.insert_one(records[0], events, document))
+            if document is None:
+                return await self._run(statements.INSERT[len(events)], *records[0], *chain(*events))
+            kept = digest_of(document), document
+            statement = statements.INSERT_WITH_DOCUMENT[len(events)]
+            return await self._run(statement, *records[0], *kept, *chain(*events))
         if document is not None:
-            self._put_domain(digest_of(document), document)
-        return self._run_batch(self._statements.insert_many(records, events))
+            await self._put_domain(digest_of(document), document)
+        return await self._insert_batch(records, events)
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._run(self._statements.replace(records, events))
+    async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        if len(records) == 1 and len(events) in FEW_EVENTS:
+            return await self._run(statements.REPLACE_ONE[len(events)], *records[0], *chain(*events))
+        columns = *_columns(records, statements.RECORD), *_columns(events, statements.EVENT)
+        return await self._run(statements.REPLACE_MANY, *columns)
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
+    async def _append(self, events: Sequence[SealedEvent]) -> None:
         if len(events) in FEW_EVENTS:
-            self._run(self._statements.append_few(events))
+            await self._run(statements.APPEND[len(events)], *chain(*events))
         else:
-            self._run_batch(self._statements.insert_many((), events))
+            await self._insert_batch((), events)
 
-    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return self._run(self._statements.events_of_stream(stream, first, limit))
+    async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
+        return await self._run(statements.EVENTS_OF_STREAM, stream, first, limit)
 
-    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return self._run(self._statements.events_about(reference, after, limit))
+    async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+        return await self._run(statements.EVENTS_ABOUT, reference, after, limit)
 
-    def _streams(self) -> list[bytes]:
-        return self._run(self._statements.streams())
+    async def _streams(self) -> list[bytes]:
+        return await self._run(statements.STREAMS)
 
-    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return self._run(self._statements.latest_checkpoints(limit))
+    async def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        return await self._run(statements.LATEST_CHECKPOINTS, limit)
 
-    def _put_domain(self, digest: bytes, document: bytes) -> None:
-        self._run(self._statements.put_domain(digest, document))
+    async def _put_domain(self, digest: bytes, document: bytes) -> None:
+        await self._run(statements.PUT_DOMAIN, digest, document)
 
-    def _get_domain(self, digest: bytes) -> bytes | None:
-        return self._run(self._statements.get_domain(digest))
+    async def _get_domain(self, digest: bytes) -> bytes | None:
+        return await self._run(statements.GET_DOMAIN, digest)
 
-    def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
-        return self._run(self._statements.scan(after, limit, key_version))
+    async def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
+        if key_version is None:
+            return await self._run(statements.SCAN, after, limit)
+        return await self._run(statements.SCAN_KEY_VERSION, after, limit, key_version)
 
-    def _get_meta(self, name: str) -> bytes | None:
-        return self._run(self._statements.get_meta(name))
+    async def _get_meta(self, name: str) -> bytes | None:
+        return await self._run(statements.GET_META, name)
 
-    def _put_meta(self, name: str, value: bytes) -> bytes:
-        standing = self._run(self._statements.put_meta(name, value))
-        if standing is None:
-            standing = self._run(self._statements.get_meta(name))
-        return value if standing is None else standing
+    async def _put_meta(self, name: str, value: bytes) -> bytes:
+        existing = await self._run(statements.PUT_META, name, value)
+        if existing is None:
+            existing = await self._run(statements.GET_META, name)
+        return value if existing is None else existing
 
-    def _close(self) -> None:
-        self._pool_here().close()
+    async def _close(self) -> None:
+        # Made where there is none yet, so that a call under way finds it closed.
+        self._pools.setdefault(os.getpid(), self._pool_type(self._open)).close()
 
     def _explain(self, error: Exception) -> str:
         return explanation(error) or super()._explain(error)
 
 
-def _answer(held: Held[psycopg.Connection], statement: Statement[_T]) -> PGresult:
-    query, values, _ = statement
-    pgconn = held.connection.pgconn
-    if query not in held.checked:
-        pgconn.send_prepare(query.name, query.sql, query.takes)
-        sound_result(_wait(pgconn))
-        held.checked[query] = False
-    pgconn.send_query_prepared(query.name, values, query.formats, Format.BINARY)
-    result = sound_result(_wait(pgconn))
-    if not held.checked[query]:
-        check_types(query, result)
-        held.checked[query] = True
-    return result
+class PostgresTokenStore(_PostgresStore, TokenStoreBase):
+    """Token records, events and documents in a PostgreSQL database.
+
+    Opening does not reach out for the server. A forked child opens connections of its own.
+
+    What an operator needs to know:
+    - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on
+      the schema and SELECT, INSERT and UPDATE on its tables; nothing is ever deleted.
+    - What is acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
+    - Behind a pooler that hands out connections by transaction: it has to pass on prepared statements (pgbouncer
+      from 1.21, with `max_prepared_statements`) and to let the startup parameter `options` through or ignore it.
+    - Where the table of tokens is partitioned, a token is looked for in one partition; `find`, `by_reference` and
+      `scan` look in all.
+
+    Args:
+        url: "postgresql://user:password@host:port/database", with options of libpq after a '?', and
+            "schema=..." and "partitions=..." among them where the arguments are not given.
+        schema: that the tables lie in; "tokenvault" unless set.
+        partitions: where provisioning makes the tables, that of tokens is partitioned by a hash of the token into so
+            many; 0 for a plain table.
+
+    Raises:
+        InvalidInputError: the address is of another form.
+    """
+
+    _connection_type = BlockingConnection
+    _pool_type = BlockingPool
 
 
-def _wait(pgconn: PGconn) -> list[PGresult]:
-    # Not Connection.wait: where it is interrupted, the connection is closed, so that nothing needs to be cancelled.
-    return waiting.wait(generators.execute(pgconn), pgconn.socket, _INTERVAL_SECONDS, ANSWER_SECONDS_MAX)
+class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
+    """As PostgresTokenStore, with coroutines, for the tasks of one event loop.
+
+    A call that is cancelled is done wholly or not at all. Close it: its event loop keeps its connections until then.
+    """
+
+    _connection_type = LoopConnection
+    _pool_type = LoopPool
 
 
-def _fetch(connection: psycopg.Connection, sql: bytes) -> Rows:
-    """The rows of a statement that a connection runs once."""
-    cursor = RawCursor(connection)
-    cursor.execute(sql)
-    return [] if cursor.rownumber is None else cursor.fetchall()
+def _columns(rows: Sequence[tuple[object, ...]], names: Collection[str]) -> list[tuple[object, ...]]:
+    """The fields of rows, a column each."""
+    return list(zip(*rows, strict=True)) or [()] * len(names)

@@ -1,4 +1,4 @@
-"""Statements that are prepared once a connection, and their values in PostgreSQL's binary format.
+"""The kinds of values in PostgreSQL's tables, and how each is written and read in its binary format.
 
 The store runs its statements on libpq itself, through `psycopg.pq`: that takes half the time of a cursor, which
 looks up for each value how to write it and for each column how to read it. Here both are known beforehand.
@@ -7,91 +7,87 @@ looks up for each value how to write it and for each column how to read it. Here
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import attrs
-import psycopg
-from psycopg import errors
-from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.postgres.errors import UNREADABLE
 
-# Types by their oid, which is the same in every PostgreSQL.
-TEXT: Final = 25
-BYTEA: Final = 17
-INT8: Final = 20
-TEXTS: Final = 1009
-BYTEAS: Final = 1001
-INT8S: Final = 1016
-
-_DONE: Final = {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}
-_INT8: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">i")
 _ARRAY: Final = struct.Struct(">iiiii")
+_EMPTY_ARRAY: Final = struct.Struct(">iii")
 
-Value = str | bytes | int
+
+_INT8: Final = struct.Struct(">q")
+
+
+def text(value: bytes) -> str:
+    """A text that was read. An edited one may hold anything: the guard refuses a character beyond ASCII."""
+    return str(value, "latin-1")
+
+
+def number(value: bytes) -> int:
+    """A bigint that was read."""
+    found: int = _INT8.unpack(value)[0]
+    return found
+
+
+def _texts(column: Sequence[bytes]) -> list[str]:
+    return list(map(text, column))
+
+
+def _numbers(column: Sequence[bytes]) -> Sequence[int]:
+    return struct.unpack(f">{len(column)}q", b"".join(column))
 
 
 @attrs.frozen(eq=False)
-class Query:
-    """A statement without its values; prepared on a connection when it is first run there.
+class Kind:
+    """A type of PostgreSQL, and how Python's values are written and read as it.
 
     Attributes:
-        name: that it is prepared under.
-        sql: with $1, $2, ... for the values.
-        takes: the types of the values.
-        gives: the types of the columns.
-        formats: that every value is in binary.
+        name: of the type, in SQL.
+        oid: number of the type, which is the same in every PostgreSQL.
+        array_oid: of an array of it.
+        pack: gives a value in binary format.
+        unpack: gives the values of a column that was read, none of them NULL.
     """
 
-    name: bytes
-    sql: bytes
-    takes: Sequence[int]
-    gives: Sequence[int]
-    formats: Sequence[Format] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "formats", [Format.BINARY] * len(self.takes))
+    name: str
+    oid: int
+    array_oid: int
+    pack: Callable[[Any], bytes | None]
+    unpack: Callable[[Sequence[bytes]], Sequence[Any]]
 
 
-def sound_result(results: Sequence[PGresult]) -> PGresult:
-    """The result of one statement. Raises what psycopg would raise."""
-    if len(results) != 1 or results[0].status not in _DONE:
-        raise errors.error_from_result(results[-1]) if results else psycopg.InterfaceError("no result")
-    return results[0]
+TEXT: Final = Kind("text", 25, 1009, str.encode, _texts)
+ASCII: Final = Kind("text", 25, 1009, bytes, list)
+"""A text that Python has as bytes."""
+BYTEA: Final = Kind("bytea", 17, 1001, bytes, list)
+ASCII_BYTEA: Final = Kind("bytea", 17, 1001, str.encode, _texts)
+"""A byte string that Python has as an ASCII text."""
+INT8: Final = Kind("bigint", 20, 1016, _INT8.pack, _numbers)
 
 
-def check_types(query: Query, result: PGresult) -> None:
-    """Raise IntegrityError where columns have other types. Once is enough: a prepared statement keeps its types."""
-    if [result.ftype(n) for n in range(result.nfields)] != list(query.gives):
-        raise IntegrityError(UNREADABLE)
+def nullable(kind: Kind) -> Kind:
+    """Values of a kind to be written, or None, which is NULL."""
+    return attrs.evolve(kind, pack=lambda value: None if value is None else kind.pack(value))
 
 
-# Values of statements.
+def array_of(kind: Kind) -> Kind:
+    """Arrays of values of a kind to be written, none of them NULL."""
+    name, oid = f"{kind.name}[]", kind.array_oid
+    return attrs.evolve(
+        kind, name=name, oid=oid, pack=lambda values: _array(kind.oid, list(map(kind.pack, values)))
+    )
 
 
-packed_number: Final = _INT8.pack
-"""A bigint in binary format."""
-
-
-def packed(value: Value) -> bytes:
-    """A value in binary format."""
-    if type(value) is int:
-        return packed_number(value)
-    return value.encode() if type(value) is str else value  # type: ignore[return-value] # bytes are what is left
-
-
-def packed_all(values: Iterable[Value]) -> list[bytes]:
-    """Values in binary format."""
-    return [packed(value) for value in values]
-
-
-def array(kind: int, values: Sequence[bytes]) -> bytes:
-    """An array of values of one type, none of them NULL."""
-    parts = [_ARRAY.pack(1, 0, kind, len(values), 1) if values else _ARRAY.pack(0, 0, kind, 0, 0)[:12]]
+def _array(oid: int, values: Sequence[Any]) -> bytes:
+    if not values:
+        return _EMPTY_ARRAY.pack(0, 0, oid)
+    parts = [_ARRAY.pack(1, 0, oid, len(values), 1)]
     if len(set(map(len, values))) == 1:  # nearly always, and in one step then
         length = _LENGTH.pack(len(values[0]))
         return b"".join((*parts, length, length.join(values)))
@@ -100,11 +96,8 @@ def array(kind: int, values: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-# Rows and columns. An edited text may hold anything: each byte of it becomes a character, which the guard refuses.
-
-
 def columns(result: PGresult) -> list[list[bytes]]:
-    """The columns of a result. Raises IntegrityError for NULL, which is never written."""
+    """The columns of a result, as they came. Raises IntegrityError for NULL, which is never written."""
     get, rows = result.get_value, range(result.ntuples)
     found = [[get(row, column) for row in rows] for column in range(result.nfields)]
     for column in found:
@@ -113,26 +106,12 @@ def columns(result: PGresult) -> list[list[bytes]]:
     return found  # type: ignore[return-value] # no None is among them
 
 
-def row(result: PGresult) -> list[bytes]:
-    """The first row of a result. Raises IntegrityError for NULL."""
+def row(result: PGresult) -> list[bytes] | None:
+    """The first row of a result, or None where there is none. Raises IntegrityError for NULL."""
+    if not result.ntuples:
+        return None
     get = result.get_value
     found = [get(0, column) for column in range(result.nfields)]
     if None in found:
         raise IntegrityError(UNREADABLE)
     return found  # type: ignore[return-value] # no None is among them
-
-
-def texts(column: Sequence[bytes]) -> list[str]:
-    """A column of text, or of bytea that holds ASCII."""
-    return [str(value, "latin-1") for value in column]
-
-
-def number(value: bytes) -> int:
-    """A bigint."""
-    found: int = _INT8.unpack(value)[0]
-    return found
-
-
-def numbers(column: Sequence[bytes]) -> tuple[int, ...]:
-    """A column of bigint."""
-    return struct.unpack(f">{len(column)}q", b"".join(column))

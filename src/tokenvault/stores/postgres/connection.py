@@ -1,0 +1,206 @@
+"""Connections to PostgreSQL: one text that runs statements on them, and how threads and tasks wait for answers.
+
+What threads and tasks do differently is in `BlockingConnection` and `LoopConnection`, and nowhere else but in `pool`.
+The coroutines of the first never suspend.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg import AsyncRawCursor, RawCursor, generators, waiting
+from psycopg.abc import RV, PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import Format
+from psycopg.pq.abc import PGresult
+
+from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, PostgresAddress
+from tokenvault.stores.postgres.answers import Answers
+from tokenvault.stores.postgres.copy import Copy
+from tokenvault.stores.postgres.errors import unconnected
+from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name, sound_result
+
+Rows = list[tuple[Any, ...]]
+
+_INTERVAL_SECONDS: Final = 0.1  # between looks at signals while waiting; psycopg's own
+
+
+class Connection(ABC):
+    """A connection to PostgreSQL, for one caller at a time.
+
+    Attributes:
+        connection: psycopg's.
+        opened: when, in seconds of the monotonic clock.
+        used: when the last caller was done.
+    """
+
+    def __init__(self, connection: psycopg.BaseConnection[Any], schema: str) -> None:
+        self.connection = connection
+        self.opened = self.used = time.monotonic()
+        self._schema: Final = schema
+        self._prepared: dict[Statement[Any], bytes] = {}  # their names
+        self._checked: set[Statement[Any]] = set()  # a prepared statement keeps its types
+        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            self._poll = poll.poll
+
+    @classmethod
+    async def open(cls, address: PostgresAddress) -> Self:
+        """Connect. Raises TokenStoreError, which says what is wrong."""
+        try:
+            return await cls._open(make_conninfo("", **address.parameters), address.schema)
+        except psycopg.Error as error:
+            failure = unconnected(error)
+        raise failure
+
+    async def run(self, statement: Statement[Any], values: Sequence[bytes | None]) -> PGresult:
+        """Run a statement, with values in binary format. Raises psycopg.Error, and IntegrityError."""
+        pgconn = self.connection.pgconn
+        name = self._prepared.get(statement)
+        if name is None:
+            sql = in_schema(statement.sql, self._schema)
+            name = prepared_name(sql)
+            pgconn.send_prepare(name, sql, statement.types)
+            sound_result(await self._results())
+            self._prepared[statement] = name
+        pgconn.send_query_prepared(name, values, statement.formats, Format.BINARY)
+        result = sound_result(await self._results())
+        if statement not in self._checked:
+            statement.check_types(result)
+            self._checked.add(statement)
+        return result
+
+    def server_speaks(self) -> bool:
+        """Whether the server has sent something that nobody asked for: to an idle client it says good-bye only."""
+        return self._poll is not None and bool(self._poll(0))
+
+    def close(self) -> None:
+        """Close the connection for good; the server undoes what it had not committed."""
+        self.connection.pgconn.finish()
+
+    # How to wait.
+
+    @classmethod
+    @abstractmethod
+    async def _open(cls, conninfo: str, schema: str) -> Self: ...
+
+    @abstractmethod
+    async def _results(self) -> list[PGresult]:
+        """The results of what was just sent. Raises psycopg.Error."""
+
+    @abstractmethod
+    async def rows(self, sql: str) -> Rows:
+        """The rows of a statement that a connection runs once; none of a statement that gives none."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """A transaction, in an `async with` block: undone where that fails."""
+
+    @abstractmethod
+    async def copy(self, copy: Copy) -> None:
+        """Copy rows into a table."""
+
+
+class BlockingConnection(Connection):
+    """A connection that blocks the thread that waits for it."""
+
+    connection: psycopg.Connection
+
+    @classmethod
+    async def _open(cls, conninfo: str, schema: str) -> Self:
+        return cls(_BlockingPsycopg.connect(conninfo, autocommit=True), schema)
+
+    async def _results(self) -> list[PGresult]:
+        # Not Connection.wait: an interrupted connection is closed, so that nothing needs to be cancelled.
+        pgconn = self.connection.pgconn
+        return waiting.wait(generators.execute(pgconn), pgconn.socket, _INTERVAL_SECONDS, ANSWER_SECONDS_MAX)
+
+    async def rows(self, sql: str) -> Rows:
+        """As in Connection."""
+        cursor = RawCursor(self.connection)
+        cursor.execute(in_schema(sql, self._schema))
+        return [] if cursor.rownumber is None else cursor.fetchall()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """As in Connection."""
+        with self.connection.transaction():
+            yield
+
+    async def copy(self, copy: Copy) -> None:
+        """As in Connection."""
+        with RawCursor(self.connection).copy(in_schema(copy.sql, self._schema)) as rows:
+            rows.write(copy.rows)
+
+
+class LoopConnection(Connection):
+    """A connection whose socket stays with an event loop.
+
+    Attributes:
+        answers: what the server answers on it. Before psycopg itself waits, they leave the socket to it.
+    """
+
+    connection: psycopg.AsyncConnection
+
+    def __init__(self, connection: psycopg.AsyncConnection, schema: str) -> None:
+        super().__init__(connection, schema)
+        self.answers: Final = Answers(connection)
+
+    @classmethod
+    async def _open(cls, conninfo: str, schema: str) -> Self:
+        return cls(await _LoopPsycopg.connect(conninfo, autocommit=True), schema)
+
+    async def _results(self) -> list[PGresult]:
+        return await self.answers.next()
+
+    async def rows(self, sql: str) -> Rows:
+        """As in Connection."""
+        self.answers.leave()
+        cursor = AsyncRawCursor(self.connection)
+        await cursor.execute(in_schema(sql, self._schema))
+        return [] if cursor.rownumber is None else await cursor.fetchall()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """As in Connection."""
+        self.answers.leave()
+        async with self.connection.transaction():
+            try:
+                yield
+            finally:
+                self.answers.leave()
+
+    async def copy(self, copy: Copy) -> None:
+        """As in Connection."""
+        self.answers.leave()
+        async with AsyncRawCursor(self.connection).copy(in_schema(copy.sql, self._schema)) as rows:
+            await rows.write(copy.rows)
+
+    def close(self) -> None:
+        """As in Connection."""
+        self.answers.leave()
+        super().close()
+
+
+class _BlockingPsycopg(psycopg.Connection):
+    """Waits for an answer so long and no longer."""
+
+    def wait(self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> RV:
+        return super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
+
+
+class _LoopPsycopg(psycopg.AsyncConnection):
+    """Waits for an answer so long and no longer."""
+
+    async def wait(
+        self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None
+    ) -> RV:
+        return await super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
