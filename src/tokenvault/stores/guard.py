@@ -365,7 +365,7 @@ async def _guarded(
 
 
 async def _value(answer: Answer[T]) -> T:
-    return await answer if isinstance(answer, Awaitable) else answer
+    return await answer if hasattr(answer, "__await__") else answer
 
 
 def _unwritten() -> NoReturn:
