@@ -9,12 +9,11 @@ from tokenvault.stores import AsyncTokenStoreBase
 
 
 async def opened(keys: KeyStore, store: AsyncTokenStoreBase, program: tv.TokenProgram) -> None:
-    # A gap: pyright tells the Coroutine that a store's methods give from the CoroutineType of an `async def`.
-    assert_type(await tv.provision_async(keys, store), None)  # pyright: ignore[reportArgumentType] # see above
-    await tv.provision_async(keys, store, custody=tv.Custody.IN_MODULE)  # pyright: ignore[reportArgumentType] # see above
+    assert_type(await tv.provision_async(keys, store), None)
+    await tv.provision_async(keys, store, custody=tv.Custody.IN_MODULE)
     vault = tv.AsyncVault(
         keys,
-        store,  # pyright: ignore[reportArgumentType] # see above
+        store,
         programs=[program],
         requestors=(),
         checkpoints=tv.CheckpointPolicy(),

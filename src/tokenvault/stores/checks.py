@@ -241,7 +241,8 @@ def _check_count(items: Sequence[object], what: str) -> None:
 
 def sound_records(records: R) -> R:
     """Records, each of the shape that was written."""
-    if not (records.fit() if isinstance(records, RecordColumns) else records_fit(records)):
+    found: Sequence[SealedRecord] = records
+    if not (found.fit() if type(found) is RecordColumns else records_fit(found)):
         raise IntegrityError("a stored token record has columns of other types or lengths than were written")
     return records
 

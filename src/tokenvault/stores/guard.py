@@ -262,7 +262,7 @@ class Guard(Adapter, ABC):
 
 
 async def _value(answer: Answer[T]) -> T:
-    return await answer if isinstance(answer, Awaitable) else answer
+    return await answer if hasattr(answer, "__await__") else answer
 
 
 def _run_to_its_end(call: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:

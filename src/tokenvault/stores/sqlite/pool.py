@@ -48,9 +48,13 @@ class Pool:
     def take_new(self, open_connection: Callable[[], Connection]) -> Connection:
         """A connection that is opened otherwise than the pool's; to be discarded after use."""
         idle = self._idle_connection()
-        if idle is not None:
-            idle.close()
-        return self._opened(open_connection)
+
+        def in_place_of_idle() -> Connection:
+            if idle is not None:
+                idle.close()
+            return open_connection()
+
+        return self._opened(in_place_of_idle)
 
     def give(self, connection: Connection) -> None:
         """Back to the pool."""

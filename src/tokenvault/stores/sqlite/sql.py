@@ -67,7 +67,6 @@ REPLACE_ALL: Final = (
     " WHERE token = :token AND revision = :revision - 1"
 )
 PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
-REVISION: Final = "SELECT revision FROM tokens WHERE token = ?"
 GET_DOMAIN: Final = "SELECT document FROM domains WHERE digest = ?"
 GET_META: Final = "SELECT value FROM meta WHERE name = ?"
 PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"

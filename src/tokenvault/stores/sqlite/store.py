@@ -285,26 +285,15 @@ def _existing(connection: Connection, tokens: Sequence[str]) -> list[str]:
 def _replace_all(
     connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
 ) -> list[str]:
-    connection.execute("SAVEPOINT clean")
-    if not _replaced(connection, sql.REPLACE, records):
-        connection.execute("ROLLBACK TO clean")
-        if not _replaced(connection, sql.REPLACE_ALL, records):
-            connection.execute("ROLLBACK TO clean")
-            return [r.token for r in records if _revision(connection, r.token) != r.revision - 1]
-    return _append_all(connection, events)
-
-
-def _replaced(connection: Connection, statement: str, records: Sequence[SealedRecord]) -> bool:
-    """Whether a statement replaced every record."""
-    values = map(SealedRecord._asdict, records)
-    return connection.statement.executemany(statement, values).rowcount == len(records)
+    execute = connection.statement.execute
+    moved = []
+    for record in records:
+        values = record._asdict()
+        if not (execute(sql.REPLACE, values).rowcount or execute(sql.REPLACE_ALL, values).rowcount):
+            moved.append(record.token)
+    return moved or _append_all(connection, events)
 
 
 def _append_all(connection: Connection, events: Sequence[SealedEvent]) -> list[str]:
     connection.statement.executemany(sql.APPEND, events)
     return []
-
-
-def _revision(connection: Connection, token: str) -> int | None:
-    rows = connection.execute(sql.REVISION, (token,)).fetchall()
-    return rows[0][0] if rows else None
