@@ -1,7 +1,7 @@
 """Using many tokens: a chunk is read at once, decided on, and written with one event.
 
-Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens that are alike to a
-decision share one; where limits count, each use is decided on by itself, after those before it.
+Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens with the
+same decision key share a decision; where limits count, each use is decided on by itself, after those before it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Chunk(Generic[R]):
 
 @attrs.frozen
 class _Group:
-    """Uses by one transaction of tokens that are alike to a decision: the same one answers them all.
+    """Uses by one transaction of tokens with the same decision key: one decision answers them all.
 
     Attributes:
         rows: of the uses.
@@ -112,7 +112,7 @@ async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
 
 
 async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
-    """Decisions on uses, for pairs of token and transaction; nothing is counted."""
+    """The decisions on uses, for pairs of token and transaction; nothing is counted."""
     results = DecisionResults(len(items))
     chunk = await _read(core, _uses(items, results), results)
     for group in await _groups(chunk):
