@@ -1,4 +1,4 @@
-"""The stored records of a chunk's tokens: read at once, authenticated, and told apart by what a decision looks at."""
+"""The stored records of a chunk's tokens: read at once, authenticated, and numbered by what a decision looks at."""
 
 from __future__ import annotations
 

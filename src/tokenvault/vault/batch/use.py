@@ -1,7 +1,7 @@
 """Using many tokens: a chunk is read at once, decided on, and written with one event.
 
-Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens that are alike to a
-decision share one; where limits count, each use is decided on by itself, after those before it.
+Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens with the
+same decision key share a decision; where limits count, each use is decided on by itself, after those before it.
 """
 
 from __future__ import annotations
@@ -72,17 +72,16 @@ class _Chunk(Generic[R]):
 
 @attrs.frozen
 class _Group:
-    """Uses by one transaction of tokens that are alike to a decision: the same one answers them all.
+    """Uses by one transaction of tokens with the same decision key: one decision answers them all.
 
     Attributes:
-        rows: of the uses; places: of their tokens' records.
+        rows: of the uses.
         transaction: of all of them.
         token: a record and card like theirs; the card is their own where the transaction could contain its number.
         restrictions: of all of them.
     """
 
     rows: Rows
-    places: Rows
     transaction: Transaction
     token: Unsealed
     restrictions: Restrictions
@@ -113,7 +112,7 @@ async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
 
 
 async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
-    """Decisions on uses, for pairs of token and transaction; nothing is counted."""
+    """The decisions on uses, for pairs of token and transaction; nothing is counted."""
     results = DecisionResults(len(items))
     chunk = await _read(core, _uses(items, results), results)
     for group in await _groups(chunk):
@@ -156,17 +155,15 @@ async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
 
 async def _groups(chunk: _Chunk[R]) -> list[_Group]:
     """Group the uses that can be decided on; the others fail."""
-    by_decision_key: dict[int, list[int]] = defaultdict(list)
-    for row in await _genuine(chunk):
-        by_decision_key[chunk.stored.decision_keys[chunk.place(row)]].append(row)
+    by_decision_key = await _by_decision_key(chunk)
     return [group for rows in by_decision_key.values() for group in await _by_transaction(chunk, rows)]
 
 
-async def _genuine(chunk: _Chunk[R]) -> list[int]:
-    """The uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
+async def _by_decision_key(chunk: _Chunk[R]) -> dict[int, list[int]]:
+    """Group uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
     requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
     denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
-    found = []
+    found: dict[int, list[int]] = defaultdict(list)
     for row, (token, transaction) in chunk.uses.items():
         denial, place = denials[transaction.requestor], chunk.stored.places.get(token)
         if denial is not None:
@@ -176,7 +173,7 @@ async def _genuine(chunk: _Chunk[R]) -> list[int]:
         elif place is None:
             _refuse(chunk, row, TokenNotFoundError("no such token in this vault"), Outcome.NOT_FOUND)
         elif chunk.stored.genuine[place]:
-            found.append(row)
+            found[chunk.stored.decision_keys[place]].append(row)
         else:
             await _reject(chunk, row)
     return found
@@ -200,14 +197,13 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
         by_transaction[id(chunk.uses[row][1])].append(row)
     groups = []
     for same in by_transaction.values():
-        places = [chunk.place(row) for row in same]
         _, transaction = chunk.uses[same[0]]
         if transaction._could_contain_pan:  # whose card number that is, is asked of each card
-            for row, place in zip(same, places, strict=True):
-                own = token._replace(card=chunk.stored.card(place))
-                groups.append(_Group(np.array([row]), np.array([place]), transaction, own, restrictions))
+            for row in same:
+                own = token._replace(card=chunk.stored.card(chunk.place(row)))
+                groups.append(_Group(np.array([row]), transaction, own, restrictions))
         else:
-            groups.append(_Group(np.array(same), np.array(places), transaction, token, restrictions))
+            groups.append(_Group(np.array(same), transaction, token, restrictions))
     return groups
 
 
@@ -257,9 +253,10 @@ def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
     """Answer uses that do not count."""
     event, _, refusal = use.judge(group.token, group.restrictions, group.transaction, chunk.now_ms)
     kind = Kind(event.outcome, event.requestor, event.codes)
-    chunk.notes.note_many(group.rows, chunk.stored.references[group.places], 0, kind, event.transaction_id)
+    places = np.array([chunk.place(row) for row in group.rows.tolist()])
+    chunk.notes.note_many(group.rows, chunk.stored.references[places], 0, kind, event.transaction_id)
     if refusal is None:
-        chunk.results.cards.put(group.rows, chunk.stored.cards.take(group.places))
+        chunk.results.cards.put(group.rows, chunk.stored.cards.take(places))
     else:
         chunk.results.fail(group.rows, refusal)
 
