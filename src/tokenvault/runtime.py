@@ -41,11 +41,6 @@ class SystemClock:
 class Runtime(Protocol):
     """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
 
-    @property
-    def inline(self) -> bool:
-        """Whether `call` is a call like any other, so that a flow may do without."""
-        ...
-
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that may block on the key store. However this ends, the function then has, too."""
         ...
@@ -65,8 +60,6 @@ class Runtime(Protocol):
 
 class BlockingRuntime:
     """Blocks where it is called: the runtime of `Vault`."""
-
-    inline: Final = True
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in this thread."""
@@ -142,14 +135,9 @@ class LoopRuntime:
         self._workers = Workers(MODULE_THREADS)
         self._closed = False
 
-    @property
-    def inline(self) -> bool:
-        """Whether the keys answer in this process, so that nothing has to wait for them."""
-        return self.keys is not None and not self.keys.blocking
-
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that asks the keys, in a thread of its own where they may block."""
-        if self.inline:
+        if self.keys is not None and not self.keys.blocking:
             return function(*args, **kwargs)
         return await self.block(function, *args, **kwargs)
 

@@ -53,8 +53,6 @@ class RecordBatch(ColumnarRecords):
         pan_fingerprints: an array of shape (records, 16) and dtype uint8.
         requestor, program, revision, key_version, body: the fields that all records share, as in SealedRecord.
         seals: an array of shape (records, 45) and dtype uint8.
-        looked_for: True where the database was asked for these tokens a moment ago and had none; a store that looks
-            before it writes need not look again.
 
     Raises:
         InvalidInputError: a column has another dtype or shape, or a token another form.
@@ -63,7 +61,6 @@ class RecordBatch(ColumnarRecords):
     __slots__ = (
         "body",
         "key_version",
-        "looked_for",
         "pan_fingerprints",
         "program",
         "references",
@@ -105,7 +102,6 @@ class RecordBatch(ColumnarRecords):
         self.key_version: Final = key_version
         self.body: Final = body
         self.seals: Final = np.ascontiguousarray(seals)
-        self.looked_for = False
 
     def take(self, rows: npt.NDArray[np.intp]) -> RecordBatch:
         """The records of some rows, in the order given."""

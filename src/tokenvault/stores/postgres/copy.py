@@ -187,8 +187,3 @@ def tokens_of(records: Sequence[SealedRecord]) -> Sequence[bytes]:
     if isinstance(records, RecordBatch):
         return records.tokens
     return [record.token.encode() for record in records]
-
-
-def is_known_new(records: Sequence[SealedRecord]) -> bool:
-    """Whether the caller looked for the tokens of these records a moment ago, and none existed."""
-    return isinstance(records, RecordBatch) and records.looked_for

@@ -19,7 +19,7 @@ from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.postgres import statements
 from tokenvault.stores.postgres.address import parse_address
 from tokenvault.stores.postgres.connection import BlockingConnection, Connection, LoopConnection
-from tokenvault.stores.postgres.copy import Copy, copies_of, is_known_new, tokens_of
+from tokenvault.stores.postgres.copy import Copy, copies_of, tokens_of
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
@@ -86,12 +86,12 @@ class _PostgresStore(Adapter):
         """Insert by COPY, in one transaction; returns the tokens that existed.
 
         PostgreSQL would log the token of a unique violation, so COPY is tried only where a look finds no token that
-        exists, or the caller looked a moment ago. A token that another writer puts in between is a unique violation:
+        exists. A token that another writer puts in between is a unique violation:
         nothing is written, and the batch done again finds that token.
         """
         copies, tokens = copies_of(records, events), tokens_of(records)
         try:
-            return await self._copy(copies, () if is_known_new(records) else tokens)
+            return await self._copy(copies, tokens)
         except psycopg.errors.UniqueViolation:
             if not tokens:
                 raise
