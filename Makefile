@@ -26,6 +26,7 @@ check: $(VENV)/.installed typing  ## the source tree, read: style, types, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m scripts.blocking_vault --check
+	$(BIN)/python -m scripts.sizes
 
 typing: $(VENV)/.installed  ## the types that users' editors see
 	$(BIN)/basedpyright --warnings
