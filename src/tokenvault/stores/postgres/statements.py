@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from operator import call
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -80,16 +79,21 @@ class Statement(Generic[T]):
     read: Callable[[PGresult], T]
     types: Sequence[int] = attrs.field(init=False)
     formats: Sequence[Format] = attrs.field(init=False)
-    _packs: Sequence[Callable[[Any], bytes | None]] = attrs.field(init=False)
+    _conversions: Sequence[tuple[int, Callable[[Any], bytes | None]]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "types", [kind.oid for kind in self.takes])
         object.__setattr__(self, "formats", [Format.BINARY] * len(self.takes))
-        object.__setattr__(self, "_packs", [kind.pack for kind in self.takes])
+        # Byte strings go as they are.
+        conversions = [(place, kind.pack) for place, kind in enumerate(self.takes) if kind.pack is not bytes]
+        object.__setattr__(self, "_conversions", conversions)
 
     def packed(self, values: Iterable[object]) -> list[bytes | None]:
         """The values in binary format."""
-        return list(map(call, self._packs, values))
+        packed: list[Any] = list(values)
+        for place, pack in self._conversions:
+            packed[place] = pack(packed[place])
+        return packed
 
     def check_types(self, result: PGresult) -> None:
         """Raise IntegrityError where the columns of a result have other types than were made."""

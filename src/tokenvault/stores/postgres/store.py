@@ -55,7 +55,7 @@ class _PostgresStore(Adapter):
         for pool in inherited:
             pool.abandon()
 
-    # Connections and sql.
+    # Connections and statements.
 
     def _pool_here(self) -> Pool:
         pid = os.getpid()  # another one also after a fork that Python did not see
