@@ -30,7 +30,8 @@ from tests.postgres_server import PASSWORD, PostgresServer
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
 from tokenvault.stores.postgres.copy import copies_of
-from tokenvault.stores.postgres.statements import GET_MANY, in_schema
+from tokenvault.stores.postgres.sql import GET_MANY
+from tokenvault.stores.postgres.statements import in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 
 AT_ONCE = (1, 4, 16)

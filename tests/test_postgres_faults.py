@@ -26,7 +26,7 @@ from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.postgres import answers, statements
+from tokenvault.stores.postgres import answers, sql
 from tokenvault.stores.postgres import connection as connections
 from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
 from tokenvault.stores.postgres.statements import Statement, in_schema
@@ -551,21 +551,21 @@ def test_look_ups_use_their_index(
     none = (None, None, "", 10)
 
     def plan(statement: Statement[Any], *values: object) -> str:
-        sql = b"EXPLAIN " + in_schema(statement.sql, tables)
+        explain = b"EXPLAIN " + in_schema(statement.sql, tables)
         values_and_kinds = statement.packed(values), statement.types, statement.formats
-        lines = connection.pgconn.exec_params(sql, *values_and_kinds)
+        lines = connection.pgconn.exec_params(explain, *values_and_kinds)
         return "\n".join(str(lines.get_value(line, 0)) for line in range(lines.ntuples))
 
     expected: list[tuple[str, Statement[Any], tuple[object, ...]]] = [
-        ("tokens_pkey", statements.GET_ONE, (token,)),
-        ("tokens_pkey", statements.SCAN, (token, 10)),
-        ("tokens_pkey", statements.SCAN_KEY_VERSION, (token, 10, 1)),
-        ("tokens_by_pan_fingerprint", statements.FIND_ONE, (sixteen, *none)),
-        ("tokens_by_pan_fingerprint", statements.FIND_ONE, (sixteen, "1" * 11, "p", "", 10)),
-        ("tokens_by_reference", statements.BY_REFERENCE, (sixteen,)),
-        ("events_pkey", statements.EVENTS_OF_STREAM, (sixteen, 1, 10)),
-        ("events_pkey", statements.STREAMS, ()),
-        ("events_by_reference", statements.EVENTS_ABOUT, (sixteen, 1, 10)),
+        ("tokens_pkey", sql.GET_ONE, (token,)),
+        ("tokens_pkey", sql.SCAN, (token, 10)),
+        ("tokens_pkey", sql.SCAN_KEY_VERSION, (token, 10, 1)),
+        ("tokens_by_pan_fingerprint", sql.FIND_ONE, (sixteen, *none)),
+        ("tokens_by_pan_fingerprint", sql.FIND_ONE, (sixteen, "1" * 11, "p", "", 10)),
+        ("tokens_by_reference", sql.BY_REFERENCE, (sixteen,)),
+        ("events_pkey", sql.EVENTS_OF_STREAM, (sixteen, 1, 10)),
+        ("events_pkey", sql.STREAMS, ()),
+        ("events_by_reference", sql.EVENTS_ABOUT, (sixteen, 1, 10)),
     ]
     with postgres_server.raw() as connection:
         connection.execute("ANALYZE")
@@ -575,8 +575,8 @@ def test_look_ups_use_their_index(
             assert index in plan(statement, *values)
             assert "Sort" not in plan(statement, *values)
         # Those found are sorted then.
-        assert "tokens_pkey" in plan(statements.GET_MANY, [token, token])
-        assert "tokens_by_pan_fingerprint" in plan(statements.FIND_MANY, [sixteen, b"b" * 16], *none)
+        assert "tokens_pkey" in plan(sql.GET_MANY, [token, token])
+        assert "tokens_by_pan_fingerprint" in plan(sql.FIND_MANY, [sixteen, b"b" * 16], *none)
 
 
 # Threads, loops and forks.

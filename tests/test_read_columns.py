@@ -14,7 +14,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.stores.checks import records_fit, sound_records
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.port import SealedRecord
-from tokenvault.stores.postgres.statements import RECORD, found_records
+from tokenvault.stores.postgres.statements import RECORD, read_record_columns
 from tokenvault.stores.postgres.store import PostgresTokenStore
 
 
@@ -61,7 +61,7 @@ def sent(row: SealedRecord) -> list[bytes | None]:
 
 def read(*rows: Sequence[bytes | None]) -> Sequence[SealedRecord]:
     """What the store makes of an answer, behind the guard's check."""
-    return sound_records(found_records(Answer(rows)))  # type: ignore[arg-type] # as much of a result as is looked at
+    return sound_records(read_record_columns(Answer(rows)))  # type: ignore[arg-type] # as much of a result as is looked at
 
 
 @given(st.lists(records, min_size=1, max_size=9), st.data())

@@ -11,8 +11,8 @@ The rows lie side by side in a matrix as wide as the widest row; where lengths d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import attrs
 import numpy as np
@@ -21,7 +21,8 @@ import numpy.typing as npt
 from tokenvault.columns.arrays import place
 from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import SealedEvent, SealedRecord
-from tokenvault.stores.postgres.statements import EVENT_COLUMNS, EVENTS, RECORD_COLUMNS, TOKENS
+from tokenvault.stores.postgres.statements import EVENT, EVENT_COLUMNS, EVENTS, RECORD, RECORD_COLUMNS, TOKENS
+from tokenvault.stores.postgres.values import ASCII_BYTEA, BYTEA, INT8, TEXT, Kind
 
 _COPY_RECORDS: Final = f"COPY {TOKENS} ({RECORD_COLUMNS}) FROM STDIN (FORMAT binary)"
 _COPY_EVENTS: Final = f"COPY {EVENTS} ({EVENT_COLUMNS}) FROM STDIN (FORMAT binary)"
@@ -117,21 +118,23 @@ def _big_endian(number: int, dtype: str) -> Bytes:
 # From rows to columns.
 
 
+_COLUMN_OF: Final[dict[Kind, Callable[[Any], Column]]] = {
+    TEXT: Column.of_texts,
+    ASCII_BYTEA: Column.of_texts,
+    BYTEA: Column.of_bytes,
+    INT8: Column.of_integers,
+}
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], kinds: Iterable[Kind]) -> list[Column]:
+    return [_COLUMN_OF[kind](values) for kind, values in zip(kinds, zip(*rows, strict=True), strict=True)]
+
+
 def record_columns(records: Sequence[SealedRecord]) -> list[Column]:
     """The columns of records, at least one, in the order of the fields of SealedRecord."""
     if isinstance(records, RecordBatch):
         return _batch_columns(records)
-    return [
-        Column.of_texts([record.token for record in records]),
-        Column.of_bytes([record.reference for record in records]),
-        Column.of_bytes([record.pan_fingerprint for record in records]),
-        Column.of_texts([record.requestor for record in records]),
-        Column.of_texts([record.program for record in records]),
-        Column.of_integers([record.revision for record in records]),
-        Column.of_integers([record.key_version for record in records]),
-        Column.of_bytes([record.body for record in records]),
-        Column.of_bytes([record.seal for record in records]),
-    ]
+    return _columns(records, RECORD.values())
 
 
 def _batch_columns(records: RecordBatch) -> list[Column]:
@@ -151,13 +154,7 @@ def _batch_columns(records: RecordBatch) -> list[Column]:
 
 def event_columns(events: Sequence[SealedEvent]) -> list[Column]:
     """The columns of events, at least one, in the order of the fields of SealedEvent."""
-    return [
-        Column.of_bytes([event.stream for event in events]),
-        Column.of_integers([event.number for event in events]),
-        Column.of_bytes([event.reference for event in events]),
-        Column.of_bytes([event.body for event in events]),
-        Column.of_bytes([event.mac for event in events]),
-    ]
+    return _columns(events, EVENT.values())
 
 
 def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:

@@ -62,7 +62,6 @@ class Pool(ABC):
         self._open_connection: Final = open_connection
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
-        self._abandoned: set[Connection] = set()
         self._closed = False
 
     @property
@@ -106,11 +105,10 @@ class Pool(ABC):
     def abandon(self) -> None:
         """In a forked child: let go of the parent's sockets without a word to the server, not even good-bye.
 
-        Their numbers then lead nowhere. The connections stay referenced: Python warns of those that it collects.
+        Their numbers then lead nowhere. Keep this pool: Python warns of connections that it collects.
         """
-        self._abandoned, self._open = self._open, set()
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for connection in self._abandoned:
+        for connection in self._open:
             with contextlib.suppress(OSError, psycopg.Error):
                 os.dup2(nowhere, connection.connection.fileno(), inheritable=False)
         os.close(nowhere)

@@ -16,14 +16,14 @@ import psycopg
 from tokenvault.stores.forks import hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
-from tokenvault.stores.postgres import statements
+from tokenvault.stores.postgres import sql
 from tokenvault.stores.postgres.address import parse_address
 from tokenvault.stores.postgres.connection import BlockingConnection, Connection, LoopConnection
 from tokenvault.stores.postgres.copy import Copy, copies_of, tokens_of
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
-from tokenvault.stores.postgres.statements import FEW_EVENTS, Statement
+from tokenvault.stores.postgres.statements import EVENT, RECORD, Statement
 
 T = TypeVar("T")
 
@@ -86,8 +86,8 @@ class _PostgresStore(Adapter):
         """Insert by COPY, in one transaction; returns the tokens that existed.
 
         PostgreSQL would log the token of a unique violation, so COPY is tried only where a look finds no token that
-        exists. A token that another writer puts in between is a unique violation:
-        nothing is written, and the batch done again finds that token.
+        exists. A token that another writer puts in between is a unique violation: nothing is written, and the batch
+        done again finds that token.
         """
         copies, tokens = copies_of(records, events), tokens_of(records)
         try:
@@ -103,8 +103,8 @@ class _PostgresStore(Adapter):
         async def copy_all(connection: Connection) -> list[str]:
             async with connection.transaction():
                 if tokens:
-                    found = await connection.run(statements.EXISTING, statements.EXISTING.packed([tokens]))
-                    existing = statements.EXISTING.read(found)
+                    found = await connection.run(sql.EXISTING, sql.EXISTING.packed([tokens]))
+                    existing = sql.EXISTING.read(found)
                     if existing:
                         return existing
                 for copy in copies:
@@ -127,10 +127,10 @@ class _PostgresStore(Adapter):
 
     async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         if len(tokens) == 1:
-            record = await self._run(statements.GET_ONE, tokens[0])
+            record = await self._run(sql.GET_ONE, tokens[0])
             return [] if record is None else [record]
         # In order, as PostgreSQL walks its index: neighbours lie in the same pages.
-        return await self._run(statements.GET_MANY, sorted(tokens))
+        return await self._run(sql.GET_MANY, sorted(tokens))
 
     async def _find(
         self,
@@ -142,67 +142,67 @@ class _PostgresStore(Adapter):
     ) -> list[SealedRecord]:
         rest = requestor, program, after, limit
         if len(pan_fingerprints) == 1:
-            return await self._run(statements.FIND_ONE, pan_fingerprints[0], *rest)
-        return await self._run(statements.FIND_MANY, pan_fingerprints, *rest)
+            return await self._run(sql.FIND_ONE, pan_fingerprints[0], *rest)
+        return await self._run(sql.FIND_MANY, pan_fingerprints, *rest)
 
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
-        return await self._run(statements.BY_REFERENCE, reference)
+        return await self._run(sql.BY_REFERENCE, reference)
 
     async def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
-        if len(records) == 1 and len(events) in FEW_EVENTS:
+        if len(records) == 1 and len(events) in sql.FEW_EVENTS:
             if document is None:
-                return await self._run(statements.INSERT[len(events)], *records[0], *chain(*events))
+                return await self._run(sql.INSERT[len(events)], *records[0], *chain(*events))
             kept = digest_of(document), document
-            statement = statements.INSERT_WITH_DOCUMENT[len(events)]
+            statement = sql.INSERT_WITH_DOCUMENT[len(events)]
             return await self._run(statement, *records[0], *kept, *chain(*events))
         if document is not None:
             await self._put_domain(digest_of(document), document)
         return await self._insert_batch(records, events)
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        if len(records) == 1 and len(events) in FEW_EVENTS:
-            return await self._run(statements.REPLACE_ONE[len(events)], *records[0], *chain(*events))
-        columns = *_columns(records, statements.RECORD), *_columns(events, statements.EVENT)
-        return await self._run(statements.REPLACE_MANY, *columns)
+        if len(records) == 1 and len(events) in sql.FEW_EVENTS:
+            return await self._run(sql.REPLACE_ONE[len(events)], *records[0], *chain(*events))
+        columns = *_columns(records, RECORD), *_columns(events, EVENT)
+        return await self._run(sql.REPLACE_MANY, *columns)
 
     async def _append(self, events: Sequence[SealedEvent]) -> None:
-        if len(events) in FEW_EVENTS:
-            await self._run(statements.APPEND[len(events)], *chain(*events))
+        if len(events) in sql.FEW_EVENTS:
+            await self._run(sql.APPEND[len(events)], *chain(*events))
         else:
             await self._insert_batch((), events)
 
     async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return await self._run(statements.EVENTS_OF_STREAM, stream, first, limit)
+        return await self._run(sql.EVENTS_OF_STREAM, stream, first, limit)
 
     async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return await self._run(statements.EVENTS_ABOUT, reference, after, limit)
+        return await self._run(sql.EVENTS_ABOUT, reference, after, limit)
 
     async def _streams(self) -> list[bytes]:
-        return await self._run(statements.STREAMS)
+        return await self._run(sql.STREAMS)
 
     async def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return await self._run(statements.LATEST_CHECKPOINTS, limit)
+        return await self._run(sql.LATEST_CHECKPOINTS, limit)
 
     async def _put_domain(self, digest: bytes, document: bytes) -> None:
-        await self._run(statements.PUT_DOMAIN, digest, document)
+        await self._run(sql.PUT_DOMAIN, digest, document)
 
     async def _get_domain(self, digest: bytes) -> bytes | None:
-        return await self._run(statements.GET_DOMAIN, digest)
+        return await self._run(sql.GET_DOMAIN, digest)
 
     async def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
         if key_version is None:
-            return await self._run(statements.SCAN, after, limit)
-        return await self._run(statements.SCAN_KEY_VERSION, after, limit, key_version)
+            return await self._run(sql.SCAN, after, limit)
+        return await self._run(sql.SCAN_KEY_VERSION, after, limit, key_version)
 
     async def _get_meta(self, name: str) -> bytes | None:
-        return await self._run(statements.GET_META, name)
+        return await self._run(sql.GET_META, name)
 
     async def _put_meta(self, name: str, value: bytes) -> bytes:
-        existing = await self._run(statements.PUT_META, name, value)
+        existing = await self._run(sql.PUT_META, name, value)
         if existing is None:
-            existing = await self._run(statements.GET_META, name)
+            existing = await self._run(sql.GET_META, name)
         return value if existing is None else existing
 
     async def _close(self) -> None:

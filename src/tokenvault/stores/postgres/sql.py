@@ -1,0 +1,239 @@
+"""The statements of a token store in PostgreSQL.
+
+Each is a transaction of its own, so that a call is one round trip without BEGIN and COMMIT, all or nothing, and needs
+no pipeline: a pooler that hands out connections by transaction (pgbouncer) sees nothing unusual. What holds at READ
+COMMITTED, which connections set:
+
+- One record: ON CONFLICT DO NOTHING waits for whoever is inserting the same token; an UPDATE waits for whoever
+  is replacing the row and then looks at its revision again. The events are written where the row was written.
+- Many records are replaced once their rows are locked, in the order of tokens, so that two batches
+  can not wait for each other; locked rows are read as they are then, not as they were when the statement began.
+
+Many records to insert, and many events, are copied instead: see `copy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.postgres.statements import (
+    DOMAINS,
+    EVENT,
+    EVENT_COLUMNS,
+    EVENTS,
+    META,
+    RECORD,
+    RECORD_COLUMNS,
+    TOKENS,
+    Statement,
+    read_byte_string,
+    read_byte_strings,
+    read_events,
+    read_nothing,
+    read_record,
+    read_record_columns,
+    read_records,
+    read_tokens,
+)
+from tokenvault.stores.postgres.values import ASCII, ASCII_BYTEA, BYTEA, INT8, TEXT, Kind, array_of, nullable
+
+# Records.
+
+
+def _select_records(rest: str, *takes: Kind) -> Statement[list[SealedRecord]]:
+    return Statement(
+        f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), read_records
+    )
+
+
+def _select_record(rest: str, *takes: Kind) -> Statement[SealedRecord | None]:
+    return Statement(f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), read_record)
+
+
+def _find(condition: str, kind: Kind) -> Statement[list[SealedRecord]]:
+    return _select_records(
+        f"WHERE pan_fingerprint {condition} AND ($2::text IS NULL OR requestor = $2)"
+        " AND ($3::bytea IS NULL OR program = $3) AND token > $4 ORDER BY token LIMIT $5",
+        kind, nullable(TEXT), nullable(ASCII_BYTEA), TEXT, INT8,
+    )  # fmt: skip
+
+
+GET_ONE: Final = _select_record("WHERE token = $1", TEXT)
+GET_MANY: Final = Statement(
+    f"SELECT {RECORD_COLUMNS} FROM {TOKENS} WHERE token = ANY($1)",
+    (array_of(TEXT),),
+    (*RECORD.values(),),
+    read_record_columns,
+)
+FIND_ONE: Final = _find("= $1", BYTEA)  # in the order of its index: `= ANY` needs a sort
+FIND_MANY: Final = _find("= ANY($1)", array_of(BYTEA))
+BY_REFERENCE: Final = _select_record("WHERE reference = $1 LIMIT 1", BYTEA)
+SCAN: Final = _select_records("WHERE token > $1 ORDER BY token LIMIT $2", TEXT, INT8)
+SCAN_KEY_VERSION: Final = _select_records(
+    "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
+)
+EXISTING: Final = Statement(
+    f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,), read_tokens
+)
+
+# Records and their events, written together.
+
+
+def _places(first: int, kinds: Sequence[Kind]) -> str:
+    return ", ".join(f"${n}::{kind.name}" for n, kind in enumerate(kinds, first))
+
+
+_ONE_RECORD: Final = (*RECORD.values(),)
+_ONE_EVENT: Final = (*EVENT.values(),)
+_MANY_RECORDS: Final = (*map(array_of, _ONE_RECORD),)
+_MANY_EVENTS: Final = (*map(array_of, _ONE_EVENT),)
+_REPLACED: Final = ", ".join(name for name in RECORD if name != "token")
+_NEW: Final = ", ".join(f"new.{name}" for name in RECORD if name != "token")
+
+FEW_EVENTS: Final = (1, 2)
+"""How many events go in one statement, with their record or alone: an event, and the checkpoint that goes before it.
+More, or none, are a batch."""
+
+
+def _event_rows(first: int, count: int) -> str:
+    """The places of some events, as rows."""
+    places = range(first, first + count * len(EVENT), len(EVENT))
+    return f"(VALUES {', '.join(f'({_places(place, _ONE_EVENT)})' for place in places)}) AS noted"
+
+
+def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement[list[str]]:
+    """A statement that writes a record and, where it could, its events; where not, the token comes back.
+
+    Args:
+        write: the CTE `written`, which has a row where the record was written, and others.
+        kinds: of its values; those of the events are behind.
+        count: of events.
+    """
+    sql = f"""
+    WITH {write}, noted AS (
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM written, {_event_rows(1 + len(kinds), count)}
+    ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
+    return Statement(sql, (*kinds, *_ONE_EVENT * count), (TEXT,), read_tokens)
+
+
+_INSERT: Final = f"""written AS (
+        INSERT INTO {TOKENS} ({RECORD_COLUMNS}) VALUES ({_places(1, _ONE_RECORD)})
+        ON CONFLICT (token) DO NOTHING RETURNING 1
+    )"""
+_INSERT_WITH_DOCUMENT: Final = f"""{_INSERT}, kept AS (
+        INSERT INTO {DOMAINS} SELECT $10, $11 FROM written ON CONFLICT (digest) DO NOTHING
+    )"""
+_REPLACE: Final = f"""written AS (
+        UPDATE {TOKENS} SET ({_REPLACED}) = ROW ({_places(2, _ONE_RECORD[1:])})
+        WHERE token = $1 AND revision = $6 - 1 RETURNING 1
+    )"""
+
+INSERT: Final = {n: _with_events(_INSERT, _ONE_RECORD, n) for n in FEW_EVENTS}
+INSERT_WITH_DOCUMENT: Final = {
+    n: _with_events(_INSERT_WITH_DOCUMENT, (*_ONE_RECORD, BYTEA, BYTEA), n) for n in FEW_EVENTS
+}
+"""By the number of events. The token comes back where it exists already."""
+
+REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
+"""By the number of events. The token comes back where its revision has moved."""
+
+REPLACE_MANY: Final = Statement(
+    f"""
+    WITH new AS MATERIALIZED (
+        SELECT * FROM unnest({_places(1, _MANY_RECORDS)}) AS new ({RECORD_COLUMNS})
+    ), locked AS MATERIALIZED (
+        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[]) ORDER BY token FOR NO KEY UPDATE
+    ), moved AS MATERIALIZED (
+        SELECT token FROM new LEFT JOIN locked USING (token)
+        WHERE locked.revision IS DISTINCT FROM new.revision - 1
+    ), written AS (
+        UPDATE {TOKENS} AS old SET ({_REPLACED}) = ROW ({_NEW}) FROM new
+        WHERE old.token = new.token AND NOT EXISTS (SELECT FROM moved)
+    ), noted AS (
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM unnest({_places(10, _MANY_EVENTS)})
+        WHERE NOT EXISTS (SELECT FROM moved)
+    ) SELECT token FROM moved""",
+    _MANY_RECORDS + _MANY_EVENTS,
+    (TEXT,),
+    read_tokens,
+)
+"""Likewise, for arrays of values: the tokens come back whose revision has moved."""
+
+# Events.
+
+
+def _select_events(rest: str, *takes: Kind) -> Statement[list[SealedEvent]]:
+    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT, read_events)
+
+
+APPEND: Final = {
+    n: Statement(
+        f"INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM {_event_rows(1, n)}",
+        _ONE_EVENT * n,
+        (),
+        read_nothing,
+    )
+    for n in FEW_EVENTS
+}
+"""By the number of events."""
+
+EVENTS_OF_STREAM: Final = _select_events(
+    "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
+)
+EVENTS_ABOUT: Final = _select_events(
+    "WHERE reference = $1 ORDER BY position OFFSET $2 LIMIT $3", BYTEA, INT8, INT8
+)
+# One index look-up a stream, where DISTINCT reads every event.
+STREAMS: Final = Statement(
+    f"""
+    WITH RECURSIVE streams (stream) AS (
+        (SELECT stream FROM {EVENTS} ORDER BY stream LIMIT 1)
+        UNION ALL
+        SELECT (SELECT e.stream FROM {EVENTS} e WHERE e.stream > s.stream ORDER BY e.stream LIMIT 1)
+        FROM streams s WHERE s.stream IS NOT NULL
+    ) SELECT stream FROM streams WHERE stream IS NOT NULL""",
+    (),
+    (BYTEA,),
+    read_byte_strings,
+)
+# Likewise, from the other end.
+LATEST_CHECKPOINTS: Final = Statement(
+    f"""
+    WITH RECURSIVE newest (stream, remaining) AS (
+        (SELECT stream, $1::bigint FROM {EVENTS} ORDER BY stream DESC LIMIT 1)
+        UNION ALL
+        SELECT (SELECT e.stream FROM {EVENTS} e WHERE e.stream < n.stream ORDER BY e.stream DESC LIMIT 1),
+            n.remaining - 1
+        FROM newest n WHERE n.stream IS NOT NULL AND n.remaining > 1
+    ) SELECT head.stream, number, reference, body, mac FROM newest CROSS JOIN LATERAL (
+        (SELECT e.*, 0 AS choice FROM {EVENTS} e WHERE reference = newest.stream ORDER BY position DESC LIMIT 1)
+        UNION ALL (SELECT e.*, 1 FROM {EVENTS} e WHERE stream = newest.stream ORDER BY number LIMIT 1)
+        ORDER BY choice LIMIT 1
+    ) head WHERE newest.stream IS NOT NULL""",
+    (INT8,),
+    _ONE_EVENT,
+    read_events,
+)
+
+# Domain documents and named values.
+
+PUT_DOMAIN: Final = Statement(
+    f"INSERT INTO {DOMAINS} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING", (BYTEA, BYTEA), (), read_nothing
+)
+GET_DOMAIN: Final = Statement(
+    f"SELECT document FROM {DOMAINS} WHERE digest = $1", (BYTEA,), (BYTEA,), read_byte_string
+)
+GET_META: Final = Statement(f"SELECT value FROM {META} WHERE name = $1", (TEXT,), (BYTEA,), read_byte_string)
+PUT_META: Final = Statement(
+    f"""
+    WITH written AS (
+        INSERT INTO {META} SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM {META} WHERE name = $1)
+        ON CONFLICT (name) DO NOTHING RETURNING value
+    ) SELECT value FROM written UNION ALL SELECT value FROM {META} WHERE name = $1""",
+    (TEXT, BYTEA),
+    (BYTEA,),
+    read_byte_string,
+)
+"""The value that is set now; nothing where another writer set it in between: `GET_META` reads that one."""
