@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.errors import InvalidInputError, KeyStoreError
-from tokenvault.keys import Custody, FileKeyStore, KeyName, KeyPurpose, file_format, open_key_store
+from tokenvault.keys import Custody, FileKeyStore, KeyName, KeyPurpose, open_key_store
+from tokenvault.keys import file as key_file
 from tokenvault.keys.secrets import Secret
 from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
 
@@ -31,7 +32,7 @@ SEAL, AUDIT = KeyPurpose.SEAL, KeyPurpose.AUDIT
 @pytest.fixture
 def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     """scrypt with little work: its strength has a test of its own."""
-    monkeypatch.setattr(file_format, "SCRYPT_N", 2**4)
+    monkeypatch.setitem(key_file.SCRYPT, "n", 2**4)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_scrypt_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {name: document["scrypt"][name] for name in "nrp"} == {"n": 131_072, "r": 8, "p": 1}
     salt = bytes.fromhex(document["scrypt"]["salt"])
     expected = Scrypt(salt=salt, length=32, n=131_072, r=8, p=1).derive(PASSPHRASE.encode())
-    assert file_format.wrapping_key(Secret(PASSPHRASE), salt) == expected
+    assert key_file.wrapping_key(Secret(PASSPHRASE), salt) == expected
 
 
 def test_file_is_private_and_shows_no_key(uri: str, tmp_path: Path) -> None:
@@ -182,8 +183,8 @@ def test_content_of_another_edition_is_refused(
     header = {"format": document["format"], "scrypt": document["scrypt"]}
     scrypt = document["scrypt"]
     assert isinstance(scrypt, dict)
-    aead = AESGCM(file_format.wrapping_key(Secret(PASSPHRASE), bytes.fromhex(scrypt["salt"])))
-    nonce, bound = bytes.fromhex(str(document["nonce"])), file_format._canonical(header)
+    aead = AESGCM(key_file.wrapping_key(Secret(PASSPHRASE), bytes.fromhex(scrypt["salt"])))
+    nonce, bound = bytes.fromhex(str(document["nonce"])), key_file._canonical(header)
     content = json.loads(aead.decrypt(nonce, bytes.fromhex(str(document["keys"])), bound))
     change(content)
     document["keys"] = aead.encrypt(nonce, json.dumps(content).encode(), bound).hex()
@@ -264,7 +265,7 @@ def test_repr_shows_no_passphrase(uri: str) -> None:
 
 def create_some(uri: str, count: int) -> None:
     """In a process of its own."""
-    file_format.SCRYPT_N = 2**4  # type: ignore[misc] # as the fixture quick_scrypt does
+    key_file.SCRYPT["n"] = 2**4  # as the fixture quick_scrypt does
     with FileKeyStore(uri) as store:
         for _ in range(count):
             store.create(SEAL, Custody.IN_PROCESS)

@@ -23,7 +23,7 @@ from tokenvault.audit.merkle import Tree
 from tokenvault.crypto import ccm, ff1
 from tokenvault.crypto.kdf import derive
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
-from tokenvault.keys import file_format as key_file
+from tokenvault.keys import file as key_file
 from tokenvault.keys.pkcs11.objects import label_of, parse_label
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
@@ -210,8 +210,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     content = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
     with monkeypatch.context() as patched:
         fixed(patched, b"\x01" * 12)
-        text = key_file.serialize(content, lambda _: wrapping)
-    assert key_file.parse(text, lambda _: wrapping) == content
+        text = key_file.serialize(content, AESGCM(wrapping))
+    assert key_file.parse(text, lambda _: AESGCM(wrapping)) == content
     written = json.loads(text)
     yield "wrapping key", wrapping.hex()
     header = f'{{"format":"tokenvault-keys-1","scrypt":{{"n":131072,"p":1,"r":8,"salt":"{salt.hex()}"}}}}'

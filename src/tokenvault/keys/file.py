@@ -1,44 +1,72 @@
 """Keys in a file, for development on machines without a PKCS#11 module. Do not use it in production.
 
-Whoever reads the file and learns the passphrase has the keys; nothing logs that or slows it down. Custody is
-written down with each key, and that is all: both custodies run in this process.
+Whoever reads the file and learns the passphrase has the keys; nothing logs that or slows it down. Both custodies
+run in this process. An older copy of the whole file put back is not noticed.
 
-The passphrase becomes a key by scrypt, and all vault keys together are encrypted and authenticated under it (see
-`file_format`). Creating and destroying hold a lock on `<file>.lock`, so that processes
-take turns, and write a new file beside the old one that then takes its place: after a power cut there is the
-old file or the new one.
+The file is a JSON object in ASCII; bytes are written as lower-case hex:
+
+    format      "tokenvault-keys-1"
+    scrypt      {"n": 131072, "p": 1, "r": 8, "salt": 16 bytes}
+    nonce       12 bytes, new with each write
+    keys        ciphertext and a 16-byte tag
+
+`keys` is AES-256-GCM under a wrapping key of 32 bytes, scrypt of the passphrase; the associated data is format and
+scrypt as canonical JSON. What is encrypted is canonical JSON too:
+
+    keys        [{"purpose", "version", "custody", "key": 32 bytes}]
+    newest      {purpose: number of the newest version ever made}
+
+Creating and destroying hold a lock on `<file>.lock`, so that one process writes at a time. They write a new file
+and rename it over the old one: after a power cut there is the old file or the new one.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
+
+import attrs
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
-from tokenvault.keys import file_format
-from tokenvault.keys.port import (
-    KEY_BYTES,
-    Custody,
-    KeyName,
-    KeyPurpose,
-    check_custody,
-    check_name,
-    check_purpose,
-    next_name,
-)
+from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
+from tokenvault.model import checks
 
-_CLOSED: Final = "this key store is closed: open another"
-_MODE: Final = 0o600
+FILE_BYTES_MAX: Final = 4 * 2**20
+
+# scrypt (RFC 7914) with the parameters that the OWASP Password Storage Cheat Sheet recommends; takes 128 MiB.
+SCRYPT: Final = {"n": 2**17, "r": 8, "p": 1}
+SALT_BYTES: Final = 16
+NONCE_BYTES: Final = 12
+
+
+@attrs.frozen
+class StoredKey:
+    """A key's bytes and its custody."""
+
+    custody: Custody
+    value: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Content:
+    """What a key file holds, decrypted, and the salt of its wrapping key."""
+
+    keys: dict[KeyName, StoredKey] = attrs.field(factory=dict, repr=False)
+    newest: dict[KeyPurpose, int] = attrs.field(factory=dict)
+    salt: bytes = attrs.field(factory=lambda: os.urandom(SALT_BYTES))
 
 
 class FileKeyStore:
@@ -59,41 +87,32 @@ class FileKeyStore:
         parsed = uri if isinstance(uri, FileUri) else parse_file_uri(uri)
         self._path: Final = parsed.path
         self._passphrase: Final = _passphrase(parsed)
-        self._wrapping_keys: dict[bytes, bytes] = {}  # by salt: scrypt is slow on purpose
-        self._ciphers: dict[KeyName, LocalBlockCipher] = {}
+        self._aeads: dict[bytes, AESGCM] = {}  # by salt: scrypt is slow on purpose
         self._closed = False
         self._read()
 
     def cipher(self, key: KeyName) -> BlockCipher:
         """The cipher of one key version. Raises KeyStoreError when the file has no such key."""
-        check_name(key)
-        self._require_open()
-        found = self._ciphers.get(key)
-        if found is None:
-            content = self._read()
-            if key not in content.keys:
-                raise KeyStoreError(f"the key file has no key {key}: create it (provision does)")
-            found = self._ciphers.setdefault(key, LocalBlockCipher(content.keys[key].value))
-        return found
+        checks.instance("key", key, KeyName)
+        stored = self._read().keys.get(key)
+        if stored is None:
+            raise KeyStoreError(f"the key file has no key {key}: create it (provision does)")
+        return LocalBlockCipher(stored.value)
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
         """The versions in the file, ascending. Raises KeyStoreError."""
-        check_purpose(purpose)
+        checks.instance("purpose", purpose, KeyPurpose)
         return tuple(sorted(key.version for key in self._read().keys if key.purpose is purpose))
 
     def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
-        """Generate the next version of a purpose's key and write the file; with `version`, only if that is the next.
-
-        Raises KeyStoreError.
-        """
-        check_purpose(purpose)
-        check_custody(custody)
-        self._require_open()
-        with self._writing():
-            content = self._read()
+        """Generate the next version of a purpose's key; `version` as in the port. Raises KeyStoreError."""
+        checks.instance("purpose", purpose, KeyPurpose)
+        checks.instance("custody", custody, Custody)
+        with self._locked() as content:
             name = next_name(purpose, content.newest.get(purpose, 0), version)
-            key = file_format.StoredKey(custody, secrets.token_bytes(KEY_BYTES))
-            self._write(content.with_key(name, key))
+            content.keys[name] = StoredKey(custody, secrets.token_bytes(KEY_BYTES))
+            content.newest[purpose] = name.version
+            self._write(content)
         return name
 
     def signer(self) -> None:
@@ -106,27 +125,21 @@ class FileKeyStore:
 
     def destroy(self, key: KeyName) -> None:
         """Remove one version from the file. Backups of the file still have it. Raises KeyStoreError."""
-        check_name(key)
-        self._require_open()
-        with self._writing():
-            content = self._read()
-            if key not in content.keys:
+        checks.instance("key", key, KeyName)
+        with self._locked() as content:
+            if content.keys.pop(key, None) is None:
                 raise KeyStoreError(f"the key file has no key {key}")
-            self._write(content.without_key(key))
-        self._ciphers.pop(key, None)
+            self._write(content)
 
     def close(self) -> None:
         """Forget every key; idempotent. Ciphers that callers keep hold their keys themselves."""
         self._closed = True
-        self._ciphers.clear()
-        self._wrapping_keys.clear()
+        self._aeads.clear()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -137,52 +150,55 @@ class FileKeyStore:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise KeyStoreError(_CLOSED)
+            raise KeyStoreError("this key store is closed: open another")
 
-    def _wrapping_key(self, salt: bytes) -> bytes:
-        key = self._wrapping_keys.get(salt)
-        if key is None:
-            key = self._wrapping_keys.setdefault(salt, file_format.wrapping_key(self._passphrase, salt))
-        return key
+    def _aead(self, salt: bytes) -> AESGCM:
+        aead = self._aeads.get(salt)
+        if aead is None:
+            aead = self._aeads[salt] = AESGCM(wrapping_key(self._passphrase, salt))
+        return aead
 
-    def _read(self) -> file_format.Content:
+    def _read(self) -> Content:
         self._require_open()
         with _explained("read", "correct the path or its mode"):
             try:
                 with open(self._path, "rb") as file:
-                    text = file.read(file_format.FILE_BYTES_MAX + 1)
+                    text = file.read(FILE_BYTES_MAX + 1)
             except FileNotFoundError:
-                return file_format.Content()
-        return file_format.parse(text, self._wrapping_key)
+                return Content()
+        return parse(text, self._aead)
 
-    def _write(self, content: file_format.Content) -> None:
-        text = file_format.serialize(content, self._wrapping_key)
+    def _write(self, content: Content) -> None:
+        text = serialize(content, self._aead(content.salt))
         folder = os.path.dirname(self._path)
         with _explained("written", "look at its folder"):
-            handle, temporary = tempfile.mkstemp(prefix=".keys-", suffix=".tmp", dir=folder)  # mode 0600
-            try:
-                with os.fdopen(handle, "wb") as file:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".keys-", delete=False) as file:  # mode 0600
+                try:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, self._path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-            _sync_folder(folder)
+                    os.replace(file.name, self._path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Keep other threads and processes from writing."""
+    def _locked(self) -> Iterator[Content]:
+        """What the file holds, while no other thread or process can write it."""
+        self._require_open()
         with ExitStack() as opened:
             with _explained("locked", "look at its folder"):
-                lock = opened.enter_context(open(self._path + ".lock", "ab", opener=_open_private))
+                lock = os.open(self._path + ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
+                opened.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
                 # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the lock.
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                opened.callback(fcntl.flock, lock, fcntl.LOCK_UN)
+            yield self._read()
 
 
 @contextmanager
@@ -192,13 +208,7 @@ def _explained(done: str, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    else:
-        return
-    raise KeyStoreError(f"the key file can not be {done} ({reason}): {advice}")
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, _MODE)
+        raise KeyStoreError(f"the key file can not be {done} ({reason}): {advice}") from None
 
 
 def _passphrase(uri: FileUri) -> Secret:
@@ -213,9 +223,78 @@ def _passphrase(uri: FileUri) -> Secret:
     return Secret(passphrase)
 
 
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def wrapping_key(passphrase: Secret, salt: bytes) -> bytes:
+    """The key that the passphrase stands for."""
+    scrypt = Scrypt(salt=salt, length=KEY_BYTES, **SCRYPT)
+    return scrypt.derive(passphrase.reveal().encode("utf-8", "surrogateescape"))
+
+
+def serialize(content: Content, aead: AESGCM) -> bytes:
+    """The file's bytes, encrypted under the wrapping key of the content's salt."""
+    keys = [
+        {
+            "purpose": name.purpose.value,
+            "version": name.version,
+            "custody": key.custody.value,
+            "key": key.value.hex(),
+        }
+        for name, key in content.keys.items()
+    ]
+    newest = {purpose.value: version for purpose, version in content.newest.items()}
+    plain, nonce = _canonical({"keys": keys, "newest": newest}), os.urandom(NONCE_BYTES)
+    sealed = aead.encrypt(nonce, plain, _canonical(_header(content.salt)))
+    return json.dumps(_document(content.salt, nonce, sealed), indent=1).encode() + b"\n"
+
+
+def parse(text: bytes, aead_of: Callable[[bytes], AESGCM]) -> Content:
+    """Read a file's bytes; `aead_of` gives AES-GCM under the wrapping key of a salt.
+
+    Raises:
+        KeyStoreError: it is no key file, was changed, or the passphrase is another.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return _content(text, aead_of)
+    except InvalidTag:
+        reason = "the passphrase is not the one that the key file was written with, or the file was changed"
+    except (ValueError, TypeError, LookupError, RecursionError):  # what reading something else raises
+        reason = "the key file is damaged, was changed, or is no key file: restore it from a backup"
+    raise KeyStoreError(reason)  # after the except: the original holds what was decrypted
+
+
+def _content(text: bytes, aead_of: Callable[[bytes], AESGCM]) -> Content:
+    if len(text) > FILE_BYTES_MAX:
+        raise ValueError
+    document = json.loads(text.decode("ascii"), object_pairs_hook=_no_repeats)
+    salt = bytes.fromhex(document["scrypt"]["salt"])
+    nonce, sealed = bytes.fromhex(document["nonce"]), bytes.fromhex(document["keys"])
+    # Other scrypt parameters could ask for all memory before the tag shows that the file was changed.
+    if _canonical(document) != _canonical(_document(salt, nonce, sealed)):
+        raise ValueError
+    content = json.loads(aead_of(salt).decrypt(nonce, sealed, _canonical(_header(salt))))
+    keys = {
+        KeyName(KeyPurpose(key["purpose"]), key["version"]): StoredKey(
+            Custody(key["custody"]), bytes.fromhex(key["key"])
+        )
+        for key in content["keys"]
+    }
+    newest = {KeyPurpose(purpose): version for purpose, version in content["newest"].items()}
+    return Content(keys, newest, salt)
+
+
+def _header(salt: bytes) -> dict[str, object]:
+    return {"format": "tokenvault-keys-1", "scrypt": {**SCRYPT, "salt": salt.hex()}}
+
+
+def _document(salt: bytes, nonce: bytes, sealed: bytes) -> dict[str, object]:
+    return {**_header(salt), "nonce": nonce.hex(), "keys": sealed.hex()}
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError
+    return names
