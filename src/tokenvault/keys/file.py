@@ -120,7 +120,7 @@ class FileKeyStore:
         self._require_open()
 
     def create_signer(self) -> None:
-        """None, likewise."""
+        """None: this store makes no key pair. Raises KeyStoreError."""
         self._require_open()
 
     def destroy(self, key: KeyName) -> None:
@@ -224,7 +224,7 @@ def _passphrase(uri: FileUri) -> Secret:
 
 
 def wrapping_key(passphrase: Secret, salt: bytes) -> bytes:
-    """The key that the passphrase stands for."""
+    """The wrapping key of a passphrase and a salt."""
     scrypt = Scrypt(salt=salt, length=KEY_BYTES, **SCRYPT)
     return scrypt.derive(passphrase.reveal().encode("utf-8", "surrogateescape"))
 
