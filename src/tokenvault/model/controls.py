@@ -1,4 +1,4 @@
-"""The controls of a domain, each described once: how it is given, what it reads of a use, and when it fails.
+"""The controls of a domain, each described once: how it is given, what it reads of a use, and when it holds.
 
 A new control is one entry in `_TABLE`, at the place of its violations among those of the others, and one field
 of `Domain` of the same name.
@@ -7,10 +7,11 @@ of `Domain` of the same name.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, NamedTuple
+from operator import attrgetter, contains
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -18,12 +19,19 @@ from tokenvault.errors import InvalidInputError, Violation
 from tokenvault.model import checks
 from tokenvault.model import domain_document as document
 from tokenvault.model.counters import Usage
+from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.limits import Limit, VelocityCounter
 from tokenvault.model.money import Money
-from tokenvault.model.transaction import Channel, Transaction
+from tokenvault.model.transaction import FIELD_CHECKS, Transaction
 
 LIMITS_MAX: Final = 8
 VALUES_SHOWN_MAX: Final = 5
+
+_LISTED: Final[dict[str, Callable[[object], object]]] = {
+    **FIELD_CHECKS,
+    "requestor": partial(checks.requestor_id, "a requestor"),
+    "currency": checks.currency,
+}
 
 
 class CryptogramRule(enum.Enum):
@@ -35,19 +43,36 @@ class CryptogramRule(enum.Enum):
     REQUIRED = "required"
 
 
-class Use(NamedTuple):
-    """What controls look at.
+class TokenState(Protocol):
+    """What a decision has to know of a token; a TokenRecord is one."""
 
-    Attributes:
-        transaction: the use.
-        usage: what the token was used for before.
-        assurance: the token's assurance method, if any.
-        now_ms: the time, in milliseconds of the Unix epoch.
-    """
+    @property
+    def requestor(self) -> str:
+        """Id of the requestor that it was issued to."""
+        ...
 
+    @property
+    def status(self) -> TokenStatus:
+        """Its status."""
+        ...
+
+    @property
+    def assurance(self) -> str | None:
+        """Its token assurance method, if any."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What it was used for so far."""
+        ...
+
+
+@attrs.define(kw_only=True)
+class Use:
+    """What controls look at: the token, the transaction, and the time in milliseconds of the Unix epoch."""
+
+    token: TokenState
     transaction: Transaction
-    usage: Usage
-    assurance: str | None
     now_ms: int
 
 
@@ -57,59 +82,47 @@ class Control:
 
     Attributes:
         name: of the field of `Domain`, of the member of its document, and of the control in a violation.
-        read: reads and checks an argument of `Domain`. Raises InvalidInputError.
+        parse: reads and checks an argument of `Domain`. Raises InvalidInputError.
         from_json: gives such an argument of what stands in a document. Raises InvalidInputError.
-        check: the violations of a use, given the control's value.
+        given: what it looks at of a use.
+        holds: whether that is allowed by the control's value, or by each member of it if the value is a tuple.
+        violation: what is answered where it does not hold, of the same two.
         unset: the value that does not restrict.
         counted: whether a use has to be recorded with the token, and a retry is not held against the control again.
     """
 
     name: str
-    read: Callable[[object], object]
+    parse: Callable[[object], object]
     from_json: Callable[[object], object]
-    check: Callable[[Any, Use], Sequence[Violation]]
+    given: Callable[[Use], Any]
+    holds: Callable[[Any, Any], bool]
+    violation: Callable[[Any, Any], Violation]
     unset: object = None
     counted: bool = False
 
 
-def _single(
-    name: str,
-    *,
-    read: Callable[[object], object],
-    from_json: Callable[[object], object],
-    fails: Callable[[Any, Use], bool],
-    message: Callable[[Any], str],
-    code: str,
-    response_code: str,
-    counted: bool = False,
-) -> Control:
-    """A control that fails with one violation."""
-
-    def check(value: object, use: Use) -> Sequence[Violation]:
-        return (Violation(name, code, message(value), response_code),) if fails(value, use) else ()
-
-    return Control(name=name, read=read, from_json=from_json, check=check, counted=counted)
-
-
 def _listing(
     name: str,
-    reads: Callable[[Transaction], object],
-    each: Callable[[object], object],
+    field: str,
     code: str,
     *,
     response_code: str = "57",
     from_json: Callable[[object], object] = document.values_in,
 ) -> Control:
-    """A control that lists what is allowed: `each` checks one value, `reads` gets a transaction's."""
+    """A control that lists what is allowed of a field of the transaction."""
 
-    def check(allowed: frozenset[object], use: Use) -> Sequence[Violation]:
-        value = reads(use.transaction)
-        if value in allowed:
-            return ()
+    def violation(allowed: frozenset[object], value: object) -> Violation:
         missing = "; the transaction names none" if value is None else ""
-        return (Violation(name, code, f"allowed {name}: {_shown(allowed)}{missing}", response_code),)
+        return Violation(name, code, f"allowed {name}: {_shown(allowed)}{missing}", response_code)
 
-    return Control(name=name, read=partial(checks.set_of, name, check=each), from_json=from_json, check=check)
+    return Control(
+        name=name,
+        parse=partial(checks.set_of, name, check=_LISTED[field]),
+        from_json=from_json,
+        given=_currency if field == "currency" else attrgetter(f"transaction.{field}"),
+        holds=contains,
+        violation=violation,
+    )
 
 
 def _shown(values: Iterable[object]) -> str:
@@ -118,8 +131,9 @@ def _shown(values: Iterable[object]) -> str:
     return ", ".join(listed[:VALUES_SHOWN_MAX]) + more
 
 
-def _currency(transaction: Transaction) -> str | None:
-    return transaction.amount.currency if transaction.amount else None
+def _currency(use: Use) -> str | None:
+    amount = use.transaction.amount
+    return amount.currency if amount else None
 
 
 def _instant(value: object) -> datetime:
@@ -134,14 +148,8 @@ def _instant(value: object) -> datetime:
     return utc.replace(microsecond=utc.microsecond // 1_000 * 1_000)
 
 
-def _above(most: Money, use: Use) -> bool:
-    amount = use.transaction.amount
-    return amount is None or amount.currency != most.currency or amount.amount > most.amount
-
-
-def _without_cryptogram(_rule: CryptogramRule, use: Use) -> bool:
-    counter = use.transaction.cryptogram_counter
-    return counter is None or counter <= use.usage.cryptogram_counter
+def _at_most(most: Money, amount: Money | None, used: int = 0) -> bool:
+    return amount is not None and amount.currency == most.currency and used + amount.amount <= most.amount
 
 
 def _limits(values: object) -> tuple[Limit, ...]:
@@ -155,104 +163,93 @@ def _limit_order(limit: Limit) -> tuple[VelocityCounter, int]:
     return limit._counter, limit.uses or (limit.amount.amount if limit.amount else 0)
 
 
-def _limit_violations(limits: tuple[Limit, ...], use: Use) -> list[Violation]:
-    return [
-        Violation("limits", "USES_EXCEEDED", f"at most {limit}", "65")
-        if limit.amount is None
-        else Violation("limits", "AMOUNT_EXCEEDED", f"at most {limit}", "61")
-        for limit in limits
-        if not _within(limit, use)
-    ]
-
-
 def _within(limit: Limit, use: Use) -> bool:
-    used, amount = use.usage.used(limit._counter, use.now_ms), use.transaction.amount
-    if limit.amount is None:
-        return limit.uses is not None and used + 1 <= limit.uses
-    return (
-        amount is not None
-        and amount.currency == limit.amount.currency
-        and used + amount.amount <= limit.amount.amount
-    )
+    used = use.token.usage.used(limit._counter, use.now_ms)
+    if limit.amount is not None:
+        return _at_most(limit.amount, use.transaction.amount, used)
+    return limit.uses is not None and used < limit.uses
+
+
+def _limit_violation(limit: Limit, _use: Use) -> Violation:
+    code, response_code = ("USES_EXCEEDED", "65") if limit.amount is None else ("AMOUNT_EXCEEDED", "61")
+    return Violation("limits", code, f"at most {limit}", response_code)
 
 
 _TABLE: Final = (
-    _listing(
-        "requestors",
-        lambda use: use.requestor,
-        partial(checks.requestor_id, "a requestor"),
-        "REQUESTOR_NOT_ALLOWED",
-    ),
-    _listing(
-        "merchants", lambda use: use.merchant, partial(checks.text, "a merchant"), "MERCHANT_NOT_ALLOWED"
-    ),
-    _listing(
-        "merchant_categories",
-        lambda use: use.merchant_category,
-        checks.merchant_category,
-        "MERCHANT_CATEGORY_NOT_ALLOWED",
-    ),
-    _listing(
-        "channels",
-        lambda use: use.channel,
-        partial(checks.instance, "a channel", kind=Channel),
-        "CHANNEL_NOT_ALLOWED",
-        from_json=partial(document.members_in, Channel),
-    ),
-    _listing("countries", lambda use: use.country, checks.country, "COUNTRY_NOT_ALLOWED", response_code="62"),
-    _listing("currencies", _currency, checks.currency, "CURRENCY_NOT_ALLOWED"),
-    _listing("devices", lambda use: use.device, partial(checks.text, "a device"), "DEVICE_NOT_ALLOWED"),
-    _single(
-        "valid_from",
-        read=_instant,
+    _listing("requestors", "requestor", "REQUESTOR_NOT_ALLOWED"),
+    _listing("merchants", "merchant", "MERCHANT_NOT_ALLOWED"),
+    _listing("merchant_categories", "merchant_category", "MERCHANT_CATEGORY_NOT_ALLOWED"),
+    _listing("channels", "channel", "CHANNEL_NOT_ALLOWED", from_json=document.channels_in),
+    _listing("countries", "country", "COUNTRY_NOT_ALLOWED", response_code="62"),
+    _listing("currencies", "currency", "CURRENCY_NOT_ALLOWED"),
+    _listing("devices", "device", "DEVICE_NOT_ALLOWED"),
+    Control(
+        name="valid_from",
+        parse=_instant,
         from_json=document.instant_in,
-        fails=lambda first, use: use.now_ms < document.milliseconds(first),
-        message=lambda first: f"the token is valid from {first.isoformat()}; retry then",
-        code="NOT_YET_VALID",
-        response_code="57",
+        given=attrgetter("now_ms"),
+        holds=lambda first, now_ms: now_ms >= document.milliseconds(first),
+        violation=lambda first, _now_ms: Violation(
+            "valid_from", "NOT_YET_VALID", f"the token is valid from {first.isoformat()}; retry then", "57"
+        ),
     ),
-    _single(
-        "valid_until",
-        read=_instant,
+    Control(
+        name="valid_until",
+        parse=_instant,
         from_json=document.instant_in,
-        fails=lambda end, use: use.now_ms >= document.milliseconds(end),
-        message=lambda end: f"the token was valid until {end.isoformat()}; issue or update one",
-        code="NO_LONGER_VALID",
-        response_code="54",
+        given=attrgetter("now_ms"),
+        holds=lambda end, now_ms: now_ms < document.milliseconds(end),
+        violation=lambda end, _now_ms: Violation(
+            "valid_until",
+            "NO_LONGER_VALID",
+            f"the token was valid until {end.isoformat()}; issue or update one",
+            "54",
+        ),
     ),
-    _single(
-        "max_amount",
-        read=partial(checks.instance, "max_amount", kind=Money),
+    Control(
+        name="max_amount",
+        parse=partial(checks.instance, "max_amount", kind=Money),
         from_json=document.money_in,
-        fails=_above,
-        message=lambda most: f"one use may be at most {most}",
-        code="AMOUNT_TOO_HIGH",
-        response_code="61",
+        given=attrgetter("transaction.amount"),
+        holds=_at_most,
+        violation=lambda most, _amount: Violation(
+            "max_amount", "AMOUNT_TOO_HIGH", f"one use may be at most {most}", "61"
+        ),
     ),
-    _single(
-        "min_assurance",
-        read=partial(checks.assurance, "min_assurance"),
+    Control(
+        name="min_assurance",
+        parse=partial(checks.assurance, "min_assurance"),
         from_json=partial(checks.assurance, "min_assurance"),
-        fails=lambda least, use: use.assurance is None or use.assurance < least,
-        message=lambda least: f"the token's assurance method is below {least}; identify and verify again",
-        code="ASSURANCE_TOO_LOW",
-        response_code="57",
+        given=attrgetter("token.assurance"),
+        holds=lambda least, assurance: assurance is not None and assurance >= least,
+        violation=lambda least, _assurance: Violation(
+            "min_assurance",
+            "ASSURANCE_TOO_LOW",
+            f"the token's assurance method is below {least}; identify and verify again",
+            "57",
+        ),
     ),
-    _single(
-        "cryptogram",
-        read=partial(checks.instance, "cryptogram", kind=CryptogramRule),
+    Control(
+        name="cryptogram",
+        parse=partial(checks.instance, "cryptogram", kind=CryptogramRule),
         from_json=partial(document.member_in, CryptogramRule),
-        fails=_without_cryptogram,
-        message=lambda _rule: "each use needs a verified cryptogram with a counter above the last one",
-        code="CRYPTOGRAM_REQUIRED",
-        response_code="82",
+        given=attrgetter("transaction.cryptogram_counter", "token.usage.cryptogram_counter"),
+        holds=lambda _rule, counters: counters[0] is not None and counters[0] > counters[1],
+        violation=lambda _rule, _counters: Violation(
+            "cryptogram",
+            "CRYPTOGRAM_REQUIRED",
+            "each use needs a verified cryptogram with a counter above the last one",
+            "82",
+        ),
         counted=True,
     ),
     Control(
         name="limits",
-        read=_limits,
+        parse=_limits,
         from_json=document.limits_in,
-        check=_limit_violations,
+        given=lambda use: use,
+        holds=_within,
+        violation=_limit_violation,
         unset=(),
         counted=True,
     ),

@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
 from tokenvault.errors import Violation
-from tokenvault.model.controls import CONTROLS, Use
-from tokenvault.model.counters import Seen, Usage
-from tokenvault.model.domain import NO_RESTRICTION, Domain
+from tokenvault.model.controls import Control, TokenState, Use
+from tokenvault.model.counters import Seen
+from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.limits import VelocityCounter
 from tokenvault.model.pan import CardExpiry
@@ -57,30 +57,6 @@ class Decision:
 _ALLOWED: Final = Decision()
 
 
-class TokenState(Protocol):
-    """What a decision has to know of a token; a TokenRecord is one."""
-
-    @property
-    def requestor(self) -> str:
-        """Id of the requestor that it was issued to."""
-        ...
-
-    @property
-    def status(self) -> TokenStatus:
-        """Its status."""
-        ...
-
-    @property
-    def assurance(self) -> str | None:
-        """Its token assurance method, if any."""
-        ...
-
-    @property
-    def usage(self) -> Usage:
-        """What it was used for so far."""
-        ...
-
-
 @attrs.frozen
 class Restrictions:
     """The three documents that a use must satisfy.
@@ -94,21 +70,20 @@ class Restrictions:
     token: Domain
 
     @cached_property
-    def documents(self) -> tuple[Domain, ...]:
-        """Those of them that restrict anything."""
-        every = (self.program, self.requestor, self.token)
-        return tuple(document for document in every if document != NO_RESTRICTION)
+    def checks(self) -> tuple[tuple[Control, object], ...]:
+        """Every control that is set, with its value, document by document."""
+        return self.program._checks + self.requestor._checks + self.token._checks
 
     @cached_property
     def velocity_counters(self) -> tuple[VelocityCounter, ...]:
         """The counters that each use counts on, sorted; none when no limit is set."""
-        limits = (limit for document in self.documents for limit in document.limits)
+        limits = self.program.limits + self.requestor.limits + self.token.limits
         return tuple(sorted({limit._counter for limit in limits}))
 
     @cached_property
     def counted(self) -> bool:
         """Whether a use has to be recorded in the token record."""
-        return any(CONTROLS[name].counted for document in self.documents for name in document._set)
+        return any(control.counted for control, _ in self.checks)
 
 
 def decide(
@@ -128,17 +103,18 @@ def decide(
         now_ms: the time, in milliseconds of the Unix epoch.
     """
     violations = _token_violations(state, expiry, restrictions, transaction, now_ms)
-    seen = state.usage.seen(transaction) if restrictions.counted else Seen.NEW
-    if seen is Seen.OTHER_CONTENT:
-        message = "this transaction id was used before with other content; a new use needs a new id"
-        violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
-    retry = seen is Seen.SAME
-    use = Use(transaction=transaction, usage=state.usage, assurance=state.assurance, now_ms=now_ms)
-    for document in restrictions.documents:
-        for name, value in document._set.items():
-            control = CONTROLS[name]
-            if not (retry and control.counted):
-                violations += control.check(value, use)
+    retry = False
+    if restrictions.counted:
+        seen = state.usage.seen(transaction)
+        retry = seen is Seen.SAME
+        if seen is Seen.OTHER_CONTENT:
+            message = "this transaction id was used before with other content; a new use needs a new id"
+            violations.append(Violation("transaction", "TRANSACTION_ID_REUSED", message, "94"))
+    use = Use(token=state, transaction=transaction, now_ms=now_ms)
+    for control, value in restrictions.checks:
+        given = control.given(use)
+        if not control.holds(value, given) and not (retry and control.counted):
+            violations.append(control.violation(value, given))
     return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
 
 

@@ -17,7 +17,7 @@ import attrs
 
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
 from tokenvault.model import domain_document
-from tokenvault.model.controls import CONTROLS, CryptogramRule
+from tokenvault.model.controls import CONTROLS, Control, CryptogramRule
 from tokenvault.model.domain_document import DOCUMENT_BYTES_MAX
 from tokenvault.model.limits import Limit
 from tokenvault.model.money import Money
@@ -83,7 +83,7 @@ class Domain:
         for control in CONTROLS.values():
             value = getattr(self, control.name)
             if value is not control.unset:
-                object.__setattr__(self, control.name, control.read(value))
+                object.__setattr__(self, control.name, control.parse(value))
         if self.valid_from and self.valid_until and self.valid_from >= self.valid_until:
             raise InvalidInputError("valid_from lies before valid_until")
         if len(self.document) > DOCUMENT_BYTES_MAX:
@@ -94,6 +94,15 @@ class Domain:
         """The values of the controls that are set, by name, in the order of the table."""
         values = {name: getattr(self, name) for name in CONTROLS}
         return {name: value for name, value in values.items() if value != CONTROLS[name].unset}
+
+    @cached_property
+    def _checks(self) -> tuple[tuple[Control, object], ...]:
+        """The controls that are set, with their values: each limit by itself."""
+        return tuple(
+            (CONTROLS[name], part)
+            for name, value in self._set.items()
+            for part in (value if isinstance(value, tuple) else (value,))
+        )
 
     @cached_property
     def document(self) -> bytes:

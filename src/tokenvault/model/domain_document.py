@@ -16,6 +16,7 @@ from tokenvault.errors import InvalidInputError
 from tokenvault.model import checks
 from tokenvault.model.limits import LIMIT_USES_MAX, WINDOW_SECONDS_MAX, Limit
 from tokenvault.model.money import MINOR_UNITS_MAX, Money
+from tokenvault.model.transaction import Channel
 
 DOCUMENT_BYTES_MAX: Final = 65_536
 
@@ -97,9 +98,9 @@ def member_in(kind: type[E], value: object) -> E:
     return by_value[value]
 
 
-def members_in(kind: type[E], value: object) -> list[E]:
-    """Members of an enum, of a list of their values."""
-    return [member_in(kind, item) for item in values_in(value)]
+def channels_in(value: object) -> list[Channel]:
+    """Channels, of a list of their values."""
+    return [member_in(Channel, item) for item in values_in(value)]
 
 
 def instant_in(value: object) -> datetime:

@@ -36,7 +36,7 @@ class Channel(enum.Enum):
 
 
 # The optional fields, in the order in which a record's memory of a use spells them, and the check of each.
-_OPTIONAL: Final[dict[str, Callable[[object], object]]] = {
+FIELD_CHECKS: Final[dict[str, Callable[[object], object]]] = {
     "merchant": partial(checks.text, "a merchant"),
     "merchant_category": checks.merchant_category,
     "channel": partial(checks.instance, "a channel", kind=Channel),
@@ -87,7 +87,7 @@ class Transaction:
         checks.text("a transaction's id", self.id)
         checks.requestor_id("a transaction's requestor", self.requestor)
         fields = [self.requestor]
-        for name, check in _OPTIONAL.items():
+        for name, check in FIELD_CHECKS.items():
             value = getattr(self, name)
             fields.append("" if value is None else _spelled(check(value)))
         content = _SEPARATOR.join(fields)
