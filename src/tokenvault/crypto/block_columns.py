@@ -63,6 +63,17 @@ class ColumnCipher:
         answer_bytes = self.chunk_rows * blocks_per_row * BLOCK_BYTES + _SLACK_BYTES if local else 0
         self._answer: Bytes = np.empty(answer_bytes, np.uint8)
 
+    def buffers(self, *words_per_row: int) -> list[Words]:
+        """Arrays of `chunk_rows` rows to compute in, of so many words a row, side by side in one allocation.
+
+        glibc hands a large block that is freed back to the kernel, and its next use costs a fault a page, unless
+        a larger one was freed before. A module's call takes and frees several blocks of the size of its answer, so
+        that what stands here at least for a whole call should not be smaller than they are.
+        """
+        ends = np.cumsum(words_per_row) * self.chunk_rows
+        parts = np.split(np.empty(ends[-1], np.uint64), ends[:-1])
+        return [part.reshape(self.chunk_rows, -1) for part in parts]
+
     def encrypt(self, blocks: Words) -> Words:
         """Encrypt each 16-byte block for itself (ECB) in one call.
 

@@ -124,9 +124,11 @@ class _Run:
         self.chunks = [slice(start, start + chunk_rows) for start in range(0, rows, chunk_rows)]
         self._payload_bytes = payload_bytes
         self._associated_bytes = associated_bytes
-        self._first: Words = np.zeros((chunk_rows, blocks_per_row, WORDS_PER_BLOCK), np.uint64)
-        self._block: Words = np.empty((chunk_rows, WORDS_PER_BLOCK), np.uint64)
-        self._state = self._block
+        one = WORDS_PER_BLOCK
+        first, self._block, self._state, self._tags = self._columns.buffers(
+            blocks_per_row * one, one, one, one
+        )
+        self._first = first.reshape(chunk_rows, blocks_per_row, WORDS_PER_BLOCK)
         template = self._first.view(np.uint8)
         template[:, 0, 0] = FLAGS_B0 | (FLAG_ASSOCIATED if associated_bytes else 0)
         template[:, 0, _LENGTH_START:] = np.array([payload_bytes], ">u2").view(np.uint8)
@@ -141,13 +143,15 @@ class _Run:
         for i in range(first.shape[1]):
             place(nonces, first[:, i].view(np.uint8), _NONCE_START)
         answer = self._columns.encrypt(first)
-        self._state = answer[:, 0].copy()  # the next call takes the answer's place
+        self._state[: len(nonces)] = answer[:, 0]  # the next call takes the answer's place
+        tags = self._tags[: len(nonces)]
+        tags[:] = answer[:, 1]
         keystream = answer[:, 2:].reshape(len(nonces), -1).view(np.uint8)[:, : self._payload_bytes]
-        return keystream, answer[:, 1].copy()
+        return keystream, tags
 
     def mac(self, associated_data: Bytes, payloads: Bytes) -> Words:
         """CBC-MAC over B0, the associated data and the payloads. The keystream is void from here on."""
-        state = self._state
+        state = self._state[: len(payloads)]
         block = self._block[: len(payloads)]
         block_bytes = block.view(np.uint8)
         # the associated data begins with its own length

@@ -177,16 +177,15 @@ class _Rounds:
     """The ten rounds over chunks of rows, in buffers that serve all chunks of a call."""
 
     def __init__(self, columns: ColumnCipher, parameters: Parameters) -> None:
-        rows = columns.chunk_rows
         self._columns = columns
         self._long = parameters.sum_bytes > _SHORT_SUM_BYTES
         self._round_shift = 8 * parameters.half_bytes
         self._left_modulus = np.uint64(parameters.left_modulus)
         self._right_modulus = np.uint64(parameters.right_modulus)
-        self._blocks: Words = np.empty((rows, WORDS_PER_BLOCK), np.uint64)
+        self._blocks, left = columns.buffers(WORDS_PER_BLOCK, 1)
         self._big_endian = self._blocks.view(">u8")
         self._start: Words = np.empty(0, np.uint64)
-        self._left, self._right = np.empty((2, rows), np.uint64)
+        self._left: Words = left[:, 0]
         self._sum, self._scratch = np.empty((2, columns.part_rows), np.uint64)
 
     def start_from(self, start: Words) -> None:
@@ -195,19 +194,18 @@ class _Rounds:
         self._start = start[:, 1].view(">u8").astype(np.uint64)
 
     def run(self, values: Words, result: Words, *, encrypts: bool) -> None:
-        """Encrypt or decrypt one chunk of checked values into `result`."""
+        """Encrypt or decrypt one chunk of checked values into `result`, where the right halves stand meanwhile."""
         rows, part_rows = len(values), self._columns.part_rows
         parts = [slice(start, min(start + part_rows, rows)) for start in range(0, rows, part_rows)]
         for part in parts:
-            left, right, scratch = self._halves(part)
-            np.floor_divide(values[part], self._right_modulus, out=left)
-            np.multiply(left, self._right_modulus, out=scratch)
-            np.subtract(values[part], scratch, out=right)
+            np.floor_divide(values[part], self._right_modulus, out=self._left[part])
+            scratch = np.multiply(self._left[part], self._right_modulus, out=self._scratch_of(part))
+            np.subtract(values[part], scratch, out=result[part])
         for i in range(ROUNDS) if encrypts else reversed(range(ROUNDS)):
             half, other, modulus = (
-                (self._left, self._right, self._left_modulus)
+                (self._left, result, self._left_modulus)
                 if i % 2 == 0
-                else (self._right, self._left, self._right_modulus)
+                else (result, self._left, self._right_modulus)
             )
             for part in parts:
                 self._fill(i, part, other[part])
@@ -215,13 +213,11 @@ class _Rounds:
             for part in parts:
                 self._add(half[part], answer[part], modulus, encrypts=encrypts)
         for part in parts:
-            left, right, scratch = self._halves(part)
-            np.multiply(left, self._right_modulus, out=scratch)
-            np.add(scratch, right, out=result[part])
+            scratch = np.multiply(self._left[part], self._right_modulus, out=self._scratch_of(part))
+            result[part] += scratch
 
-    def _halves(self, part: slice) -> tuple[Words, Words, Words]:
-        """Both halves of a part of the chunk, and room to compute in."""
-        return self._left[part], self._right[part], self._scratch[: part.stop - part.start]
+    def _scratch_of(self, part: slice) -> Words:
+        return self._scratch[: part.stop - part.start]
 
     def _fill(self, i: int, part: slice, other: Words) -> None:
         """Step 6.i: round and half into the last block of Q."""
