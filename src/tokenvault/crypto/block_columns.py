@@ -48,19 +48,18 @@ class ColumnCipher:
         InvalidInputError: the argument is not a block cipher.
     """
 
-    __slots__ = ("_answer", "_encrypt", "_encrypt_into", "chunk_rows", "part_rows")
+    __slots__ = ("_answer", "_context", "_encrypt", "chunk_rows", "part_rows")
 
     def __init__(
         self, cipher: BlockCipher, *, blocks_per_row: int, rows: int, in_parts: bool = False
     ) -> None:
         self._encrypt = block_encrypter(cipher)
-        local = isinstance(cipher, LocalBlockCipher)
+        self._context = cipher.thread_context() if isinstance(cipher, LocalBlockCipher) else None
         module_blocks = CHUNK_BLOCKS_MODULE_IN_PARTS if in_parts else CHUNK_BLOCKS_MODULE
-        chunk_blocks = CHUNK_BLOCKS_LOCAL if local else module_blocks
+        chunk_blocks = CHUNK_BLOCKS_LOCAL if self._context else module_blocks
         self.chunk_rows = max(1, min(rows, chunk_blocks // blocks_per_row))
         self.part_rows = min(self.chunk_rows, max(1, CHUNK_BLOCKS_LOCAL // blocks_per_row))
-        self._encrypt_into = cipher.thread_encrypter_into() if isinstance(cipher, LocalBlockCipher) else None
-        answer_bytes = self.chunk_rows * blocks_per_row * BLOCK_BYTES + _SLACK_BYTES if local else 0
+        answer_bytes = self.chunk_rows * blocks_per_row * BLOCK_BYTES + _SLACK_BYTES if self._context else 0
         self._answer: Bytes = np.empty(answer_bytes, np.uint8)
 
     def buffers(self, *words_per_row: int) -> list[Words]:
@@ -86,9 +85,9 @@ class ColumnCipher:
         Raises:
             KeyStoreError: the key can not be reached, or answers wrongly.
         """
-        if self._encrypt_into is None:
+        if self._context is None:
             return np.frombuffer(self._encrypt(blocks.tobytes()), np.uint64).reshape(blocks.shape)
-        size = self._encrypt_into(blocks.reshape(-1).view(np.uint8).data, self._answer.data)
+        size = self._context.update_into(blocks.reshape(-1).view(np.uint8).data, self._answer.data)
         return self._answer[:size].view(np.uint64).reshape(blocks.shape)
 
     def chain(self, state: Words, block: Words) -> Words:

@@ -23,7 +23,7 @@ def block_encrypter(cipher: BlockCipher) -> Callable[[bytes], bytes]:
         KeyStoreError: from the function returned, when the cipher can not be reached or answers wrongly.
     """
     if isinstance(cipher, LocalBlockCipher):
-        return cipher.thread_encrypter()
+        return cipher.thread_context().update
     encrypt_blocks = getattr(cipher, "encrypt_blocks", None)
     if not callable(encrypt_blocks):
         raise InvalidInputError("cipher must be a BlockCipher: an object with encrypt_blocks(blocks)")

@@ -73,10 +73,7 @@ def decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_dat
         cipher: the key.
         nonce: the nonce that it was encrypted with.
         ciphertext: what `encrypt` returned, its last 16 bytes being the tag.
-        associated_data: as given to `encrypt`: at most 65,279 bytes.
-
-    Returns:
-        The plaintext.
+        associated_data: as given to `encrypt`.
 
     Raises:
         IntegrityError: nonce, ciphertext, tag and associated data do not belong together under this key; a

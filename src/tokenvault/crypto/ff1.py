@@ -83,35 +83,15 @@ def encrypt(cipher: BlockCipher, numerals: Sequence[int], *, radix: int, tweak: 
 def decrypt(cipher: BlockCipher, numerals: Sequence[int], *, radix: int, tweak: bytes = b"") -> list[int]:
     """Decrypt a numeral string (NIST SP 800-38G, FF1.Decrypt, algorithm 8).
 
-    Anything of the right form decrypts to something: FF1 does not authenticate.
-
-    Args:
-        cipher: the key.
-        numerals: what `encrypt` returned.
-        radix: as given to `encrypt`.
-        tweak: as given to `encrypt`.
-
-    Returns:
-        The numerals that were encrypted.
-
-    Raises:
-        InvalidInputError: an argument is of another type or outside the limits of `encrypt`.
-        KeyStoreError: the key can not be reached now.
+    Anything of the right form decrypts to something: FF1 does not authenticate. Arguments and errors are those of
+    `encrypt`.
     """
     return _transform(cipher, numerals, radix, tweak, _decrypt_rounds)
 
 
 @boundary
 def encrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> str:
-    """Encrypt a string of decimal digits: `encrypt` with radix 10, without a list in between.
-
-    Args:
-        cipher: the key.
-        digits: 6 to 1,280 ASCII digits.
-        tweak: public bytes that change the result, at most 65,536.
-
-    Returns:
-        As many ASCII digits.
+    """Encrypt 6 to 1,280 ASCII digits: `encrypt` with radix 10, without a list in between.
 
     Raises:
         InvalidInputError: an argument is of another type or outside these limits.
@@ -122,20 +102,7 @@ def encrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> s
 
 @boundary
 def decrypt_digits(cipher: BlockCipher, digits: str, *, tweak: bytes = b"") -> str:
-    """Decrypt a string of decimal digits: `decrypt` with radix 10, without a list in between.
-
-    Args:
-        cipher: the key.
-        digits: what `encrypt_digits` returned.
-        tweak: as given to `encrypt_digits`.
-
-    Returns:
-        The digits that were encrypted.
-
-    Raises:
-        InvalidInputError: an argument is of another type or outside the limits of `encrypt_digits`.
-        KeyStoreError: the key can not be reached now.
-    """
+    """The digits that `encrypt_digits` was given. Raises what it does."""
     return _transform_digits(cipher, digits, tweak, _decrypt_rounds)
 
 

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from tokenvault.columns.arrays import Bytes, Words, byte_columns, place, word_column
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
-from tokenvault.crypto.blocks import block_encrypter, chain
 from tokenvault.crypto.ff1_parameters import ROUNDS, TWEAK_BYTES_MAX, Parameters, parameters_of
 from tokenvault.errors import InvalidInputError, boundary
 
@@ -79,21 +78,8 @@ def decrypt_many(
 ) -> npt.NDArray[np.uint64]:
     """Decrypt a column of decimal strings (NIST SP 800-38G, FF1.Decrypt, algorithm 8, radix 10).
 
-    Anything of the right form decrypts to something: FF1 does not authenticate. Calls and memory are those of
-    `encrypt_many`.
-
-    Args:
-        cipher: the key.
-        values: what `encrypt_many` returned.
-        length: as given to `encrypt_many`.
-        tweaks: as given to `encrypt_many`.
-
-    Returns:
-        The values that were encrypted.
-
-    Raises:
-        InvalidInputError: an argument is of another type, dtype or shape, or outside the limits of `encrypt_many`.
-        KeyStoreError: the key can not be reached now.
+    Anything of the right form decrypts to something: FF1 does not authenticate. Arguments, errors, calls and memory
+    are those of `encrypt_many`.
     """
     return _transform(cipher, values, length, tweaks, encrypts=False)
 
@@ -106,77 +92,46 @@ def _transform(
     column = word_column("values", values)
     parameters = parameters_of(10, length)
     rows = len(column)
-    common, each = _tweaks(tweaks, rows)
+    tweak_column = _tweaks(tweaks, rows)
     columns = ColumnCipher(cipher, blocks_per_row=1, rows=rows, in_parts=True)
     result = np.empty(rows, np.uint64)
     if not rows:
         return result
-    tweak_start = _TweakStart(cipher, parameters, len(common) if each is None else each.shape[1])
-    work = _Rounds(columns, parameters)
-    if each is None:
-        work.start_from(tweak_start.of_one(common))
+    work = _Rounds(columns, parameters, tweak_column.shape[1])
     for start in range(0, rows, columns.chunk_rows):
-        chunk = column[start : start + columns.chunk_rows]
-        if chunk.max() >= 10**length:
+        chunk = slice(start, start + columns.chunk_rows)
+        if column[chunk].max() >= 10**length:
             raise InvalidInputError(f"every value must be below 10**{length}")
-        if each is not None:
-            work.start_from(tweak_start.of_rows(columns, each[start : start + columns.chunk_rows]))
-        work.run(chunk, result[start : start + columns.chunk_rows], encrypts=encrypts)
+        if start == 0 or len(tweak_column) > 1:
+            work.start_from(tweak_column[chunk])
+        work.run(column[chunk], result[chunk], encrypts=encrypts)
     return result
 
 
-def _tweaks(tweaks: object, rows: int) -> tuple[bytes, Bytes | None]:
-    """One tweak for all, or none and an array of one a row."""
-    each: Bytes | None = None
-    common = b""
+def _tweaks(tweaks: object, rows: int) -> Bytes:
+    """The tweaks, a row each: one for all, or as many as there are rows."""
     if type(tweaks) is bytes:
-        common = tweaks
+        column = np.frombuffer(tweaks, np.uint8).reshape(1, len(tweaks))
     elif isinstance(tweaks, (list, tuple)):
         widths = set(map(len, tweaks)) if set(map(type, tweaks)) <= {bytes} else set()
         if len(tweaks) != rows or len(widths) != min(rows, 1):
             raise InvalidInputError(
                 "a sequence of tweaks must have one for each row: bytes, all of one length"
             )
-        each = np.frombuffer(b"".join(tweaks), np.uint8).reshape(rows, *(widths or {0}))
+        column = np.frombuffer(b"".join(tweaks), np.uint8).reshape(rows, *(widths or {0}))
     else:
-        each = byte_columns("tweaks, unless bytes or a list of bytes,", tweaks)
-        if len(each) != rows:
+        column = byte_columns("tweaks, unless bytes or a list of bytes,", tweaks)
+        if len(column) != rows:
             raise InvalidInputError("there must be one tweak, or one for each row")
-    if (len(common) if each is None else each.shape[1]) > TWEAK_BYTES_MAX:
+    if column.shape[1] > TWEAK_BYTES_MAX:
         raise InvalidInputError(f"a tweak must be at most {TWEAK_BYTES_MAX} bytes")
-    return common, each
-
-
-class _TweakStart:
-    """The last block of P || Q before round and half are added to it: steps 5 and 6.i, and the chain up to there."""
-
-    def __init__(self, cipher: BlockCipher, parameters: Parameters, tweak_bytes: int) -> None:
-        self._encrypt = block_encrypter(cipher)
-        self._padding = bytes((-tweak_bytes - parameters.half_bytes - 1) % BLOCK_BYTES)
-        constant_bytes = tweak_bytes + len(self._padding)
-        self._whole_bytes = constant_bytes // BLOCK_BYTES * BLOCK_BYTES  # blocks of Q that no round changes
-        self._state = self._encrypt(parameters.first_block_start + tweak_bytes.to_bytes(4, "big"))
-
-    def of_one(self, tweak: bytes) -> Words:
-        """For one tweak: shape (1, 2)."""
-        constant = tweak + self._padding
-        state = chain(self._encrypt, self._state, constant[: self._whole_bytes])
-        last = constant[self._whole_bytes :].ljust(BLOCK_BYTES, b"\0")
-        return _words(state) ^ _words(last)
-
-    def of_rows(self, columns: ColumnCipher, tweaks: Bytes) -> Words:
-        """For one tweak a row: shape (rows, 2)."""
-        state = _words(self._state)
-        for start in range(0, self._whole_bytes, BLOCK_BYTES):
-            state = columns.chain(state, _block(tweaks, start))
-        last = _block(tweaks, self._whole_bytes)
-        return np.bitwise_xor(state, last, out=last)
+    return column
 
 
 class _Rounds:
     """The ten rounds over chunks of rows, in buffers that serve all chunks of a call."""
 
-    def __init__(self, columns: ColumnCipher, parameters: Parameters) -> None:
+    def __init__(self, columns: ColumnCipher, parameters: Parameters, tweak_bytes: int) -> None:
         self._columns = columns
         self._long = parameters.sum_bytes > _SHORT_SUM_BYTES
         self._round_shift = 8 * parameters.half_bytes
@@ -185,13 +140,24 @@ class _Rounds:
         self._blocks, left = columns.buffers(WORDS_PER_BLOCK, 1)
         self._big_endian = self._blocks.view(">u8")
         self._start: Words = np.empty(0, np.uint64)
+        first_block = parameters.first_block_start + tweak_bytes.to_bytes(4, "big")
+        self._state = columns.encrypt(
+            np.frombuffer(first_block, np.uint64).reshape(1, WORDS_PER_BLOCK)
+        ).copy()
+        padding_bytes = (-tweak_bytes - parameters.half_bytes - 1) % BLOCK_BYTES
+        self._whole_bytes = (tweak_bytes + padding_bytes) // BLOCK_BYTES * BLOCK_BYTES
         self._left: Words = left[:, 0]
         self._sum, self._scratch = np.empty((2, columns.part_rows), np.uint64)
 
-    def start_from(self, start: Words) -> None:
-        """Set the last block before round and half are added: shape (1, 2), or (rows, 2) for the next chunk."""
-        self._blocks[: len(start) if len(start) > 1 else None, 0] = start[:, 0]
-        self._start = start[:, 1].view(">u8").astype(np.uint64)
+    def start_from(self, tweaks: Bytes) -> None:
+        """Set what no round changes, for one tweak or the next chunk's: P and Q without round and half, chained."""
+        state = self._state
+        for start in range(0, self._whole_bytes, BLOCK_BYTES):
+            state = self._columns.chain(state, _block(tweaks, start))
+        last = _block(tweaks, self._whole_bytes)
+        np.bitwise_xor(state, last, out=last)
+        self._blocks[: len(last) if len(last) > 1 else None, 0] = last[:, 0]
+        self._start = last[:, 1].view(">u8").astype(np.uint64)
 
     def run(self, values: Words, result: Words, *, encrypts: bool) -> None:
         """Encrypt or decrypt one chunk of checked values into `result`, where the right halves stand meanwhile."""
@@ -260,7 +226,3 @@ def _block(tweaks: Bytes, start: int) -> Words:
     block: Words = np.zeros((len(tweaks), WORDS_PER_BLOCK), np.uint64)
     place(tweaks[:, start : start + BLOCK_BYTES], block.view(np.uint8), 0)
     return block
-
-
-def _words(block: bytes) -> Words:
-    return np.frombuffer(block, np.uint64).reshape(1, WORDS_PER_BLOCK)

@@ -21,8 +21,6 @@ _KEPT_MAX: Final = 256
 class Parameters(NamedTuple):
     """What follows from radix and length; the names of the standard in brackets."""
 
-    radix: int
-    length: int  # n
     left_length: int  # u
     right_length: int  # v
     left_modulus: int  # radix**u
@@ -52,8 +50,6 @@ def parameters_of(radix: int, length: int) -> Parameters:
         + length.to_bytes(4, "big")
     )
     return Parameters(
-        radix=radix,
-        length=length,
         left_length=left_length,
         right_length=right_length,
         left_modulus=left_modulus,

@@ -13,10 +13,9 @@ The blocks run on OpenSSL through the `cryptography` package. Three things shape
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Final, NoReturn, SupportsIndex, final
 
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
@@ -70,29 +69,18 @@ class LocalBlockCipher:
         # a part of a block would stay in the context and shift every later answer
         if type(blocks) is not bytes or len(blocks) % BLOCK_BYTES:
             raise InvalidInputError("blocks must be bytes, a whole number of 16-byte blocks")
-        return self.thread_encrypter()(blocks)
+        return self.thread_context().update(blocks)
 
-    def thread_encrypter(self) -> Callable[[bytes], bytes]:
-        """The calling thread's own `encrypt_blocks`, without its checks.
+    def thread_context(self) -> CipherContext:
+        """The calling thread's own encryption context: `encrypt_blocks` is its `update`, without the checks.
 
         For loops inside one call that give it whole blocks only: it must not be kept, nor handed to another
         thread.
         """
-        try:
-            return self._threads.update  # type: ignore[no-any-return] # a thread-local has no types
-        except AttributeError:
-            pass  # this thread's first call
-        context = self._ecb.encryptor()
-        self._threads.update, self._threads.update_into = context.update, context.update_into
-        return context.update
-
-    def thread_encrypter_into(self) -> Callable[[memoryview, memoryview], int]:
-        """Like `thread_encrypter`, but into a buffer of the caller's, 15 bytes longer than the blocks.
-
-        It returns how many bytes it wrote.
-        """
-        self.thread_encrypter()
-        return self._threads.update_into  # type: ignore[no-any-return] # a thread-local has no types
+        context: CipherContext | None = getattr(self._threads, "context", None)
+        if context is None:
+            context = self._threads.context = self._ecb.encryptor()
+        return context
 
     def new_cmac(self) -> CMAC:
         """A fresh OpenSSL AES-CMAC computation under this key (NIST SP 800-38B)."""
