@@ -30,21 +30,20 @@ _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256
 _DOUBLED: Final = bytes(sum(divmod(2 * (code - 48), 10)) if 48 <= code <= 57 else 0 for code in range(256))
 
 
-def luhn_valid(digits: str) -> bool:
-    """Whether ASCII digits end in their Luhn check digit (ISO/IEC 7812-1, annex B)."""
+def luhn_sum(digits: str) -> int:
+    """The Luhn sum of ASCII digits, check digit included (ISO/IEC 7812-1, annex B)."""
     codes = digits.encode("ascii")
-    return (sum(codes[-1::-2].translate(_PLAIN)) + sum(codes[-2::-2].translate(_DOUBLED))) % 10 == 0
+    return sum(codes[-1::-2].translate(_PLAIN)) + sum(codes[-2::-2].translate(_DOUBLED))
+
+
+def luhn_valid(digits: str) -> bool:
+    """Whether ASCII digits end in their Luhn check digit."""
+    return luhn_sum(digits) % 10 == 0
 
 
 def luhn_check_digit(payload: str) -> str:
     """The digit that makes ASCII digits Luhn-valid when it is put behind them."""
-    return str(luhn_check_value(payload))
-
-
-def luhn_check_value(payload: str) -> int:
-    """`luhn_check_digit`, as a number."""
-    codes = payload.encode("ascii")
-    return -(sum(codes[-1::-2].translate(_DOUBLED)) + sum(codes[-2::-2].translate(_PLAIN))) % 10
+    return str(-luhn_sum(f"{payload}0") % 10)
 
 
 def could_hold_pan(text: str) -> bool:
@@ -212,9 +211,7 @@ def read_expiry(text: str | CardExpiry) -> CardExpiry:
     """As `CardExpiry.parse`, for callers within the boundary."""
     if isinstance(text, CardExpiry):
         return text
-    if not isinstance(text, str):
-        raise InvalidInputError(_EXPIRY_FORM)
-    if _EXPIRY.fullmatch(text) is None:
+    if not isinstance(text, str) or _EXPIRY.fullmatch(text) is None:
         raise InvalidInputError(_EXPIRY_FORM)
     return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 

@@ -50,15 +50,12 @@ def parse_pans(items: Sequence[object]) -> tuple[PanColumns, dict[int, InvalidIn
     columns = PanColumns(np.zeros(len(items), np.uint64), np.zeros(len(items), np.uint8))
     errors: dict[int, InvalidInputError] = {}
     for row in _parse_plain(items, columns):
-        failure: InvalidInputError | None = None
         try:
             digits = Pan.parse(items[row]).reveal()  # type: ignore[arg-type] # refuses what is not a PAN
             columns.values[row], columns.lengths[row] = int(digits), len(digits)
             del digits
         except InvalidInputError as error:
-            failure = error
-        if failure is not None:
-            errors[row] = failure
+            errors[row] = error
     return columns, errors
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 import attrs
@@ -76,22 +77,15 @@ class TokenProgram:
             )
 
 
-def _program_name(value: object) -> str:
-    return checks.text("a program's name", value)
-
-
-def _permission(value: object) -> Permission:
-    return checks.instance("a permission", value, Permission)
-
-
 def _programs(values: Iterable[str]) -> frozenset[str]:
     if isinstance(values, frozenset | set | tuple | list) and not values:
         return frozenset()
-    return checks.set_of("a requestor's programs", values, _program_name)
+    return checks.set_of("a requestor's programs", values, partial(checks.text, "a program's name"))
 
 
 def _permissions(values: Iterable[Permission]) -> frozenset[Permission]:
-    return checks.set_of("a requestor's permissions", values, _permission)
+    check = partial(checks.instance, "a permission", kind=Permission)
+    return checks.set_of("a requestor's permissions", values, check)
 
 
 @boundary_init

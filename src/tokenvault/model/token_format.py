@@ -7,24 +7,23 @@ makes the token Luhn-valid, or Luhn-invalid for stores that must tell tokens fro
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import attrs
-import numpy as np
 
 from tokenvault.columns.arrays import Words
 from tokenvault.columns.digits import luhn_sums
 from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
-from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_check_value
+from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_sum
 
 BIN_LENGTH_MAX: Final = 12
 _BIN: Final = re.compile(rf"[0-9]{{1,{BIN_LENGTH_MAX}}}")
 _LAST4_COUNT: Final = 10_000
 _INVALID_CHOICES: Final = 9  # digits that make a number Luhn-invalid
-_NOTHING, _ONE, _TEN = np.uint64(0), np.uint64(1), np.uint64(10)
-_LAST4_WORD: Final = np.uint64(_LAST4_COUNT)
-_INVALID_CHOICES_WORD: Final = np.uint64(_INVALID_CHOICES)
+
+Numbers = TypeVar("Numbers", int, Words)
 
 
 @boundary_init
@@ -70,15 +69,8 @@ class TokenFormat:
 
     def make(self, choice: int, pan_length: int, last4: str) -> str:
         """The token of a choice from 0 to `choices(pan_length) - 1`; each gives another token."""
-        ending = last4 if self.keep_last4 else ""
-        if self.luhn:
-            free, step = choice, 0
-        else:
-            free, step = divmod(choice, _INVALID_CHOICES)
-            step += 1
-        width = self._free_digits(pan_length) - 1
-        start = self.bin + str(free).zfill(width) if width else self.bin
-        return f"{start}{(_fitting_digit(start, ending) + step) % 10}{ending}"
+        number = self._numbers(choice, pan_length, int(last4), lambda number: luhn_sum(str(number)))
+        return str(number).zfill(self.length or pan_length)
 
     def make_many(self, choices: Words, pan_length: int, last4: Words) -> Words:
         """The tokens of choices, as `make` gives them, as numbers of the token's length.
@@ -88,24 +80,22 @@ class TokenFormat:
             pan_length: digits of every PAN.
             last4: shape (rows,), dtype uint64: the last four digits of each PAN, as a number.
         """
-        step: Words = np.zeros(1, np.uint64)
+        return self._numbers(choices, pan_length, last4, luhn_sums)
+
+    def _numbers(
+        self, choices: Numbers, pan_length: int, last4: Numbers, sums: Callable[[Numbers], Numbers]
+    ) -> Numbers:
+        """The tokens of one choice or of a column of them, as numbers; `sums` gives the Luhn sums of numbers."""
+        check_step = choices * 0
         if not self.luhn:
-            choices, step = np.divmod(choices, _INVALID_CHOICES_WORD)
-            step = step + _ONE
-        start = choices + np.uint64(int(self.bin) * 10 ** (self._free_digits(pan_length) - 1))
-        ending, places = (last4, _LAST4_WORD) if self.keep_last4 else (_NOTHING, _ONE)
-        without = start * _TEN * places + ending
-        # the gap weighs the same fifth from the end as at the end: it is never doubled
-        digit = (_TEN - luhn_sums(without) % _TEN + step) % _TEN
+            choices, check_step = choices // _INVALID_CHOICES, choices % _INVALID_CHOICES + 1
+        bin_place: int = 10 ** (self._free_digits(pan_length) - 1)
+        start = choices + int(self.bin) * bin_place
+        ending, places = (last4, _LAST4_COUNT) if self.keep_last4 else (choices * 0, 1)
+        without = start * (10 * places) + ending
+        # The gap weighs the same fifth from the end as at the end: Luhn doubles it in neither place.
+        digit = (10 - sums(without) % 10 + check_step) % 10
         return without + digit * places
 
     def _free_digits(self, pan_length: int) -> int:
         return (self.length or pan_length) - len(self.bin) - (4 if self.keep_last4 else 0)
-
-
-def _fitting_digit(start: str, ending: str) -> int:
-    """The digit that makes start, digit, ending Luhn-valid; `ending` is empty or of four digits."""
-    if not ending:
-        return luhn_check_value(start)
-    # The gap is fifth from the end: Luhn doubles it as little as the last place, so the two weigh the same.
-    return (luhn_check_value(f"{start}0{ending[:-1]}") - int(ending[-1])) % 10

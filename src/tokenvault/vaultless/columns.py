@@ -26,7 +26,6 @@ KEPT_BYTES: Final = 5  # 12 digits
 OWN_BIN_DIGITS_MIN: Final = 16
 
 _TEN: Final = np.uint64(10)
-_LAST4: Final = 4
 
 
 @attrs.frozen
@@ -59,11 +58,8 @@ class KeptDigits:
 
     def tokenize(self, cipher: BlockCipher, pans: Words, length: int) -> tuple[Words, Lengths, Mask]:
         """The tokens of PANs of one length, their lengths, and which rows are valid."""
-        return (
-            self._permuted(cipher, pans, length, encrypt_many),
-            np.full(len(pans), length),
-            luhn_valid_many(pans),
-        )
+        tokens = self._permuted(cipher, pans, length, encrypt_many)
+        return tokens, np.full(len(pans), length), luhn_valid_many(pans)
 
     def detokenize(self, cipher: BlockCipher, tokens: Words, length: int) -> tuple[Words, Lengths, Mask]:
         """The PANs of tokens of one length, their lengths, and which rows are valid."""
@@ -80,14 +76,11 @@ class KeptDigits:
         ending = numbers - start * end_modulus
         first = start // free_modulus
         free = start - first * free_modulus
-        if self.first or self.last:
-            kept = first * end_modulus + ending if self.last else first
-            tweaks: Bytes = np.empty((len(numbers), len(self.scope) + KEPT_BYTES), np.uint8)
-            tweaks[:, : len(self.scope)] = np.frombuffer(self.scope, np.uint8)
-            tweaks[:, len(self.scope) :] = kept.astype(">u8").view(np.uint8).reshape(-1, 8)[:, -KEPT_BYTES:]
-            free = permute(cipher, free, length=free_digits, tweaks=tweaks)
-        else:
-            free = permute(cipher, free, length=free_digits, tweaks=self.scope + bytes(KEPT_BYTES))
+        kept = first * end_modulus + ending if self.last else first
+        tweaks: Bytes = np.empty((len(numbers), len(self.scope) + KEPT_BYTES), np.uint8)
+        tweaks[:, : len(self.scope)] = np.frombuffer(self.scope, np.uint8)
+        tweaks[:, len(self.scope) :] = kept.astype(">u8").view(np.uint8).reshape(-1, 8)[:, -KEPT_BYTES:]
+        free = permute(cipher, free, length=free_digits, tweaks=tweaks)
         start = first * free_modulus + free
         return start * end_modulus + ending if self.last else with_check_digit(start)
 

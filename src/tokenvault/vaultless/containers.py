@@ -22,7 +22,7 @@ def convert(value: object, conversion: Conversion, refusal: str, *, first_row: i
 
     Args:
         value: the column.
-        conversion: converts the numbers that the strings read as.
+        conversion: of the numbers that the strings read as.
         refusal: end of the message about an invalid row, after its number.
         first_row: the number of the column's first row, for messages.
 
@@ -79,6 +79,4 @@ def _of_array(
     for length in set(result.lengths.tolist()):
         members = np.flatnonzero(result.lengths == length)
         out[members, :length] = gathered(result, members, length)
-    if kind == "U":
-        return out.astype(np.uint32).view(f"U{out.shape[1]}")[:, 0]
-    return out.view(f"S{out.shape[1]}")[:, 0]
+    return (out.astype(np.uint32) if kind == "U" else out).view(f"{kind}{out.shape[1]}")[:, 0]

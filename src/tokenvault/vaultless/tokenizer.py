@@ -160,19 +160,8 @@ class VaultlessTokenizer:
     def detokenize_many(self, tokens: Column, *, length: int | None = None) -> Column:
         """The PANs of a column of tokens, the same as `detokenize` gives, in order; all or none.
 
-        They are bare digits, not opaque as a `Pan` is: keep them out of logs.
-
-        Args:
-            tokens: a column as for `tokenize_many`.
-            length: digits of every PAN, 13 to 19, for uint64.
-
-        Returns:
-            A column of the same kind.
-
-        Raises:
-            InvalidInputError: the column is of another kind, or a row is no token of this tokenizer: the message has
-                the number of the first one, from 0.
-            KeyStoreError: the key store can not be reached.
+        They are bare digits, not opaque as a `Pan` is: keep them out of logs. Columns and errors are those of
+        `tokenize_many`; `length` is that of every PAN, also where tokens have another.
         """
         result: Column = self._column(tokens, length, self._shape.detokenize, _NO_TOKEN, by_pan_length=True)
         return result
