@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from tokenvault.columns.arrays import Bytes, Words
+from tokenvault.columns.arrays import Bytes, Words, place
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.blocks import block_encrypter
 from tokenvault.crypto.local_cipher import LocalBlockCipher
@@ -90,7 +90,14 @@ class ColumnCipher:
         size = self._context.update_into(blocks.reshape(-1).view(np.uint8).data, self._answer.data)
         return self._answer[:size].view(np.uint64).reshape(blocks.shape)
 
-    def chain(self, state: Words, block: Words) -> Words:
-        """One step of CBC-MAC on every row: the encryption of state XOR block, which is overwritten."""
-        np.bitwise_xor(state, block, out=block)
-        return self.encrypt(block)
+    def chain(self, state: Words, data: Bytes) -> Words:
+        """Carry a CBC-MAC state over the bytes of every row, a block a call; behind the last of them stand zeros."""
+        block: Words = np.empty((len(data), WORDS_PER_BLOCK), np.uint64)
+        for start in range(0, data.shape[1], BLOCK_BYTES):
+            part = data[:, start : start + BLOCK_BYTES]
+            if part.shape[1] < BLOCK_BYTES:
+                block[:] = 0
+            place(part, block.view(np.uint8), 0)
+            np.bitwise_xor(state, block, out=block)
+            state = self.encrypt(block)
+        return state

@@ -77,9 +77,9 @@ def decrypt_many(
 
     Args:
         cipher: the key.
-        nonces: shape (rows, 13), dtype uint8: what each row was encrypted with.
-        ciphertexts: what `encrypt_many` returned.
-        associated_data: as given to `encrypt_many`.
+        nonces: as given to `encrypt_many`.
+        ciphertexts: what it returned.
+        associated_data: as given to it.
 
     Returns:
         The plaintexts, shape (rows, p) and dtype uint8, and a mask of shape (rows,) and dtype bool: where it is
@@ -124,9 +124,8 @@ class _Run:
         self.chunks = [slice(start, start + chunk_rows) for start in range(0, rows, chunk_rows)]
         self._payload_bytes = payload_bytes
         self._associated_bytes = associated_bytes
-        one = WORDS_PER_BLOCK
-        first, self._block, self._state, self._tags = self._columns.buffers(
-            blocks_per_row * one, one, one, one
+        first, self._state, self._tags = self._columns.buffers(
+            WORDS_PER_BLOCK * blocks_per_row, WORDS_PER_BLOCK, WORDS_PER_BLOCK
         )
         self._first = first.reshape(chunk_rows, blocks_per_row, WORDS_PER_BLOCK)
         template = self._first.view(np.uint8)
@@ -152,27 +151,13 @@ class _Run:
     def mac(self, associated_data: Bytes, payloads: Bytes) -> Words:
         """CBC-MAC over B0, the associated data and the payloads. The keystream is void from here on."""
         state = self._state[: len(payloads)]
-        block = self._block[: len(payloads)]
-        block_bytes = block.view(np.uint8)
-        # the associated data begins with its own length
-        for start in range(
-            -LENGTH_BYTES, self._associated_bytes if self._associated_bytes else -LENGTH_BYTES, BLOCK_BYTES
-        ):
-            head = max(-start, 0)
-            self._fill(block, head, associated_data[:, start + head : start + BLOCK_BYTES])
-            if head:
-                block_bytes[:, :head] = np.array([self._associated_bytes], ">u2").view(np.uint8)
-            state = self._columns.chain(state, block)
-        for start in range(0, self._payload_bytes, BLOCK_BYTES):
-            self._fill(block, 0, payloads[:, start : start + BLOCK_BYTES])
-            state = self._columns.chain(state, block)
-        return state
-
-    @staticmethod
-    def _fill(block: Words, start: int, data: Bytes) -> None:
-        if data.shape[1] < BLOCK_BYTES:
-            block[:] = 0
-        place(data, block.view(np.uint8), start)
+        if self._associated_bytes:
+            first: Bytes = np.zeros((len(payloads), BLOCK_BYTES), np.uint8)
+            first[:, :LENGTH_BYTES] = np.array([self._associated_bytes], ">u2").view(np.uint8)
+            place(associated_data[:, : BLOCK_BYTES - LENGTH_BYTES], first, LENGTH_BYTES)
+            state = self._columns.chain(state, first)
+            state = self._columns.chain(state, associated_data[:, BLOCK_BYTES - LENGTH_BYTES :])
+        return self._columns.chain(state, payloads)
 
 
 def _checked(

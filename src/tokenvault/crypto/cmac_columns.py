@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.columns.arrays import Words, byte_columns, place
+from tokenvault.columns.arrays import Bytes, byte_columns, place
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.block_columns import WORDS_PER_BLOCK, ColumnCipher
 from tokenvault.crypto.blocks import block_encrypter
@@ -48,19 +48,13 @@ def tag_many(cipher: BlockCipher, messages: npt.NDArray[np.uint8]) -> npt.NDArra
     last_start = max(width - 1, 0) // BLOCK_BYTES * BLOCK_BYTES
     last_bytes = width - last_start
     subkey = np.frombuffer(whole if last_bytes == BLOCK_BYTES else part, np.uint64)
-    buffer: Words = np.empty((columns.chunk_rows, WORDS_PER_BLOCK), np.uint64)
     for first in range(0, rows, columns.chunk_rows):
         chunk = column[first : first + columns.chunk_rows]
-        block = buffer[: len(chunk)]
-        block_bytes = block.view(np.uint8)
-        state: Words = np.zeros((1, WORDS_PER_BLOCK), np.uint64)
-        for start in range(0, last_start, BLOCK_BYTES):
-            place(chunk[:, start : start + BLOCK_BYTES], block_bytes, 0)
-            state = columns.chain(state, block)
+        last: Bytes = np.zeros((len(chunk), BLOCK_BYTES), np.uint8)
         if last_bytes < BLOCK_BYTES:
-            block[:] = 0
-            block_bytes[:, last_bytes] = _PADDING
-        place(chunk[:, last_start:], block_bytes, 0)
-        np.bitwise_xor(block, subkey, out=block)
-        tags[first : first + len(chunk)] = columns.chain(state, block).view(np.uint8)
+            last[:, last_bytes] = _PADDING
+        place(chunk[:, last_start:], last, 0)
+        last.view(np.uint64)[:] ^= subkey
+        state = columns.chain(np.zeros((1, WORDS_PER_BLOCK), np.uint64), chunk[:, :last_start])
+        tags[first : first + len(chunk)] = columns.chain(state, last).view(np.uint8)
     return tags

@@ -151,10 +151,9 @@ class _Rounds:
 
     def start_from(self, tweaks: Bytes) -> None:
         """Set what no round changes, for one tweak or the next chunk's: P and Q without round and half, chained."""
-        state = self._state
-        for start in range(0, self._whole_bytes, BLOCK_BYTES):
-            state = self._columns.chain(state, _block(tweaks, start))
-        last = _block(tweaks, self._whole_bytes)
+        state = self._columns.chain(self._state, tweaks[:, : self._whole_bytes])
+        last: Words = np.zeros((len(tweaks), WORDS_PER_BLOCK), np.uint64)
+        place(tweaks[:, self._whole_bytes :], last.view(np.uint8), 0)
         np.bitwise_xor(state, last, out=last)
         self._blocks[: len(last) if len(last) > 1 else None, 0] = last[:, 0]
         self._start = last[:, 1].view(">u8").astype(np.uint64)
@@ -219,10 +218,3 @@ def _reduce(values: Words, modulus: np.uint64, scratch: Words) -> None:
     np.floor_divide(values, modulus, out=scratch)
     np.multiply(scratch, modulus, out=scratch)
     np.subtract(values, scratch, out=values)
-
-
-def _block(tweaks: Bytes, start: int) -> Words:
-    """16 bytes of each tweak and the zeros behind it, in a new array."""
-    block: Words = np.zeros((len(tweaks), WORDS_PER_BLOCK), np.uint64)
-    place(tweaks[:, start : start + BLOCK_BYTES], block.view(np.uint8), 0)
-    return block

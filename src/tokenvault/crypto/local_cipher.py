@@ -57,12 +57,6 @@ class LocalBlockCipher:
     def encrypt_blocks(self, blocks: bytes) -> bytes:
         """Encrypt each 16-byte block for itself (ECB, NIST SP 800-38A section 6.1).
 
-        Args:
-            blocks: any whole number of 16-byte blocks, none included.
-
-        Returns:
-            As many bytes as given.
-
         Raises:
             InvalidInputError: not bytes, or the length is not a multiple of 16 bytes.
         """
