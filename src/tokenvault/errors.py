@@ -1,17 +1,14 @@
 """The errors of the library. Nothing else leaves a public call, whatever its input.
 
-Messages say what was expected and what to do next. They never hold a PAN, a whole token, a key, or
-text that the caller passed in.
-
-Where calls enter the library, only its own errors come out, and they carry nothing along. A traceback that prints
-locals (structlog, Sentry) shows the arguments of every frame on its way, and a caller may have put a PAN anywhere. So
-an error leaves a public call without the frames below it: its message says what is wrong, and the caller's own frame
-where.
+Messages say what was expected and what to do next. They never hold a PAN, a whole token, a key, or text that the
+caller passed in. And an error leaves a public call without the frames below it: a traceback that prints locals
+(structlog, Sentry) shows the arguments of every frame on its way, and a caller may have put a PAN anywhere.
 """
 
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -214,11 +211,9 @@ def bare(error: BaseException) -> BaseException:
     where = error.__traceback__
     misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # the call itself
     if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not misspelt:
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = (
-            f"{where.tb_frame.f_globals.get('__name__')}:{where.tb_lineno}" if where else "an unknown place"
-        )
+        place = "an unknown place"
+        for frame, line in traceback.walk_tb(where):
+            place = f"{frame.f_globals.get('__name__')}:{line}"
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final, TypeVar
 
 from tokenvault.errors import InvalidInputError
@@ -88,16 +89,12 @@ def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidInputError(f"{name} is a set of values")
     try:
-        listed = list(_at_most(SET_SIZE_MAX + 1, values))
+        listed = list(islice(values, SET_SIZE_MAX + 1))
     except Exception:  # noqa: BLE001 # the caller's own iterator failed
         listed = []
     if not 1 <= len(listed) <= SET_SIZE_MAX:
         raise InvalidInputError(f"{name} has 1 to {SET_SIZE_MAX} values; leave it out to not restrict")
     return frozenset([check(value) for value in listed])
-
-
-def _at_most(count: int, values: Iterable[object]) -> Iterable[object]:
-    return (value for value, _ in zip(values, range(count), strict=False))
 
 
 def _matching(name: str, value: object, pattern: re.Pattern[str], accepts: str) -> str:

@@ -78,8 +78,8 @@ class Transaction:
     device: str | None = None
     amount: Money | None = None
     cryptogram_counter: int | None = None
-    _content: str = attrs.field(init=False, repr=False, eq=False)
-    """All fields but the id."""
+    _text: str = attrs.field(init=False, repr=False, eq=False)
+    """All fields."""
     _memory: bytes = attrs.field(init=False, repr=False, eq=False)
     """What a record remembers of it: 16 bytes of SHA-256 of requestor and id, and 16 of all but the id."""
 
@@ -91,20 +91,14 @@ class Transaction:
             value = getattr(self, name)
             fields.append("" if value is None else _spelled(check(value)))
         content = _SEPARATOR.join(fields)
-        object.__setattr__(self, "_content", content)
-        object.__setattr__(
-            self, "_memory", _digest(f"{self.requestor}{_SEPARATOR}{self.id}") + _digest(content)
-        )
+        memory = _digest(f"{self.requestor}{_SEPARATOR}{self.id}") + _digest(content)
+        object.__setattr__(self, "_text", f"{self.id}{_SEPARATOR}{content}")
+        object.__setattr__(self, "_memory", memory)
 
     @property
     def _could_contain_pan(self) -> bool:
         """Whether any card number stands in a field: where this is False, `contains_pan` is."""
         return holds_digits(self._text)
-
-    @property
-    def _text(self) -> str:
-        """All fields."""
-        return f"{self.id}{_SEPARATOR}{self._content}"
 
     def contains_pan(self, pan: Pan) -> bool:
         """Whether a card number stands in any field, in one piece or with spaces or hyphens between its digits."""

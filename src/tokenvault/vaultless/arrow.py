@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.vaultless.texts import ACCEPTED, Conversion, Lengths, Texts, convert_texts
+from tokenvault.vaultless.texts import ACCEPTED, Lengths, TextConversion, Texts
 
 _OFFSETS: Final[dict[Any, type[np.int32 | np.int64]]] = {pa.string(): np.int32, pa.large_string(): np.int64}
 
 
-def convert(value: object, conversion: Conversion, refusal: str, first_row: int) -> Any:
+def convert(value: object, conversion: TextConversion, first_row: int) -> Any:
     """Convert every string of a pyarrow array to another one; the kind stays, chunk by chunk.
 
     A dictionary array has its dictionary converted: each value once, used or not.
@@ -24,18 +24,17 @@ def convert(value: object, conversion: Conversion, refusal: str, first_row: int)
     if isinstance(value, pa.ChunkedArray):
         chunks = []
         for chunk in value.chunks:
-            chunks.append(convert(chunk, conversion, refusal, first_row))
+            chunks.append(convert(chunk, conversion, first_row))
             first_row += len(chunk)
         return pa.chunked_array(chunks, value.type)
     if isinstance(value, pa.DictionaryArray):
-        dictionary = convert(value.dictionary, conversion, refusal, 0)
+        dictionary = convert(value.dictionary, conversion, 0)
         return pa.DictionaryArray.from_arrays(
             value.indices, dictionary, ordered=value.type.ordered, safe=False
         )
     if not isinstance(value, pa.Array) or value.type not in _OFFSETS:
         raise InvalidInputError(ACCEPTED)
-    result = convert_texts(_texts(value), conversion, refusal, first_row)
-    return _array(value.type, result)
+    return _array(value.type, conversion(_texts(value), first_row))
 
 
 def _texts(array: pa.Array) -> Texts:

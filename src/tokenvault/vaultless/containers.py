@@ -14,53 +14,43 @@ import numpy.typing as npt
 
 from tokenvault.columns.arrays import Bytes, plain_array
 from tokenvault.errors import InvalidInputError
-from tokenvault.vaultless.texts import ACCEPTED, Conversion, Lengths, Texts, convert_texts, gathered
+from tokenvault.vaultless.texts import ACCEPTED, Lengths, TextConversion, Texts, gathered
 
 
-def convert(value: object, conversion: Conversion, refusal: str, *, first_row: int = 0) -> Any:
+def convert(value: object, conversion: TextConversion) -> Any:
     """Convert every string of a column to another one.
 
-    Args:
-        value: the column.
-        conversion: of the numbers that the strings read as.
-        refusal: end of the message about an invalid row, after its number.
-        first_row: the number of the column's first row, for messages.
-
     Raises:
-        InvalidInputError: the column is of another kind, or a row is invalid; the message names the first such row.
+        InvalidInputError: the column is of another kind, or a row is invalid.
     """
     if isinstance(value, list | tuple):
         if not set(map(type, value)) <= {str}:
             raise InvalidInputError("a list of digit strings must hold nothing else")
-        result = _of_list(value, conversion, refusal, first_row)
+        result = _of_list(value, conversion)
         return result if isinstance(value, list) else tuple(result)
     array = plain_array(value)
     if array is not None and array.dtype.kind in "SU" and array.ndim == 1:
-        return _of_array(array, conversion, refusal, first_row)
+        return _of_array(array, conversion)
     if "pyarrow" in sys.modules:  # who has such an array has imported it
         from tokenvault.vaultless import arrow as arrow_columns  # noqa: PLC0415 # it imports pyarrow, which is optional
 
-        return arrow_columns.convert(value, conversion, refusal, first_row)
+        return arrow_columns.convert(value, conversion, 0)
     raise InvalidInputError(ACCEPTED)
 
 
-def _of_list(
-    values: list[str] | tuple[str, ...], conversion: Conversion, refusal: str, first_row: int
-) -> list[str]:
+def _of_list(values: list[str] | tuple[str, ...], conversion: TextConversion) -> list[str]:
     if not values:
         return []
     lengths: Lengths = np.fromiter(map(len, values), np.int64, len(values))
     # not ASCII: one byte each all the same, and no digit
     data = np.frombuffer("".join(values).encode("ascii", "replace"), np.uint8)
-    result = convert_texts(Texts(data, np.cumsum(lengths) - lengths, lengths), conversion, refusal, first_row)
+    result = conversion(Texts(data, np.cumsum(lengths) - lengths, lengths), 0)
     whole = result.data.tobytes().decode("ascii")
     starts = result.starts.tolist()
     return [whole[start:end] for start, end in zip(starts, [*starts[1:], len(whole)], strict=True)]
 
 
-def _of_array(
-    array: npt.NDArray[Any], conversion: Conversion, refusal: str, first_row: int
-) -> npt.NDArray[Any]:
+def _of_array(array: npt.NDArray[Any], conversion: TextConversion) -> npt.NDArray[Any]:
     kind = array.dtype.kind
     width = array.dtype.itemsize // (4 if kind == "U" else 1)
     rows = len(array)
@@ -73,8 +63,7 @@ def _of_array(
     lengths: Lengths = (
         (width - filled[:, ::-1].argmax(axis=1)) * filled.any(axis=1) if width else np.zeros(rows, int)
     )
-    texts = Texts(text.reshape(-1), np.arange(rows) * width, lengths)
-    result = convert_texts(texts, conversion, refusal, first_row)
+    result = conversion(Texts(text.reshape(-1), np.arange(rows) * width, lengths), 0)
     out: Bytes = np.zeros((rows, max(int(result.lengths.max(initial=0)), 1)), np.uint8)
     for length in set(result.lengths.tolist()):
         members = np.flatnonzero(result.lengths == length)

@@ -16,7 +16,7 @@ from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
 Lengths: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-Conversion: TypeAlias = Callable[[Words, int], tuple[Words, Lengths, Mask]]
+NumberConversion: TypeAlias = Callable[[Words, int], tuple[Words, Lengths, Mask]]
 """Converts numbers of one length to others: the numbers, their lengths, and which rows are valid."""
 
 ACCEPTED: Final = (
@@ -40,8 +40,22 @@ class Texts:
     lengths: Lengths
 
 
-def convert_texts(texts: Texts, conversion: Conversion, refusal: str, first_row: int) -> Texts:
-    """Convert strings to others. Raises InvalidInputError as `containers.convert` does."""
+TextConversion: TypeAlias = Callable[[Texts, int], Texts]
+"""Converts texts to others; the second argument is the number of the first, for messages."""
+
+
+def convert_texts(texts: Texts, first_row: int, *, conversion: NumberConversion, refusal: str) -> Texts:
+    """Convert strings to others.
+
+    Args:
+        texts: the strings.
+        first_row: the number of the first of them, for messages.
+        conversion: of the numbers that they read as.
+        refusal: end of the message about an invalid row, after its number.
+
+    Raises:
+        InvalidInputError: a row is invalid; the message names the first such row.
+    """
     rows = len(texts.lengths)
     lengths: Lengths = np.full(rows, -1)
     numbers: Words = np.zeros(rows, np.uint64)

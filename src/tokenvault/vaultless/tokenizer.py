@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from tokenvault.columns.arrays import Words, plain_array, word_column
+from tokenvault.columns.arrays import plain_array, word_column
 from tokenvault.crypto import ff1
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary, boundary_init
@@ -28,8 +29,9 @@ from tokenvault.model.pan import (
     trusted_pan,
 )
 from tokenvault.model.token_format import TokenFormat
-from tokenvault.vaultless import containers, texts
+from tokenvault.vaultless import containers
 from tokenvault.vaultless.columns import FREE_DIGITS_MIN, KEPT_BYTES, OWN_BIN_DIGITS_MIN, KeptDigits, OwnBin
+from tokenvault.vaultless.texts import NumberConversion, convert_texts, refuse
 
 __all__ = ["FREE_DIGITS_MIN", "KEEP_FIRST_MAX", "VaultlessTokenizer"]
 
@@ -153,7 +155,8 @@ class VaultlessTokenizer:
                 message has the number of the first one, from 0, and never its digits.
             KeyStoreError: the key store can not be reached.
         """
-        result: Column = self._column(pans, length, self._shape.tokenize, _NO_PAN, by_pan_length=False)
+        conversion = partial(self._shape.tokenize, self._cipher)
+        result: Column = self._column(pans, length, conversion, _NO_PAN, by_pan_length=False)
         return result
 
     @boundary
@@ -163,34 +166,32 @@ class VaultlessTokenizer:
         They are bare digits, not opaque as a `Pan` is: keep them out of logs. Columns and errors are those of
         `tokenize_many`; `length` is that of every PAN, also where tokens have another.
         """
-        result: Column = self._column(tokens, length, self._shape.detokenize, _NO_TOKEN, by_pan_length=True)
+        conversion = partial(self._shape.detokenize, self._cipher)
+        result: Column = self._column(tokens, length, conversion, _NO_TOKEN, by_pan_length=True)
         return result
 
     def _column(
         self,
-        column: Column,
+        column: object,
         length: int | None,
-        convert: Callable[..., Any],
+        conversion: NumberConversion,
         refusal: str,
         *,
         by_pan_length: bool,
     ) -> Any:
-        def convert_numbers(numbers: Words, digits: int) -> Any:
-            return convert(self._cipher, numbers, digits)
-
         array = plain_array(column)
         if array is None or array.dtype.kind in "SU":
             if length is not None:
                 raise InvalidInputError("length is for columns of uint64: strings have their own")
-            return containers.convert(column, convert_numbers, refusal)
+            return containers.convert(column, partial(convert_texts, conversion=conversion, refusal=refusal))
         numbers = word_column("a column that is not of strings", array)
         pan_length = checks.whole_number(
             "length, which a column of uint64 needs,", length, PAN_LENGTH_MIN, PAN_LENGTH_MAX
         )
         given = self._shape.token_length(pan_length) if by_pan_length else pan_length
-        texts.refuse(numbers >= np.uint64(10**given), refusal, 0)
-        result, lengths, good = convert_numbers(numbers, given)
-        texts.refuse(~good | (by_pan_length & (lengths != pan_length)), refusal, 0)
+        refuse(numbers >= np.uint64(10**given), refusal, 0)
+        result, lengths, good = conversion(numbers, given)
+        refuse(~good | (by_pan_length & (lengths != pan_length)), refusal, 0)
         return result
 
     def _permuted(self, shape: KeptDigits, number: Pan, permute: Callable[..., str]) -> Pan:
