@@ -16,6 +16,7 @@ Keys in this process run on OpenSSL's CCM instead; both give the same bytes.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -61,8 +62,8 @@ def encrypt(cipher: BlockCipher, nonce: bytes, plaintext: bytes, associated_data
         raise InvalidInputError(f"plaintext must be at most {PLAINTEXT_BYTES_MAX} bytes")
     if isinstance(cipher, LocalBlockCipher):
         return cipher.aes_ccm.encrypt(nonce, plaintext, associated_data)
-    run = _Run(cipher, nonce, len(plaintext), associated_data)
-    return xor(plaintext, run.keystream) + run.tag(plaintext)
+    keystream, tag = _first_call(cipher, nonce, len(plaintext), associated_data)
+    return xor(plaintext, keystream) + tag(plaintext)
 
 
 @boundary
@@ -90,44 +91,37 @@ def decrypt(cipher: BlockCipher, nonce: bytes, ciphertext: bytes, associated_dat
         except InvalidTag:
             raise IntegrityError(_REFUSED) from None
     payload_bytes = len(ciphertext) - TAG_BYTES
-    run = _Run(cipher, nonce, payload_bytes, associated_data)
-    plaintext = xor(ciphertext[:payload_bytes], run.keystream)
-    if not hmac.compare_digest(run.tag(plaintext), ciphertext[payload_bytes:]):
+    keystream, tag = _first_call(cipher, nonce, payload_bytes, associated_data)
+    plaintext = xor(ciphertext[:payload_bytes], keystream)
+    if not hmac.compare_digest(tag(plaintext), ciphertext[payload_bytes:]):
         raise IntegrityError(_REFUSED)
     return plaintext
 
 
-class _Run:
-    """One message under one nonce: what its first call gives, in either direction.
+def _first_call(
+    cipher: BlockCipher, nonce: bytes, payload_bytes: int, associated_data: bytes
+) -> tuple[bytes, Callable[[bytes], bytes]]:
+    """The first call for a message in either direction: the payload's keystream, and what gives a plaintext's tag."""
+    flags = FLAGS_B0
+    associated = b""
+    if associated_data:
+        flags |= FLAG_ASSOCIATED
+        associated = _padded(len(associated_data).to_bytes(2, "big") + associated_data)
+    counters_count = 1 + -(-payload_bytes // BLOCK_BYTES)
+    counter_start = bytes([FLAGS_COUNTER]) + nonce
+    encrypt_blocks = block_encrypter(cipher)
+    first = encrypt_blocks(
+        bytes([flags])
+        + nonce
+        + payload_bytes.to_bytes(LENGTH_BYTES, "big")
+        + b"".join(counter_start + i.to_bytes(LENGTH_BYTES, "big") for i in range(counters_count))
+    )
 
-    Attributes:
-        keystream: as many bytes as the payload has.
-    """
+    def tag(plaintext: bytes) -> bytes:
+        mac = chain(encrypt_blocks, first[:BLOCK_BYTES], associated + _padded(plaintext))
+        return xor(mac, first[BLOCK_BYTES : 2 * BLOCK_BYTES])
 
-    __slots__ = ("_associated", "_encrypt", "_mac_state", "_tag_mask", "keystream")
-
-    def __init__(self, cipher: BlockCipher, nonce: bytes, payload_bytes: int, associated_data: bytes) -> None:
-        flags = FLAGS_B0
-        self._associated = b""
-        if associated_data:
-            flags |= FLAG_ASSOCIATED
-            self._associated = _padded(len(associated_data).to_bytes(2, "big") + associated_data)
-        counters_count = 1 + -(-payload_bytes // BLOCK_BYTES)
-        counter_start = bytes([FLAGS_COUNTER]) + nonce
-        self._encrypt = block_encrypter(cipher)
-        first = self._encrypt(
-            bytes([flags])
-            + nonce
-            + payload_bytes.to_bytes(LENGTH_BYTES, "big")
-            + b"".join(counter_start + i.to_bytes(LENGTH_BYTES, "big") for i in range(counters_count))
-        )
-        self._mac_state = first[:BLOCK_BYTES]
-        self._tag_mask = first[BLOCK_BYTES : 2 * BLOCK_BYTES]
-        self.keystream = first[2 * BLOCK_BYTES : 2 * BLOCK_BYTES + payload_bytes]
-
-    def tag(self, plaintext: bytes) -> bytes:
-        mac = chain(self._encrypt, self._mac_state, self._associated + _padded(plaintext))
-        return xor(mac, self._tag_mask)
+    return first[2 * BLOCK_BYTES : 2 * BLOCK_BYTES + payload_bytes], tag
 
 
 def _padded(data: bytes) -> bytes:

@@ -72,9 +72,7 @@ class Cmac:
     def verify(self, message: bytes, tag: bytes) -> None:
         """Return if the tag is the message's, in a time that does not depend on where they differ.
 
-        Args:
-            message: at most 2**20 bytes; may be empty.
-            tag: what `tag` returned for it. A shortened tag is refused like a wrong one.
+        A shortened tag is refused like a wrong one.
 
         Raises:
             IntegrityError: message and tag do not belong together under this key.
