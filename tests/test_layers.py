@@ -35,8 +35,8 @@ PURE_MODULES = {
     "stores.port",
     "vault.batch.results",
     "vaultless.arrow",
-    "vaultless.columns",
     "vaultless.containers",
+    "vaultless.shapes",
     "vaultless.texts",
 }
 NOT_PURE = {"columns.random", "crypto.local_cipher"}  # fresh random numbers, and OpenSSL's state of a thread

@@ -8,29 +8,20 @@ store can reverse every one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from tokenvault.columns.arrays import plain_array, word_column
-from tokenvault.crypto import ff1
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary, boundary_init
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 from tokenvault.model import checks
-from tokenvault.model.pan import (
-    PAN_LENGTH_MAX,
-    PAN_LENGTH_MIN,
-    Pan,
-    luhn_check_digit,
-    luhn_valid,
-    trusted_pan,
-)
+from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Pan
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.vaultless import containers
-from tokenvault.vaultless.columns import FREE_DIGITS_MIN, KEPT_BYTES, OWN_BIN_DIGITS_MIN, KeptDigits, OwnBin
+from tokenvault.vaultless.shapes import FREE_DIGITS_MIN, OWN_BIN_DIGITS_MIN, KeptDigits, OwnBin
 from tokenvault.vaultless.texts import NumberConversion, convert_texts, refuse
 
 __all__ = ["FREE_DIGITS_MIN", "KEEP_FIRST_MAX", "VaultlessTokenizer"]
@@ -91,16 +82,18 @@ class VaultlessTokenizer:
         checks.whole_number("keep_first", keep_first, 0, KEEP_FIRST_MAX)
         if keep_last4 is not None and type(keep_last4) is not bool:
             raise InvalidInputError("keep_last4 is True or False")
-        self._cipher = _fpe_cipher(keys, key_version)
+        cipher = _fpe_cipher(keys, key_version)
         self._shape: KeptDigits | OwnBin
         if format is None:
             last = 0 if keep_last4 is False else _LAST4
-            self._shape = KeptDigits(keep_first, last, _scope(program, requestor, str(keep_first), str(last)))
+            self._shape = KeptDigits(
+                cipher, keep_first, last, _scope(program, requestor, str(keep_first), str(last))
+            )
         else:
             checks.instance("format", format, TokenFormat)
             if keep_first or keep_last4 or format.keep_last4:
                 raise InvalidInputError("tokens with a token BIN of their own keep no digits of the PAN")
-            self._shape = _own_bin(format, program, requestor)
+            self._shape = _own_bin(cipher, format, program, requestor)
 
     @boundary
     def tokenize(self, pan: str | Pan) -> str:
@@ -111,10 +104,7 @@ class VaultlessTokenizer:
                 the format.
             KeyStoreError: the key store can not be reached.
         """
-        parsed = Pan.parse(pan)
-        if isinstance(self._shape, OwnBin):
-            return self._under_bin(self._shape, parsed)
-        return self._permuted(self._shape, parsed, ff1.encrypt_digits).reveal()
+        return self._shape.tokenize(Pan.parse(pan))
 
     @boundary
     def detokenize(self, token: str) -> Pan:
@@ -126,16 +116,7 @@ class VaultlessTokenizer:
                 else only a token with a wrong check digit shows.
             KeyStoreError: the key store can not be reached.
         """
-        checks.token(token)
-        shape = self._shape
-        if isinstance(shape, OwnBin):
-            return self._from_bin(shape, token)
-        if not shape.last and not luhn_valid(token):
-            raise InvalidInputError("not a token of this tokenizer: its check digit is wrong")
-        pan = self._permuted(shape, trusted_pan(token), ff1.decrypt_digits)
-        if not luhn_valid(pan.reveal()):
-            raise InvalidInputError("not a token of this tokenizer")
-        return pan
+        return self._shape.detokenize(checks.token(token))
 
     @boundary
     def tokenize_many(self, pans: Column, *, length: int | None = None) -> Column:
@@ -155,8 +136,7 @@ class VaultlessTokenizer:
                 message has the number of the first one, from 0, and never its digits.
             KeyStoreError: the key store can not be reached.
         """
-        conversion = partial(self._shape.tokenize, self._cipher)
-        result: Column = self._column(pans, length, conversion, _NO_PAN, by_pan_length=False)
+        result: Column = self._column(pans, length, self._shape.tokenize_many, _NO_PAN, by_pan_length=False)
         return result
 
     @boundary
@@ -166,7 +146,7 @@ class VaultlessTokenizer:
         They are bare digits, not opaque as a `Pan` is: keep them out of logs. Columns and errors are those of
         `tokenize_many`; `length` is that of every PAN, also where tokens have another.
         """
-        conversion = partial(self._shape.detokenize, self._cipher)
+        conversion = self._shape.detokenize_many
         result: Column = self._column(tokens, length, conversion, _NO_TOKEN, by_pan_length=True)
         return result
 
@@ -194,31 +174,6 @@ class VaultlessTokenizer:
         refuse(~good | (by_pan_length & (lengths != pan_length)), refusal, 0)
         return result
 
-    def _permuted(self, shape: KeptDigits, number: Pan, permute: Callable[..., str]) -> Pan:
-        """A number with its free digits permuted; Pans, because they are opaque."""
-        first, last = shape.first, shape.last
-        end = first + shape.free_digits(len(number))
-        kept = int(number.reveal()[:first] + number.reveal()[len(number) - last :] or "0")
-        tweak = shape.scope + kept.to_bytes(KEPT_BYTES)
-        free = trusted_pan(permute(self._cipher, number.reveal()[first:end], tweak=tweak))
-        start = trusted_pan(number.reveal()[:first] + free.reveal())
-        ending = number.reveal()[end:] if last else luhn_check_digit(start.reveal())
-        return trusted_pan(start.reveal() + ending)
-
-    def _under_bin(self, shape: OwnBin, pan: Pan) -> str:
-        shape.token_length(len(pan))
-        payload = trusted_pan(f"1{pan.reveal()[:-1]}".zfill(shape.free_digits))
-        return _under_bin(shape, ff1.encrypt_digits(self._cipher, payload.reveal(), tweak=shape.tweak))
-
-    def _from_bin(self, shape: OwnBin, token: str) -> Pan:
-        free = token[len(shape.bin) : -1]
-        if len(token) == shape.length and _under_bin(shape, free) == token:
-            payload = trusted_pan(ff1.decrypt_digits(self._cipher, free, tweak=shape.tweak).lstrip("0"))
-            if payload.reveal()[:1] == "1" and len(payload) >= PAN_LENGTH_MIN:
-                start = trusted_pan(payload.reveal()[1:])
-                return trusted_pan(start.reveal() + luhn_check_digit(start.reveal()))
-        raise InvalidInputError("not a token of this tokenizer")
-
 
 def _fpe_cipher(keys: KeyStore, key_version: int | None) -> BlockCipher:
     versions = keys.versions(KeyPurpose.FPE)
@@ -228,7 +183,7 @@ def _fpe_cipher(keys: KeyStore, key_version: int | None) -> BlockCipher:
     return keys.cipher(KeyName(KeyPurpose.FPE, version))
 
 
-def _own_bin(token_format: TokenFormat, program: str, requestor: str) -> OwnBin:
+def _own_bin(cipher: BlockCipher, token_format: TokenFormat, program: str, requestor: str) -> OwnBin:
     length = token_format.length or 0
     if length - len(token_format.bin) - 1 < OWN_BIN_DIGITS_MIN:
         raise InvalidInputError(
@@ -237,12 +192,7 @@ def _own_bin(token_format: TokenFormat, program: str, requestor: str) -> OwnBin:
         )
     check = "valid" if token_format.luhn else "invalid"
     scope = _scope(program, requestor, token_format.bin, str(length), check)
-    return OwnBin(token_format.bin, length, token_format.luhn, scope)
-
-
-def _under_bin(shape: OwnBin, free: str) -> str:
-    digit = int(luhn_check_digit(shape.bin + free))
-    return f"{shape.bin}{free}{digit if shape.luhn else (digit + 1) % 10}"
+    return OwnBin(cipher, token_format.bin, length, token_format.luhn, scope)
 
 
 def _scope(*parts: str) -> bytes:
