@@ -15,8 +15,6 @@ DOMAIN_MIN: Final = 10**6
 TWEAK_BYTES_MAX: Final = 2**16
 ROUNDS: Final = 10
 
-_KEPT_MAX: Final = 256
-
 
 class Parameters(NamedTuple):
     """What follows from radix and length; the names of the standard in brackets."""
@@ -30,7 +28,7 @@ class Parameters(NamedTuple):
     first_block_start: bytes  # P, without the tweak's length
 
 
-@functools.lru_cache(maxsize=_KEPT_MAX)
+@functools.lru_cache(maxsize=256)
 def parameters_of(radix: int, length: int) -> Parameters:
     """Steps 1, 3 and 4 of algorithm 7. The caller has checked the radix to be an int."""
     if not NUMERALS_MIN <= length <= NUMERALS_MAX:
