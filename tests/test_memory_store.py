@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.testing.token_stores import (
+from tokenvault.testing import (
     Capability,
     StoreHarness,
     TokenStoreContract,

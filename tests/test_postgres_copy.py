@@ -16,7 +16,7 @@ from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.stores.postgres.copy import Column, by_first, copy_rows, event_columns, record_columns
-from tokenvault.testing.token_stores import a_record, an_event
+from tokenvault.testing import a_record, an_event
 
 RECORD = ["text", "bytea", "bytea", "text", "bytea", "int8", "int8", "bytea", "bytea"]
 EVENT = ["bytea", "int8", "bytea", "bytea", "bytea"]

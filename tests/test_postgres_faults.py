@@ -31,8 +31,8 @@ from tokenvault.stores.postgres import connection as connections
 from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
 from tokenvault.stores.postgres.statements import Statement, in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
+from tokenvault.testing import a_record, an_event
 from tokenvault.testing.token_store_harness import race, replaced
-from tokenvault.testing.token_stores import a_record, an_event
 
 T = TypeVar("T")
 

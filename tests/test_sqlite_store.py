@@ -35,14 +35,14 @@ from tokenvault.stores.sqlite import sql as statements
 from tokenvault.stores.sqlite import store as adapter
 from tokenvault.stores.sqlite.pool import CONNECTIONS_MAX
 from tokenvault.stores.sqlite.store import SqliteTokenStore
-from tokenvault.testing.token_store_harness import replaced, run_processes
-from tokenvault.testing.token_stores import (
+from tokenvault.testing import (
     StoreHarness,
     TokenStoreContract,
     TokenStoreMachine,
     a_record,
     an_event,
 )
+from tokenvault.testing.token_store_harness import replaced, run_processes
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 FILE = "vault.db"

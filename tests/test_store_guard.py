@@ -17,7 +17,7 @@ from tokenvault.errors import (
 )
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.testing.token_stores import a_record
+from tokenvault.testing import a_record
 
 SECRET = "row data"
 

@@ -22,6 +22,13 @@ from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.guard import Guard
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
+from tokenvault.testing import (
+    Capability,
+    StoreHarness,
+    TokenStoreContract,
+    a_record,
+    an_event,
+)
 from tokenvault.testing.faults import (
     FAIL,
     LOSE,
@@ -33,13 +40,6 @@ from tokenvault.testing.faults import (
     FaultyTokenStore,
 )
 from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
-from tokenvault.testing.token_stores import (
-    Capability,
-    StoreHarness,
-    TokenStoreContract,
-    a_record,
-    an_event,
-)
 
 RECORD, EVENT, DOCUMENT = a_record(1), an_event(1), b"{}"
 DIGEST = hashlib.sha256(DOCUMENT).digest()

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypedDict, TypeVar, Unpack
 
@@ -104,11 +104,6 @@ def an_event(number: int, *, stream: int = 0, reference: bytes = b"") -> SealedE
 def replaced(record: SealedRecord) -> SealedRecord:
     """A record that may take the place of this one."""
     return record._replace(revision=record.revision + 1, body=b"changed")
-
-
-def by_token(records: Sequence[SealedRecord]) -> list[SealedRecord]:
-    """Records in the order that look-ups give them in."""
-    return sorted(records, key=lambda record: record.token)
 
 
 def race(work: Callable[[int], _T]) -> list[_T]:
