@@ -300,3 +300,15 @@ def test_unknown_attribute_of_the_package() -> None:
     with pytest.raises(AttributeError):
         getattr(tokenvault.keys, "NoSuchName")  # noqa: B009 # the point of the test
     assert tokenvault.keys.Pkcs11KeyStore.__name__ == "Pkcs11KeyStore"
+
+
+@pytest.mark.parametrize(("purpose", "version"), [("seal", 1), (None, 1)])
+def test_a_key_has_a_purpose(purpose: Any, version: int) -> None:
+    with pytest.raises(InvalidInputError, match="KeyPurpose"):
+        KeyName(purpose, version)
+
+
+@pytest.mark.parametrize("version", [0, -1, 10_000, True, "1", 1.0, None])
+def test_a_key_s_version_is_a_number_from_1_to_9999(version: Any) -> None:
+    with pytest.raises(InvalidInputError, match="from 1 to 9999"):
+        KeyName(SEAL, version)
