@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import vaults
-from tests.counting import CountingCipher
+from tests.ciphers import CountingCipher
 from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number

@@ -104,7 +104,7 @@ class LastValueWins(MemoryTokenStore):
     "faulty",
     [PartialInsert, BlindReplace, LosesEvents, OverwritesEvents, LimitsBeforeItFilters, LastValueWins],
 )
-def test_the_machine_finds_faults(faulty: type[MemoryTokenStore]) -> None:
+def test_the_machine_finds_a_store_that_breaks_one_promise(faulty: type[MemoryTokenStore]) -> None:
     """A store that breaks one promise does not pass."""
 
     class Machine(TokenStoreMachine):

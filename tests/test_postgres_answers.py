@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.on_a_loop import LOOPS
+from tests.faces import LOOPS
 from tests.postgres_server import PostgresServer
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.postgres.answers import Answers
