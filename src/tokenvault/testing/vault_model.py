@@ -200,9 +200,6 @@ class ModelToken:
         """Who may have suspended it."""
         return [by for by in Actor if any(by in state.suspended_by for state in self.states)]
 
-    def may(self, holds: Callable[[State], bool]) -> bool:
-        return any(map(holds, self.states))
-
     def keep(self, holds: Callable[[State], bool]) -> None:
         self.states = {state for state in self.states if holds(state)}
         assert self.states, "no state of the token allows this answer"
