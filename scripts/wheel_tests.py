@@ -49,7 +49,7 @@ SHORT: Final = (
     # both faces of the vault, and how they end
     "test_vault.py",
     "test_async_vault.py",
-    "test_closing.py",
+    "test_vault_closing.py",
     "test_vaultless_columns.py",
 )
 """What the other Pythons run, in about 25 seconds: vectors, rules, SQLite and SoftHSM, both faces. Not PostgreSQL."""

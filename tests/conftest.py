@@ -12,7 +12,7 @@ from hypothesis import settings
 
 import tokenvault as tv
 from tests import faces, softhsm, vaults
-from tests.on_a_loop import open_on_a_loop
+from tests.faces import open_on_a_loop
 from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore

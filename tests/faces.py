@@ -1,16 +1,30 @@
-"""The vault's two faces under one interface, so that one suite runs on both."""
+"""The vault's two faces under one interface, and stores with coroutines as blocking ones: one suite runs on both."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
+
+import uvloop
 
 import tokenvault as tv
 from tokenvault.keys import KeyStore
-from tokenvault.stores import ThreadedTokenStore
+from tokenvault.stores import ThreadedTokenStore, open_async_token_store
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing import TokenStoreOnALoop
+
+LOOPS: Final = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+"""Python's own event loop, and the one that uvicorn takes where it is installed."""
+
+
+def open_on_a_loop(url: str) -> TokenStore:
+    return TokenStoreOnALoop(open_async_token_store(url))
+
+
+def open_on_uvloop(url: str) -> TokenStore:
+    return TokenStoreOnALoop(open_async_token_store(url), uvloop.new_event_loop)
 
 
 def open_face(keys: KeyStore, store: TokenStore, **parts: Any) -> tv.Vault:

@@ -8,8 +8,8 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 
 from tokenvault.stores.port import TokenStore
+from tokenvault.testing import a_record, an_event
 from tokenvault.testing.token_store_harness import replaced
-from tokenvault.testing.token_stores import a_record, an_event
 
 CONTENDING_THREADS = 16
 CONTENDING_REPLACEMENTS = 2

@@ -27,6 +27,7 @@ from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 LIMITED = tv.Domain(limits=(tv.Limit(uses=5),))
 OFTEN = tv.CheckpointPolicy(events=4)
+FINDINGS_MAX = 10_000
 Place = tuple[str, int]
 
 
@@ -441,3 +442,47 @@ def test_a_trail_without_signatures_is_verified_by_its_keys(local_keys: KeyStore
             sql.execute("UPDATE events SET reference = x'00000000000000000000000000000000' WHERE number = 3")
         assert 3 in [f.number for f in tv.verify_audit(store, keys=local_keys).findings]
         assert VISA not in repr(report) + token
+
+
+STREAM, ROOT = "0" * 32, "0" * 64
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        None,
+        [],
+        {STREAM: None},
+        {STREAM: {"size": 1}},
+        {STREAM: {"size": 1, "root": ROOT, "more": 1}},
+        {STREAM: {"size": -1, "root": ROOT}},
+        {STREAM: {"size": 2**63, "root": ROOT}},
+        {STREAM: {"size": True, "root": ROOT}},
+        {STREAM: {"size": 1, "root": ROOT[1:]}},
+        {STREAM: {"size": 1, "root": None}},
+        {STREAM[1:]: {"size": 1, "root": ROOT}},
+        {"x" * 32: {"size": 1, "root": ROOT}},
+    ],
+)
+def test_an_anchor_is_one_that_a_report_gave(local_keys: KeyStore, streams: object) -> None:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    anchor = json.loads(tv.verify_audit(store, keys=local_keys).anchor())
+    for text in (json.dumps({**anchor, "streams": streams}), json.dumps(streams), "[" * 100_000):
+        with pytest.raises(tv.InvalidInputError, match="what its anchor"):
+            tv.verify_audit(store, keys=local_keys, since=text)
+
+
+def test_findings_beyond_the_most_that_a_report_holds_are_counted(local_keys: KeyStore) -> None:
+    store, more = tv.open_token_store("memory:"), 7
+    tv.provision(local_keys, store)
+    events = [
+        SealedEvent(stream=bytes(16), number=number, reference=b"", body=b"no event", mac=bytes(16))
+        for number in range(1, FINDINGS_MAX + more + 1)
+    ]
+    store.append(events[:FINDINGS_MAX])
+    store.append(events[FINDINGS_MAX:])
+    report = tv.verify_audit(store, keys=local_keys)
+    assert not report.intact
+    assert len(report.findings) == FINDINGS_MAX
+    assert report.findings_omitted >= more

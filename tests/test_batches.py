@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import vaults
-from tests.counting import CountingCipher
+from tests.ciphers import CountingCipher
 from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
@@ -40,6 +40,7 @@ from tokenvault.stores.new_records import RecordBatch
 from tokenvault.stores.port import EVENT_BODY_BYTES_MAX, SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.batch import run as batches
+from tokenvault.vault.batch.use import PATIENT_ATTEMPTS
 
 ONLINE = tv.Channel.ECOMMERCE
 TWICE = tv.Domain(limits=(tv.Limit(uses=2),))
@@ -357,12 +358,13 @@ def test_a_convergent_batch_issued_again_gives_the_same_tokens(vault: tv.Vault) 
 
 
 class CountingStore:
-    """Counts the calls of a store, by name."""
+    """Counts the calls of a store, by name, does something before each, and shows rows as another left them."""
 
     def __init__(self, store: TokenStore) -> None:
         self._store = store
         self.calls: list[str] = []
         self.before: Callable[[str], None] = lambda _: None
+        self.edit: Callable[[SealedRecord], SealedRecord] | None = None
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
@@ -372,7 +374,8 @@ class CountingStore:
         def counted(*args: object, **kwargs: object) -> Any:
             self.calls.append(name)
             self.before(name)
-            return method(*args, **kwargs)
+            found = method(*args, **kwargs)
+            return [self.edit(row) for row in found] if self.edit and name in ("get", "find") else found
 
         return counted
 
@@ -537,6 +540,85 @@ def test_a_record_in_the_way_that_the_store_refuses_fails_no_card(
         assert len({*texts(first), *texts(second)}) == 10
 
 
+def test_records_under_two_versions_of_the_seal_key_are_read_together(fresh_keys: KeyStore) -> None:
+    store = memory_store(fresh_keys)
+    with vaults.open_vault(fresh_keys, store) as vault:
+        before = issue(vault, VISA, program="card-on-file").token
+    fresh_keys.create(tv.KeyPurpose.SEAL, tv.Custody.IN_PROCESS, version=2)
+    with vaults.open_vault(fresh_keys, store) as vault:
+        after = issue(vault, MASTERCARD, program="card-on-file").token
+        assert {row.key_version for row in store.get([before, after])} == {1, 2}
+        assert tokens(converged(vault)) == [before, after]
+        cards = vault.detokenize_many([(before, use(1)), (after, use(2))])
+        assert [card.pan.reveal() for card in cards if isinstance(card, tv.Card)] == [VISA, MASTERCARD]
+
+
+def converged(vault: tv.Vault) -> list[tv.TokenInfo | tv.TokenVaultError]:
+    """The tokens of two cards that have one each, or will."""
+    cards = [(VISA, "2029-12"), (MASTERCARD, "2029-12")]
+    return list(vault.issue_many(cards, requestor=SHOP, program="card-on-file"))
+
+
+def tokens(outcomes: list[tv.TokenInfo | tv.TokenVaultError]) -> list[str]:
+    return [each.token for each in outcomes if isinstance(each, tv.TokenInfo)]
+
+
+def test_a_record_under_a_key_that_is_not_there_fails_alone(local_keys: KeyStore) -> None:
+    store: Any = CountingStore(memory_store(local_keys))
+    with vaults.open_vault(local_keys, store) as vault:
+        lost, kept = tokens(converged(vault))
+        store.edit = lambda row: row._replace(key_version=9) if row.token == lost else row
+        for first, second in (
+            converged(vault),
+            list(vault.detokenize_many([(lost, use(1)), (kept, use(2))])),
+        ):
+            assert isinstance(first, tv.IntegrityError)
+            assert isinstance(second, tv.TokenInfo | tv.Card)
+
+
+def test_a_look_up_of_many_cards_that_meets_a_broken_row_is_made_one_by_one(local_keys: KeyStore) -> None:
+    """Which row it is only a single look-up tells, so the other card gets its token."""
+    store: Any = CountingStore(memory_store(local_keys))
+    with vaults.open_vault(local_keys, store) as vault:
+        broken, kept = tokens(converged(vault))
+
+        def read(row: SealedRecord) -> SealedRecord:
+            if row.token == broken:
+                raise tv.IntegrityError("a row of the database is none that this library writes")
+            return row
+
+        store.edit = read
+        first, second = converged(vault)
+    assert isinstance(first, tv.IntegrityError)
+    assert isinstance(second, tv.TokenInfo)
+    assert second.token == kept
+
+
+def test_a_card_whose_convergent_token_was_deleted_gets_another_in_a_batch_too(local_keys: KeyStore) -> None:
+    with vaults.open_vault(local_keys, memory_store(local_keys)) as vault:
+        gone, kept = tokens(converged(vault))
+        vault.delete(gone)
+        another, same = tokens(converged(vault))
+        assert same == kept
+        assert another not in (gone, kept)
+        assert tokens(converged(vault)) == [another, kept]
+
+
+def test_a_card_that_comes_again_with_another_expiry_is_answered_as_by_single_calls(
+    local_keys: KeyStore,
+) -> None:
+    cards = [(VISA, "2029-12"), (VISA, "2030-12"), (VISA, "2029-12")]
+    with vaults.open_vault(local_keys, memory_store(local_keys)) as vault:
+        first, second, third = vault.issue_many(cards, requestor=SHOP, program="card-on-file")
+    with vaults.open_vault(local_keys, memory_store(local_keys)) as vault:
+        issue(vault, program="card-on-file")
+        with pytest.raises(tv.InvalidInputError) as alone:
+            issue(vault, program="card-on-file", expiry="2030-12")
+    assert isinstance(first, tv.TokenInfo)
+    assert first == third
+    assert (type(second), str(second)) == (type(alone.value), str(alone.value))
+
+
 def test_a_card_that_stands_in_a_chunk_often_gets_one_token(local_keys: KeyStore) -> None:
     """The rest find it in a second round: two reads and two writes, however often it stands there."""
     counting = CountingStore(memory_store(local_keys))
@@ -572,25 +654,39 @@ def test_uses_of_others_in_between_are_seen(keys: KeyStore, store: TokenStore) -
     assert all(type(error) is tv.DomainRestrictionError for error in found.errors.values())
 
 
-def test_a_token_that_others_never_leave_alone_is_used_by_single_calls(
-    keys: KeyStore, store: TokenStore
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_token_that_others_change_before_each_write_is_used_by_a_single_call(
+    keys: KeyStore, store: TokenStore, suspended: bool
 ) -> None:
-    """And the rest of its chunk is not held up."""
-    counting = CountingStore(store)
+    """After so many tries of its chunk. The other tokens are not held up, whatever the single call's answer is."""
+    counting, changes = CountingStore(store), iter(range(PATIENT_ATTEMPTS + 1))
     opened: Any = counting
-    many_times = tv.Domain(limits=(tv.Limit(uses=1_000),))
+    often = tv.Domain(limits=(tv.Limit(uses=1_000),))
     with vaults.open_vault(keys, opened) as vault, vaults.open_vault(keys, store) as other:
-        issued = texts(vault.issue_many(many(4), requestor=SHOP, program="one-time", domain=many_times))
-        rounds = count()
+        contended, *alone = texts(vault.issue_many(many(4), requestor=SHOP, program="one-time", domain=often))
 
-        def meddle(name: str) -> None:
-            if name == "replace" and next(rounds) < 5:
-                other.detokenize(issued[0], use(f"other-{next(rounds)}"))
+        def change(name: str) -> None:
+            number = next(changes, None) if name == "replace" else None
+            if number == PATIENT_ATTEMPTS and suspended:
+                other.suspend(contended, by=tv.Actor.ISSUER)
+            elif number is not None:
+                other.detokenize(contended, use(f"other-{number}"))
 
-        counting.before = meddle
-        found = vault.detokenize_many([(token, use(n)) for n, token in enumerate(issued)])
-    assert not found.failed
-    assert [card.pan.reveal() for card in found] == [pan for pan, _ in many(4)]  # type: ignore[union-attr] # none failed
+        counting.before = change
+        first, *rest = vault.detokenize_many([(token, use(1)) for token in (contended, *alone)])
+        counting.before = lambda _: None
+    assert next(changes, None) is None
+    # The tries of the chunk, the rest of it, and the single call, which is refused before it writes or writes too.
+    assert counting.calls.count("replace") == PATIENT_ATTEMPTS + 1 + 1 + (not suspended)
+    assert [card.pan.reveal() for card in rest if isinstance(card, tv.Card)] == [
+        pan for pan, _ in many(4)[1:]
+    ]
+    if suspended:
+        assert isinstance(first, tv.DomainRestrictionError)
+        assert [violation.code for violation in first.violations] == ["TOKEN_SUSPENDED"]
+    else:
+        assert isinstance(first, tv.Card)
+        assert first.pan.reveal() == card_number(0)
 
 
 @pytest.mark.parametrize("broken", ["insert", "append", "get"])

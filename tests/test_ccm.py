@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
+from tests.ciphers import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tests.threads import same_in_threads
 from tokenvault.crypto import ccm
 from tokenvault.crypto.block_cipher import BlockCipher

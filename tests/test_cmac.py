@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
+from tests.ciphers import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tests.threads import same_in_threads
 from tokenvault.crypto.cmac import MESSAGE_BYTES_MAX, Cmac
 from tokenvault.errors import IntegrityError, InvalidInputError, KeyStoreError

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import pickle
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import attrs
@@ -198,3 +198,20 @@ def test_an_instant_is_kept_to_the_millisecond_before_it(instant: datetime) -> N
     assert domain.valid_until is not None
     assert timedelta(0) <= instant - domain.valid_until < timedelta(milliseconds=1)
     assert Domain.from_json(domain.to_json()) == domain
+
+
+@pytest.mark.parametrize(
+    "instant",
+    [
+        datetime(2030, 1, 1),  # without a time zone, on purpose
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=12))),
+        datetime(1999, 12, 31, tzinfo=UTC),
+        datetime(2200, 1, 1, tzinfo=UTC),
+        "2030-01-01",
+    ],
+)
+def test_a_domain_is_valid_from_an_instant_of_these_centuries(instant: Any) -> None:
+    for name in ("valid_from", "valid_until"):
+        with pytest.raises(InvalidInputError, match="valid_from and valid_until"):
+            Domain(**{name: instant})

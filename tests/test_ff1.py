@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
+from tests.ciphers import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tokenvault.crypto import ff1
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tokenvault as tv
-from tests.counting import CountingCipher, FailingCipher, ShortCipher, library_locals
+from tests.ciphers import CountingCipher, FailingCipher, ShortCipher, library_locals
 from tests.test_ff1 import ANYTHING, vectors
 from tokenvault.crypto import block_columns as _block_columns
 from tokenvault.crypto import ff1

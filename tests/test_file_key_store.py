@@ -47,7 +47,9 @@ class TestContract(KeyStoreContract):
         return lambda: open_key_store(uri)
 
 
-def test_scrypt_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrypt_has_the_parameters_of_rfc_7914_and_owasp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is written is what RFC 7914 and the OWASP parameters say, checked with another call of scrypt."""
     (tmp_path / "passphrase").write_text(PASSPHRASE + "\n")
     address = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
@@ -207,7 +209,7 @@ def test_duplicate_member_is_refused(uri: str, tmp_path: Path) -> None:
         FileKeyStore(uri)
 
 
-def test_wrong_passphrase(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_passphrase_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(uri, tmp_path)
     monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "incorrect horse")
     with pytest.raises(KeyStoreError, match="passphrase") as caught:
@@ -215,7 +217,7 @@ def test_wrong_passphrase(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "incorrect" not in str(caught.value)
 
 
-def test_missing_passphrase(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_passphrase_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKENVAULT_PASSPHRASE")
     with pytest.raises(KeyStoreError, match="TOKENVAULT_PASSPHRASE"):
         FileKeyStore(uri)
@@ -225,7 +227,7 @@ def test_missing_passphrase(uri: str, tmp_path: Path, monkeypatch: pytest.Monkey
     FileKeyStore(f"{uri}?passphrase-env=MY_PASSPHRASE").close()
 
 
-def test_folder_that_is_missing(uri: str) -> None:
+def test_folder_that_is_missing_is_refused(uri: str) -> None:
     with (
         FileKeyStore(uri.replace("keys.json", "none/keys.json")) as store,
         pytest.raises(KeyStoreError, match="folder"),
@@ -233,7 +235,7 @@ def test_folder_that_is_missing(uri: str) -> None:
         store.create(SEAL, Custody.IN_PROCESS)
 
 
-def test_file_that_is_a_folder(uri: str, tmp_path: Path) -> None:
+def test_file_that_is_a_folder_is_refused(uri: str, tmp_path: Path) -> None:
     (tmp_path / "keys.json").mkdir()
     with pytest.raises(KeyStoreError, match="can not be read"):
         FileKeyStore(uri)
@@ -294,9 +296,21 @@ def test_file_store_needs_no_pkcs11(uri: str) -> None:
     subprocess.run([sys.executable, "-c", program, uri], check=True)
 
 
-def test_unknown_attribute_of_the_package() -> None:
+def test_package_has_no_other_attributes() -> None:
     import tokenvault.keys
 
     with pytest.raises(AttributeError):
         getattr(tokenvault.keys, "NoSuchName")  # noqa: B009 # the point of the test
     assert tokenvault.keys.Pkcs11KeyStore.__name__ == "Pkcs11KeyStore"
+
+
+@pytest.mark.parametrize(("purpose", "version"), [("seal", 1), (None, 1)])
+def test_a_key_has_a_purpose(purpose: Any, version: int) -> None:
+    with pytest.raises(InvalidInputError, match="KeyPurpose"):
+        KeyName(purpose, version)
+
+
+@pytest.mark.parametrize("version", [0, -1, 10_000, True, "1", 1.0, None])
+def test_a_key_s_version_is_a_number_from_1_to_9999(version: Any) -> None:
+    with pytest.raises(InvalidInputError, match="from 1 to 9999"):
+        KeyName(SEAL, version)

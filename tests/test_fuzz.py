@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import faces, vaults
-from tests.on_a_loop import open_on_a_loop
+from tests.faces import open_on_a_loop
 from tests.postgres_server import PostgresServer
 from tests.strategies import domains, pan_digits, transactions
 from tests.vaults import SHOP, VISA, issue

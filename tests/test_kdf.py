@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFCMAC, CounterLocation,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.counting import CountingCipher, FailingCipher
+from tests.ciphers import CountingCipher, FailingCipher
 from tokenvault.crypto.kdf import CONTEXT_BYTES_MAX, DERIVED_BYTES_MAX, LABEL_BYTES_MAX, derive
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import LocalBlockCipher

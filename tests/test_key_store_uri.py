@@ -62,7 +62,7 @@ def test_what_is_written_parses_to_the_same(uri: Pkcs11Uri) -> None:
         assert parse_pkcs11_uri(written(uri)) == uri
 
 
-def test_all_attributes() -> None:
+def test_every_attribute_of_a_pkcs11_uri_is_read() -> None:
     uri = parse_pkcs11_uri(
         "pkcs11:token=my%20token;serial=01;manufacturer=A%26B;model=m;slot-id=7;x-a=1"
         "?module-path=/lib/m.so&pin-source=file:/run/pin&x-b=2"
@@ -91,7 +91,7 @@ def test_all_attributes() -> None:
         ("file:/a%2520b", "/a b"),  # the query's value is decoded, and the file URI in it
     ],
 )
-def test_pin_source(source: str, path: str) -> None:
+def test_a_pin_source_is_a_file_uri_whose_path_is_decoded(source: str, path: str) -> None:
     assert parse_pkcs11_uri(f"{BASE}&pin-source={source}").pin_path == path
 
 
@@ -140,7 +140,7 @@ def test_pin_source(source: str, path: str) -> None:
         "pkcs11:token=a?module-path=/m&pin-value=" + "1" * 5_000,
     ],
 )
-def test_refused(uri: str) -> None:
+def test_a_pkcs11_uri_of_another_form_is_refused(uri: str) -> None:
     with pytest.raises(InvalidInputError):
         parse_pkcs11_uri(uri)
     with pytest.raises(InvalidInputError):
@@ -186,7 +186,7 @@ def test_only_text_with_a_known_scheme_is_an_address(wrong: object) -> None:
         open_key_store(wrong)  # type: ignore[arg-type] # the point of the test
 
 
-def test_file_uris() -> None:
+def test_a_file_uri_names_a_file_and_where_its_passphrase_is() -> None:
     here = os.path.abspath("keys.json")
     assert parse_file_uri("file:keys.json") == FileUri(
         path=here, passphrase_path=None, passphrase_env="TOKENVAULT_PASSPHRASE"
@@ -212,6 +212,6 @@ def test_file_uris() -> None:
         "file:%00",
     ],
 )
-def test_refused_file_uris(uri: str) -> None:
+def test_a_file_uri_of_another_form_is_refused(uri: str) -> None:
     with pytest.raises(InvalidInputError):
         parse_file_uri(uri)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.counting import library_locals
+from tests.ciphers import library_locals
 from tests.threads import same_in_threads
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.errors import InvalidInputError

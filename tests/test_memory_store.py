@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
-from tokenvault.testing.token_stores import (
+from tokenvault.testing import (
     Capability,
     StoreHarness,
     TokenStoreContract,
@@ -104,7 +104,7 @@ class LastValueWins(MemoryTokenStore):
     "faulty",
     [PartialInsert, BlindReplace, LosesEvents, OverwritesEvents, LimitsBeforeItFilters, LastValueWins],
 )
-def test_the_machine_finds_faults(faulty: type[MemoryTokenStore]) -> None:
+def test_the_machine_finds_a_store_that_breaks_one_promise(faulty: type[MemoryTokenStore]) -> None:
     """A store that breaks one promise does not pass."""
 
     class Machine(TokenStoreMachine):

@@ -17,12 +17,14 @@ from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 
-def test_memory() -> None:
+def test_memory_opens_a_store_in_memory() -> None:
     with closing(open_token_store("memory:")) as store:
         assert isinstance(store, MemoryTokenStore)
 
 
-def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_relative_to_the_folder_at_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is relative to the folder at the time of opening."""
     monkeypatch.chdir(tmp_path)
     with closing(open_token_store("sqlite:///vault.db")) as store:
@@ -37,7 +39,7 @@ def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("encoded", "name"),
     [("vault.db", "vault.db"), ("a b%20c", "a b c"), ("100%25", "100%"), ("%3F%23", "?#"), ("ä%C3%A4", "ää")],
 )
-def test_an_absolute_path(tmp_path: Path, encoded: str, name: str) -> None:
+def test_an_absolute_path_is_decoded(tmp_path: Path, encoded: str, name: str) -> None:
     with closing(open_token_store(f"sqlite:///{tmp_path}/{encoded}")) as store:
         store.provision()
         store.check_schema()
@@ -67,7 +69,7 @@ def test_an_absolute_path(tmp_path: Path, encoded: str, name: str) -> None:
         (7, "str"),
     ],
 )
-def test_what_is_refused(url: str, advice: str) -> None:
+def test_an_address_of_another_form_is_refused_with_what_to_write(url: str, advice: str) -> None:
     with pytest.raises(InvalidInputError, match=advice) as caught:
         open_token_store(url)
     assert caught.value.__context__ is None
@@ -84,7 +86,7 @@ def test_the_public_face_has_every_adapter() -> None:
 
 
 @given(st.one_of(st.text(), st.text().map("sqlite:///".__add__), st.from_type(type).flatmap(st.from_type)))
-def test_nothing_else_comes_out(url: str) -> None:
+def test_any_address_opens_or_is_an_error_of_the_library(url: str) -> None:
     try:
         store = open_token_store(url)
     except TokenVaultError:

@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import traceback
+from typing import Any
 
 import attrs
 import pytest
@@ -138,3 +139,20 @@ def test_an_expiry_reads_back(expiry: CardExpiry) -> None:
 def test_another_expiry_is_refused(text: object) -> None:
     with pytest.raises(InvalidInputError):
         CardExpiry.parse(text)  # type: ignore[arg-type] # the wrong types are the point
+
+
+@pytest.mark.parametrize(
+    ("year", "month"), [("2030", 1), (2030, "1"), (True, 1), (2030, 13), (2030, 0), (1999, 12), (2100, 1)]
+)
+def test_an_expiry_is_a_month_of_this_century(year: Any, month: Any) -> None:
+    with pytest.raises(InvalidInputError, match="an expiry is a"):
+        CardExpiry(year, month)
+
+
+def test_an_expiry_is_copied_and_a_pan_is_not_pickled() -> None:
+    expiry = CardExpiry(2030, 2)
+    assert copy.copy(expiry) == expiry
+    pan: Any = Pan.parse(KNOWN)
+    for refused in (lambda: pickle.dumps(pan), pan.__getstate__):
+        with pytest.raises(InvalidInputError, match="a Pan is not pickled"):
+            refused()

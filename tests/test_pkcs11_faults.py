@@ -240,7 +240,7 @@ def test_wrong_pin_is_tried_once(softhsm_uri: str) -> None:
     store.close()
 
 
-def test_wrong_pin_at_opening(softhsm_uri: str) -> None:
+def test_a_store_opened_with_a_wrong_pin_is_refused_and_with_the_right_one_opens(softhsm_uri: str) -> None:
     right = pin_file(softhsm_uri).read_text()
     pin_file(softhsm_uri).write_text("a wrong one")
     with pytest.raises(KeyStoreError, match="refused the PIN"):
@@ -281,7 +281,9 @@ def test_pin_shows_in_no_traceback(softhsm_uri: str) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff", b"x" * 2_000, b"two\nlines\n"])
-def test_unusable_pin_file(softhsm_uri: str, content: bytes | None) -> None:
+def test_a_pin_file_that_can_not_be_used_is_refused_at_opening(
+    softhsm_uri: str, content: bytes | None
+) -> None:
     if content is None:
         pin_file(softhsm_uri).unlink()
     else:
@@ -305,18 +307,18 @@ def test_pin_file_that_vanishes_is_needed_only_for_logging_in(
     assert cipher.encrypt_blocks(block(1)) == before
 
 
-def test_unknown_token(softhsm_uri: str) -> None:
+def test_a_token_that_the_module_does_not_have_is_refused(softhsm_uri: str) -> None:
     with pytest.raises(KeyStoreError, match="no token that fits"):
         Pkcs11KeyStore(softhsm_uri.replace("token=", "token=not-"))
 
 
-def test_missing_module(softhsm_uri: str, tmp_path: Path) -> None:
+def test_a_module_that_is_missing_is_refused_by_its_path(softhsm_uri: str, tmp_path: Path) -> None:
     uri = softhsm_uri.replace(softhsm.module_path(), str(tmp_path / "no.so"))
     with pytest.raises(KeyStoreError, match="module-path"):
         Pkcs11KeyStore(uri)
 
 
-def test_module_that_is_none(softhsm_uri: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_module_is_refused(softhsm_uri: str, tmp_path: Path) -> None:
     (tmp_path / "no.so").write_text("not a library")
     with pytest.raises(KeyStoreError):
         Pkcs11KeyStore(softhsm_uri.replace(softhsm.module_path(), str(tmp_path / "no.so")))
@@ -330,7 +332,7 @@ def test_module_under_two_paths_is_one(softhsm_uri: str, tmp_path: Path, store: 
     assert store.versions(SEAL) == (1,)
 
 
-def test_closed_cipher(store: Pkcs11KeyStore, cipher: BlockCipher) -> None:
+def test_the_cipher_of_a_closed_store_refuses_everything(store: Pkcs11KeyStore, cipher: BlockCipher) -> None:
     store.close()
     for blocks in (b"", block(1)):
         with pytest.raises(KeyStoreError, match="closed"):
@@ -387,7 +389,9 @@ def in_child(action: Callable[[], bool]) -> bool:
     return False
 
 
-def test_fork_while_threads_are_in_the_module(store: Pkcs11KeyStore, cipher: BlockCipher) -> None:
+def test_a_child_forked_while_threads_are_in_the_module_works_and_so_do_they(
+    store: Pkcs11KeyStore, cipher: BlockCipher
+) -> None:
     """Child and parent both go on, and both get right answers; the child with threads of its own."""
     expected = {number: cipher.encrypt_blocks(block(number)) for number in range(64)}
     in_process = store.cipher(store.create(AUDIT, Custody.IN_PROCESS))
@@ -450,7 +454,7 @@ def multiprocessing_child(cipher: BlockCipher, expected: bytes, outcome: object)
     outcome.value = int(cipher.encrypt_blocks(block(1)) == expected)  # type: ignore[attr-defined] # a ctypes value
 
 
-def test_multiprocessing_fork(cipher: BlockCipher) -> None:
+def test_processes_forked_by_multiprocessing_get_right_answers(cipher: BlockCipher) -> None:
     expected = cipher.encrypt_blocks(block(1))
     context = multiprocessing.get_context("fork")
     outcomes = [context.Value("i", 0) for _ in range(4)]
@@ -487,7 +491,7 @@ def test_fork_hook_gives_up_on_a_module_that_hangs(
     assert cipher.encrypt_blocks(block(1)) == before
 
 
-def test_wrong_types_at_opening() -> None:
+def test_an_address_of_another_type_is_refused() -> None:
     for wrong in (None, 1, b"pkcs11:token=x", "file:x", ""):
         with pytest.raises(InvalidInputError):
             Pkcs11KeyStore(wrong)  # type: ignore[arg-type] # the point of the test

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import pytest
 
-from tests.on_a_loop import LOOPS
+from tests.faces import LOOPS
 from tests.postgres_server import PostgresServer
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.postgres.answers import Answers
 from tokenvault.stores.postgres.connection import LoopConnection
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore
-from tokenvault.testing.token_stores import a_record, an_event
+from tokenvault.testing import a_record, an_event
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[None, None, None]], None]

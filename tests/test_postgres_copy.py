@@ -16,7 +16,7 @@ from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.stores.postgres.copy import Column, by_first, copy_rows, event_columns, record_columns
-from tokenvault.testing.token_stores import a_record, an_event
+from tokenvault.testing import a_record, an_event
 
 RECORD = ["text", "bytea", "bytea", "text", "bytea", "int8", "int8", "bytea", "bytea"]
 EVENT = ["bytea", "int8", "bytea", "bytea", "bytea"]
@@ -76,18 +76,22 @@ def connection(postgres_server: PostgresServer) -> Any:
 
 
 @given(rows=st.lists(records, min_size=1, max_size=5))
-def test_records(connection: psycopg.Connection, rows: list[SealedRecord]) -> None:
+def test_records_are_what_psycopg_writes_of_them(
+    connection: psycopg.Connection, rows: list[SealedRecord]
+) -> None:
     values = [(*row[:4], row.program.encode(), *row[5:]) for row in rows]
     assert copy_rows(record_columns(rows)) == psycopg_rows(connection, RECORD, values)
 
 
 @given(rows=st.lists(events, min_size=1, max_size=5))
-def test_events(connection: psycopg.Connection, rows: list[SealedEvent]) -> None:
+def test_events_are_what_psycopg_writes_of_them(
+    connection: psycopg.Connection, rows: list[SealedEvent]
+) -> None:
     assert copy_rows(event_columns(rows)) == psycopg_rows(connection, EVENT, [tuple(row) for row in rows])
 
 
 @given(rows=st.lists(records, min_size=1, max_size=5))
-def test_order(rows: list[SealedRecord]) -> None:
+def test_rows_in_the_order_of_their_first_field_are_the_sorted_records(rows: list[SealedRecord]) -> None:
     """Rows in the order of their first field are those of the sorted records."""
     columns = record_columns(rows)
     ordered = sorted(rows, key=lambda row: row.token)

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from tests.cancelling import CancelledAt
-from tests.on_a_loop import open_on_a_loop
+from tests.faces import open_on_a_loop
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores import open_async_token_store, open_token_store
@@ -31,8 +31,8 @@ from tokenvault.stores.postgres import connection as connections
 from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
 from tokenvault.stores.postgres.statements import Statement, in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
+from tokenvault.testing import a_record, an_event
 from tokenvault.testing.token_store_harness import race, replaced
-from tokenvault.testing.token_stores import a_record, an_event
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def tables(postgres_url: str) -> str:
 # Schema, roles, addresses.
 
 
-def test_unprovisioned(postgres_url: str) -> None:
+def test_a_database_that_is_not_provisioned_is_refused_until_it_is(postgres_url: str) -> None:
     with closing(PostgresTokenStore(postgres_url)) as store:
         with pytest.raises(ConfigurationError, match="provision"):
             store.check_schema()
@@ -86,7 +86,7 @@ def test_a_newer_schema_is_refused(
             store.insert([a_record(1)], [])
 
 
-def test_a_schema_dropped_under_an_open_store(
+def test_a_schema_dropped_under_an_open_store_is_an_error_that_says_so(
     postgres_server: PostgresServer, store: PostgresTokenStore, tables: str
 ) -> None:
     store.check_schema()
@@ -116,7 +116,7 @@ def test_another_programs_tables_stay_as_they_are(
         assert tables.fetchall() == [("events",)]
 
 
-def test_partitions(postgres_server: PostgresServer) -> None:
+def test_tokens_are_spread_over_as_many_tables_as_asked_for_at_first(postgres_server: PostgresServer) -> None:
     """Tokens are spread over as many tables as asked for when the schema is made; later, the number says nothing."""
     url = postgres_server.new_url(partitions="4")
     with closing(open_token_store(url)) as store:
@@ -133,7 +133,7 @@ def test_partitions(postgres_server: PostgresServer) -> None:
             assert 0 < count < 200
 
 
-def test_roles(postgres_server: PostgresServer) -> None:
+def test_a_role_with_the_rights_stated_runs_and_one_without_is_told(postgres_server: PostgresServer) -> None:
     """The owner of a database provisions; a role with the rights stated runs; one without is told."""
     owner, runner, stranger, database = (new_name() for _ in range(4))
     with postgres_server.raw() as connection:
@@ -179,7 +179,7 @@ def test_roles(postgres_server: PostgresServer) -> None:
         (("?", "?port=1&"), "can not be reached"),
     ],
 )
-def test_no_connection(
+def test_the_first_call_over_an_address_that_leads_nowhere_says_what_is_wrong(
     postgres_url: str, open_store: Callable[[str], TokenStore], change: tuple[str, str], advice: str
 ) -> None:
     """The first call says what is wrong, and neither who nor where."""
@@ -210,7 +210,7 @@ def test_no_connection(
         ("postgresql://\0/d", "percent-encode"),
     ],
 )
-def test_addresses_that_are_refused(url: str, advice: str) -> None:
+def test_an_address_of_another_form_is_refused(url: str, advice: str) -> None:
     for opener in (open_token_store, open_async_token_store):
         with pytest.raises(InvalidInputError, match=advice) as caught:
             opener(url)
@@ -218,7 +218,7 @@ def test_addresses_that_are_refused(url: str, advice: str) -> None:
         assert url.removeprefix("postgresql:") not in str(caught.value) or len(url) < 15
 
 
-def test_without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_psycopg_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     for name in [
         name for name in sys.modules if name.startswith("tokenvault.stores.") and "postgres" in name
@@ -232,7 +232,7 @@ def test_without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.__context__ is None
 
 
-def test_flows_take_it(postgres_url: str) -> None:
+def test_a_store_with_coroutines_is_an_async_token_store_to_mypy(postgres_url: str) -> None:
     """A store with coroutines has all that flows await; the assignment is for mypy."""
     store = open_async_token_store(postgres_url)
     awaited: AsyncTokenStore = store
@@ -259,7 +259,9 @@ def messages(
     return [line for line in lines if len(line) > 2 and line[0] in ("F", "B")]  # SQL and rows go over lines
 
 
-def test_round_trips(store: PostgresTokenStore, tmp_path: Path) -> None:
+def test_each_call_is_one_round_trip_but_for_batches_to_insert(
+    store: PostgresTokenStore, tmp_path: Path
+) -> None:
     """Each call sends once and hears once, but for batches to insert, whatever their size: three to five times.
 
     To prepare a statement is once more, once.
@@ -401,7 +403,7 @@ def test_put_meta_waits_for_another(
         )
 
 
-def test_replace_of_a_row_that_moved_after_the_statement_began(
+def test_replace_sees_a_row_that_moved_after_the_statement_began(
     postgres_server: PostgresServer, store: PostgresTokenStore, tables: str
 ) -> None:
     """A batch that waits for a row sees it as it is then: a revision that fits only now is replaced."""
@@ -413,7 +415,9 @@ def test_replace_of_a_row_that_moved_after_the_statement_began(
 
 
 @openers
-def test_batches_in_opposite_orders(postgres_url: str, open_store: Callable[[str], TokenStore]) -> None:
+def test_batches_in_opposite_orders_do_not_deadlock(
+    postgres_url: str, open_store: Callable[[str], TokenStore]
+) -> None:
     """Eight threads write the same fifty records in orders of their own: nobody fails, one wins each round."""
     records = [a_record(n) for n in range(50)]
     with closing(open_store(postgres_url)) as store:
@@ -441,7 +445,9 @@ def test_batches_in_opposite_orders(postgres_url: str, open_store: Callable[[str
 # What comes out.
 
 
-def test_nothing_tells_of_tokens(postgres_server: PostgresServer, store: PostgresTokenStore) -> None:
+def test_neither_errors_nor_the_server_s_log_tell_of_tokens(
+    postgres_server: PostgresServer, store: PostgresTokenStore
+) -> None:
     """Neither errors nor the server's log carry what rows hold, where tokens exist or move and events exist."""
     secrets = [a_record(n, token=f"888812{n:010d}") for n in range(2)]
     store.insert(secrets, [an_event(1)])
@@ -503,7 +509,7 @@ def test_columns_edited_by_hand(
 
 
 @openers
-def test_a_server_that_is_slow(
+def test_a_statement_that_waits_too_long_is_ended_and_the_store_goes_on(
     postgres_server: PostgresServer, open_store: Callable[[str], TokenStore]
 ) -> None:
     """A statement that waits too long is ended by the server, and the store goes on."""
@@ -519,7 +525,7 @@ def test_a_server_that_is_slow(
 
 @pytest.mark.parametrize("events", [[], [an_event(1)]], ids=["batch", "single"])
 @openers
-def test_a_server_that_stands_still(
+def test_a_server_that_stands_still_is_given_up_and_asked_anew(
     postgres_server: PostgresServer, postgres_url: str, open_store: Callable[[str], TokenStore],
     events: list[SealedEvent], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -605,7 +611,7 @@ def test_connections_of_tasks_are_bounded(postgres_url: str) -> None:
     asyncio.run(work())
 
 
-def test_one_event_loop_after_another(postgres_url: str) -> None:
+def test_a_store_goes_on_in_the_next_loop_once_the_former_is_closed(postgres_url: str) -> None:
     """A store goes on in the next loop once the former is closed; two loops at once are refused."""
     store = AsyncPostgresTokenStore(postgres_url)
     asyncio.run(store.provision())
@@ -676,7 +682,7 @@ def test_a_child_does_not_keep_its_parents_sockets(store: PostgresTokenStore) ->
     assert ended_well(in_child(child))
 
 
-def test_fork_while_threads_write(store: PostgresTokenStore) -> None:
+def test_a_child_forked_while_threads_write_works_and_so_do_they(store: PostgresTokenStore) -> None:
     stop = threading.Event()
     written = [0] * 4
 
@@ -771,7 +777,9 @@ def test_a_cancelled_write_is_whole_or_not_done(postgres_url: str, warm: bool, c
 
 
 @openers
-def test_restart_under_load(open_store: Callable[[str], TokenStore]) -> None:
+def test_a_server_restarted_under_load_keeps_what_was_acknowledged(
+    open_store: Callable[[str], TokenStore],
+) -> None:
     """Eight threads write while the server is restarted, as hard as it goes: acknowledged is there, of the rest whole
     writes or nothing, and everybody goes on without being opened again."""
     server = PostgresServer()

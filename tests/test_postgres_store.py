@@ -10,11 +10,11 @@ import attrs
 import pytest
 from hypothesis import settings
 
-from tests.on_a_loop import open_on_a_loop, open_on_uvloop
+from tests.faces import open_on_a_loop, open_on_uvloop
 from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.testing.token_stores import StoreHarness, TokenStoreContract, TokenStoreMachine
+from tokenvault.testing import StoreHarness, TokenStoreContract, TokenStoreMachine
 
 T = TypeVar("T")
 

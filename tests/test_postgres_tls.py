@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 import tokenvault as tv
 from tests import faces
-from tests.on_a_loop import open_on_a_loop
+from tests.faces import open_on_a_loop
 from tests.postgres_server import PASSWORD, PostgresServer
 from tests.vaults import VISA, issue, open_vault, use
 from tokenvault.keys import KeyStore

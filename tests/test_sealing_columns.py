@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.counting import CountingCipher
+from tests.ciphers import CountingCipher
 from tests.strategies import pan_digits, records
 from tokenvault.crypto.cmac import Cmac
 from tokenvault.keys import LocalBlockCipher

@@ -35,14 +35,14 @@ from tokenvault.stores.sqlite import sql as statements
 from tokenvault.stores.sqlite import store as adapter
 from tokenvault.stores.sqlite.pool import CONNECTIONS_MAX
 from tokenvault.stores.sqlite.store import SqliteTokenStore
-from tokenvault.testing.token_store_harness import replaced, run_processes
-from tokenvault.testing.token_stores import (
+from tokenvault.testing import (
     StoreHarness,
     TokenStoreContract,
     TokenStoreMachine,
     a_record,
     an_event,
 )
+from tokenvault.testing.token_store_harness import replaced, run_processes
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 FILE = "vault.db"
@@ -180,7 +180,7 @@ def test_another_programs_database_stays_as_it_is(path: Path, statement: str) ->
     assert path.read_bytes() == before
 
 
-def test_not_a_database(path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_bytes(b"no database at all. " * 500)
     with closing(SqliteTokenStore(path)) as store:
         for call in (store.check_schema, store.provision):
@@ -191,7 +191,7 @@ def test_not_a_database(path: Path) -> None:
     assert path.read_bytes() == b"no database at all. " * 500
 
 
-def test_a_damaged_file(path: Path, store: SqliteTokenStore) -> None:
+def test_a_damaged_file_is_said_to_be_damaged(path: Path, store: SqliteTokenStore) -> None:
     store.insert([a_record(n) for n in range(500)], [])
     store.close()
     content = bytearray(path.read_bytes())
@@ -203,7 +203,7 @@ def test_a_damaged_file(path: Path, store: SqliteTokenStore) -> None:
                 read()
 
 
-def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+def test_a_folder_that_is_missing_is_an_error_of_every_call(tmp_path: Path) -> None:
     with closing(SqliteTokenStore(tmp_path / "missing" / FILE)) as store:
         with pytest.raises(TokenStoreError, match="No such file"):
             store.provision()
@@ -211,7 +211,7 @@ def test_a_folder_that_is_missing(tmp_path: Path) -> None:
             store.scan()
 
 
-def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_can_not_be_opened(tmp_path: Path) -> None:
     with closing(SqliteTokenStore(tmp_path)) as store:
         for call in (store.provision, store.scan):
             with pytest.raises(TokenStoreError, match="can not be opened"):
@@ -434,7 +434,9 @@ def test_an_interrupted_write_is_undone(store: SqliteTokenStore, monkeypatch: py
     assert store.insert([a_record(1)], [an_event(1)]) == []
 
 
-def test_a_writer_that_never_ends(path: Path, store: SqliteTokenStore) -> None:
+def test_a_writer_that_never_ends_holds_up_writes_for_the_time_set_only(
+    path: Path, store: SqliteTokenStore
+) -> None:
     """A call waits for the time set, then says so; reads do not wait; afterwards all is well."""
     store.insert([a_record(1)], [])
     with closing(SqliteTokenStore(path, busy_seconds_max=0.2)) as hasty, raw(path) as shell:
@@ -543,7 +545,9 @@ def test_no_writer_is_passed_over_for_long(path: Path, store: SqliteTokenStore) 
 # Processes.
 
 
-def test_four_processes_of_sixteen_threads(path: Path, store: SqliteTokenStore) -> None:
+def test_four_processes_of_sixteen_threads_replace_one_row_and_lose_nothing(
+    path: Path, store: SqliteTokenStore
+) -> None:
     """All replace one row: nobody is refused as locked, and no replacement is lost."""
     store.insert([a_record(1)], [])
     run_processes(sqlite_workers.contend, functools.partial(SqliteTokenStore, str(path)), 4)
@@ -552,7 +556,9 @@ def test_four_processes_of_sixteen_threads(path: Path, store: SqliteTokenStore) 
     assert len(store.streams()) == 4 * sqlite_workers.CONTENDING_THREADS
 
 
-def test_writers_killed_at_any_moment(path: Path, store: SqliteTokenStore) -> None:
+def test_writers_killed_at_any_moment_leave_whole_inserts_and_all_acknowledged(
+    path: Path, store: SqliteTokenStore
+) -> None:
     """Every acknowledged insert is there, and of none a part."""
     context = multiprocessing.get_context("spawn")
     opener = functools.partial(SqliteTokenStore, str(path))
@@ -622,7 +628,9 @@ def open_files(path: Path) -> list[str]:
 
 
 @needs_fork
-def test_fork_while_threads_write(path: Path, store: SqliteTokenStore) -> None:
+def test_a_child_forked_while_threads_write_works_and_nothing_is_lost(
+    path: Path, store: SqliteTokenStore
+) -> None:
     """Children work at once, while the parent's threads go on, and nothing acknowledged is lost."""
     stop = threading.Event()
     written = [0] * 4
@@ -685,7 +693,9 @@ def test_a_child_outlives_its_parents_store(path: Path, store: SqliteTokenStore)
 
 
 @needs_fork
-def test_a_fork_that_python_does_not_see(path: Path, store: SqliteTokenStore) -> None:
+def test_a_child_that_python_did_not_see_forked_is_refused_while_connections_are_open(
+    path: Path, store: SqliteTokenStore
+) -> None:
     """With connections open the child is refused and the parent goes on; with none, both work."""
     fork = ctypes.PyDLL(None).fork
     store.scan()

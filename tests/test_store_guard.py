@@ -17,7 +17,7 @@ from tokenvault.errors import (
 )
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.testing.token_stores import a_record
+from tokenvault.testing import a_record
 
 SECRET = "row data"
 
@@ -55,7 +55,9 @@ class FailingStore(MemoryTokenStore):
         (IntegrityError("edited"), IntegrityError),
     ],
 )
-def test_errors_are_the_ports(failure: Exception, expected: type[TokenVaultError]) -> None:
+def test_whatever_an_adapter_raises_comes_out_as_an_error_of_the_port(
+    failure: Exception, expected: type[TokenVaultError]
+) -> None:
     """Nothing is chained, and no message of a strange exception is passed on."""
     with closing(FailingStore()) as store:
         store.failure = failure
@@ -124,7 +126,7 @@ class Strange:
         lambda store, it: store.put_meta(it, it),
     ],
 )
-def test_arguments_of_any_type(
+def test_arguments_of_any_type_are_refused_and_write_nothing(
     call: Callable[[TokenStore, object], object], make: Callable[[], object]
 ) -> None:
     """They are refused by one of the library's errors, and nothing is written."""

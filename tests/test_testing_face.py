@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import settings
 
-from tests.on_a_loop import open_on_a_loop
+from tests.faces import open_on_a_loop
 from tests.test_memory_store import MemoryHarness
 from tokenvault import testing
 from tokenvault.errors import TokenStoreError

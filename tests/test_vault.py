@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -241,6 +241,19 @@ def test_a_limit_per_window_opens_again_with_the_next(vault: tv.Vault, clock: Ma
             vault.detokenize(token, use(f"{day}-b", amount=tv.Money(41, "EUR")))
         vault.detokenize(token, use(f"{day}-c", amount=tv.Money(40, "EUR")))
         clock.advance(DAY_MS)
+
+
+def test_a_token_is_used_from_the_first_instant_that_its_domain_gives(
+    vault: tv.Vault, clock: ManualClock
+) -> None:
+    start = datetime.fromtimestamp(NOW_MS / 1000, UTC) + timedelta(minutes=1)
+    token = issue(vault, domain=tv.Domain(valid_from=start)).token
+    clock.advance(59_999)
+    with pytest.raises(tv.DomainRestrictionError, match="retry then") as refused:
+        vault.detokenize(token, use())
+    assert [(each.code, each.response_code) for each in refused.value.violations] == [("NOT_YET_VALID", "57")]
+    clock.advance(1)
+    assert vault.detokenize(token, use()).pan.reveal() == VISA
 
 
 def test_a_token_expires_with_its_card_or_before(vault: tv.Vault, clock: ManualClock) -> None:

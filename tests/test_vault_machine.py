@@ -30,8 +30,7 @@ from hypothesis.stateful import (
 
 import tokenvault as tv
 from tests import softhsm
-from tests.faces import open_face
-from tests.on_a_loop import open_on_a_loop
+from tests.faces import open_face, open_on_a_loop
 from tests.strategies import DAY_MS, NOW_MS
 from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA
 from tokenvault.keys import KeyStore

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tokenvault as tv
-from tests.counting import CountingCipher, library_locals
+from tests.ciphers import CountingCipher, library_locals
 from tests.strategies import pan_digits
 from tests.test_ff1 import ANYTHING
 from tests.test_ff1_columns import ARRAYS

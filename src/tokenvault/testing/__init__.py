@@ -31,8 +31,13 @@ from tokenvault.testing.faults import (
     FaultyKeyStore,
     FaultyTokenStore,
 )
-from tokenvault.testing.on_a_loop import TokenStoreOnALoop
-from tokenvault.testing.token_store_harness import Capability, StoreHarness, a_record, an_event
+from tokenvault.testing.token_store_harness import (
+    Capability,
+    StoreHarness,
+    TokenStoreOnALoop,
+    a_record,
+    an_event,
+)
 
 if TYPE_CHECKING:
     from tokenvault.testing.key_stores import KeyStoreContract

@@ -1,18 +1,20 @@
-"""What the conformance kit of token stores needs of an adapter, and samples to put into one."""
+"""What the conformance kit of token stores needs of an adapter, how it drives one with coroutines, and samples."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import multiprocessing
 import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypedDict, TypeVar, Unpack
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.forwarding import Forwarding
+from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
 
 THREADS: Final = 8
 PROCESS_SECONDS_MAX: Final = 60.0
@@ -56,6 +58,49 @@ class StoreHarness(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing to do
         """Release what the harness holds."""
+
+
+class TokenStoreOnALoop(Forwarding):
+    """A store with coroutines, called from any thread: they run on an event loop in a thread of its own.
+
+    Closing it closes the store, and ends the loop and the thread.
+
+        class MyHarness(StoreHarness):
+            def open(self):
+                return TokenStoreOnALoop(MyAsyncTokenStore(...))
+
+    Args:
+        store: the store; it is used on this loop alone.
+        new_event_loop: makes the loop, such as `uvloop.new_event_loop`.
+
+    Attributes:
+        store: the same store.
+    """
+
+    def __init__(
+        self,
+        store: AsyncTokenStore,
+        new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        self.store: Final = store
+        self._loop = new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine on the loop, to its end."""
+        if self._loop.is_closed():  # closed, as the store is: it says so without suspending
+            return asyncio.run(call)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(getattr(self.store, name)(*args, **kwargs))
+        finally:
+            if name == "close" and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
 
 
 class RecordChanges(TypedDict, total=False):
@@ -106,11 +151,6 @@ def replaced(record: SealedRecord) -> SealedRecord:
     return record._replace(revision=record.revision + 1, body=b"changed")
 
 
-def by_token(records: Sequence[SealedRecord]) -> list[SealedRecord]:
-    """Records in the order that look-ups give them in."""
-    return sorted(records, key=lambda record: record.token)
-
-
 def race(work: Callable[[int], _T]) -> list[_T]:
     """What each of THREADS threads gets, begun at once and numbered from 0."""
     barrier = threading.Barrier(THREADS)
@@ -134,10 +174,7 @@ def run_processes(
     deadline = time.monotonic() + PROCESS_SECONDS_MAX
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.kill()  # nothing happens to one that has ended
+        process.join()
     codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.close()
     assert codes == [0] * count, f"exit codes {codes}; what failed stands on standard error"

@@ -10,43 +10,207 @@
         def harness(self, tmp_path):
             return MyHarness(tmp_path)          # a fresh, empty database for every test
 
-    class MyMachine(TokenStoreMachine):
-        def open_store(self): ...               # likewise
-
-    TestMyMachine = MyMachine.TestCase
-
 For the values of a failed assertion, call `pytest.register_assert_rewrite("tokenvault.testing")`
 in a conftest.py.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import closing
 from typing import cast
 
 import pytest
 
-from tokenvault.errors import IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores.port import DOCUMENT_BYTES_MAX, META_VALUE_BYTES_MAX, PAGE_MAX, TokenStore, digest_of
-from tokenvault.testing.token_store_events import EventContract
-from tokenvault.testing.token_store_harness import Capability, StoreHarness, a_record, an_event, replaced
-from tokenvault.testing.token_store_machine import TokenStoreMachine
-from tokenvault.testing.token_store_reads import ReadingContract
+from tokenvault.errors import IntegrityError, InvalidInputError, TokenStoreError, TokenVaultError
+from tokenvault.stores.port import (
+    DOCUMENT_BYTES_MAX,
+    EVENT_BODY_BYTES_MAX,
+    INTEGER_MAX,
+    META_VALUE_BYTES_MAX,
+    PAGE_MAX,
+    SealedRecord,
+    TokenStore,
+    digest_of,
+)
+from tokenvault.testing.token_store_harness import (
+    Capability,
+    StoreHarness,
+    a_record,
+    an_event,
+    race,
+    replaced,
+)
 from tokenvault.testing.token_store_writes import WritingContract
 
-__all__ = [
-    "Capability",
-    "StoreHarness",
-    "TokenStoreContract",
-    "TokenStoreMachine",
-    "a_record",
-    "an_event",
-]
 
-
-class TokenStoreContract(WritingContract, ReadingContract, EventContract):
+class TokenStoreContract(WritingContract):
     """One test for each promise of `TokenStore`. A subclass overrides the fixture `harness`."""
+
+    # Records that are looked up and scanned.
+
+    def test_look_ups_leave_out_what_is_unknown(self, store: TokenStore) -> None:
+        """A token asked for twice comes once; nothing asked, nothing read; None for a reference that is not there."""
+        store.insert([a_record(1), a_record(2)], [])
+        assert sorted(store.get([a_record(n).token for n in (1, 7, 2, 1)])) == [a_record(1), a_record(2)]
+        assert store.get([a_record(7).token]) == store.get([]) == []
+        assert store.by_reference(a_record(2).reference) == a_record(2)
+        assert store.by_reference(bytes(16)) is None
+
+    def test_get_of_a_full_batch(self, store: TokenStore) -> None:
+        """PAGE_MAX records are written by one call, read by one call and replaced by one call."""
+        records = [a_record(n) for n in range(PAGE_MAX)]
+        assert store.insert(records, [an_event(n + 1) for n in range(PAGE_MAX)]) == []
+        assert sorted(store.get([record.token for record in records])) == records
+        assert store.replace([replaced(record) for record in records], []) == []
+        assert store.scan() == [replaced(record) for record in records]
+
+    def test_tokens_are_whole_strings(self, store: TokenStore) -> None:
+        """Tokens that differ in length only, or in leading zeros, are different tokens."""
+        tokens = ["0" * 13, "0" * 14, "0" * 19, "1" + "0" * 12]
+        records = [a_record(n, token=token) for n, token in enumerate(tokens)]
+        store.insert(records, [])
+        for record in records:
+            assert store.get([record.token]) == [record]
+        assert store.scan() == records
+
+    def test_find(self, store: TokenStore) -> None:
+        """All records of one PAN fingerprint or of many, each once, by token as a string, also in pages.
+
+        The limit counts what passes the filters.
+        """
+        pan_fingerprints = [bytes([n]) * 16 for n in range(40)]
+        records = [
+            a_record(
+                n,
+                token=f"{n * 37 % 120:03}".ljust(13 + n % 7, "5"),
+                pan_fingerprint=pan_fingerprints[n % 10],
+                requestor=str(n // 60 + 1) * 11,
+                program=f"p{n // 10 % 2}",
+            )
+            for n in range(120)
+        ]
+        store.insert([*records, a_record(777)], [])
+        for asked in (
+            pan_fingerprints[0],
+            pan_fingerprints[39],
+            [],
+            pan_fingerprints[5:22],
+            pan_fingerprints * 3,
+        ):
+            of_these = [r for r in records if r.pan_fingerprint in asked or r.pan_fingerprint == asked]
+            for requestor in (None, "1" * 11, "2" * 11, "3" * 11):
+                for program in (None, "p0", "p1", "three"):
+                    expected = [
+                        record
+                        for record in sorted(of_these)
+                        if requestor in (None, record.requestor) and program in (None, record.program)
+                    ]
+                    find = functools.partial(store.find, asked, requestor=requestor, program=program)
+                    assert find() == expected
+                    assert _paged(find, limit=5) == expected
+
+    def test_scan(self, store: TokenStore) -> None:
+        """Every record by token, in pages; with a key version, only its records and full pages of them."""
+        records = [a_record(n, key_version=1 + n % 3) for n in range(20)]
+        store.insert(list(reversed(records)), [])
+        assert store.scan() == store.scan(after="9") == records
+        assert store.scan(after=records[-1].token) == []
+        for key_version in (None, 1, 2, 3, 4):
+            expected = [record for record in records if key_version in (None, record.key_version)]
+            assert _paged(functools.partial(store.scan, key_version=key_version), limit=3) == expected
+
+    # Events.
+
+    def test_events_of_a_stream(self, store: TokenStore) -> None:
+        """By number, after a number, in pages; other streams apart, and each stream named once."""
+        assert store.streams() == []
+        events = [an_event(n) for n in range(1, 8)]
+        others = [an_event(n, stream=2**128 - 1) for n in range(1, 4)]
+        store.append([events[6], events[0], *others, an_event(1, stream=5)])
+        store.append(events[1:6])
+        assert store.events(stream=events[0].stream) == events
+        assert store.events(stream=others[0].stream) == others
+        assert store.events(stream=events[0].stream, after=2, limit=3) == events[2:5]
+        assert store.events(stream=events[0].stream, after=7) == []
+        assert store.events(stream=b"?" * 16) == []
+        assert sorted(store.streams()) == [an_event(1, stream=n).stream for n in (0, 5, 2**128 - 1)]
+
+    def test_events_about_a_reference(self, store: TokenStore) -> None:
+        """Events of a reference from all streams in the order of writing, in pages by count."""
+        reference = b"r" * 16
+        about = [an_event(n, stream=9 - n, reference=reference) for n in (3, 1, 2, 5, 4)]
+        for event in about:
+            store.append([event, an_event(event.number, stream=100)])
+        assert store.events(reference=reference) == about
+        assert store.events(reference=reference, after=1, limit=2) == about[1:3]
+        assert store.events(reference=reference, after=5) == []
+        assert store.events(reference=b"?" * 16) == []
+
+    def test_append_is_all_or_nothing(self, store: TokenStore, harness: StoreHarness) -> None:
+        """One event that exists fails the whole call with TokenStoreError and stays as it was."""
+        store.append([an_event(2)])
+        changed = an_event(2)._replace(body=b"changed")
+        for batch in ([changed], [an_event(1), changed], [changed, an_event(3)], [an_event(4), an_event(4)]):
+            with pytest.raises(TokenStoreError):
+                store.append(batch)
+        assert harness.raw_counts() == (0, 1)
+        assert store.events(stream=changed.stream) == [an_event(2)]
+
+    def test_extreme_events(self, store: TokenStore) -> None:
+        """The largest number, and empty and full bodies, come back the same."""
+        events = [
+            an_event(1)._replace(body=b""),
+            an_event(2)._replace(body=b"\xff" * EVENT_BODY_BYTES_MAX, number=INTEGER_MAX),
+        ]
+        store.append(events)
+        assert store.events(stream=events[0].stream) == events
+
+    def test_latest_checkpoints(self, store: TokenStore) -> None:
+        """Of the streams with the greatest names, each one's checkpoint written last, or its first event."""
+        assert store.latest_checkpoints(10) == []
+        names = {n: an_event(1, stream=n).stream for n in (3, 5, 7, 2**127)}
+        for n, name in names.items():
+            store.append([an_event(2, stream=n), an_event(1, stream=n, reference=b"r" * 16)])
+            if n != 5:
+                store.append([an_event(3, stream=n, reference=name)])
+                store.append([an_event(9, stream=n, reference=name), an_event(10, stream=n)])
+        expected = [an_event(9, stream=n, reference=names[n]) for n in (2**127, 7, 5, 3)]
+        expected[2] = an_event(1, stream=5, reference=b"r" * 16)
+        for limit, count in ((1, 1), (2, 2), (3, 3), (4, 4), (PAGE_MAX, 4)):
+            found = sorted(store.latest_checkpoints(limit), key=lambda event: event.stream, reverse=True)
+            assert found == expected[:count]
+
+    # Documents and named values.
+
+    def test_domains(self, store: TokenStore) -> None:
+        """A document is kept under its SHA-256, once; another document under that digest is refused."""
+        documents = [b"", b"{}", bytes(DOCUMENT_BYTES_MAX)]
+        for document in documents * 2:
+            store.put_domain(digest_of(document), document)
+        for document in documents:
+            assert store.get_domain(digest_of(document)) == document
+        assert store.get_domain(b"?" * 32) is None
+        with pytest.raises(TokenVaultError):
+            store.put_domain(digest_of(b"{}"), b"[]")
+        assert store.get_domain(digest_of(b"{}")) == b"{}"
+
+    def test_meta_first_wins(self, store: TokenStore) -> None:
+        """A named value is set once; who comes later learns what stands."""
+        assert store.get_meta("a") is None
+        assert store.put_meta("a", b"first") == b"first"
+        assert store.put_meta("a", b"second") == b"first"
+        assert store.get_meta("a") == b"first"
+        assert store.put_meta("A", b"") == b""
+        assert store.put_meta("A", b"late") == b""
+        assert store.put_meta("~ " * 32, bytes(META_VALUE_BYTES_MAX)) == bytes(META_VALUE_BYTES_MAX)
+
+    def test_meta_by_threads(self, store: TokenStore) -> None:
+        """Threads that set one name at once all learn the same value."""
+        values = race(lambda n: store.put_meta("a", bytes([n])))
+        assert len(set(values)) == 1
+        assert store.get_meta("a") == values[0]
 
     # Limits, close, durability.
 
@@ -73,18 +237,18 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
             lambda: store.insert([record, record], []),
             lambda: store.insert([record._replace(revision=2)], []),
             lambda: store.insert([record._replace(body=bytes(4097))], []),
-            lambda: store.append([event._replace(body=bytes(2**20 + 1))]),
+            lambda: store.append([event._replace(body=bytes(EVENT_BODY_BYTES_MAX + 1))]),
             lambda: store.find([record.pan_fingerprint, b"short"]),
             lambda: store.find([record.pan_fingerprint] * too_many),
             lambda: store.insert([record._replace(seal=b"")], [event]),
             lambda: store.insert([record._replace(program="p\u00e4")], [event]),
             lambda: store.insert([record], [event._replace(number=0)]),
-            lambda: store.insert([record], [event._replace(number=2**63)]),
+            lambda: store.insert([record], [event._replace(number=INTEGER_MAX + 1)]),
             lambda: store.insert([record], [event], too_long),
             lambda: store.insert([record], [event], cast(bytes, "{}")),
             lambda: store.insert([], [], cast(bytes, bytearray(b"{}"))),
             lambda: store.replace([record], []),
-            lambda: store.replace([record._replace(revision=2**63)], []),
+            lambda: store.replace([record._replace(revision=INTEGER_MAX + 1)], []),
             lambda: store.append([event._replace(mac=b"")]),
             store.events,
             lambda: store.events(stream=event.stream, reference=record.reference),
@@ -175,3 +339,13 @@ class TokenStoreContract(WritingContract, ReadingContract, EventContract):
             with pytest.raises(IntegrityError):
                 read()
         assert store.get([a_record(1).token]) != []
+
+
+def _paged(read: Callable[..., list[SealedRecord]], limit: int) -> list[SealedRecord]:
+    """What pages give together; all but the last are full."""
+    pages: list[list[SealedRecord]] = []
+    while page := read(after=pages[-1][-1].token if pages else "", limit=limit):
+        pages.append(page)
+    assert all(len(page) == limit for page in pages[:-1])
+    assert not pages or len(pages[-1]) <= limit
+    return [record for page in pages for record in page]

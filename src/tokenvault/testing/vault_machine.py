@@ -9,19 +9,15 @@
     TestMyVault = MyVault.TestCase
 
 Several vaults share the store. Before any of their calls to it, and before any call to the key store, a fault may
-come: the call fails, or it happens and its answer is lost. After every step:
-
-- every error was one of the library's, and TokenStoreError or KeyStoreError only where a fault had come;
-- every card handed out has an event with its transaction's id, and no limit of the program was exceeded;
-- every token is in a state that the model allows, and nothing is there that nobody asked for;
-- the events of each vault count from 1 without hole.
+come: the call fails, or it happens and its answer is lost. An error is one of the library's, and TokenStoreError or
+KeyStoreError only where a fault had come. What else holds after every step, the invariants at the end say.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 from hypothesis import strategies as st
@@ -37,13 +33,15 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.keys.port import KeyStore
+from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor
 from tokenvault.model.limits import Limit
 from tokenvault.model.money import Money
+from tokenvault.model.pan import Card
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.stores.port import TokenStore
+from tokenvault.stores.port import METHODS, TokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.testing.faults import FAIL, LOSE, Fault, FaultSchedule, FaultyKeyStore, FaultyTokenStore
 from tokenvault.testing.vault_model import (
@@ -55,9 +53,9 @@ from tokenvault.testing.vault_model import (
     ModelToken,
     Shown,
     State,
-    amount_of,
-    exceeded,
-    use_id,
+    Step,
+    a_use,
+    refused,
 )
 from tokenvault.vault.blocking import Vault, provision
 
@@ -68,7 +66,7 @@ _START_MS: Final = 1_780_000_000_000
 _HOUR_MS: Final = 3_600_000
 _PANS: Final = ("4111111111111111", "5555555555554444", "378282246310005")
 _STATES_MAX: Final = 64
-_AMOUNTS: Final = (0, 50, 50, 50, 100, 120)
+_USES: Final = ("tx-0-of-0", "tx-1-of-50", "tx-2-of-50", "tx-3-of-50", "tx-4-of-100", "tx-5-of-120")
 _DOMAINS: Final = tuple(
     Domain(limits=limits)
     for limits in (
@@ -80,35 +78,49 @@ _DOMAINS: Final = tuple(
     )
 )
 
+# Calls that may fail.
+_STORE: Final = frozenset(METHODS)
+_WRITES: Final = frozenset({"insert", "replace", "append"})
+_KEYS: Final = frozenset({"versions", "cipher", "signer", "encrypt_blocks"})
+
 
 @attrs.frozen
-class _Faults:
-    """What comes between a vault and its store, the writes among it, and its keys during one step."""
+class _Turn:
+    """Which vault is called, about which token, and what comes between it and its store and keys.
 
-    store: list[Fault | None] = attrs.field(factory=list)
-    writes: list[Fault | None] = attrs.field(factory=list)
-    keys: list[Fault | None] = attrs.field(factory=list)
+    Attributes:
+        vault: index of the vault.
+        place: where the token stands among those that were issued, in a wide range.
+        faults: gives the schedule that one call of the vault meets.
+    """
+
+    vault: int
+    place: int = 0
+    faults: Callable[[], FaultSchedule] = FaultSchedule
+
+
+def _schedules(
+    faults: st.SearchStrategy[list[Fault | None]], calls: frozenset[str] | None
+) -> st.SearchStrategy[Callable[[], FaultSchedule]]:
+    return faults.map(lambda drawn: functools.partial(FaultSchedule, drawn, calls=calls))
 
 
 _some = st.lists(st.sampled_from([None, None, FAIL, LOSE]), max_size=5)
-_faults = st.one_of(
-    st.just(_Faults()),
-    st.builds(_Faults, store=_some),
-    st.builds(_Faults, writes=_some),
-    st.builds(_Faults, keys=st.sampled_from([0, 1, 2, 3, 5, 8]).map(lambda made: [*[None] * made, FAIL])),
-    st.builds(_Faults, store=_some, writes=_some, keys=_some),
+_turns = st.builds(
+    _Turn,
+    vault=st.integers(0, VAULTS - 1),
+    place=st.integers(0, 10**6),
+    faults=st.one_of(
+        st.just(FaultSchedule),
+        _schedules(_some, _STORE),
+        _schedules(_some, _WRITES),
+        _schedules(st.sampled_from([0, 1, 2, 3, 5, 8]).map(lambda made: [*[None] * made, FAIL]), _KEYS),
+        _schedules(_some, None),
+    ),
 )
-_vaults = st.integers(0, VAULTS - 1)
-_places = st.integers(0, 10**6)
 _pans = st.sampled_from(_PANS)
 _domains = st.sampled_from(_DOMAINS)
-_actors = st.sampled_from([Actor.ISSUER, Actor.CARDHOLDER])
-_transactions = st.builds(
-    Transaction,
-    id=st.sampled_from([use_id(number, amount) for number, amount in enumerate(_AMOUNTS)]),
-    requestor=st.just(REQUESTOR.id),
-    merchant=st.sampled_from(["M-1", "M-1", "M-1", "M-2"]),  # the same id with another content is refused
-).map(lambda use: attrs.evolve(use, amount=Money(amount_of(use.id), "EUR")))
+_uses = st.builds(a_use, st.sampled_from(_USES), st.sampled_from(["M-1", "M-1", "M-1", "M-2"]))
 
 
 class FaultyVaultMachine(RuleBasedStateMachine):
@@ -131,8 +143,7 @@ class FaultyVaultMachine(RuleBasedStateMachine):
         self.keys = self.open_keys()
         provision(self.keys, self.store)
         self.clock = ManualClock(_START_MS)
-        self.store_faults, self.key_faults = FaultSchedule(), FaultSchedule()
-        self.write_faults = FaultSchedule(calls={"insert", "replace", "append"})
+        self.faults = FaultSchedule()
         self.vaults = [self._open() for _ in range(VAULTS)]
         self.witness = self._over(self.keys, self.store)  # meets no fault
         self.tokens: dict[str, ModelToken] = {}
@@ -141,75 +152,74 @@ class FaultyVaultMachine(RuleBasedStateMachine):
         return Vault(keys, store, programs=PROGRAMS.values(), requestors=[REQUESTOR], clock=self.clock)
 
     def _open(self) -> Vault:
-        return self._over(
-            FaultyKeyStore(self.keys, self.key_faults), FaultyTokenStore(self.store, self._store_plan)
-        )
+        def plan(call: str) -> Fault | None:
+            return self.faults(call)
 
-    def _store_plan(self, call: str) -> Fault | None:
-        return self.store_faults(call) or self.write_faults(call)
-
-    def _set(self, faults: _Faults) -> None:
-        self.store_faults.set(faults.store)
-        self.write_faults.set(faults.writes)
-        self.key_faults.set(faults.keys)
+        return self._over(FaultyKeyStore(self.keys, plan), FaultyTokenStore(self.store, plan))
 
     def teardown(self) -> None:
         self.store.close()
 
-    def _under(self, faults: _Faults, call: Callable[[], T]) -> T | Answer:
-        """What a call answers, or what its error says; UNKNOWN where a fault met it."""
-        self._set(faults)
+    def _under(self, turn: _Turn, call: Callable[[Vault], T]) -> T | Answer:
+        """What a vault answers, or what its error says; UNKNOWN where a fault met it."""
+        self.faults = turn.faults()
         try:
-            return call()
-        except DomainRestrictionError as refused:
-            return frozenset(violation.code for violation in refused.violations)
+            return call(self.vaults[turn.vault])
+        except DomainRestrictionError as refusal:
+            return _codes(refusal)
         except TokenStoreError:
-            assert self.store_faults.failures + self.write_faults.failures, "the store met no fault"
+            assert self._failed() & _STORE, "the store met no fault"
             return UNKNOWN
         except KeyStoreError:
-            assert self.key_faults.failures, "the key store met no fault"
+            assert self._failed() - _STORE, "the key store met no fault"
             return UNKNOWN
         except TokenVaultError as error:
             return type(error)
         finally:
-            self._set(_Faults())
+            self.faults = FaultSchedule()
 
-    def _shown(self, faults: _Faults, call: Callable[[], TokenInfo]) -> Answer:
-        answer = self._under(faults, call)
-        return Shown.of(answer) if isinstance(answer, TokenInfo) else answer
-
-    def _pick(self, place: int) -> ModelToken:
-        """A token, more often than not one of the latest."""
-        tokens = list(self.tokens.values())
-        return tokens[-3:][place // 3 % min(3, len(tokens))] if place % 3 else tokens[place % len(tokens)]
-
-    def _any(self) -> bool:
-        return bool(self.tokens)
+    def _failed(self) -> set[str]:
+        return {call for call, fault in self.faults.made if fault.failure}
 
     def _learn(
-        self, token: ModelToken, step: Callable[[State], tuple[Answer, State]], answer: Answer
-    ) -> None:
-        token.learn(step, answer)
+        self,
+        turn: _Turn,
+        method: Callable[..., TokenInfo | Card | Decision],
+        step: Callable[..., tuple[Answer, State]],
+        **given: Any,
+    ) -> Answer:
+        """Call a method of a vault about a token, and keep the states whose step gives the same answer."""
+        token = self._pick(turn)
+        answer = self._under(turn, lambda vault: method(vault, token.token, **given))
+        if isinstance(answer, TokenInfo):
+            answer = Shown.of(answer)
+        elif isinstance(answer, Card):
+            answer = answer.pan.reveal()
+        elif isinstance(answer, Decision):
+            answer = _codes(answer)
+        token.learn(functools.partial(step, **given), answer)
         if len(token.states) > _STATES_MAX:
             self._resolve(token)
+        return answer
 
     def _resolve(self, token: ModelToken) -> None:
-        shown = Shown.of(self.witness.get(token.token))
-        token.learn(State.looked_at, shown)
+        token.learn(State.looked_at, Shown.of(self.witness.get(token.token)))
+
+    def _pick(self, turn: _Turn) -> ModelToken:
+        """A token, more often than not one of the latest."""
+        tokens, place = list(self.tokens.values()), turn.place
+        return tokens[-3:][place // 3 % min(3, len(tokens))] if place % 3 else tokens[place % len(tokens)]
 
     # Issue
 
     @initialize()
     def begin(self) -> None:
-        self.issue(0, _PANS[0], "limited", _DOMAINS[0], _Faults())
+        self.issue(_Turn(0), _PANS[0], "limited", _DOMAINS[0])
 
-    @rule(
-        vault=_vaults, pan=_pans, program=st.sampled_from(sorted(PROGRAMS)), domain=_domains, faults=_faults
-    )
-    def issue(self, vault: int, pan: str, program: str, domain: Domain, faults: _Faults) -> None:
+    @rule(turn=_turns, pan=_pans, program=st.sampled_from(sorted(PROGRAMS)), domain=_domains)
+    def issue(self, turn: _Turn, pan: str, program: str, domain: Domain) -> None:
         answer = self._under(
-            faults,
-            lambda: self.vaults[vault].issue(pan, requestor=REQUESTOR.id, program=program, domain=domain),
+            turn, lambda vault: vault.issue(pan, requestor=REQUESTOR.id, program=program, domain=domain)
         )
 
         def stands(state: State) -> bool:
@@ -225,7 +235,7 @@ class FaultyVaultMachine(RuleBasedStateMachine):
                     assert len(self.tokens) == len(others), "one call issued two tokens"
                     self._issued(self.witness.get(row.token), State(program, pan, domain))
         elif answer is InvalidInputError:
-            assert any(token.may(lambda state: stands(state) and not same(state)) for token in others)
+            assert any(stands(state) and not same(state) for token in others for state in token.states)
         else:
             assert isinstance(answer, TokenInfo), answer
             if answer.token in self.tokens:
@@ -243,88 +253,64 @@ class FaultyVaultMachine(RuleBasedStateMachine):
 
     # Use
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, transaction=_transactions, faults=_faults)
-    def detokenize(self, vault: int, place: int, transaction: Transaction, faults: _Faults) -> None:
-        self._detokenize(vault, self._pick(place), transaction, faults)
+    @rule(turn=_turns, transaction=_uses)
+    def check(self, turn: _Turn, transaction: Transaction) -> None:
+        step = functools.partial(State.checked, now_ms=self.clock.now_ms())
+        self._learn(turn, Vault.check, step, transaction=transaction)
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, transaction=_transactions, faults=_faults)
-    def detokenize_until_answered(
-        self, vault: int, place: int, transaction: Transaction, faults: _Faults
-    ) -> None:
-        """A caller whose answer was lost presents the transaction again, to another vault."""
-        token = self._pick(place)
-        self._detokenize(vault, token, transaction, faults)
-        self._detokenize((vault + 1) % VAULTS, token, transaction, _Faults())
-
-    def _detokenize(self, vault: int, token: ModelToken, transaction: Transaction, faults: _Faults) -> None:
-        def digits() -> str:
-            return self.vaults[vault].detokenize(token.token, transaction).pan.reveal()
-
-        card = self._under(faults, digits)
-        now_ms = self.clock.now_ms()
-        self._learn(token, lambda state: state.detokenized(transaction, now_ms), card)
+    @rule(turn=_turns, transaction=_uses)
+    def detokenize(self, turn: _Turn, transaction: Transaction) -> None:
+        step = functools.partial(State.detokenized, now_ms=self.clock.now_ms())
+        card = self._learn(turn, Vault.detokenize, step, transaction=transaction)
         if card == UNKNOWN:
-            token.lost[transaction.id] += 1
+            self._pick(turn).lost[transaction.id] += 1
         elif isinstance(card, str):
-            token.given[transaction.id] += 1
+            self._pick(turn).given[transaction.id] += 1
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, transaction=_transactions, faults=_faults)
-    def check(self, vault: int, place: int, transaction: Transaction, faults: _Faults) -> None:
-        token = self._pick(place)
-
-        def codes() -> frozenset[str]:
-            decision = self.vaults[vault].check(token.token, transaction)
-            return frozenset(violation.code for violation in decision.violations)
-
-        now_ms = self.clock.now_ms()
-        self._learn(token, lambda state: state.checked(transaction, now_ms), self._under(faults, codes))
+    @rule(turn=_turns, transaction=_uses)
+    def detokenize_until_answered(self, turn: _Turn, transaction: Transaction) -> None:
+        """A caller whose answer was lost presents the transaction again, to another vault."""
+        self.detokenize(turn, transaction)
+        self.detokenize(_Turn((turn.vault + 1) % VAULTS, turn.place), transaction)
 
     # Life
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, by=_actors, faults=_faults)
-    def suspend(self, vault: int, place: int, by: Actor, faults: _Faults) -> None:
-        token = self._pick(place)
-        answer = self._shown(faults, lambda: self.vaults[vault].suspend(token.token, by=by))
-        self._learn(token, lambda state: state.suspended(by), answer)
+    @rule(turn=_turns, by=st.sampled_from([Actor.ISSUER, Actor.CARDHOLDER]))
+    def suspend(self, turn: _Turn, by: Actor) -> None:
+        self._learn(turn, Vault.suspend, State.suspended, by=by)
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, faults=_faults)
-    def resume(self, vault: int, place: int, faults: _Faults) -> None:
-        token = self._pick(place)
-        for by in token.suspenders() or [Actor.ISSUER]:
-            answer = self._shown(faults, functools.partial(self.vaults[vault].resume, token.token, by=by))
-            self._learn(token, functools.partial(State.resumed, by=by), answer)
+    @rule(turn=_turns)
+    def resume(self, turn: _Turn) -> None:
+        for by in self._pick(turn).suspenders() or [Actor.ISSUER]:
+            self._learn(turn, Vault.resume, State.resumed, by=by)
 
     @precondition(lambda self: len(self.tokens) > 2)
-    @rule(vault=_vaults, place=_places, faults=_faults)
-    def delete(self, vault: int, place: int, faults: _Faults) -> None:
-        token = self._pick(place)
-        self._learn(token, State.deleted, self._shown(faults, lambda: self.vaults[vault].delete(token.token)))
+    @rule(turn=_turns)
+    def delete(self, turn: _Turn) -> None:
+        self._learn(turn, Vault.delete, State.deleted)
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, domain=_domains, faults=_faults)
-    def update_domain(self, vault: int, place: int, domain: Domain, faults: _Faults) -> None:
-        token = self._pick(place)
-        answer = self._shown(faults, lambda: self.vaults[vault].update_domain(token.token, domain))
-        self._learn(token, lambda state: state.restricted(domain), answer)
+    @rule(turn=_turns, domain=_domains)
+    def update_domain(self, turn: _Turn, domain: Domain) -> None:
+        self._learn(turn, Vault.update_domain, State.restricted, domain=domain)
 
-    @rule(vault=_vaults, pan=_pans, new_pan=_pans, faults=_faults)
-    def update_card(self, vault: int, pan: str, new_pan: str, faults: _Faults) -> None:
-        answer = self._under(faults, lambda: self.vaults[vault].update_card(pan, new_pan=new_pan))
-        self._learn_all(answer, lambda state: state.renewed(pan, new_pan))
+    @rule(turn=_turns, by_reference=st.booleans())
+    def get(self, turn: _Turn, by_reference: bool) -> None:
+        def get(vault: Vault, token: str) -> TokenInfo:
+            return vault.get(self.tokens[token].reference if by_reference else token)
 
-    @rule(vault=_vaults, pan=_pans, faults=_faults)
-    def tokens_of(self, vault: int, pan: str, faults: _Faults) -> None:
-        answer = self._under(faults, lambda: self.vaults[vault].tokens_of(pan))
-        self._learn_all(answer, lambda state: state.listed(pan))
+        self._learn(turn, get, State.looked_at)
 
-    def _learn_all(
-        self, answer: list[TokenInfo] | Answer, step: Callable[[State], tuple[Answer | None, State]]
-    ) -> None:
+    @rule(turn=_turns, pan=_pans, new_pan=_pans)
+    def update_card(self, turn: _Turn, pan: str, new_pan: str) -> None:
+        answer = self._under(turn, lambda vault: vault.update_card(pan, new_pan=new_pan))
+        self._learn_all(answer, functools.partial(State.renewed, pan=pan, new_pan=new_pan))
+
+    @rule(turn=_turns, pan=_pans)
+    def tokens_of(self, turn: _Turn, pan: str) -> None:
+        answer = self._under(turn, lambda vault: vault.tokens_of(pan))
+        self._learn_all(answer, functools.partial(State.listed, pan=pan))
+
+    def _learn_all(self, answer: list[TokenInfo] | Answer, step: Step) -> None:
         """From a call about all tokens of a card; those of others are not named."""
         if isinstance(answer, list):
             named = {info.token: Shown.of(info) for info in answer}
@@ -335,23 +321,16 @@ class FaultyVaultMachine(RuleBasedStateMachine):
         for token in self.tokens.values():
             token.learn(step, UNKNOWN if answer == UNKNOWN else named.get(token.token))
 
-    @precondition(_any)
-    @rule(vault=_vaults, place=_places, faults=_faults, by_reference=st.booleans())
-    def get(self, vault: int, place: int, faults: _Faults, by_reference: bool) -> None:
-        token = self._pick(place)
-        name = token.reference if by_reference else token.token
-        self._learn(token, State.looked_at, self._shown(faults, lambda: self.vaults[vault].get(name)))
-
     @rule(milliseconds=st.sampled_from([1_000, _HOUR_MS // 2, _HOUR_MS]))
     def time_passes(self, milliseconds: int) -> None:
         self.clock.advance(milliseconds)
 
-    @rule(vault=_vaults, faults=_faults)
-    def open_again(self, vault: int, faults: _Faults) -> None:
+    @rule(turn=_turns)
+    def open_again(self, turn: _Turn) -> None:
         """A vault that opens is another instance from then on; one that does not leaves the former."""
-        opened = self._under(faults, self._open)
+        opened = self._under(turn, lambda _: self._open())
         if isinstance(opened, Vault):
-            self.vaults[vault] = opened
+            self.vaults[turn.vault] = opened
         else:
             assert opened == UNKNOWN
 
@@ -390,10 +369,14 @@ class FaultyVaultMachine(RuleBasedStateMachine):
                 assert given <= noted.count(name) <= given + token.lost[name], name
             assert any(event.action is Action.ISSUE for event in done), "a record without its event"
             (program,) = {state.program for state in token.states}
-            assert not exceeded(program, [(event.transaction_id or "", event.time_ms) for event in uses])
+            assert not refused(program, [(event.transaction_id or "", event.time_ms) for event in uses])
 
     @invariant()
     def the_events_of_each_vault_count_without_hole(self) -> None:
         for stream in self.store.streams():
             numbers = [row.number for row in self.store.events(stream=stream)]
             assert numbers == list(range(1, len(numbers) + 1))
+
+
+def _codes(refusal: DomainRestrictionError | Decision) -> frozenset[str]:
+    return frozenset(violation.code for violation in refusal.violations)

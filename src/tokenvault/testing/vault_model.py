@@ -7,7 +7,7 @@ leaves both. Written from the documentation alone: sums over lists, where the li
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
 
@@ -135,39 +135,40 @@ class State:
         if not self._limits() or self._known(transaction) is not None:
             return self.pan, self
         use = Use(transaction, now_ms, frozenset(map(_counter, self._limits())))
-        return self.pan, self._changed(used=(*self.used, use))
+        return self.pan, self._changed(used=(*self.used, use))[1]
 
     def suspended(self, by: Actor) -> tuple[Answer, State]:
         if not self.live:
             return LifecycleError, self
-        return _told(self._changed(status=TokenStatus.SUSPENDED, suspended_by=self.suspended_by | {by}))
+        return self._changed(status=TokenStatus.SUSPENDED, suspended_by=self.suspended_by | {by})
 
     def resumed(self, by: Actor) -> tuple[Answer, State]:
         if by not in self.suspended_by:
             return LifecycleError, self
         left = self.suspended_by - {by}
         status = TokenStatus.SUSPENDED if left else TokenStatus.ACTIVE
-        return _told(self._changed(status=status, suspended_by=left))
+        return self._changed(status=status, suspended_by=left)
 
     def deleted(self) -> tuple[Answer, State]:
         if not self.live:
             return LifecycleError, self
-        return _told(self._changed(status=TokenStatus.DELETED, suspended_by=frozenset()))
+        return self._changed(status=TokenStatus.DELETED, suspended_by=frozenset())
 
     def restricted(self, domain: Domain) -> tuple[Answer, State]:
-        return _told(self._changed(domain=domain)) if self.live else (LifecycleError, self)
+        return self._changed(domain=domain) if self.live else (LifecycleError, self)
 
     def renewed(self, pan: str, new_pan: str) -> tuple[Answer | None, State]:
         """None for a token of another card, which a card update does not name."""
         if not self.live or self.pan != pan:
             return None, self
-        return _told(self._changed(pan=new_pan))
+        return self._changed(pan=new_pan)
 
     def listed(self, pan: str) -> tuple[Answer | None, State]:
         return (self.shown if self.live and self.pan == pan else None), self
 
-    def _changed(self, **changes: object) -> State:
-        return attrs.evolve(self, revision=self.revision + 1, **changes)  # type: ignore[arg-type] # fields of State
+    def _changed(self, **changes: object) -> tuple[Answer, State]:
+        state = attrs.evolve(self, revision=self.revision + 1, **changes)  # type: ignore[arg-type] # fields of State
+        return state.shown, state
 
 
 Step = Callable[[State], tuple[Answer | None, State]]
@@ -199,44 +200,36 @@ class ModelToken:
         """Who may have suspended it."""
         return [by for by in Actor if any(by in state.suspended_by for state in self.states)]
 
-    def may(self, holds: Callable[[State], bool]) -> bool:
-        return any(map(holds, self.states))
-
     def keep(self, holds: Callable[[State], bool]) -> None:
         self.states = {state for state in self.states if holds(state)}
         assert self.states, "no state of the token allows this answer"
 
 
-def use_id(number: int, amount: int) -> str:
-    """The id of a transaction that says how much it is of, in minor units: events keep ids, not amounts."""
-    return f"tx-{number}-of-{amount}"
+def a_use(transaction_id: str, merchant: str = "M-1") -> Transaction:
+    """The transaction of an id, which says how much it is of: events keep ids, not amounts.
+
+    Args:
+        transaction_id: it ends in "-" and the amount in minor units.
+        merchant: the same id with another one is another transaction, and is refused.
+    """
+    amount = Money(int(transaction_id.rpartition("-")[2]), "EUR")
+    return Transaction(id=transaction_id, requestor=REQUESTOR.id, merchant=merchant, amount=amount)
 
 
-def amount_of(transaction_id: str) -> int:
-    """Minor units, of an id that `use_id` made."""
-    return int(transaction_id.rpartition("-")[2])
+def refused(program: str, uses: Iterable[tuple[str, int]]) -> frozenset[str]:
+    """The codes by which a program forbids the first of these uses that it forbids; none where all may be.
 
-
-def exceeded(program: str, uses: Collection[tuple[str, int]]) -> list[Limit]:
-    """The limits of a program that these uses, by id and time in milliseconds, exceed in any window."""
-    first: dict[str, int] = {}
-    for name, time_ms in uses:  # a retry does not count again
-        first.setdefault(name, time_ms)
-    found = []
-    for limit in PROGRAMS[program].domain.limits:
-        seconds = _counter(limit)[1]
-        counted: Counter[int] = Counter()
-        for name, time_ms in first.items():
-            window = time_ms // 1000 // seconds if seconds else 0
-            counted[window] += amount_of(name) if limit.amount else 1
-        most = limit.amount.amount if limit.amount else limit.uses or 0
-        if counted and max(counted.values()) > most:
-            found.append(limit)
-    return found
-
-
-def _told(state: State) -> tuple[Answer, State]:
-    return state.shown, state
+    Args:
+        program: name of the program.
+        uses: transaction id and time in milliseconds of each, in their order.
+    """
+    state = State(program, pan="", domain=Domain())
+    for transaction_id, time_ms in uses:
+        codes = state.codes(a_use(transaction_id), time_ms)
+        if codes:
+            return codes
+        _, state = state.detokenized(a_use(transaction_id), time_ms)
+    return frozenset()
 
 
 def _counter(limit: Limit) -> _Counter:

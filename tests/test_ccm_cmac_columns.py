@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenvault as tv
-from tests.counting import CountingCipher, FailingCipher
+from tests.ciphers import CountingCipher, FailingCipher
 from tests.test_ff1 import ANYTHING
 from tests.test_ff1_columns import ARRAYS
 from tokenvault.crypto import block_columns as _block_columns
