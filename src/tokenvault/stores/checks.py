@@ -39,8 +39,6 @@ from tokenvault.stores.port import (
 T = TypeVar("T")
 R = TypeVar("R", bound=Sequence[SealedRecord])
 
-INTEGER_MIN: Final = -(2**63)
-
 _TOKEN: Final = re.compile(f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}")
 _TOKEN_PREFIX: Final = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}")
 _REQUESTOR: Final = re.compile(f"[0-9]{{{REQUESTOR_DIGITS}}}")
@@ -191,11 +189,6 @@ def check_event_page(stream: bytes | None, reference: bytes | None, after: int, 
     check_limit(limit)
 
 
-def first_after(after: int) -> int:
-    """The least number that a row may have that is to be read."""
-    return after + 1 if after >= 0 else INTEGER_MIN
-
-
 def check_limit(limit: int) -> None:
     """How many rows to read."""
     if not _is_number(limit, 1, PAGE_MAX):
@@ -247,6 +240,11 @@ def sound_records(records: R) -> R:
     return records
 
 
+def sound_record_if_any(record: SealedRecord | None) -> SealedRecord | None:
+    """A record, or None."""
+    return None if record is None else sound_records([record])[0]
+
+
 def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
     """Events, each of the shape that was written."""
     if not all(map(event_fits, events)):
@@ -271,6 +269,11 @@ def sound_value(value: bytes) -> bytes:
     if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise IntegrityError("a stored named value is not the byte string that was written")
     return value
+
+
+def sound_value_if_any(value: bytes | None) -> bytes | None:
+    """A named value, or None."""
+    return None if value is None else sound_value(value)
 
 
 def sound_streams(streams: list[bytes]) -> list[bytes]:

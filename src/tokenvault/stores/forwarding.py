@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import Workers
-from tokenvault.stores.errors import CLOSED
+from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.port import METHODS, AsyncTokenStore, TokenStore
 
 THREADS: Final = 4

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.errors import CLOSED
+from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.sqlite.file import Connection
 
 CONNECTIONS_MAX: Final = 16
