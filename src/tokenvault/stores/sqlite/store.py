@@ -152,7 +152,7 @@ class SqliteTokenStore(TokenStoreBase):
     def _provision(self) -> None:
         self._file.create()
         pool = self._pool_here()
-        connection = pool.take_new(self._file.open_unchecked)
+        connection = pool.take(self._file.open_unchecked)
         try:
             self._file.create_schema(connection)
         finally:
@@ -160,7 +160,7 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _check_schema(self) -> None:
         pool = self._pool_here()
-        pool.discard(pool.take_new(self._file.open))
+        pool.discard(pool.take(self._file.open))
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         rows: list[Any] = []
