@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_type_hints
 
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
@@ -39,6 +39,8 @@ from tokenvault.stores.port import (
 T = TypeVar("T")
 R = TypeVar("R", bound=Sequence[SealedRecord])
 
+_RECORD_TYPES: Final = (*get_type_hints(SealedRecord).values(),)
+_EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)
 _TOKEN: Final = re.compile(f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}")
 _TOKEN_PREFIX: Final = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}")
 _REQUESTOR: Final = re.compile(f"[0-9]{{{REQUESTOR_DIGITS}}}")
@@ -66,15 +68,16 @@ def record_fits(record: SealedRecord) -> bool:
     """Whether each field has the type and shape that SealedRecord states."""
     return (
         type(record) is SealedRecord
-        and _is_text(record.token, _TOKEN)
-        and _is_bytes(record.reference, REFERENCE_BYTES)
-        and _is_bytes(record.pan_fingerprint, PAN_FINGERPRINT_BYTES)
-        and _is_text(record.requestor, _REQUESTOR)
-        and _is_text(record.program, _PROGRAM)
-        and _is_number(record.revision, 1)
-        and _is_number(record.key_version, 1)
-        and _is_bytes_up_to(record.body, BODY_BYTES_MAX)
-        and _is_bytes(record.seal, SEAL_BYTES)
+        and (*map(type, record),) == _RECORD_TYPES
+        and _TOKEN.fullmatch(record.token) is not None
+        and len(record.reference) == REFERENCE_BYTES
+        and len(record.pan_fingerprint) == PAN_FINGERPRINT_BYTES
+        and _REQUESTOR.fullmatch(record.requestor) is not None
+        and _PROGRAM.fullmatch(record.program) is not None
+        and 1 <= record.revision <= INTEGER_MAX
+        and 1 <= record.key_version <= INTEGER_MAX
+        and len(record.body) <= BODY_BYTES_MAX
+        and len(record.seal) == SEAL_BYTES
     )
 
 
@@ -87,11 +90,12 @@ def event_fits(event: SealedEvent) -> bool:
     """Whether each field has the type and shape that SealedEvent states."""
     return (
         type(event) is SealedEvent
-        and _is_bytes(event.stream, STREAM_BYTES)
-        and _is_number(event.number, 1)
-        and (_is_bytes(event.reference, REFERENCE_BYTES) or _is_bytes(event.reference, 0))
-        and _is_bytes_up_to(event.body, EVENT_BODY_BYTES_MAX)
-        and _is_bytes(event.mac, MAC_BYTES)
+        and (*map(type, event),) == _EVENT_TYPES
+        and len(event.stream) == STREAM_BYTES
+        and 1 <= event.number <= INTEGER_MAX
+        and len(event.reference) in (0, REFERENCE_BYTES)
+        and len(event.body) <= EVENT_BODY_BYTES_MAX
+        and len(event.mac) == MAC_BYTES
     )
 
 

@@ -39,6 +39,7 @@ class Pool:
         self._changed = threading.Condition(self._lock)
         self._idle: list[Connection] = []  # the last one given back goes first: its page cache is warm
         self._open_count = 0
+        self._waiting = 0  # threads, for a change
         self._holding = False
         self._closed = False
 
@@ -50,7 +51,8 @@ class Pool:
         """
         with self._lock:
             if not self._idle:  # as always while the pool is closed or on hold
-                if not self._changed.wait_for(self._can_take, self._wait_seconds_max):
+                self._wait(self._can_take, self._wait_seconds_max)
+                if not self._can_take():
                     raise TokenStoreError(_STALLED)
                 if self._closed:
                     raise TokenStoreError(CLOSED)
@@ -96,7 +98,7 @@ class Pool:
         with self._lock:
             self._holding = True
             self._attend()
-            self._changed.wait_for(lambda: not self._open_count, seconds_max)
+            self._wait(lambda: not self._open_count, seconds_max)
 
     def release(self) -> None:
         """End `hold`."""
@@ -108,6 +110,14 @@ class Pool:
     def open_count(self) -> int:
         """Connections open now, in use or idle. Without the lock: in a forked child it may be held for good."""
         return self._open_count
+
+    def _wait(self, condition: Callable[[], bool], seconds_max: float) -> None:
+        """Wait until a condition holds, but not for longer."""
+        self._waiting += 1
+        try:
+            self._changed.wait_for(condition, seconds_max)
+        finally:
+            self._waiting -= 1
 
     def _can_take(self) -> bool:
         free = self._idle or self._open_count < CONNECTIONS_MAX
@@ -123,4 +133,5 @@ class Pool:
         while self._idle and (self._closed or self._holding):
             self._open_count -= 1
             self._idle.pop().close()
-        self._changed.notify_all()
+        if self._waiting:
+            self._changed.notify_all()
