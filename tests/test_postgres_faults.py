@@ -556,13 +556,13 @@ def test_look_ups_use_their_index(
     token, sixteen = a_record(1).token, b"a" * 16
     none = (None, None, "", 10)
 
-    def plan(statement: Statement[Any], *values: object) -> str:
+    def plan(statement: Statement, *values: object) -> str:
         explain = b"EXPLAIN " + in_schema(statement.sql, tables)
         values_and_kinds = statement.packed(values), statement.types, statement.formats
         lines = connection.pgconn.exec_params(explain, *values_and_kinds)
         return "\n".join(str(lines.get_value(line, 0)) for line in range(lines.ntuples))
 
-    expected: list[tuple[str, Statement[Any], tuple[object, ...]]] = [
+    expected: list[tuple[str, Statement, tuple[object, ...]]] = [
         ("tokens_pkey", sql.GET_ONE, (token,)),
         ("tokens_pkey", sql.SCAN, (token, 10)),
         ("tokens_pkey", sql.SCAN_KEY_VERSION, (token, 10, 1)),

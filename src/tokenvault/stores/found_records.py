@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from itertools import starmap
 from typing import Final, TypeAlias
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.stores.new_records import Bytes, ColumnarRecords, split
+from tokenvault.stores.new_records import Bytes, ColumnarRecords, joined, split
 from tokenvault.stores.port import (
     BODY_BYTES_MAX,
     PAN_FINGERPRINT_BYTES,
@@ -30,6 +31,7 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 _ASCII_MAX: Final = 0x7F
 
 
+@attrs.frozen(eq=False, repr=False)
 class RecordColumns(ColumnarRecords):
     """Records that have equally long tokens, requestors, programs and bodies; equal to a list of the same records.
 
@@ -39,45 +41,29 @@ class RecordColumns(ColumnarRecords):
         revisions, key_versions: arrays of shape (records,) and dtype int64.
     """
 
-    __slots__ = (
-        "bodies",
-        "key_versions",
-        "pan_fingerprints",
-        "programs",
-        "references",
-        "requestors",
-        "revisions",
-        "seals",
-        "tokens",
-    )  # fmt: skip
-
-    def __init__(
-        self, tokens: Bytes, references: Bytes, pan_fingerprints: Bytes, requestors: Bytes, programs: Bytes,
-        revisions: Integers, key_versions: Integers, bodies: Bytes, seals: Bytes,
-    ) -> None:  # fmt: skip
-        self.tokens: Final = tokens
-        self.references: Final = references
-        self.pan_fingerprints: Final = pan_fingerprints
-        self.requestors: Final = requestors
-        self.programs: Final = programs
-        self.revisions: Final = revisions
-        self.key_versions: Final = key_versions
-        self.bodies: Final = bodies
-        self.seals: Final = seals
+    tokens: Bytes
+    references: Bytes
+    pan_fingerprints: Bytes
+    requestors: Bytes
+    programs: Bytes
+    revisions: Integers
+    key_versions: Integers
+    bodies: Bytes
+    seals: Bytes
 
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
         """The columns of records, at least one; each field is equally long in all of them."""
         return cls(
             tokens=_texts([record.token for record in records]),
-            references=_column([record.reference for record in records]),
-            pan_fingerprints=_column([record.pan_fingerprint for record in records]),
+            references=joined([record.reference for record in records]),
+            pan_fingerprints=joined([record.pan_fingerprint for record in records]),
             requestors=_texts([record.requestor for record in records]),
             programs=_texts([record.program for record in records]),
             revisions=np.array([record.revision for record in records], np.int64),
             key_versions=np.array([record.key_version for record in records], np.int64),
-            bodies=_column([record.body for record in records]),
-            seals=_column([record.seal for record in records]),
+            bodies=joined([record.body for record in records]),
+            seals=joined([record.seal for record in records]),
         )
 
     def fit(self) -> bool:
@@ -94,20 +80,6 @@ class RecordColumns(ColumnarRecords):
             and _are_digits(self.requestors)
             and bool((self.programs <= _ASCII_MAX).all())
             and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
-        )
-
-    def take(self, rows: npt.NDArray[np.intp]) -> RecordColumns:
-        """The records of some rows, in the order given."""
-        return RecordColumns(
-            tokens=self.tokens[rows],
-            references=self.references[rows],
-            pan_fingerprints=self.pan_fingerprints[rows],
-            requestors=self.requestors[rows],
-            programs=self.programs[rows],
-            revisions=self.revisions[rows],
-            key_versions=self.key_versions[rows],
-            bodies=self.bodies[rows],
-            seals=self.seals[rows],
         )
 
     def token_texts(self) -> list[str]:
@@ -135,17 +107,8 @@ class RecordColumns(ColumnarRecords):
         )
 
     def _row(self, index: int) -> SealedRecord:
-        return SealedRecord(
-            token=self.tokens[index].tobytes().decode("ascii"),
-            reference=self.references[index].tobytes(),
-            pan_fingerprint=self.pan_fingerprints[index].tobytes(),
-            requestor=self.requestors[index].tobytes().decode("ascii"),
-            program=self.programs[index].tobytes().decode("ascii"),
-            revision=int(self.revisions[index]),
-            key_version=int(self.key_versions[index]),
-            body=self.bodies[index].tobytes(),
-            seal=self.seals[index].tobytes(),
-        )
+        (row,) = RecordColumns(*(column[[index]] for column in attrs.astuple(self, recurse=False)))
+        return row
 
     def __eq__(self, other: object) -> bool:
         return list(self) == (list(other) if isinstance(other, RecordColumns) else other)
@@ -158,13 +121,9 @@ def _are_digits(column: Bytes) -> bool:
 
 
 def _texts(values: Sequence[str]) -> Bytes:
-    return np.frombuffer("".join(values).encode("ascii"), np.uint8).reshape(len(values), len(values[0]))
-
-
-def _column(values: Sequence[bytes]) -> Bytes:
-    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), len(values[0]))
+    return joined([value.encode("ascii") for value in values])
 
 
 def _split_texts(column: Bytes) -> list[str]:
-    joined, width = column.tobytes().decode("ascii"), column.shape[1]
-    return [joined[start : start + width] for start in range(0, len(joined), width)]
+    text, width = column.tobytes().decode("ascii"), column.shape[1]
+    return [text[start : start + width] for start in range(0, len(text), width)]

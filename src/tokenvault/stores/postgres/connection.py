@@ -44,8 +44,8 @@ class Connection(ABC):
         self.connection = connection
         self.opened = self.used = time.monotonic()
         self._schema: Final = schema
-        self._prepared: dict[Statement[Any], bytes] = {}  # their names
-        self._checked: set[Statement[Any]] = set()  # a prepared statement keeps its types
+        self._prepared: dict[Statement, bytes] = {}  # their names
+        self._checked: set[Statement] = set()  # a prepared statement keeps its types
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         if hasattr(select, "poll"):
             poll = select.poll()
@@ -61,7 +61,7 @@ class Connection(ABC):
             failure = unconnected(error)
         raise failure
 
-    async def run(self, statement: Statement[Any], values: Sequence[bytes | None]) -> PGresult:
+    async def run(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
         """Run a statement, with values in binary format. Raises psycopg.Error, and IntegrityError."""
         pgconn = self.connection.pgconn
         name = self._prepared.get(statement)
