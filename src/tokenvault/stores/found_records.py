@@ -6,8 +6,7 @@ A `RecordColumns` is a sequence of `SealedRecord`, so anyone may iterate it; bat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import starmap
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 import numpy as np
@@ -54,17 +53,7 @@ class RecordColumns(ColumnarRecords):
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
         """The columns of records, at least one; each field is equally long in all of them."""
-        return cls(
-            tokens=_texts([record.token for record in records]),
-            references=joined([record.reference for record in records]),
-            pan_fingerprints=joined([record.pan_fingerprint for record in records]),
-            requestors=_texts([record.requestor for record in records]),
-            programs=_texts([record.program for record in records]),
-            revisions=np.array([record.revision for record in records], np.int64),
-            key_versions=np.array([record.key_version for record in records], np.int64),
-            bodies=joined([record.body for record in records]),
-            seals=joined([record.seal for record in records]),
-        )
+        return cls(*map(_column, zip(*records, strict=True)))
 
     def fit(self) -> bool:
         """Whether each field of each record has the shape that SealedRecord states."""
@@ -90,20 +79,17 @@ class RecordColumns(ColumnarRecords):
         return len(self.tokens)
 
     def __iter__(self) -> Iterator[SealedRecord]:
-        return starmap(
+        return map(
             SealedRecord,
-            zip(
-                _split_texts(self.tokens),
-                split(self.references),
-                split(self.pan_fingerprints),
-                _split_texts(self.requestors),
-                _split_texts(self.programs),
-                self.revisions.tolist(),
-                self.key_versions.tolist(),
-                split(self.bodies),
-                split(self.seals),
-                strict=True,
-            ),
+            _split_texts(self.tokens),
+            split(self.references),
+            split(self.pan_fingerprints),
+            _split_texts(self.requestors),
+            _split_texts(self.programs),
+            self.revisions.tolist(),
+            self.key_versions.tolist(),
+            split(self.bodies),
+            split(self.seals),
         )
 
     def _row(self, index: int) -> SealedRecord:
@@ -120,8 +106,11 @@ def _are_digits(column: Bytes) -> bool:
     return bool((column - np.uint8(ord("0")) < 10).all())
 
 
-def _texts(values: Sequence[str]) -> Bytes:
-    return joined([value.encode("ascii") for value in values])
+def _column(values: Sequence[Any]) -> npt.NDArray[Any]:
+    """The values of one field."""
+    if isinstance(values[0], int):
+        return np.array(values, np.int64)
+    return joined([value.encode("ascii") if isinstance(value, str) else value for value in values])
 
 
 def _split_texts(column: Bytes) -> list[str]:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 from psycopg import errors
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.found_records import Integers, RecordColumns
+from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import joined
 from tokenvault.stores.port import SealedRecord
 from tokenvault.stores.postgres.errors import UNREADABLE
@@ -111,21 +112,12 @@ def sound_result(results: Sequence[PGresult]) -> PGresult:
 
 def read_record_columns(result: PGresult) -> Sequence[SealedRecord]:
     """The records of a result; as columns, which a batch takes as they are, where all are equally long."""
-    found = dict(zip(RECORD, columns(result, len(RECORD)), strict=True))
-    if not all(len(set(map(len, column))) == 1 for column in found.values()):
+    found = columns(result, len(RECORD))
+    if not all(len(set(map(len, column))) == 1 for column in found):
         return list(map(SealedRecord._make, rows(result, tuple(RECORD.values()))))
-    return RecordColumns(
-        tokens=joined(found["token"]),
-        references=joined(found["reference"]),
-        pan_fingerprints=joined(found["pan_fingerprint"]),
-        requestors=joined(found["requestor"]),
-        programs=joined(found["program"]),
-        revisions=_integers(found["revision"]),
-        key_versions=_integers(found["key_version"]),
-        bodies=joined(found["body"]),
-        seals=joined(found["seal"]),
-    )
+    return RecordColumns(*map(_array, RECORD.values(), found))
 
 
-def _integers(column: Sequence[bytes]) -> Integers:
-    return joined(column).view(">i8").reshape(-1).astype(np.int64)
+def _array(kind: Kind, column: Sequence[bytes]) -> npt.NDArray[Any]:
+    array = joined(column)
+    return array.view(">i8").reshape(-1).astype(np.int64) if kind is INT8 else array
