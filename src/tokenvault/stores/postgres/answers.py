@@ -25,7 +25,7 @@ _LATE: Final = "no answer came in time"
 class Answers:
     """The answers on one connection, for one task at a time.
 
-    While the socket is registered, psycopg must not wait on it: `leave` comes before.
+    While the socket is registered, psycopg must not wait on it: its connection calls `leave` before.
     """
 
     __slots__ = ("_came", "_connection", "_loop", "_socket")
@@ -43,7 +43,6 @@ class Answers:
         """
         pgconn = self._connection.pgconn
         if pgconn.flush():  # more than the socket takes at once
-            self.leave()
             return await self._connection.wait(generators.execute(pgconn), timeout=ANSWER_SECONDS_MAX)
         results: list[PGresult] = []
         while True:

@@ -145,14 +145,15 @@ class LoopConnection(Connection):
     """A connection whose socket stays with an event loop.
 
     Attributes:
-        answers: what the server answers on it. Before psycopg itself waits, they leave the socket to it.
+        answers: what the server answers on it.
     """
 
     connection: psycopg.AsyncConnection
 
-    def __init__(self, connection: psycopg.AsyncConnection, schema: str) -> None:
+    def __init__(self, connection: _LoopPsycopg, schema: str) -> None:
         super().__init__(connection, schema)
         self.answers: Final = Answers(connection)
+        connection.answers = self.answers
 
     @classmethod
     async def _open(cls, conninfo: str, schema: str) -> Self:
@@ -163,7 +164,6 @@ class LoopConnection(Connection):
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
-        self.answers.leave()
         cursor = AsyncRawCursor(self.connection)
         await cursor.execute(in_schema(sql, self._schema))
         return [] if cursor.rownumber is None else await cursor.fetchall()
@@ -171,16 +171,11 @@ class LoopConnection(Connection):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """As in Connection."""
-        self.answers.leave()
         async with self.connection.transaction():
-            try:
-                yield
-            finally:
-                self.answers.leave()
+            yield
 
     async def copy(self, copy: Copy) -> None:
         """As in Connection."""
-        self.answers.leave()
         async with AsyncRawCursor(self.connection).copy(in_schema(copy.sql, self._schema)) as rows:
             await rows.write(copy.rows)
 
@@ -198,9 +193,13 @@ class _BlockingPsycopg(psycopg.Connection):
 
 
 class _LoopPsycopg(psycopg.AsyncConnection):
-    """Waits for an answer so long and no longer."""
+    """Waits for an answer so long and no longer, with the socket for itself."""
+
+    answers: Answers | None = None
 
     async def wait(
         self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None
     ) -> RV:
+        if self.answers is not None:
+            self.answers.leave()
         return await super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)

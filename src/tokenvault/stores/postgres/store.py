@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 import psycopg
 from psycopg.pq.abc import PGresult
 
-from tokenvault.stores.forks import hold_still_at_forks
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.postgres import sql
@@ -27,7 +27,7 @@ from tokenvault.stores.postgres.schema import check_version, provision
 from tokenvault.stores.postgres.statements import EVENT, RECORD, Statement, read_record_columns
 
 
-class _PostgresStore(Adapter):
+class _PostgresStore(Adapter, Forkable):
     """What both stores do."""
 
     _connection_type: ClassVar[type[Connection]]
@@ -38,14 +38,6 @@ class _PostgresStore(Adapter):
         self._pools: dict[int, Pool] = {}  # by process
         self._abandoned: list[Pool] = []
         hold_still_at_forks(self)
-
-    # Around a fork.
-
-    def before_fork(self, seconds_max: float) -> None:
-        """Nothing: calls under way go on in the parent."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing."""
 
     def after_fork_in_child(self) -> None:
         """Let go of the parent's connections."""
