@@ -121,9 +121,7 @@ def _postgres_store(name: str, url: str) -> Any:
     except ImportError:
         store = None
     if store is None:
-        raise ConfigurationError(
-            "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'payment-tokenvault[postgres]'"
-        )
+        raise ConfigurationError(_NO_PSYCOPG)
     return store(url)
 
 
@@ -135,6 +133,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_NO_PSYCOPG: Final = (
+    "a token store in PostgreSQL needs psycopg 3.3 or newer: pip install 'payment-tokenvault[postgres]'"
+)
 _SCHEMES: Final[dict[str, Callable[[str], TokenStore]]] = {
     "memory": _open_memory,
     "sqlite": _open_sqlite,

@@ -6,7 +6,6 @@ IntegrityError. Subclasses of str, bytes and int are refused, too: they could co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final, TypeVar, get_type_hints
 
@@ -41,15 +40,19 @@ R = TypeVar("R", bound=Sequence[SealedRecord])
 
 _RECORD_TYPES: Final = (*get_type_hints(SealedRecord).values(),)
 _EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)
-_TOKEN: Final = re.compile(f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}")
-_TOKEN_PREFIX: Final = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}")
-_REQUESTOR: Final = re.compile(f"[0-9]{{{REQUESTOR_DIGITS}}}")
-_PROGRAM: Final = re.compile(f"[\x00-\x7f]{{1,{PROGRAM_CHARACTERS_MAX}}}")
-_META_NAME: Final = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}")
 
 
-def _is_text(value: object, pattern: re.Pattern[str]) -> bool:
-    return type(value) is str and pattern.fullmatch(value) is not None
+def _is_digits(value: object, least: int, most: int) -> bool:
+    return (
+        type(value) is str
+        and least <= len(value) <= most
+        and value.isascii()
+        and (value.isdigit() or not value)
+    )
+
+
+def _is_ascii(value: object, most: int) -> bool:
+    return type(value) is str and 1 <= len(value) <= most and value.isascii()
 
 
 def _is_bytes(value: object, length: int) -> bool:
@@ -69,11 +72,11 @@ def record_fits(record: SealedRecord) -> bool:
     return (
         type(record) is SealedRecord
         and (*map(type, record),) == _RECORD_TYPES
-        and _TOKEN.fullmatch(record.token) is not None
+        and _is_digits(record.token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
         and len(record.reference) == REFERENCE_BYTES
         and len(record.pan_fingerprint) == PAN_FINGERPRINT_BYTES
-        and _REQUESTOR.fullmatch(record.requestor) is not None
-        and _PROGRAM.fullmatch(record.program) is not None
+        and _is_digits(record.requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS)
+        and _is_ascii(record.program, PROGRAM_CHARACTERS_MAX)
         and 1 <= record.revision <= INTEGER_MAX
         and 1 <= record.key_version <= INTEGER_MAX
         and len(record.body) <= BODY_BYTES_MAX
@@ -106,7 +109,7 @@ def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
     for token in checked:
-        if not _is_text(token, _TOKEN):
+        if not _is_digits(token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX):
             raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
     return checked
 
@@ -161,16 +164,16 @@ def check_bytes(value: bytes | None, length: int, what: str) -> None:
 
 def check_page(after: str, limit: int) -> None:
     """Where a page of records begins and how long it is."""
-    if not _is_text(after, _TOKEN_PREFIX):
+    if not _is_digits(after, 0, TOKEN_DIGITS_MAX):
         raise InvalidInputError("after is the last token seen, or empty")
     check_limit(limit)
 
 
 def check_owner(requestor: str | None, program: str | None) -> None:
     """The filters of find."""
-    if requestor is not None and not _is_text(requestor, _REQUESTOR):
+    if requestor is not None and not _is_digits(requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS):
         raise InvalidInputError("a requestor is 11 ASCII digits")
-    if program is not None and not _is_text(program, _PROGRAM):
+    if program is not None and not _is_ascii(program, PROGRAM_CHARACTERS_MAX):
         raise InvalidInputError("a program is 1 to 64 ASCII characters")
 
 
@@ -213,7 +216,7 @@ def check_digest(digest: bytes, document: bytes) -> None:
 
 def check_meta(name: str, value: bytes = b"") -> None:
     """A named value."""
-    if not _is_text(name, _META_NAME):
+    if not (_is_ascii(name, META_NAME_CHARACTERS_MAX) and name.isprintable()):
         raise InvalidInputError(f"a name is 1 to {META_NAME_CHARACTERS_MAX} printable ASCII characters")
     if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise InvalidInputError(f"a named value is at most {META_VALUE_BYTES_MAX} bytes")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
             """What a method does, by its name."""
 
+    class _Lifted(AsyncTokenStore):
+        """The methods of a store with coroutines, each of which calls that of `_store`."""
+
 else:
 
     def _forwarded(name):
@@ -46,18 +49,23 @@ else:
 
         return method
 
+    def _lifted(name):
+        @functools.wraps(getattr(AsyncTokenStore, name))
+        async def method(self, *args, **kwargs):
+            return getattr(self._store, name)(*args, **kwargs)
+
+        return method
+
     Forwarding = type("Forwarding", (), {name: _forwarded(name) for name in METHODS})
     AsyncForwarding = type("AsyncForwarding", (), {name: _forwarded_async(name) for name in METHODS})
+    _Lifted = type("_Lifted", (), {name: _lifted(name) for name in METHODS})
 
 
-class BlockingStore(AsyncForwarding):
+class BlockingStore(_Lifted):
     """A blocking token store as coroutines that never suspend."""
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
-
-    async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._store, name)(*args, **kwargs)
 
 
 class ThreadedTokenStore(AsyncForwarding):
