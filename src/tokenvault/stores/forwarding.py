@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import Workers
 from tokenvault.stores.guard import CLOSED
-from tokenvault.stores.port import METHODS, AsyncTokenStore, TokenStore
+from tokenvault.stores.port import AsyncTokenStore, TokenStore, class_over
 
 THREADS: Final = 4
 """Enough for reads to go on beside a write; SQLite has one writer at a time."""
@@ -36,29 +35,23 @@ if TYPE_CHECKING:
 else:
 
     def _forwarded(name):
-        @functools.wraps(getattr(TokenStore, name))
-        def method(self, *args, **kwargs):
-            return self._forward(name, *args, **kwargs)
-
-        return method
+        return lambda self, *args, **kwargs: self._forward(name, *args, **kwargs)
 
     def _forwarded_async(name):
-        @functools.wraps(getattr(AsyncTokenStore, name))
         async def method(self, *args, **kwargs):
             return await self._forward(name, *args, **kwargs)
 
         return method
 
     def _lifted(name):
-        @functools.wraps(getattr(AsyncTokenStore, name))
         async def method(self, *args, **kwargs):
             return getattr(self._store, name)(*args, **kwargs)
 
         return method
 
-    Forwarding = type("Forwarding", (), {name: _forwarded(name) for name in METHODS})
-    AsyncForwarding = type("AsyncForwarding", (), {name: _forwarded_async(name) for name in METHODS})
-    _Lifted = type("_Lifted", (), {name: _lifted(name) for name in METHODS})
+    Forwarding = class_over(TokenStore, _forwarded)
+    AsyncForwarding = class_over(AsyncTokenStore, _forwarded_async)
+    _Lifted = class_over(AsyncTokenStore, _lifted)
 
 
 class BlockingStore(_Lifted):

@@ -26,13 +26,13 @@ from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
     INTEGER_MIN,
-    METHODS,
     PAGE_MAX,
     REFERENCE_BYTES,
     AsyncTokenStore,
     SealedEvent,
     SealedRecord,
     TokenStore,
+    class_over,
 )
 
 T = TypeVar("T")
@@ -243,7 +243,6 @@ def _guarded(name: str) -> Callable[..., Any]:
     """A method of a blocking store. Only the port's errors come out of it, and it is closed with the store."""
     ask = getattr(_Guard, name)
 
-    @functools.wraps(getattr(TokenStore, name))
     def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
             raise TokenStoreError(CLOSED)
@@ -265,7 +264,6 @@ def _async_guarded(name: str) -> Callable[..., Any]:
     """The same of a store with coroutines."""
     ask = getattr(_Guard, name)
 
-    @functools.wraps(getattr(AsyncTokenStore, name))
     async def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
             raise TokenStoreError(CLOSED)
@@ -289,8 +287,8 @@ if TYPE_CHECKING:
     class _Awaited(AsyncTokenStore): ...
 
 else:
-    _Blocking = type("_Blocking", (), {name: _guarded(name) for name in METHODS})
-    _Awaited = type("_Awaited", (), {name: _async_guarded(name) for name in METHODS})
+    _Blocking = class_over(TokenStore, _guarded)
+    _Awaited = class_over(AsyncTokenStore, _async_guarded)
 
 
 class TokenStoreBase(_Blocking, Adapter, ABC):

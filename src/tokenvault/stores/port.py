@@ -9,9 +9,10 @@ What a row means is none of the store's business: it keeps columns to look up by
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Final, NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
@@ -316,3 +317,9 @@ class AsyncTokenStore(Protocol):
 
 METHODS: Final = tuple(name for name in vars(TokenStore) if not name.startswith("_"))
 """The names of the methods of both ports."""
+
+
+def class_over(port: type, method_of: Callable[[str], Callable[..., Any]]) -> type:
+    """A class with every method of a port, each made by its name, with the signature and docstring of the port's."""
+    methods = {name: functools.wraps(getattr(port, name))(method_of(name)) for name in METHODS}
+    return type(f"{port.__name__}Methods", (), methods)
