@@ -52,6 +52,7 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": str(_KEEPALIVE_SECONDS * _KEEPALIVES_MAX * 1_000),
 }
 
+_is_count: Final = re.compile("[0-9]{1,4}").fullmatch
 _is_schema: Final = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 
 
@@ -61,13 +62,21 @@ class PostgresAddress:
 
     Attributes:
         parameters: of libpq, the password among them.
-        schema: that the tables lie in.
-        partitions: of the table of tokens, where it is made.
+        schema: that the tables lie in; its name needs no quotes.
+        partitions: of the table of tokens, where it is made; 0 is a plain table.
     """
 
     parameters: dict[str, str] = attrs.field(repr=False)
     schema: str
     partitions: int
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.schema) is not str or not _is_schema(self.schema) or self.schema.startswith("pg_"):
+            raise InvalidInputError(
+                "a schema's name is 1 to 63 of a-z, 0-9 and '_', not beginning with a digit or 'pg_'"
+            )
+        if type(self.partitions) is not int or not 0 <= self.partitions <= PARTITIONS_MAX:
+            raise InvalidInputError(f"partitions is a whole number from 0 to {PARTITIONS_MAX}")
 
 
 def parse_address(url: str, schema: str | None = None, partitions: int | None = None) -> PostgresAddress:
@@ -85,6 +94,8 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
         given = {}
     if not given and url != "postgresql://":
         raise InvalidInputError(_MALFORMED)
+    count = own.get("partitions", "0")
+    partitions_of_url = int(count) if _is_count(count) else -1
     return PostgresAddress(
         {
             **_DEFAULTS,
@@ -92,8 +103,8 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
             "client_encoding": "UTF8",
             "options": f"{_SETTINGS} {given.get('options', '')}".rstrip(),
         },
-        _checked_schema(own.get("schema", SCHEMA_NAME) if schema is None else schema),
-        _checked_partitions(_number(own.get("partitions", "0")) if partitions is None else partitions),
+        own.get("schema", SCHEMA_NAME) if schema is None else schema,
+        partitions_of_url if partitions is None else partitions,
     )
 
 
@@ -108,23 +119,3 @@ def _without_own_options(url: str) -> tuple[str, dict[str, str]]:
         else:
             others.append(option)
     return base + ("?" + "&".join(others) if others else ""), own
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else -1
-
-
-def _checked_schema(name: str) -> str:
-    """A schema's name that needs no quotes."""
-    if type(name) is not str or _is_schema(name) is None or name.startswith("pg_"):
-        raise InvalidInputError(
-            "a schema's name is 1 to 63 of a-z, 0-9 and '_', not beginning with a digit or 'pg_'"
-        )
-    return name
-
-
-def _checked_partitions(count: int) -> int:
-    """A number of partitions; 0 is a plain table."""
-    if type(count) is not int or not 0 <= count <= PARTITIONS_MAX:
-        raise InvalidInputError(f"partitions is a whole number from 0 to {PARTITIONS_MAX}")
-    return count
