@@ -69,14 +69,18 @@ def _is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
 
 def record_fits(record: SealedRecord) -> bool:
     """Whether each field has the type and shape that SealedRecord states."""
+    if type(record) is not SealedRecord or (*map(type, record),) != _RECORD_TYPES:
+        return False
+    digits = record.token + record.requestor
     return (
-        type(record) is SealedRecord
-        and (*map(type, record),) == _RECORD_TYPES
-        and _is_digits(record.token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
+        digits.isdigit()
+        and digits.isascii()
+        and TOKEN_DIGITS_MIN <= len(record.token) <= TOKEN_DIGITS_MAX
+        and len(record.requestor) == REQUESTOR_DIGITS
+        and record.program.isascii()
+        and 1 <= len(record.program) <= PROGRAM_CHARACTERS_MAX
         and len(record.reference) == REFERENCE_BYTES
         and len(record.pan_fingerprint) == PAN_FINGERPRINT_BYTES
-        and _is_digits(record.requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS)
-        and _is_ascii(record.program, PROGRAM_CHARACTERS_MAX)
         and 1 <= record.revision <= INTEGER_MAX
         and 1 <= record.key_version <= INTEGER_MAX
         and len(record.body) <= BODY_BYTES_MAX

@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.stores.new_records import Bytes, ColumnarRecords, joined, split
+from tokenvault.stores.new_records import Bytes, ColumnarRecords, split
 from tokenvault.stores.port import (
     BODY_BYTES_MAX,
     PAN_FINGERPRINT_BYTES,
@@ -108,9 +108,11 @@ def _are_digits(column: Bytes) -> bool:
 
 def _column(values: Sequence[Any]) -> npt.NDArray[Any]:
     """The values of one field."""
-    if isinstance(values[0], int):
+    first = values[0]
+    if isinstance(first, int):
         return np.array(values, np.int64)
-    return joined([value.encode("ascii") if isinstance(value, str) else value for value in values])
+    whole = "".join(values).encode("ascii") if isinstance(first, str) else b"".join(values)
+    return np.frombuffer(whole, np.uint8).reshape(len(values), len(first))
 
 
 def _split_texts(column: Bytes) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Final, TypeAlias, overload
 
 import attrs
@@ -109,25 +110,21 @@ class RecordBatch(ColumnarRecords):
         return len(self.tokens)
 
     def __iter__(self) -> Iterator[SealedRecord]:
-        references, pan_fingerprints = split(self.references), split(self.pan_fingerprints)
-        return map(self._record, self.tokens, references, pan_fingerprints, split(self.seals))
+        return map(
+            SealedRecord,
+            [token.decode("ascii") for token in self.tokens],
+            split(self.references),
+            split(self.pan_fingerprints),
+            repeat(self.requestor),
+            repeat(self.program),
+            repeat(self.revision),
+            repeat(self.key_version),
+            repeat(self.body),
+            split(self.seals),
+        )
 
     def _row(self, index: int) -> SealedRecord:
-        columns = self.references, self.pan_fingerprints, self.seals
-        return self._record(self.tokens[index], *(column[index].tobytes() for column in columns))
-
-    def _record(self, token: bytes, reference: bytes, pan_fingerprint: bytes, seal: bytes) -> SealedRecord:
-        return SealedRecord(
-            token=token.decode("ascii"),
-            reference=reference,
-            pan_fingerprint=pan_fingerprint,
-            requestor=self.requestor,
-            program=self.program,
-            revision=self.revision,
-            key_version=self.key_version,
-            body=self.body,
-            seal=seal,
-        )
+        return next(iter(self.take(np.array([index]))))
 
 
 def split(column: Bytes) -> list[bytes]:
