@@ -32,34 +32,39 @@ CARD_PAGE: Final = 100
 CARD_PAGES_MAX: Final = 100
 
 
-class Order(NamedTuple):
-    """What is to be issued; checked, but for permissions and the clock.
+class Terms(NamedTuple):
+    """How tokens are to be issued; checked, but for permissions and the clock.
 
     Attributes:
-        card: the card behind the token.
-        requestor: who issues; program: name of the program.
-        domain: the token's own domain.
-        token_expiry, assurance, par: as in TokenInfo; None if the token is to have none.
-        active: whether the token may be used at once, or only after `activate`.
+        requestor: id of who issues; program: name of the program.
+        domain: the own domain of each token.
+        token_expiry, assurance: as in TokenInfo; None if a token is to have none of its own.
+        active: whether a token may be used at once, or only after `activate`.
     """
 
-    card: Card
     requestor: str
     program: str
     domain: Domain
     token_expiry: CardExpiry | None
     assurance: str | None
-    par: str | None
     active: bool
+
+
+class Order(NamedTuple):
+    """The token that is to be issued for a card; `par` as in TokenInfo."""
+
+    card: Card
+    terms: Terms
+    par: str | None = None
 
 
 async def issue(core: Core, order: Order) -> TokenInfo:
     """Issue a token, or find the one that there is."""
-    program = await permitted_program(core, order.requestor, order.program)
+    program = await permitted_program(core, order.terms)
     core.refuse_token_as_pan(order.card.pan)
     refuse_mention(order)
     now_ms = core.clock.now_ms()
-    for name, expiry in (("the card", order.card.expiry), ("the token", order.token_expiry)):
+    for name, expiry in (("the card", order.card.expiry), ("the token", order.terms.token_expiry)):
         if expiry is not None and expiry.passed(now_ms):
             raise expired(name)
     if program.making is Making.CONVERGENT:
@@ -67,24 +72,25 @@ async def issue(core: Core, order: Order) -> TokenInfo:
     return await _draw(core, order, program, now_ms)
 
 
-async def permitted_program(core: Core, requestor_id: str, name: str) -> TokenProgram:
+async def permitted_program(core: Core, terms: Terms) -> TokenProgram:
     """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
-    requestor = await core.permit(requestor_id, Permission.ISSUE, Action.ISSUE)
-    if name not in core.programs:
+    requestor = await core.permit(terms.requestor, Permission.ISSUE, Action.ISSUE)
+    program = core.programs.get(terms.program)
+    if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
-    if name not in requestor.programs:
-        await core.deny(Action.ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
+    if program.name not in requestor.programs:
+        await core.deny(Action.ISSUE, requestor.id, "PROGRAM_NOT_ALLOWED")
         raise PermissionDeniedError(
             "this requestor may not issue tokens of this program: add it to its programs"
         )
-    return core.programs[name]
+    return program
 
 
 def refuse_mention(order: Order) -> None:
     """Raise InvalidInputError if the card number stands in what the vault keeps in the clear."""
     pan = order.card.pan
-    if order.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
+    if order.terms.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
         raise InvalidInputError("the domain or the par holds the card number: use ids that do not")
 
 
@@ -133,7 +139,11 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
-            core.keys.convergent_choice, pan_fingerprints[0], order.requestor, order.program, number
+            core.keys.convergent_choice,
+            pan_fingerprints[0],
+            order.terms.requestor,
+            order.terms.program,
+            number,
         )
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
@@ -163,11 +173,11 @@ async def _insert(
 ) -> TokenInfo | None:
     """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
     unsealed = new(order, token, secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
-    document = core.documents.unwritten(order.domain)
+    document = core.documents.unwritten(order.terms.domain)
     if await core.insert(unsealed, _event(order, unsealed, now_ms, revision=1), document):
         return None
     if document is not None:
-        core.documents.written(order.domain)
+        core.documents.written(order.terms.domain)
     return info_of(*unsealed)
 
 
@@ -178,8 +188,8 @@ async def _issued(core: Core, order: Order, pan_fingerprints: tuple[bytes, ...])
         for _ in range(CARD_PAGES_MAX):
             rows = await core.store.find(
                 pan_fingerprint,
-                requestor=order.requestor,
-                program=order.program,
+                requestor=order.terms.requestor,
+                program=order.terms.program,
                 after=after,
                 limit=CARD_PAGE,
             )
@@ -197,8 +207,8 @@ def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, 
         card is not None
         and card.pan == order.card.pan
         and record.pan_fingerprint in pan_fingerprints
-        and record.requestor == order.requestor
-        and record.program == order.program
+        and record.requestor == order.terms.requestor
+        and record.program == order.terms.program
     )
 
 
@@ -217,15 +227,15 @@ def different(order: Order, unsealed: Unsealed) -> InvalidInputError | None:
     others = [
         name
         for name, differs in (
-            ("domain (update_domain changes it)", order.domain.digest != record.domain),
+            ("domain (update_domain changes it)", order.terms.domain.digest != record.domain),
             (
                 "expiry (update_card changes it)",
                 card is not None and order.card.expiry not in (None, card.expiry),
             ),
-            ("token_expiry", order.token_expiry not in (None, record.token_expiry)),
-            ("assurance", order.assurance not in (None, record.assurance)),
+            ("token_expiry", order.terms.token_expiry not in (None, record.token_expiry)),
+            ("assurance", order.terms.assurance not in (None, record.assurance)),
             ("par", order.par not in (None, record.par)),
-            ("status (it is active)", not order.active and record.status is TokenStatus.ACTIVE),
+            ("status (it is active)", not order.terms.active and record.status is TokenStatus.ACTIVE),
         )
         if differs
     ]
@@ -240,15 +250,15 @@ def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_
         token=token,
         reference=reference,
         pan_fingerprint=pan_fingerprint,
-        requestor=order.requestor,
-        program=order.program,
+        requestor=order.terms.requestor,
+        program=order.terms.program,
         revision=1,
-        domain=order.domain.digest,
-        status=TokenStatus.ACTIVE if order.active else TokenStatus.INACTIVE,
+        domain=order.terms.domain.digest,
+        status=TokenStatus.ACTIVE if order.terms.active else TokenStatus.INACTIVE,
         created_ms=now_ms,
         updated_ms=now_ms,
-        token_expiry=order.token_expiry,
-        assurance=order.assurance,
+        token_expiry=order.terms.token_expiry,
+        assurance=order.terms.assurance,
         par=order.par,
     )
     return Unsealed(record, order.card)
@@ -259,7 +269,7 @@ def _event(order: Order, unsealed: Unsealed, now_ms: int, *, revision: int) -> E
         time_ms=now_ms,
         action=Action.ISSUE,
         outcome=Outcome.DONE,
-        requestor=order.requestor,
+        requestor=order.terms.requestor,
         reference=unsealed.record.reference,
         revision=revision,
     )

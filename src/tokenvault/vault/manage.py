@@ -51,7 +51,7 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
 
 
 async def change_status(
-    core: Core, token: str, change: Change, *, by: Actor | None = None, requestor: str | None = None
+    core: Core, token: str, change: Change, by: Actor | None = None, requestor: str | None = None
 ) -> TokenInfo:
     """Move a token along its life."""
 

@@ -18,7 +18,6 @@ from tokenvault.audit.batch_event import BatchEventBuilder, Kind
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.arrays import Words
 from tokenvault.errors import InvalidInputError, TokenVaultError
-from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
@@ -30,24 +29,12 @@ from tokenvault.vault.batch.draw import DRAWS_MAX, LAST4, NewTokens, draw, make
 from tokenvault.vault.batch.existing_tokens import find_existing
 from tokenvault.vault.batch.results import ISSUED, Rows, TokenInfoResults
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import Order
+from tokenvault.vault.issue import Order, Terms
 
 WRITES_MAX: Final = 3
 """How often convergent tokens are written without those in the way, before all are left to single calls."""
 
 NONE: Final[Rows] = np.empty(0, np.intp)
-
-
-@attrs.frozen(kw_only=True)
-class Terms:
-    """What all cards of a batch have in common; attributes as in `issue.Order`."""
-
-    requestor: str
-    program: TokenProgram
-    domain: Domain
-    token_expiry: CardExpiry | None
-    assurance: str | None
-    active: bool
 
 
 @attrs.frozen
@@ -69,17 +56,12 @@ class _Chunk:
 
     def order(self, row: int) -> Order:
         """The order of one card."""
-        terms = self.terms
-        return Order(
-            card=self.cards.card(row),
-            requestor=terms.requestor,
-            program=terms.program.name,
-            domain=terms.domain,
-            token_expiry=terms.token_expiry,
-            assurance=terms.assurance,
-            par=None,
-            active=terms.active,
-        )
+        return Order(self.cards.card(row), self.terms)
+
+    @property
+    def program(self) -> TokenProgram:
+        """The program of all tokens."""
+        return self.core.programs[self.terms.program]
 
     def rows(self) -> Rows:
         """The cards that were not refused so far."""
@@ -88,7 +70,7 @@ class _Chunk:
     def blank_tokens(self, rows: Rows, pan_fingerprints: Bytes) -> NewTokens:
         """Tokens for cards, with fresh references and no digits yet."""
         pan_lengths = self.cards.pans.lengths[rows]
-        return NewTokens.blank(rows, self.terms.program.format.length, pan_lengths, pan_fingerprints)
+        return NewTokens.blank(rows, self.program.format.length, pan_lengths, pan_fingerprints)
 
     def example(self, row: int) -> Unsealed:
         """A new record as those of all cards: they differ in token, reference, PAN fingerprint and card only."""
@@ -104,7 +86,7 @@ async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> Toke
     _refuse(chunk)
     rows = chunk.rows()
     if len(rows):
-        steps = _issue_random if terms.program.making is Making.RANDOM else _issue_convergent
+        steps = _issue_random if chunk.program.making is Making.RANDOM else _issue_convergent
         await steps(chunk, rows)
     return chunk.results
 
@@ -148,7 +130,7 @@ async def _issue_random(chunk: _Chunk, rows: Rows) -> None:
 
 async def _write_random(chunk: _Chunk, new: NewTokens) -> NewTokens:
     """Draw tokens and write them, those that exist already with other digits. Returns those that were written."""
-    token_format = chunk.terms.program.format
+    token_format = chunk.program.format
     repeated = draw(token_format, chunk.cards.take(new.rows).pans, new, np.ones(len(new), np.bool_))
     new = new.take(~repeated)
     new = new.take(np.argsort(new.numbers))  # as databases write them, where all are equally long
@@ -190,7 +172,7 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int], pan_fingerprints: Seq
     existing = await find_existing(
         chunk.core,
         chunk.terms.requestor,
-        chunk.terms.program.name,
+        chunk.terms.program,
         [column[firsts] for column in pan_fingerprints],
         chunk.cards.take(firsts).pans,
     )
@@ -232,13 +214,13 @@ async def _candidates(chunk: _Chunk, rows: Rows, pan_fingerprints: Bytes) -> New
     new = chunk.blank_tokens(rows, pan_fingerprints[rows])
     if len(new):
         choices = await core.runtime.call(
-            core.keys.convergent_choices, new.pan_fingerprints, terms.requestor, terms.program.name, 0
+            core.keys.convergent_choices, new.pan_fingerprints, terms.requestor, terms.program, 0
         )
 
         def choose(places: Rows, below: int) -> Words:
             return np.array([choices[place] % below for place in places.tolist()], np.uint64)
 
-        make(terms.program.format, chunk.cards.take(rows).pans, new, np.ones(len(new), np.bool_), choose)
+        make(chunk.program.format, chunk.cards.take(rows).pans, new, np.ones(len(new), np.bool_), choose)
     return new.take(~new.repeated())
 
 
