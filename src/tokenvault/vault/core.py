@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import attrs
 
-from tokenvault.audit.batch_event import BatchEvent
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.trail import Trail
 from tokenvault.errors import (
@@ -17,6 +16,7 @@ from tokenvault.errors import (
     InvalidInputError,
     PermissionDeniedError,
     TokenNotFoundError,
+    TokenStoreError,
 )
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, Pan, could_hold_pan
@@ -24,13 +24,18 @@ from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.runtime import Clock, Runtime
-from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord
+from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
 
 BACKOFF_MICROSECONDS_MAX: Final = 20_000
+
+CARD_PAGE: Final = 100
+"""Records of one card that are read at once."""
+
+CARD_PAGES_MAX: Final = 1_000
 
 OTHERS_RECORD: Final = "the database answered with another token's record"
 ONLY_DELETED: Final = "only the record of a deleted token has no card"
@@ -92,7 +97,7 @@ class Core:
         outcome: Outcome = Outcome.DENIED,
     ) -> None:
         """Note that something was refused. Raises TokenStoreError."""
-        await self.note(
+        await self.trail.note(
             Event(
                 time_ms=self.clock.now_ms(),
                 action=action,
@@ -147,44 +152,45 @@ class Core:
                 )
             raise
 
-    async def open(self, row: SealedRecord) -> Unsealed:
+    def open(self, row: SealedRecord) -> Coroutine[Any, Any, Unsealed]:
         """The record of a row, authenticated. Raises IntegrityError, KeyStoreError."""
-        record, card = await self.runtime.call(self.keys.unseal, row)
+        return self.runtime.call(self._unseal, row)
+
+    def _unseal(self, row: SealedRecord) -> Unsealed:
+        record, card = self.keys.unseal(row)
         if (card is None) != (record.status is TokenStatus.DELETED):
             raise IntegrityError(ONLY_DELETED)
         return Unsealed(record, card)
 
-    async def insert(self, unsealed: Unsealed, event: Event, document: bytes | None) -> list[str]:
-        """Write a new record with its event, and with a domain document that is not in the database yet.
+    async def of_card(
+        self, pan_fingerprints: Sequence[bytes], requestor: str | None, program: str | None = None
+    ) -> AsyncIterator[Unsealed]:
+        """The records of a card's PAN fingerprints, by token, tombstones too; of all requestors, or of one.
 
-        Returns the token if it exists already: then nothing is written.
+        Raises IntegrityError, KeyStoreError, TokenStoreError.
         """
-        return await self.trail.write(
-            event,
-            lambda: self.keys.seal(*unsealed),
-            lambda events, row: self.store.insert((row,), events, document),
+        after = ""
+        for _ in range(CARD_PAGES_MAX):
+            rows = await self.store.find(
+                pan_fingerprints, requestor=requestor, program=program, after=after, limit=CARD_PAGE
+            )
+            for row in rows:
+                yield await self.open(row)
+            if len(rows) < CARD_PAGE:
+                return
+            after = rows[-1].token
+        raise TokenStoreError(
+            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's"
         )
 
-    async def replace(self, unsealed: Unsealed, event: Event) -> list[str]:
+    def replace(self, unsealed: Unsealed, event: Event) -> Coroutine[Any, Any, list[str]]:
         """Write a changed record with its event.
 
         Returns the token if another change came first: then nothing is written.
         """
-        return await self.trail.write(
+        return self.trail.write(
             event, lambda: self.keys.seal(*unsealed), lambda events, row: self.store.replace((row,), events)
         )
-
-    async def note(self, event: Event) -> None:
-        """Write an event that goes with no change."""
-        await self.trail.note(event)
-
-    async def write(
-        self,
-        event: BatchEvent,
-        change: Callable[[Sequence[SealedEvent]], Coroutine[Any, Any, list[str] | None]],
-    ) -> list[str]:
-        """Write a batch's event by a change of the store that takes it along. Returns the tokens in the way."""
-        return await self.trail.write(event, lambda: None, lambda events, _: change(events))
 
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over. Returns the attempts so far; raises ConflictError after many."""

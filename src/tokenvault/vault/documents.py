@@ -41,9 +41,7 @@ class Documents:
         try:
             domain = Domain.from_json(document)
         except InvalidInputError:
-            domain = None
-        if domain is None:
-            raise IntegrityError("a domain document was written by a newer version of the library")
+            raise IntegrityError("a domain document was written by a newer version of the library") from None
         self.written(domain)
         return domain
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
@@ -25,11 +24,6 @@ SAMPLE_MAX: Final = 256
 
 CANDIDATES_MAX: Final = 64
 """Convergent candidates tried before the space counts as exhausted."""
-
-CARD_PAGE: Final = 100
-"""Records of one card that are read at once."""
-
-CARD_PAGES_MAX: Final = 100
 
 
 class Terms(NamedTuple):
@@ -133,7 +127,10 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     choices = token_format.choices(len(pan))
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    issued = [unsealed async for unsealed in _issued(core, order, pan_fingerprints)]
+    issued = [
+        unsealed
+        async for unsealed in core.of_card(pan_fingerprints, order.terms.requestor, order.terms.program)
+    ]
     existing = [unsealed for unsealed in issued if unsealed.card is not None and unsealed.card.pan == pan]
     tombstones = sum(unsealed.card is None for unsealed in issued)
 
@@ -174,30 +171,16 @@ async def _insert(
     """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
     unsealed = new(order, token, secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
     document = core.documents.unwritten(order.terms.domain)
-    if await core.insert(unsealed, _event(order, unsealed, now_ms, revision=1), document):
+    exists = await core.trail.write(
+        _event(order, unsealed, now_ms, revision=1),
+        lambda: core.keys.seal(*unsealed),
+        lambda events, row: core.store.insert((row,), events, document),
+    )
+    if exists:
         return None
     if document is not None:
         core.documents.written(order.terms.domain)
     return info_of(*unsealed)
-
-
-async def _issued(core: Core, order: Order, pan_fingerprints: tuple[bytes, ...]) -> AsyncIterator[Unsealed]:
-    """The records of a card's fingerprints, a requestor and a program, tombstones too."""
-    for pan_fingerprint in pan_fingerprints:
-        after = ""
-        for _ in range(CARD_PAGES_MAX):
-            rows = await core.store.find(
-                pan_fingerprint,
-                requestor=order.terms.requestor,
-                program=order.terms.program,
-                after=after,
-                limit=CARD_PAGE,
-            )
-            for row in rows:
-                yield await core.open(row)
-            if len(rows) < CARD_PAGE:
-                break
-            after = rows[-1].token
 
 
 def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, ...]) -> bool:
@@ -217,7 +200,7 @@ async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> T
     refused = different(order, unsealed)
     if refused is not None:
         raise refused
-    await core.note(_event(order, unsealed, now_ms, revision=0))
+    await core.trail.note(_event(order, unsealed, now_ms, revision=0))
     return info_of(*unsealed)
 
 

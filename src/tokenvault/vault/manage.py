@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
 
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
@@ -13,7 +12,6 @@ from tokenvault.errors import (
     LifecycleError,
     PermissionDeniedError,
     TokenNotFoundError,
-    TokenStoreError,
 )
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
@@ -23,12 +21,6 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.issue import expired
-
-CARD_PAGE: Final = 100
-"""Records of one card that are read at once."""
-
-CARD_TOKENS_MAX: Final = 100_000
-"""The most tokens of one card that one call reads or changes."""
 
 
 async def get(core: Core, name: str | bytes) -> TokenInfo:
@@ -47,7 +39,7 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
     """The tokens of a card that are not deleted, by token."""
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
-    return [info_of(*unsealed) async for unsealed in _live(core, pan, requestor)]
+    return [info_of(*unsealed) for unsealed in await _live(core, pan, requestor)]
 
 
 async def change_status(
@@ -103,7 +95,7 @@ async def update_card(
         return Unsealed(changed, Card(new_pan or card.pan, expiry or card.expiry))
 
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
-    live = [record async for record, _ in _live(core, pan, requestor)]
+    live = [record for record, _ in await _live(core, pan, requestor)]
     if not live:
         raise TokenNotFoundError("this card has no token in this vault")
     if new_pan is not None:
@@ -123,23 +115,14 @@ async def _refuse_mention(core: Core, records: Sequence[TokenRecord], pan: Pan) 
             raise InvalidInputError("a token's domain or par holds the new card number: change that first")
 
 
-async def _live(core: Core, pan: Pan, requestor: str | None) -> AsyncIterator[Unsealed]:
+async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
     """The records of a card that are not tombstones."""
-    read = 0
-    for pan_fingerprint in await core.runtime.call(core.keys.pan_fingerprints, pan):
-        after = ""
-        while True:
-            rows = await core.store.find(pan_fingerprint, requestor=requestor, after=after, limit=CARD_PAGE)
-            for row in rows:
-                unsealed = await core.open(row)
-                if unsealed.card is not None and unsealed.card.pan == pan:
-                    yield unsealed
-            read += len(rows)
-            if len(rows) < CARD_PAGE:
-                break
-            if read >= CARD_TOKENS_MAX:
-                raise TokenStoreError(f"this card has over {CARD_TOKENS_MAX} tokens: ask for one requestor's")
-            after = rows[-1].token
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    return [
+        unsealed
+        async for unsealed in core.of_card(pan_fingerprints, requestor)
+        if unsealed.card is not None and unsealed.card.pan == pan
+    ]
 
 
 async def _change(

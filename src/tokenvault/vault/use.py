@@ -40,7 +40,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         now_ms = core.clock.now_ms()
         event, counts, refusal = judge(unsealed, restrictions, transaction, now_ms)
         if not counts:
-            await core.note(event)
+            await core.trail.note(event)
             break
         usage = record.usage.after(transaction, restrictions.velocity_counters, now_ms)
         if not await core.replace(Unsealed(record.used(usage, now_ms), card), event):

@@ -268,16 +268,19 @@ async def _write(
     """
     core = chunk.core
     done = Kind(Outcome.DONE, chunk.terms.requestor)
-    events = BatchEventBuilder(len(chunk.cards.months))
-    events.note_many(new.rows, new.references, 1, done)
+    notes = BatchEventBuilder(len(chunk.cards.months))
+    notes.note_many(new.rows, new.references, 1, done)
     for row, token in again.items():
-        events.note(row, token.record.reference, 0, done)
-    event = events.event(chunk.now_ms, Action.ISSUE)
+        notes.note(row, token.record.reference, 0, done)
+    event = notes.event(chunk.now_ms, Action.ISSUE)
     if event is None:
         return []
     if records is None:
-        return await core.write(event, core.store.append)
-    return await core.write(event, lambda noted: core.store.insert(records, noted))
+        await core.trail.note(event)
+        return []
+    return await core.trail.write(
+        event, lambda: records, lambda events, sealed: core.store.insert(sealed, events)
+    )
 
 
 def _answer_new(chunk: _Chunk, written: NewTokens) -> None:
