@@ -20,7 +20,7 @@ from tokenvault.model.lifecycle import Actor, Change
 from tokenvault.model.pan import Card, CardExpiry, Pan, read_pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault import arguments, history, issue, manage, use
@@ -137,7 +137,8 @@ class AsyncVault(AwaitedFace):
         core = self._open()
         card = Card(read_pan(pan), arguments.optional_expiry(expiry))
         terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active)
-        return await issue.issue(core, Order(card, terms, None if par is None else checks.par(par)))
+        order = Order(card, terms, None if par is None else checks.par(par))
+        return info_of(*await issue.issue(core, order))
 
     @async_call_boundary
     async def check(self, token: str, transaction: Transaction) -> Decision:

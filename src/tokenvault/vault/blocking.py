@@ -21,7 +21,7 @@ from tokenvault.model.lifecycle import Actor, Change
 from tokenvault.model.pan import Card, CardExpiry, Pan, read_pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
@@ -133,7 +133,8 @@ class Vault(BlockingFace):
         core = self._open()
         card = Card(read_pan(pan), arguments.optional_expiry(expiry))
         terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active)
-        return run(issue.issue(core, Order(card, terms, None if par is None else checks.par(par))))
+        order = Order(card, terms, None if par is None else checks.par(par))
+        return info_of(*run(issue.issue(core, order)))
 
     @call_boundary
     def check(self, token: str, transaction: Transaction) -> Decision:

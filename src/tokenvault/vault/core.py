@@ -48,6 +48,13 @@ class Unsealed(NamedTuple):
     card: Card | None
 
 
+def unsealed(record: TokenRecord, card: Card | None) -> Unsealed:
+    """An authenticated record and its card. Raises IntegrityError where no vault writes it so."""
+    if (card is None) != (record.status is TokenStatus.DELETED):
+        raise IntegrityError(ONLY_DELETED)
+    return Unsealed(record, card)
+
+
 @attrs.frozen
 class Core:
     """The ports and configuration of one vault."""
@@ -157,10 +164,7 @@ class Core:
         return self.runtime.call(self._unseal, row)
 
     def _unseal(self, row: SealedRecord) -> Unsealed:
-        record, card = self.keys.unseal(row)
-        if (card is None) != (record.status is TokenStatus.DELETED):
-            raise IntegrityError(ONLY_DELETED)
-        return Unsealed(record, card)
+        return unsealed(*self.keys.unseal(row))
 
     async def of_card(
         self, pan_fingerprints: Sequence[bytes], requestor: str | None, program: str | None = None
@@ -183,13 +187,13 @@ class Core:
             f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's"
         )
 
-    def replace(self, unsealed: Unsealed, event: Event) -> Coroutine[Any, Any, list[str]]:
+    def replace(self, changed: Unsealed, event: Event) -> Coroutine[Any, Any, list[str]]:
         """Write a changed record with its event.
 
         Returns the token if another change came first: then nothing is written.
         """
         return self.trail.write(
-            event, lambda: self.keys.seal(*unsealed), lambda events, row: self.store.replace((row,), events)
+            event, lambda: self.keys.seal(*changed), lambda events, row: self.store.replace((row,), events)
         )
 
     async def conflict(self, attempts: int) -> int:

@@ -12,7 +12,6 @@ from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Making, Permission, TokenProgram
 from tokenvault.records.record import TokenRecord
-from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
 
@@ -52,7 +51,7 @@ class Order(NamedTuple):
     par: str | None = None
 
 
-async def issue(core: Core, order: Order) -> TokenInfo:
+async def issue(core: Core, order: Order) -> Unsealed:
     """Issue a token, or find the one that there is."""
     program = await permitted_program(core, order.terms)
     core.refuse_token_as_pan(order.card.pan)
@@ -93,16 +92,16 @@ def expired(name: str) -> InvalidInputError:
     return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
 
 
-async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
     """Issue a random token."""
     pan, token_format = order.card.pan, program.format
     pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, pan)
     choices = token_format.choices(len(pan))
     for _ in range(DRAWS_MAX):
         token = token_format.make(secrets.randbelow(choices), len(pan), pan.last4)
-        info = await _insert(core, order, token, pan_fingerprint, now_ms)
-        if info is not None:
-            return info
+        issued = await _insert(core, order, token, pan_fingerprint, now_ms)
+        if issued is not None:
+            return issued
     # The space is crowded: many tokens are looked up at once.
     drawn = (
         range(choices) if choices <= SAMPLE_MAX else [secrets.randbelow(choices) for _ in range(SAMPLE_MAX)]
@@ -110,9 +109,9 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     sample = {token_format.make(choice, len(pan), pan.last4) for choice in drawn}
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
-        info = await _insert(core, order, token, pan_fingerprint, now_ms)
-        if info is not None:
-            return info
+        issued = await _insert(core, order, token, pan_fingerprint, now_ms)
+        if issued is not None:
+            return issued
     taken = len(sample) - len(free)
     raise TokenSpaceExhaustedError(
         f"program {program.name}: of {choices} tokens for a card of this length"
@@ -121,18 +120,18 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     )
 
 
-async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
     """Issue the token that this card, requestor and program converge on."""
     pan, token_format = order.card.pan, program.format
     choices = token_format.choices(len(pan))
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    issued = [
+    stored = [
         unsealed
         async for unsealed in core.of_card(pan_fingerprints, order.terms.requestor, order.terms.program)
     ]
-    existing = [unsealed for unsealed in issued if unsealed.card is not None and unsealed.card.pan == pan]
-    tombstones = sum(unsealed.card is None for unsealed in issued)
+    existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
+    tombstones = sum(unsealed.card is None for unsealed in stored)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
@@ -152,9 +151,9 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        info = await _insert(core, order, token, pan_fingerprints[0], now_ms)
-        if info is not None:
-            return info
+        issued = await _insert(core, order, token, pan_fingerprints[0], now_ms)
+        if issued is not None:
+            return issued
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
         if _converges(order, there, pan_fingerprints):
@@ -167,7 +166,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
 
 async def _insert(
     core: Core, order: Order, token: str, pan_fingerprint: bytes, now_ms: int
-) -> TokenInfo | None:
+) -> Unsealed | None:
     """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
     unsealed = new(order, token, secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
     document = core.documents.unwritten(order.terms.domain)
@@ -180,7 +179,7 @@ async def _insert(
         return None
     if document is not None:
         core.documents.written(order.terms.domain)
-    return info_of(*unsealed)
+    return unsealed
 
 
 def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, ...]) -> bool:
@@ -195,13 +194,13 @@ def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, 
     )
 
 
-async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> TokenInfo:
+async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
     """Issue a token that there is already: only as it is."""
     refused = different(order, unsealed)
     if refused is not None:
         raise refused
     await core.trail.note(_event(order, unsealed, now_ms, revision=0))
-    return info_of(*unsealed)
+    return unsealed
 
 
 def different(order: Order, unsealed: Unsealed) -> InvalidInputError | None:

@@ -8,7 +8,6 @@ import attrs
 import numpy as np
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.layout import BODY_TIMES
@@ -16,7 +15,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import REFERENCE_BYTES, SealedRecord
-from tokenvault.vault.core import OTHERS_RECORD, Core, Unsealed
+from tokenvault.vault.core import OTHERS_RECORD, Core, Unsealed, unsealed
 
 
 @attrs.frozen
@@ -48,10 +47,7 @@ class StoredTokens:
 
     def unsealed(self, place: int) -> Unsealed:
         """A genuine record and its card. Raises IntegrityError where no vault writes it so."""
-        record, card = TokenRecord.parse(self.rows[place]), self.card(place)
-        if (card is None) != (record.status is TokenStatus.DELETED):
-            raise IntegrityError("only the record of a deleted token has no card")
-        return Unsealed(record, card)
+        return unsealed(TokenRecord.parse(self.rows[place]), self.card(place))
 
 
 async def read(core: Core, tokens: list[str]) -> StoredTokens:
@@ -84,14 +80,12 @@ async def _readable(
     """The records of tokens; where the store refuses one, those of the others, found by halving."""
     if not tokens:
         return []
-    failure: IntegrityError | None = None
     try:
         return await core.store.get(tokens)
     except IntegrityError as error:
-        failure = error
-    if len(tokens) == 1:
-        unreadable[tokens[0]] = failure
-        return []
+        if len(tokens) == 1:
+            unreadable[tokens[0]] = error
+            return []
     half = len(tokens) // 2
     return [
         *await _readable(core, tokens[:half], unreadable),

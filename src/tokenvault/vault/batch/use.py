@@ -149,7 +149,7 @@ def _use(item: object) -> Use:
 
 async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
     stored = await read(core, list(dict.fromkeys(token for token, _ in uses.values())))
-    notes = BatchEventBuilder(len(results.failed))
+    notes = BatchEventBuilder(len(results))
     return _Chunk(core, uses, stored, results, notes, core.clock.now_ms())
 
 
