@@ -176,19 +176,11 @@ class AsyncVault(AwaitedFace):
         assurance: str | None = None,
         active: bool = True,
     ) -> IssueBatchResult[TokenInfo]:
-        """Issue a token for each of many cards, as `issue` does; its arguments are those of every token.
+        """Issue a token for each of many cards, as `issue` does; its arguments are here those of every token.
 
-        Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
-        cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
-
-        Args:
-            cards: PANs, or pairs of PAN and expiry; any iterable, such as a list or an iterator.
-            requestor: id of the requestor that every token of the batch is issued to.
-            program: name of the token program of every token.
-            domain: the own domain of every token.
-            token_expiry: "YYYY-MM", of every token; unset, each expires with its card.
-            assurance: token assurance method of every token, 2 characters.
-            active: False for tokens that `activate` makes usable later.
+        Cards are PANs, or pairs of PAN and expiry, in any iterable, such as a list or an iterator. They are taken
+        in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is cut short leaves
+        whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
 
         Returns:
             For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key

@@ -196,15 +196,13 @@ def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, 
 
 async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
     """Issue a token that there is already: only as it is."""
-    refused = different(order, unsealed)
-    if refused is not None:
-        raise refused
+    refuse_different(order, unsealed)
     await core.trail.note(_event(order, unsealed, now_ms, revision=0))
     return unsealed
 
 
-def different(order: Order, unsealed: Unsealed) -> InvalidInputError | None:
-    """Why a token that there is already can not be issued again as ordered; None if it can."""
+def refuse_different(order: Order, unsealed: Unsealed) -> None:
+    """Raise InvalidInputError if a token that there is already is not as ordered."""
     record, card = unsealed
     others = [
         name
@@ -221,9 +219,8 @@ def different(order: Order, unsealed: Unsealed) -> InvalidInputError | None:
         )
         if differs
     ]
-    if not others:
-        return None
-    return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
+    if others:
+        raise InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
 
 
 def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_ms: int) -> Unsealed:

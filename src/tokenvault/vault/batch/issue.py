@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -42,10 +42,9 @@ class _Chunk:
     """A chunk of cards on its way to tokens.
 
     Attributes:
-        core, terms: the vault, and what to issue.
         cards: a row each; without a card where none could be read.
         results: what came of each. A row has a reference from the start, and its token once that is drawn.
-        now_ms: the time, in milliseconds of the Unix epoch.
+        now_ms: milliseconds of the Unix epoch.
         pan_fingerprints: of the cards, under the newest key or under each, newest first; set before any is written.
     """
 
@@ -93,25 +92,22 @@ async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> Toke
 def _refuse(chunk: _Chunk) -> None:
     """Refuse the cards that `issue` refuses, for the same reason first."""
     core, terms, cards, results = chunk.core, chunk.terms, chunk.cards, chunk.results
-    bins = in_token_bins(cards.pans, core.programs.values())
-    for row in np.flatnonzero(bins).tolist():
-        _fail_if_refused(chunk, row, lambda order: core.refuse_token_as_pan(order.card.pan))
+    suspect = in_token_bins(cards.pans, core.programs.values())
     if terms.domain._could_contain_pan:
-        for row in chunk.rows().tolist():
-            _fail_if_refused(chunk, row, issue.refuse_mention)
+        suspect |= ~results.failed
+    for row in np.flatnonzero(suspect).tolist():
+        order = chunk.order(row)
+        try:
+            core.refuse_token_as_pan(order.card.pan)
+            issue.refuse_mention(order)
+        except InvalidInputError as error:
+            results.fail(row, error)
     rows = chunk.rows()
     for month in np.unique(cards.months[rows]).tolist():
         if month and CardExpiry.from_month_number(month).passed(chunk.now_ms):
             results.fail(rows[cards.months[rows] == month], issue.expired("the card"))
     if terms.token_expiry is not None and terms.token_expiry.passed(chunk.now_ms):
         results.fail(chunk.rows(), issue.expired("the token"))
-
-
-def _fail_if_refused(chunk: _Chunk, row: int, refuse: Callable[[Order], None]) -> None:
-    try:
-        refuse(chunk.order(row))
-    except InvalidInputError as error:
-        chunk.results.fail(row, error)
 
 
 # Random tokens.
@@ -178,29 +174,30 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     for card, same in enumerate(rows_of_cards.values()):
         token = existing.get(card)
         if token is not None:
-            again.update(dict.fromkeys(same, token))
+            again.update(dict.fromkeys(_as_ordered(chunk, same, token), token))
         elif card in existing:
             singly += same
         else:
             fresh.append(same[0])
             waiting += same[1:]
     candidates = await _candidates(chunk, np.array(fresh, np.intp))
-    written = await _write_convergent(chunk, candidates, _as_ordered(chunk, again))
+    written = await _write_convergent(chunk, candidates, again)
     _answer_new(chunk, written)
     await _issue_singly(chunk, sorted({*singly, *fresh}.difference(written.tolist())))
     return sorted(waiting)
 
 
-def _as_ordered(chunk: _Chunk, again: Mapping[int, Unsealed]) -> dict[int, Unsealed]:
-    """Answer cards that have a token already. Returns those whose token is as ordered; the others fail."""
-    found = {}
-    for row, token in again.items():
-        refused = issue.different(chunk.order(row), token)
-        if refused is None:
-            found[row] = token
-            chunk.results.put(row, token)
+def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int]:
+    """Answer rows whose card has a token already. Returns those that order it as it is; the others fail."""
+    found = []
+    for row in rows:
+        try:
+            issue.refuse_different(chunk.order(row), token)
+        except InvalidInputError as error:
+            chunk.results.fail(row, error)
         else:
-            chunk.results.fail(row, refused)
+            chunk.results.put(row, token)
+            found.append(row)
     return found
 
 
@@ -252,13 +249,9 @@ async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
 async def _write(
     chunk: _Chunk, rows: Rows, records: RecordBatch | None, again: Mapping[int, Unsealed]
 ) -> list[str]:
-    """Write new records and the chunk's event, all or none. Returns the tokens that exist already: then it was none.
+    """Write the records of rows' new tokens and the event of these and of tokens issued again, all or none.
 
-    Args:
-        chunk: the chunk.
-        rows: those whose new tokens are written.
-        records: theirs; None where there are none.
-        again: the tokens that are issued again, by row.
+    Returns the tokens that exist already: then it was none.
     """
     core = chunk.core
     done = Kind(Outcome.DONE, chunk.terms.requestor)

@@ -41,35 +41,35 @@ FAILED_CHUNKS_MAX: Final = 2
 
 async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueBatchResult[TokenInfo]:
     """Check what all cards have in common, and issue a token for each."""
-    items = _iterator("cards", cards)
     await issue.permitted_program(core, terms)
     if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
     await core.documents.put(terms.domain)
     return IssueBatchResult(
-        await _chunks("cards", items, TokenInfoResults, partial(issue_chunk, core, terms))
+        await _chunks("cards", cards, TokenInfoResults, partial(issue_chunk, core, terms))
     )
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    items = _iterator("uses", uses)
-    return BatchResult(await _chunks("uses", items, CardResults, partial(detokenize_chunk, core)))
+    return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core)))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    items = _iterator("uses", uses)
-    return BatchResult(await _chunks("uses", items, DecisionResults, partial(check_chunk, core)))
+    return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core)))
 
 
 async def _chunks(
-    name: str, items: Iterator[object], kind: type[C], work: Callable[[list[object]], Coroutine[Any, Any, C]]
+    name: str, items: Iterable[object], kind: type[C], work: Callable[[list[object]], Coroutine[Any, Any, C]]
 ) -> list[C]:
     """Work on chunk after chunk. Returns the results of each: where the work failed, that error for every item."""
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise InvalidInputError(f"{name} is an iterable, such as a list")
     done: list[C] = []
     failures: list[TokenVaultError] = []  # of the latest chunks, one after the other
-    while chunk := _next(name, items):
+    rest = iter(items)
+    while chunk := _next(name, rest):
         if len(failures) < FAILED_CHUNKS_MAX:
             try:
                 done.append(await work(chunk))
@@ -83,17 +83,10 @@ async def _chunks(
     return done
 
 
-def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-        raise InvalidInputError(f"{name} is an iterable, such as a list")
-    return iter(items)
-
-
 def _next(name: str, items: Iterator[object]) -> list[object]:
     try:
         return list(islice(items, CHUNK_ITEMS))
     except Exception:  # noqa: BLE001 # the caller's own iterator failed, with whatever it holds
-        failed = True
-    if failed:
-        raise InvalidInputError(f"the iterable of {name} failed; what it gave in whole chunks before is done")
-    return []
+        raise InvalidInputError(
+            f"the iterable of {name} failed; what it gave in whole chunks before is done"
+        ) from None

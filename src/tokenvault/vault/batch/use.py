@@ -23,10 +23,9 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model import checks
-from tokenvault.model.decision import Restrictions, decide
+from tokenvault.model.decision import Restrictions
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import effective_expiry
 from tokenvault.vault import use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
@@ -116,13 +115,11 @@ async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
     results = DecisionResults(len(items))
     chunk = await _read(core, _uses(items, results), results)
     for group in await _groups(chunk):
-        record, card = group.token
-        expiry = effective_expiry(record, card)
-        decision = decide(record, expiry, group.restrictions, group.transaction, chunk.now_ms)
-        if decision.allowed and card is not None and group.transaction.contains_pan(card.pan):
-            results.fail(group.rows, InvalidInputError(use.CONTAINS_PAN))
-        else:
+        try:
+            decision = use.decision_on(group.token, group.restrictions, group.transaction, chunk.now_ms)
             results.put(group.rows, decision)
+        except InvalidInputError as error:
+            results.fail(group.rows, error)
     await _write(chunk, {})
     return results
 
