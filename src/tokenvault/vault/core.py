@@ -17,6 +17,7 @@ from tokenvault.errors import (
     PermissionDeniedError,
     TokenNotFoundError,
     TokenStoreError,
+    TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, Pan, could_hold_pan
@@ -125,45 +126,33 @@ class Core:
         requestor: str | None = None,
         transaction_id: str | None = None,
     ) -> Unsealed:
-        """The record of a token, authenticated.
+        """The record of a token, authenticated; with an action, a failure is noted as one of it.
 
-        Args:
-            token: the token.
-            action: what a failure is noted as in the audit trail; unset, it is not noted.
-            requestor: who asks.
-            transaction_id: of the use, if it is one.
-
-        Raises:
-            TokenNotFoundError, IntegrityError, KeyStoreError, TokenStoreError.
+        Raises TokenNotFoundError, IntegrityError, KeyStoreError, TokenStoreError.
         """
         rows = await self.store.get([token])
-        if not rows:
-            if action is not None:
-                await self.deny(
-                    action, requestor, transaction_id=safe_id(transaction_id), outcome=Outcome.NOT_FOUND
-                )
-            raise TokenNotFoundError("no such token in this vault")
-        row = rows[0]
-        try:
-            if row.token != token:
-                raise IntegrityError(OTHERS_RECORD)  # noqa: TRY301 # as any other row that is not the vault's
-            return await self.open(row)
-        except IntegrityError:
-            if action is not None:
-                await self.deny(
-                    action,
-                    requestor,
-                    reference=row.reference,  # as the row claims it
-                    transaction_id=safe_id(transaction_id),
-                    outcome=Outcome.TAMPERED,
-                )
-            raise
+        failure: TokenVaultError
+        if rows:
+            outcome, reference = Outcome.TAMPERED, rows[0].reference  # as the row claims it
+            try:
+                return await self.open(rows[0], token)
+            except IntegrityError as error:
+                failure = error
+        else:
+            outcome, reference = Outcome.NOT_FOUND, b""
+            failure = TokenNotFoundError("no such token in this vault")
+        if action is not None:
+            shown = safe_id(transaction_id)
+            await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
+        raise failure
 
-    def open(self, row: SealedRecord) -> Coroutine[Any, Any, Unsealed]:
-        """The record of a row, authenticated. Raises IntegrityError, KeyStoreError."""
-        return self.runtime.call(self._unseal, row)
+    def open(self, row: SealedRecord, token: str | None = None) -> Coroutine[Any, Any, Unsealed]:
+        """The record of a row, authenticated: of this token, if given. Raises IntegrityError, KeyStoreError."""
+        return self.runtime.call(self._unseal, row, token)
 
-    def _unseal(self, row: SealedRecord) -> Unsealed:
+    def _unseal(self, row: SealedRecord, token: str | None) -> Unsealed:
+        if token is not None and row.token != token:
+            raise IntegrityError(OTHERS_RECORD)
         return unsealed(*self.keys.unseal(row))
 
     async def of_card(

@@ -14,8 +14,6 @@ from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.vault.core import Core
 
-NOT_OPEN: Final = "this vault is not open: open one with 'async with'"
-
 CLOSING_SECONDS_MAX: Final = 10.0
 """How long closing waits for calls under way."""
 
@@ -37,7 +35,8 @@ class Face:
     def _open(self) -> Core:
         """The core. Raises ConfigurationError unless the vault is open."""
         if self._core is None:
-            raise ConfigurationError(CLOSED if self._opened else NOT_OPEN)
+            not_open = "this vault is not open: open one with 'async with'"
+            raise ConfigurationError(CLOSED if self._opened else not_open)
         return self._core
 
     async def _close(self) -> None:

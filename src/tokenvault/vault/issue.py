@@ -26,14 +26,7 @@ CANDIDATES_MAX: Final = 64
 
 
 class Terms(NamedTuple):
-    """How tokens are to be issued; checked, but for permissions and the clock.
-
-    Attributes:
-        requestor: id of who issues; program: name of the program.
-        domain: the own domain of each token.
-        token_expiry, assurance: as in TokenInfo; None if a token is to have none of its own.
-        active: whether a token may be used at once, or only after `activate`.
-    """
+    """How tokens are to be issued, as in the arguments of `issue`; checked, but for permissions and the clock."""
 
     requestor: str
     program: str
@@ -122,24 +115,17 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
 
 async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
     """Issue the token that this card, requestor and program converge on."""
-    pan, token_format = order.card.pan, program.format
+    pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
     choices = token_format.choices(len(pan))
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    stored = [
-        unsealed
-        async for unsealed in core.of_card(pan_fingerprints, order.terms.requestor, order.terms.program)
-    ]
+    stored = [unsealed async for unsealed in core.of_card(pan_fingerprints, requestor, program.name)]
     existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
     tombstones = sum(unsealed.card is None for unsealed in stored)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
-            core.keys.convergent_choice,
-            pan_fingerprints[0],
-            order.terms.requestor,
-            order.terms.program,
-            number,
+            core.keys.convergent_choice, pan_fingerprints[0], requestor, program.name, number
         )
         return token_format.make(drawn % choices, len(pan), pan.last4)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from tokenvault.audit.event import Action, Event, Outcome
@@ -17,7 +17,6 @@ from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import Permission
-from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.issue import expired
@@ -58,7 +57,7 @@ async def change_status(
 
 async def update_domain(core: Core, token: str, domain: Domain, requestor: str | None) -> TokenInfo:
     """Give a token another domain of its own."""
-    _, card = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
+    (_, card), _ = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
     # For the host only: it knows the card or may. A requestor could try guesses by it.
     if requestor is None and card is not None and domain.contains_pan(card.pan):
         raise InvalidInputError("the domain holds the card number: use ids that do not")
@@ -99,20 +98,17 @@ async def update_card(
     if not live:
         raise TokenNotFoundError("this card has no token in this vault")
     if new_pan is not None:
-        await _refuse_mention(core, live, new_pan)
+        for record in live:
+            domain = await core.documents.get(record.domain)
+            if domain.contains_pan(new_pan) or new_pan.stands_in(record.par or ""):
+                raise InvalidInputError(
+                    "a token's domain or par holds the new card number: change that first"
+                )
     infos = []
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
             infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, requestor))
     return infos
-
-
-async def _refuse_mention(core: Core, records: Sequence[TokenRecord], pan: Pan) -> None:
-    """Raise InvalidInputError if a card number stands in what the vault keeps in the clear of any token."""
-    for record in records:
-        domain = await core.documents.get(record.domain)
-        if domain.contains_pan(pan) or pan.stands_in(record.par or ""):
-            raise InvalidInputError("a token's domain or par holds the new card number: change that first")
 
 
 async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
@@ -137,9 +133,8 @@ async def _change(
     codes = () if actor is None else (actor.name,)
     conflicts = 0
     while True:
-        unsealed = await _manageable(core, token, action, requestor, actor)
+        unsealed, acting = await _manageable(core, token, action, requestor, actor)
         before = unsealed.record
-        acting = _acting(before, requestor, actor)
         try:
             record, card = alter(unsealed)
         except LifecycleError:
@@ -163,24 +158,22 @@ async def _change(
 
 async def _manageable(
     core: Core, token: str, action: Action, requestor: str | None, actor: Actor | None = None
-) -> Unsealed:
-    """The record of a token that whoever acts may manage. Raises PermissionDeniedError, once that is noted."""
+) -> tuple[Unsealed, str | None]:
+    """The record of a token, and the requestor that acts, named or as the actor; None for the host itself.
+
+    Raises PermissionDeniedError, once it is noted that whoever acts may not manage the token.
+    """
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, action)
         if actor not in (None, Actor.REQUESTOR):
             await core.deny(action, requestor, "ACTOR_NOT_ALLOWED")
             raise PermissionDeniedError("a requestor acts as Actor.REQUESTOR, for no other actor")
     unsealed = await core.read(token, action, requestor)
-    record = unsealed.record
-    acting = _acting(record, requestor, actor)
-    if acting is not None and requestor is None:
+    record, acting = unsealed.record, requestor
+    if requestor is None and actor is Actor.REQUESTOR:
+        acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
     if acting is not None and acting != record.requestor:
         await core.deny(action, acting, "NOT_ITS_TOKEN", reference=record.reference)
         raise PermissionDeniedError("a requestor manages only the tokens that were issued to it")
-    return unsealed
-
-
-def _acting(record: TokenRecord, requestor: str | None, actor: Actor | None) -> str | None:
-    """The requestor that acts, named or as the actor; None for the host application itself."""
-    return record.requestor if requestor is None and actor is Actor.REQUESTOR else requestor
+    return unsealed, acting

@@ -61,13 +61,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
 
 
 class Judgment(NamedTuple):
-    """What comes of a use.
-
-    Attributes:
-        event: what the audit trail is to say.
-        counts: whether the record has to count the use.
-        refusal: why the card is not handed out; None if it is.
-    """
+    """What comes of a use: its event, whether the record has to count it, and why the card is not handed out."""
 
     event: Event
     counts: bool

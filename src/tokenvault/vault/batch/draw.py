@@ -29,14 +29,9 @@ NONE: Final[Rows] = np.empty(0, np.intp)
 def draw(
     token_format: TokenFormat, pans: PanColumns, tokens: npt.NDArray[Any], rows: Rows, chosen: Rows
 ) -> Rows:
-    """Draw the tokens of some rows, and again those that stand twice. Returns the rows that still repeat another's.
+    """Draw the tokens of chosen rows, and again those that repeat an earlier one of `rows`.
 
-    Args:
-        token_format: of the tokens.
-        pans: of the cards.
-        tokens: get their digits and lengths.
-        rows: whose tokens have to differ.
-        chosen: which of them to draw.
+    Returns the rows that still do.
     """
     for _ in range(DRAWS_MAX + 1):
         make(token_format, pans, tokens, chosen, lambda same, below: uniform(len(same), below))

@@ -21,13 +21,7 @@ PAGES_MAX: Final = 8
 async def find_existing(
     core: Core, terms: Terms, pan_fingerprints: Sequence[Bytes], pans: PanColumns
 ) -> dict[int, Unsealed | None]:
-    """Find the tokens of cards.
-
-    Args:
-        core: the vault.
-        terms: name the requestor and the program whose tokens count.
-        pan_fingerprints: of the cards under each key, shape (rows, 16), dtype uint8.
-        pans: the cards' PANs, all different.
+    """Find the tokens of cards: of their PANs, all different, and the fingerprints of these under each key.
 
     Returns:
         By row, the token of each card that has exactly one, and never had another; None for cards that are to be
@@ -63,16 +57,13 @@ async def find_existing(
 async def _rows(core: Core, terms: Terms, by_key: Sequence[list[bytes]]) -> list[SealedRecord] | None:
     """The records of PAN fingerprints; None where the store refuses one, and where there are too many."""
     rows: list[SealedRecord] = []
+    requestor, program = terms.requestor, terms.program
     for pan_fingerprints in by_key:
         after = ""
         for _ in range(PAGES_MAX):
             try:
                 page = await core.store.find(
-                    pan_fingerprints,
-                    requestor=terms.requestor,
-                    program=terms.program,
-                    after=after,
-                    limit=PAGE_MAX,
+                    pan_fingerprints, requestor=requestor, program=program, after=after, limit=PAGE_MAX
                 )
             except IntegrityError:
                 return None

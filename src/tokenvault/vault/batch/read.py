@@ -1,4 +1,4 @@
-"""The stored records of a chunk's tokens: read at once, authenticated, and numbered by what a decision looks at."""
+"""The stored records of a chunk's tokens: read at once, authenticated, with what a decision looks at."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class StoredTokens:
         references: shape (places,) times 16 bytes, dtype uint8.
         cards: of the records that are genuine, but for tombstones.
         genuine: whether each record is what was sealed.
-        decision_keys: a number each. Records with the same one differ in token, reference, card number and times
-            only: a decision that looks at none of these is the same for all.
+        decision_keys: records with the same one differ in token, reference, card number and times only: a decision
+            that looks at none of these is the same for all.
         unreadable: tokens whose record the store itself refuses.
     """
 
@@ -38,7 +38,7 @@ class StoredTokens:
     references: Bytes
     cards: CardColumns
     genuine: list[bool]
-    decision_keys: list[int]
+    decision_keys: list[Hashable]
     unreadable: dict[str, IntegrityError]
 
     def card(self, place: int) -> Card | None:
@@ -62,14 +62,13 @@ async def read(core: Core, tokens: list[str]) -> StoredTokens:
     if len(places) != len(rows) or not places.keys() <= set(tokens):
         raise IntegrityError(OTHERS_RECORD)
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
-    numbers: dict[Hashable, int] = {}
     return StoredTokens(
         places=places,
         rows=rows,
         references=_references(rows),
         cards=cards,
         genuine=genuine.tolist(),
-        decision_keys=[numbers.setdefault(key, len(numbers)) for key in _decision_keys(rows, cards)],
+        decision_keys=list(_decision_keys(rows, cards)),
         unreadable=unreadable,
     )
 

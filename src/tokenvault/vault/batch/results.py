@@ -1,6 +1,6 @@
 """What a batch returns: a result or an error for each item, in order.
 
-Results are columns, some 70 bytes an item; a TokenInfo, a Card or a Decision is made when it is asked for.
+Results are columns, at most 70 bytes an item; a TokenInfo, a Card or a Decision is made when it is asked for.
 """
 
 from __future__ import annotations
@@ -51,11 +51,7 @@ token and last4 are digits as a number, length is how many digits the token has,
 
 
 class ChunkResults(ABC, Generic[T_co]):
-    """What came of the items of one chunk. Of equal objects one stands for all.
-
-    Args:
-        rows: how many items there are.
-    """
+    """What came of the items of one chunk, each a row. Of equal objects one stands for all."""
 
     __slots__ = ("_errors", "_known")
 
@@ -88,11 +84,7 @@ class ChunkResults(ABC, Generic[T_co]):
 
 
 class CardResults(ChunkResults[Card]):
-    """Cards.
-
-    Attributes:
-        cards: a row for each item; of those that failed, without a card.
-    """
+    """Cards; a row that failed has none."""
 
     __slots__ = ("cards",)
 
@@ -125,11 +117,7 @@ class DecisionResults(ChunkResults[Decision]):
 
 
 class TokenInfoResults(ChunkResults[TokenInfo]):
-    """Tokens issued.
-
-    Attributes:
-        issued: shape (rows,), dtype ISSUED.
-    """
+    """Tokens issued: `issued` is an array of shape (rows,) and dtype ISSUED."""
 
     __slots__ = ("_examples", "issued")
 
@@ -184,9 +172,9 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
 class BatchResult(Sequence[T_co | TokenVaultError]):
     """What came of a batch: for each item, in order, its result or a TokenVaultError.
 
-    What an index, a slice or a loop gives is made anew each time, from columns of some 70 bytes an item. Errors are
-    given, not raised, and carry no traceback. A BatchResult can be neither pickled nor copied, as it may hold card
-    numbers; what it gives can be, but for a Pan.
+    What an index, a slice or a loop gives is made anew each time, from columns of at most 70 bytes an item. Errors
+    are given, not raised, and carry no traceback. A BatchResult can be neither pickled nor copied, as it may hold
+    card numbers; what it gives can be, but for a Pan.
     """
 
     __slots__ = ("_chunks", "_ends")

@@ -7,7 +7,7 @@ same decision key share a decision; where limits count, each use is decided on b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -45,16 +45,7 @@ Use: TypeAlias = tuple[str, Transaction]
 
 @attrs.frozen
 class _Chunk(Generic[R]):
-    """A chunk of uses.
-
-    Attributes:
-        core: the vault.
-        uses: by their row in the chunk.
-        stored: the records of their tokens.
-        results: what came of each.
-        notes: what the event is to say of each.
-        now_ms: the time, in milliseconds of the Unix epoch.
-    """
+    """A chunk of uses, by their row, and what came of each; `notes` is what the event is to say of it."""
 
     core: Core
     uses: dict[int, Use]
@@ -73,11 +64,7 @@ class _Chunk(Generic[R]):
 class _Group:
     """Uses by one transaction of tokens with the same decision key: one decision answers them all.
 
-    Attributes:
-        rows: of the uses.
-        transaction: of all of them.
-        token: a record and card like theirs; the card is their own where the transaction could contain its number.
-        restrictions: of all of them.
+    `token` is a record and card like theirs; the card is their own where the transaction could contain its number.
     """
 
     rows: Rows
@@ -156,11 +143,11 @@ async def _groups(chunk: _Chunk[R]) -> list[_Group]:
     return [group for rows in by_decision_key.values() for group in await _by_transaction(chunk, rows)]
 
 
-async def _by_decision_key(chunk: _Chunk[R]) -> dict[int, list[int]]:
+async def _by_decision_key(chunk: _Chunk[R]) -> dict[Hashable, list[int]]:
     """Group uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
     requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
     denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
-    found: dict[int, list[int]] = defaultdict(list)
+    found: dict[Hashable, list[int]] = defaultdict(list)
     for row, (token, transaction) in chunk.uses.items():
         denial, place = denials[transaction.requestor], chunk.stored.places.get(token)
         if denial is not None:
