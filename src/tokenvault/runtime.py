@@ -65,9 +65,7 @@ class BlockingRuntime:
         """Call a function in this thread."""
         return function(*args, **kwargs)
 
-    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Likewise."""
-        return function(*args, **kwargs)
+    block = call
 
     async def sleep(self, seconds: float) -> None:
         """Block this thread, in seconds."""

@@ -34,7 +34,7 @@ class Trail:
     runtime: Runtime
     journal: Journal
 
-    async def note(self, event: Event) -> None:
+    async def note(self, event: Event | BatchEvent) -> None:
         """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
         await self.write(event, _nothing, self._append)
 
