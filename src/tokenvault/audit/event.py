@@ -28,7 +28,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
@@ -114,20 +116,14 @@ class Event(NamedTuple):
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
         """Read an event row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        try:
-            event = cls._read(row)
-        except (struct.error, ValueError):
-            event = None
-        if event is None or event.body() != row.body:
-            raise IntegrityError(MALFORMED)
-        return event
+        return parsed(row, cls._read)
 
     @classmethod
-    def _read(cls, row: SealedEvent) -> Event | None:
+    def _read(cls, row: SealedEvent) -> Event:
         reader = BodyReader(row.body)
         version, time_ms, action, outcome, revision = _FIXED.unpack(reader.take(_FIXED.size))
         if version != ENCODING_VERSION:
-            return None
+            raise ValueError(MALFORMED)
         return cls(
             time_ms=time_ms,
             action=Action(action),
@@ -135,10 +131,27 @@ class Event(NamedTuple):
             requestor=reader.text() or None,
             reference=row.reference,
             transaction_id=reader.text() or None,
-            codes=tuple(reader.text() for _ in range(reader.length())),
+            codes=tuple([reader.text() for _ in range(reader.length())]),
             revision=revision,
             checkpoint=Checkpoint.parse(reader.rest()) if action == Action.CHECKPOINT.value else None,
         )
+
+
+class _Encoded(Protocol):
+    def body(self) -> bytes: ...
+
+
+E = TypeVar("E", bound=_Encoded)
+
+
+def parsed(row: SealedEvent, read: Callable[[SealedEvent], E]) -> E:
+    """What a reader makes of a row, if it encodes back to the same bytes. Raises IntegrityError."""
+    event = None
+    with suppress(struct.error, IndexError, ValueError):
+        event = read(row)
+    if event is None or event.body() != row.body:
+        raise IntegrityError(MALFORMED)
+    return event
 
 
 class BodyReader:
