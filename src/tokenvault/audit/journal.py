@@ -8,7 +8,7 @@ event is written. No lock is held during the write. Afterwards the caller report
 - `withdraw`: nothing was written; the number is free for the next event;
 - `doubt`: unknown; `doubts` hands the entry to the caller, which reads the database before it takes the next number.
 
-Nothing here waits for anything but the key store, and only `seal` and `genuine` ask it.
+Nothing here waits for anything but the key store, and only `seal` asks it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
@@ -32,7 +32,8 @@ from tokenvault.audit.checkpoint import (
     key_id_of,
     signed_message,
 )
-from tokenvault.audit.event import AUTHENTICATED_BYTES, Action, Event, Outcome, leaf_hash, leaf_of
+from tokenvault.audit.event import Action, Event, Outcome, leaf_hash, leaf_of
+from tokenvault.audit.macs import AuditKeys
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.port import Signer
@@ -46,22 +47,6 @@ _LEAVES_AT_ONCE: Final = 64
 
 _REFERENCED_MAX: Final = 16 * CROSS_REFERENCES_MAX
 """Other streams of which the number last referred to is kept."""
-
-
-class JournalKeys(Protocol):
-    """What a journal needs of the vault's keys."""
-
-    def audit_tag(self, message: bytes) -> bytes:
-        """16 bytes, AES-CMAC under the newest AUDIT key."""
-        ...
-
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC under any AUDIT key."""
-        ...
-
-    def signer(self) -> Signer | None:
-        """Signs checkpoints; None where the key store can not."""
-        ...
 
 
 class _Stream:
@@ -105,9 +90,9 @@ class _Stream:
         self.last += 1
         return self.last
 
-    def settle(self, number: int, leaf: bytes) -> None:
-        """Note that the event of a number is written."""
-        self.settled[number] = leaf
+    def settle(self, row: SealedEvent) -> None:
+        """Note that an event is written."""
+        self.settled[row.number] = leaf_of(row)
         if len(self.settled) >= _LEAVES_AT_ONCE:
             self.grow()
 
@@ -127,7 +112,7 @@ class Entry:
         number: of the event, or of the checkpoint alone.
         checkpoint: what it commits to; `seal` adds the cross-references, unless they are to be repeated.
         checkpoint_number: of the checkpoint.
-        rows: to be written in one atomic step; `seal` makes them, with the leaf hash of each number.
+        rows: to be written in one atomic step; `seal` makes them.
     """
 
     stream: _Stream
@@ -136,30 +121,20 @@ class Entry:
     checkpoint: Checkpoint | None = None
     checkpoint_number: int = 0
     rows: tuple[SealedEvent, ...] = ()
-    leaves: tuple[tuple[int, bytes], ...] = ()
-
-    @property
-    def ends(self) -> bool:
-        """Whether closing is done: by this checkpoint, or as far as possible while others still write."""
-        return self.checkpoint is not None and (self.checkpoint.closes or self.number == self.stream.last)
 
 
 class Journal:
     """Streams of events with consecutive numbers. A forked child goes on with a stream of its own."""
 
-    def __init__(self, keys: JournalKeys, policy: CheckpointPolicy | None = None) -> None:
-        self._keys = keys
+    def __init__(self, keys: AuditKeys, policy: CheckpointPolicy | None = None) -> None:
+        self.keys: Final = keys
         self._policy = policy or CheckpointPolicy()
         self._stream = _Stream()
 
     # Numbers.
 
-    def due(self, time_ms: int) -> bool:
-        """Whether a checkpoint is due."""
-        return self._current().due(time_ms)
-
     def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
-        """Give an event its number; with `checkpoint`, after one, unless another thread wrote it meanwhile."""
+        """Give an event its number; with `checkpoint`, after one if that is due."""
         while True:
             stream = self._current()
             with stream.lock:
@@ -222,25 +197,16 @@ class Journal:
             KeyStoreError: withdraw the entry then.
         """
         if entry.checkpoint is not None:
-            self._add_row(
-                entry,
-                entry.checkpoint_number,
-                self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints),
-            )
+            event = self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints)
+            self._add_row(entry, entry.checkpoint_number, event)
         if entry.event is not None:
             self._add_row(entry, entry.number, entry.event)
         return entry.rows
 
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC. Raises KeyStoreError."""
-        return self._keys.genuine(rows)
-
     def _add_row(self, entry: Entry, number: int, event: Event | BatchEvent) -> None:
         stream, reference, body = entry.stream.name, event.reference, event.body()
-        leaf = leaf_hash(stream, number, reference, body)
-        mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])
+        mac = self.keys.tag(leaf_hash(stream, number, reference, body))
         entry.rows += (SealedEvent(stream, number, reference, body, mac),)
-        entry.leaves += ((number, leaf),)
 
     def _checkpoint_event(
         self, entry: Entry, checkpoint: Checkpoint, time_ms: int, latest_checkpoints: Sequence[SealedEvent]
@@ -248,7 +214,7 @@ class Journal:
         """The event of an entry's checkpoint, with cross-references, and signed where there is a signer."""
         stream = entry.stream
         others = [row for row in latest_checkpoints[:CROSS_REFERENCES_MAX] if row.stream != stream.name]
-        genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
+        genuine = self.keys.genuine(others)
         references = tuple(
             CrossReference(row.stream, row.number, leaf_of(row))
             for row in genuine
@@ -265,7 +231,7 @@ class Journal:
             reference=stream.name,
             checkpoint=complete,
         )
-        signer = self._keys.signer()
+        signer = self.keys.signer
         # Where the module is away for the moment, the checkpoint stays unsigned: the next signature covers it too.
         with suppress(KeyStoreError):
             signed = event if signer is None else _signed(event, complete, entry.checkpoint_number, signer)
@@ -280,8 +246,8 @@ class Journal:
         """Note that an entry was written."""
         stream = entry.stream
         with stream.lock:
-            for number, leaf in entry.leaves:
-                stream.settle(number, leaf)
+            for row in entry.rows:
+                stream.settle(row)
             references = entry.checkpoint.cross_references if entry.checkpoint else ()
             if len(stream.referenced) + len(references) > _REFERENCED_MAX:
                 stream.referenced.clear()  # the next checkpoints then repeat some cross-references
@@ -298,7 +264,7 @@ class Journal:
                 numbers.add(entry.checkpoint_number)
             for row in found:
                 numbers.discard(row.number)
-                stream.settle(row.number, leaf_of(row))
+                stream.settle(row)
             for number in numbers:
                 heapq.heappush(stream.free, number)
 

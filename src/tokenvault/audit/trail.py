@@ -7,7 +7,7 @@ is read to find out whether it happened after all; that comes before the next ev
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -19,8 +19,8 @@ from tokenvault.errors import IntegrityError
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, SealedEvent
 
-T = TypeVar("T")
-Change: TypeAlias = Callable[[tuple[SealedEvent, ...], T], Coroutine[Any, Any, list[str] | None]]
+Change: TypeAlias = Callable[[tuple[SealedEvent, ...]], Coroutine[Any, Any, list[str] | None]]
+"""Writes events into the store, with what they record, in one atomic step. Returns the tokens in its way."""
 
 CLOSING_MAX: Final = 1_000
 """Checkpoints that closing writes at most, one for each number that was given back and not used again."""
@@ -34,17 +34,8 @@ class Trail:
     runtime: Runtime
     journal: Journal
 
-    async def note(self, event: Event) -> None:
-        """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
-        await self.write(event, _nothing, self._append)
-
-    async def write(self, event: Event | BatchEvent, seal: Callable[[], T], change: Change[T]) -> list[str]:
-        """Write an event together with a change of the store.
-
-        Args:
-            event: what is changed.
-            seal: makes what else the change needs of the key store.
-            change: writes the event's rows, with what `seal` made, in one atomic step.
+    async def write(self, event: Event | BatchEvent, change: Change) -> list[str]:
+        """Write an event by a change of the store that takes it along.
 
         Returns:
             The tokens in the way of the change: then nothing was written.
@@ -53,13 +44,8 @@ class Trail:
             KeyStoreError: nothing was written.
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
-        doubts = self.journal.doubts()
-        if doubts:
-            await self._settle(doubts)
-        due = self.journal.due(event.time_ms)
-        latest_checkpoints = await self._latest_checkpoints() if due else ()
-        entry = self.journal.begin(event, checkpoint=due)
-        return await self._complete(entry, event.time_ms, latest_checkpoints, seal, change)
+        await self._settle(self.journal.doubts())
+        return await self._complete(self.journal.begin(event, checkpoint=True), event.time_ms, change)
 
     async def close(self, time_ms: int) -> None:
         """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
@@ -72,50 +58,32 @@ class Trail:
             entry = self.journal.begin_closing()
             if entry is None:
                 return
-            try:
-                latest_checkpoints = await self._latest_checkpoints()
-            except BaseException:
-                self.journal.withdraw(entry)
-                raise
-            await self._complete(entry, time_ms, latest_checkpoints, _nothing, self._append)
-            if entry.ends:
+            await self._complete(entry, time_ms, self.store.append)
+            if entry.number == entry.stream.last:  # otherwise it took one that was given back
                 return
 
-    async def _complete(
-        self,
-        entry: Entry,
-        time_ms: int,
-        latest_checkpoints: Sequence[SealedEvent],
-        seal: Callable[[], T],
-        change: Change[T],
-    ) -> list[str]:
+    async def _complete(self, entry: Entry, time_ms: int, change: Change) -> list[str]:
         """Seal an entry and write it, and tell the journal how that ended."""
         journal = self.journal
-        # A checkpoint may be signed by the module, also where the other keys work in this process.
-        call = self.runtime.call if entry.checkpoint is None else self.runtime.block
         try:
-            rows, sealed = await call(self._seal, entry, time_ms, latest_checkpoints, seal)
+            if entry.checkpoint is None:
+                rows = await self.runtime.call(journal.seal, entry, time_ms)
+            else:  # it may be signed by the module, also where the other keys work in this process
+                others = await self._latest_checkpoints()
+                rows = await self.runtime.block(journal.seal, entry, time_ms, others)
         except BaseException:
             journal.withdraw(entry)
             raise
         try:
-            in_the_way = await change(rows, sealed)
+            in_the_way = await change(rows) or []
         except BaseException:
             journal.doubt(entry)
             raise
         if in_the_way:
             journal.withdraw(entry)
-            return in_the_way
-        journal.written(entry)
-        return []
-
-    def _seal(
-        self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent], seal: Callable[[], T]
-    ) -> tuple[tuple[SealedEvent, ...], T]:
-        return self.journal.seal(entry, time_ms, latest_checkpoints), seal()
-
-    async def _append(self, rows: tuple[SealedEvent, ...], _: None) -> None:
-        await self.store.append(rows)
+        else:
+            journal.written(entry)
+        return in_the_way
 
     async def _latest_checkpoints(self) -> Sequence[SealedEvent]:
         try:
@@ -126,14 +94,13 @@ class Trail:
     async def _settle(self, doubts: list[Entry]) -> None:
         """Find out which failed writes happened after all, so that no number is left out or used twice."""
         while doubts:
-            entry = doubts[-1]
             try:
-                found = await self._found_instead(entry)
+                found = await self._found_instead(doubts[-1])
             except BaseException:
                 for doubtful in doubts:
                     self.journal.doubt(doubtful)
                 raise
-            doubts.pop()
+            entry = doubts.pop()
             if found is None:
                 self.journal.written(entry)
             else:
@@ -154,11 +121,5 @@ class Trail:
             return None
         if tuple(found) == entry.rows:
             return None
-        genuine = await self.runtime.block(self.journal.genuine, found)
-        if len(found) == len(entry.rows) and not all(genuine):
-            return None
-        return [row for row, right in zip(found, genuine, strict=True) if right]
-
-
-def _nothing() -> None:
-    return None
+        genuine = await self.runtime.block(self.journal.keys.genuine, found)
+        return None if len(genuine) < len(found) == len(entry.rows) else genuine

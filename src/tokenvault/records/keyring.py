@@ -1,4 +1,4 @@
-"""What the vault does with its keys: seal records, fingerprint PANs, derive tokens, make MACs of events."""
+"""What the vault does with its keys: seal records, fingerprint PANs, derive tokens."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.audit.event import leaf_of
-from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.macs import AuditKeys
 from tokenvault.columns.digits import to_ascii
 from tokenvault.crypto import cmac_columns
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import ConfigurationError, IntegrityError
-from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore, Signer
+from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card, Pan
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records import sealing, sealing_columns
@@ -25,7 +24,7 @@ from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
-from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, SealedEvent, SealedRecord
+from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, SealedRecord
 
 PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
@@ -43,7 +42,8 @@ class KeyRing:
     """The keys of one vault. Safe to share between threads.
 
     Attributes:
-        blocking: whether any of them works outside this process, so that a call may take its time.
+        audit: the keys of the audit trail.
+        blocking: whether any key works outside this process, so that a call may take its time.
 
     Raises:
         ConfigurationError: a purpose has no key yet.
@@ -69,9 +69,8 @@ class KeyRing:
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
         self._fingerprints = tuple(map(Cmac, self._fingerprint_ciphers))
-        self._audit_macs = AuditMacs(key_store)
-        self._signer = key_store.signer()
-        self._audit = Cmac(self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1]))
+        self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1])  # it may be the one that blocks
+        self.audit: Final = AuditKeys(key_store)
 
     def seal(self, record: TokenRecord, card: Card | None) -> SealedRecord:
         """Seal a record under the newest SEAL key. Raises KeyStoreError."""
@@ -97,18 +96,6 @@ class KeyRing:
         """
         scope = _scope(requestor, program, candidate)
         return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(pan_fingerprint + scope).digest()))
-
-    def audit_tag(self, message: bytes) -> bytes:
-        """16 bytes, AES-CMAC under the newest AUDIT key."""
-        return self._audit.tag(message)
-
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC, under any version of the AUDIT key. Raises KeyStoreError."""
-        return self._audit_macs.genuine(rows, [leaf_of(row) for row in rows])
-
-    def signer(self) -> Signer | None:
-        """Signs checkpoints; None where the key store has no key for it."""
-        return self._signer
 
     # Batches: the same over columns.
 

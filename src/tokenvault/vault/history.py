@@ -41,10 +41,8 @@ async def _about(core: Core, stored_under: bytes, reference: bytes, count: int) 
         except IntegrityError:  # one is malformed: look for it, and pass it over
             start, size = start + (size == 1), max(size // 2, 1)
             continue
-        genuine = await core.runtime.block(core.keys.genuine, rows)
-        own = [
-            row for row, right in zip(rows, genuine, strict=True) if right and row.reference == stored_under
-        ]
+        genuine = await core.runtime.block(core.keys.audit.genuine, rows)
+        own = [row for row in genuine if row.reference == stored_under]
         for event in (event for row in own for event in audit_events(row)):
             if event.reference == reference.hex() and found < count:
                 found += 1

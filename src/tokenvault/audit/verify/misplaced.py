@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final, NamedTuple
 
-from tokenvault.audit.event import leaf_of
 from tokenvault.audit.verify.pages import reference_pages
 from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
@@ -103,5 +102,4 @@ def _original(row: SealedEvent, trusted: TrustedKeys, store: TokenStore) -> Seal
 
 
 def _first_genuine(rows: list[SealedEvent], trusted: TrustedKeys) -> SealedEvent | None:
-    genuine = trusted.genuine(rows, [leaf_of(row) for row in rows])
-    return next((row for row, right in zip(rows, genuine, strict=True) if right), None)
+    return next((row for row, _, genuine in trusted.check(rows) if genuine), None)

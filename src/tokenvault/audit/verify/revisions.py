@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from tokenvault.audit.batch_event import BATCH, changes_of
-from tokenvault.audit.event import leaf_of
 from tokenvault.audit.verify.pages import reference_pages
 from tokenvault.audit.verify.report import AuditFinding, FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
@@ -158,9 +157,8 @@ def _stated_now(store: TokenStore, trusted: TrustedKeys, reference: bytes) -> se
     """The revisions of a record that stand in events, read again."""
     found = set()
     for page in itertools.chain(reference_pages(store, reference), reference_pages(store, BATCH)):
-        genuine = trusted.genuine(page, [leaf_of(row) for row in page])
-        for row, right in zip(page, genuine, strict=True):
-            if right is not False:
+        for row, _, genuine in trusted.check(page):
+            if genuine is not False:
                 found |= {revision for changed, revision in changes_of(row) if changed == reference}
     return found
 

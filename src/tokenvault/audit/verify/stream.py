@@ -6,7 +6,7 @@ import attrs
 
 from tokenvault.audit.batch_event import changes_of
 from tokenvault.audit.checkpoint import Checkpoint
-from tokenvault.audit.event import Event, leaf_of
+from tokenvault.audit.event import Event
 from tokenvault.audit.merkle import Tree
 from tokenvault.audit.verify.misplaced import InvalidMac, InvalidMacs
 from tokenvault.audit.verify.pages import begins_below_one, reference_pages, stream_pages
@@ -66,8 +66,7 @@ class StreamAudit:
         """Find the checkpoints. They are read before the events, so all that they commit to is there by then."""
         for page in reference_pages(self.store, self.stream):
             own = [row for row in page if row.stream == self.stream]
-            leaves = [leaf_of(row) for row in own]
-            for row, leaf, genuine in zip(own, leaves, self.trusted.genuine(own, leaves), strict=True):
+            for row, leaf, genuine in self.trusted.check(own):
                 if genuine is not False:
                     self._note_checkpoint(row, leaf, genuine)
 
@@ -138,8 +137,7 @@ class _Reader:
 
     def read(self, rows: list[SealedEvent]) -> None:
         """Read the next events."""
-        leaves = [leaf_of(row) for row in rows]
-        for row, leaf, genuine in zip(rows, leaves, self._audit.trusted.genuine(rows, leaves), strict=True):
+        for row, leaf, genuine in self._audit.trusted.check(rows):
             self._advance(row.number)
             after_end = self._closed_at is not None and row.number > self._closed_at
             if genuine is False or after_end:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed_message
-from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
 from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.stores.port import SealedEvent
@@ -42,20 +42,18 @@ class TrustedKeys:
     def __init__(self, keys: KeyStore | None, public_key: str | None) -> None:
         if keys is None and public_key is None:
             raise InvalidInputError("give keys, a public_key, or both")
-        self._macs = None if keys is None else AuditMacs(keys)
+        self._audit = None if keys is None else AuditKeys(keys)
         self._public: dict[bytes, ec.EllipticCurvePublicKey] = {}
-        signer = None if keys is None else keys.signer()
-        if signer is not None:
-            self._trust(signer.public_key, load_der_public_key(signer.public_key))
+        if self._audit is not None and self._audit.signer is not None:
+            der = self._audit.signer.public_key
+            self._trust(der, load_der_public_key(der))
         if public_key is not None:
             for key in _parsed(public_key):
                 self._trust(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), key)
 
-    def genuine(self, rows: Sequence[SealedEvent], leaves: Sequence[bytes]) -> Sequence[bool | None]:
-        """Whether the MAC of each event is right; None without AUDIT keys. Raises KeyStoreError."""
-        if self._macs is None:
-            return [None] * len(rows)
-        return self._macs.genuine(rows, leaves)
+    def check(self, rows: Sequence[SealedEvent]) -> list[CheckedEvent]:
+        """The events, each with its leaf hash and whether its MAC is right. Raises KeyStoreError."""
+        return check_events(self._audit, rows)
 
     def signature(self, row: SealedEvent, checkpoint: Checkpoint) -> bool | None:
         """Whether a checkpoint's signature is right; None if it has none, or one by a key that is not trusted."""
