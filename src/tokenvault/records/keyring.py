@@ -121,10 +121,11 @@ class KeyRing:
 
     def unseal_many(self, rows: Sequence[SealedRecord]) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
         """The cards of rows, and where they are genuine: elsewhere `unseal` raises. Raises KeyStoreError."""
-        if isinstance(rows, RecordColumns):
-            versions = rows.key_versions
-        else:
-            versions = np.array([row.key_version for row in rows], np.int64)
+        versions = (
+            rows.key_versions
+            if isinstance(rows, RecordColumns)
+            else np.array([row.key_version for row in rows], np.int64)
+        )
         cards, genuine = CardColumns.empty(len(rows)), np.zeros(len(rows), np.bool_)
         for version in np.unique(versions).tolist():
             try:
@@ -132,9 +133,11 @@ class KeyRing:
             except IntegrityError:
                 continue
             chosen = np.flatnonzero(versions == version)
-            if len(chosen) == len(rows):
-                return sealing_columns.unseal_many(cipher, rows)
-            part = [rows[row] for row in chosen.tolist()]
+            part = (
+                rows.take(chosen)
+                if isinstance(rows, RecordColumns)
+                else [rows[row] for row in chosen.tolist()]
+            )
             found, genuine[chosen] = sealing_columns.unseal_many(cipher, part)
             cards.put(chosen, found)
         return cards, genuine
@@ -174,17 +177,9 @@ class KeyRing:
 
 
 def pan_fingerprints_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
-    """The fingerprints of PANs under one FINGERPRINT key: AES-CMAC of the digits.
+    """The fingerprints of PANs under one FINGERPRINT key, shape (rows, 16); zeros where there is no PAN.
 
-    Args:
-        pans: the PANs; a row without one gets zeros.
-        cipher: the key.
-
-    Returns:
-        An array of shape (rows, 16) and dtype uint8.
-
-    Raises:
-        KeyStoreError: the key can not be reached.
+    Raises KeyStoreError.
     """
     fingerprints: Bytes = np.zeros((len(pans.values), PAN_FINGERPRINT_BYTES), np.uint8)
     for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):

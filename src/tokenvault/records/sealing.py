@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import struct
+from contextlib import suppress
 from typing import Final
 
 from tokenvault.crypto import ccm
@@ -48,7 +49,7 @@ def record_digest(row: SealedRecord) -> bytes:
     if len(row.reference) != REFERENCE_BYTES or len(row.pan_fingerprint) != PAN_FINGERPRINT_BYTES:
         raise IntegrityError(_CHANGED)
     header = b""
-    try:
+    with suppress(struct.error):  # a number or length that no record has
         header = layout.DIGEST_HEADER.pack(
             row.seal[: layout.NONCE_BYTES],
             row.revision,
@@ -59,8 +60,6 @@ def record_digest(row: SealedRecord) -> bytes:
             len(row.requestor),
             len(row.program),
         )
-    except struct.error:  # a number or length that no record has
-        header = b""
     if not header:
         raise IntegrityError(_CHANGED)
     texts = f"{row.token}{row.requestor}{row.program}".encode()
