@@ -56,13 +56,13 @@ class KeyRing:
         versions = {purpose: key_store.versions(purpose) for purpose in PURPOSES}
         for purpose, found in versions.items():
             if not found:
-                raise ConfigurationError(
-                    f"the key store has no {purpose.value} key: run tokenvault.provision first"
-                )
-        self._seal_version = versions[KeyPurpose.SEAL][-1]
+                name = purpose.value
+                raise ConfigurationError(f"the key store has no {name} key: run tokenvault.provision first")
         self._seal_ciphers = {
             version: self._cipher(KeyPurpose.SEAL, version) for version in versions[KeyPurpose.SEAL]
         }
+        version, cipher = max(self._seal_ciphers.items())
+        self._newest_seal = cipher, version
         # Newest first: it writes, and most records are found by it.
         self._fingerprint_ciphers = tuple(
             self._cipher(KeyPurpose.FINGERPRINT, version)
@@ -74,7 +74,7 @@ class KeyRing:
 
     def seal(self, record: TokenRecord, card: Card | None) -> SealedRecord:
         """Seal a record under the newest SEAL key. Raises KeyStoreError."""
-        return sealing.seal(record, card, self._seal_ciphers[self._seal_version], self._seal_version)
+        return sealing.seal(record, card, *self._newest_seal)
 
     def unseal(self, row: SealedRecord) -> tuple[TokenRecord, Card | None]:
         """The record and card of a row, authenticated. Raises IntegrityError, KeyStoreError."""
@@ -108,16 +108,14 @@ class KeyRing:
         like: TokenRecord,
     ) -> RecordBatch:
         """Records like an example except these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
-        version = self._seal_version
         return sealing_columns.seal_like(
-            self._seal_ciphers[version], version, tokens, references, pan_fingerprints, cards, like
+            *self._newest_seal, tokens, references, pan_fingerprints, cards, like
         )
 
     def seal_all(self, unsealed: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
         """As `seal`, for any records. Raises KeyStoreError."""
-        version = self._seal_version
         records, cards = zip(*unsealed, strict=True)
-        return sealing_columns.seal_many(records, cards, self._seal_ciphers[version], version)
+        return sealing_columns.seal_many(records, cards, *self._newest_seal)
 
     def unseal_many(self, rows: Sequence[SealedRecord]) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
         """The cards of rows, and where they are genuine: elsewhere `unseal` raises. Raises KeyStoreError."""
@@ -157,10 +155,8 @@ class KeyRing:
         scope = _scope(requestor, program, candidate)
         hashes = [hashlib.sha256(each + scope).digest() for each in split(pan_fingerprints)]
         messages = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 32)
-        return [
-            int.from_bytes(tag)
-            for tag in split(cmac_columns.tag_many(self._fingerprint_ciphers[0], messages))
-        ]
+        tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
+        return [int.from_bytes(tag) for tag in split(tags)]
 
     def _cipher_of(self, version: int) -> BlockCipher:
         cipher = self._seal_ciphers.get(version)

@@ -5,7 +5,6 @@ A reader takes exactly what a writer writes: what parses encodes back to the sam
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Final, NamedTuple
 
@@ -43,7 +42,6 @@ _LIFECYCLES: Final = {
     if (status is TokenStatus.SUSPENDED) == bool(actors)
 }
 _LIFECYCLE_CODES: Final = {lifecycle: codes for codes, lifecycle in _LIFECYCLES.items()}
-_COUNTERS_CACHED_MAX: Final = 1_024
 
 
 class TokenRecord(NamedTuple):
@@ -188,18 +186,11 @@ class TokenRecord(NamedTuple):
 
 def _parse_counters(encoded: bytes) -> dict[VelocityCounter, tuple[int, int]]:
     counters: dict[VelocityCounter, tuple[int, int]] = {}
-    last: VelocityCounter | None = None
     for currency, window_seconds, window, value in COUNTER.iter_unpack(encoded):
-        counter = _counter(currency, window_seconds)
-        if last is not None and counter <= last:
+        name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
+        if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
             raise IntegrityError(_MALFORMED)
-        counters[counter], last = (window, value), counter
-    return counters
-
-
-@functools.lru_cache(_COUNTERS_CACHED_MAX)  # a vault's limits have few, which stand in every record
-def _counter(currency: bytes, window_seconds: int) -> VelocityCounter:
-    name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
-    if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
+        counters[VelocityCounter(name, window_seconds)] = window, value
+    if len(counters) * COUNTER.size != len(encoded) or list(counters) != sorted(counters):
         raise IntegrityError(_MALFORMED)
-    return VelocityCounter(name, window_seconds)
+    return counters

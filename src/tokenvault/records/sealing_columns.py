@@ -37,19 +37,9 @@ def seal_like(
     cards: CardColumns,
     like: TokenRecord,
 ) -> RecordBatch:
-    """Seal records that differ from an example in token, reference, PAN fingerprint and card only.
+    """Seal records that differ from an example only in their card and in these columns, which are as in RecordBatch.
 
-    Args:
-        cipher: the SEAL key.
-        key_version: its version.
-        tokens: ASCII digits, one for each record.
-        references: shape (rows, 16), dtype uint8.
-        pan_fingerprints: likewise.
-        cards: one row for each record.
-        like: the example.
-
-    Raises:
-        KeyStoreError: the key can not be reached now.
+    Raises KeyStoreError.
     """
     body = like.body()
     nonces = _nonces(len(tokens))
@@ -99,11 +89,9 @@ def unseal_many(
 ) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
     """The cards of rows that a store read and the port checked, all under the key of this cipher.
 
-    Returns:
-        The cards, and a mask: where it is False, the row is not what was sealed, and there is no card.
+    Returns, beside them, a mask: where it is False, the row is not what was sealed, and there is no card.
 
-    Raises:
-        KeyStoreError: the key can not be reached now.
+    Raises KeyStoreError.
     """
     if isinstance(rows, RecordColumns):
         seals, digests = rows.seals, _digests(rows)
