@@ -32,13 +32,13 @@ import numpy.typing as npt
 
 from tokenvault.audit.event import (
     MALFORMED,
+    REVISION,
     Action,
     BodyReader,
     Event,
     Outcome,
     parsed,
     prefixed,
-    revision_of,
 )
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, split
@@ -140,12 +140,8 @@ class BatchEvent(NamedTuple):
             )
 
     @classmethod
-    def parse(cls, row: SealedEvent) -> BatchEvent:
-        """Read a row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        return parsed(row, cls._read)
-
-    @classmethod
-    def _read(cls, row: SealedEvent) -> BatchEvent:
+    def read(cls, row: SealedEvent) -> BatchEvent:
+        """Read a row for `parsed`. Raises ValueError, struct.error or IndexError for one of another form."""
         reader = BodyReader(row.body)
         version, time_ms, action, count, kind_count = _FIXED.unpack(reader.take(_FIXED.size))
         if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
@@ -184,7 +180,7 @@ class BatchEvent(NamedTuple):
 
 def parse(row: SealedEvent) -> Event | BatchEvent:
     """An event of either form. Raises IntegrityError."""
-    return BatchEvent.parse(row) if _is_batch(row) else Event.parse(row)
+    return parsed(row, BatchEvent.read) if _is_batch(row) else Event.parse(row)
 
 
 def items(event: Event | BatchEvent) -> Iterator[Event]:
@@ -193,15 +189,19 @@ def items(event: Event | BatchEvent) -> Iterator[Event]:
 
 
 def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
-    """The records that were written with an event of either form: the reference and revision of each."""
-    if not _is_batch(row):
-        revision = revision_of(row)
-        return {(row.reference, revision)} if revision else set()
-    try:
-        event = BatchEvent.parse(row)
-    except IntegrityError:
+    """The records that were written with an event of either form: the reference and revision of each.
+
+    Of an event with a form of its own, the rest of the body may be anything.
+    """
+    if row.reference == row.stream:  # a checkpoint
         return set()
-    changes = zip(split(event.references), event.revisions.tolist(), strict=True)
+    changes = [(row.reference, int.from_bytes(row.body[REVISION]))]
+    if _is_batch(row):
+        try:
+            event = parsed(row, BatchEvent.read)
+        except IntegrityError:
+            return set()
+        changes = list(zip(split(event.references), event.revisions.tolist(), strict=True))
     return {(reference, revision) for reference, revision in changes if revision}
 
 

@@ -99,10 +99,9 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
 
 def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:
     try:
-        events = audit_events(row)
+        return [_json_line(row, event, genuine) for event in audit_events(row)]
     except IntegrityError:
         return [_unreadable(row.stream, row.number)]
-    return [_json_line(row, event, genuine) for event in events]
 
 
 def _unreadable(stream: bytes, number: int) -> str:

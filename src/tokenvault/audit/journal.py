@@ -186,15 +186,9 @@ class Journal:
     def seal(
         self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent] = ()
     ) -> tuple[SealedEvent, ...]:
-        """The rows of an entry, each with its MAC.
+        """The rows of an entry, each with its MAC. Raises KeyStoreError: withdraw the entry then.
 
-        Args:
-            entry: from `begin` or `begin_closing`.
-            time_ms: of the checkpoint.
-            latest_checkpoints: of other streams, as the database has them; the checkpoint refers to the genuine ones.
-
-        Raises:
-            KeyStoreError: withdraw the entry then.
+        Its checkpoint gets this time, and refers to the genuine ones of the latest checkpoints of other streams.
         """
         if entry.checkpoint is not None:
             event = self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints)

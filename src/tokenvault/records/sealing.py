@@ -30,7 +30,7 @@ def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_versio
 
 
 def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
-    """The card of a row; None for a tombstone. Raises IntegrityError for a row that was not sealed so, KeyStoreError."""
+    """The card of a row; None for a tombstone. Raises IntegrityError where it is not what was sealed."""
     if len(row.seal) != SEAL_BYTES:
         raise IntegrityError(_CHANGED)
     nonce, sealed = row.seal[: layout.NONCE_BYTES], row.seal[layout.NONCE_BYTES :]
