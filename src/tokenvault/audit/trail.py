@@ -7,7 +7,7 @@ is read to find out whether it happened after all; that comes before the next ev
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import attrs
 
@@ -19,8 +19,8 @@ from tokenvault.errors import IntegrityError
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, SealedEvent
 
-Change: TypeAlias = Callable[[tuple[SealedEvent, ...]], Coroutine[Any, Any, list[str] | None]]
-"""Writes events into the store, with what they record, in one atomic step. Returns the tokens in its way."""
+T = TypeVar("T")
+Change: TypeAlias = Callable[[tuple[SealedEvent, ...], T], Coroutine[Any, Any, list[str] | None]]
 
 CLOSING_MAX: Final = 1_000
 """Checkpoints that closing writes at most, one for each number that was given back and not used again."""
@@ -34,8 +34,17 @@ class Trail:
     runtime: Runtime
     journal: Journal
 
-    async def write(self, event: Event | BatchEvent, change: Change) -> list[str]:
-        """Write an event by a change of the store that takes it along.
+    async def note(self, event: Event | BatchEvent) -> None:
+        """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
+        await self.write(event, _nothing, self._append)
+
+    async def write(self, event: Event | BatchEvent, seal: Callable[[], T], change: Change[T]) -> list[str]:
+        """Write an event together with a change of the store.
+
+        Args:
+            event: what is changed.
+            seal: makes what else the change needs of the key store.
+            change: writes the event's rows, with what `seal` made, in one atomic step.
 
         Returns:
             The tokens in the way of the change: then nothing was written.
@@ -45,7 +54,8 @@ class Trail:
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
         await self._settle(self.journal.doubts())
-        return await self._complete(self.journal.begin(event, checkpoint=True), event.time_ms, change)
+        entry = self.journal.begin(event, checkpoint=True)
+        return await self._complete(entry, event.time_ms, seal, change)
 
     async def close(self, time_ms: int) -> None:
         """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
@@ -58,24 +68,26 @@ class Trail:
             entry = self.journal.begin_closing()
             if entry is None:
                 return
-            await self._complete(entry, time_ms, self.store.append)
+            await self._complete(entry, time_ms, _nothing, self._append)
             if entry.number == entry.stream.last:  # otherwise it took one that was given back
                 return
 
-    async def _complete(self, entry: Entry, time_ms: int, change: Change) -> list[str]:
+    async def _complete(
+        self, entry: Entry, time_ms: int, seal: Callable[[], T], change: Change[T]
+    ) -> list[str]:
         """Seal an entry and write it, and tell the journal how that ended."""
         journal = self.journal
         try:
             if entry.checkpoint is None:
-                rows = await self.runtime.call(journal.seal, entry, time_ms)
+                rows, sealed = await self.runtime.call(self._seal, entry, time_ms, (), seal)
             else:  # it may be signed by the module, also where the other keys work in this process
                 others = await self._latest_checkpoints()
-                rows = await self.runtime.block(journal.seal, entry, time_ms, others)
+                rows, sealed = await self.runtime.block(self._seal, entry, time_ms, others, seal)
         except BaseException:
             journal.withdraw(entry)
             raise
         try:
-            in_the_way = await change(rows) or []
+            in_the_way = await change(rows, sealed) or []
         except BaseException:
             journal.doubt(entry)
             raise
@@ -84,6 +96,14 @@ class Trail:
         else:
             journal.written(entry)
         return in_the_way
+
+    def _seal(
+        self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent], seal: Callable[[], T]
+    ) -> tuple[tuple[SealedEvent, ...], T]:
+        return self.journal.seal(entry, time_ms, latest_checkpoints), seal()
+
+    async def _append(self, rows: tuple[SealedEvent, ...], _: None) -> None:
+        await self.store.append(rows)
 
     async def _latest_checkpoints(self) -> Sequence[SealedEvent]:
         try:
@@ -123,3 +143,7 @@ class Trail:
             return None
         genuine = await self.runtime.block(self.journal.keys.genuine, found)
         return None if len(genuine) < len(found) == len(entry.rows) else genuine
+
+
+def _nothing() -> None:
+    return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import attrs
 
+from tokenvault.audit.batch_event import BatchEvent
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.trail import Trail
 from tokenvault.errors import (
@@ -23,7 +24,7 @@ from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.runtime import Clock, Runtime
-from tokenvault.stores.port import AsyncTokenStore, SealedRecord
+from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord
 from tokenvault.vault.documents import Documents
 
 CONFLICTS_MAX: Final = 512
@@ -158,20 +159,32 @@ class Core:
 
         Returns the token if it exists already: then nothing is written.
         """
-        row = await self.runtime.call(self.keys.seal, *unsealed)
-        return await self.trail.write(event, lambda events: self.store.insert((row,), events, document))
+        return await self.trail.write(
+            event,
+            lambda: self.keys.seal(*unsealed),
+            lambda events, row: self.store.insert((row,), events, document),
+        )
 
     async def replace(self, unsealed: Unsealed, event: Event) -> list[str]:
         """Write a changed record with its event.
 
         Returns the token if another change came first: then nothing is written.
         """
-        row = await self.runtime.call(self.keys.seal, *unsealed)
-        return await self.trail.write(event, lambda events: self.store.replace((row,), events))
+        return await self.trail.write(
+            event, lambda: self.keys.seal(*unsealed), lambda events, row: self.store.replace((row,), events)
+        )
 
     async def note(self, event: Event) -> None:
         """Write an event that goes with no change."""
-        await self.trail.write(event, self.store.append)
+        await self.trail.note(event)
+
+    async def write(
+        self,
+        event: BatchEvent,
+        change: Callable[[Sequence[SealedEvent]], Coroutine[Any, Any, list[str] | None]],
+    ) -> list[str]:
+        """Write a batch's event by a change of the store that takes it along. Returns the tokens in the way."""
+        return await self.trail.write(event, lambda: None, lambda events, _: change(events))
 
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over. Returns the attempts so far; raises ConflictError after many."""

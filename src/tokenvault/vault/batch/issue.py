@@ -294,8 +294,8 @@ async def _write(
     if event is None:
         return []
     if records is None:
-        return await core.trail.write(event, core.store.append)
-    return await core.trail.write(event, lambda noted: core.store.insert(records, noted))
+        return await core.write(event, core.store.append)
+    return await core.write(event, lambda noted: core.store.insert(records, noted))
 
 
 def _answer_new(chunk: _Chunk, written: NewTokens) -> None:

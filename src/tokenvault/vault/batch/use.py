@@ -292,6 +292,6 @@ async def _write(chunk: _Chunk[R], used: dict[str, Unsealed]) -> list[str]:
     if event is None:
         return []
     if not used:
-        return await core.trail.write(event, core.store.append)
+        return await core.write(event, core.store.append)
     rows = await core.runtime.call(core.keys.seal_all, list(used.values()))
-    return await core.trail.write(event, lambda noted: core.store.replace(rows, noted))
+    return await core.write(event, lambda noted: core.store.replace(rows, noted))
