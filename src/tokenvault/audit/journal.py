@@ -90,9 +90,9 @@ class _Stream:
         self.last += 1
         return self.last
 
-    def settle(self, row: SealedEvent) -> None:
-        """Note that an event is written."""
-        self.settled[row.number] = leaf_of(row)
+    def settle(self, number: int, leaf: bytes) -> None:
+        """Note that the event of a number is written."""
+        self.settled[number] = leaf
         if len(self.settled) >= _LEAVES_AT_ONCE:
             self.grow()
 
@@ -112,7 +112,7 @@ class Entry:
         number: of the event, or of the checkpoint alone.
         checkpoint: what it commits to; `seal` adds the cross-references, unless they are to be repeated.
         checkpoint_number: of the checkpoint.
-        rows: to be written in one atomic step; `seal` makes them.
+        rows: to be written in one atomic step; `seal` makes them, with the leaf hash of each number.
     """
 
     stream: _Stream
@@ -121,6 +121,7 @@ class Entry:
     checkpoint: Checkpoint | None = None
     checkpoint_number: int = 0
     rows: tuple[SealedEvent, ...] = ()
+    leaves: dict[int, bytes] = attrs.field(factory=dict)
 
 
 class Journal:
@@ -199,8 +200,8 @@ class Journal:
 
     def _add_row(self, entry: Entry, number: int, event: Event | BatchEvent) -> None:
         stream, reference, body = entry.stream.name, event.reference, event.body()
-        mac = self.keys.tag(leaf_hash(stream, number, reference, body))
-        entry.rows += (SealedEvent(stream, number, reference, body, mac),)
+        entry.leaves[number] = leaf = leaf_hash(stream, number, reference, body)
+        entry.rows += (SealedEvent(stream, number, reference, body, self.keys.tag(leaf)),)
 
     def _checkpoint_event(
         self, entry: Entry, checkpoint: Checkpoint, time_ms: int, latest_checkpoints: Sequence[SealedEvent]
@@ -240,8 +241,8 @@ class Journal:
         """Note that an entry was written."""
         stream = entry.stream
         with stream.lock:
-            for row in entry.rows:
-                stream.settle(row)
+            for number, leaf in entry.leaves.items():
+                stream.settle(number, leaf)
             references = entry.checkpoint.cross_references if entry.checkpoint else ()
             if len(stream.referenced) + len(references) > _REFERENCED_MAX:
                 stream.referenced.clear()  # the next checkpoints then repeat some cross-references
@@ -258,7 +259,7 @@ class Journal:
                 numbers.add(entry.checkpoint_number)
             for row in found:
                 numbers.discard(row.number)
-                stream.settle(row)
+                stream.settle(row.number, leaf_of(row))
             for number in numbers:
                 heapq.heappush(stream.free, number)
 

@@ -53,7 +53,8 @@ class Trail:
             KeyStoreError: nothing was written.
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
-        await self._settle(self.journal.doubts())
+        if doubts := self.journal.doubts():
+            await self._settle(doubts)
         entry = self.journal.begin(event, checkpoint=True)
         return await self._complete(entry, event.time_ms, seal, change)
 

@@ -5,6 +5,7 @@ A reader takes exactly what a writer writes: what parses encodes back to the sam
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final, NamedTuple
 
@@ -186,11 +187,18 @@ class TokenRecord(NamedTuple):
 
 def _parse_counters(encoded: bytes) -> dict[VelocityCounter, tuple[int, int]]:
     counters: dict[VelocityCounter, tuple[int, int]] = {}
+    last: VelocityCounter | None = None
     for currency, window_seconds, window, value in COUNTER.iter_unpack(encoded):
-        name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
-        if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
+        counter = _counter(currency, window_seconds)
+        if last is not None and counter <= last:
             raise IntegrityError(_MALFORMED)
-        counters[VelocityCounter(name, window_seconds)] = window, value
-    if len(counters) * COUNTER.size != len(encoded) or list(counters) != sorted(counters):
-        raise IntegrityError(_MALFORMED)
+        counters[counter], last = (window, value), counter
     return counters
+
+
+@functools.lru_cache(1_024)  # a vault's limits have few, which stand in every record
+def _counter(currency: bytes, window_seconds: int) -> VelocityCounter:
+    name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
+    if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
+        raise IntegrityError(_MALFORMED)
+    return VelocityCounter(name, window_seconds)

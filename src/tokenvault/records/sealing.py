@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 import struct
-from contextlib import suppress
 from typing import Final
 
 from tokenvault.crypto import ccm
@@ -40,9 +39,10 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 def record_digest(row: SealedRecord) -> bytes:
     """The record digest of a row, of whose seal it takes the nonce: 20 bytes. Raises IntegrityError."""
+    header = b""
     # Struct would cut or fill a byte string of another length.
     if len(row.reference) == REFERENCE_BYTES and len(row.pan_fingerprint) == PAN_FINGERPRINT_BYTES:
-        with suppress(struct.error):  # a number or length that no record has
+        try:
             header = layout.DIGEST_HEADER.pack(
                 row.seal[: layout.NONCE_BYTES],
                 row.revision,
@@ -53,9 +53,12 @@ def record_digest(row: SealedRecord) -> bytes:
                 len(row.requestor),
                 len(row.program),
             )
-            texts = f"{row.token}{row.requestor}{row.program}".encode()
-            return hashlib.sha256(header + texts + row.body).digest()[: layout.DIGEST_BYTES]
-    raise IntegrityError(_CHANGED)
+        except struct.error:  # a number or length that no record has
+            header = b""
+    if not header:
+        raise IntegrityError(_CHANGED)
+    texts = f"{row.token}{row.requestor}{row.program}".encode()
+    return hashlib.sha256(header + texts + row.body).digest()[: layout.DIGEST_BYTES]
 
 
 def _packed(card: Card | None, digest: bytes) -> bytes:
