@@ -41,11 +41,10 @@ async def _about(core: Core, stored_under: bytes, reference: bytes, count: int) 
         except IntegrityError:  # one is malformed: look for it, and pass it over
             start, size = start + (size == 1), max(size // 2, 1)
             continue
-        genuine = await core.runtime.block(core.keys.genuine, rows)
         found += [
             event
-            for row, right in zip(rows, genuine, strict=True)
-            if right and row.reference == stored_under
+            for row in await core.runtime.block(core.keys.audit.genuine, rows)
+            if row.reference == stored_under
             for event in audit_events(row)
             if event.reference == reference.hex()
         ]

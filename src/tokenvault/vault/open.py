@@ -54,7 +54,7 @@ async def open_core(
         runtime=runtime,
         clock=SystemClock() if clock is None else clock,
         keys=ring,
-        trail=Trail(store, runtime, Journal(ring, checkpoints)),
+        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
