@@ -92,8 +92,12 @@ class RecordColumns(ColumnarRecords):
             split(self.seals),
         )
 
+    def take(self, rows: npt.ArrayLike) -> RecordColumns:
+        """Some of the records, by their numbers."""
+        return RecordColumns(*(column[rows] for column in attrs.astuple(self, recurse=False)))
+
     def _row(self, index: int) -> SealedRecord:
-        (row,) = RecordColumns(*(column[[index]] for column in attrs.astuple(self, recurse=False)))
+        (row,) = self.take([index])
         return row
 
     def __eq__(self, other: object) -> bool:
