@@ -128,7 +128,7 @@ def texts() -> dict[str, str]:
     }
 
 
-def test_no_text_tells_users_to_install_a_strangers_package() -> None:
+def test_no_text_says_to_install_a_package_of_others() -> None:
     """The name `tokenvault` on the package index is somebody else's."""
     found = texts()
     assert {"README.md", "pyproject.toml", "Makefile", "CHANGELOG.md", "src/tokenvault/__init__.py"} <= set(

@@ -49,7 +49,7 @@ BATCH: Final = bytes(REFERENCE_BYTES)
 """The reference of every batch's event."""
 
 ITEMS_MAX: Final = 8_000
-"""With so many, an event stays below 1 MiB, whatever its items are."""
+"""So many that an event stays below 1 MiB, whatever its items are."""
 
 _FIXED: Final = struct.Struct(">BQBIH")
 _COUNT: Final = struct.Struct(">I")

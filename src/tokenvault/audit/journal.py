@@ -8,7 +8,7 @@ event is written. No lock is held during the write. Afterwards the caller report
 - `withdraw`: nothing was written; the number is free for the next event;
 - `doubt`: unknown; `doubts` hands the entry to the caller, which reads the database before it takes the next number.
 
-Nothing here waits for anything but the key store, and only `seal` asks it.
+Nothing here waits for anything but the key store, and only `seal` calls it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _TIME_BYTES: Final = 6
 _TIME_MAX: Final = 2 ** (8 * _TIME_BYTES) - 1
 
 _LEAVES_AT_ONCE: Final = 64
-"""Leaves that the tree grows by at once: one by one, between waits for the database, each costs more."""
+"""Leaves added to the tree at once: one by one, between waits for the database, each costs more."""
 
 _REFERENCED_MAX: Final = 16 * CROSS_REFERENCES_MAX
-"""Other streams of which the number last referred to is kept."""
+"""Other streams whose last cross-reference is remembered."""
 
 
 class _Stream:
-    """A stream of one process. Whoever changes it holds its lock.
+    """A stream of one process. It is changed under its lock only.
 
     Attributes:
         name: 16 bytes; empty before the first event.

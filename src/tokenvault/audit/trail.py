@@ -35,7 +35,7 @@ class Trail:
     journal: Journal
 
     async def note(self, event: Event | BatchEvent) -> None:
-        """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
+        """Write an event alone, without a change of the store. Raises TokenStoreError, KeyStoreError."""
         await self.write(event, _nothing, self._append)
 
     async def write(self, event: Event | BatchEvent, seal: Callable[[], T], change: Change[T]) -> list[str]:
@@ -76,7 +76,7 @@ class Trail:
     async def _complete(
         self, entry: Entry, time_ms: int, seal: Callable[[], T], change: Change[T]
     ) -> list[str]:
-        """Seal an entry and write it, and tell the journal how that ended."""
+        """Seal an entry and write it, and report to the journal how that ended."""
         journal = self.journal
         try:
             if entry.checkpoint is None:
@@ -131,7 +131,7 @@ class Trail:
         """None if an entry was written; otherwise the genuine events that have its numbers.
 
         Such an event is a write that was given up too early: it landed after its number was given to this entry.
-        Rows in the entry's place that no vault wrote count as the entry: verifying the trail names them.
+        Rows in the entry's place that no vault wrote count as the entry: verification reports them.
         """
         found: list[SealedEvent] = []
         try:

@@ -1,4 +1,4 @@
-"""PINs and passphrases on their way from where they are kept to where they are used."""
+"""PINs and passphrases: how they are read, and held without being shown."""
 
 from __future__ import annotations
 

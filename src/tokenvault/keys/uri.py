@@ -123,7 +123,7 @@ def parse_pkcs11_uri(uri: str) -> Pkcs11Uri:
     """Parse a `pkcs11:` URI.
 
     Raises:
-        InvalidInputError: it is not one, or selects no token, or says not how to log in. The message names
+        InvalidInputError: it is not one, or selects no token, or does not say how to log in. The message names
             the attribute, never its value.
     """
     rest = _without_scheme(uri, "pkcs11:")

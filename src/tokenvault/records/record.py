@@ -145,7 +145,7 @@ class TokenRecord(NamedTuple):
         )
 
     def row(self, key_version: int, seal: bytes) -> SealedRecord:
-        """The record as a store keeps it, with its seal, or what there is of it yet."""
+        """The record as a store keeps it, with its seal, or before that with the nonce alone."""
         return SealedRecord(
             token=self.token,
             reference=self.reference,
@@ -163,7 +163,7 @@ class TokenRecord(NamedTuple):
         return self._replace(revision=self.revision + 1, updated_ms=now_ms, usage=usage)
 
     def body(self) -> bytes:
-        """The canonical encoding of what the store does not look up by."""
+        """The canonical encoding of the fields that the store does not look up by."""
         usage = self.usage
         fixed = BODY.pack(
             ENCODING_VERSION,

@@ -38,7 +38,7 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 
 def record_digest(row: SealedRecord) -> bytes:
-    """The record digest of a row, of whose seal it takes the nonce: 20 bytes. Raises IntegrityError."""
+    """The record digest of a row, 20 bytes; of the seal only the nonce goes in. Raises IntegrityError."""
     header = b""
     # Struct would cut or fill a byte string of another length.
     if len(row.reference) == REFERENCE_BYTES and len(row.pan_fingerprint) == PAN_FINGERPRINT_BYTES:

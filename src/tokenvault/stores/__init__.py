@@ -1,7 +1,7 @@
 """Token stores: the port and its adapters.
 
 `open_token_store` and `open_async_token_store` open what an address names. PostgreSQL's adapters are imported when
-they are first asked for, so that the others can be used where no psycopg is installed. An adapter of your own is a
+they are first used, so that the others can be used where no psycopg is installed. An adapter of your own is a
 `TokenStoreBase` or an `AsyncTokenStoreBase`; `tokenvault.testing` has the kit by which it proves itself.
 """
 
@@ -68,7 +68,7 @@ def open_token_store(url: str) -> TokenStore:
 def open_async_token_store(url: str) -> AsyncTokenStore:
     """Open the token store at an address, with coroutines.
 
-    PostgreSQL is asked without a thread, for one event loop. The others block threads of their own.
+    PostgreSQL's store runs on one event loop, without threads. The others run in threads of their own.
 
     Args:
         url: as for `open_token_store`.

@@ -89,7 +89,7 @@ def record_fits(record: SealedRecord) -> bool:
 
 
 def records_fit(records: Sequence[SealedRecord]) -> bool:
-    """Whether `record_fits` says so of every one."""
+    """Whether `record_fits` holds for every record."""
     return all(map(record_fits, records))
 
 
@@ -106,7 +106,7 @@ def event_fits(event: SealedEvent) -> bool:
     )
 
 
-# Arguments: what is checked is returned as the adapter gets it.
+# Arguments: what is checked is returned as the adapter takes it.
 
 
 def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
@@ -288,7 +288,7 @@ def sound_value_if_any(value: bytes | None) -> bytes | None:
 
 
 def sound_streams(streams: list[bytes]) -> list[bytes]:
-    """Names of streams; their length is for verifying to look at."""
+    """Names of streams, of any length: verification checks it."""
     if any(type(stream) is not bytes for stream in streams):
         raise IntegrityError("a stored event stream has another name than was written")
     return streams

@@ -67,7 +67,7 @@ _watch = _Watch()
 
 
 def hold_still_at_forks(item: Forkable) -> None:
-    """From now on, as long as the item lives. The hooks are installed with the first item, not at import."""
+    """Make an item hold still at forks, as long as it lives. The first item installs the hooks, not the import."""
     with _watch.lock:
         _watch.items.add(item)
         if not _watch.installed and hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""Token stores that hand every call on to another one: lifted into coroutines, to threads, or as a test has it."""
+"""Token stores that forward every call to another one: as coroutines, in threads, or as a test decides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.port import AsyncTokenStore, TokenStore, class_over
 
 THREADS: Final = 4
-"""Enough for reads to go on beside a write; SQLite has one writer at a time."""
+"""Enough for reads to go on during a write; SQLite has one writer at a time."""
 
 if TYPE_CHECKING:
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
         @abstractmethod
         def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-            """What a method does, by its name."""
+            """Do what the method of a name does."""
 
     class AsyncForwarding(AsyncTokenStore, ABC):
         """A store with coroutines, each of whose methods goes through `_forward`."""
 
         @abstractmethod
         async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-            """What a method does, by its name."""
+            """Do what the method of a name does."""
 
     class _Lifted(AsyncTokenStore):
         """The methods of a store with coroutines, each of which calls that of `_store`."""

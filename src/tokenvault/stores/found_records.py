@@ -1,4 +1,4 @@
-"""Token records as columns: what a store may answer many tokens with.
+"""Token records as columns: what a store may return for many tokens.
 
 A `RecordColumns` is a sequence of `SealedRecord`, so anyone may iterate it; batches take its columns.
 """

@@ -1,7 +1,7 @@
 """The guard of every token store: checks of arguments and rows, and only the port's errors come out.
 
 An adapter subclasses `TokenStoreBase`, or `AsyncTokenStoreBase` where its methods are coroutines, and writes the
-private methods; whatever those raise, a caller sees what `TokenStore` states. What is asked of an adapter, and how
+private methods; whatever those raise, a caller sees what `TokenStore` states. What an adapter is called with, and how
 its answer is checked, is written once, in `_Guard`; the two bases differ in how they wait for the answer.
 """
 
@@ -51,12 +51,12 @@ Asked: TypeAlias = tuple[Answer[Any], Callable[[Any], T]]
 
 
 class Adapter(ABC):
-    """What an adapter writes: methods that get arguments which are checked, and whose rows are checked after them."""
+    """What an adapter writes: private methods. Their arguments are checked before, the rows they return after."""
 
     _closed = False
 
     def _explain(self, error: Exception) -> str:
-        """What to tell a caller about an exception: what to look at next, and never row data."""
+        """The message for a caller about an exception: what to check next, and never row data."""
         return UNEXPLAINED
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Adapter(ABC):
 
 
 class _Guard(Adapter, ABC):
-    """Each method of the port as its arguments are checked and the adapter is asked."""
+    """Each method of the port: checks its arguments and calls the adapter."""
 
     def provision(self) -> Asked[None]:
         return self._provision(), _nothing
@@ -294,7 +294,7 @@ else:
 class TokenStoreBase(_Blocking, Adapter, ABC):
     """Base of a blocking token store; the port is met by writing the private methods.
 
-    They get arguments that are checked already. What they read is checked after them. They may raise
+    Their arguments are checked before, and what they return is checked after. They may raise
     anything; only KeyboardInterrupt and its like pass as they are, so a write undoes itself on
     BaseException. `_close` is called once.
     """

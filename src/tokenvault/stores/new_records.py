@@ -24,7 +24,7 @@ _are_tokens: Final = re.compile(rb"(?:[0-9]{13,19}\n)+").fullmatch
 
 
 class ColumnarRecords(Sequence[SealedRecord]):
-    """A sequence of records that is kept as columns; a row becomes a record when it is asked for."""
+    """A sequence of records that is kept as columns; a row becomes a record when it is read."""
 
     __slots__ = ()
 

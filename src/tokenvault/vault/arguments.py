@@ -1,4 +1,4 @@
-"""Arguments of the vault's methods: of any type when they come in, checked when they come out."""
+"""Checks of the arguments of the vault's methods, which callers may pass in any type."""
 
 from __future__ import annotations
 

@@ -58,18 +58,18 @@ class AsyncVault(AwaitedFace):
 
     `async with` opens it, once, and raises what is named below.
 
-    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
-    transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
+    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and a
+    retry with the same transaction gets its answer. As with any error, `update_card` may have changed some tokens.
 
-    Keys in a module are asked from threads of the vault's own, at most 16. Keys that work in this process answer in
-    some 10 µs, and are asked on the event loop: it stands still while a chunk of a batch is sealed.
+    Keys in a module are used from threads of the vault's own, at most 16. Keys that work in this process take some
+    10 µs and are used on the event loop: it is blocked while a chunk of a batch is sealed.
 
     Args:
         keys: the key store.
         store: the token store, as `open_async_token_store` opens it.
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
-        clock: tells the time; unset, the machine's.
+        clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
 
     Raises:
@@ -152,7 +152,7 @@ class AsyncVault(AwaitedFace):
     async def detokenize(self, token: str, transaction: Transaction) -> Card:
         """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
 
-        The same transaction presented again gets the same answer and counts once, while the record remembers it
+        A retry with the same transaction gets the same answer and counts once, while the record remembers it
         (the last 32 counted uses of the token).
 
         Raises:
@@ -223,7 +223,7 @@ class AsyncVault(AwaitedFace):
 
     @async_call_boundary
     async def activate(self, token: str) -> TokenInfo:
-        """Make an inactive token active: the outcome of identification and verification, so no requestor's to make.
+        """Make an inactive token active, after identification and verification. No requestor may do this.
 
         Raises as `suspend`.
         """
@@ -235,10 +235,10 @@ class AsyncVault(AwaitedFace):
 
         Args:
             token: the token.
-            by: the actor. As Actor.REQUESTOR acts the requestor that the token was issued to.
+            by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
             requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
-                its own tokens are open to it. Unset, the host application itself acts. So with each method that
-                takes it.
+                its own tokens are open to it. Unset, the host application itself acts. The same holds for other
+                methods.
 
         Raises:
             LifecycleError: the token's status does not allow that.
@@ -256,7 +256,7 @@ class AsyncVault(AwaitedFace):
 
     @async_call_boundary
     async def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
+        """Lift an actor's own suspension; the last one lifted makes the token active. Raises as `suspend`."""
         return await manage.change_status(
             self._open(), checks.token(token), Change.RESUME, arguments.actor(by), arguments.caller(requestor)
         )
@@ -315,7 +315,7 @@ class AsyncVault(AwaitedFace):
 
     @async_call_boundary
     async def get(self, token_or_reference: str) -> TokenInfo:
-        """What stands about a token, found by itself or by its reference (32 hexadecimal digits). Never its PAN.
+        """The properties of a token, given the token or its reference (32 hexadecimal digits). Never its PAN.
 
         Raises TokenNotFoundError.
         """
@@ -331,7 +331,7 @@ class AsyncVault(AwaitedFace):
 
         Args:
             token_or_reference: the token.
-            after: so many events are passed over: with `limit`, for reading in pages.
+            after: how many events to pass over: with `limit`, for reading in pages.
             limit: the most events to return, from 1 to 1,000.
         """
         return await history.history(
@@ -351,5 +351,5 @@ class AsyncVault(AwaitedFace):
         await self._close()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
+        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way says more
             await self.close()

@@ -65,7 +65,7 @@ class Vault(BlockingFace):
         store: the token store, as `open_token_store` opens it.
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
-        clock: tells the time; unset, the machine's.
+        clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
 
     Raises:
@@ -148,7 +148,7 @@ class Vault(BlockingFace):
     def detokenize(self, token: str, transaction: Transaction) -> Card:
         """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
 
-        The same transaction presented again gets the same answer and counts once, while the record remembers it
+        A retry with the same transaction gets the same answer and counts once, while the record remembers it
         (the last 32 counted uses of the token).
 
         Raises:
@@ -219,7 +219,7 @@ class Vault(BlockingFace):
 
     @call_boundary
     def activate(self, token: str) -> TokenInfo:
-        """Make an inactive token active: the outcome of identification and verification, so no requestor's to make.
+        """Make an inactive token active, after identification and verification. No requestor may do this.
 
         Raises as `suspend`.
         """
@@ -231,10 +231,10 @@ class Vault(BlockingFace):
 
         Args:
             token: the token.
-            by: the actor. As Actor.REQUESTOR acts the requestor that the token was issued to.
+            by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
             requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
-                its own tokens are open to it. Unset, the host application itself acts. So with each method that
-                takes it.
+                its own tokens are open to it. Unset, the host application itself acts. The same holds for other
+                methods.
 
         Raises:
             LifecycleError: the token's status does not allow that.
@@ -252,7 +252,7 @@ class Vault(BlockingFace):
 
     @call_boundary
     def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
+        """Lift an actor's own suspension; the last one lifted makes the token active. Raises as `suspend`."""
         return run(manage.change_status(
             self._open(), checks.token(token), Change.RESUME, arguments.actor(by), arguments.caller(requestor)
         ))
@@ -311,7 +311,7 @@ class Vault(BlockingFace):
 
     @call_boundary
     def get(self, token_or_reference: str) -> TokenInfo:
-        """What stands about a token, found by itself or by its reference (32 hexadecimal digits). Never its PAN.
+        """The properties of a token, given the token or its reference (32 hexadecimal digits). Never its PAN.
 
         Raises TokenNotFoundError.
         """
@@ -327,7 +327,7 @@ class Vault(BlockingFace):
 
         Args:
             token_or_reference: the token.
-            after: so many events are passed over: with `limit`, for reading in pages.
+            after: how many events to pass over: with `limit`, for reading in pages.
             limit: the most events to return, from 1 to 1,000.
         """
         return run(history.history(
@@ -347,5 +347,5 @@ class Vault(BlockingFace):
         run(self._close())
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
+        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way says more
             self.close()

@@ -1,4 +1,4 @@
-"""Where the vault's two faces differ: how they open, and where they run. Their methods are one text, in `awaited`."""
+"""Where the vault's two faces differ: how they open, and where they run. Their methods are in `awaited`."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ READS_MAX: Final = 100_000
 
 
 async def history(core: Core, name: str | bytes, after: int, limit: int) -> list[AuditEvent]:
-    """The events of a token, named by itself or by its reference, authenticated, in the order of writing.
+    """The events of a token, given the token or its reference, authenticated, in the order of writing.
 
     Those of batches are looked through one after the other, and put among the token's own by their time.
-    Rows that the vault did not write are left out: verifying the trail names them.
+    Rows that the vault did not write are left out: verification reports them.
     """
     reference = name if isinstance(name, bytes) else (await core.read(name, None)).record.reference
     own = await _about(core, reference, reference, after + limit)

@@ -45,7 +45,7 @@ class Order(NamedTuple):
 
 
 async def issue(core: Core, order: Order) -> Unsealed:
-    """Issue a token, or find the one that there is."""
+    """Issue a token, or return the existing one."""
     program = await permitted_program(core, order.terms)
     core.refuse_token_as_pan(order.card.pan)
     refuse_mention(order)
@@ -81,7 +81,7 @@ def refuse_mention(order: Order) -> None:
 
 
 def expired(name: str) -> InvalidInputError:
-    """What is wrong with an expiry that has passed."""
+    """The error for an expiry that has passed."""
     return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
 
 
@@ -129,7 +129,7 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
         )
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
-    if len(existing) > 1:  # a card update joined two cards: the token that this one had stays its token
+    if len(existing) > 1:  # a card update merged two cards: the token that this one had stays its token
         own = await candidate(tombstones)
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
@@ -181,7 +181,7 @@ def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, 
 
 
 async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
-    """Issue a token that there is already: only as it is."""
+    """Issue an existing token again, unchanged."""
     refuse_different(order, unsealed)
     await core.trail.note(_event(order, unsealed, now_ms, revision=0))
     return unsealed

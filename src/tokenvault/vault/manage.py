@@ -23,7 +23,7 @@ from tokenvault.vault.issue import expired
 
 
 async def get(core: Core, name: str | bytes) -> TokenInfo:
-    """What stands about a token, named by itself or by its reference."""
+    """The properties of a token, given the token or its reference."""
     if isinstance(name, str):
         return info_of(*await core.read(name, None))
     row = await core.store.by_reference(name)
@@ -44,7 +44,7 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
 async def change_status(
     core: Core, token: str, change: Change, by: Actor | None = None, requestor: str | None = None
 ) -> TokenInfo:
-    """Move a token along its life."""
+    """Change the status of a token."""
 
     def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
@@ -58,7 +58,7 @@ async def change_status(
 async def update_domain(core: Core, token: str, domain: Domain, requestor: str | None) -> TokenInfo:
     """Give a token another domain of its own."""
     (_, card), _ = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
-    # For the host only: it knows the card or may. A requestor could try guesses by it.
+    # For the host only, which may know the card. A requestor could test guesses of the card by it.
     if requestor is None and card is not None and domain.contains_pan(card.pan):
         raise InvalidInputError("the domain holds the card number: use ids that do not")
     await core.documents.put(domain)

@@ -78,7 +78,7 @@ def judge(unsealed: Unsealed, restrictions: Restrictions, transaction: Transacti
         refusal = DomainRestrictionError(decision.violations)
         codes = tuple(violation.code for violation in decision.violations)
     elif transaction.contains_pan(card.pan):
-        # Only who would be handed the card learns that it stands in the transaction: else this would answer guesses.
+        # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
         refusal, codes = InvalidInputError(CONTAINS_PAN), (CONTAINS_PAN_CODE,)
     counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
     # The card number stands in no field of a use that is allowed.

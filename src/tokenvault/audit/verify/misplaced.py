@@ -1,4 +1,4 @@
-"""Where an event with an invalid MAC comes from: another place, a copy, an edit, or someone's own making."""
+"""Where an event with an invalid MAC comes from: whether it was moved, copied, edited or inserted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class InvalidMacs:
             self._missing.append((stream, range(first, last + 1)))
 
     def places(self) -> list[tuple[bytes, int]]:
-        """Stream and number wherever an event of the vault is missing, or may stand under another one."""
+        """Stream and number of each event of the vault that is missing, or may have been overwritten."""
         missing = ((stream, number) for stream, numbers in self._missing for number in numbers)
         return [(row.stream, row.number) for row, _ in self.found] + list(islice(missing, PLACES_MAX))
 

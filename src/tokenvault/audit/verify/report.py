@@ -28,8 +28,8 @@ class FindingKind(enum.Enum):
     INSERTED: an event or a record is there that the vault did not write.
     TRUNCATED: the end of a stream is missing.
     STREAM_DROPPED: a whole stream is missing.
-    REVISION_FELL: an older row of a record was put back: its events tell of a newer revision, or twice of one.
-    RECORD_REMOVED: events tell of a record that is missing.
+    REVISION_FELL: an older row of a record was put back: its events state a newer revision, or one revision twice.
+    RECORD_REMOVED: a record that events are about is missing.
     UNSIGNED: with a public key: nothing that is signed speaks for the last checkpoint of a stream, or it has none.
     """
 
@@ -126,7 +126,7 @@ def parse_anchor(text: str) -> dict[bytes, AnchorEntry]:
 
 
 def _entries(document: Mapping[str, Any]) -> dict[bytes, AnchorEntry] | None:
-    """The entries of a document, or nothing or an error of some kind where it is not what those are written as."""
+    """The anchor entries of a document; None, or an error of any kind, where it is no anchor."""
     streams = document["streams"]
     entries = {
         bytes.fromhex(name): AnchorEntry(entry["size"], bytes.fromhex(entry["root"]))

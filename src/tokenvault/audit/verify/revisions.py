@@ -21,10 +21,10 @@ from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 RECORD_PAGE: Final = 2_000
 
 REPEATED_MAX: Final = 10_000
-"""Revisions kept that stand in two events, and that only events with an invalid MAC state."""
+"""Revisions remembered that two events state, and that only events with an invalid MAC state."""
 
 _SEEN: Final = -1
-"""In place of the run of a record that was read."""
+"""Replaces the run of a record once that record was read."""
 
 
 class Revisions:

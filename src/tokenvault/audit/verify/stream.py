@@ -34,7 +34,7 @@ class StreamAudit:
 
     Attributes:
         anchor_entry: the state of the stream when it was verified before.
-        revisions, invalid_macs: what all streams say, for what is looked for afterwards.
+        revisions, invalid_macs: collected over all streams, for the checks that follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         vouched: numbers of the checkpoints that signatures speak for.

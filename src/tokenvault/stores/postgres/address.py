@@ -22,7 +22,7 @@ STATEMENT_SECONDS_MAX: Final = 20
 """How long the server works on one statement, waiting for locks included, before it gives up."""
 
 ANSWER_SECONDS_MAX: Final = 25
-"""How long a call waits for an answer: longer than the server takes to give up, for one that stands still."""
+"""How long a call waits for an answer: longer than the server takes to give up, in case the server hangs."""
 
 _KEEPALIVE_SECONDS: Final = 10
 _KEEPALIVES_MAX: Final = 3
@@ -43,7 +43,7 @@ _SETTINGS: Final = (
 _DEFAULTS: Final = {
     "application_name": "tokenvault",
     "connect_timeout": str(CONNECT_SECONDS_MAX),
-    # Several hosts may be named: the one that takes writes is meant.
+    # Of several hosts, connect to the one that takes writes.
     "target_session_attrs": "read-write",
     # A server that vanishes without a word, such as a machine that loses its power.
     "keepalives_idle": str(_KEEPALIVE_SECONDS),
@@ -58,10 +58,10 @@ _is_schema: Final = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 
 @attrs.frozen
 class PostgresAddress:
-    """Where a token store lies.
+    """The place of a token store.
 
     Attributes:
-        parameters: of libpq, the password among them.
+        parameters: those of libpq, including the password.
         schema: that the tables lie in; its name needs no quotes.
         partitions: of the table of tokens, where it is made; 0 is a plain table.
     """
@@ -80,7 +80,7 @@ class PostgresAddress:
 
 
 def parse_address(url: str, schema: str | None = None, partitions: int | None = None) -> PostgresAddress:
-    """Take an address apart; `schema` and `partitions` given apart from it go before its own.
+    """Parse an address; the arguments `schema` and `partitions` override its own.
 
     Raises:
         InvalidInputError: it is not of the form that the message says.

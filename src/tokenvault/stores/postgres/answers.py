@@ -1,7 +1,7 @@
 """Waiting for PostgreSQL's answers on an event loop.
 
 psycopg registers a socket with the loop anew for each statement, and runs a generator over it. Here it
-stays there while the connection lives, and what comes is read where the loop reports it: that takes half the work.
+stays registered while the connection lives, and data is read when the loop reports it: that takes half the work.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Answers:
             pgconn.consume_input()
             if came is not None and not pgconn.is_busy() and not came.done():
                 came.set_result(None)
-        except psycopg.Error as error:  # the server is gone: at once, or while nobody asked
+        except psycopg.Error as error:  # the server is gone, during a statement or before it
             self.leave()
             if came is not None and not came.done():
                 came.set_exception(error)

@@ -79,7 +79,7 @@ class Connection(ABC):
         return result
 
     def server_speaks(self) -> bool:
-        """Whether the server has sent something that nobody asked for: to an idle client it says good-bye only."""
+        """Whether the server has sent something unasked: to an idle client that is only that it disconnects."""
         return self._poll is not None and bool(self._poll(0))
 
     def close(self) -> None:
@@ -186,7 +186,7 @@ class LoopConnection(Connection):
 
 
 class _BlockingPsycopg(psycopg.Connection):
-    """Waits for an answer so long and no longer."""
+    """Waits for an answer for at most ANSWER_SECONDS_MAX."""
 
     def wait(self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> RV:
         return super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)

@@ -78,11 +78,11 @@ class Column:
 
 
 def copy_rows(columns: Sequence[Column], order: npt.NDArray[np.intp] | None = None) -> bytes:
-    """The rows of columns, which have as many fields each, with header and trailer.
+    """The rows of equally long columns in COPY's format, with header and trailer.
 
     Args:
         columns: in the order of the table's columns, at least one.
-        order: of the rows, as indices; as they come unless given.
+        order: indices of the rows in the order to write; unset, as they come.
     """
     rows = len(columns[0].data)
     width = _COUNT_BYTES + sum(_LENGTH_BYTES + column.data.shape[1] for column in columns)
@@ -166,7 +166,7 @@ def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:
 
 
 def copies_of(records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[Copy]:
-    """What is copied to insert records and events, one after the other."""
+    """The COPY statements that insert records and events, in order."""
     copies = []
     if records:
         written = record_columns(records)

@@ -50,7 +50,7 @@ _EXPLANATIONS: Final = {
 
 
 def explanation(error: Exception) -> str | None:
-    """What to tell a caller; None for what is no error of PostgreSQL."""
+    """The message for a caller; None for what is no error of PostgreSQL."""
     if not isinstance(error, psycopg.Error):
         return None
     state = error.sqlstate

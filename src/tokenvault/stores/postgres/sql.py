@@ -84,11 +84,11 @@ def _event_rows(first: int, count: int) -> str:
 
 
 def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement:
-    """A statement that writes a record and, where it could, its events; where not, the token comes back.
+    """A statement that writes a record and its events; it returns the token where it could not.
 
     Args:
         write: the CTE `written`, which has a row where the record was written, and others.
-        kinds: of its values; those of the events are behind.
+        kinds: of its values, before those of the events.
         count: of events.
     """
     sql = f"""
@@ -114,10 +114,10 @@ INSERT: Final = {n: _with_events(_INSERT, _ONE_RECORD, n) for n in FEW_EVENTS}
 INSERT_WITH_DOCUMENT: Final = {
     n: _with_events(_INSERT_WITH_DOCUMENT, (*_ONE_RECORD, BYTEA, BYTEA), n) for n in FEW_EVENTS
 }
-"""By the number of events. The token comes back where it exists already."""
+"""By the number of events. Returns the token if it exists already."""
 
 REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
-"""By the number of events. The token comes back where its revision has moved."""
+"""By the number of events. Returns the token if its revision has moved."""
 
 REPLACE_MANY: Final = Statement(
     f"""
@@ -138,7 +138,7 @@ REPLACE_MANY: Final = Statement(
     _MANY_RECORDS + _MANY_EVENTS,
     (TEXT,),
 )
-"""Likewise, for arrays of values: the tokens come back whose revision has moved."""
+"""Takes arrays of values. Returns the tokens whose revision has moved."""
 
 # Events.
 
@@ -173,7 +173,7 @@ STREAMS: Final = Statement(
     (),
     (BYTEA,),
 )
-# Likewise, from the other end.
+# Likewise, from the greatest name down.
 LATEST_CHECKPOINTS: Final = Statement(
     f"""
     WITH RECURSIVE newest (stream, remaining) AS (

@@ -63,7 +63,7 @@ class Statement:
         sql: with $1, $2, ... for the values, and {schema} for the schema.
         takes: the kinds of the values.
         gives: the kinds of the columns.
-        types: of the values, by number.
+        types: the oids of the values' types.
         formats: says of each value that it is in binary.
     """
 

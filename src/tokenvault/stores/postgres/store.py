@@ -28,7 +28,7 @@ from tokenvault.stores.postgres.statements import EVENT, RECORD, Statement, read
 
 
 class _PostgresStore(Adapter, Forkable):
-    """What both stores do."""
+    """What the blocking store and the one with coroutines share."""
 
     _connection_type: ClassVar[type[Connection]]
     _pool_type: ClassVar[type[BlockingPool | LoopPool]]
@@ -215,7 +215,7 @@ class _PostgresStore(Adapter, Forkable):
 class PostgresTokenStore(_PostgresStore, TokenStoreBase):
     """Token records, events and documents in a PostgreSQL database.
 
-    Opening does not reach out for the server. A forked child opens connections of its own.
+    Opening does not connect. A forked child opens connections of its own.
 
     What an operator needs to know:
     - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on
@@ -229,9 +229,9 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
     Args:
         url: "postgresql://user:password@host:port/database", with options of libpq after a '?', and
             "schema=..." and "partitions=..." among them where the arguments are not given.
-        schema: that the tables lie in; "tokenvault" unless set.
-        partitions: where provisioning makes the tables, that of tokens is partitioned by a hash of the token into so
-            many; 0 for a plain table.
+        schema: the schema of the tables; "tokenvault" unless set.
+        partitions: how many the table of tokens is divided into, by a hash of the token, when provisioning makes it;
+            0 for a plain table.
 
     Raises:
         InvalidInputError: the address is of another form.

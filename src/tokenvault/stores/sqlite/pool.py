@@ -70,7 +70,7 @@ class Pool:
             raise
 
     def give(self, connection: Connection) -> None:
-        """Back to the pool."""
+        """Give a connection back to the pool."""
         with self._lock:
             self._idle.append(connection)
             self._attend()

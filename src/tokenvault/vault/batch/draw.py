@@ -57,7 +57,7 @@ def make(
 
 
 def repeated(tokens: npt.NDArray[Any], rows: Rows) -> Rows:
-    """The rows whose token stands in an earlier one, too."""
+    """The rows whose token repeats that of an earlier row."""
     found = [NONE]
     for length in np.unique(tokens["length"][rows]):
         same = rows[tokens["length"][rows] == length]

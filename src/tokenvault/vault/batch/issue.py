@@ -231,7 +231,7 @@ async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsea
     return NONE
 
 
-# Both.
+# Random and convergent tokens.
 
 
 async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
@@ -251,7 +251,7 @@ async def _write(
 ) -> list[str]:
     """Write the records of rows' new tokens and the event of these and of tokens issued again, all or none.
 
-    Returns the tokens that exist already: then it was none.
+    Returns the tokens that exist already: then none.
     """
     core = chunk.core
     done = Kind(Outcome.DONE, chunk.terms.requestor)

@@ -225,9 +225,7 @@ class BatchResult(Sequence[T_co | TokenVaultError]):
         return f"<{type(self).__name__} of {len(self)}, {failed} with an error>"
 
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
-        raise InvalidInputError(
-            "the outcomes of a batch are not pickled; what they hold may be, but for a PAN"
-        )
+        raise InvalidInputError("a BatchResult is not pickled; what it holds may be, but for a PAN")
 
 
 class IssueBatchResult(BatchResult[T_co]):

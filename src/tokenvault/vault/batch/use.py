@@ -40,7 +40,7 @@ PATIENT_ATTEMPTS: Final = 3
 R = TypeVar("R", CardResults, DecisionResults)
 
 Use: TypeAlias = tuple[str, Transaction]
-"""A use that is asked for: a token and its transaction."""
+"""A requested use: a token and its transaction."""
 
 
 @attrs.frozen
@@ -112,7 +112,7 @@ async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
 
 
 def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
-    """The uses by their row; what is none fails."""
+    """The uses by their row; an item that is no use fails."""
     found = {}
     for row, item in enumerate(items):
         try:
@@ -182,7 +182,7 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
     groups = []
     for same in by_transaction.values():
         _, transaction = chunk.uses[same[0]]
-        if transaction._could_contain_pan:  # whose card number that is, is asked of each card
+        if transaction._could_contain_pan:  # whose card number that is, each card has to be compared with
             for row in same:
                 own = token._replace(card=chunk.stored.card(chunk.place(row)))
                 groups.append(_Group(np.array([row]), transaction, own, restrictions))
@@ -211,7 +211,7 @@ def _refuse(
     codes: tuple[str, ...] = (),
     reference: bytes = b"",
 ) -> None:
-    """Answer a use by an error, and note it; of checks, only that a permission is missing."""
+    """Answer a use by an error, and note it; for checks, note only a missing permission."""
     _, transaction = chunk.uses[row]
     chunk.results.fail(row, error)
     if outcome is Outcome.DENIED or isinstance(chunk.results, CardResults):
