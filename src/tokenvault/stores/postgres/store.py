@@ -218,6 +218,7 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
     Opening does not connect. A forked child opens connections of its own.
 
     What an operator needs to know:
+
     - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on
       the schema and SELECT, INSERT and UPDATE on its tables; nothing is ever deleted.
     - What is acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
