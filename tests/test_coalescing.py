@@ -11,6 +11,7 @@ import pytest
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.worker import Worker
 
 PATIENCE_SECONDS = 30
 
@@ -62,7 +63,7 @@ def queue_up(pool: ThreadPoolExecutor, coalescer: Coalescer, numbers: range) -> 
 
 def test_answered_threads_do_not_wait_for_the_next_call() -> None:
     gate = Gate()
-    coalescer = Coalescer(gate, threading.Lock(), blocks_per_call_max=100)
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(coalescer.encrypt, block(0))
         gate.await_entry()
@@ -87,7 +88,7 @@ def test_answered_threads_do_not_wait_for_the_next_call() -> None:
 @pytest.mark.parametrize("failure", [KeyStoreError("lost"), KeyboardInterrupt(), RuntimeError("a bug")])
 def test_failed_call_ends_all_its_requests_and_no_others(failure: BaseException) -> None:
     gate = Gate()
-    coalescer = Coalescer(gate, threading.Lock(), blocks_per_call_max=100)
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(coalescer.encrypt, block(0))
         gate.await_entry()
@@ -110,7 +111,7 @@ def test_failed_call_ends_all_its_requests_and_no_others(failure: BaseException)
 def test_interrupted_waiter_leaves_nothing_behind() -> None:
     """A signal's exception in a thread that waits: its request is taken back, those behind it are served."""
     gate = Gate()
-    coalescer = Coalescer(gate, threading.Lock(), blocks_per_call_max=100)
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100)
 
     class SignalledError(Exception):
         pass

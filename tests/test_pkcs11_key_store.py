@@ -21,8 +21,7 @@ from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose, LocalBlockCipher, open_key_store
 from tokenvault.keys.pkcs11 import objects as pkcs11_objects
 from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX
-from tokenvault.keys.pkcs11.module import module_at
-from tokenvault.keys.pkcs11.objects import parse_label
+from tokenvault.keys.pkcs11.registry import module_at
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL, Pkcs11KeyStore
 from tokenvault.keys.uri import parse_pkcs11_uri
 from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
@@ -103,8 +102,12 @@ def test_object_says_what_it_is(softhsm_uri: str, store: Pkcs11KeyStore) -> None
         "Tokenvault/seal/1/module",
     ],
 )
-def test_other_labels_are_not_ours(label: str) -> None:
-    assert parse_label(label) is None
+def test_other_labels_are_not_ours(softhsm_uri: str, store: Pkcs11KeyStore, label: str) -> None:
+    with closing(raw_session(softhsm_uri)) as session:
+        generate_raw(session, label)
+    assert store.versions(SEAL) == ()
+    with pytest.raises(KeyStoreError, match="no key seal version 1"):
+        store.cipher(KEY)
 
 
 def test_foreign_objects_are_left_alone(softhsm_uri: str, store: Pkcs11KeyStore) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import pkcs11
 from pkcs11 import PKCS11Error
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11.cryptoki import CallError, code_name
+from tokenvault.keys.pkcs11.worker import called
 
 MODULE_ERRORS: Final = (
     PKCS11Error,
@@ -36,14 +39,16 @@ PERMANENT_ERRORS: Final = (
 )
 """Failures that no new session cures."""
 
-PIN_ERRORS: Final = (
-    pkcs11.PinIncorrect,
-    pkcs11.PinInvalid,
-    pkcs11.PinLenRange,
-    pkcs11.PinExpired,
-    pkcs11.PinLocked,
-    pkcs11.UserPinNotInitialized,
+SESSION_LOST: Final = (
+    pkcs11.DeviceRemoved,
+    pkcs11.ObjectHandleInvalid,
+    pkcs11.KeyHandleInvalid,
+    pkcs11.SessionClosed,
+    pkcs11.SessionHandleInvalid,
+    pkcs11.TokenNotPresent,
+    pkcs11.UserNotLoggedIn,
 )
+"""Failures that say themselves that a session, a login or the token is gone."""
 
 NOT_FOUND: Final = (
     "the module has no token that fits the URI: check token=, serial= and slot-id=, and that the device is "
@@ -57,19 +62,23 @@ _LOST: Final = (
 
 
 class CollisionError(Exception):
-    """Another process made the same key at the same moment; the one made here is destroyed again."""
+    """Another process made the same key at the same moment; the one made here is destroyed again.
+
+    Attributes:
+        version: of the key, where it has one.
+    """
+
+    def __init__(self, version: int = 0) -> None:
+        super().__init__(version)
+        self.version = version
 
 
 class PinRefusedError(KeyStoreError):
-    """The token refused the PIN, which is not tried again: tokens lock themselves after a few wrong ones.
+    """The token refused the PIN, which is not tried again: tokens lock themselves after a few wrong ones."""
 
-    Attributes:
-        digest: of the PIN, to recognize it.
-    """
 
-    def __init__(self, message: str, digest: bytes) -> None:
-        super().__init__(message)
-        self.digest = digest
+class LoginFailedError(KeyStoreError):
+    """The token refused the login for a reason that may be the PIN: not to be tried again by the same call."""
 
 
 class DoubtfulError(KeyStoreError):
@@ -80,28 +89,60 @@ class DoubtfulError(KeyStoreError):
     """
 
 
+class UnfitModuleError(KeyStoreError):
+    """The module does otherwise than it was asked."""
+
+
 class TokenMissingError(DoubtfulError):
     """No token fits the URI: reported only if none fits after the library was initialized again."""
 
 
+_NAME_STARTS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_OTHER_NAMES: Final = {"AnotherUserAlreadyLoggedIn": "USER_ANOTHER_ALREADY_LOGGED_IN"}
+_IN_WORDS: Final = {
+    "(already initialized)": "CKR_CRYPTOKI_ALREADY_INITIALIZED",
+    "(not initialized)": "CKR_CRYPTOKI_NOT_INITIALIZED",
+    "Buffer was too small": "CKR_BUFFER_TOO_SMALL",
+}
+_NUMBER: Final = re.compile(r"0x[0-9a-f]+")
+
+
+def cause(error: Exception) -> str:
+    """What failed: the function of the module that was called last, and its return code by name or number."""
+    return f"{called()}: {_code_of(error)}"
+
+
+def _code_of(error: Exception) -> str:
+    """The return code that python-pkcs11 made an exception of; the exception's name where it was none."""
+    name = type(error).__name__
+    if isinstance(error, CallError):
+        return code_name(error.code)
+    if not isinstance(error, PKCS11Error):
+        return f"an answer that can not be read, {name}"
+    if type(error) is not PKCS11Error:
+        return "CKR_" + _OTHER_NAMES.get(name, _NAME_STARTS.sub("_", name).upper())
+    text = str(error)
+    number = _NUMBER.search(text)
+    if number is not None:
+        return code_name(int(number.group(), 16))
+    return next((code for words, code in _IN_WORDS.items() if words in text), name)
+
+
 def advice(error: Exception) -> str:
     """The message for a failure. The module's own text is left out: it may quote what was passed in."""
-    kind = type(error).__name__
     if isinstance(error, KeyStoreError):
         return str(error)
-    if "already initialized" in str(error):
-        return (
-            "the module was initialised by other code in this process, under another path: write "
-            "module-path the same way everywhere"
-        )
+    told = cause(error)
     if isinstance(error, pkcs11.UserNotLoggedIn):
-        return "the token is logged out again and again: look for other code that uses it in this process"
+        return f"the token is logged out again and again ({told}): look for other code that uses it in this process"
     if isinstance(error, (pkcs11.SessionCount, pkcs11.DeviceMemory, pkcs11.HostMemory)):
-        return f"the module is out of sessions or memory ({kind}): close other users of the token"
+        return f"the module is out of sessions or memory ({told}): close other users of the token"
     if isinstance(error, pkcs11.TokenWriteProtected):
-        return "the token is write-protected: allow writing to create or destroy keys"
-    if isinstance(error, pkcs11.DataLenRange):
-        return "the module does not take that much at once: set x-blocks-per-call-max in the key store's URI"
+        return f"the token is write-protected ({told}): allow writing to create or destroy keys"
+    if isinstance(
+        error, pkcs11.FunctionNotSupported | pkcs11.MechanismInvalid | pkcs11.MechanismParamInvalid
+    ):
+        return f"the module does not offer what the vault needs ({told}): see docs/howto/hsm.md"
     if isinstance(error, PERMANENT_ERRORS):
-        return f"the module does not offer what the vault needs, AES-256 in ECB mode ({kind})"
-    return f"{_LOST} ({kind})"
+        return f"the module refuses what the vault asks for ({told}): the module, its policy or its user does not fit"
+    return f"{_LOST} ({told})"
