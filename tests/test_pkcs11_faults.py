@@ -20,6 +20,7 @@ from tests import softhsm
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
 from tokenvault.keys.pkcs11 import registry
+from tokenvault.keys.pkcs11.cryptoki import CallError
 from tokenvault.keys.pkcs11.module import Module
 from tokenvault.keys.pkcs11.registry import module_at
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
@@ -154,7 +155,7 @@ def test_loss_of_one_token_leaves_the_other_alone(
 
 def close_sessions(uri: str, store: Pkcs11KeyStore) -> None:
     for held in store._sessions.state().held.values():
-        with contextlib.suppress(pkcs11.SessionHandleInvalid):
+        with contextlib.suppress(CallError):
             held.session.close()
 
 
@@ -162,8 +163,7 @@ def log_out(uri: str, store: Pkcs11KeyStore) -> None:
     """As other code of the process may: a logout is one of the whole process."""
     login = store._sessions.state().login
     assert login is not None
-    logout = 19  # where C_Logout stands in CK_FUNCTION_LIST
-    module_of(uri).library.cryptoki()._call(logout, ctypes.c_ulong(login.anchor.handle))  # type: ignore[attr-defined] # a handle it has
+    ctypes.CDLL(parse_pkcs11_uri(uri).module_path).C_Logout(ctypes.c_ulong(login.anchor.handle))
 
 
 def begin_anew(uri: str, store: Pkcs11KeyStore) -> None:

@@ -348,7 +348,7 @@ def test_a_module_that_takes_little_at_once(shim: Shim, size: int, code: int) ->
         shim.forget_calls()
         assert cipher.encrypt_blocks(blocks(count)) == expected
         calls = shim.calls()
-    assert calls["C_Encrypt"] == 2 * calls["C_EncryptInit"], "nothing is tried again that was refused"
+    assert calls["C_Encrypt"] == calls["C_EncryptInit"], "nothing is tried again that was refused"
     assert calls["C_EncryptInit"] <= 2 * count * 16 / size + 1
     assert calls["C_Finalize"] == 0
 
@@ -601,8 +601,7 @@ def test_errors_name_the_function_and_the_return_code(shim: Shim, function: str)
     with Pkcs11KeyStore(shim.uri) as keys:
         keys.create(SEAL, Custody.IN_MODULE)
     shim.impose(**{f"FAIL_{function}": DEVICE_ERROR})
-    told = "C_Encrypt" if function == "C_EncryptInit" else function
-    with pytest.raises(tv.KeyStoreError, match=f"{told}: CKR_DEVICE_ERROR"):
+    with pytest.raises(tv.KeyStoreError, match=f"{function}: CKR_DEVICE_ERROR"):
         encrypt_and_create(shim.uri)
 
 

@@ -1,83 +1,84 @@
-"""The calls of PKCS#11 that python-pkcs11 does not offer, made through ctypes on the same library.
+"""The calls of PKCS#11 that the vault makes, through ctypes.
 
-python-pkcs11 passes C_Initialize no arguments, and NSS wants some. It logs in only while it opens a session, and
-loses that session where the PIN is refused: modules with few sessions run out of them. It does not offer
-C_GetSessionInfo, which tells whether a login still stands without needing any right. And it calls C_Finalize with
-the interpreter's lock held, so that a module that hangs would stop every thread.
+Why not python-pkcs11: it passes C_Initialize no arguments, which NSS wants; it has no C_GetSessionInfo, which tells
+whether a login stands and needs no right; it loses the session on which a PIN was refused; it reads attributes of
+every object that it finds, asks for the length of every answer first, and calls the module from finalizers, in any
+thread. Nor can calls of our own stand beside it: p11-kit gives each caller of C_GetFunctionList a connection of its
+own.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-import pkcs11
-from pkcs11 import PKCS11Error
+import attrs
 
-CKR_OK: Final = 0
-CKR_PIN_INCORRECT: Final = 0xA0
-CKR_USER_ALREADY_LOGGED_IN: Final = 0x100
-CKR_CRYPTOKI_ALREADY_INITIALIZED: Final = 0x191
+from tokenvault.keys.pkcs11.constants import (
+    BYTES,
+    NUMBERS,
+    OS_LOCKING_OK,
+    RW_SESSION,
+    SERIAL_SESSION,
+    TEXTS,
+    UNAVAILABLE,
+    USER,
+    USER_STATES,
+    Attribute,
+    Code,
+    Mechanism,
+    TokenFlag,
+    code_name,
+)
+from tokenvault.keys.pkcs11.worker import calling
 
-_CKU_USER: Final = 1
-_USER_STATES: Final = (1, 3)  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
+Value = bool | int | str | bytes
+Template = Mapping[Attribute, Value]
+
+ATTRIBUTE_BYTES_MAX: Final = 128
+"""The longest attribute value read; a longer one is none of the vault's."""
+_SLACK_BYTES: Final = 16
+"""More room for an answer than it needs, for modules that reckon with padding."""
 
 # Where the functions stand in CK_FUNCTION_LIST, after the version.
-_INITIALIZE, _FINALIZE, _GET_SESSION_INFO, _LOGIN = 0, 1, 15, 18
+_PLACES: Final = {
+    "C_Initialize": 0,
+    "C_Finalize": 1,
+    "C_GetSlotList": 4,
+    "C_GetTokenInfo": 6,
+    "C_GetMechanismList": 7,
+    "C_OpenSession": 12,
+    "C_CloseSession": 13,
+    "C_GetSessionInfo": 15,
+    "C_Login": 18,
+    "C_DestroyObject": 22,
+    "C_GetAttributeValue": 24,
+    "C_FindObjectsInit": 26,
+    "C_FindObjects": 27,
+    "C_FindObjectsFinal": 28,
+    "C_EncryptInit": 29,
+    "C_Encrypt": 30,
+    "C_SignInit": 42,
+    "C_Sign": 43,
+    "C_GenerateKey": 58,
+    "C_GenerateKeyPair": 59,
+}
 _FUNCTIONS: Final = 68
 
-NAMES: Final = {
-    0x1: "CKR_CANCEL",
-    0x2: "CKR_HOST_MEMORY",
-    0x3: "CKR_SLOT_ID_INVALID",
-    0x5: "CKR_GENERAL_ERROR",
-    0x6: "CKR_FUNCTION_FAILED",
-    0x7: "CKR_ARGUMENTS_BAD",
-    0xA: "CKR_CANT_LOCK",
-    0x30: "CKR_DEVICE_ERROR",
-    0x31: "CKR_DEVICE_MEMORY",
-    0x32: "CKR_DEVICE_REMOVED",
-    0x54: "CKR_FUNCTION_NOT_SUPPORTED",
-    CKR_PIN_INCORRECT: "CKR_PIN_INCORRECT",
-    0xA1: "CKR_PIN_INVALID",
-    0xA2: "CKR_PIN_LEN_RANGE",
-    0xA3: "CKR_PIN_EXPIRED",
-    0xA4: "CKR_PIN_LOCKED",
-    0xB0: "CKR_SESSION_CLOSED",
-    0xB1: "CKR_SESSION_COUNT",
-    0xB3: "CKR_SESSION_HANDLE_INVALID",
-    0xE0: "CKR_TOKEN_NOT_PRESENT",
-    0xE1: "CKR_TOKEN_NOT_RECOGNIZED",
-    0xE2: "CKR_TOKEN_WRITE_PROTECTED",
-    CKR_USER_ALREADY_LOGGED_IN: "CKR_USER_ALREADY_LOGGED_IN",
-    0x101: "CKR_USER_NOT_LOGGED_IN",
-    0x102: "CKR_USER_PIN_NOT_INITIALIZED",
-    0x103: "CKR_USER_TYPE_INVALID",
-    0x104: "CKR_USER_ANOTHER_ALREADY_LOGGED_IN",
-    0x105: "CKR_USER_TOO_MANY_TYPES",
-    0x150: "CKR_BUFFER_TOO_SMALL",
-    0x190: "CKR_CRYPTOKI_NOT_INITIALIZED",
-    CKR_CRYPTOKI_ALREADY_INITIALIZED: "CKR_CRYPTOKI_ALREADY_INITIALIZED",
-    0x200: "CKR_FUNCTION_REJECTED",
-}
-"""Of the codes that the calls here may give, or that python-pkcs11 has no class for."""
 
-
-class CallError(PKCS11Error):
+class CallError(Exception):
     """A call failed.
 
     Attributes:
-        code: the return code, a CK_RV.
+        function: the function that failed.
+        code: what it returned, a CK_RV.
     """
 
-    def __init__(self, code: int) -> None:
-        super().__init__(code_name(code))
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function}: {code_name(code)}")
+        self.function = function
         self.code = code
-
-
-def code_name(code: int) -> str:
-    """The name of a return code, or its number."""
-    return NAMES.get(code, hex(code))
 
 
 class _FunctionList(ctypes.Structure):
@@ -95,16 +96,174 @@ class _InitializeArguments(ctypes.Structure):
     )
 
 
-_CKF_OS_LOCKING_OK: Final = 0x2
+class _TokenInfo(ctypes.Structure):
+    _fields_ = (
+        ("label", ctypes.c_ubyte * 32),
+        ("manufacturer_id", ctypes.c_ubyte * 32),
+        ("model", ctypes.c_ubyte * 16),
+        ("serial", ctypes.c_ubyte * 16),
+        ("flags", ctypes.c_ulong),
+        ("counts_and_sizes", ctypes.c_ulong * 10),
+        ("versions", ctypes.c_ubyte * 4),
+        ("time", ctypes.c_ubyte * 16),
+    )
 
 
 class _SessionInfo(ctypes.Structure):
-    _fields_ = (
-        ("slot", ctypes.c_ulong),
-        ("state", ctypes.c_ulong),
-        ("flags", ctypes.c_ulong),
-        ("device_error", ctypes.c_ulong),
-    )
+    _fields_ = tuple((name, ctypes.c_ulong) for name in ("slot", "state", "flags", "device_error"))
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_ulong), ("value", ctypes.c_void_p), ("length", ctypes.c_ulong))
+
+
+class _Mechanism(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_ulong), ("parameter", ctypes.c_char_p), ("length", ctypes.c_ulong))
+
+
+@attrs.frozen(kw_only=True)
+class Token:
+    """A token in a slot, and what CK_TOKEN_INFO tells of it."""
+
+    slot_id: int
+    label: str
+    manufacturer_id: str
+    model: str
+    serial: str
+    flags: TokenFlag
+
+
+@attrs.frozen(eq=False)
+class Session:
+    """An open session.
+
+    Attributes:
+        handle: its CK_SESSION_HANDLE.
+        rw: whether it may change the token.
+    """
+
+    module: Cryptoki = attrs.field(repr=False)
+    handle: int
+    rw: bool
+
+    def close(self) -> None:
+        """C_CloseSession."""
+        self.module.call("C_CloseSession", _ulong(self.handle))
+
+    def logged_in(self) -> bool:
+        """Whether it is one of the logged-in user, by C_GetSessionInfo."""
+        info = _SessionInfo()
+        self.module.call("C_GetSessionInfo", _ulong(self.handle), ctypes.byref(info))
+        return info.state in USER_STATES
+
+    def login(self, pin: bytes) -> None:
+        """C_Login as user."""
+        self.module.call("C_Login", _ulong(self.handle), _ulong(USER), pin, _ulong(len(pin)))
+
+    def find(self, template: Template, most: int) -> list[int]:
+        """Handles of objects that fit a template; no more than so many."""
+        handle = _ulong(self.handle)
+        self.module.call("C_FindObjectsInit", handle, *_packed(template))
+        found = (ctypes.c_ulong * most)()
+        count = _ulong(0)
+        try:
+            self.module.call("C_FindObjects", handle, found, _ulong(most), ctypes.byref(count))
+        finally:
+            self.module.attempt("C_FindObjectsFinal", handle)
+        return list(found[: count.value])
+
+    def attributes(self, handle: int, wanted: Sequence[Attribute]) -> dict[Attribute, Value]:
+        """Those attributes of an object that the module tells: all in one call, or one by one where it errs then."""
+        code, told = self._attributes(handle, wanted)
+        if code == Code.OK and len(told) == len(wanted):
+            return told
+        if code != Code.OK and code not in NOT_TOLD:
+            raise CallError("C_GetAttributeValue", code)
+        told = {}
+        for each in wanted:
+            code, one = self._attributes(handle, [each])
+            if code == Code.OK:
+                told.update(one)
+            elif code not in NOT_TOLD:
+                raise CallError("C_GetAttributeValue", code)
+        return told
+
+    def _attributes(self, handle: int, wanted: Sequence[Attribute]) -> tuple[int, dict[Attribute, Value]]:
+        buffers = [ctypes.create_string_buffer(ATTRIBUTE_BYTES_MAX) for _ in wanted]
+        asked = (_Attribute * len(wanted))(
+            *(
+                _Attribute(each, ctypes.addressof(buffer), ATTRIBUTE_BYTES_MAX)
+                for each, buffer in zip(wanted, buffers, strict=True)
+            )
+        )
+        code = self.module.attempt(
+            "C_GetAttributeValue", _ulong(self.handle), _ulong(handle), asked, _ulong(len(wanted))
+        )
+        told: dict[Attribute, Value] = {}
+        for each, answer, buffer in zip(wanted, asked, buffers, strict=True):
+            value = None
+            if (
+                answer.length != UNAVAILABLE and answer.length < ATTRIBUTE_BYTES_MAX
+            ):  # or it was not filled in
+                value = _unpacked(each, buffer.raw[: answer.length])
+            if value is not None:
+                told[each] = value
+        return code, told
+
+    def generate_key(self, template: Template) -> None:
+        """C_GenerateKey by CKM_AES_KEY_GEN."""
+        made = _ulong(0)
+        mechanism = _mechanism(Mechanism.AES_KEY_GEN)
+        self.module.call(
+            "C_GenerateKey", _ulong(self.handle), mechanism, *_packed(template), ctypes.byref(made)
+        )
+
+    def generate_pair(self, public: Template, private: Template) -> None:
+        """C_GenerateKeyPair by CKM_EC_KEY_PAIR_GEN."""
+        self.module.call(
+            "C_GenerateKeyPair",
+            _ulong(self.handle),
+            _mechanism(Mechanism.EC_KEY_PAIR_GEN),
+            *_packed(public),
+            *_packed(private),
+            ctypes.byref(_ulong(0)),
+            ctypes.byref(_ulong(0)),
+        )
+
+    def destroy(self, handle: int) -> None:
+        """C_DestroyObject."""
+        self.module.call("C_DestroyObject", _ulong(self.handle), _ulong(handle))
+
+    def encrypt(self, key: int, mechanism: Mechanism, data: bytes, vector: bytes | None = None) -> bytes:
+        """C_EncryptInit and C_Encrypt."""
+        return self._operate("Encrypt", key, _mechanism(mechanism, vector), data, len(data) + _SLACK_BYTES)
+
+    def sign(self, key: int, mechanism: Mechanism, data: bytes) -> bytes:
+        """C_SignInit and C_Sign."""
+        return self._operate("Sign", key, _mechanism(mechanism), data, ATTRIBUTE_BYTES_MAX)
+
+    def _operate(self, what: str, key: int, mechanism: object, data: bytes, room: int) -> bytes:
+        handle = _ulong(self.handle)
+        self.module.call(f"C_{what}Init", handle, mechanism, _ulong(key))
+        answer = ctypes.create_string_buffer(room)
+        length = _ulong(room)
+        self.module.call(f"C_{what}", handle, data, _ulong(len(data)), answer, ctypes.byref(length))
+        return ctypes.string_at(answer, min(length.value, room))
+
+
+NOT_TOLD: Final = frozenset(
+    {
+        Code.ATTRIBUTE_SENSITIVE,
+        Code.ATTRIBUTE_TYPE_INVALID,
+        Code.ATTRIBUTE_VALUE_INVALID,
+        Code.ARGUMENTS_BAD,
+        Code.BUFFER_TOO_SMALL,
+        Code.FUNCTION_FAILED,
+        Code.FUNCTION_NOT_SUPPORTED,
+        Code.GENERAL_ERROR,
+    }
+)
+"""What modules return to the question for an attribute that they do not tell."""
 
 
 class Cryptoki:
@@ -121,40 +280,117 @@ class Cryptoki:
         functions = ctypes.POINTER(_FunctionList)()
         get_functions = self._library.C_GetFunctionList
         get_functions.restype = ctypes.c_ulong
-        _check(get_functions(ctypes.byref(functions)))
-        self._functions: Final = functions.contents.functions
+        code = get_functions(ctypes.byref(functions))
+        if code != Code.OK:
+            raise CallError("C_GetFunctionList", code)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_ulong)  # which lets go of the interpreter's lock
+        places = functions.contents.functions
+        self._functions: Final = {name: prototype(places[place]) for name, place in _PLACES.items()}
+
+    def attempt(self, function: str, *arguments: object) -> int:
+        """Call a function. Returns its return code."""
+        calling(function)
+        return int(self._functions[function](*arguments))
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Call a function. Raises CallError."""
+        code = self.attempt(function, *arguments)
+        if code != Code.OK:
+            raise CallError(function, code)
 
     def initialize(self, arguments: str | None) -> int:
-        """C_Initialize; with `arguments` as pReserved. The return code."""
+        """C_Initialize; with `arguments` as pReserved. Returns its return code."""
         if arguments is None:
-            return self._call(_INITIALIZE, ctypes.c_void_p(None))
-        passed = _InitializeArguments(flags=_CKF_OS_LOCKING_OK, reserved=arguments.encode())
-        return self._call(_INITIALIZE, ctypes.byref(passed))
+            return self.attempt("C_Initialize", None)
+        passed = _InitializeArguments(flags=OS_LOCKING_OK, reserved=arguments.encode())
+        return self.attempt("C_Initialize", ctypes.byref(passed))
 
     def finalize(self) -> None:
-        """C_Finalize. What it answers does not matter: it may be down already."""
-        self._call(_FINALIZE, ctypes.c_void_p(None))
+        """C_Finalize. What it returns does not matter: the library may be down already."""
+        self.attempt("C_Finalize", None)
 
-    def login(self, session: pkcs11.Session, pin: bytes) -> int:
-        """C_Login as user. The return code."""
-        handle = ctypes.c_ulong(_handle(session))
-        return self._call(_LOGIN, handle, ctypes.c_ulong(_CKU_USER), pin, ctypes.c_ulong(len(pin)))
+    def is_initialized(self) -> bool:
+        """Whether the library is initialized, for this caller of C_GetFunctionList: p11-kit keeps them apart."""
+        count = _ulong(0)
+        code = self.attempt("C_GetSlotList", ctypes.c_ubyte(1), None, ctypes.byref(count))
+        return code != Code.CRYPTOKI_NOT_INITIALIZED
 
-    def logged_in(self, session: pkcs11.Session) -> bool:
-        """Whether a session is one of the logged-in user, by C_GetSessionInfo. Raises CallError."""
-        info = _SessionInfo()
-        _check(self._call(_GET_SESSION_INFO, ctypes.c_ulong(_handle(session)), ctypes.byref(info)))
-        return info.state in _USER_STATES
+    def slots(self) -> list[int]:
+        """The slots with a token in them."""
+        count = _ulong(0)
+        self.call("C_GetSlotList", ctypes.c_ubyte(1), None, ctypes.byref(count))
+        slots = (ctypes.c_ulong * max(count.value, 1))()
+        self.call("C_GetSlotList", ctypes.c_ubyte(1), slots, ctypes.byref(count))
+        return list(slots[: count.value])
 
-    def _call(self, index: int, *arguments: object) -> int:
-        function = ctypes.CFUNCTYPE(ctypes.c_ulong)(self._functions[index])
-        return int(function(*arguments))
+    def token(self, slot_id: int) -> Token:
+        """The token in a slot."""
+        info = _TokenInfo()
+        self.call("C_GetTokenInfo", _ulong(slot_id), ctypes.byref(info))
+        return Token(
+            slot_id=slot_id,
+            label=_text(info.label),
+            manufacturer_id=_text(info.manufacturer_id),
+            model=_text(info.model),
+            serial=_text(info.serial),
+            flags=TokenFlag(info.flags),
+        )
+
+    def mechanisms(self, slot_id: int) -> frozenset[int]:
+        """What the token in a slot says that it can do."""
+        count = _ulong(0)
+        self.call("C_GetMechanismList", _ulong(slot_id), None, ctypes.byref(count))
+        found = (ctypes.c_ulong * max(count.value, 1))()
+        self.call("C_GetMechanismList", _ulong(slot_id), found, ctypes.byref(count))
+        return frozenset(found[: count.value])
+
+    def open_session(self, slot_id: int, *, rw: bool) -> Session:
+        """C_OpenSession."""
+        handle = _ulong(0)
+        flags = SERIAL_SESSION | (RW_SESSION if rw else 0)
+        self.call("C_OpenSession", _ulong(slot_id), _ulong(flags), None, None, ctypes.byref(handle))
+        return Session(self, handle.value, rw)
 
 
-def _handle(session: pkcs11.Session) -> int:
-    return int(session.handle)  # type: ignore[attr-defined] # it has one: CK_SESSION_HANDLE
+_ulong = ctypes.c_ulong
 
 
-def _check(code: int) -> None:
-    if code != CKR_OK:
-        raise CallError(code)
+def _text(padded: ctypes.Array[ctypes.c_ubyte]) -> str:
+    return bytes(padded).rstrip(b" \0").decode("utf-8", "replace")
+
+
+def _mechanism(mechanism: Mechanism, parameter: bytes | None = None) -> object:
+    return ctypes.byref(_Mechanism(mechanism, parameter, 0 if parameter is None else len(parameter)))
+
+
+def _packed(template: Template) -> tuple[object, object]:
+    """A template as a function takes it: CK_ATTRIBUTEs, which keep their values alive, and their number."""
+    values = [ctypes.create_string_buffer(raw, max(len(raw), 1)) for raw in map(_bytes_of, template.values())]
+    lengths = [len(_bytes_of(value)) for value in template.values()]
+    packed = (_Attribute * len(template))(
+        *(
+            _Attribute(each, ctypes.addressof(value), length)
+            for each, value, length in zip(template, values, lengths, strict=True)
+        )
+    )
+    packed.values = values  # type: ignore[attr-defined] # a place to keep them
+    return packed, _ulong(len(template))
+
+
+def _bytes_of(value: Value) -> bytes:
+    if isinstance(value, bool):
+        return bytes([value])
+    if isinstance(value, int):
+        return bytes(_ulong(value))
+    return value.encode() if isinstance(value, str) else value
+
+
+def _unpacked(attribute: Attribute, raw: bytes) -> Value | None:
+    """The value of an attribute; None where it has not the length of one."""
+    if attribute in NUMBERS:
+        return _ulong.from_buffer_copy(raw).value if len(raw) == ctypes.sizeof(_ulong) else None
+    if attribute in TEXTS:
+        return raw.decode("utf-8", "replace")
+    if attribute in BYTES:
+        return raw
+    return bool(raw[0]) if len(raw) == 1 else None

@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
-import pkcs11
-from pkcs11 import PKCS11Error
-
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.cryptoki import CallError, code_name
-from tokenvault.keys.pkcs11.worker import called
+from tokenvault.keys.pkcs11.constants import Code
+from tokenvault.keys.pkcs11.cryptoki import CallError
 
-MODULE_ERRORS: Final = (
-    PKCS11Error,
-    ValueError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    LookupError,
-    OSError,
+NOT_OFFERED: Final = frozenset(
+    {Code.MECHANISM_INVALID, Code.MECHANISM_PARAM_INVALID, Code.FUNCTION_NOT_SUPPORTED}
 )
-"""What python-pkcs11 raises when a module fails, or returns something that python-pkcs11 can not read."""
 
-PERMANENT_ERRORS: Final = (
-    pkcs11.MechanismInvalid,
-    pkcs11.MechanismParamInvalid,
-    pkcs11.FunctionNotSupported,
-    pkcs11.DataLenRange,
-    pkcs11.DataInvalid,
-    pkcs11.ArgumentsBad,
-    pkcs11.AttributeTypeInvalid,
-    pkcs11.AttributeValueInvalid,
-    pkcs11.TemplateIncomplete,
-    pkcs11.TemplateInconsistent,
-    pkcs11.TokenWriteProtected,
-    pkcs11.KeySizeRange,
-)
-"""Failures that no new session cures."""
+PERMANENT: Final = NOT_OFFERED | {
+    Code.DATA_LEN_RANGE,
+    Code.DATA_INVALID,
+    Code.ARGUMENTS_BAD,
+    Code.ATTRIBUTE_READ_ONLY,
+    Code.ATTRIBUTE_TYPE_INVALID,
+    Code.ATTRIBUTE_VALUE_INVALID,
+    Code.ACTION_PROHIBITED,
+    Code.KEY_FUNCTION_NOT_PERMITTED,
+    Code.TEMPLATE_INCOMPLETE,
+    Code.TEMPLATE_INCONSISTENT,
+    Code.TOKEN_WRITE_PROTECTED,
+    Code.KEY_SIZE_RANGE,
+}
+"""Return codes of failures that no new session cures."""
 
-SESSION_LOST: Final = (
-    pkcs11.DeviceRemoved,
-    pkcs11.ObjectHandleInvalid,
-    pkcs11.KeyHandleInvalid,
-    pkcs11.SessionClosed,
-    pkcs11.SessionHandleInvalid,
-    pkcs11.TokenNotPresent,
-    pkcs11.UserNotLoggedIn,
+LOST: Final = frozenset(
+    {
+        Code.CRYPTOKI_NOT_INITIALIZED,
+        Code.DEVICE_REMOVED,
+        Code.OBJECT_HANDLE_INVALID,
+        Code.KEY_HANDLE_INVALID,
+        Code.SESSION_CLOSED,
+        Code.SESSION_HANDLE_INVALID,
+        Code.TOKEN_NOT_PRESENT,
+        Code.USER_NOT_LOGGED_IN,
+    }
 )
-"""Failures that say themselves that a session, a login or the token is gone."""
+"""Return codes that say themselves that a session, a login or the token is gone."""
 
 NOT_FOUND: Final = (
     "the module has no token that fits the URI: check token=, serial= and slot-id=, and that the device is "
@@ -97,52 +89,19 @@ class TokenMissingError(DoubtfulError):
     """No token fits the URI: reported only if none fits after the library was initialized again."""
 
 
-_NAME_STARTS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_OTHER_NAMES: Final = {"AnotherUserAlreadyLoggedIn": "USER_ANOTHER_ALREADY_LOGGED_IN"}
-_IN_WORDS: Final = {
-    "(already initialized)": "CKR_CRYPTOKI_ALREADY_INITIALIZED",
-    "(not initialized)": "CKR_CRYPTOKI_NOT_INITIALIZED",
-    "Buffer was too small": "CKR_BUFFER_TOO_SMALL",
-}
-_NUMBER: Final = re.compile(r"0x[0-9a-f]+")
-
-
-def cause(error: Exception) -> str:
-    """What failed: the function of the module that was called last, and its return code by name or number."""
-    return f"{called()}: {_code_of(error)}"
-
-
-def _code_of(error: Exception) -> str:
-    """The return code that python-pkcs11 made an exception of; the exception's name where it was none."""
-    name = type(error).__name__
-    if isinstance(error, CallError):
-        return code_name(error.code)
-    if not isinstance(error, PKCS11Error):
-        return f"an answer that can not be read, {name}"
-    if type(error) is not PKCS11Error:
-        return "CKR_" + _OTHER_NAMES.get(name, _NAME_STARTS.sub("_", name).upper())
-    text = str(error)
-    number = _NUMBER.search(text)
-    if number is not None:
-        return code_name(int(number.group(), 16))
-    return next((code for words, code in _IN_WORDS.items() if words in text), name)
-
-
-def advice(error: Exception) -> str:
-    """The message for a failure. The module's own text is left out: it may quote what was passed in."""
-    if isinstance(error, KeyStoreError):
-        return str(error)
-    told = cause(error)
-    if isinstance(error, pkcs11.UserNotLoggedIn):
-        return f"the token is logged out again and again ({told}): look for other code that uses it in this process"
-    if isinstance(error, (pkcs11.SessionCount, pkcs11.DeviceMemory, pkcs11.HostMemory)):
-        return f"the module is out of sessions or memory ({told}): close other users of the token"
-    if isinstance(error, pkcs11.TokenWriteProtected):
-        return f"the token is write-protected ({told}): allow writing to create or destroy keys"
-    if isinstance(
-        error, pkcs11.FunctionNotSupported | pkcs11.MechanismInvalid | pkcs11.MechanismParamInvalid
-    ):
-        return f"the module does not offer what the vault needs ({told}): see docs/howto/hsm.md"
-    if isinstance(error, PERMANENT_ERRORS):
-        return f"the module refuses what the vault asks for ({told}): the module, its policy or its user does not fit"
-    return f"{_LOST} ({told})"
+def advice(error: CallError) -> str:
+    """The message for a failed call: what to do, the function, and what it returned."""
+    code = error.code
+    if code == Code.USER_NOT_LOGGED_IN:
+        return f"the token is logged out again and again ({error}): look for other code that uses it in this process"
+    if code in (Code.SESSION_COUNT, Code.DEVICE_MEMORY, Code.HOST_MEMORY):
+        return f"the module is out of sessions or memory ({error}): close other users of the token"
+    if code == Code.TOKEN_WRITE_PROTECTED:
+        return f"the token is write-protected ({error}): allow writing to create or destroy keys"
+    if code in NOT_OFFERED:
+        return f"the module does not offer what the vault needs ({error}): see docs/howto/hsm.md"
+    if code in PERMANENT:
+        return (
+            f"the module refuses what the vault asks for ({error}): it, its policy or its user does not fit"
+        )
+    return f"{_LOST} ({error})"

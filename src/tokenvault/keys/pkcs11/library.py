@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Final
-
-import pkcs11
-from pkcs11 import PKCS11Error, _pkcs11
+import sys
+from typing import Final, Protocol
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.cryptoki import (
-    CKR_CRYPTOKI_ALREADY_INITIALIZED,
-    CKR_OK,
-    CallError,
-    Cryptoki,
-    code_name,
-)
-from tokenvault.keys.pkcs11.errors import cause
+from tokenvault.keys.pkcs11.constants import Code
+from tokenvault.keys.pkcs11.cryptoki import CallError, Cryptoki
 from tokenvault.keys.pkcs11.worker import calling
+
+
+class _OthersLibrary(Protocol):
+    """What python-pkcs11 knows of a library."""
+
+    initialized: bool
+
+    def initialize(self) -> None: ...
 
 
 class Library:
@@ -34,88 +34,88 @@ class Library:
         self._parent: Final = parent  # the same library in the process that this one was forked from
         self._arguments: str | None = None if parent is None else parent._arguments
         self._cryptoki: Cryptoki | None = None
-        self._library: _pkcs11.lib | None = None
+        self._up = False
 
     def use_arguments(self, arguments: str | None) -> None:
         """What C_Initialize is given; the first key store on a module decides."""
-        if self._library is None and self._arguments is None:
+        if not self._up and self._arguments is None:
             self._arguments = arguments
 
     def cryptoki(self) -> Cryptoki:
-        """The calls that python-pkcs11 does not offer. Raises KeyStoreError where the file can not be loaded."""
+        """The library, loaded. Raises KeyStoreError where it can not be."""
         if self._cryptoki is None:
             self._cryptoki = _load(self.path)
         return self._cryptoki
 
-    def loaded(self) -> _pkcs11.lib:
-        """The library, loaded and initialized."""
-        if self._library is not None:
-            return self._library
-        cryptoki = self.cryptoki()
-        library = self._known()
-        if self._parent is not None:
-            self._initialize_child(cryptoki, self._parent)
-        elif library is None and self._arguments is None:
-            library = self._initialize_with_python_pkcs11()
-        elif library is None or not library.initialized:
-            self._initialize()
-        self._library = library or _without_constructor(self.path)
-        return self._library
-
-    def _known(self) -> _pkcs11.lib | None:
-        """What this process uses the same file by through python-pkcs11; other code may share it with us."""
-        found = pkcs11._loaded.get(self.path)
-        return found if isinstance(found, _pkcs11.lib) else None
+    def initialized(self) -> Cryptoki:
+        """The library, loaded and initialized. Raises KeyStoreError, CallError."""
+        if not self._up:
+            if self._parent is None:
+                self._initialize()
+            else:
+                self._initialize_child(self._parent)
+            self._up = True
+        return self.cryptoki()
 
     def initialize_again(self) -> None:
-        """Finalize the library, where it is ours, and initialize it. Raises PKCS11Error."""
-        if self._library is None:
-            self.loaded()
-            return
-        if self.ours:
-            calling("C_Finalize")
-            self.cryptoki().finalize()
-        self._initialize()
-
-    def _initialize_with_python_pkcs11(self) -> _pkcs11.lib | None:
-        """Through its own door, so that other code that uses python-pkcs11 finds it there; None where it was up."""
-        calling("C_Initialize")
-        try:
-            library = pkcs11.lib(self.path)
-        except PKCS11Error as error:
-            if code_name(CKR_CRYPTOKI_ALREADY_INITIALIZED) not in cause(error):
-                raise
-            return None
-        self.ours = True
-        return library
+        """Finalize the library, where it was initialized here, and initialize it. Raises KeyStoreError, CallError."""
+        if self._up:
+            if self.ours:
+                self.cryptoki().finalize()
+            self._initialize()
+        else:
+            self.initialized()
 
     def _initialize(self) -> None:
-        library = self._known()
-        calling("C_Initialize")
-        if library is not None and not library.initialized and self._arguments is None:
-            library.initialize()  # which notes it there, too
+        cryptoki = self.cryptoki()
+        if (
+            self._arguments is None
+            and _initialize_with_python_pkcs11(self.path)
+            and cryptoki.is_initialized()
+        ):
             self.ours = True
             return
-        code = self.cryptoki().initialize(self._arguments)
-        if code not in (CKR_OK, CKR_CRYPTOKI_ALREADY_INITIALIZED):
-            raise CallError(code)
-        self.ours = code == CKR_OK
+        code = cryptoki.initialize(self._arguments)
+        if code not in (Code.OK, Code.CRYPTOKI_ALREADY_INITIALIZED):
+            raise CallError("C_Initialize", code)
+        self.ours = code == Code.OK
 
-    def _initialize_child(self, cryptoki: Cryptoki, parent: Library) -> None:
+    def _initialize_child(self, parent: Library) -> None:
         """Initialize in a forked child. The copy of the parent's state may look alive: it is not ours.
 
         SoftHSM stays logged in, for one, and has to be finalized.
         """
-        calling("C_Initialize")
+        cryptoki = self.cryptoki()
         code = cryptoki.initialize(self._arguments)
-        if code == CKR_CRYPTOKI_ALREADY_INITIALIZED and parent.ours:
-            calling("C_Finalize")
+        if code == Code.CRYPTOKI_ALREADY_INITIALIZED and parent.ours:
             cryptoki.finalize()
-            calling("C_Initialize")
             code = cryptoki.initialize(self._arguments)
-        if code not in (CKR_OK, CKR_CRYPTOKI_ALREADY_INITIALIZED):
-            raise CallError(code)
-        self.ours = code == CKR_OK
+        if code not in (Code.OK, Code.CRYPTOKI_ALREADY_INITIALIZED):
+            raise CallError("C_Initialize", code)
+        self.ours = code == Code.OK
+
+
+def _initialize_with_python_pkcs11(path: str) -> bool:
+    """Whether python-pkcs11 initialized a library just now.
+
+    It can not use one that others initialized. So where other code of this process has imported it, it is given the
+    chance to be the first: what it holds then serves that code, too.
+    """
+    python_pkcs11 = sys.modules.get("pkcs11")
+    if python_pkcs11 is None:
+        return False
+    known: _OthersLibrary | None = getattr(python_pkcs11, "_loaded", {}).get(path)
+    if known is not None and known.initialized:
+        return False  # by that other code
+    calling("C_Initialize")
+    try:
+        if known is None:
+            python_pkcs11.lib(path)
+        else:
+            known.initialize()
+    except RuntimeError:  # of which its own errors are
+        return False
+    return True
 
 
 def _load(path: str) -> Cryptoki:
@@ -125,12 +125,8 @@ def _load(path: str) -> Cryptoki:
         return Cryptoki(path)
     except OSError as error:
         told = str(error)
+    except CallError as error:
+        told = str(error)
     except AttributeError:
         told = "it has no function C_GetFunctionList"
     raise KeyStoreError(f"the library at module-path can not be loaded as a PKCS#11 module: {told}")
-
-
-def _without_constructor(path: str) -> _pkcs11.lib:
-    """python-pkcs11's view of a library that is initialized already: its constructor would want to do that."""
-    library: _pkcs11.lib = _pkcs11.lib.__new__(_pkcs11.lib, path)  # type: ignore[call-arg] # Cython
-    return library

@@ -24,19 +24,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import attrs
-import pkcs11
-from pkcs11 import PKCS11Error, Session, Token, TokenFlag
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import pins
-from tokenvault.keys.pkcs11.cryptoki import (
-    CKR_OK,
-    CKR_USER_ALREADY_LOGGED_IN,
-    CallError,
-    code_name,
-)
+from tokenvault.keys.pkcs11.constants import Code, TokenFlag, code_name
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Token
 from tokenvault.keys.pkcs11.errors import (
-    MODULE_ERRORS,
+    LOST,
     NOT_FOUND,
     LoginFailedError,
     PinRefusedError,
@@ -45,13 +39,13 @@ from tokenvault.keys.pkcs11.errors import (
 from tokenvault.keys.pkcs11.host_lock import host_lock
 from tokenvault.keys.pkcs11.library import Library
 from tokenvault.keys.pkcs11.limits import BlockLimits
-from tokenvault.keys.pkcs11.worker import Worker, calling
+from tokenvault.keys.pkcs11.worker import Worker
 from tokenvault.keys.secrets import Secret
 from tokenvault.keys.uri import Pkcs11Uri
 
 ReadPin = Callable[[], Secret]
 
-TRANSIENT: Final = frozenset({0x2, 0x30, 0x31, 0x32, 0xB0, 0xB1, 0xB3, 0xE0, 0xE1, 0x190})
+TRANSIENT: Final = LOST | {Code.HOST_MEMORY, Code.DEVICE_ERROR, Code.DEVICE_MEMORY, Code.SESSION_COUNT}
 """Return codes of C_Login that say that the token is away or the session is gone, and nothing of the PIN."""
 
 SETTLE_SECONDS: Final = 0.2
@@ -104,10 +98,10 @@ class Module:
             PinRefusedError: the token refused the PIN.
             TokenMissingError: there is no such token.
             KeyStoreError: several tokens fit, or the process is logged in with another PIN.
-            PKCS11Error: the module failed.
+            CallError: the module failed.
         """
         token = self._select(uri)
-        slot_id = token.slot.slot_id
+        slot_id = token.slot_id
         login = self._logins.get(slot_id)
         if login is not None and login.suspect and not self._renewed(login, token):
             del self._logins[slot_id]
@@ -139,7 +133,7 @@ class Module:
     def log_out(self, login: Login, user: object) -> None:
         """End a user's share of a login; the last one logs out."""
         login.users.discard(user)
-        slot_id = login.token.slot.slot_id
+        slot_id = login.token.slot_id
         if not login.users and self._logins.get(slot_id) is login:
             del self._logins[slot_id]
             for session in (login.session, login.anchor):
@@ -156,21 +150,12 @@ class Module:
         Asks for no right that the vault's work does not need.
 
         Raises:
-            PKCS11Error: the token is gone, or logged out.
+            CallError: the token is gone, or logged out.
         """
-        calling("C_GetTokenInfo")
-        token = login.token.slot.get_token()  # fails in SoftHSM, also later, once the token's folder was away
+        # This fails in SoftHSM, also later, once the token's folder was away.
+        token = self.library.cryptoki().token(login.token.slot_id)
         if token.flags & TokenFlag.LOGIN_REQUIRED and not self._is_logged_in(login.session):
-            raise pkcs11.UserNotLoggedIn
-
-    def check_session(self, session: Session) -> None:
-        """Raise CallError for a session that is gone."""
-        calling("C_GetSessionInfo")
-        try:
-            self.library.cryptoki().logged_in(session)
-        except CallError as error:
-            if error.code in TRANSIENT:
-                raise
+            raise CallError("C_GetSessionInfo", Code.USER_NOT_LOGGED_IN)
 
     @contextlib.contextmanager
     def writing(self, lock_path: str) -> Iterator[None]:
@@ -216,9 +201,11 @@ class Module:
         for closed in (False, True):
             if closed:
                 self._drop_session(login)
-            with contextlib.suppress(pkcs11.SessionCount):
-                calling("C_OpenSession")
-                return login.token.open(rw=True)
+            try:
+                return self._open_one(login.token, rw=True)
+            except CallError as error:
+                if error.code != Code.SESSION_COUNT:
+                    raise
         return None
 
     def _drop_session(self, login: Login) -> None:
@@ -230,34 +217,27 @@ class Module:
     def _replace_anchor(self, login: Login, read_pin: ReadPin) -> None:
         """Log in on a session that may write, after closing the only one, which may not."""
         close_quietly(login.anchor)
-        self._logins.pop(login.token.slot.slot_id, None)
-        calling("C_OpenSession")
-        session = login.token.open(rw=True)
+        self._logins.pop(login.token.slot_id, None)
+        session = self._open_one(login.token, rw=True)
         self._log_in_on(session, login.token, read_pin() if login.pin_digest else None)
         login.anchor = login.session = session
-        self._logins[login.token.slot.slot_id] = login
+        self._logins[login.token.slot_id] = login
 
     def reinitialize(self) -> None:
         """Initialize the library again, where we did before: every session and login of this process is gone.
 
         Raises:
-            PKCS11Error: the module did not come back; the next use tries again.
+            CallError: the module did not come back; the next use tries again.
         """
         self._logins.clear()
         self.epoch += 1
         self.library.initialize_again()
 
     def _tokens(self) -> Iterator[Token]:
-        # Not library.get_tokens: it gives up at the first token that fails, also when that is another one.
-        library = self.library.loaded()
-        calling("C_GetSlotList")
-        for slot in library.get_slots(token_present=True):
-            calling("C_GetTokenInfo")
-            try:
-                token = slot.get_token()
-            except PKCS11Error:
-                continue
-            yield token
+        library = self.library.initialized()
+        for slot_id in library.slots():
+            with contextlib.suppress(CallError):  # of another token, perhaps
+                yield library.token(slot_id)
 
     def _select(self, uri: Pkcs11Uri) -> Token:
         fitting = [token for token in self._tokens() if _fits(token, uri)]
@@ -269,20 +249,22 @@ class Module:
 
     def _open(self, token: Token) -> Session:
         """A session that reads; on a module that has none which only read, one that writes too."""
-        calling("C_OpenSession")
         try:
-            return token.open()
-        except PKCS11Error as error:
+            return self._open_one(token, rw=False)
+        except CallError as error:
             refused = error
         try:
-            return token.open(rw=True)
-        except PKCS11Error:
+            return self._open_one(token, rw=True)
+        except CallError:
             raise refused from None
+
+    def _open_one(self, token: Token, *, rw: bool) -> Session:
+        return self.library.cryptoki().open_session(token.slot_id, rw=rw)
 
     def _second(self, token: Token, anchor: Session) -> Session:
         try:
             return self._open(token)
-        except PKCS11Error:
+        except CallError:
             return anchor
 
     def _renewed(self, login: Login, token: Token) -> bool:
@@ -299,9 +281,8 @@ class Module:
         return True
 
     def _is_logged_in(self, session: Session) -> bool:
-        calling("C_GetSessionInfo")
         try:
-            return self.library.cryptoki().logged_in(session)
+            return session.logged_in()
         except CallError:
             return False
 
@@ -318,15 +299,19 @@ class Module:
         pins.check_untried(token, pin)
         pins.check_state(token)
         self.logins_tried += 1
-        calling("C_Login")
-        code = self.library.cryptoki().login(session, pin.reveal().encode())
-        if code in (CKR_OK, CKR_USER_ALREADY_LOGGED_IN):
+        try:
+            session.login(pin.reveal().encode())
+        except CallError as error:
+            code = error.code
+        else:
+            return
+        if code == Code.USER_ALREADY_LOGGED_IN:
             return
         if pins.speaks_of_pin(code):
             pins.note_refused(token, pin, code)
             raise PinRefusedError(pins.refusal(code))
         if code in TRANSIENT:
-            raise CallError(code)
+            raise CallError("C_Login", code)
         raise LoginFailedError(
             f"the token refused the login (C_Login: {code_name(code)}). It is not tried again by this call, since "
             "tokens lock after a few wrong PINs: check the PIN, and that the device is connected"
@@ -334,17 +319,16 @@ class Module:
 
 
 def _fits(token: Token, uri: Pkcs11Uri) -> bool:
-    serial = bytes(token.serial).rstrip(b" \0").decode("utf-8", "replace")
     return (
         uri.token in (None, token.label)
-        and uri.serial in (None, serial)
+        and uri.serial in (None, token.serial)
         and uri.manufacturer in (None, token.manufacturer_id)
         and uri.model in (None, token.model)
-        and uri.slot_id in (None, token.slot.slot_id)
+        and uri.slot_id in (None, token.slot_id)
     )
 
 
 def close_quietly(session: Session) -> None:
     """Close a session that may be gone already."""
-    with contextlib.suppress(*MODULE_ERRORS):
+    with contextlib.suppress(CallError):
         session.close()

@@ -7,36 +7,36 @@ use, `tokenvault/seal/1/destroyed`. Objects with other labels are not ours: noth
 
 from __future__ import annotations
 
-import contextlib
-from itertools import islice
+import secrets
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
-import pkcs11
-from pkcs11 import Attribute, KeyType, MechanismFlag, Object, ObjectClass, Session
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11.constants import Attribute, KeyType, ObjectClass
+from tokenvault.keys.pkcs11.cryptoki import Session, Template, Value
 from tokenvault.keys.pkcs11.errors import DoubtfulError, UnfitModuleError
-from tokenvault.keys.pkcs11.worker import calling
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
+
+IDENTITY_BYTES: Final = 16
+"""Of the CKA_ID of each object, random."""
 
 GAP_MAX: Final = 1
 """Versions in a row that may be absent without a mark, as after a deletion with other tools, before a newer one."""
 
-NOT_TOLD: Final = (
-    pkcs11.AttributeTypeInvalid,
-    pkcs11.AttributeSensitive,
-    pkcs11.AttributeValueInvalid,
-    pkcs11.FunctionFailed,
-    pkcs11.FunctionNotSupported,
-    pkcs11.GeneralError,
-    pkcs11.ArgumentsBad,
+CAPABILITIES: Final = (Attribute.ENCRYPT,)
+_USES: Final = (
+    Attribute.ENCRYPT,
+    Attribute.DECRYPT,
+    Attribute.SIGN,
+    Attribute.VERIFY,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
 )
-"""What modules answer to the question for an attribute that they do not tell."""
 
-CAPABILITIES: Final = MechanismFlag.ENCRYPT
-
-_REQUIRED: Final[dict[Attribute, object]] = {
+_REQUIRED: Final[dict[Attribute, Value]] = {
     Attribute.CLASS: ObjectClass.SECRET_KEY,
     Attribute.KEY_TYPE: KeyType.AES,
     Attribute.VALUE_LEN: KEY_BYTES,
@@ -71,7 +71,7 @@ class TokenKey:
 
     name: KeyName
     custody: Custody
-    object: Object = attrs.field(repr=False, eq=False)
+    handle: int = attrs.field(repr=False, eq=False)
 
 
 SIGNER_LABEL: Final = "tokenvault/audit/1/signing"
@@ -80,7 +80,7 @@ SIGNER_LABEL: Final = "tokenvault/audit/1/signing"
 P256: Final = bytes.fromhex("06082a8648ce3d030107")
 """CKA_EC_PARAMS: the curve's object identifier in DER (RFC 5480)."""
 
-_REQUIRED_OF_SIGNER: Final[dict[Attribute, object]] = {
+_REQUIRED_OF_SIGNER: Final[dict[Attribute, Value]] = {
     Attribute.CLASS: ObjectClass.PRIVATE_KEY,
     Attribute.KEY_TYPE: KeyType.EC,
     Attribute.EC_PARAMS: P256,
@@ -95,12 +95,12 @@ _REQUIRED_OF_SIGNER: Final[dict[Attribute, object]] = {
 }
 
 
-def find_signers(session: Session, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Object]:
+def find_signers(session: Session, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[int]:
     """At most two keys with the label of the pair that signs checkpoints."""
     return _search(session, {Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL})
 
 
-def find_signer(session: Session, kind: ObjectClass) -> Object | None:
+def find_signer(session: Session, kind: ObjectClass) -> int | None:
     """The private or the public key of the pair that signs checkpoints."""
     found = find_signers(session, kind)
     if len(found) > 1:
@@ -112,25 +112,29 @@ def find_signer(session: Session, kind: ObjectClass) -> Object | None:
 
 def generate_signer(session: Session, identity: bytes) -> None:
     """Make the pair that signs checkpoints."""
-    calling("C_GenerateKeyPair")
-    curve = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: P256}, local=True)
-    curve.generate_keypair(
-        label=SIGNER_LABEL,
-        id=identity,
-        store=True,
-        capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-        private_template={
+    both: Template = {Attribute.TOKEN: True, Attribute.LABEL: SIGNER_LABEL, Attribute.ID: identity}
+    session.generate_pair(
+        {
+            Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+            **both,
+            Attribute.VERIFY: True,
+            Attribute.EC_PARAMS: P256,
+        },
+        {
+            Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+            **both,
             Attribute.PRIVATE: True,
             Attribute.SENSITIVE: True,
             Attribute.EXTRACTABLE: False,
+            Attribute.SIGN: True,
             **dict.fromkeys((Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE), False),
         },
     )
 
 
-def verify_signer(key: Object) -> None:
+def verify_signer(session: Session, key: int) -> None:
     """Refuse a private key, found or just made, whose attributes let more be done with it than signing."""
-    wrong = _differences(key, _REQUIRED_OF_SIGNER)
+    wrong = _differences(session, key, _REQUIRED_OF_SIGNER)
     if wrong:
         raise DoubtfulError(
             f"the key {SIGNER_LABEL} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used"
@@ -185,14 +189,13 @@ def find(session: Session, name: KeyName) -> TokenKey | None:
     return keys[0] if keys else None
 
 
-def _template(label: str) -> dict[Attribute, object]:
+def _template(label: str) -> dict[Attribute, Value]:
     return {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}
 
 
-def _search(session: Session, template: dict[Attribute, object]) -> list[Object]:
+def _search(session: Session, template: Template) -> list[int]:
     """At most two objects that fit a template."""
-    calling("C_FindObjects")
-    return list(islice(session.get_objects(template), 2))
+    return session.find(template, 2)
 
 
 def duplicate(name: KeyName) -> KeyStoreError:
@@ -214,30 +217,33 @@ def mark_destroyed(session: Session, name: KeyName) -> None:
     So the token keeps a memory of it: no new key takes its number, and newer ones are found behind it.
     """
     if not _search(session, _template(destroyed_label(name))):
-        _generate(session, destroyed_label(name), b"")
+        _generate(session, destroyed_label(name), secrets.token_bytes(IDENTITY_BYTES))
 
 
 def _generate(session: Session, label: str, identity: bytes) -> None:
-    calling("C_GenerateKey")
     session.generate_key(
-        KeyType.AES,
-        KEY_BYTES * 8,
-        label=label,
-        id=identity,
-        store=True,
-        capabilities=CAPABILITIES,
-        template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.TOKEN: True,
+            Attribute.LABEL: label,
+            Attribute.ID: identity,
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            **{use: use in CAPABILITIES for use in _USES},
+            Attribute.VALUE_LEN: KEY_BYTES,
+        }
     )
 
 
-def find_made(session: Session, identity: bytes) -> list[Object]:
+def find_made(session: Session, identity: bytes) -> list[int]:
     """The objects with a CKA_ID: the one that was made with it, or none."""
     return _search(session, {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: identity})
 
 
-def verify_made(key: TokenKey) -> None:
+def verify_made(session: Session, key: TokenKey) -> None:
     """Refuse a key just made whose attributes are others than asked for."""
-    wrong = _differences(key.object, _REQUIRED)
+    wrong = _differences(session, key.handle, _REQUIRED)
     if wrong:
         raise UnfitModuleError(
             f"the module generated a key with other attributes than asked for ({', '.join(wrong)}); it was "
@@ -245,9 +251,9 @@ def verify_made(key: TokenKey) -> None:
         )
 
 
-def verify(key: TokenKey) -> None:
+def verify(session: Session, key: TokenKey) -> None:
     """Refuse a key whose attributes let more be done with it than encrypting."""
-    wrong = _differences(key.object, _REQUIRED)
+    wrong = _differences(session, key.handle, _REQUIRED)
     if wrong:
         raise unfit(key.name, wrong)
 
@@ -260,25 +266,12 @@ def unfit(name: KeyName, wrong: list[str]) -> DoubtfulError:
     )
 
 
-def _differences(found: Object, required: dict[Attribute, object]) -> list[str]:
+def _differences(session: Session, handle: int, required: Mapping[Attribute, Value]) -> list[str]:
     """The names of required attributes that the module tells otherwise, or has to tell and does not."""
-    calling("C_GetAttributeValue")
-    told = _told(found, {*required, *(attribute for line in _SECRECY for attribute in line)})
+    wanted = sorted({*required, *(attribute for line in _SECRECY for attribute in line)})
+    told = session.attributes(handle, wanted)
     wrong = [each.name for each, value in required.items() if each in told and told[each] != value]
     for line in _SECRECY:
         if not any(told.get(each) == value for each, value in line.items()):
             wrong += [each.name for each in line if each.name not in wrong][:1]
     return wrong
-
-
-def _told(found: Object, attributes: set[Attribute]) -> dict[Attribute, object]:
-    """Those of the attributes that the module tells, asked for at once, or one by one where it does not like that."""
-    try:
-        return dict(found.get_attributes(sorted(attributes)))
-    except NOT_TOLD:
-        pass
-    told: dict[Attribute, object] = {}
-    for attribute in sorted(attributes):
-        with contextlib.suppress(*NOT_TOLD):
-            told[attribute] = found[attribute]
-    return told

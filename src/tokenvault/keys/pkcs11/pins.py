@@ -12,10 +12,9 @@ import os
 from collections import OrderedDict
 from typing import Final
 
-from pkcs11 import Token, TokenFlag
-
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.cryptoki import code_name
+from tokenvault.keys.pkcs11.constants import Code, TokenFlag, code_name
+from tokenvault.keys.pkcs11.cryptoki import Token
 from tokenvault.keys.pkcs11.errors import PinRefusedError
 from tokenvault.keys.secrets import Secret
 
@@ -29,16 +28,13 @@ _NOT_AGAIN: Final = (
     "It is not tried again in this process, since tokens lock after a few wrong ones: " + _CORRECT_IT
 )
 
-_REFUSALS: Final = {
-    0xA0: "the token refused the PIN (C_Login: CKR_PIN_INCORRECT). " + _NOT_AGAIN,
-    0xA1: "the token refused the PIN (C_Login: CKR_PIN_INVALID): it has characters that no PIN of this token has. "
-    + _NOT_AGAIN,
-    0xA2: "the token refused the PIN (C_Login: CKR_PIN_LEN_RANGE): it is too short or too long. "
-    + _NOT_AGAIN,
-    0xA3: "the token's PIN has expired (C_Login: CKR_PIN_EXPIRED): set a new one with the module's own tools, "
-    "and " + _CORRECT_IT,
-    0xA4: "the token's PIN is locked (C_Login: CKR_PIN_LOCKED): let its security officer set a new one",
-    0x102: "the token has no user PIN yet (C_Login: CKR_USER_PIN_NOT_INITIALIZED): let its security officer set one",
+_REFUSALS: Final[dict[int, str]] = {
+    Code.PIN_INCORRECT: f"the token refused the PIN ({{}}). {_NOT_AGAIN}",
+    Code.PIN_INVALID: f"the token refused the PIN ({{}}): no PIN has the characters of this one. {_NOT_AGAIN}",
+    Code.PIN_LEN_RANGE: f"the token refused the PIN ({{}}): it is too short or too long. {_NOT_AGAIN}",
+    Code.PIN_EXPIRED: f"the token's PIN has expired ({{}}): set another with its own tools, and {_CORRECT_IT}",
+    Code.PIN_LOCKED: "the token's PIN is locked ({}): let its security officer set a new one",
+    Code.USER_PIN_NOT_INITIALIZED: "the token has no user PIN yet ({}): let its security officer set one",
 }
 """Return codes of C_Login that speak of the PIN, and what to do."""
 
@@ -85,7 +81,7 @@ def note_refused(token: Token, pin: Secret, code: int) -> None:
 
 def refusal(code: int) -> str:
     """What to do about a return code of C_Login that speaks of the PIN."""
-    return _REFUSALS.get(code, f"the token refused the login (C_Login: {code_name(code)})")
+    return _REFUSALS[code].format(f"C_Login: {code_name(code)}")
 
 
 def speaks_of_pin(code: int) -> bool:
@@ -94,8 +90,8 @@ def speaks_of_pin(code: int) -> bool:
 
 
 def _identity(token: Token) -> bytes:
-    parts = (token.manufacturer_id, token.model, token.label, token.slot.slot_id)
-    return "\0".join(map(str, parts)).encode() + b"\0" + bytes(token.serial)
+    parts = (token.manufacturer_id, token.model, token.label, token.serial, token.slot_id)
+    return "\0".join(map(str, parts)).encode()
 
 
 def _digest(token: bytes, pin: Secret) -> bytes:

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Final, NoReturn, TypeVar
 
 import attrs
-from pkcs11 import Session
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session
 from tokenvault.keys.pkcs11.errors import (
-    MODULE_ERRORS,
-    PERMANENT_ERRORS,
+    PERMANENT,
     CollisionError,
     DoubtfulError,
     LoginFailedError,
@@ -25,7 +24,6 @@ from tokenvault.keys.pkcs11.errors import (
 )
 from tokenvault.keys.pkcs11.module import Login, Module
 from tokenvault.keys.pkcs11.registry import module_at
-from tokenvault.keys.pkcs11.worker import calling
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose
 from tokenvault.keys.secrets import Secret, read_secret_file, read_secret_variable
 from tokenvault.keys.uri import Pkcs11Uri
@@ -146,15 +144,12 @@ class TokenSessions:
             except LoginFailedError as error:
                 failure, lost = str(error), True
                 break
-            except PERMANENT_ERRORS as error:
+            except CallError as error:
                 failure = advice(error)
+                lost = error.code not in PERMANENT
                 self._renew_session(state)
-                lost = False
-                break
-            except MODULE_ERRORS as error:
-                failure = advice(error)
-                lost = True
-                self._renew_session(state)
+                if not lost:
+                    break
             else:
                 state.failures = 0
                 return result
@@ -180,11 +175,11 @@ class TokenSessions:
         held = state.held.get(name)
         if held is not None and held.epoch == state.module.epoch:
             return held.key
-        session = _session(state)
+        session = _login(state).session
         key = objects.find(session, name)
         if key is None:
             self._fail_for_absence(state, name)
-        objects.verify(key)
+        objects.verify(session, key)
         state.held[name] = HeldKey(session, key, state.module.epoch)
         return key
 
@@ -194,16 +189,20 @@ class TokenSessions:
         self._log_in(state)
         return self.hold(state, name)
 
+    def session(self, state: State) -> Session:
+        """The session that a key's handle was found on."""
+        return _login(state).session
+
     def find(self, state: State, purpose: KeyPurpose) -> tuple[list[int], int]:
         """The versions of a purpose, and the newest that there ever was."""
-        versions, newest = objects.find_versions(_session(state), purpose)
+        versions, newest = objects.find_versions(_login(state).session, purpose)
         if not versions:
             state.module.check(_login(state))  # or nothing was found because the token is gone
         return versions, newest
 
     def in_session(self, state: State, action: Callable[[Session], _Result]) -> _Result:
         """Run an action on the session that reads."""
-        return action(_session(state))
+        return action(_login(state).session)
 
     def write(self, state: State, action: Callable[[Session], _Result]) -> _Result:
         """Run an action that writes, while no other process of this host does."""
@@ -234,9 +233,9 @@ class TokenSessions:
         if len(made) != 1 or not named:
             raise TokenMissingError("the token does not show the key that it has just made: try again")
         if len(named) > 1:
-            made[0].destroy()
+            session.destroy(made[0])
             raise CollisionError
-        objects.verify_made(named[0])
+        objects.verify_made(session, named[0])
         return name
 
     def withdraw(self, state: State, identity: bytes) -> None:
@@ -244,8 +243,7 @@ class TokenSessions:
 
         def destroy(session: Session) -> None:
             for each in objects.find_made(session, identity):
-                calling("C_DestroyObject")
-                each.destroy()
+                session.destroy(each)
 
         self.write(state, destroy)
 
@@ -257,8 +255,7 @@ class TokenSessions:
             if key is None:
                 self._fail_for_absence(state, name)
             objects.mark_destroyed(session, name)
-            calling("C_DestroyObject")
-            key.object.destroy()
+            session.destroy(key.handle)
 
         self.write(state, destroy)
         state.held.pop(name, None)
@@ -301,10 +298,3 @@ def _login(state: State) -> Login:
     if state.login is None:
         raise KeyStoreError(CLOSED)
     return state.login
-
-
-def _session(state: State) -> Session:
-    """The session to search on, alive: a search that can not begin makes python-pkcs11 call a dead session's end."""
-    session = _login(state).session
-    state.module.check_session(session)
-    return session

@@ -11,33 +11,24 @@ import logging
 import secrets
 from typing import Final
 
-import pkcs11
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pkcs11 import Attribute, Mechanism, ObjectClass, Session, SignMixin
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
-from tokenvault.keys.pkcs11.errors import (
-    MODULE_ERRORS,
-    SESSION_LOST,
-    CollisionError,
-    DoubtfulError,
-    TokenMissingError,
-    cause,
-)
+from tokenvault.keys.pkcs11.constants import Attribute, Code, Mechanism, ObjectClass
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Template
+from tokenvault.keys.pkcs11.errors import LOST, CollisionError, DoubtfulError, TokenMissingError
 from tokenvault.keys.pkcs11.sessions import State, TokenSessions
-from tokenvault.keys.pkcs11.worker import calling
 
 _log: Final = logging.getLogger(__name__)
 
 NEEDED: Final = (Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA)
 SIGNATURE_BYTES: Final = 64
 _POINT_BYTES: Final = 65  # uncompressed: 04, x, y (SEC 1 section 2.3.3)
-_IDENTITY_BYTES: Final = 16
 
 
 class ModuleSigner:
@@ -54,11 +45,10 @@ class ModuleSigner:
 
         def sign(session: Session) -> bytes:
             key = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
-            if not isinstance(key, SignMixin):
+            if key is None:
                 raise DoubtfulError(f"the token has no key {objects.SIGNER_LABEL} that signs")
-            objects.verify_signer(key)
-            calling("C_Sign")
-            return bytes(key.sign(digest, mechanism=Mechanism.ECDSA))
+            objects.verify_signer(session, key)
+            return session.sign(key, Mechanism.ECDSA, digest)
 
         signature = self._sessions.run(lambda state: self._sessions.in_session(state, sign))
         r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
@@ -95,7 +85,7 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
     there = sessions.run(lambda state: sessions.in_session(state, objects.find_signers))
     if len(there) == 1 or not sessions.run(_offered):
         return find_signer(sessions)
-    identity = secrets.token_bytes(_IDENTITY_BYTES)
+    identity = secrets.token_bytes(objects.IDENTITY_BYTES)
     refusal = sessions.run(
         lambda state: sessions.write(state, lambda session: _create(state, session, identity))
     )
@@ -111,14 +101,17 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
 
 
 def _offered(state: State) -> bool:
-    """Whether the token's module can make the pair and sign with it."""
-    return state.login is not None and set(state.login.token.slot.get_mechanisms()).issuperset(NEEDED)
+    """Whether the token's module says that it can make the pair and sign with it."""
+    login = state.login
+    return login is not None and state.module.library.cryptoki().mechanisms(login.token.slot_id).issuperset(
+        NEEDED
+    )
 
 
 def _create(state: State, session: Session, identity: bytes) -> str:
     """Make the pair; the reason where the module refuses to, or made another than asked for."""
-    made = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
-    if not list(session.get_objects(made)):  # or an earlier attempt was cut short after it
+    made: Template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
+    if not session.find(made, 1):  # or an earlier attempt was cut short after it
         there = objects.find_signers(session)
         if len(there) > 1:
             raise CollisionError
@@ -126,17 +119,17 @@ def _create(state: State, session: Session, identity: bytes) -> str:
             return ""  # another process came first
         try:
             objects.generate_signer(session, identity)
-        except (pkcs11.DeviceError, *SESSION_LOST):
-            raise
-        except MODULE_ERRORS as error:
-            return cause(error)
+        except CallError as error:
+            if error.code == Code.DEVICE_ERROR or error.code in LOST:
+                raise
+            return str(error)
         state.module.settle()
     keys = objects.find_signers(session)
     if not keys:
         raise TokenMissingError("the token does not show the key pair that it has just made: try again")
     _withdraw_twin(session, identity)
     try:
-        objects.verify_signer(keys[0])
+        objects.verify_signer(session, keys[0])
     except DoubtfulError as error:
         _destroy(session, identity)
         return str(error)
@@ -152,9 +145,8 @@ def _withdraw_twin(session: Session, identity: bytes) -> None:
 
 def _destroy(session: Session, identity: bytes) -> None:
     for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-        for key in list(session.get_objects({Attribute.CLASS: kind, Attribute.ID: identity})):
-            calling("C_DestroyObject")
-            key.destroy()
+        for key in session.find({Attribute.CLASS: kind, Attribute.ID: identity}, 2):
+            session.destroy(key)
 
 
 def _point(session: Session) -> bytes | None:
@@ -162,4 +154,5 @@ def _point(session: Session) -> bytes | None:
     private = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
     if public is None or private is None:
         return None
-    return bytes(public[Attribute.EC_POINT])
+    point = session.attributes(public, [Attribute.EC_POINT]).get(Attribute.EC_POINT)
+    return point if isinstance(point, bytes) else b""

@@ -7,11 +7,6 @@ IN_MODULE: every block goes through the module, requests of concurrent threads m
 IN_PROCESS: the module's key encrypts a few blocks once, at the first `cipher` of that key, to derive a data key
     that stays in this process's memory for as long as anyone holds the cipher. From then on the module is not
     needed, not even by a forked child.
-
-One call of python-pkcs11's `encrypt` is C_EncryptInit and C_Encrypt twice, first for the length of the answer
-and then for the answer. Its chunked form asks twice for each chunk and once more for the end, so nothing in
-python-pkcs11 avoids this. The question for the length is answered without the key; over a network it costs a
-round trip.
 """
 
 from __future__ import annotations
@@ -23,19 +18,18 @@ from functools import partial
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-import pkcs11
-from pkcs11 import EncryptMixin, Mechanism
-
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.kdf import derive
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX, Coalescer
-from tokenvault.keys.pkcs11.errors import MODULE_ERRORS, SESSION_LOST, CollisionError
+from tokenvault.keys.pkcs11.constants import Code, Mechanism
+from tokenvault.keys.pkcs11.cryptoki import CallError
+from tokenvault.keys.pkcs11.errors import LOST, CollisionError
 from tokenvault.keys.pkcs11.sessions import CLOSED, State, TokenSessions
 from tokenvault.keys.pkcs11.signer import ModuleSigner, create_signer, find_signer
-from tokenvault.keys.pkcs11.worker import CALL_SECONDS, calling
+from tokenvault.keys.pkcs11.worker import CALL_SECONDS
 from tokenvault.keys.port import (
     KEY_BYTES,
     Custody,
@@ -49,7 +43,6 @@ from tokenvault.keys.port import (
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
 
 DERIVATION_LABEL: Final = b"tokenvault data key"
-_IDENTITY_BYTES: Final = 16
 CREATE_ATTEMPTS_MAX: Final = 8
 LOOKS_MAX: Final = 5
 PAUSE_SECONDS: Final = (0.02, 0.08)
@@ -204,7 +197,7 @@ class Pkcs11KeyStore:
 
     def _generate(self, name: KeyName, custody: Custody) -> KeyName:
         """Make a key; what can not be proved is destroyed again. CollisionError: another process makes it too."""
-        identity = secrets.token_bytes(_IDENTITY_BYTES)
+        identity = secrets.token_bytes(objects.IDENTITY_BYTES)
         try:
             return self._sessions.run(
                 partial(self._sessions.generate, name=name, custody=custody, identity=identity)
@@ -317,9 +310,9 @@ class Pkcs11KeyStore:
         for _ in range(UNTRIED_SIZE_TRIES if size > known else 0):
             try:
                 answer = self._enter(state, key, piece)
-            except (pkcs11.MechanismInvalid, *SESSION_LOST):
-                raise
-            except MODULE_ERRORS:
+            except CallError as error:
+                if error.code == Code.MECHANISM_INVALID or error.code in LOST:
+                    raise
                 key = self._sessions.hold_anew(state, key.name)
             else:
                 limits.worked(size)
@@ -333,13 +326,14 @@ class Pkcs11KeyStore:
 
     def _enter(self, state: State, key: objects.TokenKey, blocks: bytes) -> bytes:
         """One call into the module; in CBC mode, one for each block."""
-        if not isinstance(key.object, EncryptMixin):
-            raise objects.unfit(key.name, ["ENCRYPT"])
-        calling("C_Encrypt")
+        session = self._sessions.session(state)
         if not state.module.without_ecb:
+            self._operations += 1
             try:
-                return self._encrypt_blocks(key.object, blocks, Mechanism.AES_ECB, None)
-            except pkcs11.MechanismInvalid:
+                return session.encrypt(key.handle, Mechanism.AES_ECB, blocks)
+            except CallError as error:
+                if error.code != Code.MECHANISM_INVALID:
+                    raise
                 state.module.without_ecb = True
         if key.custody is Custody.IN_MODULE:
             raise KeyStoreError(
@@ -347,18 +341,12 @@ class Pkcs11KeyStore:
                 "need; custody IN_PROCESS gets along with AES-CBC"
             )
         # With an initialization vector of zeros, CBC of one block is ECB of that block (SP 800-38A).
-        starts = range(0, len(blocks), BLOCK_BYTES)
-        each = (blocks[start : start + BLOCK_BYTES] for start in starts)
-        return b"".join(
-            self._encrypt_blocks(key.object, block, Mechanism.AES_CBC, bytes(BLOCK_BYTES)) for block in each
-        )
-
-    def _encrypt_blocks(
-        self, key: EncryptMixin, blocks: bytes, mechanism: Mechanism, vector: bytes | None
-    ) -> bytes:
-        self._operations += 1
-        answer = key.encrypt(blocks, mechanism=mechanism, mechanism_param=vector)
-        return answer if isinstance(answer, bytes) else b"".join(answer)
+        answers = []
+        for start in range(0, len(blocks), BLOCK_BYTES):
+            self._operations += 1
+            block = blocks[start : start + BLOCK_BYTES]
+            answers.append(session.encrypt(key.handle, Mechanism.AES_CBC, block, bytes(BLOCK_BYTES)))
+        return b"".join(answers)
 
     def _derive(self, name: KeyName) -> LocalBlockCipher:
         context = f"{name.purpose.value}/{name.version}".encode()

@@ -32,11 +32,6 @@ def calling(function: str) -> None:
     _DOING[threading.get_ident()] = function
 
 
-def called() -> str:
-    """The function that this thread called last."""
-    return _DOING.get(threading.get_ident(), "the module")
-
-
 class Task(Generic[_Result]):
     """Something for the worker to do, and what came of it."""
 
