@@ -27,7 +27,8 @@ from tokenvault.keys.pkcs11.cryptoki import CallError
 from tokenvault.keys.pkcs11.registry import module_at
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL, Pkcs11KeyStore
 from tokenvault.keys.uri import parse_pkcs11_uri
-from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
+from tokenvault.testing import pkcs11_modules
+from tokenvault.testing.key_stores import Disturbance, KeyStoreContract, OpenStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +79,10 @@ class TestContract(KeyStoreContract):
     @pytest.fixture
     def open_store(self, softhsm_uri: str) -> OpenStore:
         return lambda: open_key_store(softhsm_uri)
+
+    @pytest.fixture
+    def disturbances(self) -> tuple[Disturbance, ...]:
+        return (pkcs11_modules.close_sessions, pkcs11_modules.finalize)
 
 
 def test_object_says_what_it_is(softhsm_uri: str, store: Pkcs11KeyStore) -> None:

@@ -198,6 +198,17 @@ def _search(session: Session, template: Template) -> list[int]:
     return session.find(template, 2)
 
 
+def own_objects(session: Session) -> list[int]:
+    """Every object of a vault that the token holds: keys, marks of destroyed ones, the pair that signs."""
+    found = [*find_signers(session), *find_signers(session, ObjectClass.PUBLIC_KEY)]
+    for purpose in KeyPurpose:
+        for version in range(1, find_versions(session, purpose)[1] + 1):
+            name = KeyName(purpose, version)
+            found += [key.handle for key in find_named(session, name)]
+            found += _search(session, _template(destroyed_label(name)))
+    return found
+
+
 def duplicate(name: KeyName) -> KeyStoreError:
     """The error for two keys of one name."""
     return KeyStoreError(
