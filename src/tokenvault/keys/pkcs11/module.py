@@ -233,16 +233,21 @@ class Module:
         self.epoch += 1
         self.library.initialize_again()
 
-    def _tokens(self) -> Iterator[Token]:
-        library = self.library.initialized()
-        for slot_id in library.slots():
-            with contextlib.suppress(CallError):  # of another token, perhaps
-                yield library.token(slot_id)
-
     def _select(self, uri: Pkcs11Uri) -> Token:
-        fitting = [token for token in self._tokens() if _fits(token, uri)]
+        library = self.library.initialized()
+        slots = library.slots()
+        fitting = []
+        failures = ""
+        for slot_id in slots:
+            try:
+                token = library.token(slot_id)
+            except CallError as error:  # of another token, perhaps
+                failures += f", {error}"
+                continue
+            if _fits(token, uri):
+                fitting.append(token)
         if not fitting:
-            raise TokenMissingError(NOT_FOUND)
+            raise TokenMissingError(f"{NOT_FOUND} (C_GetSlotList: {len(slots)} tokens{failures})")
         if len(fitting) > 1:
             raise KeyStoreError("several tokens fit the URI: add serial= to it")
         return fitting[0]
