@@ -131,7 +131,9 @@ def test_nothing_is_finalized_under_the_feet_of_others(shim: Shim, memory: tv.To
     assert shim.calls()["C_Initialize"] == 1
 
 
-@pytest.mark.parametrize("code", [MECHANISM_INVALID, GENERAL_ERROR, 0x6, 0x13, 0x80000042])
+@pytest.mark.parametrize(
+    "code", [MECHANISM_INVALID, GENERAL_ERROR, DEVICE_ERROR, DEVICE_REMOVED, 0x13, 0x101, 0x80000042]
+)
 def test_a_module_that_makes_no_key_pair_has_a_vault_without_signatures(
     shim: Shim, memory: tv.TokenStore, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_module_that_makes_no_key_pair_has_a_vault_without_signatures(
     with caplog.at_level(logging.WARNING, "tokenvault"):
         provisioned(shim.uri, memory)
     assert "C_GenerateKeyPair: " in caplog.text
+    assert shim.calls()["C_Finalize"] == 0
     use_a_vault(shim.uri, memory)
     with Pkcs11KeyStore(shim.uri) as keys:
         assert keys.signer() is None

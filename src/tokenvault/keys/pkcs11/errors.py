@@ -42,6 +42,10 @@ LOST: Final = frozenset(
 )
 """Return codes that say themselves that a session, a login or the token is gone."""
 
+SESSION_LOST: Final = frozenset(
+    {Code.CRYPTOKI_NOT_INITIALIZED, Code.SESSION_CLOSED, Code.SESSION_HANDLE_INVALID}
+)
+
 NOT_FOUND: Final = (
     "the module has no token that fits the URI: check token=, serial= and slot-id=, and that the device is "
     "connected (SoftHSM: that SOFTHSM2_CONF was set before the module was loaded, and that the token folder "

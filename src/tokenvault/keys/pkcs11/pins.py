@@ -69,7 +69,7 @@ def check_untried(token: Token, pin: Secret) -> None:
     """Raise PinRefusedError for a PIN that this token refused before."""
     code = _refused.get(_digest(_identity(token), pin))
     if code is not None:
-        raise PinRefusedError(f"tried before, not now: {refusal(code)}")
+        raise PinRefusedError(f"this PIN was tried before: {refusal(code)}")
 
 
 def note_refused(token: Token, pin: Secret, code: int) -> None:

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
-from tokenvault.keys.pkcs11.constants import Attribute, Code, Mechanism, ObjectClass
+from tokenvault.keys.pkcs11.constants import Attribute, Mechanism, ObjectClass
 from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Template
-from tokenvault.keys.pkcs11.errors import LOST, CollisionError, DoubtfulError, TokenMissingError
+from tokenvault.keys.pkcs11.errors import SESSION_LOST, CollisionError, DoubtfulError, TokenMissingError
 from tokenvault.keys.pkcs11.sessions import State, TokenSessions
 
 _log: Final = logging.getLogger(__name__)
@@ -120,8 +120,10 @@ def _create(state: State, session: Session, identity: bytes) -> str:
         try:
             objects.generate_signer(session, identity)
         except CallError as error:
-            if error.code == Code.DEVICE_ERROR or error.code in LOST:
+            if error.code in SESSION_LOST:
                 raise
+            if state.login is not None:
+                state.module.check(state.login)  # or it is the token that is away
             return str(error)
         state.module.settle()
     keys = objects.find_signers(session)
