@@ -36,7 +36,7 @@ class _Request:
 
     def __init__(self, blocks: bytes, serve: Callable[[_Request], bytes]) -> None:
         self.blocks = blocks
-        self.task: Task[bytes] = Task(lambda: serve(self))
+        self.task: Task[bytes] = Task(lambda: serve(self), shared=True)
 
 
 class Coalescer:

@@ -34,10 +34,10 @@ def module_at(path: str, real_path: str) -> Module:
     module = _modules.get(key)
     if module is None:
         if not _hooks:
-            _hooks.append(os.getpid())
             os.register_at_fork(
                 before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
             )
+            _hooks.append(os.getpid())  # after it: hooks that run twice do no harm
         # setdefault is one step for all threads: no lock that a fork could copy while it is held.
         module = _modules.setdefault(key, Module(path, parent=_parent_of(real_path)))
     return module

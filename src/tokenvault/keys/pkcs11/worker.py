@@ -33,12 +33,18 @@ def calling(function: str) -> None:
 
 
 class Task(Generic[_Result]):
-    """Something for the worker to do, and what came of it."""
+    """Something for the worker to do, and what came of it.
 
-    __slots__ = ("_action", "_done", "_error", "_result", "abandoned", "finished", "submitted")
+    Args:
+        action: what to do.
+        shared: whether it is done for others too, so that it goes on when this caller waits no more.
+    """
 
-    def __init__(self, action: Callable[[], _Result]) -> None:
+    __slots__ = ("_action", "_done", "_error", "_result", "abandoned", "finished", "shared", "submitted")
+
+    def __init__(self, action: Callable[[], _Result], *, shared: bool = False) -> None:
         self._action = action
+        self.shared: Final = shared
         self._done = threading.Lock()  # released when the task is finished
         self._done.acquire()
         self._result: list[_Result] = []
@@ -118,7 +124,7 @@ class Worker:
     def abandoned(self) -> bool:
         """Whether nobody waits any more for the task that runs."""
         task = self._task
-        return task is not None and task.abandoned
+        return task is not None and task.abandoned and not task.shared
 
     @property
     def submitted(self) -> float:
