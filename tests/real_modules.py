@@ -108,11 +108,10 @@ def opencryptoki(folder: Path) -> Iterator[str]:
 def softhsm_in_database(folder: Path, module: Path) -> Iterator[str]:
     """SoftHSM with its objects in SQLite. Debian builds it without: the library is given."""
     with softhsm_configuration(folder / "db", "db"):
-        run(
-            "softhsm2-util",
-            "--module", module, "--init-token", "--free",
-            "--label", "db", "--pin", PIN, "--so-pin", SO_PIN,
-        )  # fmt: skip
+        tool: list[str | Path] = ["pkcs11-tool", "--module", module]  # SoftHSM's own knows no database either
+        run(*tool, "--slot-index", "0", "--init-token", "--label", "db", "--so-pin", SO_PIN)
+        token = [*tool, "--token-label", "db"]
+        run(*token, "--login", "--login-type", "so", "--so-pin", SO_PIN, "--init-pin", "--pin", PIN)
         yield uri("db", module, pin_file(folder))
 
 

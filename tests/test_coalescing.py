@@ -145,7 +145,12 @@ def test_interrupted_waiter_leaves_nothing_behind() -> None:
 
 def test_an_interrupted_caller_takes_no_others_answer_along() -> None:
     """Its task carries blocks of others: it goes on for them, as if nobody had stopped waiting."""
-    gate, worker, busy = Gate(), Worker(), threading.Event()
+    gate, worker = Gate(), Worker()
+    entered, leave = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        entered.set()
+        assert leave.wait(PATIENCE_SECONDS)
 
     def call(blocks: bytes) -> bytes:
         answer = gate(blocks)
@@ -153,9 +158,10 @@ def test_an_interrupted_caller_takes_no_others_answer_along() -> None:
 
     coalescer = Coalescer(call, worker, blocks_per_call_max=100)
     with ThreadPoolExecutor(8) as pool:
-        pool.submit(worker.do, lambda: busy.wait(PATIENCE_SECONDS))
+        pool.submit(worker.do, keep_busy)
+        assert entered.wait(PATIENCE_SECONDS)
         waiting = queue_up(pool, coalescer, range(4))
-        busy.set()
+        leave.set()
         gate.await_entry()
         task = worker._task
         assert task is not None
