@@ -89,15 +89,16 @@ class Pkcs11KeyStore:
     one login; closing one of them leaves it to the others. After a failure the next call looks for the module
     again.
 
-    A PIN that the token refused is not tried again by this store until the PIN source gives another one.
+    A PIN that the token refused is not tried again in this process until the PIN source gives another one. No call
+    waits for the module for longer than a bound; what it asked for may still happen after that.
 
-    Do not destroy the newest version of a purpose: a token keeps no memory of it, and the next version
-    created would take its number.
+    A version that is destroyed leaves a mark in the token: its number is not used again.
 
     Args:
-        uri: see `tokenvault.keys.uri`. The vendor attribute `x-blocks-per-call-max` of its query sets how
-            many blocks go into one module call, for modules that take less than 16 MiB, or are not to be busy
-            for so long.
+        uri: see `tokenvault.keys.uri`. Vendor attributes of its query: `x-call-seconds-max`, how long a call may
+            take (20 seconds unless told otherwise); `x-blocks-per-call-max`, how many blocks go into one module
+            call at most, for modules that are not to be busy for long (what a module takes is found out by use);
+            `x-init-args`, what C_Initialize is given.
 
     Raises:
         InvalidInputError: the URI is not right; the message never shows its PIN.
