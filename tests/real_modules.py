@@ -68,6 +68,16 @@ def nss(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def nss_without_pin(folder: Path) -> Iterator[str]:
+    """The same, with a token that wants no PIN."""
+    database = folder / "nss-without-pin"
+    database.mkdir()
+    run("certutil", "-N", "-d", f"sql:{database}", "--empty-password")
+    address = uri("NSS Certificate DB", SOFTOKEN, folder, x_init_args=_nss_arguments(database))
+    yield address.replace(f"&pin-source=file:{folder}", "")
+
+
+@contextlib.contextmanager
 def nss_through_proxy(folder: Path) -> Iterator[str]:
     """The same, through p11-kit, which reads a folder of the system and joins all modules that are named there."""
     pin = _nss_database(folder / "nss-proxy")

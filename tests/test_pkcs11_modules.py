@@ -73,10 +73,11 @@ def keeps_a_vault(uri: str, *, signed: bool) -> None:
     ("module", "signed"),
     [
         (real_modules.nss, True),
+        (real_modules.nss_without_pin, True),
         (real_modules.nss_through_proxy, True),
         (real_modules.opencryptoki, False),
     ],
-    ids=["nss", "nss-through-p11-kit-proxy", "opencryptoki"],
+    ids=["nss", "nss-without-pin", "nss-through-p11-kit-proxy", "opencryptoki"],
 )
 def test_a_module_conforms_and_keeps_a_vault(tmp_path: Path, module: Module, signed: bool) -> None:
     with module(tmp_path) as uri:
