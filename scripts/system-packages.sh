@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the system packages that are missing (Debian, Ubuntu): SoftHSM, and venv for the system's Python; with the
-# argument `tests` the PostgreSQL server too; with `bench` that, and what one of the packages compared with is built by.
+# argument `tests` the PostgreSQL server and a C compiler too; with `modules` those and the PKCS#11 modules that `make
+# modules` tests; with `bench` those of `tests`, and what one of the packages compared with is built by.
 # Apart from these packages, nothing on the machine is changed.
 set -eu
 
@@ -14,9 +15,20 @@ if [ -n "${1:-}" ] && ! command -v initdb >/dev/null 2>&1 &&
     [ -z "$(find /usr/lib/postgresql /usr/pgsql -path '*/bin/initdb' 2>/dev/null | head -n 1)" ]; then
     missing="$missing postgresql"
 fi
+if [ -n "${1:-}" ]; then # for a PKCS#11 module of the tests' own
+    command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+    [ -e /usr/include/p11-kit-1/p11-kit/pkcs11.h ] || missing="$missing libp11-kit-dev"
+fi
+if [ "${1:-}" = modules ]; then
+    command -v p11-kit >/dev/null 2>&1 || missing="$missing p11-kit p11-kit-modules"
+    command -v certutil >/dev/null 2>&1 || missing="$missing libnss3 libnss3-tools"
+    command -v pkcsslotd >/dev/null 2>&1 || [ -x /usr/sbin/pkcsslotd ] || missing="$missing opencryptoki"
+    command -v pkcs11-tool >/dev/null 2>&1 || missing="$missing opensc"
+    command -v swtpm >/dev/null 2>&1 || missing="$missing swtpm swtpm-tools"
+    command -v tpm2_ptool >/dev/null 2>&1 || missing="$missing libtpm2-pkcs11-1 libtpm2-pkcs11-tools tpm2-tools"
+fi
 if [ "${1:-}" = bench ]; then
     command -v swig >/dev/null 2>&1 || missing="$missing swig"
-    command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
     [ -e /usr/include/openssl/ssl.h ] || missing="$missing libssl-dev"
     headers=$("${PYTHON:-python3}" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     [ -e "$headers/Python.h" ] || missing="$missing python3-dev"
