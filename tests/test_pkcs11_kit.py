@@ -18,7 +18,9 @@ A_FEW = "new_store or destroyed_key or forked or lost_sessions or signer"
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tokenvault.testing.key_stores", *arguments], capture_output=True, text=True
+        [sys.executable, "-m", "tokenvault.testing.pkcs11_modules", *arguments],
+        capture_output=True,
+        text=True,
     )
 
 

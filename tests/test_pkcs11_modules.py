@@ -57,7 +57,7 @@ def run_python(*arguments: str) -> str:
 
 def conforms(uri: str) -> None:
     """Run the contract, as its one command does."""
-    assert " passed" in run_python("-m", "tokenvault.testing.key_stores", uri)
+    assert " passed" in run_python("-m", "tokenvault.testing.pkcs11_modules", uri)
 
 
 def keeps_a_vault(uri: str, *, signed: bool) -> None:

@@ -11,7 +11,7 @@ under it, like sessions or connections.
 
 For a PKCS#11 module there is nothing to write: give it a token without keys of a vault, and run
 
-    python -m tokenvault.testing.key_stores 'pkcs11:token=...?module-path=...&pin-source=file:...'
+    python -m tokenvault.testing.pkcs11_modules 'pkcs11:token=...?module-path=...&pin-source=file:...'
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -329,9 +328,3 @@ def _in_child(action: Callable[[], bool]) -> bool:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return False
-
-
-if __name__ == "__main__":
-    from tokenvault.testing.pkcs11_modules import main
-
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The contract of a key store, run against any PKCS#11 module: `python -m tokenvault.testing.key_stores URI`.
+"""The contract of a key store, run against any PKCS#11 module: `python -m tokenvault.testing.pkcs11_modules URI`.
 
 What it needs is printed first. The token must hold no keys of a vault: it makes many, and destroys them.
 """
@@ -23,7 +23,7 @@ from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.testing.key_stores import Disturbance, KeyStoreContract, OpenStore
 
 USAGE: Final = """\
-usage: python -m tokenvault.testing.key_stores URI [--custody module|process] [arguments of pytest]
+usage: python -m tokenvault.testing.pkcs11_modules URI [--custody module|process] [arguments of pytest]
 
 URI       pkcs11:token=...?module-path=...&pin-source=file:...
 --custody only this one, for a module without AES-ECB (process)
@@ -138,3 +138,7 @@ class _Plugin:
         collected: pytest.Module = pytest.Module.from_parent(parent, path=module_path)
         collected.obj = sys.modules[__name__]
         return collected
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

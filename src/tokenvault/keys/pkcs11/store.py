@@ -30,17 +30,9 @@ from tokenvault.keys.pkcs11.errors import LOST, CollisionError
 from tokenvault.keys.pkcs11.sessions import CLOSED, State, TokenSessions
 from tokenvault.keys.pkcs11.signer import ModuleSigner, create_signer, find_signer
 from tokenvault.keys.pkcs11.worker import CALL_SECONDS
-from tokenvault.keys.port import (
-    KEY_BYTES,
-    Custody,
-    KeyName,
-    KeyPurpose,
-    check_custody,
-    check_name,
-    check_purpose,
-    next_name,
-)
+from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
+from tokenvault.model import checks
 
 DERIVATION_LABEL: Final = b"tokenvault data key"
 CREATE_ATTEMPTS_MAX: Final = 8
@@ -133,7 +125,7 @@ class Pkcs11KeyStore:
             KeyStoreError: the token has no such key, or two, or one with unsafe attributes, or can not be
                 reached.
         """
-        check_name(key)
+        checks.instance("key", key, KeyName)
         if self._sessions.closed:
             raise KeyStoreError(CLOSED)
         data_key = self._data_keys.get(key)
@@ -149,7 +141,7 @@ class Pkcs11KeyStore:
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
         """The versions that the token holds, ascending. Raises KeyStoreError."""
-        check_purpose(purpose)
+        checks.instance("purpose", purpose, KeyPurpose)
         for _ in range(LOOKS_MAX):
             versions, _newest = self._found(purpose)
             if len(set(versions)) == len(versions):
@@ -168,8 +160,8 @@ class Pkcs11KeyStore:
                 `versions`), or the module made a key with other attributes than asked for, or can not be
                 reached.
         """
-        check_purpose(purpose)
-        check_custody(custody)
+        checks.instance("purpose", purpose, KeyPurpose)
+        checks.instance("custody", custody, Custody)
         lost = 0
         for _ in range(CREATE_ATTEMPTS_MAX):
             try:
@@ -233,7 +225,7 @@ class Pkcs11KeyStore:
         Raises:
             KeyStoreError: there is no such key, or there are two, or the token can not be reached.
         """
-        check_name(key)
+        checks.instance("key", key, KeyName)
         self._sessions.run(lambda state: self._sessions.destroy(state, key))
         self._data_keys.pop(key, None)
 
