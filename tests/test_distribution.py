@@ -26,7 +26,7 @@ TESTED_WHEEL = os.environ.get("TOKENVAULT_WHEEL")  # scripts/wheel_tests.py says
 STRANGERS_PACKAGE = re.compile(
     r"""(?<![\w.-]) tokenvault \[
     | \b (?: pip3? | pipx | uv | poetry | pdm | conda ) \b [^\n]* \b (?: install | add ) \b
-        (?: \s+ [^\s`&;|]+ )*? \s+ ['"`]? tokenvault (?= ['"`\s=<>~!,;.)] | $ )
+        (?: [ \t]+ [^\s`&;|]+ )*? [ \t]+ ['"`]? tokenvault (?= ['"`\s=<>~!,;.)] | $ )
     | ^ \s* ['"]? tokenvault \s* (?: [=~>!]= | > | < )""",
     re.VERBOSE | re.MULTILINE,
 )
@@ -162,6 +162,9 @@ def test_the_search_for_the_command_finds_it(command: str) -> None:
     "text",
     [
         "import tokenvault as tv",
+        "\n".join(
+            ["pip install 'payment-tokenvault[testing]'", "python -m tokenvault.testing.pkcs11_modules URI"]
+        ),
         "make demo    # installs SoftHSM; tokenvault is then tried",
         "python -m pip install --editable '.[dev]' && python -c 'import tokenvault'",
         "`tokenvault.testing` needs `payment-tokenvault[testing]`",

@@ -13,6 +13,9 @@ import attrs
 START_BLOCKS: Final = 1_024
 """Blocks in the first call: 16 KiB, which nearly every module takes."""
 
+GROWTH: Final = 1_024
+"""How many times as much the next call carries: 16 MiB, which is as much as a batch has at once."""
+
 
 @attrs.define
 class BlockLimits:
@@ -32,7 +35,7 @@ class BlockLimits:
         """A call of so many blocks went through."""
         self.good = max(self.good, blocks)
         if blocks >= self.size:
-            self.size = self._below_refused(2 * blocks)
+            self.size = self._below_refused(GROWTH * blocks)
 
     def failed(self, blocks: int) -> None:
         """A call of so many blocks failed where a smaller one went through."""
