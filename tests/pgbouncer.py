@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pwd
 import shutil
 import socket
@@ -16,7 +17,7 @@ from typing import LiteralString
 
 import psycopg
 
-from tests.postgres_server import PASSWORD, USERS, PostgresServer, new_name
+from tests.postgres_server import PASSWORD, PostgresServer, new_name
 
 PORT = "6432"
 START_SECONDS_MAX = 10.0
@@ -46,14 +47,13 @@ class PgBouncer:
 
     def __init__(self, server: PostgresServer, **settings: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tokenvault-bouncer-", dir=server.folder.parent))
-        self._user: str | None = None
+        self.port = settings.pop("listen_port", PORT)
         owner = server.folder.stat().st_uid
-        if owner == 0:
-            raise RuntimeError(f"PgBouncer does not run as root; none of {USERS} is there")
-        self._user = pwd.getpwuid(owner).pw_name
+        # As root it would not run. The server does not either: its user owns its folder.
+        self._user = pwd.getpwuid(owner).pw_name if os.geteuid() == 0 else None
         (self.folder / "users").write_text(f'"postgres" "{PASSWORD}"\n"stranger" "{PASSWORD}"\n')
         every = {
-            "listen_port": PORT,
+            "listen_port": self.port,
             "unix_socket_dir": str(self.folder),
             "auth_type": "scram-sha-256",
             "auth_file": f"{self.folder}/users",
@@ -69,7 +69,7 @@ class PgBouncer:
             "[pgbouncer]\n" + "".join(f"{name} = {value}\n" for name, value in every.items())
         )
         for path in (self.folder, *self.folder.iterdir()):
-            shutil.chown(path, self._user)
+            os.chown(path, owner, -1)
         self.start()
 
     def start(self) -> None:
@@ -93,7 +93,7 @@ class PgBouncer:
 
     def _takes_connections(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(f"{self.folder}/.s.PGSQL.{PORT}") == 0
+            return probe.connect_ex(f"{self.folder}/.s.PGSQL.{self.port}") == 0
 
     def stop(self) -> None:
         """End it at once, with everybody's connections."""
@@ -104,7 +104,7 @@ class PgBouncer:
             **options: str) -> str:  # fmt: skip
         """The address of a token store behind it."""
         query = urllib.parse.urlencode(
-            {"host": str(self.folder), "port": PORT, "schema": schema, **options},
+            {"host": str(self.folder), "port": self.port, "schema": schema, **options},
             quote_via=urllib.parse.quote,
         )
         return f"postgresql://{user}:{urllib.parse.quote(password)}@/{database}?{query}"
@@ -113,7 +113,7 @@ class PgBouncer:
     def raw(self, database: str = "postgres") -> Iterator[psycopg.Connection]:
         """Another client's connection through it."""
         with psycopg.connect(
-            host=str(self.folder), port=PORT, user="postgres", password=PASSWORD, dbname=database,
+            host=str(self.folder), port=self.port, user="postgres", password=PASSWORD, dbname=database,
             autocommit=True, prepare_threshold=None,
         ) as connection:  # fmt: skip
             yield connection
@@ -122,7 +122,7 @@ class PgBouncer:
         """Give a command on its console, such as PAUSE, and wait until it is done."""
         with contextlib.closing(
             psycopg.connect(
-                host=str(self.folder), port=PORT, user="postgres", password=PASSWORD, dbname="pgbouncer",
+                host=str(self.folder), port=self.port, user="postgres", password=PASSWORD, dbname="pgbouncer",
                 autocommit=True, cursor_factory=psycopg.ClientCursor,
             )
         ) as connection:  # fmt: skip
@@ -132,3 +132,13 @@ class PgBouncer:
         """End it and leave nothing behind."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(server: PostgresServer, **settings: str) -> Iterator[PgBouncer]:
+    """A pooler that runs while this lasts."""
+    pooler = PgBouncer(server, **settings)
+    try:
+        yield pooler
+    finally:
+        pooler.remove()

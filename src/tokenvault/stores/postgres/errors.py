@@ -124,7 +124,7 @@ _OF_CONNECTING: Final = (
         "the pooler demands TLS: set sslmode=verify-full and sslrootcert in the store's URL",
     ),
     _Cause(
-        "no pg_hba.conf entry.*(no encryption|SSL off)", "28000",
+        "pg_hba.conf.*(no encryption|SSL off)", "28000",
         "the server's pg_hba.conf has no line for this client, user and database without TLS: set sslmode=verify-full"
         f" and sslrootcert, {_LOGIN}, or add a line",
     ),
