@@ -24,8 +24,9 @@ START_SECONDS_MAX = 10.0
 
 
 def program() -> str:
-    """Where pgbouncer is."""
-    found = shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    """Where pgbouncer is; TOKENVAULT_TEST_PGBOUNCER names another one."""
+    places = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+    found = os.environ.get("TOKENVAULT_TEST_PGBOUNCER") or shutil.which("pgbouncer", path=places)
     if found is None:
         raise RuntimeError("PgBouncer is not installed: run scripts/system-packages.sh tests")
     return found
