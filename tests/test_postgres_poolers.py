@@ -15,18 +15,18 @@ import psycopg
 import pytest
 
 import tokenvault as tv
-from tests import faces, pgbouncer
+from tests import faces, pgbouncer, test_postgres_faults
 from tests.faces import open_on_a_loop
 from tests.pgbouncer import PgBouncer, running
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
-from tests.test_postgres_faults import messages
 from tests.test_postgres_store import PostgresHarness
 from tests.vaults import VISA, issue, open_vault, use
 from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.keys import KeyStore
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.stores.postgres import session, sql
+from tokenvault.stores.postgres import answers, session, sql
+from tokenvault.stores.postgres import connection as connections
 from tokenvault.stores.postgres.errors import unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -116,7 +116,7 @@ def test_a_call_is_one_round_trip_and_leaves_no_prepared_statement(pooler: PgBou
             lambda: store.append([an_event(3)]),
         ]
         for call in calls:
-            lines = messages(pooled.connection, tmp_path / "trace", call)
+            lines = test_postgres_faults.messages(pooled.connection, tmp_path / "trace", call)
             sent = [line[2] for line in lines if line[0] == "F"]
             assert sent == ["Parse", "Bind", "Describe", "Execute", "Sync"]
         with pooler.raw() as other:
@@ -380,6 +380,36 @@ class Load:
     @staticmethod
     def _records(thread: int, number: int) -> list[SealedRecord]:
         return [a_record(100_000 * (thread + 1) + 3 * number + n) for n in range(1 + number % 3)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("pooler", ["session", "transaction"], indirect=True)
+def test_a_cancelled_write_is_whole_or_not_done_behind_a_pooler(pooler: PgBouncer, count: int) -> None:
+    """The pooler takes the request to cancel to the connection that runs the statement."""
+    test_postgres_faults.test_a_cancelled_write_is_whole_or_not_done(pooler.url(new_name()), True, count)
+
+
+@openers
+@pytest.mark.parametrize("records", [1, 3])
+def test_a_call_is_bounded_where_the_server_is_not(
+    postgres_server: PostgresServer, open_store: Callable[[str], TokenStore], records: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A statement that waits for a lock is given up by its caller, and the next one goes over another connection."""
+    for module in (connections, answers):
+        monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 0.5)
+    schema = new_name()
+    with (
+        running(postgres_server, pool_mode="transaction") as pooler,
+        closing(open_store(pooler.url(schema))) as store,
+        postgres_server.raw() as holder,
+    ):
+        store.provision()
+        with holder.transaction():
+            holder.execute(f"LOCK TABLE {schema}.tokens".encode())
+            with pytest.raises(TokenStoreError, match="no answer came"):
+                store.insert([a_record(n) for n in range(records)], [an_event(1)])
+        assert store.insert([a_record(9)], [an_event(9)]) == []
 
 
 # What went wrong.
