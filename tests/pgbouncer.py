@@ -38,6 +38,12 @@ def version() -> tuple[int, ...]:
     return tuple(int(part) for part in told.split()[1].split(".")[:2])
 
 
+def _ended_with_its_parent() -> list[str]:
+    """What a command begins with that is not to outlive a test run which is killed, where the system has it."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
 class PgBouncer:
     """A pooler in a folder of its own, running.
 
@@ -76,7 +82,7 @@ class PgBouncer:
     def start(self) -> None:
         """Start, and wait until it takes connections."""
         self._process = subprocess.Popen(
-            [program(), "--quiet", self.folder / "ini"],
+            [*_ended_with_its_parent(), program(), "--quiet", self.folder / "ini"],
             user=self._user,
             group=pwd.getpwnam(self._user).pw_gid if self._user else None,
             extra_groups=[] if self._user else None,

@@ -198,6 +198,26 @@ def test_two_schemas_of_one_role_never_write_into_each_other(
             assert store.streams() == sorted(an_event(1, stream=number + 1).stream for number in numbers)
 
 
+@pytest.mark.parametrize("spoil", ["DEALLOCATE ALL", 'PREPARE "{name}" AS SELECT 1'], ids=["26000", "42P05"])
+def test_a_statement_that_is_not_prepared_as_thought_is_executed_once(postgres_url: str, spoil: str) -> None:
+    """In a session of the store's own too; each call after that is one round trip without prepared statements."""
+    with closing(PostgresTokenStore(postgres_url)) as store:
+        store.provision()
+        if spoil.startswith("DEALLOCATE"):
+            assert store.insert([a_record(1)], [an_event(1)]) == []
+        store.check_schema()
+        (pooled,) = store._pool_here()._open
+        text = in_schema(sql.INSERT[1].sql, test_postgres_faults.schema_of(postgres_url))
+        pooled.connection.pgconn.exec_(spoil.format(name=prepared_name(text).decode()).encode())
+        for number in (2, 3):
+            assert store.insert([a_record(number)], [an_event(number)]) == []
+        assert store.insert([a_record(4), a_record(5)], [an_event(4)]) == []
+        assert store.insert([a_record(5)], [an_event(9)]) == [a_record(5).token]
+        assert {an_event(2), an_event(3), an_event(4)} <= set(store.events(stream=an_event(1).stream))
+        assert {a_record(n).token for n in (2, 3, 4, 5)} <= {record.token for record in store.scan()}
+        assert store._pool_here()._open == {pooled}
+
+
 def plant_everywhere(pooler: PgBouncer, connections: int, statements: Sequence[bytes]) -> None:
     """Prepare statements on every connection of a pool: transactions that are open at once have one each."""
     with ExitStack() as stack:
