@@ -172,9 +172,16 @@ def test_a_role_with_the_rights_stated_runs_and_one_without_is_told(postgres_ser
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        ((PASSWORD.replace(" ", "%20"), "wrong"), "user, password and database"),
-        (("postgres:", "nobody-here:"), "user, password and database"),
-        (("@/postgres", "@/nothing-here"), "user, password and database"),
+        ((PASSWORD.replace(" ", "%20"), "wrong"), "the password.* user, password and database.*28P01.*FATAL"),
+        (("postgres:", "nobody-here:"), "no such user: look at user, password and database.*28P01.*FATAL"),
+        (
+            ("@/postgres", "@/nothing-here"),
+            "no such database: look at user, password and database.*3D000.*FATAL",
+        ),
+        (
+            ("?host=", "?host=nothing-here.invalid&application_name="),
+            "can not be reached: the host .* has no address",
+        ),
         (("/tokenvault-pg-", "/nothing-here-"), "can not be reached"),
         (("?", "?port=1&"), "can not be reached"),
     ],
@@ -309,7 +316,7 @@ def test_each_call_is_one_round_trip_but_for_batches_to_insert(
             lines = messages(pooled.connection, tmp_path / "trace", call)
             sent = [line[2] for line in lines if line[0] == "F"]
             heard = [line[2] for line in lines if line[0] == "B"]
-            new = [str(line[3:]) for line in lines if line[2] == "Parse"]
+            new = [str(line[3:]) for line in lines if line[2] == "Parse" and "tokenvault_" in line[3]]
             assert first or not new, name
             assert sent.count("Sync") + sent.count("Query") == round_trips + len(new), name
             assert heard.count("ReadyForQuery") == round_trips + len(new), name

@@ -31,15 +31,6 @@ _MALFORMED: Final = (
     "a PostgreSQL address is 'postgresql://user:password@host:port/database', with options of libpq and 'schema' and "
     "'partitions' after a '?'; percent-encode what has a meaning in URLs"
 )
-# Whatever the server or the role is set to; -c of the address comes later and wins.
-_SETTINGS: Final = (
-    f"-c statement_timeout={STATEMENT_SECONDS_MAX * 1_000}"
-    " -c default_transaction_isolation=read\\ committed"
-    " -c jit=off"  # compiling takes longer than any statement of ours
-    # Every statement follows an index, whatever its values and however small the tables were when it was prepared.
-    # Planning it again for ten thousand values takes longer than running it.
-    " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
-)
 _DEFAULTS: Final = {
     "application_name": "tokenvault",
     "connect_timeout": str(CONNECT_SECONDS_MAX),
@@ -70,6 +61,11 @@ class PostgresAddress:
     schema: str
     partitions: int
 
+    @property
+    def options(self) -> str:
+        """Settings for the server that the address gives, as libpq sends them; a pooler may refuse them."""
+        return self.parameters.get("options", "")
+
     def __attrs_post_init__(self) -> None:
         if type(self.schema) is not str or not _is_schema(self.schema) or self.schema.startswith("pg_"):
             raise InvalidInputError(
@@ -97,12 +93,7 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
     count = own.get("partitions", "0")
     partitions_of_url = int(count) if _is_count(count) else -1
     return PostgresAddress(
-        {
-            **_DEFAULTS,
-            **given,
-            "client_encoding": "UTF8",
-            "options": f"{_SETTINGS} {given.get('options', '')}".rstrip(),
-        },
+        {**_DEFAULTS, **given, "client_encoding": "UTF8"},
         own.get("schema", SCHEMA_NAME) if schema is None else schema,
         partitions_of_url if partitions is None else partitions,
     )

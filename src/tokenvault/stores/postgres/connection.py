@@ -20,10 +20,11 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
+from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, PostgresAddress
 from tokenvault.stores.postgres.answers import Answers
 from tokenvault.stores.postgres.copy import Copy
-from tokenvault.stores.postgres.errors import unconnected
+from tokenvault.stores.postgres.errors import UNPREPARED, unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name, sound_result
 
 Rows = list[tuple[Any, ...]]
@@ -44,6 +45,7 @@ class Connection(ABC):
         self.connection = connection
         self.opened = self.used = time.monotonic()
         self._schema: Final = schema
+        self._prepares = False  # until `open` knows better
         self._prepared: dict[Statement, bytes] = {}  # their names
         self._checked: set[Statement] = set()  # a prepared statement keeps its types
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
@@ -54,15 +56,57 @@ class Connection(ABC):
 
     @classmethod
     async def open(cls, address: PostgresAddress) -> Self:
-        """Connect. Raises TokenStoreError, which says what is wrong."""
+        """Connect, and see that the session fits. Raises TokenStoreError, which says what is wrong."""
         try:
-            return await cls._open(make_conninfo("", **address.parameters), address.schema)
+            connection = await cls._open(make_conninfo("", **address.parameters), address.schema)
         except psycopg.Error as error:
             failure = unconnected(error)
+        else:
+            try:
+                await connection._set_up(address.options)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
         raise failure
 
+    async def _set_up(self, options: str) -> None:
+        # psycopg would prepare what runs often, under names of its own.
+        self.connection.prepare_threshold = None
+        (row,) = await self.rows(session.question(self.connection.pgconn.backend_pid))
+        if session.is_own(row, options):
+            await self.rows(session.setting(options))
+            self._prepares = True
+
     async def run(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
-        """Run a statement, with values in binary format. Raises psycopg.Error, and IntegrityError."""
+        """Run a statement, with values in binary format. Raises psycopg.Error, and IntegrityError.
+
+        Not in a transaction: there, use `run_unprepared`.
+        """
+        if self._prepares:
+            try:
+                return await self._run_prepared(statement, values)
+            except UNPREPARED:
+                # A pooler that looked like the server. The statement was not executed: either its text was not
+                # parsed or its values were not taken.
+                self._prepares = False
+        return await self.run_unprepared(statement, values)
+
+    async def run_unprepared(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
+        """As `run`, but the statement is parsed in the round trip that executes it, without a name.
+
+        That needs nothing which was there before: every pooler passes it on, and no transaction can fail for want of
+        a prepared statement.
+        """
+        sql = in_schema(statement.sql, self._schema)
+        self.connection.pgconn.send_query_params(
+            sql, values, statement.types, statement.formats, Format.BINARY
+        )
+        result = sound_result(await self._results())
+        statement.check_types(result)
+        return result
+
+    async def _run_prepared(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
         pgconn = self.connection.pgconn
         name = self._prepared.get(statement)
         if name is None:

@@ -1,7 +1,7 @@
 """The token stores in PostgreSQL: one text, whose coroutines never suspend in the blocking store.
 
-Every call is one statement and one round trip, but for batches that are inserted (see `copy`). A connection prepares
-a statement when it first runs it, which costs one round trip more, once.
+Every call is one statement and one round trip, but for batches that are inserted (see `copy`). A connection that has
+a session of the server for itself prepares a statement when it first runs it, which costs one round trip more, once.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class _PostgresStore(Adapter, Forkable):
             async with connection.transaction():
                 if tokens:
                     look = sql.EXISTING
-                    found = look.rows(await connection.run(look, look.packed([tokens])))
+                    found = look.rows(await connection.run_unprepared(look, look.packed([tokens])))
                     existing = [token for (token,) in found]
                     if existing:
                         return existing
@@ -221,9 +221,11 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
 
     - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on
       the schema and SELECT, INSERT and UPDATE on its tables; nothing is ever deleted.
-    - What is acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
-    - Behind a pooler that hands out connections by transaction: it has to pass on prepared statements (pgbouncer
-      from 1.21, with `max_prepared_statements`) and to let the startup parameter `options` through or ignore it.
+    - What is acknowledged is as durable as the server's `synchronous_commit` says; where it is off, the store refuses
+      to work unless its own address sets it.
+    - A pooler may stand in between that hands out connections by session or by transaction (PgBouncer's
+      `pool_mode`), with prepared statements or without. `default_transaction_isolation` then has to be "read
+      committed", which is the server's default.
     - Where the table of tokens is partitioned, a token is looked for in one partition; `find`, `by_reference` and
       `scan` look in all.
 
