@@ -26,7 +26,7 @@ TESTED_WHEEL = os.environ.get("TOKENVAULT_WHEEL")  # scripts/wheel_tests.py says
 STRANGERS_PACKAGE = re.compile(
     r"""(?<![\w.-]) tokenvault \[
     | \b (?: pip3? | pipx | uv | poetry | pdm | conda ) \b [^\n]* \b (?: install | add ) \b
-        (?: [ \t]+ [^\s`&;|]+ )*? [ \t]+ ['"`]? tokenvault (?= ['"`\s=<>~!,;.)] | $ )
+        (?: [ \t]+ [^\s`&;|]+ )*? [ \t]+ ['"`]? tokenvault (?= ['"`\s=<>~!,;)] | \.(?!\w) | $ )
     | ^ \s* ['"]? tokenvault \s* (?: [=~>!]= | > | < )""",
     re.VERBOSE | re.MULTILINE,
 )
