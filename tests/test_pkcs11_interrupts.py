@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,18 @@ class InterruptedAtRandomError(Exception):
 
 
 @pytest.fixture
-def handled() -> Iterator[None]:
+def untraced() -> Iterator[None]:
+    """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait."""
+    here, elsewhere = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    threading.settrace(elsewhere)
+    sys.settrace(here)
+
+
+@pytest.fixture
+def handled(untraced: None) -> Iterator[None]:
     def handler(number: int, frame: object) -> None:
         raise InterruptedAtRandomError
 
