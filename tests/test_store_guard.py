@@ -68,6 +68,29 @@ def test_whatever_an_adapter_raises_comes_out_as_an_error_of_the_port(
     assert SECRET not in str(caught.value)
 
 
+def test_an_adapters_own_exception_is_seen_only_where_its_class_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not where an instance says so, or anything that is merely true; and each time with a warning."""
+
+    class Developed(FailingStore):
+        pass
+
+    store = Developed()
+    store.failure = OSError(SECRET)
+    for value in (False, 1, "false"):
+        monkeypatch.setattr(Developed, "unsafe_debug", value)
+        store.__dict__["unsafe_debug"] = True
+        with pytest.raises(TokenStoreError) as caught:
+            store.check_schema()
+        assert caught.value.__cause__ is caught.value.__context__ is None
+    monkeypatch.setattr(Developed, "unsafe_debug", True)
+    with pytest.warns(RuntimeWarning, match="row data"), pytest.raises(TokenStoreError) as caught:
+        store.check_schema()
+    assert caught.value.__cause__ is store.failure
+    assert not MemoryTokenStore.unsafe_debug
+
+
 def test_a_configuration_error_passes_where_the_schema_is_checked() -> None:
     with closing(FailingStore()) as store:
         store.failure = ConfigurationError("the schema is newer")

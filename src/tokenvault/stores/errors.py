@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -16,6 +17,7 @@ from tokenvault.errors import (
 UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
 CLOSED: Final = "the token store is closed; open it again with open_token_store"
 
+_SHOWN: Final = "unsafe_debug is on: an error shows what the adapter raised, which can hold row data"
 _PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
 _ABOUT_THE_SCHEMA: Final = ("provision", "check_schema")
 
@@ -38,3 +40,9 @@ def port_error(name: str, error: Exception, explain: Callable[[Exception], str])
         return TokenStoreError(explain(error))
     except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
         return TokenStoreError(UNEXPLAINED)
+
+
+def show_cause(failure: TokenVaultError, error: Exception) -> None:
+    """Chain what an adapter raised to the error in its place, with a warning: it can hold row data."""
+    failure.__cause__ = error
+    warnings.warn(_SHOWN, RuntimeWarning, stacklevel=2)

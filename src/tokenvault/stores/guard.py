@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import run
 from tokenvault.stores import checks
-from tokenvault.stores.errors import CLOSED, UNEXPLAINED, port_error
+from tokenvault.stores.errors import CLOSED, UNEXPLAINED, port_error, show_cause
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -38,6 +38,14 @@ class Adapter(ABC):
     """What an adapter writes: methods that get arguments which are checked, and whose rows are checked after them."""
 
     _closed = False
+
+    unsafe_debug: ClassVar[bool] = False
+    """Whether an error shows the exception that the adapter raised, as its cause. For the development of an adapter.
+
+    That exception can hold what a row holds, and a cause ends up in logs. So no environment variable, option or
+    address turns this on: only code that sets it on the class does, such as a conftest.py, and each error that shows
+    its cause warns of it. Never set it where a vault works.
+    """
 
     def _explain(self, error: Exception) -> str:
         """What to tell a caller about an exception: what to look at next, and never row data."""
@@ -121,6 +129,8 @@ def guarded(call: C) -> C:
             return await call(store, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  this is where everything is mapped
             failure = port_error(name, error, store._explain)
+            if type(store).unsafe_debug is True and failure is not error:
+                show_cause(failure, error)
         # Outside the block above, or Python would chain the original, which can hold row data.
         try:
             raise failure
