@@ -1,7 +1,4 @@
-"""A token store over SQLite, built from nothing in docs/howto/adapters.md.
-
-It is for reading: it opens its file anew for each call. The one to use is `tokenvault.open_token_store("sqlite:///...")`.
-"""
+"""The token store over SQLite that docs/howto/adapters.md builds from nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +15,13 @@ from tokenvault.stores.forks import hold_still_at_forks
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 SCHEMA: Final = (
-    "CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, reference BLOB, pan_fingerprint BLOB,"
-    " requestor TEXT, program TEXT, revision INTEGER, key_version INTEGER, body BLOB, seal BLOB)",
+    "CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, reference BLOB,"
+    " pan_fingerprint BLOB, requestor TEXT, program TEXT, revision INTEGER,"
+    " key_version INTEGER, body BLOB, seal BLOB)",
     "CREATE INDEX IF NOT EXISTS by_reference ON tokens (reference)",
-    "CREATE INDEX IF NOT EXISTS by_pan_fingerprint ON tokens (pan_fingerprint, token)",
-    "CREATE TABLE IF NOT EXISTS events (stream BLOB, number INTEGER, reference BLOB, body BLOB, mac BLOB,"
-    " position INTEGER PRIMARY KEY, UNIQUE (stream, number))",
+    "CREATE INDEX IF NOT EXISTS by_fingerprint ON tokens (pan_fingerprint, token)",
+    "CREATE TABLE IF NOT EXISTS events (stream BLOB, number INTEGER, reference BLOB,"
+    " body BLOB, mac BLOB, position INTEGER PRIMARY KEY, UNIQUE (stream, number))",
     "CREATE INDEX IF NOT EXISTS events_by_reference ON events (reference, position)",
     "CREATE TABLE IF NOT EXISTS domains (digest BLOB PRIMARY KEY, document BLOB)",
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)",
@@ -65,7 +63,7 @@ class OwnTokenStore(TokenStoreBase):
             return connection.execute(sql, values).fetchall()
 
     def _write(self, work: Work) -> list[str]:
-        """Do work in one transaction, which is undone where it refuses tokens, fails or is interrupted."""
+        """Do work in one transaction, undone where it refuses tokens, fails or is stopped."""
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             refused = work(connection)
@@ -107,9 +105,11 @@ class OwnTokenStore(TokenStoreBase):
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         sql = (
-            "UPDATE tokens SET reference = :reference, pan_fingerprint = :pan_fingerprint,"
-            " requestor = :requestor, program = :program, revision = :revision, key_version = :key_version,"
-            " body = :body, seal = :seal WHERE token = :token AND revision = :revision - 1"
+            "UPDATE tokens SET reference = :reference,"
+            " pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
+            " program = :program, revision = :revision, key_version = :key_version,"
+            " body = :body, seal = :seal"
+            " WHERE token = :token AND revision = :revision - 1"
         )
 
         def work(connection: sqlite3.Connection) -> list[str]:
@@ -143,7 +143,8 @@ class OwnTokenStore(TokenStoreBase):
     ) -> list[SealedRecord]:
         sql = (
             "SELECT * FROM tokens WHERE pan_fingerprint = ?1 AND token > ?4"
-            " AND requestor = ifnull(?2, requestor) AND program = ifnull(?3, program) ORDER BY token LIMIT ?5"
+            " AND requestor = ifnull(?2, requestor) AND program = ifnull(?3, program)"
+            " ORDER BY token LIMIT ?5"
         )
         with self._connected() as connection:
             rows = [
@@ -158,7 +159,10 @@ class OwnTokenStore(TokenStoreBase):
         return SealedRecord(*rows[0]) if rows else None
 
     def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
-        sql = "SELECT * FROM tokens WHERE token > ? AND key_version = ifnull(?, key_version) ORDER BY token LIMIT ?"
+        sql = (
+            "SELECT * FROM tokens WHERE token > ?"
+            " AND key_version = ifnull(?, key_version) ORDER BY token LIMIT ?"
+        )
         return [SealedRecord(*row) for row in self._read(sql, after, key_version, limit)]
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
@@ -173,10 +177,10 @@ class OwnTokenStore(TokenStoreBase):
         return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]
 
     def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        checkpoint = f"{EVENT} WHERE stream = ?1 AND reference = ?1 ORDER BY position DESC LIMIT 1"
+        own = "WHERE stream = ?1 AND reference = ?1 ORDER BY position DESC LIMIT 1"
         first = f"{EVENT} WHERE stream = ? ORDER BY number LIMIT 1"
         newest = sorted(self._streams(), reverse=True)[:limit]
-        rows = [self._read(checkpoint, stream) or self._read(first, stream) for stream in newest]
+        rows = [self._read(f"{EVENT} {own}", name) or self._read(first, name) for name in newest]
         return [SealedEvent(*row) for (row,) in rows]
 
     def _provision(self) -> None:
@@ -214,5 +218,5 @@ class OwnTokenStore(TokenStoreBase):
         if isinstance(error, sqlite3.IntegrityError):
             return "an audit event exists already; nothing was written"
         if isinstance(error, sqlite3.OperationalError):
-            return "SQLite could not do as asked: look at the disk, and at who else holds the file"
+            return "SQLite failed: look at the disk, and at who else holds the file"
         return super()._explain(error)

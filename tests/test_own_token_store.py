@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from textwrap import indent
+from typing import Any, Final
 
 import pytest
 
@@ -15,6 +19,8 @@ from tests.own_token_store import OwnTokenStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
 from tokenvault.testing import StoreHarness, TokenStoreContract
+
+TESTS: Final = Path(__file__).parent
 
 
 class OwnHarness(StoreHarness):
@@ -50,6 +56,36 @@ class TestOwnTokenStore(TokenStoreContract):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> StoreHarness:
         return OwnHarness(tmp_path)
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """The classes and constants of a module, by name, whatever their layout."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = ast.dump(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found[ast.unparse(node).partition("=")[0].partition(":")[0].strip()] = ast.dump(node)
+    return found
+
+
+def test_the_page_builds_what_is_tested_here(tmp_path: Path) -> None:
+    """Its code is this adapter and this harness to the letter, and runs as it stands."""
+    page = (TESTS.parent / "docs/howto/adapters.md").read_text(encoding="utf-8")
+    section = page.partition("## A token store from nothing")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    code = "\n".join(indent(block, "    ") if block.startswith("def ") else block for block in blocks)
+    adapter, tests = (
+        parts_of((TESTS / f"{name}.py").read_text()) for name in ("own_token_store", "test_own_token_store")
+    )
+    expected = adapter | {name: tests[name] for name in ("OwnHarness", "TestOwnTokenStore")}
+    assert parts_of(code) == expected
+    names: dict[str, Any] = {"__name__": "adapters"}
+    exec(compile(code, "adapters.md", "exec"), names)  # noqa: S102 # our own text
+    harness = names["OwnHarness"](tmp_path)
+    with closing(harness.open()) as store:
+        store.provision()
+        names["TestOwnTokenStore"]().test_insert_is_all_or_nothing(store, harness)
 
 
 CONTRACT = TestOwnTokenStore()

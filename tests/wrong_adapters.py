@@ -91,7 +91,7 @@ class _KeepsAConnection(OwnTokenStore):
         with self._lock:
             if self._kept is None:
                 self._kept = sqlite3.connect(
-                    self._path, timeout=30, isolation_level=None, check_same_thread=False
+                    self._path, timeout=5, isolation_level=None, check_same_thread=False
                 )
                 self._kept.execute("PRAGMA journal_mode = WAL")
             yield self._kept
