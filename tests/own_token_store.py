@@ -142,15 +142,15 @@ class OwnTokenStore(TokenStoreBase):
         limit: int,
     ) -> list[SealedRecord]:
         sql = (
-            "SELECT * FROM tokens WHERE pan_fingerprint = ?1 AND token > ?4"
-            " AND requestor = ifnull(?2, requestor) AND program = ifnull(?3, program)"
-            " ORDER BY token LIMIT ?5"
+            "SELECT * FROM tokens WHERE pan_fingerprint = ? AND token > ?"
+            " AND requestor = ifnull(?, requestor) AND program = ifnull(?, program)"
+            " ORDER BY token LIMIT ?"
         )
         with self._connected() as connection:
             rows = [
                 row
                 for pan_fingerprint in dict.fromkeys(pan_fingerprints)
-                for row in connection.execute(sql, (pan_fingerprint, requestor, program, after, limit))
+                for row in connection.execute(sql, (pan_fingerprint, after, requestor, program, limit))
             ]
         return [SealedRecord(*row) for row in sorted(rows)[:limit]]  # by token, which comes first
 
@@ -177,10 +177,10 @@ class OwnTokenStore(TokenStoreBase):
         return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]
 
     def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        own = "WHERE stream = ?1 AND reference = ?1 ORDER BY position DESC LIMIT 1"
+        own = "WHERE stream = ? AND reference = ? ORDER BY position DESC LIMIT 1"
         first = f"{EVENT} WHERE stream = ? ORDER BY number LIMIT 1"
         newest = sorted(self._streams(), reverse=True)[:limit]
-        rows = [self._read(f"{EVENT} {own}", name) or self._read(first, name) for name in newest]
+        rows = [self._read(f"{EVENT} {own}", name, name) or self._read(first, name) for name in newest]
         return [SealedEvent(*row) for (row,) in rows]
 
     def _provision(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import re
 import sqlite3
 from collections.abc import Callable
@@ -127,6 +128,7 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", FOUND_BY, ids=lambda kind: kind.__name__)
 def test_the_contract_says_what_is_wrong_with_an_adapter(kind: type[OwnTokenStore], tmp_path: Path) -> None:
     for number, (test, complaint) in enumerate(FOUND_BY[kind]):
@@ -137,3 +139,4 @@ def test_the_contract_says_what_is_wrong_with_an_adapter(kind: type[OwnTokenStor
             store.provision()
             with pytest.raises(AssertionError, match=complaint):
                 test(CONTRACT, harness, store)
+    gc.collect()  # what an interrupt dropped
