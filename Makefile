@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check typing docs docs-check wheel nightly bench release clean
+.PHONY: help demo test check typing docs docs-check wheel nightly modules bench release clean
 .DEFAULT_GOAL := test
 
 help:  ## this list
@@ -52,6 +52,10 @@ test: check docs-check wheel  ## checks, then the installed wheel: a short set w
 nightly: wheel  ## the long tests
 	./scripts/system-packages.sh tests
 	$(BIN)/python -m scripts.wheel_tests -m nightly
+
+modules: wheel  ## real PKCS#11 modules, with their daemons: as root
+	./scripts/system-packages.sh modules
+	$(BIN)/python -m scripts.wheel_tests -m modules
 
 # Peers are installed one by one: the benchmark runs without those that can not be, and says so.
 $(VENV)/.peers: $(VENV)/.installed benchmarks/peers.txt

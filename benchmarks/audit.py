@@ -14,8 +14,8 @@ import tokenvault as tv
 from benchmarks.single import REQUESTOR, row
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.journal import Journal
+from tokenvault.audit.macs import AuditKeys
 from tokenvault.keys import FileKeyStore, KeyStore
-from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
@@ -28,11 +28,10 @@ def trail(keys: KeyStore, path: Path, events: int) -> SqliteTokenStore:
     """A database with a trail of two vaults: tokens issued, used, and declined. Written in batches, for speed."""
     store = SqliteTokenStore(path)
     tv.provision(keys, store)
-    ring = KeyRing(keys)
     tokens = min(TOKENS, events // 4)
     revisions = [0] * tokens
     for stream in range(2):
-        journal = Journal(ring)
+        journal = Journal(AuditKeys(keys))
         numbers = range(stream * events // 2, (stream + 1) * events // 2)
         events_of_stream = (_event(number, revisions) for number in numbers)
         while batch := list(islice(events_of_stream, BATCH)):
@@ -73,9 +72,9 @@ def edit(path: Path, event: SealedEvent) -> None:
 
 def _rows(journal: Journal, batch: list[Event], store: SqliteTokenStore) -> Iterator[SealedEvent]:
     for event in batch:
-        due = journal.due(event.time_ms)
-        entry = journal.begin(event, checkpoint=due)
-        yield from journal.seal(entry, event.time_ms, store.latest_checkpoints(64) if due else ())
+        entry = journal.begin(event, checkpoint=True)
+        others = store.latest_checkpoints(64) if entry.checkpoint else ()
+        yield from journal.seal(entry, event.time_ms, others)
         journal.written(entry)
 
 

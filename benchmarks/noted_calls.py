@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+from psycopg.pq.abc import PGresult
 
 import tokenvault as tv
 from benchmarks.single import PROGRAMS, REQUESTOR, UNLIMITED, pans
@@ -18,8 +20,7 @@ EXAMPLE, TWIN = "example", "twin"
 
 RARE = tv.CheckpointPolicy(events=1_000_000, seconds=86_400)  # none is among the calls that are timed
 
-T = TypeVar("T")
-Noted = tuple[Statement[Any], tuple[Any, ...]]
+Noted = tuple[Statement, tuple[Any, ...]]
 Bare = tuple[str, tuple[Any, ...], bool]
 
 
@@ -28,7 +29,7 @@ class NotingStore(PostgresTokenStore):
 
     made: list[Noted]
 
-    async def _run(self, statement: Statement[T], *values: Any) -> T:
+    async def _run(self, statement: Statement, *values: Any) -> PGresult:
         self.made.append((statement, values))
         return await super()._run(statement, *values)
 
@@ -95,7 +96,7 @@ def requestors() -> list[tv.TokenRequestor]:
     return [tv.TokenRequestor(REQUESTOR, programs={program.name for program in PROGRAMS})]
 
 
-def bare(statement: Statement[Any], values: tuple[Any, ...]) -> Bare:
+def bare(statement: Statement, values: tuple[Any, ...]) -> Bare:
     """A statement as psycopg's cursor takes it, on the twin: SQL, values, whether it has rows."""
     sql, order = _bare_sql(statement)
     bare_values = [
@@ -107,10 +108,10 @@ def bare(statement: Statement[Any], values: tuple[Any, ...]) -> Bare:
     return sql, tuple(bare_values[n - 1] for n in order), bool(statement.gives)
 
 
-_texts: dict[Statement[Any], tuple[str, list[int]]] = {}
+_texts: dict[Statement, tuple[str, list[int]]] = {}
 
 
-def _bare_sql(statement: Statement[Any]) -> tuple[str, list[int]]:
+def _bare_sql(statement: Statement) -> tuple[str, list[int]]:
     if statement not in _texts:
         sql = in_schema(statement.sql, TWIN).decode()
         order = [int(number) for number in re.findall(r"\$(\d+)", sql)]

@@ -55,11 +55,11 @@ SENTENCES: Final = (
         """\
     `async with` opens it, once, and raises what is named below.
 
-    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
-    transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
+    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and a
+    retry with the same transaction gets its answer. As with any error, `update_card` may have changed some tokens.
 
-    Keys in a module are asked from threads of the vault's own, at most 16. Keys that work in this process answer in
-    some 10 µs, and are asked on the event loop: it stands still while a chunk of a batch is sealed.
+    Keys in a module are used from threads of the vault's own, at most 16. Keys that work in this process take some
+    10 µs and are used on the event loop: it is blocked while a chunk of a batch is sealed.
 """,
         """\
     It opens when it is made. Safe to share between threads; a forked child may go on with it.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError
 from tokenvault.stores import TokenStoreBase
-from tokenvault.stores.forks import hold_still_at_forks
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 SCHEMA: Final = (
@@ -31,7 +31,7 @@ EVENT: Final = "SELECT stream, number, reference, body, mac FROM events"
 Work = Callable[[sqlite3.Connection], list[str]]
 
 
-class OwnTokenStore(TokenStoreBase):
+class OwnTokenStore(TokenStoreBase, Forkable):
     """Records and events in a SQLite file."""
 
     def __init__(self, path: Path | str) -> None:

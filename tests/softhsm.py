@@ -13,6 +13,11 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
+import pkcs11
+from pkcs11 import Session
+
+from tokenvault.keys.uri import parse_pkcs11_uri
+
 MODULE_PATHS = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -66,6 +71,12 @@ def new_token(folder: Path, label: str | None = None) -> str:
     pin_file.write_text(pin + "\n")
     pin_file.chmod(0o600)
     return pkcs11_uri(label, pin_file)
+
+
+def session(uri: str) -> Session:
+    """A session beside a store's, which is logged in for the process."""
+    parsed = parse_pkcs11_uri(uri)
+    return pkcs11.lib(parsed.module_path).get_token(token_label=parsed.token).open(rw=True)
 
 
 def pkcs11_uri(label: str, pin_file: Path) -> str:

@@ -1051,7 +1051,7 @@ def test_random_numbers_are_uniform() -> None:
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 27.6
 
 
-def test_the_trail_of_batches_is_verified_exported_and_told(keys: KeyStore, store: TokenStore) -> None:
+def test_the_trail_of_batches_is_verified_exported_and_read(keys: KeyStore, store: TokenStore) -> None:
     """Nothing is found where nothing was done; a record put back shows; a token's history has its batches."""
     with vaults.open_vault(keys, store) as vault:
         issued = texts(vault.issue_many(many(20), requestor=SHOP, program="one-time", domain=TWICE))

@@ -160,7 +160,7 @@ def test_changed_file_is_refused(
         b" " * (5 * 2**20),
     ],
 )
-def test_file_that_is_none_is_refused(uri: str, tmp_path: Path, text: bytes) -> None:
+def test_file_that_is_no_key_file_is_refused(uri: str, tmp_path: Path, text: bytes) -> None:
     (tmp_path / "keys.json").write_bytes(text)
     with pytest.raises(KeyStoreError):
         FileKeyStore(uri)

@@ -24,7 +24,7 @@ from tokenvault.crypto import ccm, ff1
 from tokenvault.crypto.kdf import derive
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
 from tokenvault.keys import file as key_file
-from tokenvault.keys.pkcs11.objects import label_of, parse_label
+from tokenvault.keys.pkcs11.objects import destroyed_label, label_of
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
 from tokenvault.model.counters import Usage
@@ -158,7 +158,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     assert events.Event.parse(unsigned) == event
     yield "event body", event.body().hex()
     yield "leaf hash", leaf.hex()
-    yield "event MAC", ring.audit_tag(leaf[:16]).hex()
+    yield "event MAC", ring.audit.tag(leaf).hex()
 
     root = hashlib.sha256(b"\1" + leaf + leaf).digest()
     tree = Tree()
@@ -188,7 +188,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "Merkle root", root.hex()
     yield "checkpoint body", marking.body().hex()
     yield "checkpoint leaf hash", events.leaf_of(marked).hex()
-    yield "checkpoint MAC", ring.audit_tag(events.leaf_of(marked)[:16]).hex()
+    yield "checkpoint MAC", ring.audit.tag(events.leaf_of(marked)).hex()
     key_id = checkpoint.key_id_of(b"example")
     assert key_id == hashlib.sha256(b"example").digest()[:8]
     message = b"tokenvault checkpoint 1\0" + STREAM + struct.pack(">Q", 8) + marking.body()[:-8] + key_id
@@ -279,10 +279,9 @@ def test_the_numbers_of_actions_outcomes_and_labels_are_the_code_s() -> None:
         assert documented in " ".join(DOCUMENT.split()), kind
     for purpose in KeyPurpose:
         assert f"`{purpose.value}`" in DOCUMENT
-    assert parse_label("tokenvault/fingerprint/12/module") == (
-        KeyName(KeyPurpose.FINGERPRINT, 12),
-        Custody.IN_MODULE,
-    )
+    label = label_of(KeyName(KeyPurpose.FINGERPRINT, 12), Custody.IN_MODULE)
+    assert label == "tokenvault/fingerprint/12/module"
+    assert f"`{destroyed_label(KeyName(KeyPurpose.SEAL, 1))}`" in DOCUMENT
 
 
 def one_line(sql: str) -> str:

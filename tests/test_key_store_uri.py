@@ -95,6 +95,17 @@ def test_a_pin_source_is_a_file_uri_whose_path_is_decoded(source: str, path: str
     assert parse_pkcs11_uri(f"{BASE}&pin-source={source}").pin_path == path
 
 
+def test_pin_from_the_environment() -> None:
+    uri = parse_pkcs11_uri(f"{BASE}&pin-source=env:VAULT_PIN")
+    assert (uri.pin_env, uri.pin_path, uri.pin_value) == ("VAULT_PIN", None, None)
+
+
+def test_a_token_without_pin_needs_no_source_of_one() -> None:
+    """Whether it wants one is the token's to say, at opening."""
+    uri = parse_pkcs11_uri(BASE)
+    assert (uri.pin_env, uri.pin_path, uri.pin_value) == (None, None, None)
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -106,7 +117,9 @@ def test_a_pin_source_is_a_file_uri_whose_path_is_decoded(source: str, path: str
         "pkcs11:manufacturer=a?module-path=/m&pin-value=1",
         "pkcs11:token=a?pin-value=1",
         "pkcs11:token=a?module-path=m.so&pin-value=1",
-        "pkcs11:token=a?module-path=/m",
+        "pkcs11:token=a?module-path=/m&pin-source=env:",
+        "pkcs11:token=a?module-path=/m&pin-source=env:A%20B",
+        "pkcs11:token=a?module-path=/m&pin-source=env:A&pin-value=1",
         "pkcs11:token=a?module-path=/m&pin-value=1&pin-source=file:/p",
         "pkcs11:token=a;token=b?module-path=/m&pin-value=1",
         "pkcs11:token=a?module-path=/m&module-path=/m&pin-value=1",

@@ -11,6 +11,7 @@ import pytest
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.worker import Worker
 
 PATIENCE_SECONDS = 30
 
@@ -62,7 +63,7 @@ def queue_up(pool: ThreadPoolExecutor, coalescer: Coalescer, numbers: range) -> 
 
 def test_answered_threads_do_not_wait_for_the_next_call() -> None:
     gate = Gate()
-    coalescer = Coalescer(gate, threading.Lock(), blocks_per_call_max=100)
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(coalescer.encrypt, block(0))
         gate.await_entry()
@@ -87,7 +88,7 @@ def test_answered_threads_do_not_wait_for_the_next_call() -> None:
 @pytest.mark.parametrize("failure", [KeyStoreError("lost"), KeyboardInterrupt(), RuntimeError("a bug")])
 def test_failed_call_ends_all_its_requests_and_no_others(failure: BaseException) -> None:
     gate = Gate()
-    coalescer = Coalescer(gate, threading.Lock(), blocks_per_call_max=100)
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(coalescer.encrypt, block(0))
         gate.await_entry()
@@ -110,7 +111,7 @@ def test_failed_call_ends_all_its_requests_and_no_others(failure: BaseException)
 def test_interrupted_waiter_leaves_nothing_behind() -> None:
     """A signal's exception in a thread that waits: its request is taken back, those behind it are served."""
     gate = Gate()
-    coalescer = Coalescer(gate, threading.Lock(), blocks_per_call_max=100)
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100)
 
     class SignalledError(Exception):
         pass
@@ -140,3 +141,43 @@ def test_interrupted_waiter_leaves_nothing_behind() -> None:
         assert first.result(PATIENCE_SECONDS) == invert(block(0))
         assert [future.result(PATIENCE_SECONDS) for future in behind] == [invert(block(n)) for n in (2, 3)]
     assert gate.calls == [block(0), block(2) + block(3)]
+
+
+def test_an_interrupted_caller_takes_no_others_answer_along() -> None:
+    """Its task carries blocks of others: it goes on for them, as if nobody had stopped waiting."""
+    gate, worker = Gate(), Worker()
+    entered, leave = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        entered.set()
+        assert leave.wait(PATIENCE_SECONDS)
+
+    def call(blocks: bytes) -> bytes:
+        answer = gate(blocks)
+        return b"" if worker.abandoned else answer
+
+    coalescer = Coalescer(call, worker, blocks_per_call_max=100)
+    with ThreadPoolExecutor(8) as pool:
+        pool.submit(worker.do, keep_busy)
+        assert entered.wait(PATIENCE_SECONDS)
+        waiting = queue_up(pool, coalescer, range(4))
+        leave.set()
+        gate.await_entry()
+        task = worker._task
+        assert task is not None
+        task.abandoned = True  # as its caller does when it stops waiting
+        gate.let_through.release()
+        assert [each.result(PATIENCE_SECONDS) for each in waiting] == [invert(block(n)) for n in range(4)]
+    assert len(gate.calls) == 1
+
+
+def test_a_request_that_takes_too_long_is_taken_back_and_told() -> None:
+    gate = Gate()
+    coalescer = Coalescer(gate, Worker(), blocks_per_call_max=100, seconds=0.2)
+    with ThreadPoolExecutor(8) as pool:
+        requests = [pool.submit(coalescer.encrypt, block(n)) for n in range(3)]
+        errors = [each.exception(PATIENCE_SECONDS) for each in requests]
+        assert all(isinstance(error, KeyStoreError) and "did not answer" in str(error) for error in errors)
+        assert coalescer.waiting == 0
+        gate.let_through.release(2)
+        assert coalescer.encrypt(block(7)) == invert(block(7))

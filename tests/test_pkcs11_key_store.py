@@ -19,13 +19,16 @@ from tests import softhsm
 from tokenvault.crypto.kdf import derive
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose, LocalBlockCipher, open_key_store
+from tokenvault.keys.pkcs11 import constants
 from tokenvault.keys.pkcs11 import objects as pkcs11_objects
 from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX
-from tokenvault.keys.pkcs11.module import module_at
-from tokenvault.keys.pkcs11.objects import parse_label
+from tokenvault.keys.pkcs11.constants import Code
+from tokenvault.keys.pkcs11.cryptoki import CallError
+from tokenvault.keys.pkcs11.registry import module_at
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL, Pkcs11KeyStore
 from tokenvault.keys.uri import parse_pkcs11_uri
-from tokenvault.testing.key_stores import KeyStoreContract, OpenStore
+from tokenvault.testing import pkcs11_modules
+from tokenvault.testing.key_stores import Disturbance, KeyStoreContract, OpenStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +80,10 @@ class TestContract(KeyStoreContract):
     def open_store(self, softhsm_uri: str) -> OpenStore:
         return lambda: open_key_store(softhsm_uri)
 
+    @pytest.fixture
+    def disturbances(self) -> tuple[Disturbance, ...]:
+        return (pkcs11_modules.close_sessions, pkcs11_modules.finalize)
+
 
 def test_object_says_what_it_is(softhsm_uri: str, store: Pkcs11KeyStore) -> None:
     """Purpose, version and custody can be read off the labels with any PKCS#11 tool."""
@@ -103,8 +110,12 @@ def test_object_says_what_it_is(softhsm_uri: str, store: Pkcs11KeyStore) -> None
         "Tokenvault/seal/1/module",
     ],
 )
-def test_other_labels_are_not_ours(label: str) -> None:
-    assert parse_label(label) is None
+def test_other_labels_are_not_ours(softhsm_uri: str, store: Pkcs11KeyStore, label: str) -> None:
+    with closing(raw_session(softhsm_uri)) as session:
+        generate_raw(session, label)
+    assert store.versions(SEAL) == ()
+    with pytest.raises(KeyStoreError, match="no key seal version 1"):
+        store.cipher(KEY)
 
 
 def test_foreign_objects_are_left_alone(softhsm_uri: str, store: Pkcs11KeyStore) -> None:
@@ -161,7 +172,9 @@ def test_generated_key_with_other_attributes_is_destroyed(
     store: Pkcs11KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A module that does not do as asked leaves no key behind."""
-    monkeypatch.setattr(pkcs11_objects, "CAPABILITIES", MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT)
+    monkeypatch.setattr(
+        pkcs11_objects, "CAPABILITIES", (constants.Attribute.ENCRYPT, constants.Attribute.DECRYPT)
+    )
     with pytest.raises(KeyStoreError, match="DECRYPT"):
         store.create(SEAL, Custody.IN_MODULE)
     monkeypatch.undo()
@@ -228,7 +241,7 @@ class SlowStore(Pkcs11KeyStore):
         self.entered = threading.Event()
         self.go_on = threading.Event()
         self.sizes: list[int] = []
-        self.failure: type[BaseException] | None = None
+        self.failure: BaseException | None = None
         super().__init__(uri)
 
     def _encrypt_in_module(self, key: TokenKey, blocks: bytes) -> bytes:
@@ -304,8 +317,8 @@ def test_bound_is_checked(softhsm_uri: str, wrong: str) -> None:
         Pkcs11KeyStore(softhsm_uri + f"&x-blocks-per-call-max={wrong}")
 
 
-@pytest.mark.parametrize("failure", [pkcs11.MechanismInvalid, pkcs11.DeviceError])
-def test_failed_call_reaches_every_waiter(slow: SlowStore, failure: type[BaseException]) -> None:
+@pytest.mark.parametrize("failure", [Code.MECHANISM_INVALID, Code.DEVICE_ERROR])
+def test_failed_call_reaches_every_waiter(slow: SlowStore, failure: Code) -> None:
     """Each thread gets an error of its own, none waits for ever, and the next call works."""
     cipher = slow.cipher(slow.create(SEAL, Custody.IN_MODULE))
     with ThreadPoolExecutor(6) as pool:
@@ -313,7 +326,7 @@ def test_failed_call_reaches_every_waiter(slow: SlowStore, failure: type[BaseExc
         assert slow.entered.wait(30)
         futures += [pool.submit(cipher.encrypt_blocks, blocks_of(i)) for i in range(1, 6)]
         slow.await_waiting(KEY, 5)
-        slow.failure = failure
+        slow.failure = CallError("C_Encrypt", failure)
         slow.go_on.set()
         errors = [future.exception(30) for future in futures]
     assert all(type(error) is KeyStoreError for error in errors)
@@ -325,7 +338,7 @@ def test_failed_call_reaches_every_waiter(slow: SlowStore, failure: type[BaseExc
 def test_interrupted_leader_strands_nobody(slow: SlowStore) -> None:
     """A KeyboardInterrupt goes to the thread it hit; nobody else waits for ever."""
     cipher = slow.cipher(slow.create(SEAL, Custody.IN_MODULE))
-    slow.failure = KeyboardInterrupt
+    slow.failure = KeyboardInterrupt()
     with ThreadPoolExecutor(3) as pool:
         leader = pool.submit(cipher.encrypt_blocks, blocks_of(0))
         assert slow.entered.wait(30)
@@ -435,9 +448,10 @@ def test_loser_of_a_race_destroys_its_own(
     """A key that appears between looking and looking again stays, ours goes, and we are told."""
     genuine = pkcs11_objects.generate
 
-    def raced(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
-        generate_raw(session, "tokenvault/seal/1/module")
-        genuine(session, name, custody, identity)
+    def raced(session: object, name: KeyName, custody: Custody, identity: bytes) -> None:
+        with closing(raw_session(softhsm_uri)) as beside:
+            generate_raw(beside, "tokenvault/seal/1/module")
+        genuine(session, name, custody, identity)  # type: ignore[arg-type] # what it is given is handed on
 
     monkeypatch.setattr(pkcs11_objects, "generate", raced)
     with pytest.raises(KeyStoreError, match="another process created seal version 1"):

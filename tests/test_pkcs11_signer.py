@@ -14,6 +14,7 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass, Session
 import tokenvault as tv
 from tests import vaults
 from tests.vaults import issue
+from tokenvault.keys.pkcs11 import constants
 from tokenvault.keys.pkcs11 import signer as pkcs11_signer
 from tokenvault.keys.pkcs11.objects import P256, SIGNER_LABEL
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
@@ -105,7 +106,7 @@ def test_a_module_that_can_not_sign_leaves_checkpoints_unsigned(
     store: Pkcs11KeyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that lacks CKM_ECDSA: nothing is made, and the vault works."""
-    monkeypatch.setattr(pkcs11_signer, "NEEDED", (pkcs11.Mechanism.EC_KEY_PAIR_GEN, pkcs11.Mechanism.AES_CCM))
+    monkeypatch.setattr(pkcs11_signer, "NEEDED", (constants.Mechanism.EC_KEY_PAIR_GEN, 0x1088))
     with closing(SqliteTokenStore(tmp_path / "vault.db")) as database:
         tv.provision(store, database)
         assert store.signer() is None

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 import tokenvault as tv
 from tests import faces
 from tests.faces import open_on_a_loop
+from tests.pgbouncer import running
 from tests.postgres_server import PASSWORD, PostgresServer
 from tests.vaults import VISA, issue, open_vault, use
 from tokenvault.keys import KeyStore
@@ -34,14 +35,19 @@ def server() -> Iterator[PostgresServer]:
     started = PostgresServer()
     try:
         certify(started.folder / "data")
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
+        rules = started.folder / "data" / "pg_hba.conf"
+        rules.write_text(rules.read_text().replace("\nhost ", "\nhostssl "))
         started.stop()
-        started.start(ssl="on", listen_addresses=HOST, port=str(port))
+        started.start(ssl="on", listen_addresses=HOST, port=str(free_port()))
         yield started
     finally:
         started.remove()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def certify(data: Path) -> None:
@@ -132,6 +138,16 @@ def test_a_server_with_another_certificate_gets_no_password(server: PostgresServ
     elsewhere.mkdir()
     certify(elsewhere)
     url = over_tls(server, elsewhere / "server.crt")
-    with pytest.raises(tv.TokenStoreError) as refused:
+    with pytest.raises(tv.TokenStoreError, match=r"^TLS failed: .* is not trusted") as refused:
         tv.open_token_store(url).provision()
     assert PASSWORD not in str(refused.value)
+
+
+def test_a_server_that_demands_tls_is_told_from_one_that_has_none(server: PostgresServer) -> None:
+    url = server.new_url(host=HOST, port=server.port, sslmode="disable")
+    with pytest.raises(tv.TokenStoreError, match=r"without TLS: set sslmode.*28000.*FATAL"):
+        tv.open_token_store(url).provision()
+    with running(server, listen_addr=HOST, listen_port=str(free_port())) as pooler:
+        url = pooler.url("tokenvault", host=HOST, sslmode="require")
+        with pytest.raises(tv.TokenStoreError, match="has no TLS, and sslmode"):
+            tv.open_token_store(url).provision()

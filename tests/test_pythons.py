@@ -40,7 +40,7 @@ def pyenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pyenv"
 
 
-def test_they_are_told_in_the_order_of_their_versions(pyenv: Path) -> None:
+def test_interpreters_are_found_in_the_order_of_their_versions(pyenv: Path) -> None:
     for version in ("3.13.0", "3.9.18", "3.11.10", "3.11.9"):
         install(pyenv, version)
     assert [python.version for python in pythons.find()] == ["3.11.9", "3.11.10", "3.13.0"]
@@ -75,7 +75,7 @@ def test_what_has_no_wheels_says_so(pyenv: Path) -> None:
     ]
 
 
-def test_one_that_does_not_start_is_named(pyenv: Path) -> None:
+def test_an_interpreter_that_does_not_start_is_named(pyenv: Path) -> None:
     path = install(pyenv, "3.12.1")
     path.write_text("#!/bin/sh\nexit 127\n")
     with pytest.raises(subprocess.CalledProcessError, match=r"3\.12\.1/bin/python3"):

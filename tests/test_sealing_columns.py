@@ -32,9 +32,10 @@ def test_seals_are_those_of_single_records_with_the_same_nonces(
 ) -> None:
     nonces = random.randbytes(13 * len(pairs))
     cipher = CountingCipher(LOCAL) if generic else LOCAL
-    rows = sealing_columns.seal_many(
-        [record for record, _ in pairs], [card for _, card in pairs], cipher, 3, nonces=nonces
-    )
+    with patch("os.urandom", lambda count: nonces[:count]):
+        rows = sealing_columns.seal_many(
+            [record for record, _ in pairs], [card for _, card in pairs], cipher, 3
+        )
     for i, (record, card) in enumerate(pairs):
         with patch("os.urandom", lambda count, i=i: nonces[13 * i : 13 * i + count]):
             assert rows[i] == sealing.seal(record, card, LOCAL, 3)

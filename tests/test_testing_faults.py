@@ -19,7 +19,7 @@ from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose, KeyStore, open_key_store
 from tokenvault.stores import open_token_store
 from tokenvault.stores.forwarding import BlockingStore
-from tokenvault.stores.guard import Guard
+from tokenvault.stores.guard import _Guard
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.testing import (
@@ -107,9 +107,10 @@ def memory() -> MemoryTokenStore:
 @pytest.mark.parametrize("name", STORE_CALLS)
 def test_both_ports_and_their_guard_have_one_signature(name: str) -> None:
     blocking, awaited = getattr(TokenStore, name), getattr(AsyncTokenStore, name)
-    assert (
-        inspect.signature(blocking) == inspect.signature(awaited) == inspect.signature(getattr(Guard, name))
-    )
+    signature, guard = inspect.signature(blocking), inspect.signature(getattr(_Guard, name))
+    assert signature == inspect.signature(awaited)
+    assert signature.parameters == guard.parameters
+    assert guard.return_annotation == f"Asked[{signature.return_annotation}]"
     assert inspect.iscoroutinefunction(awaited)
     assert not inspect.iscoroutinefunction(blocking)
 
@@ -118,7 +119,7 @@ def test_every_call_of_the_port_is_covered_here() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert public(TokenStore) == public(AsyncTokenStore) == public(Guard) == set(STORE_CALLS)
+    assert public(TokenStore) == public(AsyncTokenStore) == public(_Guard) == set(STORE_CALLS)
     assert public(KeyStore) == public(FaultyKeyStore) == {"cipher", *KEY_CALLS} - {"encrypt_blocks"}
 
 

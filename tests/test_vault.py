@@ -447,7 +447,7 @@ def test_a_renewed_card_stands_behind_the_same_tokens(vault: tv.Vault, clock: Ma
     assert again.token != two.token, "the old number's first candidate belongs to another card now"
 
 
-def test_joining_two_cards_leaves_each_issue_its_token(vault: tv.Vault) -> None:
+def test_merging_two_cards_leaves_each_issue_its_token(vault: tv.Vault) -> None:
     """A card that had a token keeps getting it, whatever tokens of another card join it."""
     for number in range(8):
         payload = f"41111111112{number:04}"
@@ -578,7 +578,7 @@ def test_a_closed_vault_refuses_everything_and_leaves_its_parts_open(
     assert store.scan() == []
 
 
-def test_what_is_told_of_a_token_is_what_its_constructor_makes(vault: tv.Vault) -> None:
+def test_token_info_is_what_its_constructor_makes(vault: tv.Vault) -> None:
     """Every field, in order, and nothing else."""
     for info in (
         issue(vault, assurance="A1", domain=tv.Domain(merchants={"M-1"})),

@@ -18,7 +18,7 @@ from tokenvault.keys import KeyStore
 from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord
-from tokenvault.vault import closing
+from tokenvault.vault import face
 
 
 def closed_whole(store: MemoryTokenStore, keys: KeyStore) -> bool:
@@ -100,7 +100,7 @@ def test_a_vault_does_not_wait_for_ever_nor_for_calls_that_its_parent_process_ha
         if not child:
             vault.close()  # with the wait at its usual length
             os._exit(0)
-        monkeypatch.setattr(closing, "CLOSING_SECONDS_MAX", 0.01)
+        monkeypatch.setattr(face, "CLOSING_SECONDS_MAX", 0.01)
         vault.close()
         store.go.set()
         assert going.result(30).pan.reveal() == VISA

@@ -21,6 +21,7 @@ from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
 from tokenvault.audit.event import Event
 from tokenvault.audit.journal import Journal
+from tokenvault.audit.trail import Trail
 from tokenvault.keys import KeyStore
 from tokenvault.model.counters import Seen, Usage
 from tokenvault.model.domain import NO_RESTRICTION
@@ -31,7 +32,6 @@ from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore
 from tokenvault.testing.vault_machine import FaultyVaultMachine
 from tokenvault.vault import documents as vault_documents
-from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.issue import DRAWS_MAX
 
@@ -233,13 +233,13 @@ def test_the_machine_finds_a_store_that_breaks_its_promises(
 def test_the_machine_finds_a_vault_that_hands_out_a_card_without_its_event(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = Core.note
+    note = Trail.note
 
-    async def careless(core: Core, event: Event) -> None:
+    async def careless(trail: Trail, event: Event) -> None:
         with suppress(tv.TokenStoreError):
-            await note(core, event)
+            await note(trail, event)
 
-    monkeypatch.setattr(Core, "note", careless)
+    monkeypatch.setattr(Trail, "note", careless)
     assert_found(local_keys)
 
 

@@ -209,7 +209,7 @@ def test_a_limit_of_money_is_kept_to_the_minor_unit(
     assert_numbered_without_gap(store, 1 + 192 + 2)
 
 
-def test_one_transaction_presented_by_all_at_once_is_answered_to_all_and_counts_once(
+def test_one_transaction_retried_by_all_at_once_is_answered_to_all_and_counts_once(
     site: Site, url: str, vault: tv.Vault, store: TokenStore
 ) -> None:
     token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=1),))).token

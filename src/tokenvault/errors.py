@@ -122,7 +122,7 @@ class ConfigurationError(TokenVaultError):
 
 
 def boundary(call: Callable[P, T]) -> Callable[P, T]:
-    """Make a function part of the boundary."""
+    """Let only the library's errors out of a function, without their frames."""
 
     @functools.wraps(call)
     def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -137,7 +137,7 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
 
 
 def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a coroutine function part of the boundary. A cancellation passes as it is, without the frames."""
+    """As `boundary`, for a coroutine function. A cancellation passes as it is, without its frames."""
 
     @functools.wraps(call)
     async def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -152,7 +152,7 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
 
 
 class Called(Protocol):
-    """Has calls under way: one entry each. `append` and `pop` of a list are one step for all threads."""
+    """Counts its calls under way, by an entry each: `append` and `pop` of a list are atomic between threads."""
 
     _calls: list[None]
 
@@ -201,7 +201,7 @@ def async_call_boundary(
 
 
 def boundary_init(kind: C) -> C:
-    """Make a class's constructor part of the boundary."""
+    """As `boundary`, for the constructor of a class."""
     kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # mypy lets no __init__ be assigned; its signature stays
     return kind
 
@@ -209,7 +209,7 @@ def boundary_init(kind: C) -> C:
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
     where = error.__traceback__
-    misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # the call itself
+    misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # wrong arguments
     if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not misspelt:
         place = "an unknown place"
         for frame, line in traceback.walk_tb(where):

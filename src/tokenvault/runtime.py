@@ -19,11 +19,11 @@ T = TypeVar("T")
 CLOSED = "this vault is closed: open another"
 
 MODULE_THREADS: Final = 16
-"""Blocks that wait in several threads go to the module in one call (see `keys.coalescing`)."""
+"""Blocks that wait in several threads go to the module in one call (see `keys.pkcs11.coalescer`)."""
 
 
 class Clock(Protocol):
-    """Tells the time."""
+    """The source of the time."""
 
     def now_ms(self) -> int:
         """Milliseconds of the Unix epoch."""
@@ -42,11 +42,11 @@ class Runtime(Protocol):
     """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that may block on the key store. However this ends, the function then has, too."""
+        """Call a function that may block on the key store. It has ended when this ends, cancelled or not."""
         ...
 
     async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `call`, for what may ask the module even where the vault's keys work in this process."""
+        """As `call`, for a function that may use the module even where the vault's keys work in this process."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -65,12 +65,10 @@ class BlockingRuntime:
         """Call a function in this thread."""
         return function(*args, **kwargs)
 
-    async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Likewise."""
-        return function(*args, **kwargs)
+    block = call
 
     async def sleep(self, seconds: float) -> None:
-        """Block this thread, in seconds."""
+        """Block this thread for so many seconds."""
         time.sleep(seconds)
 
     def close(self) -> None:
@@ -89,10 +87,10 @@ def run(flow: Coroutine[None, None, T]) -> T:
 
 
 class Workers:
-    """At most so many threads, started with the first calls. A forked child starts its own.
+    """A pool of threads, at most `threads`, started with the first calls. A forked child starts its own.
 
-    A call that has begun is awaited to its end, also where it is cancelled: nothing goes on behind the
-    caller's back, and whoever looks afterwards sees all that it did.
+    A call that has begun is awaited to its end, also where it is cancelled: nothing goes on after
+    the caller has its answer, and later calls see all that it did.
     """
 
     def __init__(self, threads: int) -> None:
@@ -128,7 +126,7 @@ class _Keys(Protocol):
 
 
 class LoopRuntime:
-    """What flows need of asyncio, and threads to block in."""
+    """Runs flows on asyncio, and what may block in threads."""
 
     def __init__(self) -> None:
         self.keys: _Keys | None = None  # until it is known which keys there are, they may block
@@ -136,7 +134,7 @@ class LoopRuntime:
         self._closed = False
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that asks the keys, in a thread of its own where they may block."""
+        """Call a function that uses the keys, in a thread of its own where they may block."""
         if self.keys is not None and not self.keys.blocking:
             return function(*args, **kwargs)
         return await self.block(function, *args, **kwargs)
@@ -148,7 +146,7 @@ class LoopRuntime:
         return await self._workers.call(function, *args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:
-        """Suspend this task, in seconds."""
+        """Suspend this task for so many seconds."""
         await asyncio.sleep(seconds)
 
     def close(self) -> None:

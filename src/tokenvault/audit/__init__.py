@@ -1,1 +1,1 @@
-"""The audit trail as it is read: single events, verification, export."""
+"""The audit trail: events, how they are written, verification, export."""

@@ -11,7 +11,7 @@ Layout of its body, encoding version 2, big endian:
         1 length of the requestor (0 or 11), then its digits
         1 number of codes, then the index of each in the table of codes, 1 byte each
     1   number of codes in the table; each: 1 length and its ASCII
-    4   number of transaction ids, t; each: 1 length and its ASCII, of length 0 where there was none
+    4   number of transaction ids, t, 1 or more; each: 1 length and its ASCII, of length 0 for items without one
     1   0: one revision for all items follows, 8 bytes; 1: a revision for each item follows, 8 bytes each
     ..  unless k is 1: the index of the kind of each item, 2 bytes
     ..  if t is above 1: the index of the transaction id of each item, 4 bytes
@@ -24,13 +24,22 @@ bytes, by which all events of batches are found.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.audit.event import MALFORMED, Action, BodyReader, Event, Outcome, prefixed, revision_of
+from tokenvault.audit.event import (
+    MALFORMED,
+    REVISION,
+    Action,
+    BodyReader,
+    Event,
+    Outcome,
+    parsed,
+    prefixed,
+)
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import REFERENCE_BYTES, SealedEvent
@@ -40,12 +49,10 @@ BATCH: Final = bytes(REFERENCE_BYTES)
 """The reference of every batch's event."""
 
 ITEMS_MAX: Final = 8_000
-"""With so many, an event stays below 1 MiB, whatever its items are."""
+"""So many that an event stays below 1 MiB, whatever its items are."""
 
-_NOT_NOTED: Final = -1
 _FIXED: Final = struct.Struct(">BQBIH")
 _COUNT: Final = struct.Struct(">I")
-_REVISION: Final = struct.Struct(">Q")
 
 T = TypeVar("T")
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -94,19 +101,17 @@ class BatchEvent(NamedTuple):
             _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, len(self.references), len(self.kinds))
         ]
         for kind in self.kinds:
-            requestor = (kind.requestor or "").encode("ascii")
+            requestor = prefixed(kind.requestor or "").encode("ascii")
             places = [codes.index(code) for code in kind.codes]
-            parts.append(bytes((kind.outcome, len(requestor), *requestor, len(places), *places)))
+            parts.append(bytes((kind.outcome, *requestor, len(places), *places)))
         parts.append(bytes((len(codes),)))
         parts += [prefixed(code).encode("ascii") for code in codes]
         parts.append(_COUNT.pack(len(self.transaction_ids)))
         parts += [prefixed(name or "").encode("ascii") for name in self.transaction_ids]
-        first = int(self.revisions[0]) if len(self.revisions) else 0
-        if (self.revisions == np.uint64(first)).all():
-            parts.append(b"\0" + _REVISION.pack(first))
-        else:
-            parts.append(b"\1" + self.revisions.astype(">u8").tobytes())
-        if len(self.kinds) != 1:
+        differ = bool((self.revisions != self.revisions[0]).any())
+        parts.append(bytes((differ,)))
+        parts.append((self.revisions if differ else self.revisions[:1]).astype(">u8").tobytes())
+        if len(self.kinds) > 1:
             parts.append(self.kind_of.astype(">u2").tobytes())
         if len(self.transaction_ids) > 1:
             parts.append(self.id_of.astype(">u4").tobytes())
@@ -115,7 +120,6 @@ class BatchEvent(NamedTuple):
 
     def items(self) -> Iterator[Event]:
         """What the event says of each token, as an event of its own."""
-        transaction_ids = self.transaction_ids or (None,)
         for reference, revision, kind_index, id_index in zip(
             split(self.references),
             self.revisions.tolist(),
@@ -130,26 +134,53 @@ class BatchEvent(NamedTuple):
                 outcome=kind.outcome,
                 requestor=kind.requestor,
                 reference=reference if reference != BATCH else b"",
-                transaction_id=transaction_ids[id_index],
+                transaction_id=self.transaction_ids[id_index],
                 codes=kind.codes,
                 revision=revision,
             )
 
     @classmethod
-    def parse(cls, row: SealedEvent) -> BatchEvent:
-        """Read a row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        try:
-            event = _read(row.body)
-        except (struct.error, IndexError, ValueError):
-            event = None
-        if event is None or row.reference != BATCH or event.body() != row.body or not _in_order(event):
-            raise IntegrityError(MALFORMED)
+    def read(cls, row: SealedEvent) -> BatchEvent:
+        """Read a row for `parsed`. Raises ValueError, struct.error or IndexError for one of another form."""
+        reader = BodyReader(row.body)
+        version, time_ms, action, count, kind_count = _FIXED.unpack(reader.take(_FIXED.size))
+        if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
+            raise ValueError(MALFORMED)
+        listed = [
+            (Outcome(reader.byte()), reader.text() or None, reader.take(reader.byte()))
+            for _ in range(kind_count)
+        ]
+        codes = [reader.text() for _ in range(reader.byte())]
+        kinds = [
+            Kind(outcome, requestor, tuple([codes[place] for place in places]))
+            for outcome, requestor, places in listed
+        ]
+        (id_count,) = _COUNT.unpack(reader.take(_COUNT.size))
+        if not 0 < id_count <= count:
+            raise ValueError(MALFORMED)
+        transaction_ids = [reader.text() or None for _ in range(id_count)]
+        revisions = _column(reader, count if reader.byte() else 1, ">u8")
+        kind_of = _column(reader, count, ">u2") if kind_count > 1 else np.zeros(count)
+        id_of = _column(reader, count, ">u4") if id_count > 1 else np.zeros(count)
+        event = cls(
+            time_ms=time_ms,
+            action=Action(action),
+            kinds=tuple(kinds),
+            transaction_ids=tuple(transaction_ids),
+            kind_of=kind_of.astype(np.int64),
+            id_of=id_of.astype(np.int64),
+            revisions=np.broadcast_to(revisions, count).astype(np.uint64),
+            references=np.frombuffer(reader.take(count * REFERENCE_BYTES), np.uint8).reshape(count, -1),
+        )
+        in_order = _are_by_first_use(kinds, event.kind_of) and _are_by_first_use(transaction_ids, event.id_of)
+        if reader.rest() or row.reference != BATCH or not in_order:
+            raise ValueError(MALFORMED)
         return event
 
 
 def parse(row: SealedEvent) -> Event | BatchEvent:
     """An event of either form. Raises IntegrityError."""
-    return BatchEvent.parse(row) if row.body[:1] == bytes((ENCODING_VERSION,)) else Event.parse(row)
+    return parsed(row, BatchEvent.read) if _is_batch(row) else Event.parse(row)
 
 
 def items(event: Event | BatchEvent) -> Iterator[Event]:
@@ -158,20 +189,24 @@ def items(event: Event | BatchEvent) -> Iterator[Event]:
 
 
 def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
-    """The records that were written with an event of either form: the reference and revision of each."""
-    if row.body[:1] != bytes((ENCODING_VERSION,)):
-        revision = revision_of(row)
-        return {(row.reference, revision)} if revision else set()
-    try:
-        event = BatchEvent.parse(row)
-    except IntegrityError:
+    """The records that were written with an event of either form: the reference and revision of each.
+
+    Of an event with a form of its own, the rest of the body may be anything.
+    """
+    if row.reference == row.stream:  # a checkpoint
         return set()
-    references = split(event.references)
-    return {
-        (reference, revision)
-        for reference, revision in zip(references, event.revisions.tolist(), strict=True)
-        if revision
-    }
+    changes = [(row.reference, int.from_bytes(row.body[REVISION]))]
+    if _is_batch(row):
+        try:
+            event = parsed(row, BatchEvent.read)
+        except IntegrityError:
+            return set()
+        changes = list(zip(split(event.references), event.revisions.tolist(), strict=True))
+    return {(reference, revision) for reference, revision in changes if revision}
+
+
+def _is_batch(row: SealedEvent) -> bool:
+    return row.body[:1] == bytes((ENCODING_VERSION,))
 
 
 class BatchEventBuilder:
@@ -184,7 +219,8 @@ class BatchEventBuilder:
     def __init__(self, rows: int) -> None:
         self._kinds: dict[Kind, int] = {}
         self._transaction_ids: dict[str | None, int] = {}
-        self._kind_of: Indexes = np.full(rows, _NOT_NOTED, np.int64)
+        self._noted = np.zeros(rows, np.bool_)
+        self._kind_of: Indexes = np.zeros(rows, np.int64)
         self._id_of: Indexes = np.zeros(rows, np.int64)
         self._revisions: Words = np.zeros(rows, np.uint64)
         self._references: Bytes = np.zeros((rows, REFERENCE_BYTES), np.uint8)
@@ -204,6 +240,7 @@ class BatchEventBuilder:
         transaction_id: str | None = None,
     ) -> None:
         """Note items that differ in their reference only."""
+        self._noted[rows] = True
         self._references[rows] = references
         self._revisions[rows] = revision
         self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
@@ -211,86 +248,35 @@ class BatchEventBuilder:
 
     def event(self, time_ms: int, action: Action) -> BatchEvent | None:
         """The event; None where nothing is noted."""
-        rows = np.flatnonzero(self._kind_of != _NOT_NOTED)
-        if not len(rows):
+        if not self._noted.any():
             return None
-        kinds, kind_of = _by_first_use(list(self._kinds), self._kind_of[rows])
-        transaction_ids, id_of = _by_first_use(list(self._transaction_ids), self._id_of[rows])
+        kinds, kind_of = _by_first_use(list(self._kinds), self._kind_of[self._noted])
+        transaction_ids, id_of = _by_first_use(list(self._transaction_ids), self._id_of[self._noted])
         return BatchEvent(
             time_ms=time_ms,
             action=action,
-            kinds=kinds,
-            transaction_ids=transaction_ids,
+            kinds=tuple(kinds),
+            transaction_ids=tuple(transaction_ids),
             kind_of=kind_of,
             id_of=id_of,
-            revisions=self._revisions[rows],
-            references=self._references[rows],
+            revisions=self._revisions[self._noted],
+            references=self._references[self._noted],
         )
 
 
-def _by_first_use(table: list[T], places: Indexes) -> tuple[tuple[T, ...], Indexes]:
+def _by_first_use(table: list[T], places: Indexes) -> tuple[list[T], Indexes]:
+    """The entries of a table in the order of their first use, and the new places. Raises IndexError."""
     used, firsts = np.unique(places, return_index=True)
     ordered = used[np.argsort(firsts)]
     moved: Indexes = np.zeros(len(table), np.int64)
     moved[ordered] = np.arange(len(ordered))
-    return tuple(table[place] for place in ordered.tolist()), moved[places]
+    return [table[place] for place in ordered.tolist()], moved[places]
 
 
-def _read(body: bytes) -> BatchEvent | None:
-    reader = BodyReader(body)
-    version, time_ms, action, count, kind_count = _FIXED.unpack(reader.take(_FIXED.size))
-    if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
-        return None
-    found = [
-        (Outcome(reader.byte()), reader.text() or None, list(reader.take(reader.byte())))
-        for _ in range(kind_count)
-    ]
-    codes = [reader.text() for _ in range(reader.byte())]
-    kinds = tuple(
-        Kind(outcome, requestor, tuple([codes[place] for place in places]))
-        for outcome, requestor, places in found
-    )
-    (id_count,) = _COUNT.unpack(reader.take(_COUNT.size))
-    if id_count > count:
-        return None
-    transaction_ids = tuple(reader.text() or None for _ in range(id_count))
-    if reader.byte():
-        revisions = _column(reader, count, ">u8").astype(np.uint64)
-    else:
-        revisions = np.full(count, _REVISION.unpack(reader.take(_REVISION.size))[0], np.uint64)
-    none: Indexes = np.zeros(count, np.int64)
-    kind_of = _column(reader, count, ">u2").astype(np.int64) if kind_count > 1 else none
-    id_of = _column(reader, count, ">u4").astype(np.int64) if id_count > 1 else none
-    references = np.frombuffer(reader.take(count * REFERENCE_BYTES), np.uint8).reshape(count, REFERENCE_BYTES)
-    if reader.rest():
-        return None
-    return BatchEvent(
-        time_ms=time_ms,
-        action=Action(action),
-        kinds=kinds,
-        transaction_ids=transaction_ids,
-        kind_of=kind_of,
-        id_of=id_of,
-        revisions=revisions,
-        references=references,
-    )
+def _are_by_first_use(table: list[T], places: Indexes) -> bool:
+    """Whether the entries of a table are distinct, used, and in the order of their first use."""
+    return len(set(table)) == len(table) and _by_first_use(table, places)[0] == table
 
 
 def _column(reader: BodyReader, count: int, dtype: str) -> npt.NDArray[np.generic]:
     return np.frombuffer(reader.take(count * np.dtype(dtype).itemsize), dtype)
-
-
-def _in_order(event: BatchEvent) -> bool:
-    """Whether kinds and transaction ids are distinct, and stand in the order in which items first have them."""
-    return _is_by_first_use(event.kinds, event.kind_of) and _is_by_first_use(
-        event.transaction_ids, event.id_of
-    )
-
-
-def _is_by_first_use(table: Sequence[object], index_of: Indexes) -> bool:
-    used, firsts = np.unique(index_of, return_index=True)
-    return (
-        len(set(table)) == len(table)
-        and np.array_equal(used, np.arange(len(table) or 1))  # without a table, every index is 0
-        and bool((firsts[1:] > firsts[:-1]).all())
-    )

@@ -119,13 +119,7 @@ class Checkpoint:
 
 
 def signed_message(stream: bytes, number: int, body: bytes) -> bytes:
-    """The message that a checkpoint's signature signs.
-
-    Args:
-        stream: the checkpoint's stream.
-        number: the checkpoint's number.
-        body: the event's body without the signature: up to and with the id of the signing key.
-    """
+    """What a checkpoint's signature signs. Of the event's body, that is all but the signature at its end."""
     return b"".join((_LABEL, stream, number.to_bytes(8), body))
 
 

@@ -28,7 +28,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
@@ -37,15 +39,14 @@ from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 1
 
-TEXT_CHARACTERS_MAX: Final = 127
-"""In a text of an event; also the most codes of one."""
-
 AUTHENTICATED_BYTES: Final = 16
 """Bytes of the leaf hash that the MAC covers."""
 
 _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")
-_REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
+REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
+"""Where a body states its revision."""
+
 MALFORMED: Final = "an audit event is not one that this library writes"
 
 
@@ -103,7 +104,7 @@ class Event(NamedTuple):
     checkpoint: Checkpoint | None = None
 
     def body(self) -> bytes:
-        """The canonical encoding. Raises ValueError where a length is above TEXT_CHARACTERS_MAX: it is no ASCII."""
+        """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""
         fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
         texts = prefixed(self.requestor or "") + prefixed(self.transaction_id or "") + chr(len(self.codes))
         for code in self.codes:
@@ -114,20 +115,14 @@ class Event(NamedTuple):
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
         """Read an event row, strictly: what parses encodes back to the same bytes. Raises IntegrityError."""
-        try:
-            event = cls._read(row)
-        except (struct.error, ValueError):
-            event = None
-        if event is None or event.body() != row.body:
-            raise IntegrityError(MALFORMED)
-        return event
+        return parsed(row, cls._read)
 
     @classmethod
-    def _read(cls, row: SealedEvent) -> Event | None:
+    def _read(cls, row: SealedEvent) -> Event:
         reader = BodyReader(row.body)
         version, time_ms, action, outcome, revision = _FIXED.unpack(reader.take(_FIXED.size))
         if version != ENCODING_VERSION:
-            return None
+            raise ValueError(MALFORMED)
         return cls(
             time_ms=time_ms,
             action=Action(action),
@@ -135,10 +130,26 @@ class Event(NamedTuple):
             requestor=reader.text() or None,
             reference=row.reference,
             transaction_id=reader.text() or None,
-            codes=tuple(reader.text() for _ in range(reader.length())),
+            codes=tuple([reader.text() for _ in range(reader.byte())]),
             revision=revision,
             checkpoint=Checkpoint.parse(reader.rest()) if action == Action.CHECKPOINT.value else None,
         )
+
+
+class _Encoded(Protocol):
+    def body(self) -> bytes: ...
+
+
+E = TypeVar("E", bound=_Encoded)
+
+
+def parsed(row: SealedEvent, read: Callable[[SealedEvent], E]) -> E:
+    """What a reader makes of a row, if it encodes back to the same bytes. Raises IntegrityError."""
+    with suppress(struct.error, IndexError, ValueError):
+        event = read(row)
+        if event.body() == row.body:
+            return event
+    raise IntegrityError(MALFORMED)
 
 
 class BodyReader:
@@ -160,16 +171,9 @@ class BodyReader:
         """The next byte."""
         return self.take(1)[0]
 
-    def length(self) -> int:
-        """A length or number, at most TEXT_CHARACTERS_MAX."""
-        length = self.byte()
-        if length > TEXT_CHARACTERS_MAX:
-            raise ValueError("too long")
-        return length
-
     def text(self) -> str:
         """A text after its length."""
-        return self.take(self.length()).decode("ascii")
+        return self.take(self.byte()).decode("ascii")
 
     def rest(self) -> bytes:
         """All that is left."""
@@ -190,8 +194,3 @@ def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> byte
 def leaf_of(row: SealedEvent) -> bytes:
     """The leaf hash of an event as a store keeps it."""
     return leaf_hash(row.stream, row.number, row.reference, row.body)
-
-
-def revision_of(row: SealedEvent) -> int:
-    """The revision of the record that was written with this event, or 0. Does not look at the rest of the body."""
-    return int.from_bytes(row.body[_REVISION]) if row.reference != row.stream else 0

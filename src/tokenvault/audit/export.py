@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import attrs
 
 from tokenvault.audit.batch_event import BATCH, items, parse
-from tokenvault.audit.event import Action, Event, Outcome, leaf_of
-from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.macs import AuditKeys, check_events
 from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError
 from tokenvault.keys.port import KeyStore
@@ -83,7 +83,7 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
         KeyStoreError, TokenStoreError: as lines are read.
         IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
     """
-    macs = None if keys is None else AuditMacs(keys)
+    audit_keys = None if keys is None else AuditKeys(keys)
     for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
         malformed = 0
         for page in pages.stream_pages(store, stream):
@@ -91,21 +91,17 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
                 yield _unreadable(stream, page)
                 malformed += 1
                 continue
-            genuine: Sequence[bool | None] = [None] * len(page)
-            if macs is not None:
-                genuine = macs.genuine(page, [leaf_of(row) for row in page])
-            for row, right in zip(page, genuine, strict=True):
-                yield from _lines(row, right)
+            for row, _, genuine in check_events(audit_keys, page):
+                yield from _lines(row, genuine)
         if malformed >= pages.MALFORMED_MAX:
             raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
 
 
 def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:
     try:
-        events = audit_events(row)
+        return [_json_line(row, event, genuine) for event in audit_events(row)]
     except IntegrityError:
         return [_unreadable(row.stream, row.number)]
-    return [_json_line(row, event, genuine) for event in events]
 
 
 def _unreadable(stream: bytes, number: int) -> str:

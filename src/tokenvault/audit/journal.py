@@ -8,7 +8,7 @@ event is written. No lock is held during the write. Afterwards the caller report
 - `withdraw`: nothing was written; the number is free for the next event;
 - `doubt`: unknown; `doubts` hands the entry to the caller, which reads the database before it takes the next number.
 
-Nothing here waits for anything but the key store, and only `seal` and `genuine` ask it.
+Nothing here waits for anything but the key store, and only `seal` calls it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
@@ -32,7 +32,8 @@ from tokenvault.audit.checkpoint import (
     key_id_of,
     signed_message,
 )
-from tokenvault.audit.event import AUTHENTICATED_BYTES, Action, Event, Outcome, leaf_hash, leaf_of
+from tokenvault.audit.event import Action, Event, Outcome, leaf_hash, leaf_of
+from tokenvault.audit.macs import AuditKeys
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.port import Signer
@@ -42,30 +43,14 @@ _TIME_BYTES: Final = 6
 _TIME_MAX: Final = 2 ** (8 * _TIME_BYTES) - 1
 
 _LEAVES_AT_ONCE: Final = 64
-"""Leaves that the tree grows by at once: one by one, between waits for the database, each costs more."""
+"""Leaves added to the tree at once: one by one, between waits for the database, each costs more."""
 
 _REFERENCED_MAX: Final = 16 * CROSS_REFERENCES_MAX
-"""Other streams of which the number last referred to is kept."""
-
-
-class JournalKeys(Protocol):
-    """What a journal needs of the vault's keys."""
-
-    def audit_tag(self, message: bytes) -> bytes:
-        """16 bytes, AES-CMAC under the newest AUDIT key."""
-        ...
-
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC under any AUDIT key."""
-        ...
-
-    def signer(self) -> Signer | None:
-        """Signs checkpoints; None where the key store can not."""
-        ...
+"""Other streams whose last cross-reference is remembered."""
 
 
 class _Stream:
-    """A stream of one process. Whoever changes it holds its lock.
+    """A stream of one process. It is changed under its lock only.
 
     Attributes:
         name: 16 bytes; empty before the first event.
@@ -136,30 +121,21 @@ class Entry:
     checkpoint: Checkpoint | None = None
     checkpoint_number: int = 0
     rows: tuple[SealedEvent, ...] = ()
-    leaves: tuple[tuple[int, bytes], ...] = ()
-
-    @property
-    def ends(self) -> bool:
-        """Whether closing is done: by this checkpoint, or as far as possible while others still write."""
-        return self.checkpoint is not None and (self.checkpoint.closes or self.number == self.stream.last)
+    leaves: dict[int, bytes] = attrs.field(factory=dict)
 
 
 class Journal:
     """Streams of events with consecutive numbers. A forked child goes on with a stream of its own."""
 
-    def __init__(self, keys: JournalKeys, policy: CheckpointPolicy | None = None) -> None:
-        self._keys = keys
+    def __init__(self, keys: AuditKeys, policy: CheckpointPolicy | None = None) -> None:
+        self.keys: Final = keys
         self._policy = policy or CheckpointPolicy()
         self._stream = _Stream()
 
     # Numbers.
 
-    def due(self, time_ms: int) -> bool:
-        """Whether a checkpoint is due."""
-        return self._current().due(time_ms)
-
     def begin(self, event: Event | BatchEvent, *, checkpoint: bool = False) -> Entry:
-        """Give an event its number; with `checkpoint`, after one, unless another thread wrote it meanwhile."""
+        """Give an event its number; with `checkpoint`, after one if that is due."""
         while True:
             stream = self._current()
             with stream.lock:
@@ -211,36 +187,21 @@ class Journal:
     def seal(
         self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent] = ()
     ) -> tuple[SealedEvent, ...]:
-        """The rows of an entry, each with its MAC.
+        """The rows of an entry, each with its MAC. Raises KeyStoreError: withdraw the entry then.
 
-        Args:
-            entry: from `begin` or `begin_closing`.
-            time_ms: of the checkpoint.
-            latest_checkpoints: of other streams, as the database has them; the checkpoint refers to the genuine ones.
-
-        Raises:
-            KeyStoreError: withdraw the entry then.
+        Its checkpoint gets this time, and refers to the genuine ones of the latest checkpoints of other streams.
         """
         if entry.checkpoint is not None:
-            self._add_row(
-                entry,
-                entry.checkpoint_number,
-                self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints),
-            )
+            event = self._checkpoint_event(entry, entry.checkpoint, time_ms, latest_checkpoints)
+            self._add_row(entry, entry.checkpoint_number, event)
         if entry.event is not None:
             self._add_row(entry, entry.number, entry.event)
         return entry.rows
 
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC. Raises KeyStoreError."""
-        return self._keys.genuine(rows)
-
     def _add_row(self, entry: Entry, number: int, event: Event | BatchEvent) -> None:
         stream, reference, body = entry.stream.name, event.reference, event.body()
-        leaf = leaf_hash(stream, number, reference, body)
-        mac = self._keys.audit_tag(leaf[:AUTHENTICATED_BYTES])
-        entry.rows += (SealedEvent(stream, number, reference, body, mac),)
-        entry.leaves += ((number, leaf),)
+        entry.leaves[number] = leaf = leaf_hash(stream, number, reference, body)
+        entry.rows += (SealedEvent(stream, number, reference, body, self.keys.tag(leaf)),)
 
     def _checkpoint_event(
         self, entry: Entry, checkpoint: Checkpoint, time_ms: int, latest_checkpoints: Sequence[SealedEvent]
@@ -248,7 +209,7 @@ class Journal:
         """The event of an entry's checkpoint, with cross-references, and signed where there is a signer."""
         stream = entry.stream
         others = [row for row in latest_checkpoints[:CROSS_REFERENCES_MAX] if row.stream != stream.name]
-        genuine = [row for row, right in zip(others, self._keys.genuine(others), strict=True) if right]
+        genuine = self.keys.genuine(others)
         references = tuple(
             CrossReference(row.stream, row.number, leaf_of(row))
             for row in genuine
@@ -265,7 +226,7 @@ class Journal:
             reference=stream.name,
             checkpoint=complete,
         )
-        signer = self._keys.signer()
+        signer = self.keys.signer
         # Where the module is away for the moment, the checkpoint stays unsigned: the next signature covers it too.
         with suppress(KeyStoreError):
             signed = event if signer is None else _signed(event, complete, entry.checkpoint_number, signer)
@@ -280,7 +241,7 @@ class Journal:
         """Note that an entry was written."""
         stream = entry.stream
         with stream.lock:
-            for number, leaf in entry.leaves:
+            for number, leaf in entry.leaves.items():
                 stream.settle(number, leaf)
             references = entry.checkpoint.cross_references if entry.checkpoint else ()
             if len(stream.referenced) + len(references) > _REFERENCED_MAX:

@@ -34,8 +34,8 @@ class Trail:
     runtime: Runtime
     journal: Journal
 
-    async def note(self, event: Event) -> None:
-        """Write an event that goes with no change. Raises TokenStoreError, KeyStoreError."""
+    async def note(self, event: Event | BatchEvent) -> None:
+        """Write an event alone, without a change of the store. Raises TokenStoreError, KeyStoreError."""
         await self.write(event, _nothing, self._append)
 
     async def write(self, event: Event | BatchEvent, seal: Callable[[], T], change: Change[T]) -> list[str]:
@@ -53,13 +53,10 @@ class Trail:
             KeyStoreError: nothing was written.
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
-        doubts = self.journal.doubts()
-        if doubts:
+        if doubts := self.journal.doubts():
             await self._settle(doubts)
-        due = self.journal.due(event.time_ms)
-        latest_checkpoints = await self._latest_checkpoints() if due else ()
-        entry = self.journal.begin(event, checkpoint=due)
-        return await self._complete(entry, event.time_ms, latest_checkpoints, seal, change)
+        entry = self.journal.begin(event, checkpoint=True)
+        return await self._complete(entry, event.time_ms, seal, change)
 
     async def close(self, time_ms: int) -> None:
         """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
@@ -72,42 +69,34 @@ class Trail:
             entry = self.journal.begin_closing()
             if entry is None:
                 return
-            try:
-                latest_checkpoints = await self._latest_checkpoints()
-            except BaseException:
-                self.journal.withdraw(entry)
-                raise
-            await self._complete(entry, time_ms, latest_checkpoints, _nothing, self._append)
-            if entry.ends:
+            await self._complete(entry, time_ms, _nothing, self._append)
+            if entry.number == entry.stream.last:  # otherwise it took one that was given back
                 return
 
     async def _complete(
-        self,
-        entry: Entry,
-        time_ms: int,
-        latest_checkpoints: Sequence[SealedEvent],
-        seal: Callable[[], T],
-        change: Change[T],
+        self, entry: Entry, time_ms: int, seal: Callable[[], T], change: Change[T]
     ) -> list[str]:
-        """Seal an entry and write it, and tell the journal how that ended."""
+        """Seal an entry and write it, and report to the journal how that ended."""
         journal = self.journal
-        # A checkpoint may be signed by the module, also where the other keys work in this process.
-        call = self.runtime.call if entry.checkpoint is None else self.runtime.block
         try:
-            rows, sealed = await call(self._seal, entry, time_ms, latest_checkpoints, seal)
+            if entry.checkpoint is None:
+                rows, sealed = await self.runtime.call(self._seal, entry, time_ms, (), seal)
+            else:  # it may be signed by the module, also where the other keys work in this process
+                others = await self._latest_checkpoints()
+                rows, sealed = await self.runtime.block(self._seal, entry, time_ms, others, seal)
         except BaseException:
             journal.withdraw(entry)
             raise
         try:
-            in_the_way = await change(rows, sealed)
+            in_the_way = await change(rows, sealed) or []
         except BaseException:
             journal.doubt(entry)
             raise
         if in_the_way:
             journal.withdraw(entry)
-            return in_the_way
-        journal.written(entry)
-        return []
+        else:
+            journal.written(entry)
+        return in_the_way
 
     def _seal(
         self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent], seal: Callable[[], T]
@@ -126,14 +115,13 @@ class Trail:
     async def _settle(self, doubts: list[Entry]) -> None:
         """Find out which failed writes happened after all, so that no number is left out or used twice."""
         while doubts:
-            entry = doubts[-1]
             try:
-                found = await self._found_instead(entry)
+                found = await self._found_instead(doubts[-1])
             except BaseException:
                 for doubtful in doubts:
                     self.journal.doubt(doubtful)
                 raise
-            doubts.pop()
+            entry = doubts.pop()
             if found is None:
                 self.journal.written(entry)
             else:
@@ -143,7 +131,7 @@ class Trail:
         """None if an entry was written; otherwise the genuine events that have its numbers.
 
         Such an event is a write that was given up too early: it landed after its number was given to this entry.
-        Rows in the entry's place that no vault wrote count as the entry: verifying the trail names them.
+        Rows in the entry's place that no vault wrote count as the entry: verification reports them.
         """
         found: list[SealedEvent] = []
         try:
@@ -154,10 +142,8 @@ class Trail:
             return None
         if tuple(found) == entry.rows:
             return None
-        genuine = await self.runtime.block(self.journal.genuine, found)
-        if len(found) == len(entry.rows) and not all(genuine):
-            return None
-        return [row for row, right in zip(found, genuine, strict=True) if right]
+        genuine = await self.runtime.block(self.journal.keys.genuine, found)
+        return None if len(genuine) < len(found) == len(entry.rows) else genuine
 
 
 def _nothing() -> None:

@@ -44,7 +44,7 @@ def luhn_valid_many(numbers: Words) -> npt.NDArray[np.bool_]:
 
 
 def with_check_digit(payloads: Words) -> Words:
-    """Numbers with a digit put behind that makes them Luhn-valid; payloads have at most 18 digits."""
+    """Numbers with their Luhn check digit appended; payloads have at most 18 digits."""
     numbers = payloads * _TEN
     return numbers + (_TEN - luhn_sums(numbers) % _TEN) % _TEN
 
@@ -67,7 +67,7 @@ def to_ascii(numbers: Words, length: int) -> Bytes:
 
 
 def from_ascii(text: Bytes) -> tuple[Words, npt.NDArray[np.bool_]]:
-    """The numbers that ASCII digits read as, and where all bytes are digits; elsewhere the number means nothing.
+    """The numbers of rows of ASCII digits, and which rows are all digits; in others the number means nothing.
 
     Args:
         text: shape (rows, length), dtype uint8; at most 19 digits.

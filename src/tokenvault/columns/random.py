@@ -13,7 +13,7 @@ def uniform(count: int, below: int) -> Words:
     """Uniform random numbers from 0 to `below - 1`, which is at most 2**64 - 1.
 
     Draws of 64 bits at or above the greatest multiple of `below` are drawn again: none is more likely than another.
-    More than half of them stand each time.
+    More than half of them are kept each time.
     """
     bound = np.uint64(2**64 // below * below - 1)
     drawn: Words = np.empty(0, np.uint64)

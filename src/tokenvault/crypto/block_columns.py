@@ -2,8 +2,8 @@
 
 A column is worked through in chunks of rows, and each step of a mode encrypts one block of every row of the chunk
 in one call. With keys in this process a chunk is small, so that all it touches stays in the second-level cache,
-and OpenSSL writes into memory that is already there. With keys in a module a call is dear and a chunk is large; a
-mode that can computes on it part by part.
+and OpenSSL writes into memory that is already there. With keys in a module a call is expensive and a chunk is
+large; a mode may compute on it part by part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNK_BLOCKS_MODULE_IN_PARTS: Final = 2**20
 
 WORDS_PER_BLOCK: Final = 2
 
-_SLACK_BYTES: Final = BLOCK_BYTES - 1  # that cryptography asks for behind the answer
+_SLACK_BYTES: Final = BLOCK_BYTES - 1  # that cryptography needs after the output
 
 
 class ColumnCipher:
@@ -67,7 +67,7 @@ class ColumnCipher:
 
         glibc hands a large block that is freed back to the kernel, and its next use costs a fault a page, unless
         a larger one was freed before. A module's call takes and frees several blocks of the size of its answer, so
-        that what stands here at least for a whole call should not be smaller than they are.
+        that what is allocated here, for a whole call, should not be smaller than they are.
         """
         ends = np.cumsum(words_per_row) * self.chunk_rows
         parts = np.split(np.empty(ends[-1], np.uint64), ends[:-1])

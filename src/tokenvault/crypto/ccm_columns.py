@@ -111,7 +111,7 @@ def decrypt_many(
 
 
 class _Run:
-    """The calls of a column in either direction, chunk by chunk.
+    """The calls that encrypt or decrypt a column, chunk by chunk.
 
     Attributes:
         chunks: slices of rows, to be worked on one after the other.
@@ -149,7 +149,7 @@ class _Run:
         return keystream, tags
 
     def mac(self, associated_data: Bytes, payloads: Bytes) -> Words:
-        """CBC-MAC over B0, the associated data and the payloads. The keystream is void from here on."""
+        """CBC-MAC over B0, the associated data and the payloads. Overwrites the keystream."""
         state = self._state[: len(payloads)]
         if self._associated_bytes:
             first: Bytes = np.zeros((len(payloads), BLOCK_BYTES), np.uint8)

@@ -111,7 +111,7 @@ def _transform(
 ) -> list[int]:
     if type(radix) is not int or not RADIX_MIN <= radix <= RADIX_MAX:
         raise InvalidInputError(f"radix must be a whole number from {RADIX_MIN} to {RADIX_MAX}")
-    if not isinstance(numerals, (list, tuple, Sequence)):  # the first two only because they are quick to tell
+    if not isinstance(numerals, (list, tuple, Sequence)):  # the first two only because they are quick
         raise InvalidInputError("numerals must be a sequence of ints")
     values = tuple(itertools.islice(numerals, NUMERALS_MAX + 1))  # len() of a range can overflow
     parameters = parameters_of(radix, len(values))
@@ -154,7 +154,7 @@ def _decrypt_rounds(
 
 
 def _round_function(cipher: BlockCipher, parameters: Parameters, tweak: bytes) -> _RoundFunction:
-    """Steps 5 and 6.i to 6.v of algorithm 7, as a function of round and half; the constants are done."""
+    """Steps 5 and 6.i to 6.v of algorithm 7, as a function of round and half; constants are computed once."""
     if type(tweak) is not bytes or len(tweak) > TWEAK_BYTES_MAX:
         raise InvalidInputError(f"tweak must be bytes, at most {TWEAK_BYTES_MAX}")
     encrypt = block_encrypter(cipher)

@@ -1,7 +1,6 @@
 """Key stores: where the vault's keys live, and the one operation that it needs of them.
 
-`open_key_store` opens the store at an address. The PKCS#11 adapter is imported when it is first used, so that
-a key file works where no python-pkcs11 is installed.
+`open_key_store` opens the store at an address. The PKCS#11 adapter is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -55,24 +55,6 @@ class KeyName:
         return f"{self.purpose.value} version {self.version}"
 
 
-def check_name(key: object) -> None:
-    """Raise InvalidInputError for what is not a KeyName."""
-    if not isinstance(key, KeyName):
-        raise InvalidInputError("a key is named by a KeyName")
-
-
-def check_purpose(purpose: object) -> None:
-    """Raise InvalidInputError for what is not a KeyPurpose."""
-    if not isinstance(purpose, KeyPurpose):
-        raise InvalidInputError("purpose is a KeyPurpose")
-
-
-def check_custody(custody: object) -> None:
-    """Raise InvalidInputError for what is not a Custody."""
-    if not isinstance(custody, Custody):
-        raise InvalidInputError("custody is a Custody")
-
-
 def next_name(purpose: KeyPurpose, newest: int, version: int | None) -> KeyName:
     """The name of the version after the newest. Raises KeyStoreError where `version` is another, or none is left."""
     following = newest + 1

@@ -1,4 +1,4 @@
-"""PINs and passphrases on their way from where they are kept to where they are used."""
+"""PINs and passphrases: how they are read, and held without being shown."""
 
 from __future__ import annotations
 
@@ -49,6 +49,23 @@ def read_secret_file(path: str, what: str) -> Secret:
         )
     if secret is None:
         raise KeyStoreError(f"the file that {what} names holds no secret: one line of UTF-8 text is expected")
+    return secret
+
+
+def read_secret_variable(name: str, what: str) -> Secret:
+    """Read a secret from an environment variable, which says nothing else.
+
+    Raises:
+        KeyStoreError: there is no such variable, or it does not hold 1 to 1,024 bytes of text. The message names
+            `what` and the variable, never the content.
+    """
+    content = os.environb.get(name.encode())
+    secret = None if content is None else _text(content)
+    if secret is None:
+        raise KeyStoreError(
+            f"the environment variable {name} that {what} names "
+            + ("is not set" if content is None else "holds no secret: one line of UTF-8 text is expected")
+        )
     return secret
 
 

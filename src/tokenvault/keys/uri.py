@@ -5,7 +5,9 @@
 Path attributes say which token: `token` (its label), `serial`, `manufacturer`, `model`, `slot-id`; at least
 one of `token`, `serial` and `slot-id`. Query attributes say how to reach it: `module-path` (an absolute
 path), and either `pin-source` (`file:` and a path; one that does not start with `/` is relative to the
-working directory at the time of parsing) or `pin-value`.
+working directory at the time of parsing; or `env:` and the name of an environment variable) or `pin-value`, or
+neither for a token that wants no PIN. Further, for PKCS#11 key stores, `x-init-args` (what C_Initialize is given as
+pReserved, for modules that want it), `x-blocks-per-call-max` and `x-call-seconds-max`.
 
 Warning: with `pin-value` the PIN stands in the address, and addresses end up in configuration files, process lists
 and logs. Use it for throw-away tokens of tests only.
@@ -41,6 +43,7 @@ _QUERY_VALUE: Final = re.compile(rf"(?:[A-Za-z0-9._~{re.escape(_SAFE_IN_QUERY)}-
 _PATH_NAMES: Final = frozenset({"token", "serial", "manufacturer", "model", "slot-id"})
 _QUERY_NAMES: Final = frozenset({"module-path", "pin-source", "pin-value"})
 _FILE_SCHEME: Final = "file:"
+_ENVIRONMENT_SCHEME: Final = "env:"
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -65,8 +68,9 @@ class Pkcs11Uri:
         model: model of the token.
         slot_id: number of the slot. Some modules number their slots anew at each start: prefer a label.
         module_path: absolute path of the module's shared library.
-        pin_path: absolute path of the file that holds the PIN; None when pin_value is set.
-        pin_value: the PIN itself; None when pin_path is set.
+        pin_path: absolute path of the file that holds the PIN.
+        pin_env: name of the environment variable that holds the PIN.
+        pin_value: the PIN itself. At most one of the three is set; none, where the token wants no PIN.
         vendor_path: vendor attributes (`x-...`) of the path, in the order given.
         vendor_query: vendor attributes of the query, in the order given.
     """
@@ -78,6 +82,7 @@ class Pkcs11Uri:
     model: str | None = None
     slot_id: int | None = None
     pin_path: str | None = None
+    pin_env: str | None = None
     pin_value: str | None = attrs.field(default=None, repr=False)
     vendor_path: Pairs = attrs.field(default=(), repr=False)
     vendor_query: Pairs = attrs.field(default=(), repr=False)
@@ -93,7 +98,7 @@ class Pkcs11Uri:
 
     def _check_texts(self) -> None:
         texts = [self.module_path, self.token, self.serial, self.manufacturer, self.model]
-        texts += [self.pin_path, self.pin_value]
+        texts += [self.pin_path, self.pin_env, self.pin_value]
         texts += [text for pair in self.vendor_path + self.vendor_query for text in pair]
         for text in texts:
             if text is not None and (not is_text(text) or not text or "\0" in text):
@@ -109,8 +114,12 @@ class Pkcs11Uri:
             raise InvalidInputError("module-path is the absolute path of the module's shared library")
 
     def _check_login(self) -> None:
-        if (self.pin_path is None) == (self.pin_value is None):
-            raise InvalidInputError("a pkcs11 URI has either pin-source=file:... or pin-value")
+        if [self.pin_path, self.pin_env, self.pin_value].count(None) < 2:
+            raise InvalidInputError(
+                "a pkcs11 URI has one of pin-source=file:..., pin-source=env:... and pin-value"
+            )
+        if self.pin_env is not None and not _NAME.fullmatch(self.pin_env):
+            raise InvalidInputError("pin-source=env: names an environment variable")
         if self.pin_path is not None and not os.path.isabs(self.pin_path):
             raise InvalidInputError("pin_path is an absolute path")
 
@@ -123,7 +132,7 @@ def parse_pkcs11_uri(uri: str) -> Pkcs11Uri:
     """Parse a `pkcs11:` URI.
 
     Raises:
-        InvalidInputError: it is not one, or selects no token, or says not how to log in. The message names
+        InvalidInputError: it is not one, or selects no token, or does not say how to log in. The message names
             the attribute, never its value.
     """
     rest = _without_scheme(uri, "pkcs11:")
@@ -135,7 +144,13 @@ def parse_pkcs11_uri(uri: str) -> Pkcs11Uri:
         raise InvalidInputError("slot-id is a whole number from 0 to 2^64-1")
     if "module-path" not in query:
         raise InvalidInputError("a pkcs11 URI needs module-path=, the path of the module's shared library")
-    pin_source = query.get("pin-source")
+    pin_source = query.get("pin-source", "")
+    pin_env = (
+        pin_source.removeprefix(_ENVIRONMENT_SCHEME) if pin_source.startswith(_ENVIRONMENT_SCHEME) else None
+    )
+    by_file = bool(pin_source) and pin_env is None
+    if pin_source and "pin-value" in query:
+        raise InvalidInputError("a pkcs11 URI has either pin-source or pin-value")
     return Pkcs11Uri(
         module_path=query["module-path"],
         token=path.get("token"),
@@ -143,7 +158,8 @@ def parse_pkcs11_uri(uri: str) -> Pkcs11Uri:
         manufacturer=path.get("manufacturer"),
         model=path.get("model"),
         slot_id=None if slot_id is None else int(slot_id),
-        pin_path=None if pin_source is None else parse_file_source(pin_source, "pin-source"),
+        pin_path=parse_file_source(pin_source, "pin-source") if by_file else None,
+        pin_env=pin_env,
         pin_value=query.get("pin-value"),
         vendor_path=tuple((name, value) for name, value in path.items() if name not in _PATH_NAMES),
         vendor_query=tuple((name, value) for name, value in query.items() if name not in _QUERY_NAMES),

@@ -63,13 +63,13 @@ class TokenState(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """What it was used for so far."""
+        """Its uses so far."""
         ...
 
 
 @attrs.define(kw_only=True)
 class Use:
-    """What controls look at: the token, the transaction, and the time in milliseconds of the Unix epoch."""
+    """What controls check: the token, the transaction, and the time in milliseconds of the Unix epoch."""
 
     token: TokenState
     transaction: Transaction
@@ -84,9 +84,9 @@ class Control:
         name: of the field of `Domain`, of the member of its document, and of the control in a violation.
         parse: reads and checks an argument of `Domain`. Raises InvalidInputError.
         from_json: gives such an argument of what stands in a document. Raises InvalidInputError.
-        given: what it looks at of a use.
+        given: reads from a use what the control checks.
         holds: whether that is allowed by the control's value, or by each member of it if the value is a tuple.
-        violation: what is answered where it does not hold, of the same two.
+        violation: the violation where it does not hold, given the same two.
         unset: the value that does not restrict.
         counted: whether a use has to be recorded with the token, and a retry is not held against the control again.
     """

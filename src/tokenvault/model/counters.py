@@ -31,8 +31,8 @@ class Usage(NamedTuple):
     """The uses of one token.
 
     Attributes:
-        counters: sorted, at most 64: of each the number of a window since the Unix epoch, and what it read in
-            that: uses, or minor units.
+        counters: sorted, at most 64: of each the number of its window since the Unix epoch, and its value in
+            that window: uses, or minor units.
         memories: `Transaction._memory` of the latest counted uses, oldest first; at most 32 of 32 bytes.
         cryptogram_counter: the highest seen, or -1.
     """
@@ -53,18 +53,18 @@ class Usage(NamedTuple):
         return Seen.SAME if same else Seen.OTHER_CONTENT
 
     def remembers(self, transaction: Transaction) -> bool:
-        """Whether a transaction was counted before with the same content: not `seen`'s NEW, nor OTHER_CONTENT."""
+        """Whether a transaction was counted before with the same content."""
         return transaction._memory in self.memories  # by chance across two of them: once in 2**256
 
     def used(self, counter: VelocityCounter, now_ms: int) -> int:
-        """What a counter reads in the window of an instant: uses, or minor units."""
+        """The value of a counter in the window of an instant: uses, or minor units."""
         window, value = self.counters.get(counter, _UNREAD)
         return value if window >= counter.window(now_ms) else 0
 
     def after(
         self, transaction: Transaction, velocity_counters: Sequence[VelocityCounter], now_ms: int
     ) -> Usage:
-        """The usage once a transaction counts on these velocity counters, which are sorted."""
+        """The usage after a transaction was added to these velocity counters, which are sorted."""
         amount = transaction.amount.amount if transaction.amount else 0
         others = dict(self.counters)
         counters: dict[VelocityCounter, tuple[int, int]] = {}

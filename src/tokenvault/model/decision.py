@@ -1,4 +1,4 @@
-"""Whether a use of a token is allowed: one pure function, and what it answers.
+"""Whether a use of a token is allowed: one pure function, and its result.
 
 - Every control of every document must hold: the program's domain, the requestor's, the token's own.
 - Every control that fails is reported; nothing is short-cut.
@@ -36,7 +36,7 @@ _STATUS_VIOLATIONS: Final = {
 
 @attrs.frozen
 class Decision:
-    """The answer to one use.
+    """The decision on one use.
 
     Attributes:
         allowed: whether the use is allowed.
@@ -76,7 +76,7 @@ class Restrictions:
 
     @cached_property
     def velocity_counters(self) -> tuple[VelocityCounter, ...]:
-        """The counters that each use counts on, sorted; none when no limit is set."""
+        """The counters that each use is added to, sorted; none when no limit is set."""
         limits = self.program.limits + self.requestor.limits + self.token.limits
         return tuple(sorted({limit._counter for limit in limits}))
 

@@ -120,7 +120,7 @@ class Domain:
 
     @property
     def _could_contain_pan(self) -> bool:
-        """Whether any card number stands in the document: where this is False, `contains_pan` is."""
+        """Whether any card number could stand in the document: if not, `contains_pan` is False."""
         return holds_digits(self.to_json())
 
     def contains_pan(self, pan: Pan) -> bool:

@@ -84,14 +84,14 @@ def _object(value: object, *names: str) -> Mapping[str, object]:
 
 
 def values_in(value: object) -> list[object]:
-    """A list, of a list."""
+    """The values of a JSON list."""
     if not isinstance(value, list):
         raise InvalidInputError("in a domain's document, a list")
     return value
 
 
 def member_in(kind: type[E], value: object) -> E:
-    """A member of an enum, of its value."""
+    """The member of an enum that has a value."""
     by_value = {member.value: member for member in kind}
     if not isinstance(value, str) or value not in by_value:
         raise InvalidInputError(f"in a domain's document, one of: {', '.join(sorted(by_value))}")
@@ -99,24 +99,24 @@ def member_in(kind: type[E], value: object) -> E:
 
 
 def channels_in(value: object) -> list[Channel]:
-    """Channels, of a list of their values."""
+    """The channels that have the values of a JSON list."""
     return [member_in(Channel, item) for item in values_in(value)]
 
 
 def instant_in(value: object) -> datetime:
-    """An instant, of milliseconds of the Unix epoch."""
+    """The instant of so many milliseconds of the Unix epoch."""
     return _EPOCH + checks.whole_number("an instant in ms", value, 0, 10**13) * _MILLISECOND
 
 
 def money_in(value: object) -> Money:
-    """Money, of an object of amount and currency."""
+    """The money of a JSON object with amount and currency."""
     fields = _object(value, "amount", "currency")
     amount = checks.whole_number("an amount", fields.get("amount"), 0, MINOR_UNITS_MAX)
     return Money(amount, checks.currency(fields.get("currency")))
 
 
 def limits_in(value: object) -> tuple[Limit, ...]:
-    """Limits, of a list of objects of uses or amount, and per_seconds."""
+    """The limits of a JSON list of objects with uses or amount, and per_seconds."""
     return tuple(map(_limit_in, values_in(value)))
 
 

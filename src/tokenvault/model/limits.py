@@ -51,7 +51,7 @@ class Limit:
     Attributes:
         uses: 1 to 10**9; or
         amount: more than 0, in the one currency that it counts; exactly one of the two is set. A use of amount 0
-            never exceeds it: set a limit of uses beside it where that matters.
+            never exceeds it: set a limit of uses too where that matters.
         per: whole seconds, up to ten years. Windows tumble: they are aligned to the Unix epoch, UTC.
             Unset, the limit is for the token's life.
     """

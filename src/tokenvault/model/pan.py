@@ -42,7 +42,7 @@ def luhn_valid(digits: str) -> bool:
 
 
 def luhn_check_digit(payload: str) -> str:
-    """The digit that makes ASCII digits Luhn-valid when it is put behind them."""
+    """The Luhn check digit of ASCII digits (ISO/IEC 7812-1, annex B)."""
     return str(-luhn_sum(f"{payload}0") % 10)
 
 

@@ -1,4 +1,4 @@
-"""What a caller presents with a token: who, where, how, how much, and which id."""
+"""Transactions: the use of a token by whom, where, how, for how much, and under which id."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Transaction:
 
     @property
     def _could_contain_pan(self) -> bool:
-        """Whether any card number stands in a field: where this is False, `contains_pan` is."""
+        """Whether any card number could stand in a field: if not, `contains_pan` is False."""
         return holds_digits(self._text)
 
     def contains_pan(self, pan: Pan) -> bool:

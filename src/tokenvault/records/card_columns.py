@@ -46,9 +46,8 @@ class CardColumns(NamedTuple):
     def card(self, row: int) -> Card:
         """The card of a row that has one."""
         month = int(self.months[row])
-        return Card(
-            trusted_pan(self.pans.digits(row)), CardExpiry.from_month_number(month) if month else None
-        )
+        expiry = CardExpiry.from_month_number(month) if month else None
+        return Card(trusted_pan(self.pans.digits(row)), expiry)
 
     def take(self, rows: npt.NDArray[np.intp]) -> CardColumns:
         """Some of the rows."""

@@ -1,4 +1,4 @@
-"""What the vault does with its keys: seal records, fingerprint PANs, derive tokens, make MACs of events."""
+"""What the vault does with its keys: seal records, fingerprint PANs, derive tokens."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.audit.event import leaf_of
-from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.macs import AuditKeys
 from tokenvault.columns.digits import to_ascii
 from tokenvault.crypto import cmac_columns
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import ConfigurationError, IntegrityError
-from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore, Signer
+from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card, Pan
 from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records import sealing, sealing_columns
@@ -25,7 +24,7 @@ from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
-from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, SealedEvent, SealedRecord
+from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, SealedRecord
 
 PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
@@ -43,7 +42,8 @@ class KeyRing:
     """The keys of one vault. Safe to share between threads.
 
     Attributes:
-        blocking: whether any of them works outside this process, so that a call may take its time.
+        audit: the keys of the audit trail.
+        blocking: whether any key works outside this process, so that a call may take its time.
 
     Raises:
         ConfigurationError: a purpose has no key yet.
@@ -56,26 +56,25 @@ class KeyRing:
         versions = {purpose: key_store.versions(purpose) for purpose in PURPOSES}
         for purpose, found in versions.items():
             if not found:
-                raise ConfigurationError(
-                    f"the key store has no {purpose.value} key: run tokenvault.provision first"
-                )
-        self._seal_version = versions[KeyPurpose.SEAL][-1]
+                name = purpose.value
+                raise ConfigurationError(f"the key store has no {name} key: run tokenvault.provision first")
         self._seal_ciphers = {
             version: self._cipher(KeyPurpose.SEAL, version) for version in versions[KeyPurpose.SEAL]
         }
+        version, cipher = max(self._seal_ciphers.items())
+        self._newest_seal = cipher, version
         # Newest first: it writes, and most records are found by it.
         self._fingerprint_ciphers = tuple(
             self._cipher(KeyPurpose.FINGERPRINT, version)
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
         self._fingerprints = tuple(map(Cmac, self._fingerprint_ciphers))
-        self._audit_macs = AuditMacs(key_store)
-        self._signer = key_store.signer()
-        self._audit = Cmac(self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1]))
+        self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1])  # it may be the one that blocks
+        self.audit: Final = AuditKeys(key_store)
 
     def seal(self, record: TokenRecord, card: Card | None) -> SealedRecord:
         """Seal a record under the newest SEAL key. Raises KeyStoreError."""
-        return sealing.seal(record, card, self._seal_ciphers[self._seal_version], self._seal_version)
+        return sealing.seal(record, card, *self._newest_seal)
 
     def unseal(self, row: SealedRecord) -> tuple[TokenRecord, Card | None]:
         """The record and card of a row, authenticated. Raises IntegrityError, KeyStoreError."""
@@ -98,18 +97,6 @@ class KeyRing:
         scope = _scope(requestor, program, candidate)
         return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(pan_fingerprint + scope).digest()))
 
-    def audit_tag(self, message: bytes) -> bytes:
-        """16 bytes, AES-CMAC under the newest AUDIT key."""
-        return self._audit.tag(message)
-
-    def genuine(self, rows: Sequence[SealedEvent]) -> list[bool]:
-        """Which of these events have a right MAC, under any version of the AUDIT key. Raises KeyStoreError."""
-        return self._audit_macs.genuine(rows, [leaf_of(row) for row in rows])
-
-    def signer(self) -> Signer | None:
-        """Signs checkpoints; None where the key store has no key for it."""
-        return self._signer
-
     # Batches: the same over columns.
 
     def seal_many(
@@ -121,23 +108,22 @@ class KeyRing:
         like: TokenRecord,
     ) -> RecordBatch:
         """Records like an example except these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
-        version = self._seal_version
         return sealing_columns.seal_like(
-            self._seal_ciphers[version], version, tokens, references, pan_fingerprints, cards, like
+            *self._newest_seal, tokens, references, pan_fingerprints, cards, like
         )
 
     def seal_all(self, unsealed: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
         """As `seal`, for any records. Raises KeyStoreError."""
-        version = self._seal_version
         records, cards = zip(*unsealed, strict=True)
-        return sealing_columns.seal_many(records, cards, self._seal_ciphers[version], version)
+        return sealing_columns.seal_many(records, cards, *self._newest_seal)
 
     def unseal_many(self, rows: Sequence[SealedRecord]) -> tuple[CardColumns, npt.NDArray[np.bool_]]:
         """The cards of rows, and where they are genuine: elsewhere `unseal` raises. Raises KeyStoreError."""
-        if isinstance(rows, RecordColumns):
-            versions = rows.key_versions
-        else:
-            versions = np.array([row.key_version for row in rows], np.int64)
+        versions = (
+            rows.key_versions
+            if isinstance(rows, RecordColumns)
+            else np.array([row.key_version for row in rows], np.int64)
+        )
         cards, genuine = CardColumns.empty(len(rows)), np.zeros(len(rows), np.bool_)
         for version in np.unique(versions).tolist():
             try:
@@ -145,9 +131,11 @@ class KeyRing:
             except IntegrityError:
                 continue
             chosen = np.flatnonzero(versions == version)
-            if len(chosen) == len(rows):
-                return sealing_columns.unseal_many(cipher, rows)
-            part = [rows[row] for row in chosen.tolist()]
+            part = (
+                rows.take(chosen)
+                if isinstance(rows, RecordColumns)
+                else [rows[row] for row in chosen.tolist()]
+            )
             found, genuine[chosen] = sealing_columns.unseal_many(cipher, part)
             cards.put(chosen, found)
         return cards, genuine
@@ -167,10 +155,8 @@ class KeyRing:
         scope = _scope(requestor, program, candidate)
         hashes = [hashlib.sha256(each + scope).digest() for each in split(pan_fingerprints)]
         messages = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 32)
-        return [
-            int.from_bytes(tag)
-            for tag in split(cmac_columns.tag_many(self._fingerprint_ciphers[0], messages))
-        ]
+        tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
+        return [int.from_bytes(tag) for tag in split(tags)]
 
     def _cipher_of(self, version: int) -> BlockCipher:
         cipher = self._seal_ciphers.get(version)
@@ -187,17 +173,9 @@ class KeyRing:
 
 
 def pan_fingerprints_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
-    """The fingerprints of PANs under one FINGERPRINT key: AES-CMAC of the digits.
+    """The fingerprints of PANs under one FINGERPRINT key, shape (rows, 16); zeros where there is no PAN.
 
-    Args:
-        pans: the PANs; a row without one gets zeros.
-        cipher: the key.
-
-    Returns:
-        An array of shape (rows, 16) and dtype uint8.
-
-    Raises:
-        KeyStoreError: the key can not be reached.
+    Raises KeyStoreError.
     """
     fingerprints: Bytes = np.zeros((len(pans.values), PAN_FINGERPRINT_BYTES), np.uint8)
     for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):

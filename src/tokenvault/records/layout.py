@@ -72,7 +72,6 @@ COUNTER: Final = struct.Struct(">3sIQQ")
 NONCE_BYTES: Final = 13
 DIGEST_BYTES: Final = 20
 ASSOCIATED_BYTES: Final = 14
-KEY_VERSION_MAX: Final = 2**32 - 1
 
 DIGEST_HEADER: Final = struct.Struct(">13sQI16s16sBBB")
 DIGEST_HEADER_COLUMN: Final = np.dtype(

@@ -33,17 +33,16 @@ _STATUS_CODES: Final = {
     TokenStatus.DELETED: 4,
 }
 _ACTOR_BITS: Final = {Actor.ISSUER: 1, Actor.REQUESTOR: 2, Actor.CARDHOLDER: 4, Actor.VAULT: 8}
-_ACTOR_SETS: Final = {
-    bits: frozenset(actor for actor, bit in _ACTOR_BITS.items() if bits & bit) for bits in range(16)
-}
-_ACTOR_SET_BITS: Final = {actors: bits for bits, actors in _ACTOR_SETS.items()}
+_ACTOR_SETS: Final = [
+    frozenset(actor for actor, bit in _ACTOR_BITS.items() if bits & bit) for bits in range(16)
+]
 _LIFECYCLES: Final = {
     (code, bits): (status, actors)
     for status, code in _STATUS_CODES.items()
-    for bits, actors in _ACTOR_SETS.items()
+    for bits, actors in enumerate(_ACTOR_SETS)
     if (status is TokenStatus.SUSPENDED) == bool(actors)
 }
-_COUNTERS_CACHED_MAX: Final = 1_024
+_LIFECYCLE_CODES: Final = {lifecycle: codes for codes, lifecycle in _LIFECYCLES.items()}
 
 
 class TokenRecord(NamedTuple):
@@ -146,7 +145,7 @@ class TokenRecord(NamedTuple):
         )
 
     def row(self, key_version: int, seal: bytes) -> SealedRecord:
-        """The record as a store keeps it, with its seal, or what there is of it yet."""
+        """The record as a store keeps it, with its seal, or before that with the nonce alone."""
         return SealedRecord(
             token=self.token,
             reference=self.reference,
@@ -164,12 +163,11 @@ class TokenRecord(NamedTuple):
         return self._replace(revision=self.revision + 1, updated_ms=now_ms, usage=usage)
 
     def body(self) -> bytes:
-        """The canonical encoding of what the store does not look up by."""
+        """The canonical encoding of the fields that the store does not look up by."""
         usage = self.usage
         fixed = BODY.pack(
             ENCODING_VERSION,
-            _STATUS_CODES[self.status],
-            _ACTOR_SET_BITS[self.suspended_by],
+            *_LIFECYCLE_CODES[self.status, self.suspended_by],
             self.token_expiry.month_number if self.token_expiry else 0,
             self.domain,
             self.created_ms,
@@ -198,7 +196,7 @@ def _parse_counters(encoded: bytes) -> dict[VelocityCounter, tuple[int, int]]:
     return counters
 
 
-@functools.lru_cache(_COUNTERS_CACHED_MAX)  # a vault's limits have few, which stand in every record
+@functools.lru_cache(1_024)  # a vault's limits have few, which stand in every record
 def _counter(currency: bytes, window_seconds: int) -> VelocityCounter:
     name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
     if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:

@@ -29,12 +29,7 @@ def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_versio
 
 
 def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
-    """The card of a row; None for a tombstone.
-
-    Raises:
-        IntegrityError: the row is not what was sealed.
-        KeyStoreError: the key can not be reached.
-    """
+    """The card of a row; None for a tombstone. Raises IntegrityError where it is not what was sealed."""
     if len(row.seal) != SEAL_BYTES:
         raise IntegrityError(_CHANGED)
     nonce, sealed = row.seal[: layout.NONCE_BYTES], row.seal[layout.NONCE_BYTES :]
@@ -43,24 +38,23 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
 
 
 def record_digest(row: SealedRecord) -> bytes:
-    """The record digest of a row, of whose seal it takes the nonce: 20 bytes. Raises IntegrityError."""
-    # Struct would cut or fill a byte string of another length.
-    if len(row.reference) != REFERENCE_BYTES or len(row.pan_fingerprint) != PAN_FINGERPRINT_BYTES:
-        raise IntegrityError(_CHANGED)
+    """The record digest of a row, 20 bytes; of the seal only the nonce goes in. Raises IntegrityError."""
     header = b""
-    try:
-        header = layout.DIGEST_HEADER.pack(
-            row.seal[: layout.NONCE_BYTES],
-            row.revision,
-            row.key_version,
-            row.reference,
-            row.pan_fingerprint,
-            len(row.token),
-            len(row.requestor),
-            len(row.program),
-        )
-    except struct.error:  # a number or length that no record has
-        header = b""
+    # Struct would cut or fill a byte string of another length.
+    if len(row.reference) == REFERENCE_BYTES and len(row.pan_fingerprint) == PAN_FINGERPRINT_BYTES:
+        try:
+            header = layout.DIGEST_HEADER.pack(
+                row.seal[: layout.NONCE_BYTES],
+                row.revision,
+                row.key_version,
+                row.reference,
+                row.pan_fingerprint,
+                len(row.token),
+                len(row.requestor),
+                len(row.program),
+            )
+        except struct.error:  # a number or length that no record has
+            header = b""
     if not header:
         raise IntegrityError(_CHANGED)
     texts = f"{row.token}{row.requestor}{row.program}".encode()
@@ -69,12 +63,12 @@ def record_digest(row: SealedRecord) -> bytes:
 
 def _packed(card: Card | None, digest: bytes) -> bytes:
     """The plaintext of a seal."""
-    if card is None:
-        return layout.PLAINTEXT.pack(0, 0, digest[layout.ASSOCIATED_BYTES :])
-    shape = (len(card.pan.reveal()) - layout.LENGTH_OFFSET) << layout.EXPIRY_BITS
-    if card.expiry is not None:
-        shape |= card.expiry.month_number
-    return layout.PLAINTEXT.pack(int(card.pan.reveal()), shape, digest[layout.ASSOCIATED_BYTES :])
+    digits, shape = "0", 0
+    if card is not None:
+        digits = card.pan.reveal()
+        shape = (len(digits) - layout.LENGTH_OFFSET) << layout.EXPIRY_BITS
+        shape |= card.expiry.month_number if card.expiry else 0
+    return layout.PLAINTEXT.pack(int(digits), shape, digest[layout.ASSOCIATED_BYTES :])
 
 
 def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:

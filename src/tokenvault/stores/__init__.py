@@ -1,7 +1,7 @@
 """Token stores: the port and its adapters.
 
 `open_token_store` and `open_async_token_store` open what an address names. PostgreSQL's adapters are imported when
-they are first asked for, so that the others can be used where no psycopg is installed. An adapter of your own is a
+they are first used, so that the others can be used where no psycopg is installed. An adapter of your own is a
 `TokenStoreBase` or an `AsyncTokenStoreBase`; `tokenvault.testing` has the kit by which it proves itself.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
 from tokenvault.stores.forwarding import ThreadedTokenStore
@@ -68,7 +68,7 @@ def open_token_store(url: str) -> TokenStore:
 def open_async_token_store(url: str) -> AsyncTokenStore:
     """Open the token store at an address, with coroutines.
 
-    PostgreSQL is asked without a thread, for one event loop. The others block threads of their own.
+    PostgreSQL's store runs on one event loop, without threads. The others run in threads of their own.
 
     Args:
         url: as for `open_token_store`.
@@ -79,13 +79,8 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
     """
     if type(url) is not str or not url.startswith("postgresql:"):
         return ThreadedTokenStore(open_token_store(url))
-    try:
-        from tokenvault.stores.postgres.store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
-    except ImportError:
-        failure = ConfigurationError(_NO_PSYCOPG)
-    else:
-        return AsyncPostgresTokenStore(url)
-    raise failure
+    store: AsyncTokenStore = _postgres_store("AsyncPostgresTokenStore", url)
+    return store
 
 
 def _open_memory(rest: str) -> TokenStore:
@@ -116,24 +111,25 @@ def _open_sqlite(rest: str) -> TokenStore:
 
 
 def _open_postgres(rest: str) -> TokenStore:
+    store: TokenStore = _postgres_store("PostgresTokenStore", f"postgresql:{rest}")
+    return store
+
+
+def _postgres_store(name: str, url: str) -> Any:
     try:
-        from tokenvault.stores.postgres.store import PostgresTokenStore  # noqa: PLC0415 # see above
+        store = __getattr__(name)
     except ImportError:
-        failure = ConfigurationError(_NO_PSYCOPG)
-    else:
-        return PostgresTokenStore(f"postgresql:{rest}")
-    raise failure
+        store = None
+    if store is None:
+        raise ConfigurationError(_NO_PSYCOPG)
+    return store(url)
 
 
-def __getattr__(name: str) -> object:
-    if name == "PostgresTokenStore":
-        from tokenvault.stores.postgres.store import PostgresTokenStore  # noqa: PLC0415 # see above
+def __getattr__(name: str) -> Any:
+    if name in ("PostgresTokenStore", "AsyncPostgresTokenStore"):
+        from tokenvault.stores.postgres import store  # noqa: PLC0415 # see above
 
-        return PostgresTokenStore
-    if name == "AsyncPostgresTokenStore":
-        from tokenvault.stores.postgres.store import AsyncPostgresTokenStore  # noqa: PLC0415 # see above
-
-        return AsyncPostgresTokenStore
+        return getattr(store, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -6,9 +6,8 @@ IntegrityError. Subclasses of str, bytes and int are refused, too: they could co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_type_hints
 
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
@@ -39,17 +38,21 @@ from tokenvault.stores.port import (
 T = TypeVar("T")
 R = TypeVar("R", bound=Sequence[SealedRecord])
 
-INTEGER_MIN: Final = -(2**63)
-
-_TOKEN: Final = re.compile(f"[0-9]{{{TOKEN_DIGITS_MIN},{TOKEN_DIGITS_MAX}}}")
-_TOKEN_PREFIX: Final = re.compile(f"[0-9]{{0,{TOKEN_DIGITS_MAX}}}")
-_REQUESTOR: Final = re.compile(f"[0-9]{{{REQUESTOR_DIGITS}}}")
-_PROGRAM: Final = re.compile(f"[\x00-\x7f]{{1,{PROGRAM_CHARACTERS_MAX}}}")
-_META_NAME: Final = re.compile(f"[ -~]{{1,{META_NAME_CHARACTERS_MAX}}}")
+_RECORD_TYPES: Final = (*get_type_hints(SealedRecord).values(),)
+_EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)
 
 
-def _is_text(value: object, pattern: re.Pattern[str]) -> bool:
-    return type(value) is str and pattern.fullmatch(value) is not None
+def _is_digits(value: object, least: int, most: int) -> bool:
+    return (
+        type(value) is str
+        and least <= len(value) <= most
+        and value.isascii()
+        and (value.isdigit() or not value)
+    )
+
+
+def _is_ascii(value: object, most: int) -> bool:
+    return type(value) is str and 1 <= len(value) <= most and value.isascii()
 
 
 def _is_bytes(value: object, length: int) -> bool:
@@ -66,22 +69,27 @@ def _is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
 
 def record_fits(record: SealedRecord) -> bool:
     """Whether each field has the type and shape that SealedRecord states."""
+    if type(record) is not SealedRecord or (*map(type, record),) != _RECORD_TYPES:
+        return False
+    digits = record.token + record.requestor
     return (
-        type(record) is SealedRecord
-        and _is_text(record.token, _TOKEN)
-        and _is_bytes(record.reference, REFERENCE_BYTES)
-        and _is_bytes(record.pan_fingerprint, PAN_FINGERPRINT_BYTES)
-        and _is_text(record.requestor, _REQUESTOR)
-        and _is_text(record.program, _PROGRAM)
-        and _is_number(record.revision, 1)
-        and _is_number(record.key_version, 1)
-        and _is_bytes_up_to(record.body, BODY_BYTES_MAX)
-        and _is_bytes(record.seal, SEAL_BYTES)
+        digits.isdigit()
+        and digits.isascii()
+        and TOKEN_DIGITS_MIN <= len(record.token) <= TOKEN_DIGITS_MAX
+        and len(record.requestor) == REQUESTOR_DIGITS
+        and record.program.isascii()
+        and 1 <= len(record.program) <= PROGRAM_CHARACTERS_MAX
+        and len(record.reference) == REFERENCE_BYTES
+        and len(record.pan_fingerprint) == PAN_FINGERPRINT_BYTES
+        and 1 <= record.revision <= INTEGER_MAX
+        and 1 <= record.key_version <= INTEGER_MAX
+        and len(record.body) <= BODY_BYTES_MAX
+        and len(record.seal) == SEAL_BYTES
     )
 
 
 def records_fit(records: Sequence[SealedRecord]) -> bool:
-    """Whether `record_fits` says so of every one."""
+    """Whether `record_fits` holds for every record."""
     return all(map(record_fits, records))
 
 
@@ -89,22 +97,23 @@ def event_fits(event: SealedEvent) -> bool:
     """Whether each field has the type and shape that SealedEvent states."""
     return (
         type(event) is SealedEvent
-        and _is_bytes(event.stream, STREAM_BYTES)
-        and _is_number(event.number, 1)
-        and (_is_bytes(event.reference, REFERENCE_BYTES) or _is_bytes(event.reference, 0))
-        and _is_bytes_up_to(event.body, EVENT_BODY_BYTES_MAX)
-        and _is_bytes(event.mac, MAC_BYTES)
+        and (*map(type, event),) == _EVENT_TYPES
+        and len(event.stream) == STREAM_BYTES
+        and 1 <= event.number <= INTEGER_MAX
+        and len(event.reference) in (0, REFERENCE_BYTES)
+        and len(event.body) <= EVENT_BODY_BYTES_MAX
+        and len(event.mac) == MAC_BYTES
     )
 
 
-# Arguments: what is checked is returned as the adapter gets it.
+# Arguments: what is checked is returned as the adapter takes it.
 
 
 def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
     for token in checked:
-        if not _is_text(token, _TOKEN):
+        if not _is_digits(token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX):
             raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
     return checked
 
@@ -159,16 +168,16 @@ def check_bytes(value: bytes | None, length: int, what: str) -> None:
 
 def check_page(after: str, limit: int) -> None:
     """Where a page of records begins and how long it is."""
-    if not _is_text(after, _TOKEN_PREFIX):
+    if not _is_digits(after, 0, TOKEN_DIGITS_MAX):
         raise InvalidInputError("after is the last token seen, or empty")
     check_limit(limit)
 
 
 def check_owner(requestor: str | None, program: str | None) -> None:
     """The filters of find."""
-    if requestor is not None and not _is_text(requestor, _REQUESTOR):
+    if requestor is not None and not _is_digits(requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS):
         raise InvalidInputError("a requestor is 11 ASCII digits")
-    if program is not None and not _is_text(program, _PROGRAM):
+    if program is not None and not _is_ascii(program, PROGRAM_CHARACTERS_MAX):
         raise InvalidInputError("a program is 1 to 64 ASCII characters")
 
 
@@ -191,11 +200,6 @@ def check_event_page(stream: bytes | None, reference: bytes | None, after: int, 
     check_limit(limit)
 
 
-def first_after(after: int) -> int:
-    """The least number that a row may have that is to be read."""
-    return after + 1 if after >= 0 else INTEGER_MIN
-
-
 def check_limit(limit: int) -> None:
     """How many rows to read."""
     if not _is_number(limit, 1, PAGE_MAX):
@@ -216,7 +220,7 @@ def check_digest(digest: bytes, document: bytes) -> None:
 
 def check_meta(name: str, value: bytes = b"") -> None:
     """A named value."""
-    if not _is_text(name, _META_NAME):
+    if not (_is_ascii(name, META_NAME_CHARACTERS_MAX) and name.isprintable()):
         raise InvalidInputError(f"a name is 1 to {META_NAME_CHARACTERS_MAX} printable ASCII characters")
     if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise InvalidInputError(f"a named value is at most {META_VALUE_BYTES_MAX} bytes")
@@ -247,6 +251,11 @@ def sound_records(records: R) -> R:
     return records
 
 
+def sound_record_if_any(record: SealedRecord | None) -> SealedRecord | None:
+    """A record, or None."""
+    return None if record is None else sound_records([record])[0]
+
+
 def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
     """Events, each of the shape that was written."""
     if not all(map(event_fits, events)):
@@ -273,8 +282,13 @@ def sound_value(value: bytes) -> bytes:
     return value
 
 
+def sound_value_if_any(value: bytes | None) -> bytes | None:
+    """A named value, or None."""
+    return None if value is None else sound_value(value)
+
+
 def sound_streams(streams: list[bytes]) -> list[bytes]:
-    """Names of streams; their length is for verifying to look at."""
+    """Names of streams, of any length: verification checks it."""
     if any(type(stream) is not bytes for stream in streams):
         raise IntegrityError("a stored event stream has another name than was written")
     return streams

@@ -13,26 +13,23 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Final, Protocol
+from typing import Final
 
 HOLD_SECONDS_MAX: Final = 60.0
 """How long a fork waits for calls under way. Past that it goes on; the child then refuses the store."""
 
 
-class Forkable(Protocol):
-    """What can hold still around a fork."""
+class Forkable:
+    """What can hold still around a fork. What it does not write does nothing."""
 
     def before_fork(self, seconds_max: float) -> None:
         """Wait for the calls under way, and let no other begin."""
-        ...
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        ...
 
     def after_fork_in_child(self) -> None:
         """Go on, in a process where only this thread lives."""
-        ...
 
 
 class _Watch:
@@ -70,7 +67,7 @@ _watch = _Watch()
 
 
 def hold_still_at_forks(item: Forkable) -> None:
-    """From now on, as long as the item lives. The hooks are installed with the first item, not at import."""
+    """Make an item hold still at forks, as long as it lives. The first item installs the hooks, not the import."""
     with _watch.lock:
         _watch.items.add(item)
         if not _watch.installed and hasattr(os, "register_at_fork"):

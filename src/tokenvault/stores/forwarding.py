@@ -1,18 +1,17 @@
-"""Token stores that hand every call on to another one: lifted into coroutines, to threads, or as a test has it."""
+"""Token stores that forward every call to another one: as coroutines, in threads, or as a test decides."""
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import Workers
-from tokenvault.stores.errors import CLOSED
-from tokenvault.stores.port import METHODS, AsyncTokenStore, TokenStore
+from tokenvault.stores.guard import CLOSED
+from tokenvault.stores.port import AsyncTokenStore, TokenStore, class_over
 
 THREADS: Final = 4
-"""Enough for reads to go on beside a write; SQLite has one writer at a time."""
+"""Enough for reads to go on during a write; SQLite has one writer at a time."""
 
 if TYPE_CHECKING:
 
@@ -21,43 +20,45 @@ if TYPE_CHECKING:
 
         @abstractmethod
         def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-            """What a method does, by its name."""
+            """Do what the method of a name does."""
 
     class AsyncForwarding(AsyncTokenStore, ABC):
         """A store with coroutines, each of whose methods goes through `_forward`."""
 
         @abstractmethod
         async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-            """What a method does, by its name."""
+            """Do what the method of a name does."""
+
+    class _Lifted(AsyncTokenStore):
+        """The methods of a store with coroutines, each of which calls that of `_store`."""
 
 else:
 
     def _forwarded(name):
-        @functools.wraps(getattr(TokenStore, name))
-        def method(self, *args, **kwargs):
-            return self._forward(name, *args, **kwargs)
-
-        return method
+        return lambda self, *args, **kwargs: self._forward(name, *args, **kwargs)
 
     def _forwarded_async(name):
-        @functools.wraps(getattr(AsyncTokenStore, name))
         async def method(self, *args, **kwargs):
             return await self._forward(name, *args, **kwargs)
 
         return method
 
-    Forwarding = type("Forwarding", (), {name: _forwarded(name) for name in METHODS})
-    AsyncForwarding = type("AsyncForwarding", (), {name: _forwarded_async(name) for name in METHODS})
+    def _lifted(name):
+        async def method(self, *args, **kwargs):
+            return getattr(self._store, name)(*args, **kwargs)
+
+        return method
+
+    Forwarding = class_over(TokenStore, _forwarded)
+    AsyncForwarding = class_over(AsyncTokenStore, _forwarded_async)
+    _Lifted = class_over(AsyncTokenStore, _lifted)
 
 
-class BlockingStore(AsyncForwarding):
+class BlockingStore(_Lifted):
     """A blocking token store as coroutines that never suspend."""
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
-
-    async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._store, name)(*args, **kwargs)
 
 
 class ThreadedTokenStore(AsyncForwarding):

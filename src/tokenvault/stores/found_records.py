@@ -1,4 +1,4 @@
-"""Token records as columns: what a store may answer many tokens with.
+"""Token records as columns: what a store may return for many tokens.
 
 A `RecordColumns` is a sequence of `SealedRecord`, so anyone may iterate it; batches take its columns.
 """
@@ -6,9 +6,9 @@ A `RecordColumns` is a sequence of `SealedRecord`, so anyone may iterate it; bat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import starmap
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -30,6 +30,7 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 _ASCII_MAX: Final = 0x7F
 
 
+@attrs.frozen(eq=False, repr=False)
 class RecordColumns(ColumnarRecords):
     """Records that have equally long tokens, requestors, programs and bodies; equal to a list of the same records.
 
@@ -39,46 +40,20 @@ class RecordColumns(ColumnarRecords):
         revisions, key_versions: arrays of shape (records,) and dtype int64.
     """
 
-    __slots__ = (
-        "bodies",
-        "key_versions",
-        "pan_fingerprints",
-        "programs",
-        "references",
-        "requestors",
-        "revisions",
-        "seals",
-        "tokens",
-    )  # fmt: skip
-
-    def __init__(
-        self, tokens: Bytes, references: Bytes, pan_fingerprints: Bytes, requestors: Bytes, programs: Bytes,
-        revisions: Integers, key_versions: Integers, bodies: Bytes, seals: Bytes,
-    ) -> None:  # fmt: skip
-        self.tokens: Final = tokens
-        self.references: Final = references
-        self.pan_fingerprints: Final = pan_fingerprints
-        self.requestors: Final = requestors
-        self.programs: Final = programs
-        self.revisions: Final = revisions
-        self.key_versions: Final = key_versions
-        self.bodies: Final = bodies
-        self.seals: Final = seals
+    tokens: Bytes
+    references: Bytes
+    pan_fingerprints: Bytes
+    requestors: Bytes
+    programs: Bytes
+    revisions: Integers
+    key_versions: Integers
+    bodies: Bytes
+    seals: Bytes
 
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
         """The columns of records, at least one; each field is equally long in all of them."""
-        return cls(
-            tokens=_texts([record.token for record in records]),
-            references=_column([record.reference for record in records]),
-            pan_fingerprints=_column([record.pan_fingerprint for record in records]),
-            requestors=_texts([record.requestor for record in records]),
-            programs=_texts([record.program for record in records]),
-            revisions=np.array([record.revision for record in records], np.int64),
-            key_versions=np.array([record.key_version for record in records], np.int64),
-            bodies=_column([record.body for record in records]),
-            seals=_column([record.seal for record in records]),
-        )
+        return cls(*map(_column, zip(*records, strict=True)))
 
     def fit(self) -> bool:
         """Whether each field of each record has the shape that SealedRecord states."""
@@ -96,20 +71,6 @@ class RecordColumns(ColumnarRecords):
             and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
         )
 
-    def take(self, rows: npt.NDArray[np.intp]) -> RecordColumns:
-        """The records of some rows, in the order given."""
-        return RecordColumns(
-            tokens=self.tokens[rows],
-            references=self.references[rows],
-            pan_fingerprints=self.pan_fingerprints[rows],
-            requestors=self.requestors[rows],
-            programs=self.programs[rows],
-            revisions=self.revisions[rows],
-            key_versions=self.key_versions[rows],
-            bodies=self.bodies[rows],
-            seals=self.seals[rows],
-        )
-
     def token_texts(self) -> list[str]:
         """The tokens, a str each."""
         return _split_texts(self.tokens)
@@ -118,34 +79,26 @@ class RecordColumns(ColumnarRecords):
         return len(self.tokens)
 
     def __iter__(self) -> Iterator[SealedRecord]:
-        return starmap(
+        return map(
             SealedRecord,
-            zip(
-                _split_texts(self.tokens),
-                split(self.references),
-                split(self.pan_fingerprints),
-                _split_texts(self.requestors),
-                _split_texts(self.programs),
-                self.revisions.tolist(),
-                self.key_versions.tolist(),
-                split(self.bodies),
-                split(self.seals),
-                strict=True,
-            ),
+            _split_texts(self.tokens),
+            split(self.references),
+            split(self.pan_fingerprints),
+            _split_texts(self.requestors),
+            _split_texts(self.programs),
+            self.revisions.tolist(),
+            self.key_versions.tolist(),
+            split(self.bodies),
+            split(self.seals),
         )
 
+    def take(self, rows: npt.ArrayLike) -> RecordColumns:
+        """Some of the records, by their numbers."""
+        return RecordColumns(*(column[rows] for column in attrs.astuple(self, recurse=False)))
+
     def _row(self, index: int) -> SealedRecord:
-        return SealedRecord(
-            token=self.tokens[index].tobytes().decode("ascii"),
-            reference=self.references[index].tobytes(),
-            pan_fingerprint=self.pan_fingerprints[index].tobytes(),
-            requestor=self.requestors[index].tobytes().decode("ascii"),
-            program=self.programs[index].tobytes().decode("ascii"),
-            revision=int(self.revisions[index]),
-            key_version=int(self.key_versions[index]),
-            body=self.bodies[index].tobytes(),
-            seal=self.seals[index].tobytes(),
-        )
+        (row,) = self.take([index])
+        return row
 
     def __eq__(self, other: object) -> bool:
         return list(self) == (list(other) if isinstance(other, RecordColumns) else other)
@@ -157,14 +110,15 @@ def _are_digits(column: Bytes) -> bool:
     return bool((column - np.uint8(ord("0")) < 10).all())
 
 
-def _texts(values: Sequence[str]) -> Bytes:
-    return np.frombuffer("".join(values).encode("ascii"), np.uint8).reshape(len(values), len(values[0]))
-
-
-def _column(values: Sequence[bytes]) -> Bytes:
-    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), len(values[0]))
+def _column(values: Sequence[Any]) -> npt.NDArray[Any]:
+    """The values of one field."""
+    first = values[0]
+    if isinstance(first, int):
+        return np.array(values, np.int64)
+    whole = "".join(values).encode("ascii") if isinstance(first, str) else b"".join(values)
+    return np.frombuffer(whole, np.uint8).reshape(len(values), len(first))
 
 
 def _split_texts(column: Bytes) -> list[str]:
-    joined, width = column.tobytes().decode("ascii"), column.shape[1]
-    return [joined[start : start + width] for start in range(0, len(joined), width)]
+    text, width = column.tobytes().decode("ascii"), column.shape[1]
+    return [text[start : start + width] for start in range(0, len(text), width)]

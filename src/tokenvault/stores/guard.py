@@ -1,41 +1,60 @@
 """The guard of every token store: checks of arguments and rows, and only the port's errors come out.
 
 An adapter subclasses `TokenStoreBase`, or `AsyncTokenStoreBase` where its methods are coroutines, and writes the
-private methods; whatever those raise, a caller sees what `TokenStore` states. The guard is written once, as
-coroutines. A blocking store runs them to their end: over methods that block they never suspend.
+private methods; whatever those raise, a caller sees what `TokenStore` states. What an adapter is called with, and how
+its answer is checked, is written once, in `_Guard`; the two bases differ in how they wait for the answer.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
-from tokenvault.errors import TokenStoreError
+from tokenvault.errors import (
+    ConfigurationError,
+    IntegrityError,
+    InvalidInputError,
+    TokenStoreError,
+    TokenVaultError,
+)
 from tokenvault.runtime import run
 from tokenvault.stores import checks
-from tokenvault.stores.errors import CLOSED, UNEXPLAINED, port_error, show_cause
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
-    METHODS,
+    INTEGER_MIN,
     PAGE_MAX,
     REFERENCE_BYTES,
+    AsyncTokenStore,
     SealedEvent,
     SealedRecord,
     TokenStore,
+    class_over,
 )
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
+CLOSED: Final = "the token store is closed; open it again with open_token_store"
+
+_SHOWN: Final = "unsafe_debug is on: an error shows what the adapter raised, which can hold row data"
+
+_PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
+_ABOUT_THE_SCHEMA: Final = ("provision", "check_schema")
 
 Answer: TypeAlias = T | Awaitable[T]
 """What a private method of an adapter returns: the value itself, or a coroutine that gives it."""
 
+Asked: TypeAlias = tuple[Answer[Any], Callable[[Any], T]]
+"""The answer of an adapter, and the check that gives, once the answer is there, what a caller gets of it."""
+
 
 class Adapter(ABC):
-    """What an adapter writes: methods that get arguments which are checked, and whose rows are checked after them."""
+    """What an adapter writes: private methods. Their arguments are checked before, the rows they return after."""
 
     _closed = False
 
@@ -48,7 +67,7 @@ class Adapter(ABC):
     """
 
     def _explain(self, error: Exception) -> str:
-        """What to tell a caller about an exception: what to look at next, and never row data."""
+        """The message for a caller about an exception: what to check next, and never row data."""
         return UNEXPLAINED
 
     @abstractmethod
@@ -117,196 +136,191 @@ class Adapter(ABC):
     def _close(self) -> Answer[None]: ...
 
 
-def guarded(call: C) -> C:
-    """Let only the port's errors out of a method of the port, and close it with the store."""
-    name = call.__name__
+class _Guard(Adapter, ABC):
+    """Each method of the port: checks its arguments and calls the adapter."""
 
-    @functools.wraps(call)
-    async def method(store: Guard, /, *args: Any, **kwargs: Any) -> Any:
+    def provision(self) -> Asked[None]:
+        return self._provision(), _nothing
+
+    def check_schema(self) -> Asked[None]:
+        return self._check_schema(), _nothing
+
+    def get(self, tokens: Sequence[str]) -> Asked[Sequence[SealedRecord]]:
+        checked = checks.checked_tokens(tokens)
+        return self._get(checked) if checked else [], checks.sound_records
+
+    def find(
+        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
+        after: str = "", limit: int = PAGE_MAX,
+    ) -> Asked[list[SealedRecord]]:  # fmt: skip
+        checked = checks.checked_pan_fingerprints(pan_fingerprint)
+        checks.check_owner(requestor, program)
+        checks.check_page(after, limit)
+        return self._find(checked, requestor, program, after, limit), checks.sound_records
+
+    def by_reference(self, reference: bytes) -> Asked[SealedRecord | None]:
+        checks.check_bytes(reference, REFERENCE_BYTES, "a reference")
+        return self._by_reference(reference), checks.sound_record_if_any
+
+    def insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
+    ) -> Asked[list[str]]:
+        records, events = checks.checked_records(records, 1, 1), checks.checked_events(events)
+        if document is not None:
+            checks.check_document(document)
+        elif not (records or events):
+            return [], _unchanged
+        return self._insert(records, events, document), _unchanged
+
+    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Asked[list[str]]:
+        records, events = checks.checked_records(records, 2, INTEGER_MAX), checks.checked_events(events)
+        return self._replace(records, events) if records or events else [], _unchanged
+
+    def append(self, events: Sequence[SealedEvent]) -> Asked[None]:
+        checked = checks.checked_events(events)
+        return self._append(checked) if checked else None, _nothing
+
+    def events(
+        self, *, stream: bytes | None = None, reference: bytes | None = None,
+        after: int = 0, limit: int = PAGE_MAX,
+    ) -> Asked[list[SealedEvent]]:  # fmt: skip
+        checks.check_event_page(stream, reference, after, limit)
+        if stream is None:
+            return self._events_about(reference or b"", after, limit), checks.sound_events
+        if after == INTEGER_MAX:
+            return [], checks.sound_events
+        first = after + 1 if after >= 0 else INTEGER_MIN
+        return self._events_of_stream(stream, first, limit), checks.sound_events
+
+    def streams(self) -> Asked[list[bytes]]:
+        return self._streams(), checks.sound_streams
+
+    def latest_checkpoints(self, limit: int) -> Asked[list[SealedEvent]]:
+        checks.check_limit(limit)
+        return self._latest_checkpoints(limit), checks.sound_latest_checkpoints
+
+    def put_domain(self, digest: bytes, document: bytes) -> Asked[None]:
+        checks.check_document(document)
+        checks.check_digest(digest, document)
+        return self._put_domain(digest, document), _nothing
+
+    def get_domain(self, digest: bytes) -> Asked[bytes | None]:
+        checks.check_bytes(digest, DIGEST_BYTES, "a digest")
+        return self._get_domain(digest), functools.partial(checks.sound_document, digest)
+
+    def scan(
+        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
+    ) -> Asked[list[SealedRecord]]:
+        checks.check_page(after, limit)
+        checks.check_key_version(key_version)
+        return self._scan(after, limit, key_version), checks.sound_records
+
+    def get_meta(self, name: str) -> Asked[bytes | None]:
+        checks.check_meta(name)
+        return self._get_meta(name), checks.sound_value_if_any
+
+    def put_meta(self, name: str, value: bytes) -> Asked[bytes]:
+        checks.check_meta(name, value)
+        return self._put_meta(name, value), checks.sound_value
+
+    def close(self) -> Asked[None]:
+        closed, self._closed = self._closed, True
+        return None if closed else self._close(), _nothing
+
+
+def _unchanged(value: T) -> T:
+    return value
+
+
+def _nothing(_: object) -> None:
+    """What a method gives that states no value, whatever an adapter returns."""
+
+
+def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
+    """The error that a caller of a method sees in place of what an adapter raised; chained to nothing."""
+    if isinstance(error, _PASSED) or (isinstance(error, ConfigurationError) and name in _ABOUT_THE_SCHEMA):
+        # An adapter may have raised it inside an except block; what it handled there can hold row data.
+        error.__cause__ = error.__context__ = None
+        return error
+    if isinstance(error, TokenVaultError):
+        return TokenStoreError(str(error))
+    try:
+        return TokenStoreError(store._explain(error))
+    except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
+        return TokenStoreError(UNEXPLAINED)
+
+
+def _failure(store: Adapter, name: str, error: Exception) -> TokenVaultError:
+    """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning."""
+    failure = _port_error(store, name, error)
+    if type(store).unsafe_debug is True and failure is not error:
+        failure.__cause__ = error
+        warnings.warn(_SHOWN, RuntimeWarning, stacklevel=3)
+    return failure
+
+
+def _guarded(name: str) -> Callable[..., Any]:
+    """A method of a blocking store. Only the port's errors come out of it, and it is closed with the store."""
+    ask = getattr(_Guard, name)
+
+    def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
             raise TokenStoreError(CLOSED)
         try:
-            return await call(store, *args, **kwargs)
+            answer, sound = ask(store, *args, **kwargs)
+            return sound(run(answer) if type(answer) is CoroutineType else answer)
         except Exception as error:  # noqa: BLE001  this is where everything is mapped
-            failure = port_error(name, error, store._explain)
-            if type(store).unsafe_debug is True and failure is not error:
-                show_cause(failure, error)
+            failure = _failure(store, name, error)
         # Outside the block above, or Python would chain the original, which can hold row data.
         try:
             raise failure
         finally:
             del failure  # the traceback holds this frame: no cycle
 
-    return cast("C", method)
+    return method
 
 
-class Guard(Adapter, ABC):
-    """The methods of the port over those of an adapter."""
+def _async_guarded(name: str) -> Callable[..., Any]:
+    """The same of a store with coroutines."""
+    ask = getattr(_Guard, name)
 
-    @guarded
-    async def provision(self) -> None:
-        """Create the schema where it is missing."""
-        await _value(self._provision())
-
-    @guarded
-    async def check_schema(self) -> None:
-        """Raise ConfigurationError unless the schema is there, in the version that this code writes."""
-        await _value(self._check_schema())
-
-    @guarded
-    async def get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        """The records of these tokens, each once; those that do not exist are left out."""
-        checked = checks.checked_tokens(tokens)
-        return checks.sound_records(await _value(self._get(checked))) if checked else []
-
-    @guarded
-    async def find(
-        self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
-        after: str = "", limit: int = PAGE_MAX,
-    ) -> list[SealedRecord]:  # fmt: skip
-        """The records of a PAN fingerprint, or of several, whose token is greater than `after`, by token."""
-        checked = checks.checked_pan_fingerprints(pan_fingerprint)
-        checks.check_owner(requestor, program)
-        checks.check_page(after, limit)
-        return checks.sound_records(await _value(self._find(checked, requestor, program, after, limit)))
-
-    @guarded
-    async def by_reference(self, reference: bytes) -> SealedRecord | None:
-        """The record with this reference."""
-        checks.check_bytes(reference, REFERENCE_BYTES, "a reference")
-        record = await _value(self._by_reference(reference))
-        return None if record is None else checks.sound_records([record])[0]
-
-    @guarded
-    async def insert(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
-    ) -> list[str]:
-        """Insert all, or, where a token exists already, nothing. Returns the tokens that existed."""
-        records, events = checks.checked_records(records, 1, 1), checks.checked_events(events)
-        if document is not None:
-            checks.check_document(document)
-        elif not (records or events):
-            return []
-        return await _value(self._insert(records, events, document))
-
-    @guarded
-    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        """Replace all, or, where a revision has moved, nothing. Returns the tokens that had moved."""
-        records, events = checks.checked_records(records, 2, INTEGER_MAX), checks.checked_events(events)
-        return await _value(self._replace(records, events)) if records or events else []
-
-    @guarded
-    async def append(self, events: Sequence[SealedEvent]) -> None:
-        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
-        checked = checks.checked_events(events)
-        if checked:
-            await _value(self._append(checked))
-
-    @guarded
-    async def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]:  # fmt: skip
-        """Events of one stream by number, or of one reference in the order of writing."""
-        checks.check_event_page(stream, reference, after, limit)
-        if stream is None:
-            return checks.sound_events(await _value(self._events_about(reference or b"", after, limit)))
-        if after == INTEGER_MAX:
-            return []
-        return checks.sound_events(
-            await _value(self._events_of_stream(stream, checks.first_after(after), limit))
-        )
-
-    @guarded
-    async def streams(self) -> list[bytes]:
-        """Every event stream there is."""
-        return checks.sound_streams(await _value(self._streams()))
-
-    @guarded
-    async def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        """The newest streams' last checkpoints."""
-        checks.check_limit(limit)
-        return checks.sound_latest_checkpoints(await _value(self._latest_checkpoints(limit)))
-
-    @guarded
-    async def put_domain(self, digest: bytes, document: bytes) -> None:
-        """Keep a document under its SHA-256; nothing happens where it is there already."""
-        checks.check_document(document)
-        checks.check_digest(digest, document)
-        await _value(self._put_domain(digest, document))
-
-    @guarded
-    async def get_domain(self, digest: bytes) -> bytes | None:
-        """The document kept under a digest."""
-        checks.check_bytes(digest, DIGEST_BYTES, "a digest")
-        return checks.sound_document(digest, await _value(self._get_domain(digest)))
-
-    @guarded
-    async def scan(
-        self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
-    ) -> list[SealedRecord]:
-        """Records with a token greater than `after`, by token; only of one key version where it is given."""
-        checks.check_page(after, limit)
-        checks.check_key_version(key_version)
-        return checks.sound_records(await _value(self._scan(after, limit, key_version)))
-
-    @guarded
-    async def get_meta(self, name: str) -> bytes | None:
-        """A named value, or None."""
-        checks.check_meta(name)
-        value = await _value(self._get_meta(name))
-        return None if value is None else checks.sound_value(value)
-
-    @guarded
-    async def put_meta(self, name: str, value: bytes) -> bytes:
-        """Set a named value if it is not set yet. Returns the value that stands now."""
-        checks.check_meta(name, value)
-        return checks.sound_value(await _value(self._put_meta(name, value)))
-
-    @guarded
-    async def close(self) -> None:
-        """Release connections; idempotent. Every later call raises TokenStoreError."""
-        closed, self._closed = self._closed, True
-        if not closed:
-            await _value(self._close())
-
-
-async def _value(answer: Answer[T]) -> T:
-    return await answer if hasattr(answer, "__await__") else answer
-
-
-def _run_to_its_end(call: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
-    @functools.wraps(call)
-    def method(*args: Any, **kwargs: Any) -> T:
-        return run(call(*args, **kwargs))
+    async def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
+        if store._closed and name != "close":
+            raise TokenStoreError(CLOSED)
+        try:
+            answer, sound = ask(store, *args, **kwargs)
+            return sound(await answer if hasattr(answer, "__await__") else answer)
+        except Exception as error:  # noqa: BLE001  as in a blocking store
+            failure = _failure(store, name, error)
+        try:
+            raise failure
+        finally:
+            del failure
 
     return method
 
 
 if TYPE_CHECKING:
 
-    class _BlockingGuard(Adapter, TokenStore, ABC):
-        """The guard as callers of a blocking store see it."""
+    class _Blocking(TokenStore): ...
+
+    class _Awaited(AsyncTokenStore): ...
 
 else:
-
-    class _BlockingGuard(Guard):
-        """The guard, run to its end where it is called."""
-
-    for _name in METHODS:
-        setattr(_BlockingGuard, _name, _run_to_its_end(getattr(Guard, _name)))
+    _Blocking = class_over(TokenStore, _guarded)
+    _Awaited = class_over(AsyncTokenStore, _async_guarded)
 
 
-class TokenStoreBase(_BlockingGuard, ABC):
+class TokenStoreBase(_Blocking, Adapter, ABC):
     """Base of a blocking token store; the port is met by writing the private methods.
 
-    They get arguments that are checked already. What they read is checked after them. They may raise
+    Their arguments are checked before, and what they return is checked after. They may raise
     anything; only KeyboardInterrupt and its like pass as they are, so a write undoes itself on
     BaseException. `_close` is called once.
     """
 
 
-class AsyncTokenStoreBase(Guard, ABC):
+class AsyncTokenStoreBase(_Awaited, Adapter, ABC):
     """Base of a token store with coroutines; as `TokenStoreBase`, with private methods that are coroutines.
 
     A cancellation passes as it is, so a write undoes itself on BaseException.

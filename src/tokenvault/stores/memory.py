@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.forks import hold_still_at_forks
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 
 
-class MemoryTokenStore(TokenStoreBase):
+class MemoryTokenStore(TokenStoreBase, Forkable):
     """Dicts under one lock. A forked child goes on with a copy of its own."""
 
     def __init__(self) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Final, TypeAlias, overload
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +24,7 @@ _are_tokens: Final = re.compile(rb"(?:[0-9]{13,19}\n)+").fullmatch
 
 
 class ColumnarRecords(Sequence[SealedRecord]):
-    """A sequence of records that is kept as columns; a row becomes a record when it is asked for."""
+    """A sequence of records that is kept as columns; a row becomes a record when it is read."""
 
     __slots__ = ()
 
@@ -44,6 +45,7 @@ class ColumnarRecords(Sequence[SealedRecord]):
         return f"<{type(self).__name__} of {len(self)}>"
 
 
+@attrs.frozen(eq=False, repr=False)
 class RecordBatch(ColumnarRecords):
     """New records of one requestor and program: only token, reference, PAN fingerprint and seal differ.
 
@@ -58,86 +60,51 @@ class RecordBatch(ColumnarRecords):
         InvalidInputError: a column has another dtype or shape, or a token another form.
     """
 
-    __slots__ = (
-        "body",
-        "key_version",
-        "pan_fingerprints",
-        "program",
-        "references",
-        "requestor",
-        "revision",
-        "seals",
-        "tokens",
-    )
+    tokens: Sequence[bytes]
+    references: Bytes
+    pan_fingerprints: Bytes
+    requestor: str
+    program: str
+    revision: int
+    key_version: int
+    body: bytes
+    seals: Bytes
 
-    def __init__(
-        self,
-        tokens: Sequence[bytes],
-        references: Bytes,
-        pan_fingerprints: Bytes,
-        requestor: str,
-        program: str,
-        revision: int,
-        key_version: int,
-        body: bytes,
-        seals: Bytes,
-    ) -> None:
-        rows = len(tokens)
+    def __attrs_post_init__(self) -> None:
+        rows = len(self.tokens)
         for name, column, width in (
-            ("references", references, REFERENCE_BYTES),
-            ("pan_fingerprints", pan_fingerprints, PAN_FINGERPRINT_BYTES),
-            ("seals", seals, SEAL_BYTES),
+            ("references", self.references, REFERENCE_BYTES),
+            ("pan_fingerprints", self.pan_fingerprints, PAN_FINGERPRINT_BYTES),
+            ("seals", self.seals, SEAL_BYTES),
         ):
             if type(column) is not np.ndarray or column.dtype != np.uint8 or column.shape != (rows, width):
                 raise InvalidInputError(f"{name} is an array of uint8 of shape (rows, {width})")
-        joined = b"\n".join([*tokens, b""])
-        if rows and (_are_tokens(joined) is None or joined.count(b"\n") != rows):
+        lines = b"\n".join([*self.tokens, b""])
+        if rows and (_are_tokens(lines) is None or lines.count(b"\n") != rows):
             raise InvalidInputError("a token is 13 to 19 ASCII digits")
-        self.tokens: Final = tuple(tokens)
-        self.references: Final = np.ascontiguousarray(references)
-        self.pan_fingerprints: Final = np.ascontiguousarray(pan_fingerprints)
-        self.requestor: Final = requestor
-        self.program: Final = program
-        self.revision: Final = revision
-        self.key_version: Final = key_version
-        self.body: Final = body
-        self.seals: Final = np.ascontiguousarray(seals)
 
     def take(self, rows: npt.NDArray[np.intp]) -> RecordBatch:
         """The records of some rows, in the order given."""
-        tokens = [self.tokens[row] for row in rows.tolist()]
-        return self._like(tokens, self.references[rows], self.pan_fingerprints[rows], self.seals[rows])
+        return attrs.evolve(
+            self,
+            tokens=[self.tokens[row] for row in rows.tolist()],
+            references=self.references[rows],
+            pan_fingerprints=self.pan_fingerprints[rows],
+            seals=self.seals[rows],
+        )
 
     def with_rows(self, rows: npt.NDArray[np.intp], other: RecordBatch) -> RecordBatch:
         """These records, with those of another batch in place of some rows."""
-        tokens = list(self.tokens)
-        for row, token in zip(rows.tolist(), other.tokens, strict=True):
-            tokens[row] = token
-        references, pan_fingerprints, seals = (
-            self.references.copy(),
-            self.pan_fingerprints.copy(),
-            self.seals.copy(),
+        places = np.arange(len(self))
+        places[rows] = len(self) + np.arange(len(other))
+        both = attrs.evolve(
+            self,
+            tokens=[*self.tokens, *other.tokens],
+            references=np.concatenate((self.references, other.references)),
+            pan_fingerprints=np.concatenate((self.pan_fingerprints, other.pan_fingerprints)),
+            seals=np.concatenate((self.seals, other.seals)),
         )
-        references[rows] = other.references
-        pan_fingerprints[rows] = other.pan_fingerprints
-        seals[rows] = other.seals
-        return self._like(tokens, references, pan_fingerprints, seals)
-
-    def _like(
-        self, tokens: Sequence[bytes], references: Bytes, pan_fingerprints: Bytes, seals: Bytes
-    ) -> RecordBatch:
-        """Other records that share what these share."""
-        return RecordBatch(
-            tokens=tokens,
-            references=references,
-            pan_fingerprints=pan_fingerprints,
-            requestor=self.requestor,
-            program=self.program,
-            revision=self.revision,
-            key_version=self.key_version,
-            body=self.body,
-            seals=seals,
-        )
+        return both.take(places)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -157,17 +124,7 @@ class RecordBatch(ColumnarRecords):
         )
 
     def _row(self, index: int) -> SealedRecord:
-        return SealedRecord(
-            token=self.tokens[index].decode("ascii"),
-            reference=self.references[index].tobytes(),
-            pan_fingerprint=self.pan_fingerprints[index].tobytes(),
-            requestor=self.requestor,
-            program=self.program,
-            revision=self.revision,
-            key_version=self.key_version,
-            body=self.body,
-            seal=self.seals[index].tobytes(),
-        )
+        return next(iter(self.take(np.array([index]))))
 
 
 def split(column: Bytes) -> list[bytes]:
@@ -175,12 +132,10 @@ def split(column: Bytes) -> list[bytes]:
     width = column.shape[1]
     if not width:
         return [b""] * len(column)
-    joined = column.tobytes()
-    return [joined[start : start + width] for start in range(0, len(joined), width)]
+    text = column.tobytes()
+    return [text[start : start + width] for start in range(0, len(text), width)]
 
 
-def records_of(
-    rows: Iterable[tuple[str, bytes, bytes, str, str, int, int, bytes, bytes]],
-) -> list[SealedRecord]:
-    """Rows of a database as records; their values are in the order of the fields of SealedRecord."""
-    return list(map(SealedRecord._make, rows))
+def joined(values: Sequence[bytes]) -> Bytes:
+    """Byte strings, at least one and equally long, as an array of shape (rows, width): the inverse of `split`."""
+    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), len(values[0]))

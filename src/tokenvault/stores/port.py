@@ -1,17 +1,18 @@
-"""The token store port: what the vault asks of a database.
+"""The token store port: what the vault needs of a database.
 
 Only single-key operations: read by key, insert if absent, replace if the revision is still the one read.
 No constraint across rows, no lock, no read-modify-write in SQL: any database can do this, sharded ones too.
-What a row means is none of the store's business: it keeps columns to look up by, and two opaque byte strings.
+The store does not know what a row means: it keeps columns to look up by, and two opaque byte strings.
 
 `tokenvault.testing` has the conformance kit by which an adapter proves itself.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Final, NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
@@ -91,7 +92,7 @@ def digest_of(document: bytes) -> bytes:
 
 
 MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
-"""Stands for a row that is no event, where others are to be read all the same. No vault writes this one."""
+"""Takes the place of a malformed row where the other rows are still read. No vault writes this event."""
 
 
 def unwritten() -> NoReturn:
@@ -105,10 +106,10 @@ def unwritten() -> NoReturn:
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
-    Safe to share between threads and to use in a forked child. It raises nothing but what stands here.
+    Safe to share between threads and to use in a forked child. It raises only the errors listed here.
 
     Raises:
-        TokenStoreError: the database did not do as asked. After one from a write, the write may have
+        TokenStoreError: the database failed. After one from a write, the write may have
             happened or not, wholly, never in part.
         IntegrityError: a row does not have the types and lengths that SealedRecord and SealedEvent state,
             or a domain document is not the one of its digest. What else may be wrong with a row is for
@@ -200,8 +201,8 @@ class TokenStore(Protocol):
         """The newest streams' last checkpoints, in one round trip, in no particular order.
 
         Of the `limit` streams with the greatest names: of each the event written last whose reference is the
-        stream's own name; of a stream without one, its first event. For a row of other types or lengths stands
-        MALFORMED_EVENT. `limit` is from 1 to PAGE_MAX.
+        stream's own name; of a stream without one, its first event. MALFORMED_EVENT takes the place of a
+        row of other types or lengths. `limit` is from 1 to PAGE_MAX.
         """
         unwritten()
 
@@ -227,7 +228,7 @@ class TokenStore(Protocol):
         unwritten()
 
     def put_meta(self, name: str, value: bytes) -> bytes:
-        """Set a named value if it is not set yet. Returns the value that stands now: the first one wins."""
+        """Set a named value if it is not set yet. Returns the value that is set now: the first one wins."""
         unwritten()
 
     def close(self) -> None:
@@ -309,7 +310,7 @@ class AsyncTokenStore(Protocol):
         unwritten()
 
     async def put_meta(self, name: str, value: bytes) -> bytes:
-        """Set a named value if it is not set yet. Returns the value that stands now: the first one wins."""
+        """Set a named value if it is not set yet. Returns the value that is set now: the first one wins."""
         unwritten()
 
     async def close(self) -> None:
@@ -319,3 +320,9 @@ class AsyncTokenStore(Protocol):
 
 METHODS: Final = tuple(name for name in vars(TokenStore) if not name.startswith("_"))
 """The names of the methods of both ports."""
+
+
+def class_over(port: type, method_of: Callable[[str], Callable[..., Any]]) -> type:
+    """A class with every method of a port, each made by its name, with the signature and docstring of the port's."""
+    methods = {name: functools.wraps(getattr(port, name))(method_of(name)) for name in METHODS}
+    return type(f"{port.__name__}Methods", (), methods)

@@ -11,7 +11,7 @@
 | `ManualClock` | a clock to set |
 
 The contracts and the machines need pytest and Hypothesis, which the extra `testing` installs, and are imported when
-they are first asked for. All else needs neither.
+they are first used. All else needs neither.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     store = FaultyTokenStore(MyStore(...), plan)
     vault = tokenvault.Vault(keys, store, ...)
 
-A plan is asked before each call, by the call's name: that of the port's method, and "encrypt_blocks" for a cipher.
+A plan is called before each call, with its name: that of the port's method, and "encrypt_blocks" for a cipher.
 Nothing here is random: the same plan and the same calls give the same faults. The worst fault is LOSE on a
-write: it happened, and nobody was told. `vault_machine` runs a whole vault under plans that Hypothesis draws.
+write: it happened, and no caller knows. `vault_machine` runs a whole vault under plans that Hypothesis draws.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Fault:
     Attributes:
         failure: how it fails; None where it does not.
         before_ms: a wait before the call, in milliseconds; 0 lets another thread or task go first, None does not.
-        after_ms: likewise after it, before the caller hears.
+        after_ms: likewise after it, before the caller has its answer.
     """
 
     failure: Failure | None = None
@@ -63,15 +63,15 @@ FAIL: Final = Fault(Failure.NOT_DONE)
 LOSE: Final = Fault(Failure.ANSWER_LOST)
 
 FaultPlan = Callable[[str], Fault | None]
-"""Given the name of a call that is about to be made, what happens to it. Asked from every thread that calls."""
+"""Given the name of a call that is about to be made, what happens to it. Called in the thread of the call."""
 
 
 class FaultSchedule:
-    """A plan that is a list: a fault, or None, for each call in turn. What comes after the list is left alone.
+    """A plan that is a list: a fault, or None, for each call in turn. Calls after the list have no fault.
 
     Args:
         faults: in the order of the calls.
-        calls: names of the calls that the list is about; unset, all. Others are left alone and use nothing up.
+        calls: names of the calls that the list is about; unset, all. Others have no fault and take none.
 
     Attributes:
         made: name and fault of each call that had one, in order. Cleared by `set`.
@@ -111,7 +111,7 @@ async def _under(
     sleep: Callable[[float], Awaitable[None]],
     call: Callable[[], Awaitable[T]],
 ) -> T:
-    """Make a call as its fault has it."""
+    """Make a call under its fault."""
     fault = fault or Fault()
     if fault.before_ms is not None:
         await sleep(fault.before_ms / 1e3)
@@ -139,7 +139,7 @@ class FaultyTokenStore(Forwarding):
 
     Args:
         store: the token store; open, and used by others at will.
-        plan: asked before each call, `close` included.
+        plan: called before each call, `close` included.
     """
 
     def __init__(self, store: TokenStore, plan: FaultPlan) -> None:
@@ -156,7 +156,7 @@ class FaultyAsyncTokenStore(AsyncForwarding):
 
     Args:
         store: the token store; open, and used by others at will.
-        plan: asked before each call, `close` included.
+        plan: called before each call, `close` included.
     """
 
     def __init__(self, store: AsyncTokenStore, plan: FaultPlan) -> None:
@@ -171,11 +171,11 @@ class FaultyAsyncTokenStore(AsyncForwarding):
 class FaultyKeyStore:
     """A key store whose calls, and whose ciphers' calls, go as a plan says. What fails raises KeyStoreError.
 
-    Its ciphers take the library's general path, which asks for every block: a fault may come at each.
+    Its ciphers take the library's general path, which calls them for every block: a fault may come at each.
 
     Args:
         keys: the key store; open, and used by others at will.
-        plan: asked before each call, `close` included, and before each "encrypt_blocks".
+        plan: called before each call, `close` included, and before each "encrypt_blocks".
     """
 
     def __init__(self, keys: KeyStore, plan: FaultPlan) -> None:

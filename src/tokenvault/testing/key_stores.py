@@ -6,13 +6,21 @@
             return lambda: MyKeyStore(tmp_path / "keys")
 
 The fixture gives a function that opens the same, at first empty, store each time that it is called. Set
-`custodies` when your store does not offer both.
+`custodies` when your store does not offer both. Override `disturbances` when it holds something that can be lost
+under it, like sessions or connections.
+
+For a PKCS#11 module there is nothing to write: give it a token without keys of a vault, and run
+
+    python -m tokenvault.testing.pkcs11_modules 'pkcs11:token=...?module-path=...&pin-source=file:...'
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -29,6 +37,9 @@ from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose, KeyStore
 
 OpenStore = Callable[[], KeyStore]
+Disturbance = Callable[[KeyStore], None]
+
+CHILD_SECONDS = 60
 
 THREADS = 8
 CALLS_PER_THREAD = 25
@@ -47,6 +58,11 @@ class KeyStoreContract:
     def open_store(self) -> OpenStore:
         """Override: a function that opens the same store again and again; empty when the test begins."""
         raise TypeError("override the fixture open_store")
+
+    @pytest.fixture
+    def disturbances(self) -> tuple[Disturbance, ...]:
+        """Override: functions that make a store lose what it holds open, each as something outside would."""
+        return ()
 
     @pytest.fixture
     def key_store(self, open_store: OpenStore) -> Iterator[KeyStore]:
@@ -241,3 +257,74 @@ class KeyStoreContract:
             created = list(pool.map(work, range(THREADS)))
         assert sorted(key.version for key in created) == list(range(1, THREADS + 1))
         assert key_store.versions(KeyPurpose.FPE) == tuple(range(1, THREADS + 1))
+
+    @pytest.mark.parametrize("count", [1_023, 1_025, 4_097, 60_000, 200_000])
+    def test_large_requests_come_back_whole(self, key_store: KeyStore, count: int) -> None:
+        """Whatever one call takes: and again, when the store knows how much that is."""
+        for custody in self.custodies:
+            cipher = key_store.cipher(key_store.create(KeyPurpose.SEAL, custody))
+            pattern = _blocks(64)
+            expected = cipher.encrypt_blocks(pattern)
+            for _ in range(2):
+                answer = cipher.encrypt_blocks((pattern * (count // 64 + 1))[: count * BLOCK_BYTES])
+                assert answer == (expected * (count // 64 + 1))[: count * BLOCK_BYTES]
+
+    def test_lost_sessions_are_opened_again(
+        self, open_store: OpenStore, disturbances: tuple[Disturbance, ...]
+    ) -> None:
+        if not disturbances:
+            pytest.skip("this store names no disturbances: it holds nothing open that can be lost")
+        with closing(open_store()) as store:
+            keys = [store.create(KeyPurpose.SEAL, custody) for custody in self.custodies]
+            ciphers = [store.cipher(key) for key in keys]
+            before = [cipher.encrypt_blocks(_blocks(2)) for cipher in ciphers]
+            signer = store.create_signer()
+            for disturb in disturbances:
+                disturb(store)
+                assert [cipher.encrypt_blocks(_blocks(2)) for cipher in ciphers] == before
+                disturb(store)
+                assert store.versions(KeyPurpose.SEAL) == tuple(range(1, len(keys) + 1))
+                disturb(store)
+                assert [store.cipher(key).encrypt_blocks(_blocks(2)) for key in keys] == before
+                disturb(store)
+                assert signer is None or len(signer.sign(b"message")) == 64
+
+    def test_forked_children_use_the_store_and_leave_it_to_the_parent(self, key_store: KeyStore) -> None:
+        """A child may encrypt, make keys and close the store; the parent notices nothing of it."""
+        if not hasattr(os, "fork"):
+            pytest.skip("this platform has no fork")
+        keys = [key_store.create(KeyPurpose.SEAL, custody) for custody in self.custodies]
+        ciphers = [key_store.cipher(key) for key in keys]
+        before = [cipher.encrypt_blocks(_blocks(2)) for cipher in ciphers]
+
+        def child() -> bool:
+            same = [cipher.encrypt_blocks(_blocks(2)) for cipher in ciphers] == before
+            made = key_store.create(KeyPurpose.SEAL, self.custodies[0])
+            key_store.close()
+            return same and made.version == len(keys) + 1
+
+        assert _in_child(child)
+        assert [cipher.encrypt_blocks(_blocks(2)) for cipher in ciphers] == before
+        assert key_store.versions(KeyPurpose.SEAL) == tuple(range(1, len(keys) + 2))
+        assert _in_child(lambda: key_store.cipher(keys[0]).encrypt_blocks(_blocks(2)) == before[0])
+        assert [cipher.encrypt_blocks(_blocks(2)) for cipher in ciphers] == before
+
+
+def _in_child(action: Callable[[], bool]) -> bool:
+    """Whether an action is true in a forked child. One that hangs is ended."""
+    pid = os.fork()
+    if pid == 0:
+        outcome = 1
+        try:
+            outcome = 0 if action() else 2
+        finally:
+            os._exit(outcome)
+    until = time.monotonic() + CHILD_SECONDS
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False

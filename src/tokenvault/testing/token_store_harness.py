@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 class Capability(enum.Enum):
-    """What some adapters can not do, and say so by leaving it out.
+    """What not every adapter can do; one that can not leaves it out of `capabilities`.
 
     DURABLE: what was written is there when the store is opened again.
     PROCESSES: other processes may share the store; `StoreHarness.opener` gives a picklable function.
@@ -106,7 +106,7 @@ class TokenStoreOnALoop(Forwarding):
 
 
 class RecordChanges(TypedDict, total=False):
-    """Fields of a SealedRecord to be other than usual."""
+    """Fields of a SealedRecord that differ from the sample's."""
 
     token: str
     reference: bytes

@@ -221,7 +221,7 @@ class TokenStoreContract(IsolationContract):
         assert store.get_domain(digest_of(b"{}")) == b"{}"
 
     def test_meta_first_wins(self, store: TokenStore) -> None:
-        """A named value is set once; who comes later learns what stands."""
+        """A named value is set once; later calls get the value that is set."""
         assert store.get_meta("a") is None
         assert store.put_meta("a", b"first") == b"first"
         assert store.put_meta("a", b"second") == b"first"

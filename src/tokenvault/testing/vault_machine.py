@@ -124,7 +124,7 @@ _uses = st.builds(a_use, st.sampled_from(_USES), st.sampled_from(["M-1", "M-1", 
 
 
 class FaultyVaultMachine(RuleBasedStateMachine):
-    """Asks several vaults under faults, and a model what they may answer.
+    """Calls several vaults under faults, and checks their answers against a model.
 
     A subclass gives `open_store` and `open_keys`.
     """
@@ -230,7 +230,7 @@ class FaultyVaultMachine(RuleBasedStateMachine):
 
         others = list(self.tokens.values())
         if answer == UNKNOWN:
-            for row in self.store.scan():  # at most one, which nobody was told of
+            for row in self.store.scan():  # at most one, whose answer was lost
                 if row.token not in self.tokens:
                     assert len(self.tokens) == len(others), "one call issued two tokens"
                     self._issued(self.witness.get(row.token), State(program, pan, domain))
@@ -269,7 +269,7 @@ class FaultyVaultMachine(RuleBasedStateMachine):
 
     @rule(turn=_turns, transaction=_uses)
     def detokenize_until_answered(self, turn: _Turn, transaction: Transaction) -> None:
-        """A caller whose answer was lost presents the transaction again, to another vault."""
+        """A caller whose answer was lost retries the transaction, with another vault."""
         self.detokenize(turn, transaction)
         self.detokenize(_Turn((turn.vault + 1) % VAULTS, turn.place), transaction)
 
@@ -311,7 +311,7 @@ class FaultyVaultMachine(RuleBasedStateMachine):
         self._learn_all(answer, functools.partial(State.listed, pan=pan))
 
     def _learn_all(self, answer: list[TokenInfo] | Answer, step: Step) -> None:
-        """From a call about all tokens of a card; those of others are not named."""
+        """Learn from a call about all tokens of a card; its answer has none of other cards."""
         if isinstance(answer, list):
             named = {info.token: Shown.of(info) for info in answer}
             assert named.keys() <= self.tokens.keys()

@@ -44,7 +44,7 @@ UNKNOWN: Final = "unknown"
 
 @attrs.frozen
 class Shown:
-    """What a vault tells of a token, without what is drawn at random and the time."""
+    """What a vault returns of a token, without what is drawn at random and the time."""
 
     status: TokenStatus
     suspended_by: frozenset[Actor]
@@ -57,7 +57,7 @@ class Shown:
 
 
 Answer = str | frozenset[str] | Shown | type[TokenVaultError]
-"""UNKNOWN, a PAN, the codes of a decision, what is told of a token, or the class of an error."""
+"""UNKNOWN, a PAN, the codes of a decision, what is shown of a token, or the class of an error."""
 
 
 @attrs.frozen
@@ -158,7 +158,7 @@ class State:
         return self._changed(domain=domain) if self.live else (LifecycleError, self)
 
     def renewed(self, pan: str, new_pan: str) -> tuple[Answer | None, State]:
-        """None for a token of another card, which a card update does not name."""
+        """None for a token of another card, which is not in the answer of a card update."""
         if not self.live or self.pan != pan:
             return None, self
         return self._changed(pan=new_pan)
@@ -180,7 +180,7 @@ class ModelToken:
 
     Attributes:
         states: that it may be in; never empty.
-        given: by transaction id, how often its card was handed out; lost: how often nobody knows.
+        given: by transaction id, how often its card was handed out; lost: how often its answer was lost.
     """
 
     token: str

@@ -3,5 +3,5 @@
 `awaited` has the methods of `AsyncVault`: each checks its arguments and awaits a flow. `blocking`, with `Vault`, is
 generated from it. The flows are coroutines over the ports: `issue`, `use` (check and detokenize), `manage` (status,
 domain and card), `history`, and `batch` for many items at once. `core` is what they share; `open`, `provision` and
-`closing` are the life of a vault.
+`face` are the life of a vault.
 """

@@ -1,4 +1,4 @@
-"""Arguments of the vault's methods: of any type when they come in, checked when they come out."""
+"""Checks of the arguments of the vault's methods, which callers may pass in any type."""
 
 from __future__ import annotations
 
@@ -8,38 +8,44 @@ from typing import Final
 from tokenvault.errors import InvalidInputError
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
-from tokenvault.model.pan import Card, CardExpiry, Pan, read_expiry, read_pan
-from tokenvault.vault.issue import Order
+from tokenvault.model.lifecycle import Actor
+from tokenvault.model.pan import CardExpiry, read_expiry
+from tokenvault.model.transaction import Transaction
+from tokenvault.vault.issue import Terms
 
 AFTER_MAX: Final = 2**62
 _REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
 
 
-def order(
-    pan: str | Pan,
-    *,
-    expiry: str | CardExpiry | None,
+def terms(
     requestor: str,
     program: str,
     domain: Domain | None,
     token_expiry: str | CardExpiry | None,
     assurance: str | None,
-    par: str | None,
     active: bool,
-) -> Order:
-    """What is to be issued."""
+) -> Terms:
+    """How tokens are to be issued."""
     if type(active) is not bool:
         raise InvalidInputError("active is True or False")
-    return Order(
-        card=Card(read_pan(pan), optional_expiry(expiry)),
+    return Terms(
         requestor=checks.requestor_id("requestor", requestor),
         program=checks.text("program", program),
         domain=own_domain(domain),
         token_expiry=optional_expiry(token_expiry),
         assurance=None if assurance is None else checks.assurance("assurance", assurance),
-        par=None if par is None else checks.par(par),
         active=active,
     )
+
+
+def optional_expiry(value: str | CardExpiry | None) -> CardExpiry | None:
+    """The expiry of a card or token, or unset."""
+    return None if value is None else read_expiry(value)
+
+
+def own_domain(value: Domain | None) -> Domain:
+    """A token's own domain; unset, the one without restrictions."""
+    return NO_RESTRICTION if value is None else checks.instance("domain", value, Domain)
 
 
 def token_or_reference(value: str) -> str | bytes:
@@ -49,19 +55,14 @@ def token_or_reference(value: str) -> str | bytes:
     return checks.token(value)
 
 
-def own_domain(value: Domain | None) -> Domain:
-    """A token's own domain; unset, the one without restrictions."""
-    return NO_RESTRICTION if value is None else checks.instance("domain", value, Domain)
+def transaction(value: Transaction) -> Transaction:
+    """The transaction of a use."""
+    return checks.instance("transaction", value, Transaction)
 
 
-def optional_pan(value: str | Pan | None) -> Pan | None:
-    """A PAN, or unset."""
-    return None if value is None else read_pan(value)
-
-
-def optional_expiry(value: str | CardExpiry | None) -> CardExpiry | None:
-    """The expiry of a card or token, or unset."""
-    return None if value is None else read_expiry(value)
+def actor(value: Actor) -> Actor:
+    """Who suspends or resumes."""
+    return checks.instance("by", value, Actor)
 
 
 def caller(value: str | None) -> str | None:

@@ -20,13 +20,14 @@ from tokenvault.model.lifecycle import Actor, Change
 from tokenvault.model.pan import Card, CardExpiry, Pan, read_pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
+from tokenvault.vault.issue import Order
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import create_schema_and_keys
 
@@ -57,18 +58,18 @@ class AsyncVault(AwaitedFace):
 
     `async with` opens it, once, and raises what is named below.
 
-    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and the same
-    transaction presented again gets its answer. As with any error, `update_card` may have changed some tokens.
+    A call that is cancelled leaves nothing half done: a use is counted and recorded, or neither, and a
+    retry with the same transaction gets its answer. As with any error, `update_card` may have changed some tokens.
 
-    Keys in a module are asked from threads of the vault's own, at most 16. Keys that work in this process answer in
-    some 10 µs, and are asked on the event loop: it stands still while a chunk of a batch is sealed.
+    Keys in a module are used from threads of the vault's own, at most 16. Keys that work in this process take some
+    10 µs and are used on the event loop: it is blocked while a chunk of a batch is sealed.
 
     Args:
         keys: the key store.
         store: the token store, as `open_async_token_store` opens it.
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
-        clock: tells the time; unset, the machine's.
+        clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
 
     Raises:
@@ -76,8 +77,9 @@ class AsyncVault(AwaitedFace):
         InvalidInputError: an argument is of another kind.
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
 
-    Every method may raise KeyStoreError, TokenStoreError, and IntegrityError (what was read is not what was
-    written), besides what it names itself.
+    Every method may raise KeyStoreError, TokenStoreError, IntegrityError (what was read is not what was written),
+    InvalidInputError (an argument is not acceptable) and ConfigurationError (the vault is not open, or a token's
+    program or requestor is not configured), besides what it names itself.
     """
 
     def __init__(
@@ -133,35 +135,24 @@ class AsyncVault(AwaitedFace):
             TokenSpaceExhaustedError: the program has too few free tokens left.
         """
         core = self._open()
-        order = arguments.order(
-            pan,
-            expiry=expiry,
-            requestor=requestor,
-            program=program,
-            domain=domain,
-            token_expiry=token_expiry,
-            assurance=assurance,
-            par=par,
-            active=active,
-        )
-        return await issue.issue(core, order)
+        card = Card(read_pan(pan), arguments.optional_expiry(expiry))
+        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active)
+        order = Order(card, terms, None if par is None else checks.par(par))
+        return info_of(*await issue.issue(core, order))
 
     @async_call_boundary
     async def check(self, token: str, transaction: Transaction) -> Decision:
         """Decide on a use without making it: nothing is counted.
 
-        Raises:
-            InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConfigurationError.
+        Raises TokenNotFoundError, PermissionDeniedError.
         """
-        return await use.check(
-            self._open(), checks.token(token), checks.instance("transaction", transaction, Transaction)
-        )
+        return await use.check(self._open(), checks.token(token), arguments.transaction(transaction))
 
     @async_call_boundary
     async def detokenize(self, token: str, transaction: Transaction) -> Card:
         """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
 
-        The same transaction presented again gets the same answer and counts once, while the record remembers it
+        A retry with the same transaction gets the same answer and counts once, while the record remembers it
         (the last 32 counted uses of the token).
 
         Raises:
@@ -170,11 +161,8 @@ class AsyncVault(AwaitedFace):
             PermissionDeniedError: the transaction's requestor is unknown or has no Permission.DETOKENIZE.
             InvalidInputError: an argument is of another form, or the transaction holds the card number.
             ConflictError: others kept using the token; nothing was counted.
-            ConfigurationError: the token's program or requestor is not configured.
         """
-        return await use.detokenize(
-            self._open(), checks.token(token), checks.instance("transaction", transaction, Transaction)
-        )
+        return await use.detokenize(self._open(), checks.token(token), arguments.transaction(transaction))
 
     @async_call_boundary
     async def issue_many(
@@ -188,20 +176,11 @@ class AsyncVault(AwaitedFace):
         assurance: str | None = None,
         active: bool = True,
     ) -> IssueBatchResult[TokenInfo]:
-        """Issue a token for each of many cards, as `issue` does.
+        """Issue a token for each of many cards, as `issue` does; its arguments are here those of every token.
 
-        Cards are taken in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is
-        cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
-
-        Args:
-            cards: PANs, or pairs of PAN and expiry; any iterable, such as a list or an iterator.
-            requestor: id of the requestor that every token of the batch is issued to; needs Permission.ISSUE and the
-                program.
-            program: name of the token program of every token.
-            domain: the own domain of every token, as in `issue`.
-            token_expiry: "YYYY-MM", for every token; unset, each expires with its card.
-            assurance: token assurance method of every token, 2 characters.
-            active: False for tokens that `activate` makes usable later.
+        Cards are PANs, or pairs of PAN and expiry, in any iterable, such as a list or an iterator. They are taken
+        in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is cut short leaves
+        whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
 
         Returns:
             For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key
@@ -211,9 +190,9 @@ class AsyncVault(AwaitedFace):
             InvalidInputError: an argument that all cards have in common is not acceptable, or the iterable failed.
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
         """
-        return await batches.issue_all(
-            self._open(), cards, requestor, program, domain, token_expiry, assurance, active
-        )
+        core = self._open()
+        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active)
+        return await batches.issue_all(core, cards, terms)
 
     @async_call_boundary
     async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
@@ -244,11 +223,9 @@ class AsyncVault(AwaitedFace):
 
     @async_call_boundary
     async def activate(self, token: str) -> TokenInfo:
-        """Make an inactive token active: the outcome of identification and verification, so no requestor's to make.
+        """Make an inactive token active, after identification and verification. No requestor may do this.
 
-        Raises:
-            InvalidInputError, TokenNotFoundError, ConflictError.
-            LifecycleError: its status does not allow that.
+        Raises as `suspend`.
         """
         return await manage.change_status(self._open(), checks.token(token), Change.ACTIVATE)
 
@@ -258,38 +235,37 @@ class AsyncVault(AwaitedFace):
 
         Args:
             token: the token.
-            by: the actor. As Actor.REQUESTOR acts the requestor that the token was issued to.
-            requestor: the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only its own
-                tokens are open to it. Unset, the host application itself acts. So with each method that takes it.
+            by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
+            requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
+                its own tokens are open to it. Unset, the host application itself acts. The same holds for other
+                methods.
 
         Raises:
-            InvalidInputError, TokenNotFoundError, PermissionDeniedError, ConflictError.
-            LifecycleError: its status does not allow that.
+            LifecycleError: the token's status does not allow that.
+            TokenNotFoundError: there is no such token.
+            PermissionDeniedError: the requestor may not do that.
+            ConflictError: others kept changing the token; nothing was done.
         """
         return await manage.change_status(
             self._open(),
             checks.token(token),
             Change.SUSPEND,
-            by=checks.instance("by", by, Actor),
-            requestor=arguments.caller(requestor),
+            arguments.actor(by),
+            arguments.caller(requestor),
         )
 
     @async_call_boundary
     async def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
-        """Lift an actor's own suspension; active again once nobody suspends it. Raises as `suspend`."""
+        """Lift an actor's own suspension; the last one lifted makes the token active. Raises as `suspend`."""
         return await manage.change_status(
-            self._open(),
-            checks.token(token),
-            Change.RESUME,
-            by=checks.instance("by", by, Actor),
-            requestor=arguments.caller(requestor),
+            self._open(), checks.token(token), Change.RESUME, arguments.actor(by), arguments.caller(requestor)
         )
 
     @async_call_boundary
     async def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
         """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
         return await manage.change_status(
-            self._open(), checks.token(token), Change.DELETE, requestor=arguments.caller(requestor)
+            self._open(), checks.token(token), Change.DELETE, None, arguments.caller(requestor)
         )
 
     @async_call_boundary
@@ -310,7 +286,7 @@ class AsyncVault(AwaitedFace):
         expiry: str | CardExpiry | None = None,
         requestor: str | None = None,
     ) -> list[TokenInfo]:
-        """Put a new PAN, a new expiry or both behind all live tokens of a card.
+        """Put a new PAN, a new expiry or both behind all live tokens of a card; returns those that changed.
 
         Each token changes in one step of its own. After an error some may have changed: call again.
 
@@ -320,40 +296,28 @@ class AsyncVault(AwaitedFace):
             expiry: its new expiry, "YYYY-MM"; unset, it stays.
             requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
 
-        Returns:
-            The tokens that changed.
-
         Raises:
-            InvalidInputError, PermissionDeniedError, ConflictError.
             TokenNotFoundError: the card has no live token here.
+            PermissionDeniedError, ConflictError: as `suspend`.
         """
         return await manage.update_card(
             self._open(),
             read_pan(pan),
-            new_pan=arguments.optional_pan(new_pan),
+            new_pan=None if new_pan is None else read_pan(new_pan),
             expiry=arguments.optional_expiry(expiry),
             requestor=arguments.caller(requestor),
         )
 
     @async_call_boundary
     async def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
-        """The live tokens of a card, by token.
-
-        Args:
-            pan: the card's PAN.
-            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
-
-        Raises:
-            InvalidInputError, PermissionDeniedError.
-        """
+        """The live tokens of a card, by token; with a requestor, its own only. Raises PermissionDeniedError."""
         return await manage.tokens_of(self._open(), read_pan(pan), arguments.caller(requestor))
 
     @async_call_boundary
     async def get(self, token_or_reference: str) -> TokenInfo:
-        """What stands about a token, found by itself or by its reference (32 hexadecimal digits). Never its PAN.
+        """The properties of a token, given the token or its reference (32 hexadecimal digits). Never its PAN.
 
-        Raises:
-            InvalidInputError, TokenNotFoundError.
+        Raises TokenNotFoundError.
         """
         return await manage.get(self._open(), arguments.token_or_reference(token_or_reference))
 
@@ -363,15 +327,12 @@ class AsyncVault(AwaitedFace):
     ) -> list[AuditEvent]:
         """What the audit trail says of a token, each event authenticated, in the order of writing.
 
-        By its reference (32 hexadecimal digits) also where the record is gone.
+        By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
 
         Args:
             token_or_reference: the token.
-            after: so many events are passed over: with `limit`, for reading in pages.
+            after: how many events to pass over: with `limit`, for reading in pages.
             limit: the most events to return, from 1 to 1,000.
-
-        Raises:
-            InvalidInputError, TokenNotFoundError.
         """
         return await history.history(
             self._open(),
@@ -390,5 +351,5 @@ class AsyncVault(AwaitedFace):
         await self._close()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way tells more
+        with suppress(*(() if error is None else (TokenVaultError,))):  # the error on its way says more
             await self.close()

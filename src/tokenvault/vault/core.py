@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import attrs
 
-from tokenvault.audit.batch_event import BatchEvent
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.trail import Trail
 from tokenvault.errors import (
@@ -17,6 +16,8 @@ from tokenvault.errors import (
     InvalidInputError,
     PermissionDeniedError,
     TokenNotFoundError,
+    TokenStoreError,
+    TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, Pan, could_hold_pan
@@ -24,13 +25,18 @@ from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.runtime import Clock, Runtime
-from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord
+from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
 
 BACKOFF_MICROSECONDS_MAX: Final = 20_000
+
+CARD_PAGE: Final = 100
+"""Records of one card that are read at once."""
+
+CARD_PAGES_MAX: Final = 1_000
 
 OTHERS_RECORD: Final = "the database answered with another token's record"
 ONLY_DELETED: Final = "only the record of a deleted token has no card"
@@ -41,6 +47,13 @@ class Unsealed(NamedTuple):
 
     record: TokenRecord
     card: Card | None
+
+
+def unsealed(record: TokenRecord, card: Card | None) -> Unsealed:
+    """An authenticated record and its card. Raises IntegrityError where no vault writes it so."""
+    if (card is None) != (record.status is TokenStatus.DELETED):
+        raise IntegrityError(ONLY_DELETED)
+    return Unsealed(record, card)
 
 
 @attrs.frozen
@@ -92,7 +105,7 @@ class Core:
         outcome: Outcome = Outcome.DENIED,
     ) -> None:
         """Note that something was refused. Raises TokenStoreError."""
-        await self.note(
+        await self.trail.note(
             Event(
                 time_ms=self.clock.now_ms(),
                 action=action,
@@ -113,78 +126,64 @@ class Core:
         requestor: str | None = None,
         transaction_id: str | None = None,
     ) -> Unsealed:
-        """The record of a token, authenticated.
+        """The record of a token, authenticated; with an action, a failure is noted as one of it.
 
-        Args:
-            token: the token.
-            action: what a failure is noted as in the audit trail; unset, it is not noted.
-            requestor: who asks.
-            transaction_id: of the use, if it is one.
-
-        Raises:
-            TokenNotFoundError, IntegrityError, KeyStoreError, TokenStoreError.
+        Raises TokenNotFoundError, IntegrityError, KeyStoreError, TokenStoreError.
         """
         rows = await self.store.get([token])
-        if not rows:
-            if action is not None:
-                await self.deny(
-                    action, requestor, transaction_id=safe_id(transaction_id), outcome=Outcome.NOT_FOUND
-                )
-            raise TokenNotFoundError("no such token in this vault")
-        row = rows[0]
-        try:
-            if row.token != token:
-                raise IntegrityError(OTHERS_RECORD)  # noqa: TRY301 # as any other row that is not the vault's
-            return await self.open(row)
-        except IntegrityError:
-            if action is not None:
-                await self.deny(
-                    action,
-                    requestor,
-                    reference=row.reference,  # as the row claims it
-                    transaction_id=safe_id(transaction_id),
-                    outcome=Outcome.TAMPERED,
-                )
-            raise
+        failure: TokenVaultError
+        if rows:
+            outcome, reference = Outcome.TAMPERED, rows[0].reference  # as the row claims it
+            try:
+                return await self.open(rows[0], token)
+            except IntegrityError as error:
+                failure = error
+        else:
+            outcome, reference = Outcome.NOT_FOUND, b""
+            failure = TokenNotFoundError("no such token in this vault")
+        if action is not None:
+            shown = safe_id(transaction_id)
+            await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
+        raise failure
 
-    async def open(self, row: SealedRecord) -> Unsealed:
-        """The record of a row, authenticated. Raises IntegrityError, KeyStoreError."""
-        record, card = await self.runtime.call(self.keys.unseal, row)
-        if (card is None) != (record.status is TokenStatus.DELETED):
-            raise IntegrityError(ONLY_DELETED)
-        return Unsealed(record, card)
+    def open(self, row: SealedRecord, token: str | None = None) -> Coroutine[Any, Any, Unsealed]:
+        """The record of a row, authenticated: of this token, if given. Raises IntegrityError, KeyStoreError."""
+        return self.runtime.call(self._unseal, row, token)
 
-    async def insert(self, unsealed: Unsealed, event: Event, document: bytes | None) -> list[str]:
-        """Write a new record with its event, and with a domain document that is not in the database yet.
+    def _unseal(self, row: SealedRecord, token: str | None) -> Unsealed:
+        if token is not None and row.token != token:
+            raise IntegrityError(OTHERS_RECORD)
+        return unsealed(*self.keys.unseal(row))
 
-        Returns the token if it exists already: then nothing is written.
+    async def of_card(
+        self, pan_fingerprints: Sequence[bytes], requestor: str | None, program: str | None = None
+    ) -> AsyncIterator[Unsealed]:
+        """The records of a card's PAN fingerprints, by token, tombstones too; of all requestors, or of one.
+
+        Raises IntegrityError, KeyStoreError, TokenStoreError.
         """
-        return await self.trail.write(
-            event,
-            lambda: self.keys.seal(*unsealed),
-            lambda events, row: self.store.insert((row,), events, document),
+        after = ""
+        for _ in range(CARD_PAGES_MAX):
+            rows = await self.store.find(
+                pan_fingerprints, requestor=requestor, program=program, after=after, limit=CARD_PAGE
+            )
+            for row in rows:
+                yield await self.open(row)
+            if len(rows) < CARD_PAGE:
+                return
+            after = rows[-1].token
+        raise TokenStoreError(
+            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's"
         )
 
-    async def replace(self, unsealed: Unsealed, event: Event) -> list[str]:
+    def replace(self, changed: Unsealed, event: Event) -> Coroutine[Any, Any, list[str]]:
         """Write a changed record with its event.
 
         Returns the token if another change came first: then nothing is written.
         """
-        return await self.trail.write(
-            event, lambda: self.keys.seal(*unsealed), lambda events, row: self.store.replace((row,), events)
+        return self.trail.write(
+            event, lambda: self.keys.seal(*changed), lambda events, row: self.store.replace((row,), events)
         )
-
-    async def note(self, event: Event) -> None:
-        """Write an event that goes with no change."""
-        await self.trail.note(event)
-
-    async def write(
-        self,
-        event: BatchEvent,
-        change: Callable[[Sequence[SealedEvent]], Coroutine[Any, Any, list[str] | None]],
-    ) -> list[str]:
-        """Write a batch's event by a change of the store that takes it along. Returns the tokens in the way."""
-        return await self.trail.write(event, lambda: None, lambda events, _: change(events))
 
     async def conflict(self, attempts: int) -> int:
         """Wait a little before a change starts over. Returns the attempts so far; raises ConflictError after many."""

@@ -41,9 +41,7 @@ class Documents:
         try:
             domain = Domain.from_json(document)
         except InvalidInputError:
-            domain = None
-        if domain is None:
-            raise IntegrityError("a domain document was written by a newer version of the library")
+            raise IntegrityError("a domain document was written by a newer version of the library") from None
         self.written(domain)
         return domain
 
@@ -72,11 +70,10 @@ class Documents:
         if cached is not None:
             return cached
         program, requestor = self._programs.get(record.program), self._requestors.get(record.requestor)
-        if program is None:
-            raise ConfigurationError("the token's program is not among the programs of this vault: add it")
-        if requestor is None:
+        if program is None or requestor is None:
+            missing = "program" if program is None else "requestor"
             raise ConfigurationError(
-                "the token's requestor is not among the requestors of this vault: add it"
+                f"the token's {missing} is not among the {missing}s of this vault: add it"
             )
         restrictions = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
         if len(self._restrictions) >= DOMAINS_CACHED_MAX:

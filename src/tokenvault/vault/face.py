@@ -1,9 +1,10 @@
-"""Where the vault's two faces differ: how they open, and where they run. Their methods are one text, in `awaited`."""
+"""Where the vault's two faces differ: how they open, and where they run. Their methods are in `awaited`."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self, TypeAlias
 
@@ -11,10 +12,12 @@ from tokenvault.errors import ConfigurationError, InvalidInputError, async_bound
 from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
-from tokenvault.vault import closing
 from tokenvault.vault.core import Core
 
-NOT_OPEN: Final = "this vault is not open: open one with 'async with'"
+CLOSING_SECONDS_MAX: Final = 10.0
+"""How long closing waits for calls under way."""
+
+_POLL_SECONDS: Final = 0.001
 
 Opening: TypeAlias = Callable[[AsyncTokenStore, Runtime], Coroutine[Any, Any, Core]]
 """Gives the core of a vault over a store and a runtime."""
@@ -32,16 +35,23 @@ class Face:
     def _open(self) -> Core:
         """The core. Raises ConfigurationError unless the vault is open."""
         if self._core is None:
-            raise ConfigurationError(CLOSED if self._opened else NOT_OPEN)
+            not_open = "this vault is not open: open one with 'async with'"
+            raise ConfigurationError(CLOSED if self._opened else not_open)
         return self._core
 
     async def _close(self) -> None:
+        """Wait for calls under way, and close the trail."""
         core, self._core = self._core, None
-        if core is not None:
-            try:
-                await closing.close(core, self._calls, self._pid)
-            finally:
-                core.runtime.close()
+        if core is None:
+            return
+        # A forked child does not know which of the calls are its own.
+        until = time.monotonic() + (CLOSING_SECONDS_MAX if os.getpid() == self._pid else 0)
+        try:
+            while self._calls and time.monotonic() < until:
+                await core.runtime.sleep(_POLL_SECONDS)
+            await core.trail.close(core.clock.now_ms())
+        finally:
+            core.runtime.close()
 
 
 class BlockingFace(Face):

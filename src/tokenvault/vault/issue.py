@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
@@ -13,7 +12,6 @@ from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Making, Permission, TokenProgram
 from tokenvault.records.record import TokenRecord
-from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
 
@@ -26,40 +24,33 @@ SAMPLE_MAX: Final = 256
 CANDIDATES_MAX: Final = 64
 """Convergent candidates tried before the space counts as exhausted."""
 
-CARD_PAGE: Final = 100
-"""Records of one card that are read at once."""
 
-CARD_PAGES_MAX: Final = 100
+class Terms(NamedTuple):
+    """How tokens are to be issued, as in the arguments of `issue`; checked, but for permissions and the clock."""
 
-
-class Order(NamedTuple):
-    """What is to be issued; checked, but for permissions and the clock.
-
-    Attributes:
-        card: the card behind the token.
-        requestor: who issues; program: name of the program.
-        domain: the token's own domain.
-        token_expiry, assurance, par: as in TokenInfo; None if the token is to have none.
-        active: whether the token may be used at once, or only after `activate`.
-    """
-
-    card: Card
     requestor: str
     program: str
     domain: Domain
     token_expiry: CardExpiry | None
     assurance: str | None
-    par: str | None
     active: bool
 
 
-async def issue(core: Core, order: Order) -> TokenInfo:
-    """Issue a token, or find the one that there is."""
-    program = await permitted_program(core, order.requestor, order.program)
+class Order(NamedTuple):
+    """The token that is to be issued for a card; `par` as in TokenInfo."""
+
+    card: Card
+    terms: Terms
+    par: str | None = None
+
+
+async def issue(core: Core, order: Order) -> Unsealed:
+    """Issue a token, or return the existing one."""
+    program = await permitted_program(core, order.terms)
     core.refuse_token_as_pan(order.card.pan)
     refuse_mention(order)
     now_ms = core.clock.now_ms()
-    for name, expiry in (("the card", order.card.expiry), ("the token", order.token_expiry)):
+    for name, expiry in (("the card", order.card.expiry), ("the token", order.terms.token_expiry)):
         if expiry is not None and expiry.passed(now_ms):
             raise expired(name)
     if program.making is Making.CONVERGENT:
@@ -67,42 +58,43 @@ async def issue(core: Core, order: Order) -> TokenInfo:
     return await _draw(core, order, program, now_ms)
 
 
-async def permitted_program(core: Core, requestor_id: str, name: str) -> TokenProgram:
+async def permitted_program(core: Core, terms: Terms) -> TokenProgram:
     """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
-    requestor = await core.permit(requestor_id, Permission.ISSUE, Action.ISSUE)
-    if name not in core.programs:
+    requestor = await core.permit(terms.requestor, Permission.ISSUE, Action.ISSUE)
+    program = core.programs.get(terms.program)
+    if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
-    if name not in requestor.programs:
-        await core.deny(Action.ISSUE, requestor_id, "PROGRAM_NOT_ALLOWED")
+    if program.name not in requestor.programs:
+        await core.deny(Action.ISSUE, requestor.id, "PROGRAM_NOT_ALLOWED")
         raise PermissionDeniedError(
             "this requestor may not issue tokens of this program: add it to its programs"
         )
-    return core.programs[name]
+    return program
 
 
 def refuse_mention(order: Order) -> None:
     """Raise InvalidInputError if the card number stands in what the vault keeps in the clear."""
     pan = order.card.pan
-    if order.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
+    if order.terms.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
         raise InvalidInputError("the domain or the par holds the card number: use ids that do not")
 
 
 def expired(name: str) -> InvalidInputError:
-    """What is wrong with an expiry that has passed."""
+    """The error for an expiry that has passed."""
     return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
 
 
-async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
     """Issue a random token."""
     pan, token_format = order.card.pan, program.format
     pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, pan)
     choices = token_format.choices(len(pan))
     for _ in range(DRAWS_MAX):
         token = token_format.make(secrets.randbelow(choices), len(pan), pan.last4)
-        info = await _insert(core, order, token, pan_fingerprint, now_ms)
-        if info is not None:
-            return info
+        issued = await _insert(core, order, token, pan_fingerprint, now_ms)
+        if issued is not None:
+            return issued
     # The space is crowded: many tokens are looked up at once.
     drawn = (
         range(choices) if choices <= SAMPLE_MAX else [secrets.randbelow(choices) for _ in range(SAMPLE_MAX)]
@@ -110,9 +102,9 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     sample = {token_format.make(choice, len(pan), pan.last4) for choice in drawn}
     free = sample - {row.token for row in await core.store.get(sorted(sample))}
     for token in free:
-        info = await _insert(core, order, token, pan_fingerprint, now_ms)
-        if info is not None:
-            return info
+        issued = await _insert(core, order, token, pan_fingerprint, now_ms)
+        if issued is not None:
+            return issued
     taken = len(sample) - len(free)
     raise TokenSpaceExhaustedError(
         f"program {program.name}: of {choices} tokens for a card of this length"
@@ -121,23 +113,23 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
     )
 
 
-async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> TokenInfo:
+async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
     """Issue the token that this card, requestor and program converge on."""
-    pan, token_format = order.card.pan, program.format
+    pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
     choices = token_format.choices(len(pan))
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    issued = [unsealed async for unsealed in _issued(core, order, pan_fingerprints)]
-    existing = [unsealed for unsealed in issued if unsealed.card is not None and unsealed.card.pan == pan]
-    tombstones = sum(unsealed.card is None for unsealed in issued)
+    stored = [unsealed async for unsealed in core.of_card(pan_fingerprints, requestor, program.name)]
+    existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
+    tombstones = sum(unsealed.card is None for unsealed in stored)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
-            core.keys.convergent_choice, pan_fingerprints[0], order.requestor, order.program, number
+            core.keys.convergent_choice, pan_fingerprints[0], requestor, program.name, number
         )
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
-    if len(existing) > 1:  # a card update joined two cards: the token that this one had stays its token
+    if len(existing) > 1:  # a card update merged two cards: the token that this one had stays its token
         own = await candidate(tombstones)
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
@@ -145,9 +137,9 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        info = await _insert(core, order, token, pan_fingerprints[0], now_ms)
-        if info is not None:
-            return info
+        issued = await _insert(core, order, token, pan_fingerprints[0], now_ms)
+        if issued is not None:
+            return issued
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
         if _converges(order, there, pan_fingerprints):
@@ -160,34 +152,20 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
 
 async def _insert(
     core: Core, order: Order, token: str, pan_fingerprint: bytes, now_ms: int
-) -> TokenInfo | None:
+) -> Unsealed | None:
     """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
     unsealed = new(order, token, secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
-    document = core.documents.unwritten(order.domain)
-    if await core.insert(unsealed, _event(order, unsealed, now_ms, revision=1), document):
+    document = core.documents.unwritten(order.terms.domain)
+    exists = await core.trail.write(
+        _event(order, unsealed, now_ms, revision=1),
+        lambda: core.keys.seal(*unsealed),
+        lambda events, row: core.store.insert((row,), events, document),
+    )
+    if exists:
         return None
     if document is not None:
-        core.documents.written(order.domain)
-    return info_of(*unsealed)
-
-
-async def _issued(core: Core, order: Order, pan_fingerprints: tuple[bytes, ...]) -> AsyncIterator[Unsealed]:
-    """The records of a card's fingerprints, a requestor and a program, tombstones too."""
-    for pan_fingerprint in pan_fingerprints:
-        after = ""
-        for _ in range(CARD_PAGES_MAX):
-            rows = await core.store.find(
-                pan_fingerprint,
-                requestor=order.requestor,
-                program=order.program,
-                after=after,
-                limit=CARD_PAGE,
-            )
-            for row in rows:
-                yield await core.open(row)
-            if len(rows) < CARD_PAGE:
-                break
-            after = rows[-1].token
+        core.documents.written(order.terms.domain)
+    return unsealed
 
 
 def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, ...]) -> bool:
@@ -197,41 +175,38 @@ def _converges(order: Order, unsealed: Unsealed, pan_fingerprints: tuple[bytes, 
         card is not None
         and card.pan == order.card.pan
         and record.pan_fingerprint in pan_fingerprints
-        and record.requestor == order.requestor
-        and record.program == order.program
+        and record.requestor == order.terms.requestor
+        and record.program == order.terms.program
     )
 
 
-async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> TokenInfo:
-    """Issue a token that there is already: only as it is."""
-    refused = different(order, unsealed)
-    if refused is not None:
-        raise refused
-    await core.note(_event(order, unsealed, now_ms, revision=0))
-    return info_of(*unsealed)
+async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
+    """Issue an existing token again, unchanged."""
+    refuse_different(order, unsealed)
+    await core.trail.note(_event(order, unsealed, now_ms, revision=0))
+    return unsealed
 
 
-def different(order: Order, unsealed: Unsealed) -> InvalidInputError | None:
-    """Why a token that there is already can not be issued again as ordered; None if it can."""
+def refuse_different(order: Order, unsealed: Unsealed) -> None:
+    """Raise InvalidInputError if a token that there is already is not as ordered."""
     record, card = unsealed
     others = [
         name
         for name, differs in (
-            ("domain (update_domain changes it)", order.domain.digest != record.domain),
+            ("domain (update_domain changes it)", order.terms.domain.digest != record.domain),
             (
                 "expiry (update_card changes it)",
                 card is not None and order.card.expiry not in (None, card.expiry),
             ),
-            ("token_expiry", order.token_expiry not in (None, record.token_expiry)),
-            ("assurance", order.assurance not in (None, record.assurance)),
+            ("token_expiry", order.terms.token_expiry not in (None, record.token_expiry)),
+            ("assurance", order.terms.assurance not in (None, record.assurance)),
             ("par", order.par not in (None, record.par)),
-            ("status (it is active)", not order.active and record.status is TokenStatus.ACTIVE),
+            ("status (it is active)", not order.terms.active and record.status is TokenStatus.ACTIVE),
         )
         if differs
     ]
-    if not others:
-        return None
-    return InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
+    if others:
+        raise InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
 
 
 def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_ms: int) -> Unsealed:
@@ -240,15 +215,15 @@ def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_
         token=token,
         reference=reference,
         pan_fingerprint=pan_fingerprint,
-        requestor=order.requestor,
-        program=order.program,
+        requestor=order.terms.requestor,
+        program=order.terms.program,
         revision=1,
-        domain=order.domain.digest,
-        status=TokenStatus.ACTIVE if order.active else TokenStatus.INACTIVE,
+        domain=order.terms.domain.digest,
+        status=TokenStatus.ACTIVE if order.terms.active else TokenStatus.INACTIVE,
         created_ms=now_ms,
         updated_ms=now_ms,
-        token_expiry=order.token_expiry,
-        assurance=order.assurance,
+        token_expiry=order.terms.token_expiry,
+        assurance=order.terms.assurance,
         par=order.par,
     )
     return Unsealed(record, order.card)
@@ -259,7 +234,7 @@ def _event(order: Order, unsealed: Unsealed, now_ms: int, *, revision: int) -> E
         time_ms=now_ms,
         action=Action.ISSUE,
         outcome=Outcome.DONE,
-        requestor=order.requestor,
+        requestor=order.terms.requestor,
         reference=unsealed.record.reference,
         revision=revision,
     )

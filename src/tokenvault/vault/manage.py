@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
 
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
@@ -13,26 +12,18 @@ from tokenvault.errors import (
     LifecycleError,
     PermissionDeniedError,
     TokenNotFoundError,
-    TokenStoreError,
 )
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import Permission
-from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.issue import expired
 
-CARD_PAGE: Final = 100
-"""Records of one card that are read at once."""
-
-CARD_TOKENS_MAX: Final = 100_000
-"""The most tokens of one card that one call reads or changes."""
-
 
 async def get(core: Core, name: str | bytes) -> TokenInfo:
-    """What stands about a token, named by itself or by its reference."""
+    """The properties of a token, given the token or its reference."""
     if isinstance(name, str):
         return info_of(*await core.read(name, None))
     row = await core.store.by_reference(name)
@@ -47,13 +38,13 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
     """The tokens of a card that are not deleted, by token."""
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
-    return [info_of(*unsealed) async for unsealed in _live(core, pan, requestor)]
+    return [info_of(*unsealed) for unsealed in await _live(core, pan, requestor)]
 
 
 async def change_status(
-    core: Core, token: str, change: Change, *, by: Actor | None = None, requestor: str | None = None
+    core: Core, token: str, change: Change, by: Actor | None = None, requestor: str | None = None
 ) -> TokenInfo:
-    """Move a token along its life."""
+    """Change the status of a token."""
 
     def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
@@ -66,8 +57,8 @@ async def change_status(
 
 async def update_domain(core: Core, token: str, domain: Domain, requestor: str | None) -> TokenInfo:
     """Give a token another domain of its own."""
-    _, card = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
-    # For the host only: it knows the card or may. A requestor could try guesses by it.
+    (_, card), _ = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
+    # For the host only, which may know the card. A requestor could test guesses of the card by it.
     if requestor is None and card is not None and domain.contains_pan(card.pan):
         raise InvalidInputError("the domain holds the card number: use ids that do not")
     await core.documents.put(domain)
@@ -103,11 +94,16 @@ async def update_card(
         return Unsealed(changed, Card(new_pan or card.pan, expiry or card.expiry))
 
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
-    live = [record async for record, _ in _live(core, pan, requestor)]
+    live = [record for record, _ in await _live(core, pan, requestor)]
     if not live:
         raise TokenNotFoundError("this card has no token in this vault")
     if new_pan is not None:
-        await _refuse_mention(core, live, new_pan)
+        for record in live:
+            domain = await core.documents.get(record.domain)
+            if domain.contains_pan(new_pan) or new_pan.stands_in(record.par or ""):
+                raise InvalidInputError(
+                    "a token's domain or par holds the new card number: change that first"
+                )
     infos = []
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
@@ -115,31 +111,14 @@ async def update_card(
     return infos
 
 
-async def _refuse_mention(core: Core, records: Sequence[TokenRecord], pan: Pan) -> None:
-    """Raise InvalidInputError if a card number stands in what the vault keeps in the clear of any token."""
-    for record in records:
-        domain = await core.documents.get(record.domain)
-        if domain.contains_pan(pan) or pan.stands_in(record.par or ""):
-            raise InvalidInputError("a token's domain or par holds the new card number: change that first")
-
-
-async def _live(core: Core, pan: Pan, requestor: str | None) -> AsyncIterator[Unsealed]:
+async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
     """The records of a card that are not tombstones."""
-    read = 0
-    for pan_fingerprint in await core.runtime.call(core.keys.pan_fingerprints, pan):
-        after = ""
-        while True:
-            rows = await core.store.find(pan_fingerprint, requestor=requestor, after=after, limit=CARD_PAGE)
-            for row in rows:
-                unsealed = await core.open(row)
-                if unsealed.card is not None and unsealed.card.pan == pan:
-                    yield unsealed
-            read += len(rows)
-            if len(rows) < CARD_PAGE:
-                break
-            if read >= CARD_TOKENS_MAX:
-                raise TokenStoreError(f"this card has over {CARD_TOKENS_MAX} tokens: ask for one requestor's")
-            after = rows[-1].token
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    return [
+        unsealed
+        async for unsealed in core.of_card(pan_fingerprints, requestor)
+        if unsealed.card is not None and unsealed.card.pan == pan
+    ]
 
 
 async def _change(
@@ -154,9 +133,8 @@ async def _change(
     codes = () if actor is None else (actor.name,)
     conflicts = 0
     while True:
-        unsealed = await _manageable(core, token, action, requestor, actor)
+        unsealed, acting = await _manageable(core, token, action, requestor, actor)
         before = unsealed.record
-        acting = _acting(before, requestor, actor)
         try:
             record, card = alter(unsealed)
         except LifecycleError:
@@ -180,24 +158,22 @@ async def _change(
 
 async def _manageable(
     core: Core, token: str, action: Action, requestor: str | None, actor: Actor | None = None
-) -> Unsealed:
-    """The record of a token that whoever acts may manage. Raises PermissionDeniedError, once that is noted."""
+) -> tuple[Unsealed, str | None]:
+    """The record of a token, and the requestor that acts, named or as the actor; None for the host itself.
+
+    Raises PermissionDeniedError, once it is noted that whoever acts may not manage the token.
+    """
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, action)
         if actor not in (None, Actor.REQUESTOR):
             await core.deny(action, requestor, "ACTOR_NOT_ALLOWED")
             raise PermissionDeniedError("a requestor acts as Actor.REQUESTOR, for no other actor")
     unsealed = await core.read(token, action, requestor)
-    record = unsealed.record
-    acting = _acting(record, requestor, actor)
-    if acting is not None and requestor is None:
+    record, acting = unsealed.record, requestor
+    if requestor is None and actor is Actor.REQUESTOR:
+        acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
     if acting is not None and acting != record.requestor:
         await core.deny(action, acting, "NOT_ITS_TOKEN", reference=record.reference)
         raise PermissionDeniedError("a requestor manages only the tokens that were issued to it")
-    return unsealed
-
-
-def _acting(record: TokenRecord, requestor: str | None, actor: Actor | None) -> str | None:
-    """The requestor that acts, named or as the actor; None for the host application itself."""
-    return record.requestor if requestor is None and actor is Actor.REQUESTOR else requestor
+    return unsealed, acting

@@ -36,11 +36,7 @@ async def open_core(
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
 ) -> Core:
-    """The core of a vault, once its parts are checked to fit together; arguments as in `Vault`.
-
-    Raises:
-        ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError.
-    """
+    """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
     by_id = _named("requestors", requestors, TokenRequestor, lambda requestor: requestor.id)
     for requestor in by_id.values():
@@ -58,7 +54,7 @@ async def open_core(
         runtime=runtime,
         clock=SystemClock() if clock is None else clock,
         keys=ring,
-        trail=Trail(store, runtime, Journal(ring, checkpoints)),
+        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,

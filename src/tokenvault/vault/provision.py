@@ -34,13 +34,11 @@ async def create_schema_and_keys(
 def _create_first(keys: KeyStore, purpose: KeyPurpose, custody: Custody) -> None:
     if keys.versions(purpose):
         return
-    failure: KeyStoreError | None = None
     try:
         keys.create(purpose, custody, version=1)
-    except KeyStoreError as error:
-        failure = error
-    if failure is not None and not keys.versions(purpose):  # else another process came first
-        raise failure
+    except KeyStoreError:
+        if not keys.versions(purpose):  # else another process came first
+            raise
 
 
 async def check_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> None:
@@ -55,7 +53,7 @@ async def check_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -
             key = KeyName(purpose, version)
             name = f"key-check/{purpose.value}/{version}"
             if version in versions:
-                value = await runtime.call(_check_value, keys, key)
+                value = await runtime.call(lambda key: key_check_value(keys.cipher(key)), key)
                 if not hmac.compare_digest(await store.put_meta(name, value), value):
                     raise ConfigurationError(
                         f"this database was made under another {key} key: open it with its own key store"
@@ -65,7 +63,3 @@ async def check_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -
                     f"this database was made under a {key} key, which this key store does not have: open it with"
                     " its own key store, or restore the key"
                 )
-
-
-def _check_value(keys: KeyStore, key: KeyName) -> bytes:
-    return key_check_value(keys.cipher(key))

@@ -20,9 +20,17 @@ CONTAINS_PAN: Final = "a field of the transaction holds the card number: use ids
 async def check(core: Core, token: str, transaction: Transaction) -> Decision:
     """Decide on a use. Nothing is counted, and no event is left but for a missing permission."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
-    record, card = await core.read(token, None)
-    restrictions = await core.documents.restrictions(record)
-    decision = decide(record, effective_expiry(record, card), restrictions, transaction, core.clock.now_ms())
+    unsealed = await core.read(token, None)
+    restrictions = await core.documents.restrictions(unsealed.record)
+    return decision_on(unsealed, restrictions, transaction, core.clock.now_ms())
+
+
+def decision_on(
+    unsealed: Unsealed, restrictions: Restrictions, transaction: Transaction, now_ms: int
+) -> Decision:
+    """Decide on a use. Raises InvalidInputError where it is allowed, but its transaction holds the card number."""
+    record, card = unsealed
+    decision = decide(record, effective_expiry(record, card), restrictions, transaction, now_ms)
     if decision.allowed and card is not None and transaction.contains_pan(card.pan):
         raise InvalidInputError(CONTAINS_PAN)
     return decision
@@ -30,17 +38,16 @@ async def check(core: Core, token: str, transaction: Transaction) -> Decision:
 
 async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
     """Decide on a use, record it, and only then hand out the card."""
-    requestor = transaction.requestor
-    await core.permit(requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
+    await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
     conflicts = 0
     while True:
-        unsealed = await core.read(token, Action.DETOKENIZE, requestor, transaction.id)
+        unsealed = await core.read(token, Action.DETOKENIZE, transaction.requestor, transaction.id)
         record, card = unsealed
         restrictions = await core.documents.restrictions(record)
         now_ms = core.clock.now_ms()
         event, counts, refusal = judge(unsealed, restrictions, transaction, now_ms)
         if not counts:
-            await core.note(event)
+            await core.trail.note(event)
             break
         usage = record.usage.after(transaction, restrictions.velocity_counters, now_ms)
         if not await core.replace(Unsealed(record.used(usage, now_ms), card), event):
@@ -54,13 +61,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
 
 
 class Judgment(NamedTuple):
-    """What comes of a use.
-
-    Attributes:
-        event: what the audit trail is to say.
-        counts: whether the record has to count the use.
-        refusal: why the card is not handed out; None if it is.
-    """
+    """What comes of a use: its event, whether the record has to count it, and why the card is not handed out."""
 
     event: Event
     counts: bool
@@ -77,7 +78,7 @@ def judge(unsealed: Unsealed, restrictions: Restrictions, transaction: Transacti
         refusal = DomainRestrictionError(decision.violations)
         codes = tuple(violation.code for violation in decision.violations)
     elif transaction.contains_pan(card.pan):
-        # Only who would be handed the card learns that it stands in the transaction: else this would answer guesses.
+        # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
         refusal, codes = InvalidInputError(CONTAINS_PAN), (CONTAINS_PAN_CODE,)
     counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
     # The card number stands in no field of a use that is allowed.

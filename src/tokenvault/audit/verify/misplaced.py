@@ -1,11 +1,10 @@
-"""Where an event with an invalid MAC comes from: another place, a copy, an edit, or someone's own making."""
+"""Where an event with an invalid MAC comes from: whether it was moved, copied, edited or inserted."""
 
 from __future__ import annotations
 
 from itertools import islice
 from typing import Final, NamedTuple
 
-from tokenvault.audit.event import leaf_of
 from tokenvault.audit.verify.pages import reference_pages
 from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
@@ -50,7 +49,7 @@ class InvalidMacs:
             self._missing.append((stream, range(first, last + 1)))
 
     def places(self) -> list[tuple[bytes, int]]:
-        """Stream and number wherever an event of the vault is missing, or may stand under another one."""
+        """Stream and number of each event of the vault that is missing, or may have been overwritten."""
         missing = ((stream, number) for stream, numbers in self._missing for number in numbers)
         return [(row.stream, row.number) for row, _ in self.found] + list(islice(missing, PLACES_MAX))
 
@@ -60,48 +59,32 @@ def find_origins(
 ) -> None:
     """Note what each event with an invalid MAC is: moved, copied, edited or inserted."""
     places = invalid_macs.places()
-    for row, expected in invalid_macs.found:
-        origin = _origin(row, places, trusted)
-        if origin is not None:
-            findings.add_event(
-                FindingKind.MOVED,
-                f"the vault wrote this event as number {origin.number} of stream {origin.stream.hex()}",
-                row,
-            )
-            continue
-        original = _original(row, trusted, store) if row.reference else None
-        if original is not None:
-            findings.add_event(
-                FindingKind.INSERTED,
-                f"this is a copy of the event that stands as number {original.number} in stream"
-                f" {original.stream.hex()}",
-                row,
-            )
-        elif expected:
-            findings.add_event(
-                FindingKind.EDITED, "the MAC of this event is wrong: it was edited, or put there by hand", row
-            )
-        else:
-            findings.add_event(FindingKind.INSERTED, "the vault writes no event here", row)
+    for invalid in invalid_macs.found:
+        kind, message = _origin(invalid, places, trusted, store)
+        findings.add(kind, message, invalid.row.stream, invalid.row.number)
 
 
-def _origin(row: SealedEvent, places: list[tuple[bytes, int]], trusted: TrustedKeys) -> SealedEvent | None:
-    """The event in the other place for which its MAC is right."""
-    here = (row.stream, row.number)
-    moved = [row._replace(stream=place[0], number=place[1]) for place in places if place != here]
-    return _first_genuine(moved, trusted)
-
-
-def _original(row: SealedEvent, trusted: TrustedKeys, store: TokenStore) -> SealedEvent | None:
-    """The genuine event, standing elsewhere, of which this is a copy."""
-    for page in reference_pages(store, row.reference):
+def _origin(
+    invalid: InvalidMac, places: list[tuple[bytes, int]], trusted: TrustedKeys, store: TokenStore
+) -> tuple[FindingKind, str]:
+    row = invalid.row
+    elsewhere = [place for place in places if place != (row.stream, row.number)]
+    moved = _first_genuine([row._replace(stream=stream, number=at) for stream, at in elsewhere], trusted)
+    if moved is not None:
+        message = f"the vault wrote this event as number {moved.number} of stream {moved.stream.hex()}"
+        return FindingKind.MOVED, message
+    for page in reference_pages(store, row.reference) if row.reference else ():
         same = [each for each in page if (each.mac, each.body) == (row.mac, row.body)]
-        found = _first_genuine(same, trusted)
-        if found is not None:
-            return found
-    return None
+        original = _first_genuine(same, trusted)
+        if original is not None:
+            return FindingKind.INSERTED, (
+                f"this is a copy of the event that stands as number {original.number} in stream"
+                f" {original.stream.hex()}"
+            )
+    if invalid.expected:
+        return FindingKind.EDITED, "the MAC of this event is wrong: it was edited, or put there by hand"
+    return FindingKind.INSERTED, "the vault writes no event here"
 
 
 def _first_genuine(rows: list[SealedEvent], trusted: TrustedKeys) -> SealedEvent | None:
-    genuine = trusted.genuine(rows, [leaf_of(row) for row in rows])
-    return next((row for row, right in zip(rows, genuine, strict=True) if right), None)
+    return next((row for row, _, genuine in trusted.check(rows) if genuine), None)

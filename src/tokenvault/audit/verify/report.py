@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 from collections.abc import Mapping
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import attrs
 
 from tokenvault.audit.merkle import HASH_BYTES
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES, SealedEvent
+from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES
 
 FINDINGS_MAX: Final = 10_000
 ANCHOR_FORMAT: Final = "tokenvault-anchor-1"
 ANCHOR_CHARACTERS_MAX: Final = 2**28
-_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 
 
 class FindingKind(enum.Enum):
@@ -29,8 +28,8 @@ class FindingKind(enum.Enum):
     INSERTED: an event or a record is there that the vault did not write.
     TRUNCATED: the end of a stream is missing.
     STREAM_DROPPED: a whole stream is missing.
-    REVISION_FELL: an older row of a record was put back: its events tell of a newer revision, or twice of one.
-    RECORD_REMOVED: events tell of a record that is missing.
+    REVISION_FELL: an older row of a record was put back: its events state a newer revision, or one revision twice.
+    RECORD_REMOVED: a record that events are about is missing.
     UNSIGNED: with a public key: nothing that is signed speaks for the last checkpoint of a stream, or it has none.
     """
 
@@ -112,50 +111,42 @@ class AuditReport:
 
     def anchor(self) -> str:
         """The state of every stream as JSON: kept elsewhere, it is `since` of a later verification."""
-        streams = {
-            name.hex(): {"size": entry.size, "root": entry.root.hex()}
-            for name, entry in sorted(self.anchor_entries.items())
-        }
-        return json.dumps({"format": ANCHOR_FORMAT, "streams": streams})
+        return json.dumps({"format": ANCHOR_FORMAT, "streams": _streams(self.anchor_entries)})
 
 
 def parse_anchor(text: str) -> dict[bytes, AnchorEntry]:
     """Read what `AuditReport.anchor` wrote. Raises InvalidInputError."""
-    document: object = None
+    entries: dict[bytes, AnchorEntry] | None = None
     if isinstance(text, str) and len(text) <= ANCHOR_CHARACTERS_MAX:
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            document = None
-    streams = None
-    if isinstance(document, dict) and document.get("format") == ANCHOR_FORMAT:
-        streams = document.get("streams")
-    entries: dict[bytes, AnchorEntry] = {}
-    for name, value in streams.items() if isinstance(streams, dict) else ():
-        stream, entry = _hexadecimal(name, STREAM_BYTES), _anchor_entry(value)
-        if stream is None or entry is None:
-            break
-        entries[stream] = entry
-    if not isinstance(streams, dict) or len(entries) != len(streams):
+        with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            entries = _entries(json.loads(text))
+    if entries is None:
         raise InvalidInputError("since is an AuditReport, or what its anchor() returned")
     return entries
 
 
-def _anchor_entry(value: object) -> AnchorEntry | None:
-    if not isinstance(value, dict) or set(value) != {"size", "root"}:
-        return None
-    size, root = value["size"], _hexadecimal(value["root"], HASH_BYTES)
-    return (
-        AnchorEntry(size, root)
-        if type(size) is int and 0 <= size <= INTEGER_MAX and root is not None
-        else None
+def _entries(document: Mapping[str, Any]) -> dict[bytes, AnchorEntry] | None:
+    """The anchor entries of a document; None, or an error of any kind, where it is no anchor."""
+    streams = document["streams"]
+    entries = {
+        bytes.fromhex(name): AnchorEntry(entry["size"], bytes.fromhex(entry["root"]))
+        for name, entry in streams.items()
+    }
+    fit = all(
+        len(name) == STREAM_BYTES
+        and type(entry.size) is int
+        and 0 <= entry.size <= INTEGER_MAX
+        and len(entry.root) == HASH_BYTES
+        for name, entry in entries.items()
     )
+    as_written = document["format"] == ANCHOR_FORMAT and streams == _streams(entries)
+    return entries if fit and as_written else None
 
 
-def _hexadecimal(value: object, length: int) -> bytes | None:
-    if isinstance(value, str) and len(value) == 2 * length and _HEX.fullmatch(value):
-        return bytes.fromhex(value)
-    return None
+def _streams(entries: Mapping[bytes, AnchorEntry]) -> dict[str, dict[str, object]]:
+    return {
+        name.hex(): {"size": entry.size, "root": entry.root.hex()} for name, entry in sorted(entries.items())
+    }
 
 
 class Findings:
@@ -165,31 +156,28 @@ class Findings:
         self.found: list[AuditFinding] = []
         self.omitted = 0
 
-    def add(self, finding: AuditFinding) -> None:
-        """Note a finding; past FINDINGS_MAX, only count it."""
-        if len(self.found) < FINDINGS_MAX:
-            self.found.append(finding)
-        else:
-            self.omitted += 1
-
-    def add_stream(
+    def add(
         self,
         kind: FindingKind,
         message: str,
-        stream: bytes,
+        stream: bytes | None = None,
         number: int | None = None,
         last: int | None = None,
+        *,
+        reference: bytes | None = None,
+        revision: int | None = None,
     ) -> None:
-        """Note a finding about a stream, or about its events from a number on up to the last."""
-        last = None if last == number else last
-        self.add(AuditFinding(kind=kind, message=message, stream=stream.hex(), number=number, last=last))
-
-    def add_event(self, kind: FindingKind, message: str, row: SealedEvent) -> None:
-        """Note a finding about an event that is there."""
-        self.add_stream(kind, message, row.stream, row.number)
-
-    def add_record(
-        self, kind: FindingKind, message: str, reference: bytes, revision: int | None = None
-    ) -> None:
-        """Note a finding about a record, or about one of its revisions."""
-        self.add(AuditFinding(kind=kind, message=message, reference=reference.hex(), revision=revision))
+        """Note a finding, with attributes as in AuditFinding; past FINDINGS_MAX, only count it."""
+        if len(self.found) >= FINDINGS_MAX:
+            self.omitted += 1
+            return
+        finding = AuditFinding(
+            kind=kind,
+            message=message,
+            stream=None if stream is None else stream.hex(),
+            number=number,
+            last=None if last == number else last,
+            reference=None if reference is None else reference.hex(),
+            revision=revision,
+        )
+        self.found.append(finding)

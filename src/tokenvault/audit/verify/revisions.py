@@ -6,14 +6,14 @@ it, as happens to tokens that several processes use at once.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Final
 
 from tokenvault.audit.batch_event import BATCH, changes_of
-from tokenvault.audit.event import leaf_of
 from tokenvault.audit.verify.pages import reference_pages
-from tokenvault.audit.verify.report import AuditFinding, FindingKind, Findings
+from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
@@ -21,10 +21,10 @@ from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 RECORD_PAGE: Final = 2_000
 
 REPEATED_MAX: Final = 10_000
-"""Revisions kept that stand in two events, and that only events with an invalid MAC state."""
+"""Revisions remembered that two events state, and that only events with an invalid MAC state."""
 
 _SEEN: Final = -1
-"""In place of the run of a record that was read."""
+"""Replaces the run of a record once that record was read."""
 
 
 class Revisions:
@@ -42,24 +42,21 @@ class Revisions:
 
     def add(self, reference: bytes, revision: int) -> None:
         """Note that a revision stands in an event."""
-        run = self._runs.get(reference, 0)
-        above = self._above.get(reference)
-        if revision == run + 1:
-            run = revision
-            if above is not None:
-                while run + 1 in above:
-                    run += 1
-                    above.remove(run)
-                if not above:
-                    del self._above[reference]
-            self._runs[reference] = run
-        elif revision <= run or (above is not None and revision in above):
+        run = self._runs.setdefault(reference, 0)
+        above = self._above.get(reference, set())
+        if revision <= run or revision in above:
             self._repeated_count += 1
             if len(self._repeated) < REPEATED_MAX:
                 self._repeated.append((reference, revision))
+        elif revision > run + 1:
+            self._above.setdefault(reference, above).add(revision)
         else:
-            self._runs.setdefault(reference, 0)
-            self._above.setdefault(reference, set()).add(revision)
+            while revision + 1 in above:
+                revision += 1
+                above.remove(revision)
+            self._runs[reference] = revision
+            if not above:
+                self._above.pop(reference, None)
 
     def explain(self, row: SealedEvent) -> None:
         """Note the revisions that an event with an invalid MAC states: that they are missing is no finding then."""
@@ -70,21 +67,21 @@ class Revisions:
     def check(self, store: TokenStore, trusted: TrustedKeys, findings: Findings) -> int:
         """Read all records and note what is wrong. Returns how many there are."""
         for reference, revision in self._repeated:
-            findings.add_record(
+            findings.add(
                 FindingKind.REVISION_FELL,
                 "two events tell of this revision: the record was put back to an older one and changed again",
-                reference,
-                revision,
+                reference=reference,
+                revision=revision,
             )
         findings.omitted += self._repeated_count - len(self._repeated)
         count, after = 0, ""
         while True:
             page = _record_page(store, after)
             if page is None:
-                message = (
-                    "a record has another shape than was written: it and the records behind it were not read"
+                findings.add(
+                    FindingKind.EDITED,
+                    "a record has another shape than was written: it and the records behind it were not read",
                 )
-                findings.add(AuditFinding(kind=FindingKind.EDITED, message=message))
                 return count
             for record in page:
                 self._check_record(record, store, trusted, findings)
@@ -94,51 +91,43 @@ class Revisions:
             after = page[-1].token
         for reference, run in self._runs.items():
             if run != _SEEN:
-                findings.add_record(
-                    FindingKind.RECORD_REMOVED,
-                    "events tell of this token, and its record is not there",
-                    reference,
-                )
+                message = "events tell of this token, and its record is not there"
+                findings.add(FindingKind.RECORD_REMOVED, message, reference=reference)
         return count
 
     def _check_record(
         self, record: SealedRecord, store: TokenStore, trusted: TrustedKeys, findings: Findings
     ) -> None:
         reference, revision = record.reference, record.revision
+        note = functools.partial(findings.add, reference=reference)
         run = self._runs.get(reference, 0)
         if run == _SEEN:
-            findings.add_record(FindingKind.INSERTED, "two records have this reference", reference, revision)
+            note(FindingKind.INSERTED, "two records have this reference", revision=revision)
             return
         self._runs[reference] = _SEEN
         above = self._above.get(reference, set())
         newest = max({run, *above})
         if newest > revision:
-            findings.add_record(
+            note(
                 FindingKind.REVISION_FELL,
                 f"the record has revision {revision}, and an event tells of {newest}: an older row was put back",
-                reference,
-                revision,
+                revision=revision,
             )
         if run == revision:
             return
         # Some may have been written since the streams were read.
         stated = {*range(1, run + 1), *above} | _stated_now(store, trusted, reference)
         if not stated:
-            findings.add_record(
+            note(
                 FindingKind.REMOVED,
                 "no event tells of this record: they were removed, or the record was planted",
-                reference,
-                revision,
+                revision=revision,
             )
             return
         for first, last in self._missing_runs(record, stated):
-            findings.add_record(
-                FindingKind.REMOVED,
-                f"no event tells of the change to revision {first}"
-                + (f" up to {last}" if last > first else ""),
-                reference,
-                first,
-            )
+            up_to = f" up to {last}" if last > first else ""
+            message = f"no event tells of the change to revision {first}{up_to}"
+            note(FindingKind.REMOVED, message, revision=first)
 
     def _missing_runs(self, record: SealedRecord, stated: set[int]) -> Iterator[tuple[int, int]]:
         """The first and the last of the revisions, run by run, that no event states."""
@@ -158,9 +147,8 @@ def _stated_now(store: TokenStore, trusted: TrustedKeys, reference: bytes) -> se
     """The revisions of a record that stand in events, read again."""
     found = set()
     for page in itertools.chain(reference_pages(store, reference), reference_pages(store, BATCH)):
-        genuine = trusted.genuine(page, [leaf_of(row) for row in page])
-        for row, right in zip(page, genuine, strict=True):
-            if right is not False:
+        for row, _, genuine in trusted.check(page):
+            if genuine is not False:
                 found |= {revision for changed, revision in changes_of(row) if changed == reference}
     return found
 

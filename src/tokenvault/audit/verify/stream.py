@@ -6,7 +6,8 @@ import attrs
 
 from tokenvault.audit.batch_event import changes_of
 from tokenvault.audit.checkpoint import Checkpoint
-from tokenvault.audit.event import Event, leaf_of
+from tokenvault.audit.event import Event
+from tokenvault.audit.macs import CheckedEvent
 from tokenvault.audit.merkle import Tree
 from tokenvault.audit.verify.misplaced import InvalidMac, InvalidMacs
 from tokenvault.audit.verify.pages import begins_below_one, reference_pages, stream_pages
@@ -33,11 +34,14 @@ class StreamAudit:
 
     Attributes:
         anchor_entry: the state of the stream when it was verified before.
+        revisions, invalid_macs: collected over all streams, for the checks that follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
+        vouched: numbers of the checkpoints that signatures speak for.
         events: how many were read; last: the number of the last one.
         gaps: missing numbers that no checkpoint commits to.
         tree: over the events from 1 on up to the first that is missing or wrong.
+        whole: so far, no event is missing or wrong.
     """
 
     store: TokenStore
@@ -45,12 +49,18 @@ class StreamAudit:
     trusted: TrustedKeys
     findings: Findings
     anchor_entry: AnchorEntry | None = None
+    revisions: Revisions = attrs.field(factory=Revisions)
+    invalid_macs: InvalidMacs = attrs.field(factory=InvalidMacs)
     checkpoints: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     unauthenticated: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
+    vouched: set[int] = attrs.field(factory=set)
     events: int = 0
     last: int = 0
     gaps: int = 0
     tree: Tree = attrs.field(factory=Tree)
+    whole: bool = True
+    _invalid: list[InvalidMac] = attrs.field(factory=list)
+    _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
 
     @property
     def committed(self) -> int:
@@ -65,13 +75,12 @@ class StreamAudit:
     def find_checkpoints(self) -> None:
         """Find the checkpoints. They are read before the events, so all that they commit to is there by then."""
         for page in reference_pages(self.store, self.stream):
-            own = [row for row in page if row.stream == self.stream]
-            leaves = [leaf_of(row) for row in own]
-            for row, leaf, genuine in zip(own, leaves, self.trusted.genuine(own, leaves), strict=True):
-                if genuine is not False:
-                    self._note_checkpoint(row, leaf, genuine)
+            for event in self.trusted.check([row for row in page if row.stream == self.stream]):
+                if event.genuine is not False:
+                    self._note_checkpoint(event)
 
-    def _note_checkpoint(self, row: SealedEvent, leaf: bytes, genuine: bool | None) -> None:
+    def _note_checkpoint(self, event: CheckedEvent) -> None:
+        row, leaf, genuine = event
         try:
             checkpoint = Event.parse(row).checkpoint
         except IntegrityError:
@@ -80,7 +89,7 @@ class StreamAudit:
             return
         signature = self.trusted.signature(row, checkpoint)
         if signature is False:
-            self.findings.add_event(FindingKind.EDITED, "the signature of this checkpoint is wrong", row)
+            self._note(FindingKind.EDITED, "the signature of this checkpoint is wrong", row.number)
             return
         found = self.checkpoints if signature or genuine else self.unauthenticated
         found[row.number] = FoundCheckpoint(row.number, leaf, bool(signature), checkpoint)
@@ -93,137 +102,106 @@ class StreamAudit:
             if each.checkpoint.unauthenticated_rows and each.number > self.size_before
         ]
         if numbers:
-            self.findings.add_stream(
+            self._note(
                 FindingKind.INSERTED,
                 "when this checkpoint was written, the youngest streams had rows that no vault wrote, "
                 "so that it refers to fewer streams: they may have been removed since",
-                self.stream,
                 min(numbers),
                 max(numbers),
             )
 
-    def read(self, revisions: Revisions, invalid_macs: InvalidMacs) -> None:
-        """Read all events and note what is wrong with them."""
+    def read(self) -> None:
+        """Read all events, in order of their numbers, and note what is wrong with them."""
         if begins_below_one(self.store, self.stream):
-            self.findings.add_stream(
-                FindingKind.INSERTED, "a row of this stream has a number below 1: no event has", self.stream
-            )
-        reader = _Reader(self, revisions, invalid_macs)
+            self._note(FindingKind.INSERTED, "a row of this stream has a number below 1: no event has")
+        found = self.checkpoints.values()
+        closed_at = min((each.number for each in found if each.checkpoint.closes), default=None)
+        for commitment in (*(each.checkpoint for each in found), self.anchor_entry):
+            if commitment is not None and commitment.size:
+                self._roots.setdefault(commitment.size, set()).add(commitment.root)
         for page in stream_pages(self.store, self.stream):
             if isinstance(page, int):
-                reader.malformed(page)
-            else:
-                reader.read(page)
-        reader.end()
-
-
-class _Reader:
-    """One pass over the events of a stream, in order of their numbers."""
-
-    def __init__(self, audit: StreamAudit, revisions: Revisions, invalid_macs: InvalidMacs) -> None:
-        self._audit = audit
-        self._revisions = revisions
-        self._invalid_macs = invalid_macs
-        self._invalid: list[InvalidMac] = []
-        self._invalid_max = invalid_macs.room()
-        self._expected = 1
-        self._whole = True  # so far, no event is missing or wrong
-        checkpoints = [each.checkpoint for each in audit.checkpoints.values()]
-        self._roots: dict[int, set[bytes]] = {}  # by size, what the tree's root should be
-        for commitment in [*checkpoints, *([audit.anchor_entry] if audit.anchor_entry else ())]:
-            if commitment.size:
-                self._roots.setdefault(commitment.size, set()).add(commitment.root)
-        closing = [each.number for each in audit.checkpoints.values() if each.checkpoint.closes]
-        self._closed_at = min(closing, default=None)
-
-    def read(self, rows: list[SealedEvent]) -> None:
-        """Read the next events."""
-        leaves = [leaf_of(row) for row in rows]
-        for row, leaf, genuine in zip(rows, leaves, self._audit.trusted.genuine(rows, leaves), strict=True):
-            self._advance(row.number)
-            after_end = self._closed_at is not None and row.number > self._closed_at
-            if genuine is False or after_end:
-                self._wrong(row, after_end)
+                self._advance(page)
+                self.whole = False
+                self._note(FindingKind.EDITED, "this row has another shape than was written", page)
                 continue
-            for reference, revision in changes_of(row):
-                self._revisions.add(reference, revision)
-            if self._whole:
-                self._append(leaf)
-        self._audit.events += len(rows)
+            for event in self.trusted.check(page):
+                self._read_event(event, closed_at is not None and event.row.number > closed_at)
+            self.events += len(page)
+        self._end()
 
-    def malformed(self, number: int) -> None:
-        """Note a row that the store refuses to return."""
-        self._advance(number)
-        self._whole = False
-        self._audit.findings.add_stream(
-            FindingKind.EDITED, "this row has another shape than was written", self._audit.stream, number
-        )
-
-    def end(self) -> None:
-        """Note what is missing after the last event."""
-        audit = self._audit
-        audit.last = self._expected - 1
-        # A stream without anything genuine is not the vault's.
-        own = len(self._invalid) < audit.events or bool(audit.checkpoints) or audit.anchor_entry is not None
-        self._invalid_macs.found += [each if own else each._replace(expected=False) for each in self._invalid]
-        committed = max(self._roots, default=0)
-        if audit.last < committed:
-            audit.findings.add_stream(
-                FindingKind.TRUNCATED,
-                "a checkpoint, or the verification before, commits to more events of this stream",
-                audit.stream,
-                audit.last + 1,
-                committed,
-            )
-            self._invalid_macs.note_missing(audit.stream, audit.last + 1, committed)
+    def _read_event(self, event: CheckedEvent, after_end: bool) -> None:
+        row, leaf, genuine = event
+        self._advance(row.number)
+        if genuine is False or after_end:
+            self._note_invalid(row, after_end)
+            return
+        for reference, revision in changes_of(row):
+            self.revisions.add(reference, revision)
+        if self.whole:
+            self._append(leaf)
 
     def _advance(self, number: int) -> None:
-        """Go on to a number: those in between are missing, unless a killed process may have left them out."""
-        first, last = self._expected, number - 1
-        self._expected = number + 1
+        """Go on to a number; those in between are missing, unless a killed process may have left them out."""
+        first, last = self.last + 1, number - 1
+        self.last = number
         if first > last:
             return
-        self._whole = False
-        audit = self._audit
-        committed = max(audit.committed, audit.size_before)
+        self.whole = False
+        committed = max(self.committed, self.size_before)
         if first <= committed:
-            audit.findings.add_stream(
+            self._note(
                 FindingKind.REMOVED,
                 "a checkpoint commits to this event, which is not there",
-                audit.stream,
                 first,
                 min(last, committed),
             )
-        audit.gaps += max(0, last - max(first - 1, committed))
-        self._invalid_macs.note_missing(audit.stream, first, last)
+        self.gaps += max(0, last - max(first - 1, committed))
+        self.invalid_macs.note_missing(self.stream, first, last)
 
-    def _wrong(self, row: SealedEvent, after_end: bool) -> None:
+    def _note_invalid(self, row: SealedEvent, after_end: bool) -> None:
         """Note an event that is not genuine; past a limit its origin is not looked for."""
-        self._whole = False
-        self._revisions.explain(row)
-        if len(self._invalid) < self._invalid_max:
+        self.whole = False
+        self.revisions.explain(row)
+        if len(self._invalid) < self.invalid_macs.room():
             self._invalid.append(InvalidMac(row, expected=not after_end))
         else:
-            self._audit.findings.add_event(
-                FindingKind.INSERTED if after_end else FindingKind.EDITED,
-                "the MAC of this event is wrong",
-                row,
-            )
+            kind = FindingKind.INSERTED if after_end else FindingKind.EDITED
+            self._note(kind, "the MAC of this event is wrong", row.number)
 
     def _append(self, leaf: bytes) -> None:
         """Add an event to the tree, and compare its root where something commits to the events up to here."""
-        tree = self._audit.tree
-        tree.append(leaf)
-        roots = self._roots.get(tree.size)
-        if roots is None or roots == {tree.root()}:
+        self.tree.append(leaf)
+        size = self.tree.size
+        roots = self._roots.get(size)
+        if roots is None or roots == {self.tree.root()}:
             return
-        self._whole = False
-        before = max((size for size in self._roots if size < tree.size), default=0)
-        self._audit.findings.add_stream(
+        self.whole = False
+        before = max((each for each in self._roots if each < size), default=0)
+        self._note(
             FindingKind.EDITED,
             "of these events one was edited, removed or inserted: they are not those that a checkpoint, or the "
             "verification before, committed to",
-            self._audit.stream,
             before + 1,
-            tree.size,
+            size,
         )
+
+    def _end(self) -> None:
+        """Note what is missing after the last event."""
+        # A stream without anything genuine is not the vault's.
+        own = len(self._invalid) < self.events or bool(self.checkpoints) or self.anchor_entry is not None
+        self.invalid_macs.found += [each if own else each._replace(expected=False) for each in self._invalid]
+        committed = max(self._roots, default=0)
+        if self.last < committed:
+            self._note(
+                FindingKind.TRUNCATED,
+                "a checkpoint, or the verification before, commits to more events of this stream",
+                self.last + 1,
+                committed,
+            )
+            self.invalid_macs.note_missing(self.stream, self.last + 1, committed)
+
+    def _note(
+        self, kind: FindingKind, message: str, number: int | None = None, last: int | None = None
+    ) -> None:
+        self.findings.add(kind, message, self.stream, number, last)

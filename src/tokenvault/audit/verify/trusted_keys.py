@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-    load_pem_public_key,
-)
 
 from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed_message
-from tokenvault.audit.macs import AuditMacs
+from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
 from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.stores.port import SealedEvent
 
 PUBLIC_KEYS_MAX: Final = 100
+_INFO: Final = serialization.PublicFormat.SubjectPublicKeyInfo
 _PEM: Final = re.compile(r"-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\s]{1,2000}-----END PUBLIC KEY-----")
 
 
@@ -42,20 +38,19 @@ class TrustedKeys:
     def __init__(self, keys: KeyStore | None, public_key: str | None) -> None:
         if keys is None and public_key is None:
             raise InvalidInputError("give keys, a public_key, or both")
-        self._macs = None if keys is None else AuditMacs(keys)
+        self._audit = None if keys is None else AuditKeys(keys)
         self._public: dict[bytes, ec.EllipticCurvePublicKey] = {}
-        signer = None if keys is None else keys.signer()
-        if signer is not None:
-            self._trust(signer.public_key, load_der_public_key(signer.public_key))
-        if public_key is not None:
-            for key in _parsed(public_key):
-                self._trust(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), key)
+        if self._audit is not None and self._audit.signer is not None:
+            der = self._audit.signer.public_key
+            key = serialization.load_der_public_key(der)
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                self._public[key_id_of(der)] = key
+        for key in () if public_key is None else _parsed(public_key):
+            self._public[key_id_of(key.public_bytes(serialization.Encoding.DER, _INFO))] = key
 
-    def genuine(self, rows: Sequence[SealedEvent], leaves: Sequence[bytes]) -> Sequence[bool | None]:
-        """Whether the MAC of each event is right; None without AUDIT keys. Raises KeyStoreError."""
-        if self._macs is None:
-            return [None] * len(rows)
-        return self._macs.genuine(rows, leaves)
+    def check(self, rows: Sequence[SealedEvent]) -> list[CheckedEvent]:
+        """The events, each with its leaf hash and whether its MAC is right. Raises KeyStoreError."""
+        return check_events(self._audit, rows)
 
     def signature(self, row: SealedEvent, checkpoint: Checkpoint) -> bool | None:
         """Whether a checkpoint's signature is right; None if it has none, or one by a key that is not trusted."""
@@ -65,26 +60,20 @@ class TrustedKeys:
         r, s = (int.from_bytes(half) for half in (checkpoint.signature[:32], checkpoint.signature[32:]))
         message = signed_message(row.stream, row.number, row.body[:-SIGNATURE_BYTES])
         try:
-            key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
+            key.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             return False
         return True
-
-    def _trust(self, der: bytes, key: object) -> None:
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            self._public[key_id_of(der)] = key
 
 
 def _parsed(text: str) -> list[ec.EllipticCurvePublicKey]:
     blocks = _PEM.findall(text)[: PUBLIC_KEYS_MAX + 1] if isinstance(text, str) else []
     keys = []
     for block in blocks:
-        try:
-            key = load_pem_public_key(block.encode("ascii"))
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-            keys.append(key)
+        with suppress(ValueError, UnsupportedAlgorithm):
+            key = serialization.load_pem_public_key(block.encode("ascii"))
+            if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+                keys.append(key)
     if not blocks or len(keys) != len(blocks) or len(keys) > PUBLIC_KEYS_MAX:
         raise InvalidInputError(f"public_key is 1 to {PUBLIC_KEYS_MAX} public keys of P-256 in PEM")
     return keys
@@ -99,5 +88,5 @@ def audit_public_key(keys: KeyStore) -> str | None:
     signer = keys.signer()
     if signer is None:
         return None
-    key = load_der_public_key(signer.public_key)
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+    key = serialization.load_der_public_key(signer.public_key)
+    return key.public_bytes(serialization.Encoding.PEM, _INFO).decode("ascii")

@@ -12,7 +12,7 @@ from tokenvault.audit.verify.stream import StreamAudit
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError, boundary
 from tokenvault.keys.port import KeyStore
-from tokenvault.stores.port import STREAM_BYTES, TokenStore
+from tokenvault.stores.port import MALFORMED_EVENT, STREAM_BYTES, SealedEvent, TokenStore
 
 
 @boundary
@@ -42,41 +42,29 @@ def verify_audit(
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     trusted = TrustedKeys(keys, public_key)
-    before = _entries(since)
+    before: dict[bytes, AnchorEntry] = {}
+    if since is not None:
+        before = dict(since.anchor_entries) if isinstance(since, AuditReport) else parse_anchor(since)
     findings, revisions, invalid_macs = Findings(), Revisions(), InvalidMacs()
-    audits = _audits(store, trusted, before, findings)
-    for audit in audits.values():
-        audit.find_checkpoints()
-    vouched = vouch(audits)
-    for audit in audits.values():
-        audit.check_unauthenticated_rows()
-        audit.read(revisions, invalid_macs)
-    find_origins(invalid_macs, trusted, store, findings)
-    _check_cross_references(audits, before, store, findings)
-    if public_key is not None:
-        check_signed(audits, vouched, store, trusted, findings)
-    records = revisions.check(store, trusted, findings)
-    return _report(audits, findings, records, _anchor_entries(audits, before, keys is not None))
-
-
-def _entries(since: AuditReport | str | None) -> dict[bytes, AnchorEntry]:
-    """The anchor entries of a verification before. Raises InvalidInputError."""
-    if since is None:
-        return {}
-    return dict(since.anchor_entries) if isinstance(since, AuditReport) else parse_anchor(since)
-
-
-def _audits(
-    store: TokenStore, trusted: TrustedKeys, before: dict[bytes, AnchorEntry], findings: Findings
-) -> dict[bytes, StreamAudit]:
-    """An audit of each stream that there is, oldest name first."""
     audits = {}
     for name in sorted(store.streams()):
         if len(name) == STREAM_BYTES:
-            audits[name] = StreamAudit(store, name, trusted, findings, before.get(name))
+            audit = StreamAudit(store, name, trusted, findings, before.get(name), revisions, invalid_macs)
+            audits[name] = audit
         else:
-            findings.add_stream(FindingKind.EDITED, "an event's stream has a name of another length", name)
-    return audits
+            findings.add(FindingKind.EDITED, "an event's stream has a name of another length", name)
+    for audit in audits.values():
+        audit.find_checkpoints()
+    vouch(audits)
+    for audit in audits.values():
+        audit.check_unauthenticated_rows()
+        audit.read()
+    find_origins(invalid_macs, trusted, store, findings)
+    _check_cross_references(audits, before, store, findings)
+    if public_key is not None:
+        check_signed(audits, findings)
+    records = revisions.check(store, trusted, findings)
+    return _report(audits, findings, records, _anchor_entries(audits, before, keys is not None))
 
 
 def _report(
@@ -132,14 +120,16 @@ def _check_cross_references(
         for found in audit.checkpoints.values():
             for reference in found.checkpoint.cross_references:
                 referenced.setdefault(reference.stream, {})[reference.number] = reference
-    for name in sorted({*referenced, *before} - audits.keys()):
-        if not _is_there(store, name):  # it may be younger than the list of streams
-            how = (
-                "other streams refer to it"
-                if name in referenced
-                else "it was there when the trail was verified before"
-            )
-            findings.add_stream(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", name)
+    missing = {*referenced, *before} - audits.keys()
+    if missing:
+        missing -= set(store.streams())  # some are younger than the first list
+    for name in sorted(missing):
+        how = (
+            "other streams refer to it"
+            if name in referenced
+            else "it was there when the trail was verified before"
+        )
+        findings.add(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", name)
     for name in sorted(referenced.keys() & audits.keys()):
         for _, reference in sorted(referenced[name].items()):
             _check_cross_reference(reference, audits[name], store, findings)
@@ -148,41 +138,33 @@ def _check_cross_references(
 def _check_cross_reference(
     reference: CrossReference, audit: StreamAudit, store: TokenStore, findings: Findings
 ) -> None:
-    number = reference.number
+    stream, number = reference.stream, reference.number
     found = audit.checkpoints.get(number)
     if found is not None and found.leaf == reference.leaf:
         return
+    now = _event_now(store, stream, number)
     if number > audit.last:
-        if not _is_there(store, audit.stream, number):
-            findings.add_stream(
+        if now is None:
+            findings.add(
                 FindingKind.TRUNCATED,
                 "another stream refers to a checkpoint of this one that is not there",
-                audit.stream,
+                stream,
                 audit.last + 1,
                 number,
             )
-    elif not _leads_to(store, reference):
-        findings.add_stream(
+    elif now is None or leaf_of(now) != reference.leaf:
+        findings.add(
             FindingKind.EDITED,
             "another stream refers to a checkpoint here, which is not there, or another one",
-            audit.stream,
+            stream,
             number,
         )
 
 
-def _is_there(store: TokenStore, stream: bytes, number: int | None = None) -> bool:
-    """Whether there is an event of a number, or without a number any event of the stream."""
+def _event_now(store: TokenStore, stream: bytes, number: int) -> SealedEvent | None:
+    """The event of a number, which may be there by now; MALFORMED_EVENT for a row that is none."""
     try:
-        found = store.events(stream=stream, after=0 if number is None else number - 1, limit=1)
+        found = store.events(stream=stream, after=number - 1, limit=1)
     except IntegrityError:
-        return True  # reading the stream has noted it
-    return bool(found) and number in (None, found[0].number)
-
-
-def _leads_to(store: TokenStore, reference: CrossReference) -> bool:
-    """Whether the event that a cross-reference refers to stands there now."""
-    try:
-        found = store.events(stream=reference.stream, after=reference.number - 1, limit=1)
-    except IntegrityError:
-        return False
-    return bool(found) and found[0].number == reference.number and leaf_of(found[0]) == reference.leaf
+        return MALFORMED_EVENT
+    return found[0] if found and found[0].number == number else None

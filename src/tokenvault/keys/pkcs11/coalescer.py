@@ -1,26 +1,27 @@
 """Merging of block requests that wait for the same slow call.
 
-Of the threads that have blocks to encrypt, one leads: it takes the lock around the call, sends what the
-queue holds by then in one call, and wakes everyone with their part. Before it returns it hands the lead to
-the oldest request that came meanwhile. So with n threads waiting for a slow call, the next call serves all n.
+Each thread that has blocks to encrypt leaves them in a queue, with a task for the module's worker. The first of
+these tasks that runs sends what the queue holds by then in one call and answers everyone in it; those whose turn
+comes later find themselves answered. So with n threads waiting for a slow call, the next call serves all n, and who
+is answered does not wait for the next call.
 
-A leader leads for one call, which carries its own request: no thread works for others longer than that. Who
-waits does not wait for the lock: once answered, a thread goes on, also while the next call is in the module.
+No thread works for another, so none can strand another: who stops waiting takes its blocks out of the queue, if no
+call carries them yet.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Final
 
 from tokenvault.crypto.block_cipher import BLOCK_BYTES
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11.worker import CALL_SECONDS, Task, Worker
 
 BLOCKS_PER_CALL_MAX: Final = 2**20
-"""Blocks in one module call, unless the URI sets a smaller number: 16 MiB (docs/decisions/10-batches.md)."""
+"""Blocks that go into the module together unless told otherwise: 16 MiB (docs/decisions/10-batches.md)."""
 
 _INTERRUPTED: Final = (
     "the call that carried this request was interrupted; nothing is known to be wrong: retry"
@@ -29,44 +30,38 @@ _WRONG_LENGTH: Final = "the module returned another number of bytes than it was 
 
 
 class _Request:
-    """Blocks to encrypt, then their answer or the reason why there is none."""
+    """Blocks on their way, and the task that waits for them."""
 
-    __slots__ = ("answer", "blocks", "failure", "leads", "wake")
+    __slots__ = ("blocks", "task")
 
-    def __init__(self, blocks: bytes) -> None:
+    def __init__(self, blocks: bytes, serve: Callable[[_Request], bytes]) -> None:
         self.blocks = blocks
-        self.answer: bytes | None = None
-        self.failure = _INTERRUPTED
-        self.leads = False
-        self.wake = threading.Lock()  # released when the request is answered or is to lead
-        self.wake.acquire()
+        self.task: Task[bytes] = Task(lambda: serve(self), shared=True)
 
 
 class Coalescer:
     """Sends requests of many threads through one call at a time.
 
-    After a fork the child wants another one: threads that it has not may have left this one half-way.
-
     Args:
-        call: encrypts blocks, returns as many bytes; fails with KeyStoreError. Runs with the lock held.
-        lock: held around each call; may be shared with other users of the same module. A thread that
-            holds it already must not call `encrypt`.
+        call: encrypts blocks, returns as many bytes; fails with KeyStoreError. Runs in the worker's thread.
+        worker: runs the calls, and whatever else is asked of the module.
         blocks_per_call_max: no call carries more blocks; longer requests are cut.
+        seconds: how long a request waits for its answer.
     """
 
     def __init__(
         self,
         call: Callable[[bytes], bytes],
-        lock: AbstractContextManager[object],
+        worker: Worker,
         *,
         blocks_per_call_max: int,
+        seconds: float = CALL_SECONDS,
     ) -> None:
         self._call = call
-        self._lock = lock
+        self._worker = worker
+        self._seconds = seconds
         self._bytes_max = blocks_per_call_max * BLOCK_BYTES
-        self._mutex = threading.Lock()  # guards what follows; never held while waiting for anything
-        self._queue: deque[_Request] = deque()
-        self._led = False
+        self._queue: deque[_Request] = deque()  # appended to by callers, taken from by the worker
 
     @property
     def waiting(self) -> int:
@@ -77,7 +72,7 @@ class Coalescer:
         """Encrypt whole blocks, alone or merged with what else waits.
 
         Raises:
-            KeyStoreError: the call failed; every request in it gets an error of its own.
+            KeyStoreError: the call failed, or took too long; every request in it gets an error of its own.
         """
         if len(blocks) <= self._bytes_max:
             return self._send(blocks)
@@ -86,55 +81,61 @@ class Coalescer:
         return b"".join(self._send(blocks[start : start + self._bytes_max]) for start in starts)
 
     def _send(self, blocks: bytes) -> bytes:
-        request = _Request(blocks)
+        request = _Request(blocks, self._serve)
         try:
-            with self._mutex:
-                self._queue.append(request)
-                if not self._led:
-                    request.leads = self._led = True
-            if not request.leads:
-                request.wake.acquire()
-            if request.leads:
-                with self._lock:
-                    self._serve()
+            self._queue.append(request)
+            self._worker.run(request.task, self._seconds)
         finally:
-            # Also when this thread is interrupted while it waits: those behind it must not wait for ever.
-            self._leave(request)
-        if request.answer is None:
-            raise KeyStoreError(request.failure)
-        return request.answer
+            if not request.task.finished:  # interrupted, or the module hangs
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(request)
+        return request.task.outcome()
 
-    def _leave(self, request: _Request) -> None:
-        with self._mutex:
-            if request in self._queue:  # interrupted
-                self._queue.remove(request)
-            if request.leads:
-                self._led = bool(self._queue)
-                if self._queue:
-                    self._queue[0].leads = True
-                    self._queue[0].wake.release()
+    def _serve(self, request: _Request) -> bytes:
+        """Make calls for the oldest requests that fit into one, until this one is answered."""
+        while self._queue and not request.task.finished:
+            self._serve_some()
+        if not request.task.finished:  # taken out of the queue meanwhile: nobody waits for it
+            raise KeyStoreError(_INTERRUPTED)
+        return b""  # the answer was handed over; this one does not count
 
-    def _serve(self) -> None:
-        """Make one call for the oldest requests that fit into it, the leader's own among them."""
-        with self._mutex:
-            batch = [self._queue.popleft()]
-            size = len(batch[0].blocks)
-            while self._queue and size + len(self._queue[0].blocks) <= self._bytes_max:
-                batch.append(self._queue.popleft())
-                size += len(batch[-1].blocks)
-        failure = _INTERRUPTED  # stands when something other than a KeyStoreError ends the call
-        answer = b""
+    def _serve_some(self) -> None:
+        batch, size = self._next_batch()
+        if not batch:
+            return
         try:
             answer = self._call(b"".join(request.blocks for request in batch))
-            failure = _WRONG_LENGTH
         except KeyStoreError as error:
-            failure = str(error)
-        finally:
-            start = 0
             for request in batch:
-                end = start + len(request.blocks)
-                request.failure = failure
-                request.answer = answer[start:end] if len(answer) == size else None
-                start = end
-                if not request.leads:
-                    request.wake.release()
+                request.task.fail(KeyStoreError(str(error)))
+        except BaseException as error:  # noqa: BLE001 # a fault of this library: the first of the callers raises it
+            batch[0].task.fail(error)
+            for request in batch[1:]:
+                request.task.fail(KeyStoreError(_INTERRUPTED))
+        else:
+            _hand_over(batch, answer, size)
+
+    def _next_batch(self) -> tuple[list[_Request], int]:
+        batch: list[_Request] = []
+        size = 0
+        while True:
+            try:
+                request = self._queue.popleft()
+            except IndexError:  # who stops waiting may empty the queue at any moment
+                return batch, size
+            if batch and size + len(request.blocks) > self._bytes_max:
+                self._queue.appendleft(request)
+                return batch, size
+            batch.append(request)
+            size += len(request.blocks)
+
+
+def _hand_over(batch: list[_Request], answer: bytes, size: int) -> None:
+    start = 0
+    for request in batch:
+        end = start + len(request.blocks)
+        if len(answer) == size:
+            request.task.finish(answer[start:end])
+        else:
+            request.task.fail(KeyStoreError(_WRONG_LENGTH))
+        start = end

@@ -4,45 +4,46 @@ from __future__ import annotations
 
 from typing import Final
 
-import pkcs11
-from pkcs11 import PKCS11Error
-
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11.constants import Code
+from tokenvault.keys.pkcs11.cryptoki import CallError
 
-MODULE_ERRORS: Final = (
-    PKCS11Error,
-    ValueError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    LookupError,
-    OSError,
+NOT_OFFERED: Final = frozenset(
+    {Code.MECHANISM_INVALID, Code.MECHANISM_PARAM_INVALID, Code.FUNCTION_NOT_SUPPORTED}
 )
-"""What python-pkcs11 raises when a module fails, or returns something that python-pkcs11 can not read."""
 
-PERMANENT_ERRORS: Final = (
-    pkcs11.MechanismInvalid,
-    pkcs11.MechanismParamInvalid,
-    pkcs11.FunctionNotSupported,
-    pkcs11.DataLenRange,
-    pkcs11.DataInvalid,
-    pkcs11.ArgumentsBad,
-    pkcs11.AttributeTypeInvalid,
-    pkcs11.AttributeValueInvalid,
-    pkcs11.TemplateIncomplete,
-    pkcs11.TemplateInconsistent,
-    pkcs11.TokenWriteProtected,
-    pkcs11.KeySizeRange,
+PERMANENT: Final = NOT_OFFERED | {
+    Code.DATA_LEN_RANGE,
+    Code.DATA_INVALID,
+    Code.ARGUMENTS_BAD,
+    Code.ATTRIBUTE_READ_ONLY,
+    Code.ATTRIBUTE_TYPE_INVALID,
+    Code.ATTRIBUTE_VALUE_INVALID,
+    Code.ACTION_PROHIBITED,
+    Code.KEY_FUNCTION_NOT_PERMITTED,
+    Code.TEMPLATE_INCOMPLETE,
+    Code.TEMPLATE_INCONSISTENT,
+    Code.TOKEN_WRITE_PROTECTED,
+    Code.KEY_SIZE_RANGE,
+}
+"""Return codes of failures that no new session cures."""
+
+LOST: Final = frozenset(
+    {
+        Code.CRYPTOKI_NOT_INITIALIZED,
+        Code.DEVICE_REMOVED,
+        Code.OBJECT_HANDLE_INVALID,
+        Code.KEY_HANDLE_INVALID,
+        Code.SESSION_CLOSED,
+        Code.SESSION_HANDLE_INVALID,
+        Code.TOKEN_NOT_PRESENT,
+        Code.USER_NOT_LOGGED_IN,
+    }
 )
-"""Failures that no new session cures."""
+"""Return codes that say themselves that a session, a login or the token is gone."""
 
-PIN_ERRORS: Final = (
-    pkcs11.PinIncorrect,
-    pkcs11.PinInvalid,
-    pkcs11.PinLenRange,
-    pkcs11.PinExpired,
-    pkcs11.PinLocked,
-    pkcs11.UserPinNotInitialized,
+SESSION_LOST: Final = frozenset(
+    {Code.CRYPTOKI_NOT_INITIALIZED, Code.SESSION_CLOSED, Code.SESSION_HANDLE_INVALID}
 )
 
 NOT_FOUND: Final = (
@@ -57,19 +58,23 @@ _LOST: Final = (
 
 
 class CollisionError(Exception):
-    """Another process made the same key at the same moment; the one made here is destroyed again."""
+    """Another process made the same key at the same moment; the one made here is destroyed again.
+
+    Attributes:
+        version: of the key, where it has one.
+    """
+
+    def __init__(self, version: int = 0) -> None:
+        super().__init__(version)
+        self.version = version
 
 
 class PinRefusedError(KeyStoreError):
-    """The token refused the PIN, which is not tried again: tokens lock themselves after a few wrong ones.
+    """The token refused the PIN, which is not tried again: tokens lock themselves after a few wrong ones."""
 
-    Attributes:
-        digest: of the PIN, to recognize it.
-    """
 
-    def __init__(self, message: str, digest: bytes) -> None:
-        super().__init__(message)
-        self.digest = digest
+class LoginFailedError(KeyStoreError):
+    """The token refused the login for a reason that may be the PIN: not to be tried again by the same call."""
 
 
 class DoubtfulError(KeyStoreError):
@@ -80,28 +85,27 @@ class DoubtfulError(KeyStoreError):
     """
 
 
+class UnfitModuleError(KeyStoreError):
+    """The module does otherwise than it was asked."""
+
+
 class TokenMissingError(DoubtfulError):
     """No token fits the URI: reported only if none fits after the library was initialized again."""
 
 
-def advice(error: Exception) -> str:
-    """The message for a failure. The module's own text is left out: it may quote what was passed in."""
-    kind = type(error).__name__
-    if isinstance(error, KeyStoreError):
-        return str(error)
-    if "already initialized" in str(error):
+def advice(error: CallError) -> str:
+    """The message for a failed call: what to do, the function, and what it returned."""
+    code = error.code
+    if code == Code.USER_NOT_LOGGED_IN:
+        return f"the token is logged out again and again ({error}): look for other code that uses it in this process"
+    if code in (Code.SESSION_COUNT, Code.DEVICE_MEMORY, Code.HOST_MEMORY):
+        return f"the module is out of sessions or memory ({error}): close other users of the token"
+    if code == Code.TOKEN_WRITE_PROTECTED:
+        return f"the token is write-protected ({error}): allow writing to create or destroy keys"
+    if code in NOT_OFFERED:
+        return f"the module does not offer what the vault needs ({error}): see docs/howto/hsm.md"
+    if code in PERMANENT:
         return (
-            "the module was initialised by other code in this process, under another path: write "
-            "module-path the same way everywhere"
+            f"the module refuses what the vault asks for ({error}): it, its policy or its user does not fit"
         )
-    if isinstance(error, pkcs11.UserNotLoggedIn):
-        return "the token is logged out again and again: look for other code that uses it in this process"
-    if isinstance(error, (pkcs11.SessionCount, pkcs11.DeviceMemory, pkcs11.HostMemory)):
-        return f"the module is out of sessions or memory ({kind}): close other users of the token"
-    if isinstance(error, pkcs11.TokenWriteProtected):
-        return "the token is write-protected: allow writing to create or destroy keys"
-    if isinstance(error, pkcs11.DataLenRange):
-        return "the module does not take that much at once: set x-blocks-per-call-max in the key store's URI"
-    if isinstance(error, PERMANENT_ERRORS):
-        return f"the module does not offer what the vault needs, AES-256 in ECB mode ({kind})"
-    return f"{_LOST} ({kind})"
+    return f"{_LOST} ({error})"

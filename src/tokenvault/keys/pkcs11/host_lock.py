@@ -14,19 +14,21 @@ HOST_POLL_SECONDS: Final = 0.002
 
 
 @contextlib.contextmanager
-def host_lock(path: str) -> Iterator[None]:
-    """Hold a lock on a file; after a bounded wait, or when the file can not be opened, go on without it."""
+def host_lock(path: str) -> Iterator[bool]:
+    """Hold a lock on a file; after a bounded wait, or when it can not be opened, go on without, and tell so."""
     handle = -1
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    held = False
     try:
         until = time.monotonic() + HOST_WAIT_SECONDS
         while handle >= 0 and time.monotonic() < until:
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
                 break
             time.sleep(HOST_POLL_SECONDS)
-        yield
+        yield held
     finally:
         if handle >= 0:
             # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the

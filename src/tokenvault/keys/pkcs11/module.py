@@ -1,95 +1,114 @@
-"""A PKCS#11 module in this process: loaded once, called by one thread at a time, initialized again when lost.
+"""A PKCS#11 module in this process: loaded once, entered by one thread, begun anew only when nothing else helps.
 
-A module's state belongs to the process, not to the objects that use it: login, sessions and initialisation
+A module's state belongs to the process, not to the objects that use it: login, sessions and initialization
 are shared by all stores on it, whichever token they use. So it is kept here, once per library file.
 
-- python-pkcs11 initialises modules without asking them to lock, and calls them without the GIL. `Module.lock`
-  keeps all but one thread out.
-- Each token is logged in to once, on a session of its own (the anchor) that nothing else uses. It stays open
-  until the last store on the token closes.
-- `Module.epoch` rises whenever sessions died: after a new login or a new initialisation. Sessions of an older
-  epoch are replaced.
+- One thread enters the module: its worker (see `worker`). Every method but the constructor runs there.
+- Each token is logged in to once, on a session of its own (the anchor) that nothing else uses, and worked on with
+  another one. Both stay open until the last store on the token closes. A module that allows no second session gets
+  along with one.
+- `Module.epoch` rises whenever sessions died or were replaced. Who holds object handles of an older epoch finds the
+  objects again.
 - Some losses end only with C_Finalize and C_Initialize. SoftHSM: once a token's folder was gone for a moment,
-  its objects stay invalid, searches find nothing and report no error.
-- A forked child has other `Module` objects than its parent, with free locks, and initialises the library
-  itself. While a process forks, its modules are kept free of threads, since a copy taken in the middle of a
-  call is not sound.
-
-No other code of the process may use the same library: it would lose its sessions when the library is
-initialised again.
+  its objects stay invalid, searches find nothing and report no error. So that is the last resort, and it is never
+  done to a library that other code of this process initialized.
+- A forked child has other `Module` objects than its parent (see `registry`), with a worker of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import attrs
-import pkcs11
-from pkcs11 import KeyType, MechanismFlag, PKCS11Error, Session, Token
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11 import pins
+from tokenvault.keys.pkcs11.constants import Code, TokenFlag, code_name
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Token
 from tokenvault.keys.pkcs11.errors import (
-    MODULE_ERRORS,
+    LOST,
     NOT_FOUND,
-    PIN_ERRORS,
+    LoginFailedError,
     PinRefusedError,
     TokenMissingError,
 )
 from tokenvault.keys.pkcs11.host_lock import host_lock
+from tokenvault.keys.pkcs11.library import Library
+from tokenvault.keys.pkcs11.limits import BlockLimits
+from tokenvault.keys.pkcs11.worker import Worker
 from tokenvault.keys.secrets import Secret
 from tokenvault.keys.uri import Pkcs11Uri
 
-FORK_WAIT_SECONDS: Final = 5.0
-"""How long a fork waits for a module call to end. Then it goes on: an unsound child is better than a hung parent."""
+ReadPin = Callable[[], Secret]
 
-_DIGEST_KEY: Final = os.urandom(32)
+TRANSIENT: Final = LOST | {Code.HOST_MEMORY, Code.DEVICE_ERROR, Code.DEVICE_MEMORY, Code.SESSION_COUNT}
+"""Return codes of C_Login that say that the token is away or the session is gone, and nothing of the PIN."""
+
+SETTLE_SECONDS: Final = 0.2
+"""SoftHSM never sees an object that it met half-written: it is to be whole by the time that it is looked for."""
 
 
 @attrs.define(eq=False)
 class Login:
-    """The one login of this process to one token."""
+    """The one login of this process to one token.
+
+    Attributes:
+        anchor: the session that was logged in on; while it is open, the login stands.
+        session: the session that all reading and encrypting is done on; the anchor where there is no other.
+        suspect: whether the last call on it failed, so that its session is to be replaced.
+    """
 
     token: Token
     anchor: Session
+    session: Session
     pin_digest: bytes = attrs.field(repr=False)
     users: weakref.WeakSet[object]
+    suspect: bool = False
 
 
 class Module:
-    """One library file in one process. Callers of every method but the constructor hold `lock`."""
+    """One library file in one process.
 
-    def __init__(self, path: str, *, inherited: bool) -> None:
-        self.lock: Final = threading.RLock()
+    Attributes:
+        limits: how much it takes in one call.
+        without_ecb: whether it refused AES-ECB and is asked for AES-CBC instead.
+        library: its file, loaded and initialized when first needed.
+    """
+
+    def __init__(self, path: str, *, parent: Module | None) -> None:
+        self.worker: Final = Worker()
+        self.lock: Final = self.worker.lock
+        self.limits: Final = BlockLimits()
+        self.without_ecb: bool = parent is not None and parent.without_ecb
+        self.library: Final[Library] = Library(path, parent=None if parent is None else parent.library)
         self.epoch = 0
         self.logins_tried = 0
-        self._path = path
-        self._inherited = inherited
         self._logins: dict[int, Login] = {}
-        self._writers = 0
+        self._writing = False
+        self._undisturbed: bool | None = False
 
-    def log_in(self, uri: Pkcs11Uri, read_pin: Callable[[], Secret], user: object) -> Login:
+    def log_in(self, uri: Pkcs11Uri, read_pin: ReadPin, user: object) -> Login:
         """Log in to the token that the URI selects, or share the login that exists.
 
         Raises:
             PinRefusedError: the token refused the PIN.
             TokenMissingError: there is no such token.
             KeyStoreError: several tokens fit, or the process is logged in with another PIN.
-            PKCS11Error: the module failed.
+            CallError: the module failed.
         """
         token = self._select(uri)
-        pin = read_pin()
-        digest = pin_digest(pin)
-        login = self._logins.get(token.slot.slot_id)
+        slot_id = token.slot_id
+        login = self._logins.get(slot_id)
+        if login is not None and login.suspect and not self._renewed(login, token):
+            del self._logins[slot_id]
+            login = None
         if login is None:
-            login = Login(token, self._open_anchor(token, pin), digest, weakref.WeakSet())
-            self._logins[token.slot.slot_id] = login
-        elif login.pin_digest != digest:
+            login = self._logins[slot_id] = self._new_login(token, read_pin)
+        elif user not in login.users and login.pin_digest != self._pin(token, read_pin)[1]:
             # The module would not look at the PIN, being logged in: without this check any PIN would do.
             raise KeyStoreError(
                 "this process is logged in to the token with another PIN: check pin-source, or close the "
@@ -98,35 +117,45 @@ class Module:
         login.users.add(user)
         return login
 
+    def _new_login(self, token: Token, read_pin: ReadPin) -> Login:
+        pin, digest = self._pin(token, read_pin)
+        anchor = self._open(token)
+        self._log_in_on(anchor, token, pin)
+        return Login(token, anchor, self._second(token, anchor), digest, weakref.WeakSet())
+
+    def _pin(self, token: Token, read_pin: ReadPin) -> tuple[Secret | None, bytes]:
+        """The PIN and its digest; None for a token that wants none."""
+        if not token.flags & TokenFlag.LOGIN_REQUIRED:
+            return None, b""
+        pin = read_pin()
+        return pin, pins.pin_digest(pin)
+
     def log_out(self, login: Login, user: object) -> None:
-        """End a user's share of a login; the last user logs out."""
+        """End a user's share of a login; the last one logs out."""
         login.users.discard(user)
-        slot_id = login.token.slot.slot_id
+        slot_id = login.token.slot_id
         if not login.users and self._logins.get(slot_id) is login:
             del self._logins[slot_id]
-            close_quietly(login.anchor)
+            for session in (login.session, login.anchor):
+                close_quietly(session)
+
+    def suspect(self, login: Login) -> None:
+        """Have the working session replaced: an operation that failed may still be active on it."""
+        login.suspect = True
+        self.epoch += 1
 
     def check(self, login: Login) -> None:
         """Prove that the token is there and logged in: a search shows neither, as it then finds nothing.
 
-        A login that is gone is repeated by the next `log_in`.
+        Asks for no right that the vault's work does not need.
 
         Raises:
-            PKCS11Error: the token is gone.
+            CallError: the token is gone, or logged out.
         """
-        login.token.slot.get_token()  # fails in SoftHSM, also later, once the token's folder was away
-        session = login.token.open()
-        try:
-            # Private objects are for users who are logged in; this one lives no longer than its session.
-            probe = session.generate_key(KeyType.AES, 256, capabilities=MechanismFlag.ENCRYPT, store=False)
-            probe.destroy()
-        except pkcs11.UserNotLoggedIn:
-            # The anchor is left behind: to close it is to log out, which a token that is logged out refuses.
-            self._logins.pop(login.token.slot.slot_id, None)
-            self.epoch += 1
-            raise
-        finally:
-            close_quietly(session)
+        # This fails in SoftHSM, also later, once the token's folder was away.
+        token = self.library.cryptoki().token(login.token.slot_id)
+        if token.flags & TokenFlag.LOGIN_REQUIRED and not self._is_logged_in(login.session):
+            raise CallError("C_GetSessionInfo", Code.USER_NOT_LOGGED_IN)
 
     @contextlib.contextmanager
     def writing(self, lock_path: str) -> Iterator[None]:
@@ -138,152 +167,173 @@ class Module:
         Args:
             lock_path: a file that the processes share; it is locked, not changed.
         """
-        self._writers += 1
+        if self._writing:  # further up
+            yield
+            return
+        self._writing = True
         try:
-            if self._writers > 1:  # by this very thread, further up
+            with host_lock(lock_path) as self._undisturbed:
                 yield
-            else:
-                with host_lock(lock_path):
-                    yield
         finally:
-            self._writers -= 1
+            self._writing = False
+
+    def settle(self) -> None:
+        """Wait for the end of what others may be writing, where they do not wait for us, before looking again."""
+        if not self._undisturbed:
+            time.sleep(SETTLE_SECONDS)
+
+    @contextlib.contextmanager
+    def writable_session(self, login: Login, read_pin: ReadPin) -> Iterator[Session]:
+        """A session that may change the token; where the module allows no further one, in place of another."""
+        session = self._further_writable(login)
+        if session is not None:
+            try:
+                yield session
+            finally:
+                close_quietly(session)
+            return
+        if not login.anchor.rw:
+            self._replace_anchor(login, read_pin)
+        yield login.anchor
+
+    def _further_writable(self, login: Login) -> Session | None:
+        """One session more, if need be after closing the working session; None where even that is too many."""
+        for closed in (False, True):
+            if closed:
+                self._drop_session(login)
+            try:
+                return self._open_one(login.token, rw=True)
+            except CallError as error:
+                if error.code != Code.SESSION_COUNT:
+                    raise
+        return None
+
+    def _drop_session(self, login: Login) -> None:
+        if login.session is not login.anchor:
+            close_quietly(login.session)
+            login.session = login.anchor
+        self.suspect(login)  # the next use opens another, if it can by then
+
+    def _replace_anchor(self, login: Login, read_pin: ReadPin) -> None:
+        """Log in on a session that may write, after closing the only one, which may not."""
+        close_quietly(login.anchor)
+        self._logins.pop(login.token.slot_id, None)
+        session = self._open_one(login.token, rw=True)
+        self._log_in_on(session, login.token, read_pin() if login.pin_digest else None)
+        login.anchor = login.session = session
+        self._logins[login.token.slot_id] = login
 
     def reinitialize(self) -> None:
-        """Initialize the library again: every session and login of this process on it is gone.
+        """Initialize the library again, where we did before: every session and login of this process is gone.
 
         Raises:
-            PKCS11Error: the module did not come back; the next use tries again.
+            CallError: the module did not come back; the next use tries again.
         """
-        library = pkcs11.lib(self._path)  # initialises it, when it was not
-        self._forget()
-        self._restart(library)
-
-    def _restart(self, library: pkcs11._pkcs11.lib) -> None:
-        # It may be finalized already, or not know a forked child: it can be initialized in both cases.
-        with contextlib.suppress(PKCS11Error):
-            library.finalize()
-        library.initialize()
-
-    def _forget(self) -> None:
         self._logins.clear()
         self.epoch += 1
-
-    def _library(self) -> pkcs11._pkcs11.lib:
-        if not os.path.isfile(self._path):
-            raise KeyStoreError(
-                "there is no file at module-path: install the PKCS#11 module or correct the path"
-            )
-        library = pkcs11.lib(self._path)
-        if self._inherited:
-            # The copy of the parent's state may look alive (SoftHSM stays logged in): it is not ours.
-            self._restart(library)
-            self._inherited = False
-        return library
-
-    def _tokens(self) -> Iterator[Token]:
-        # Not library.get_tokens: it gives up at the first token that fails, also when that is another one.
-        for slot in self._library().get_slots(token_present=True):
-            try:
-                token = slot.get_token()
-            except PKCS11Error:
-                continue
-            yield token
+        self.library.initialize_again()
 
     def _select(self, uri: Pkcs11Uri) -> Token:
-        fitting = [token for token in self._tokens() if _fits(token, uri)]
+        library = self.library.initialized()
+        slots = library.slots()
+        fitting = []
+        failures = ""
+        for slot_id in slots:
+            try:
+                token = library.token(slot_id)
+            except CallError as error:  # of another token, perhaps
+                failures += f", {error}"
+                continue
+            if _fits(token, uri):
+                fitting.append(token)
         if not fitting:
-            raise TokenMissingError(NOT_FOUND)
+            raise TokenMissingError(f"{NOT_FOUND} (C_GetSlotList: {len(slots)} tokens{failures})")
         if len(fitting) > 1:
             raise KeyStoreError("several tokens fit the URI: add serial= to it")
         return fitting[0]
 
-    def _open_anchor(self, token: Token, pin: Secret) -> Session:
-        self.logins_tried += 1
-        refusal = None
+    def _open(self, token: Token) -> Session:
+        """A session that reads; on a module that has none which only read, one that writes too."""
         try:
-            return token.open(user_pin=pin.reveal())
-        except pkcs11.UserAlreadyLoggedIn:
-            pass  # by other code of this process; its login serves, unproved as our PIN then is
-        except PIN_ERRORS as error:
-            refusal = type(error).__name__
-        if refusal is not None:
-            raise PinRefusedError(
-                f"the token refused the PIN ({refusal}). It is not tried again, since tokens lock after a "
-                "few wrong ones: put the right PIN where the URI's pin-source says, or open the key store "
-                "anew",
-                pin_digest(pin),
-            )
-        return token.open()
+            return self._open_one(token, rw=False)
+        except CallError as error:
+            refused = error
+        try:
+            return self._open_one(token, rw=True)
+        except CallError:
+            raise refused from None
+
+    def _open_one(self, token: Token, *, rw: bool) -> Session:
+        return self.library.cryptoki().open_session(token.slot_id, rw=rw)
+
+    def _second(self, token: Token, anchor: Session) -> Session:
+        try:
+            return self._open(token)
+        except CallError:
+            return anchor
+
+    def _renewed(self, login: Login, token: Token) -> bool:
+        """Replace the working session of a login. False where the login is gone, or has no other session."""
+        alone = login.session is login.anchor
+        if not alone:
+            close_quietly(login.session)
+        if alone or (token.flags & TokenFlag.LOGIN_REQUIRED and not self._is_logged_in(login.anchor)):
+            close_quietly(login.anchor)
+            return False
+        login.token = token
+        login.session = self._second(token, login.anchor)
+        login.suspect = False
+        return True
+
+    def _is_logged_in(self, session: Session) -> bool:
+        try:
+            return session.logged_in()
+        except CallError:
+            return False
+
+    def _log_in_on(self, session: Session, token: Token, pin: Secret | None) -> None:
+        if pin is None or self._is_logged_in(session):
+            return  # by other code of this process: its login serves, unproved as our PIN then is
+        try:
+            self._try_pin(session, token, pin)
+        except BaseException:
+            close_quietly(session)
+            raise
+
+    def _try_pin(self, session: Session, token: Token, pin: Secret) -> None:
+        pins.check_untried(token, pin)
+        pins.check_state(token)
+        self.logins_tried += 1
+        try:
+            session.login(pin.reveal().encode())
+        except CallError as error:
+            code = error.code
+        else:
+            return
+        if code == Code.USER_ALREADY_LOGGED_IN:
+            return
+        if pins.speaks_of_pin(code):
+            pins.note_refused(token, pin, code)
+            raise PinRefusedError(pins.refusal(code))
+        if code in TRANSIENT:
+            raise CallError("C_Login", code)
+        raise LoginFailedError(
+            f"the token refused the login (C_Login: {code_name(code)}). It is not tried again by this call, since "
+            "tokens lock after a few wrong PINs: check the PIN, and that the device is connected"
+        )
 
 
 def _fits(token: Token, uri: Pkcs11Uri) -> bool:
-    serial = bytes(token.serial).rstrip(b" \0").decode("utf-8", "replace")
     return (
         uri.token in (None, token.label)
-        and uri.serial in (None, serial)
+        and uri.serial in (None, token.serial)
         and uri.manufacturer in (None, token.manufacturer_id)
         and uri.model in (None, token.model)
-        and uri.slot_id in (None, token.slot.slot_id)
+        and uri.slot_id in (None, token.slot_id)
     )
-
-
-def pin_digest(pin: Secret) -> bytes:
-    """Tells PINs apart within this process and its children, without holding them."""
-    return hashlib.blake2b(pin.reveal().encode(), key=_DIGEST_KEY, digest_size=16).digest()
 
 
 def close_quietly(session: Session) -> None:
     """Close a session that may be gone already."""
-    with contextlib.suppress(*MODULE_ERRORS):
+    with contextlib.suppress(CallError):
         session.close()
-
-
-# The one piece of process-wide state: a library can be initialised only once in a process. Keys are the
-# process id and the file, so that a forked child finds nothing of its parent's, however it was forked.
-_modules: Final[dict[tuple[int, str], Module]] = {}
-_inherited: Final[set[str]] = set()
-_hooks: Final[list[int]] = []
-_held_for_fork: Final[list[Module]] = []
-
-
-def module_at(path: str, real_path: str) -> Module:
-    """The module of a library file in this process.
-
-    Args:
-        path: how to load it.
-        real_path: the same file without links, by which it is known.
-    """
-    key = (os.getpid(), real_path)
-    module = _modules.get(key)
-    if module is None:
-        if not _hooks:
-            _hooks.append(os.getpid())
-            os.register_at_fork(
-                before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-            )
-        # setdefault is one step for all threads: no lock that a fork could copy while it is held.
-        module = _modules.setdefault(key, Module(path, inherited=_is_inherited(real_path)))
-    return module
-
-
-def _is_inherited(real_path: str) -> bool:
-    return real_path in _inherited or any(known == real_path for _, known in _modules)
-
-
-def _before_fork() -> None:
-    pid = os.getpid()
-    for key, module in sorted(_modules.items()):
-        if key[0] == pid and module.lock.acquire(timeout=FORK_WAIT_SECONDS):
-            _held_for_fork.append(module)
-
-
-def _after_fork() -> None:
-    while _held_for_fork:
-        _held_for_fork.pop().lock.release()
-
-
-def _after_fork_in_child() -> None:
-    _held_for_fork.clear()
-    # Process ids come round again: what is left here must not be taken for our own one day.
-    _inherited.update(known for _, known in _modules)
-    _modules.clear()

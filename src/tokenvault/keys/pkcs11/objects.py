@@ -1,31 +1,42 @@
 """Keys as objects of a PKCS#11 token: their labels, their attributes, how they are found and generated.
 
 A key's label says all there is to say about it: `tokenvault/<purpose>/<version>/<custody>`, as in
-`tokenvault/seal/1/module` or `tokenvault/fingerprint/12/process`. Objects with other labels belong to
-others and are left alone.
+`tokenvault/seal/1/module` or `tokenvault/fingerprint/12/process`. Where a version was destroyed stands a key without
+use, `tokenvault/seal/1/destroyed`. Objects with other labels are not ours: nothing is asked about them.
 """
 
 from __future__ import annotations
 
-import re
-from itertools import islice
+import secrets
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
-from pkcs11 import Attribute, KeyType, MechanismFlag, Object, ObjectClass, Session
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.errors import CollisionError, DoubtfulError, TokenMissingError
+from tokenvault.keys.pkcs11.constants import Attribute, KeyType, ObjectClass
+from tokenvault.keys.pkcs11.cryptoki import Session, Template, Value
+from tokenvault.keys.pkcs11.errors import DoubtfulError, UnfitModuleError
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
 
-OBJECTS_MAX: Final = 10_000
-"""Secret keys of a token that a search reads; a token with more needs a token of its own for the vault."""
+IDENTITY_BYTES: Final = 16
+"""Of the CKA_ID of each object, random."""
 
-_LABEL: Final = re.compile(r"tokenvault/([a-z]+)/([1-9][0-9]{0,3})/([a-z]+)", re.ASCII)
+GAP_MAX: Final = 1
+"""Versions in a row that may be absent without a mark, as after a deletion with other tools, before a newer one."""
 
-CAPABILITIES: Final = MechanismFlag.ENCRYPT
+CAPABILITIES: Final = (Attribute.ENCRYPT,)
+_USES: Final = (
+    Attribute.ENCRYPT,
+    Attribute.DECRYPT,
+    Attribute.SIGN,
+    Attribute.VERIFY,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
+)
 
-_REQUIRED: Final[dict[Attribute, object]] = {
+_REQUIRED: Final[dict[Attribute, Value]] = {
     Attribute.CLASS: ObjectClass.SECRET_KEY,
     Attribute.KEY_TYPE: KeyType.AES,
     Attribute.VALUE_LEN: KEY_BYTES,
@@ -43,13 +54,15 @@ _REQUIRED: Final[dict[Attribute, object]] = {
 }
 """What must hold for every key, generated or found."""
 
-_REQUIRED_OF_GENERATED: Final[dict[Attribute, object]] = {
-    **_REQUIRED,
-    Attribute.LOCAL: True,
-    Attribute.ALWAYS_SENSITIVE: True,
-    Attribute.NEVER_EXTRACTABLE: True,
-}
-"""What must hold besides for a key that the module has just made; a key ceremony may import others."""
+_SECRECY: Final = (
+    {Attribute.SENSITIVE: True, Attribute.ALWAYS_SENSITIVE: True},
+    {Attribute.EXTRACTABLE: False, Attribute.NEVER_EXTRACTABLE: True},
+)
+"""Of each line, the module must tell one, and truly: that it never shows the key, and never hands it out wrapped.
+
+Modules do not tell every attribute. One that they do not tell is not held against a key, but for these. CKA_LOCAL is
+not asked for: NSS says false of keys that it made itself.
+"""
 
 
 @attrs.frozen
@@ -58,7 +71,7 @@ class TokenKey:
 
     name: KeyName
     custody: Custody
-    object: Object = attrs.field(repr=False, eq=False)
+    handle: int = attrs.field(repr=False, eq=False)
 
 
 SIGNER_LABEL: Final = "tokenvault/audit/1/signing"
@@ -67,7 +80,7 @@ SIGNER_LABEL: Final = "tokenvault/audit/1/signing"
 P256: Final = bytes.fromhex("06082a8648ce3d030107")
 """CKA_EC_PARAMS: the curve's object identifier in DER (RFC 5480)."""
 
-_REQUIRED_OF_SIGNER: Final[dict[Attribute, object]] = {
+_REQUIRED_OF_SIGNER: Final[dict[Attribute, Value]] = {
     Attribute.CLASS: ObjectClass.PRIVATE_KEY,
     Attribute.KEY_TYPE: KeyType.EC,
     Attribute.EC_PARAMS: P256,
@@ -81,20 +94,13 @@ _REQUIRED_OF_SIGNER: Final[dict[Attribute, object]] = {
     Attribute.DERIVE: False,
 }
 
-_REQUIRED_OF_MADE_SIGNER: Final[dict[Attribute, object]] = {
-    **_REQUIRED_OF_SIGNER,
-    Attribute.LOCAL: True,
-    Attribute.ALWAYS_SENSITIVE: True,
-    Attribute.NEVER_EXTRACTABLE: True,
-}
 
-
-def find_signers(session: Session, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Object]:
+def find_signers(session: Session, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[int]:
     """At most two keys with the label of the pair that signs checkpoints."""
-    return list(islice(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL}), 2))
+    return _search(session, {Attribute.CLASS: kind, Attribute.LABEL: SIGNER_LABEL})
 
 
-def find_signer(session: Session, kind: ObjectClass) -> Object | None:
+def find_signer(session: Session, kind: ObjectClass) -> int | None:
     """The private or the public key of the pair that signs checkpoints."""
     found = find_signers(session, kind)
     if len(found) > 1:
@@ -106,28 +112,38 @@ def find_signer(session: Session, kind: ObjectClass) -> Object | None:
 
 def generate_signer(session: Session, identity: bytes) -> None:
     """Make the pair that signs checkpoints."""
-    curve = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: P256}, local=True)
-    curve.generate_keypair(
-        label=SIGNER_LABEL,
-        id=identity,
-        store=True,
-        capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-        private_template={
+    both: Template = {Attribute.TOKEN: True, Attribute.LABEL: SIGNER_LABEL, Attribute.ID: identity}
+    session.generate_pair(
+        {
+            Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+            **both,
+            Attribute.VERIFY: True,
+            Attribute.EC_PARAMS: P256,
+        },
+        {
+            Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+            **both,
             Attribute.PRIVATE: True,
             Attribute.SENSITIVE: True,
             Attribute.EXTRACTABLE: False,
+            Attribute.SIGN: True,
             **dict.fromkeys((Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE), False),
         },
     )
 
 
-def verify_signer(key: Object, *, made: bool = False) -> None:
+def verify_signer(session: Session, key: int) -> None:
     """Refuse a private key, found or just made, whose attributes let more be done with it than signing."""
-    wrong = _differences(key, _REQUIRED_OF_MADE_SIGNER if made else _REQUIRED_OF_SIGNER)
+    wrong = _differences(session, key, _REQUIRED_OF_SIGNER)
     if wrong:
         raise DoubtfulError(
             f"the key {SIGNER_LABEL} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used"
         )
+
+
+def destroyed_label(name: KeyName) -> str:
+    """The label of the object that a destroyed version leaves."""
+    return f"tokenvault/{name.purpose.value}/{name.version}/destroyed"
 
 
 def label_of(name: KeyName, custody: Custody) -> str:
@@ -135,44 +151,62 @@ def label_of(name: KeyName, custody: Custody) -> str:
     return f"tokenvault/{name.purpose.value}/{name.version}/{custody.value}"
 
 
-def parse_label(label: str) -> tuple[KeyName, Custody] | None:
-    """Name and custody that a label holds, or None for the label of another object."""
-    match = _LABEL.fullmatch(label)
-    if match is None:
-        return None
-    purpose, version, custody = match.groups()
-    if purpose not in {each.value for each in KeyPurpose} or custody not in {each.value for each in Custody}:
-        return None
-    if int(version) > VERSION_MAX:
-        return None
-    return KeyName(KeyPurpose(purpose), int(version)), Custody(custody)
+def find_versions(session: Session, purpose: KeyPurpose) -> tuple[list[int], int]:
+    """The versions of a purpose that the session sees, and the newest that was ever made here.
+
+    None when logged out, so the caller must know that it is not. Versions are looked for by their labels, one after
+    the other, so that nothing is asked about any other object of the token.
+    """
+    found: list[int] = []
+    newest = absent = 0
+    for version in range(1, VERSION_MAX + 1):
+        name = KeyName(purpose, version)
+        keys = find_named(session, name)
+        found += [version] * len(keys)
+        if keys or _search(session, _template(destroyed_label(name))):
+            newest, absent = version, 0
+        else:
+            absent += 1
+            if absent > GAP_MAX:
+                break
+    return found, newest
 
 
-def find_all(session: Session) -> list[TokenKey]:
-    """All keys of the vault that the session sees: none when logged out, so the caller checks the login."""
-    found = list(islice(session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY}), OBJECTS_MAX + 1))
-    if len(found) > OBJECTS_MAX:
-        raise KeyStoreError(
-            f"the token holds more than {OBJECTS_MAX} secret keys: give the vault a token of its own"
-        )
-    keys = []
-    for each in found:
-        label = _label(each)
-        parsed = None if label is None else parse_label(label)
-        if parsed is not None:
-            keys.append(TokenKey(*parsed, each))
-    return keys
+def find_named(session: Session, name: KeyName) -> list[TokenKey]:
+    """The keys of a name: at most two of each custody."""
+    return [
+        TokenKey(name, custody, each)
+        for custody in Custody
+        for each in _search(session, _template(label_of(name, custody)))
+    ]
 
 
 def find(session: Session, name: KeyName) -> TokenKey | None:
     """The one key of a name, or None. Two are an error: nothing tells which of them sealed the records."""
-    keys = []
-    for custody in Custody:
-        wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label_of(name, custody)}
-        keys += [TokenKey(name, custody, each) for each in islice(session.get_objects(wanted), 2)]
+    keys = find_named(session, name)
     if len(keys) > 1:
         raise duplicate(name)
     return keys[0] if keys else None
+
+
+def _template(label: str) -> dict[Attribute, Value]:
+    return {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}
+
+
+def _search(session: Session, template: Template) -> list[int]:
+    """At most two objects that fit a template."""
+    return session.find(template, 2)
+
+
+def own_objects(session: Session) -> list[int]:
+    """Every object of a vault that the token holds: keys, marks of destroyed ones, the pair that signs."""
+    found = [*find_signers(session), *find_signers(session, ObjectClass.PUBLIC_KEY)]
+    for purpose in KeyPurpose:
+        for version in range(1, find_versions(session, purpose)[1] + 1):
+            name = KeyName(purpose, version)
+            found += [key.handle for key in find_named(session, name)]
+            found += _search(session, _template(destroyed_label(name)))
+    return found
 
 
 def duplicate(name: KeyName) -> KeyStoreError:
@@ -183,58 +217,54 @@ def duplicate(name: KeyName) -> KeyStoreError:
     )
 
 
-def make(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
-    """Make a key in the token, unless there is one; `identity` is its CKA_ID, to find it by.
-
-    Run again with the same identity, it goes on with what the first run made. Raises CollisionError when there is
-    another key of this name, or another process makes one too.
-    """
-    before = [key for key in find_all(session) if key.name == name]
-    if not find_made(session, identity):
-        if before:
-            raise CollisionError
-        generate(session, name, custody, identity)
-    made = find_made(session, identity)
-    named = [key for key in find_all(session) if key.name == name]
-    if len(made) != 1 or not named:
-        raise TokenMissingError("the token does not show the key that it has just made: try again")
-    if len(named) > 1:
-        made[0].destroy()
-        raise CollisionError
-    _verify_made(named[0])
-
-
 def generate(session: Session, name: KeyName, custody: Custody, identity: bytes) -> None:
-    """Generate a key in the token, whatever is there."""
+    """Make a key in the token; `identity` is its CKA_ID, to find it by."""
+    _generate(session, label_of(name, custody), identity)
+
+
+def mark_destroyed(session: Session, name: KeyName) -> None:
+    """Leave a mark in the token that a version existed, unless there is one: another key, of another label.
+
+    So the token keeps a memory of it: no new key takes its number, and newer ones are found behind it.
+    """
+    if not _search(session, _template(destroyed_label(name))):
+        _generate(session, destroyed_label(name), secrets.token_bytes(IDENTITY_BYTES))
+
+
+def _generate(session: Session, label: str, identity: bytes) -> None:
     session.generate_key(
-        KeyType.AES,
-        KEY_BYTES * 8,
-        label=label_of(name, custody),
-        id=identity,
-        store=True,
-        capabilities=CAPABILITIES,
-        template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.TOKEN: True,
+            Attribute.LABEL: label,
+            Attribute.ID: identity,
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            **{use: use in CAPABILITIES for use in _USES},
+            Attribute.VALUE_LEN: KEY_BYTES,
+        }
     )
 
 
-def find_made(session: Session, identity: bytes) -> list[Object]:
-    """The secret keys with a CKA_ID: the one that was made with it, or none."""
-    wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: identity}
-    return list(islice(session.get_objects(wanted), 2))
+def find_made(session: Session, identity: bytes) -> list[int]:
+    """The objects with a CKA_ID: the one that was made with it, or none."""
+    return _search(session, {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.ID: identity})
 
 
-def _verify_made(key: TokenKey) -> None:
-    wrong = _differences(key.object, _REQUIRED_OF_GENERATED)
+def verify_made(session: Session, key: TokenKey) -> None:
+    """Refuse a key just made whose attributes are others than asked for."""
+    wrong = _differences(session, key.handle, _REQUIRED)
     if wrong:
-        raise TokenMissingError(
+        raise UnfitModuleError(
             f"the module generated a key with other attributes than asked for ({', '.join(wrong)}); it was "
             "destroyed again: this module or its policy does not fit"
         )
 
 
-def verify(key: TokenKey) -> None:
+def verify(session: Session, key: TokenKey) -> None:
     """Refuse a key whose attributes let more be done with it than encrypting."""
-    wrong = _differences(key.object, _REQUIRED)
+    wrong = _differences(session, key.handle, _REQUIRED)
     if wrong:
         raise unfit(key.name, wrong)
 
@@ -247,13 +277,12 @@ def unfit(name: KeyName, wrong: list[str]) -> DoubtfulError:
     )
 
 
-def _differences(found: Object, required: dict[Attribute, object]) -> list[str]:
-    return [attribute.name for attribute, value in required.items() if found[attribute] != value]
-
-
-def _label(found: Object) -> str | None:
-    try:
-        label = found[Attribute.LABEL]
-    except UnicodeDecodeError:
-        return None  # of another object: labels of the vault's keys are ASCII
-    return label if isinstance(label, str) else None
+def _differences(session: Session, handle: int, required: Mapping[Attribute, Value]) -> list[str]:
+    """The names of required attributes that the module tells otherwise, or has to tell and does not."""
+    wanted = sorted({*required, *(attribute for line in _SECRECY for attribute in line)})
+    told = session.attributes(handle, wanted)
+    wrong = [each.name for each, value in required.items() if each in told and told[each] != value]
+    for line in _SECRECY:
+        if not any(told.get(each) == value for each, value in line.items()):
+            wrong += [each.name for each in line if each.name not in wrong][:1]
+    return wrong

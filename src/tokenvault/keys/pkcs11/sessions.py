@@ -5,39 +5,47 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NoReturn, TypeVar
 
 import attrs
-from pkcs11 import Session
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session
 from tokenvault.keys.pkcs11.errors import (
-    MODULE_ERRORS,
-    PERMANENT_ERRORS,
+    PERMANENT,
+    CollisionError,
     DoubtfulError,
-    PinRefusedError,
+    LoginFailedError,
     TokenMissingError,
     advice,
 )
-from tokenvault.keys.pkcs11.module import Login, Module, close_quietly, module_at, pin_digest
-from tokenvault.keys.port import KeyName, KeyPurpose
-from tokenvault.keys.secrets import Secret, read_secret_file
+from tokenvault.keys.pkcs11.module import Login, Module
+from tokenvault.keys.pkcs11.registry import module_at
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose
+from tokenvault.keys.secrets import Secret, read_secret_file, read_secret_variable
 from tokenvault.keys.uri import Pkcs11Uri
 
 PAUSES_SECONDS: Final = (0.0, 0.0, 0.02, 0.04, 0.08)
-"""Pause before each attempt: with the open session, with a new one, then with the library initialized again."""
+"""Before each attempt: with the session at hand, with a new one, then with the library initialized again."""
 REINITIALIZE_FROM: Final = 2
+ATTEMPTS_WHILE_AWAY: Final = (1, REINITIALIZE_FROM)
+"""Of these, the ones made for a token that was away at the last call."""
+BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.25)
+"""Between calls to a token that is away, from the end of one to the start of the next; the last goes on."""
 
+ARGUMENTS_ATTRIBUTE: Final = "x-init-args"
+
+GIVEN_UP: Final = "nobody waits for this call any more"
 CLOSED: Final = "this key store is closed: open another"
 _Result = TypeVar("_Result")
 
 
 @attrs.define(eq=False)
 class HeldKey:
-    """A key and the session that it was found on; each key has a session of its own."""
+    """A key's handle, and the session that it was found on."""
 
     session: Session
     key: objects.TokenKey
@@ -46,26 +54,35 @@ class HeldKey:
 
 @attrs.define(eq=False)
 class State:
-    """What a store holds in one process. A forked child has another."""
+    """What a store holds in one process. A forked child has another.
+
+    Attributes:
+        failures: calls in a row that did not reach the token.
+        failed_at: when the last of them ended.
+        failure: what it told.
+    """
 
     module: Module
     login: Login | None = None
     epoch: int = -1
     held: dict[KeyName, HeldKey] = attrs.field(factory=dict)
     coalescers: dict[KeyName, Coalescer] = attrs.field(factory=dict)
+    failures: int = 0
+    failed_at: float = 0.0
+    failure: str = ""
 
 
 class TokenSessions:
-    """What one store does in its token."""
+    """What one store does in its token. The methods that take a State run inside `run`."""
 
-    def __init__(self, uri: Pkcs11Uri) -> None:
+    def __init__(self, uri: Pkcs11Uri, call_seconds: float) -> None:
         self.closed = False
         self._uri: Final = uri
+        self._call_seconds: Final = call_seconds
         self._real_path: Final = os.path.realpath(uri.module_path)
-        # Processes that share a token share a PIN file; a process that can not read it can not lock it either.
+        # Processes that share a token share a PIN file; who can not read it can not hold up those who do.
         self._lock_path: Final = uri.pin_path or self._real_path
         self._states: dict[Module, State] = {}
-        self._refused_pin: bytes | None = None
 
     def state(self) -> State:
         """What the store holds in this process; what it held in a parent process is not touched."""
@@ -76,176 +93,208 @@ class TokenSessions:
     def run(self, action: Callable[[State], _Result]) -> _Result:
         """Run an action on a logged-in token, and again after recovering from a failure of the module.
 
+        The module's worker does so; actions that run there already may call this for parts of theirs.
+
         Raises:
-            KeyStoreError: it failed each time, or in a way that nothing here cures.
+            KeyStoreError: it failed each time, or in a way that nothing here cures, or took too long.
         """
         state = self.state()
+        if self.closed:
+            raise KeyStoreError(CLOSED)
+        self.back_off(state)
+        return state.module.worker.do(lambda: self.attempt(state, action), self._call_seconds)
+
+    def alone(self, action: Callable[[], _Result]) -> _Result:
+        """Run an action of several `run`s while nobody else of this process uses the module. Raises KeyStoreError."""
+        state = self.state()
+        if self.closed:
+            raise KeyStoreError(CLOSED)
+        self.back_off(state)
+        return state.module.worker.do(action, self._call_seconds)
+
+    def back_off(self, state: State) -> None:
+        """Wait until a token that was away a moment ago may be looked for again."""
+        if state.failures and not state.module.worker.is_here:
+            pause = BACK_OFF_SECONDS[min(state.failures, len(BACK_OFF_SECONDS)) - 1]
+            time.sleep(max(min(pause, state.failed_at + pause - time.monotonic()), 0.0))
+
+    def attempt(self, state: State, action: Callable[[State], _Result]) -> _Result:
+        """Run an action in the worker's thread, a few times if need be. Raises KeyStoreError."""
+        worker = state.module.worker
+        if state.failures and worker.submitted < state.failed_at:
+            raise KeyStoreError(state.failure)  # it waited while the token was found to be away
+        attempts = ATTEMPTS_WHILE_AWAY if state.failures else range(len(PAUSES_SECONDS))
         failure = ""
-        lost = False
-        with state.module.lock:
-            for attempt, pause in enumerate(PAUSES_SECONDS):
-                if self.closed:
-                    raise KeyStoreError(CLOSED)
-                time.sleep(pause)
-                try:
-                    if lost and attempt >= REINITIALIZE_FROM:
-                        with state.module.writing(self._lock_path):
-                            state.module.reinitialize()
-                    self._log_in(state)
-                    return action(state)
-                except DoubtfulError as error:
-                    failure = str(error)
-                    lost = lost or isinstance(error, TokenMissingError)
-                except PERMANENT_ERRORS as error:
-                    failure = advice(error)
-                    self._close_held(state)
+        lost = bool(state.failures)
+        for attempt in attempts:
+            if self.closed:
+                raise KeyStoreError(CLOSED)
+            if worker.abandoned:
+                break
+            time.sleep(PAUSES_SECONDS[attempt])
+            try:
+                if lost and attempt >= REINITIALIZE_FROM:
+                    with state.module.writing(self._lock_path):
+                        state.module.reinitialize()
+                self._log_in(state)
+                result = action(state)
+            except DoubtfulError as error:
+                failure = str(error)
+                lost = lost or isinstance(error, TokenMissingError)
+            except LoginFailedError as error:
+                failure, lost = str(error), True
+                break
+            except CallError as error:
+                failure = advice(error)
+                lost = error.code not in PERMANENT
+                self._renew_session(state)
+                if not lost:
                     break
-                except MODULE_ERRORS as error:
-                    failure = advice(error)
-                    lost = True
-                # The failed operation may still be active on its session: use none of them again.
-                self._close_held(state)
-        raise KeyStoreError(failure)
+            else:
+                state.failures = 0
+                return result
+        if lost:
+            state.failures, state.failed_at, state.failure = state.failures + 1, time.monotonic(), failure
+        raise KeyStoreError(failure or GIVEN_UP)
 
     def close(self) -> None:
-        """Close what is open and leave the login."""
+        """Close what is open and leave the login. A module that hangs is left as it is."""
+        self.closed = True
         state = self.state()
-        with state.module.lock:
-            self.closed = True
-            self._close_held(state)
-            if state.login is not None and state.epoch == state.module.epoch:
-                state.module.log_out(state.login, state)
-            self._states.clear()
+        with contextlib.suppress(KeyStoreError):
+            state.module.worker.do(lambda: self._leave(state), self._call_seconds)
 
-    def read(self, action: Callable[[Session], _Result]) -> _Result:
-        """Run an action on a session of its own, as `run` does."""
+    def _leave(self, state: State) -> None:
+        state.held.clear()
+        if state.login is not None and state.epoch == state.module.epoch:
+            state.module.log_out(state.login, state)
+        self._states.clear()
 
-        def on_session(state: State) -> _Result:
-            with _session(state) as session:
-                return action(session)
-
-        return self.run(on_session)
-
-    def write(self, action: Callable[[Session], _Result]) -> _Result:
-        """Run an action that writes, as `run` does, on a session that sees what other processes have written."""
-
-        def on_fresh_session(state: State) -> _Result:
-            with state.module.writing(self._lock_path):
-                # The library may have missed a key that another process made a moment ago.
-                self._close_held(state)
-                state.module.reinitialize()
-                self._log_in(state)
-                with _session(state, rw=True) as session:
-                    return action(session)
-
-        return self.run(on_fresh_session)
-
-    def use(self, name: KeyName, action: Callable[[objects.TokenKey], _Result]) -> _Result:
-        """Run an action on a key, as `run` does. The key is found and verified once, then held with its session."""
-        return self.run(lambda state: action(self._hold(state, name)))
-
-    def find(self, purpose: KeyPurpose) -> list[objects.TokenKey]:
-        """All keys of a purpose."""
-
-        def search(state: State) -> list[objects.TokenKey]:
-            with _session(state) as session:
-                found = [key for key in objects.find_all(session) if key.name.purpose is purpose]
-            state.module.check(_login(state))
-            return found
-
-        return self.run(search)
-
-    def withdraw(self, identity: bytes) -> None:
-        """Destroy the keys with a CKA_ID, if there are any: what was made and could not be proved."""
-
-        def destroy(state: State) -> None:
-            with state.module.writing(self._lock_path), _session(state, rw=True) as session:
-                for each in objects.find_made(session, identity):
-                    each.destroy()
-
-        self.run(destroy)
-
-    def destroy(self, name: KeyName) -> None:
-        """Destroy a key, whatever its attributes."""
-
-        def destroy(state: State) -> None:
-            with state.module.writing(self._lock_path), _session(state, rw=True) as session:
-                key = objects.find(session, name)
-                if key is None:
-                    self._raise_missing(state, name)
-                key.object.destroy()
-            held = state.held.pop(name, None)
-            if held is not None:
-                close_quietly(held.session)
-
-        self.run(destroy)
-
-    def _hold(self, state: State, name: KeyName) -> objects.TokenKey:
+    def hold(self, state: State, name: KeyName) -> objects.TokenKey:
+        """A key's handle: found and verified once, then held."""
         held = state.held.get(name)
         if held is not None and held.epoch == state.module.epoch:
             return held.key
-        session = _login(state).token.open()
-        try:
-            key = objects.find(session, name)
-            if key is None:
-                self._raise_missing(state, name)
-            objects.verify(key)
-        except BaseException:
-            close_quietly(session)
-            raise
+        session = _login(state).session
+        key = objects.find(session, name)
+        if key is None:
+            self._fail_for_absence(state, name)
+        objects.verify(session, key)
         state.held[name] = HeldKey(session, key, state.module.epoch)
         return key
 
-    def _raise_missing(self, state: State, name: KeyName) -> NoReturn:
+    def hold_anew(self, state: State, name: KeyName) -> objects.TokenKey:
+        """A key's handle on a session that nothing has failed on."""
+        self._renew_session(state)
+        self._log_in(state)
+        return self.hold(state, name)
+
+    def session(self, state: State) -> Session:
+        """The session that a key's handle was found on."""
+        return _login(state).session
+
+    def find(self, state: State, purpose: KeyPurpose) -> tuple[list[int], int]:
+        """The versions of a purpose, and the newest that there ever was."""
+        versions, newest = objects.find_versions(_login(state).session, purpose)
+        if not versions:
+            state.module.check(_login(state))  # or nothing was found because the token is gone
+        return versions, newest
+
+    def in_session(self, state: State, action: Callable[[Session], _Result]) -> _Result:
+        """Run an action on the session that reads."""
+        return action(_login(state).session)
+
+    def write(self, state: State, action: Callable[[Session], _Result]) -> _Result:
+        """Run an action that writes, while no other process of this host does."""
+        module = state.module
+        with (
+            module.writing(self._lock_path),
+            module.writable_session(_login(state), self._read_pin) as session,
+        ):
+            return action(session)
+
+    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
+        """Make a key, or raise CollisionError when there is one or another process makes it too.
+
+        Run again with the same identity, it goes on with what the first run made.
+        """
+        return self.write(state, lambda session: self._generate(state, session, name, custody, identity))
+
+    def _generate(
+        self, state: State, session: Session, name: KeyName, custody: Custody, identity: bytes
+    ) -> KeyName:
+        if not objects.find_made(session, identity):
+            if objects.find_named(session, name):
+                raise CollisionError
+            objects.generate(session, name, custody, identity)
+            state.module.settle()
+        made = objects.find_made(session, identity)
+        named = objects.find_named(session, name)
+        if len(made) != 1 or not named:
+            raise TokenMissingError("the token does not show the key that it has just made: try again")
+        if len(named) > 1:
+            session.destroy(made[0])
+            raise CollisionError
+        objects.verify_made(session, named[0])
+        return name
+
+    def withdraw(self, state: State, identity: bytes) -> None:
+        """Destroy what `generate` made and could not prove, if it is there."""
+
+        def destroy(session: Session) -> None:
+            for each in objects.find_made(session, identity):
+                session.destroy(each)
+
+        self.write(state, destroy)
+
+    def destroy(self, state: State, name: KeyName) -> None:
+        """Destroy a key, whatever its attributes, and leave a mark of it."""
+
+        def destroy(session: Session) -> None:
+            key = objects.find(session, name)
+            if key is None:
+                self._fail_for_absence(state, name)
+            objects.mark_destroyed(session, name)
+            session.destroy(key.handle)
+
+        self.write(state, destroy)
+        state.held.pop(name, None)
+
+    def _fail_for_absence(self, state: State, name: KeyName) -> NoReturn:
         state.module.check(_login(state))  # or nothing was found because the token is gone
         raise DoubtfulError(
             f"the token has no key {name}: create it (provision does), or check that this is the right token"
         )
 
     def _log_in(self, state: State) -> None:
-        if state.login is not None and state.epoch == state.module.epoch:
+        module = state.module
+        login = state.login
+        if login is not None and state.epoch == module.epoch and not login.suspect:
             return
-        self._close_held(state)
-        state.login = None
-        try:
-            with state.module.writing(self._lock_path):  # SoftHSM notes each login in the token
-                state.login = state.module.log_in(self._uri, self._read_pin, state)
-        except PinRefusedError as error:
-            self._refused_pin = error.digest
-            raise
-        state.epoch = state.module.epoch
-        self._refused_pin = None
-
-    def _close_held(self, state: State) -> None:
-        for held in state.held.values():
-            if held.epoch == state.module.epoch:  # a dead session's handle may be someone else's by now
-                close_quietly(held.session)
         state.held.clear()
+        state.login = None
+        module.library.use_arguments(self._uri.vendor(ARGUMENTS_ATTRIBUTE))
+        with module.writing(self._lock_path):  # SoftHSM notes each login in the token
+            state.login = module.log_in(self._uri, self._read_pin, state)
+        state.epoch = module.epoch
+
+    def _renew_session(self, state: State) -> None:
+        """Use no session again that failed: its operation may still be active on it."""
+        if state.login is not None:
+            state.module.suspect(state.login)
 
     def _read_pin(self) -> Secret:
-        if self._uri.pin_path is not None:
-            pin = read_secret_file(self._uri.pin_path, "pin-source")
-        else:
-            pin = Secret(self._uri.pin_value or "")
-        if self._refused_pin is not None and pin_digest(pin) == self._refused_pin:
-            raise PinRefusedError(
-                "the token refused this PIN before. It is not tried again, since tokens lock after a few "
-                "wrong ones: put the right PIN where the URI's pin-source says, or open the key store anew",
-                self._refused_pin,
-            )
-        return pin
+        uri = self._uri
+        if uri.pin_path is not None:
+            return read_secret_file(uri.pin_path, "pin-source")
+        if uri.pin_env is not None:
+            return read_secret_variable(uri.pin_env, "pin-source")
+        if uri.pin_value is not None:
+            return Secret(uri.pin_value)
+        raise KeyStoreError("the token wants a PIN: add pin-source=file:... or pin-source=env:... to the URI")
 
 
 def _login(state: State) -> Login:
     if state.login is None:
         raise KeyStoreError(CLOSED)
     return state.login
-
-
-@contextlib.contextmanager
-def _session(state: State, *, rw: bool = False) -> Iterator[Session]:
-    session = _login(state).token.open(rw=rw)
-    try:
-        yield session
-    finally:
-        close_quietly(session)

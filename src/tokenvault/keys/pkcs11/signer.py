@@ -1,12 +1,13 @@
 """The key pair of a PKCS#11 token that signs checkpoints: ECDSA P-256, one pair a token.
 
-The module needs CKM_EC_KEY_PAIR_GEN and CKM_ECDSA; the hash is computed here, so it needs no more. A module without
-the two has no signer.
+Asked of the module are CKM_EC_KEY_PAIR_GEN and CKM_ECDSA; the hash is made here, so that no module need know it. A
+module without the two is one without a signer.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from typing import Final
 
@@ -15,17 +16,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pkcs11 import Attribute, Mechanism, ObjectClass, Session, SignMixin
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
-from tokenvault.keys.pkcs11.errors import CollisionError, DoubtfulError, TokenMissingError
+from tokenvault.keys.pkcs11.constants import Attribute, Mechanism, ObjectClass
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Template
+from tokenvault.keys.pkcs11.errors import SESSION_LOST, CollisionError, DoubtfulError, TokenMissingError
 from tokenvault.keys.pkcs11.sessions import State, TokenSessions
+
+_log: Final = logging.getLogger(__name__)
 
 NEEDED: Final = (Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA)
 SIGNATURE_BYTES: Final = 64
 _POINT_BYTES: Final = 65  # uncompressed: 04, x, y (SEC 1 section 2.3.3)
-_IDENTITY_BYTES: Final = 16
 
 
 class ModuleSigner:
@@ -42,12 +45,12 @@ class ModuleSigner:
 
         def sign(session: Session) -> bytes:
             key = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
-            if not isinstance(key, SignMixin):
+            if key is None:
                 raise DoubtfulError(f"the token has no key {objects.SIGNER_LABEL} that signs")
-            objects.verify_signer(key)
-            return bytes(key.sign(digest, mechanism=Mechanism.ECDSA))
+            objects.verify_signer(session, key)
+            return session.sign(key, Mechanism.ECDSA, digest)
 
-        signature = self._sessions.read(sign)
+        signature = self._sessions.run(lambda state: self._sessions.in_session(state, sign))
         r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
         valid = len(signature) == SIGNATURE_BYTES
         try:  # the private key of another pair, or a module that is wrong, would be noticed by auditors only
@@ -61,7 +64,7 @@ class ModuleSigner:
 
 def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
     """The pair that the token holds."""
-    point = sessions.read(_point)
+    point = sessions.run(lambda state: sessions.in_session(state, _point))
     if point is None:
         return None
     try:
@@ -75,46 +78,64 @@ def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
 
 
 def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
-    """Make the pair unless there is one; None where the module can not.
+    """Make the pair unless there is one; None where the module can not, or refuses: the reason is logged.
 
     Raises CollisionError where another process makes one too: ours is then destroyed again.
     """
-    there = sessions.read(objects.find_signers)
+    there = sessions.run(lambda state: sessions.in_session(state, objects.find_signers))
     if len(there) == 1 or not sessions.run(_offered):
         return find_signer(sessions)
-    identity = secrets.token_bytes(_IDENTITY_BYTES)
-    sessions.write(lambda session: _create(session, identity))
-    # Once more after initializing again: SoftHSM does not show a pair that it read half-written.
-    sessions.write(lambda session: _withdraw_twin(session, identity))
+    identity = secrets.token_bytes(objects.IDENTITY_BYTES)
+    refusal = sessions.run(
+        lambda state: sessions.write(state, lambda session: _create(state, session, identity))
+    )
+    if refusal:
+        _log.warning("no key pair to sign checkpoints with, they stay unsigned: %s", refusal)
+        return None
+    # Once more: another process may have made one at the same moment, and not have seen ours.
+    sessions.run(lambda state: sessions.write(state, lambda session: _withdraw_twin(session, identity)))
     found = find_signer(sessions)
     if found is None:
-        raise CollisionError  # the pair of the other process was withdrawn
+        raise CollisionError  # the other one was withdrawn
     return found
 
 
 def _offered(state: State) -> bool:
-    """Whether the token's module can make the pair and sign with it."""
-    return state.login is not None and set(state.login.token.slot.get_mechanisms()).issuperset(NEEDED)
+    """Whether the token's module says that it can make the pair and sign with it."""
+    login = state.login
+    return login is not None and state.module.library.cryptoki().mechanisms(login.token.slot_id).issuperset(
+        NEEDED
+    )
 
 
-def _create(session: Session, identity: bytes) -> None:
-    made = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
-    if not list(session.get_objects(made)):  # or an earlier attempt was cut short after it
+def _create(state: State, session: Session, identity: bytes) -> str:
+    """Make the pair; the reason where the module refuses to, or made another than asked for."""
+    made: Template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
+    if not session.find(made, 1):  # or an earlier attempt was cut short after it
         there = objects.find_signers(session)
         if len(there) > 1:
             raise CollisionError
         if there:
-            return  # another process came first
-        objects.generate_signer(session, identity)
+            return ""  # another process came first
+        try:
+            objects.generate_signer(session, identity)
+        except CallError as error:
+            if error.code in SESSION_LOST:
+                raise
+            if state.login is not None:
+                state.module.check(state.login)  # or it is the token that is away
+            return str(error)
+        state.module.settle()
     keys = objects.find_signers(session)
     if not keys:
         raise TokenMissingError("the token does not show the key pair that it has just made: try again")
     _withdraw_twin(session, identity)
     try:
-        objects.verify_signer(keys[0], made=True)
-    except DoubtfulError:
+        objects.verify_signer(session, keys[0])
+    except DoubtfulError as error:
         _destroy(session, identity)
-        raise
+        return str(error)
+    return ""
 
 
 def _withdraw_twin(session: Session, identity: bytes) -> None:
@@ -126,8 +147,8 @@ def _withdraw_twin(session: Session, identity: bytes) -> None:
 
 def _destroy(session: Session, identity: bytes) -> None:
     for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-        for key in list(session.get_objects({Attribute.CLASS: kind, Attribute.ID: identity})):
-            key.destroy()
+        for key in session.find({Attribute.CLASS: kind, Attribute.ID: identity}, 2):
+            session.destroy(key)
 
 
 def _point(session: Session) -> bytes | None:
@@ -135,4 +156,5 @@ def _point(session: Session) -> bytes | None:
     private = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
     if public is None or private is None:
         return None
-    return bytes(public[Attribute.EC_POINT])
+    point = session.attributes(public, [Attribute.EC_POINT]).get(Attribute.EC_POINT)
+    return point if isinstance(point, bytes) else b""

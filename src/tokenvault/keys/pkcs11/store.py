@@ -1,31 +1,22 @@
 """Keys in a PKCS#11 token: SoftHSM for tests, a hardware security module in production.
 
-The module needs CKM_AES_KEY_GEN, CKM_AES_ECB, searching by label and reading attributes.
+What is asked of the module: CKM_AES_KEY_GEN, CKM_AES_ECB, searching by label and reading attributes.
 Each key is one object; its label holds purpose, version and custody (see `objects`).
 
 IN_MODULE: every block goes through the module, requests of concurrent threads merged into one call.
 IN_PROCESS: the module's key encrypts a few blocks once, at the first `cipher` of that key, to derive a data key
     that stays in this process's memory for as long as anyone holds the cipher. From then on the module is not
     needed, not even by a forked child.
-
-One call of python-pkcs11's `encrypt` is C_EncryptInit and C_Encrypt twice, first for the length of the answer
-and then for the answer. Its chunked form asks twice for each chunk and once more for the end, so nothing in
-python-pkcs11 avoids this. Asking for the length does not use the key; over a network it costs a
-round trip.
 """
 
 from __future__ import annotations
 
 import random
-import re
 import secrets
 import time
-from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Final, NoReturn, Self
-
-from pkcs11 import EncryptMixin, Mechanism
 
 from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.kdf import derive
@@ -33,64 +24,73 @@ from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX, Coalescer
-from tokenvault.keys.pkcs11.errors import CollisionError
-from tokenvault.keys.pkcs11.sessions import CLOSED, TokenSessions
+from tokenvault.keys.pkcs11.constants import Code, Mechanism
+from tokenvault.keys.pkcs11.cryptoki import CallError
+from tokenvault.keys.pkcs11.errors import LOST, CollisionError
+from tokenvault.keys.pkcs11.sessions import CLOSED, State, TokenSessions
 from tokenvault.keys.pkcs11.signer import ModuleSigner, create_signer, find_signer
-from tokenvault.keys.port import (
-    KEY_BYTES,
-    Custody,
-    KeyName,
-    KeyPurpose,
-    check_custody,
-    check_name,
-    check_purpose,
-    next_name,
-)
+from tokenvault.keys.pkcs11.worker import CALL_SECONDS
+from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
+from tokenvault.model import checks
 
 DERIVATION_LABEL: Final = b"tokenvault data key"
-_IDENTITY_BYTES: Final = 16
 CREATE_ATTEMPTS_MAX: Final = 8
 LOOKS_MAX: Final = 5
 PAUSE_SECONDS: Final = (0.02, 0.08)
 """Bounds of the random pause before looking again at what another process may be about to withdraw."""
+UNTRIED_SIZE_TRIES: Final = 2
+"""Calls with more blocks than ever went through, before fewer are tried."""
+
+BLOCKS_PER_CALL_LIMIT: Final = 2**20
 BLOCKS_PER_CALL_ATTRIBUTE: Final = "x-blocks-per-call-max"
-_NUMBER: Final = re.compile(r"[0-9]{1,7}", re.ASCII)
+CALL_SECONDS_LIMIT: Final = 3_600
+CALL_SECONDS_ATTRIBUTE: Final = "x-call-seconds-max"
 
 
 class _ModuleCipher:
-    """A key of the module as a BlockCipher.
+    """A key in IN_MODULE custody."""
 
-    Args:
-        encrypt: encrypts whole blocks under the key.
-    """
+    __slots__ = ("_key", "_store")
 
-    __slots__ = ("_encrypt",)
-
-    def __init__(self, encrypt: Callable[[bytes], bytes]) -> None:
-        self._encrypt = encrypt
+    def __init__(self, store: Pkcs11KeyStore, key: KeyName) -> None:
+        self._store = store
+        self._key = key
 
     def encrypt_blocks(self, blocks: bytes) -> bytes:
-        if type(blocks) is not bytes or len(blocks) % BLOCK_BYTES:
-            raise InvalidInputError("blocks must be bytes, a whole number of 16-byte blocks")
-        return self._encrypt(blocks)
+        return self._store._encrypt(self._key, _checked(blocks))
+
+
+class _DerivingCipher:
+    """A key while a data key is derived from it: straight into the module, whose lock the thread holds."""
+
+    __slots__ = ("_key", "_store")
+
+    def __init__(self, store: Pkcs11KeyStore, key: KeyName) -> None:
+        self._store = store
+        self._key = key
+
+    def encrypt_blocks(self, blocks: bytes) -> bytes:
+        return self._store._call(self._key, _checked(blocks))
 
 
 class Pkcs11KeyStore:
     """Keeps keys in the token that a `pkcs11:` URI names. Logs in at once.
 
     Safe to share between threads, and usable in forked children. All stores of a process on one token share
-    one login, which the last one to close ends. After a failure the next call connects to the module again.
+    one login; closing one of them leaves it to the others. After a failure the next call looks for the module
+    again.
 
-    A PIN that the token refused is not tried again by this store until the PIN source gives another one.
+    A PIN that the token refused is not tried again in this process until the PIN source gives another one. No call
+    waits for the module for longer than a bound; what it asked for may still happen after that.
 
-    Do not destroy the newest version of a purpose: a token keeps no memory of it, and the next version
-    created would take its number.
+    A version that is destroyed leaves a mark in the token: its number is not used again.
 
     Args:
-        uri: see `tokenvault.keys.uri`. The vendor attribute `x-blocks-per-call-max` of its query sets how
-            many blocks go into one module call, for modules that take less than 16 MiB, or are not to be busy
-            for so long.
+        uri: see `tokenvault.keys.uri`. Vendor attributes of its query: `x-call-seconds-max`, how long a call may
+            take (20 seconds unless told otherwise); `x-blocks-per-call-max`, how many blocks go into one module
+            call at most, for modules that are not to be busy for long (what a module takes is found out by use);
+            `x-init-args`, what C_Initialize is given.
 
     Raises:
         InvalidInputError: the URI is not right; the message never shows its PIN.
@@ -99,15 +99,20 @@ class Pkcs11KeyStore:
 
     def __init__(self, uri: str | Pkcs11Uri) -> None:
         self._uri: Final = uri if isinstance(uri, Pkcs11Uri) else parse_pkcs11_uri(uri)
-        self._blocks_per_call_max: Final = _blocks_per_call_max(self._uri)
-        self._sessions: Final = TokenSessions(self._uri)
+        self._blocks_per_call_max: Final = (
+            _whole_number(self._uri, BLOCKS_PER_CALL_ATTRIBUTE, BLOCKS_PER_CALL_LIMIT) or BLOCKS_PER_CALL_MAX
+        )
+        self._call_seconds: Final = (
+            _whole_number(self._uri, CALL_SECONDS_ATTRIBUTE, CALL_SECONDS_LIMIT) or CALL_SECONDS
+        )
+        self._sessions: Final = TokenSessions(self._uri, self._call_seconds)
         self._data_keys: dict[KeyName, LocalBlockCipher] = {}
         self._operations = 0
         self._sessions.run(lambda state: None)
 
     @property
     def operations(self) -> int:
-        """Encryptions in the module since the store was opened, each of many blocks."""
+        """Encryptions that the module was asked for since the store was opened, each of many blocks."""
         return self._operations
 
     def cipher(self, key: KeyName) -> BlockCipher:
@@ -120,25 +125,25 @@ class Pkcs11KeyStore:
             KeyStoreError: the token has no such key, or two, or one with unsafe attributes, or can not be
                 reached.
         """
-        check_name(key)
+        checks.instance("key", key, KeyName)
         if self._sessions.closed:
             raise KeyStoreError(CLOSED)
         data_key = self._data_keys.get(key)
-        if data_key is not None:
-            return data_key
-        with self._sessions.state().module.lock:  # so that two threads do not both use the module's key
-            custody = self._sessions.use(key, lambda found: found.custody)
-            if custody is Custody.IN_MODULE:
-                return _ModuleCipher(partial(self._encrypt, key))
-            if key not in self._data_keys:
-                self._data_keys[key] = self._derive(key)
-            return self._data_keys[key]
+        return self._sessions.alone(lambda: self._cipher(key)) if data_key is None else data_key
+
+    def _cipher(self, key: KeyName) -> BlockCipher:
+        custody = self._sessions.run(lambda state: self._sessions.hold(state, key).custody)
+        if custody is Custody.IN_MODULE:
+            return _ModuleCipher(self, key)
+        if key not in self._data_keys:
+            self._data_keys[key] = self._derive(key)
+        return self._data_keys[key]
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
         """The versions that the token holds, ascending. Raises KeyStoreError."""
-        check_purpose(purpose)
+        checks.instance("purpose", purpose, KeyPurpose)
         for _ in range(LOOKS_MAX):
-            versions = sorted(self._found(purpose))
+            versions, _newest = self._found(purpose)
             if len(set(versions)) == len(versions):
                 return tuple(versions)
             _pause()  # two processes may be creating at this moment; then one will withdraw
@@ -155,38 +160,44 @@ class Pkcs11KeyStore:
                 `versions`), or the module made a key with other attributes than asked for, or can not be
                 reached.
         """
-        check_purpose(purpose)
-        check_custody(custody)
+        checks.instance("purpose", purpose, KeyPurpose)
+        checks.instance("custody", custody, Custody)
         lost = 0
         for _ in range(CREATE_ATTEMPTS_MAX):
-            with self._sessions.state().module.lock:  # so that threads of one process get a version each
-                name = next_name(purpose, max(self._found(purpose), default=0), version)
-                if 0 < lost < name.version:
-                    raise KeyStoreError(
-                        f"another process created {purpose.value} version {lost} at the same moment; "
-                        "nothing was created here: look at versions() before you ask again"
-                    )
-                made = self._generate(name, custody)
-                if made is not None:
-                    return made
-                lost = name.version
+            try:
+                # Alone, so that threads of one process get a version each.
+                return self._sessions.alone(partial(self._create, purpose, custody, version, lost))
+            except CollisionError as error:
+                lost = error.version
             _pause()
         raise KeyStoreError(
             "too many processes create keys at once: nothing was created here, try again later"
         )
 
-    def _generate(self, name: KeyName, custody: Custody) -> KeyName | None:
-        """Make a key; None where another process makes it too. What can not be proved is destroyed again."""
-        identity = secrets.token_bytes(_IDENTITY_BYTES)
+    def _create(self, purpose: KeyPurpose, custody: Custody, version: int | None, lost: int) -> KeyName:
+        """Make the next version, but not the one after a version that another process has just made."""
+        _, newest = self._found(purpose)
+        name = next_name(purpose, newest, version)
+        if 0 < lost < name.version:
+            raise KeyStoreError(
+                f"another process created {purpose.value} version {lost} at the same moment; "
+                "nothing was created here: look at versions() before you ask again"
+            )
         try:
-            self._sessions.write(lambda session: objects.make(session, name, custody, identity))
+            return self._generate(name, custody)
         except CollisionError:
-            return None
+            raise CollisionError(name.version) from None
+
+    def _generate(self, name: KeyName, custody: Custody) -> KeyName:
+        """Make a key; what can not be proved is destroyed again. CollisionError: another process makes it too."""
+        identity = secrets.token_bytes(objects.IDENTITY_BYTES)
+        try:
+            return self._sessions.run(
+                partial(self._sessions.generate, name=name, custody=custody, identity=identity)
+            )
         except KeyStoreError as error:
             failure = error
-        else:
-            return name
-        self._sessions.withdraw(identity)
+        self._sessions.run(partial(self._sessions.withdraw, identity=identity))
         raise failure
 
     def signer(self) -> ModuleSigner | None:
@@ -214,8 +225,8 @@ class Pkcs11KeyStore:
         Raises:
             KeyStoreError: there is no such key, or there are two, or the token can not be reached.
         """
-        check_name(key)
-        self._sessions.destroy(key)
+        checks.instance("key", key, KeyName)
+        self._sessions.run(lambda state: self._sessions.destroy(state, key))
         self._data_keys.pop(key, None)
 
     def close(self) -> None:
@@ -238,8 +249,8 @@ class Pkcs11KeyStore:
     def __reduce__(self) -> NoReturn:
         raise InvalidInputError("a key store can not be pickled or copied: open it where it is needed")
 
-    def _found(self, purpose: KeyPurpose) -> list[int]:
-        return [key.name.version for key in self._sessions.find(purpose)]
+    def _found(self, purpose: KeyPurpose) -> tuple[list[int], int]:
+        return self._sessions.run(lambda state: self._sessions.find(state, purpose))
 
     def _encrypt(self, name: KeyName, blocks: bytes) -> bytes:
         if self._sessions.closed:
@@ -249,43 +260,111 @@ class Pkcs11KeyStore:
         state = self._sessions.state()
         coalescer = state.coalescers.get(name)
         if coalescer is None:
-            made = Coalescer(
-                partial(self._call, name), state.module.lock, blocks_per_call_max=self._blocks_per_call_max
+            coalescer = state.coalescers.setdefault(
+                name,
+                Coalescer(
+                    partial(self._call, name),
+                    state.module.worker,
+                    blocks_per_call_max=self._blocks_per_call_max,
+                    seconds=self._call_seconds,
+                ),
             )
-            coalescer = state.coalescers.setdefault(name, made)
+        self._sessions.back_off(state)
         return coalescer.encrypt(blocks)
 
     def _call(self, name: KeyName, blocks: bytes) -> bytes:
-        return self._sessions.use(name, lambda key: self._encrypt_in_module(key, blocks))
+        """Encrypt in the module. In the worker's thread."""
+        return self._sessions.run(
+            lambda state: self._encrypt_in_module(self._sessions.hold(state, name), blocks)
+        )
 
     def _encrypt_in_module(self, key: objects.TokenKey, blocks: bytes) -> bytes:
         """The one place where blocks enter the module; tests slow it down or break it here."""
-        self._operations += 1
-        key_object = key.object
-        if not isinstance(key_object, EncryptMixin):
-            raise objects.unfit(key.name, ["ENCRYPT"])
-        answer = key_object.encrypt(blocks, mechanism=Mechanism.AES_ECB)
-        return answer if isinstance(answer, bytes) else b"".join(answer)
+        state = self._sessions.state()
+        answers = []
+        start = 0
+        while start < len(blocks):
+            size = min(state.module.limits.size * BLOCK_BYTES, len(blocks) - start)
+            key, answer = self._encrypt_piece(state, key, blocks[start : start + size])
+            answers.append(answer)
+            start += max(len(answer), BLOCK_BYTES)
+        return b"".join(answers)
+
+    def _encrypt_piece(
+        self, state: State, key: objects.TokenKey, piece: bytes
+    ) -> tuple[objects.TokenKey, bytes]:
+        """Encrypt as much as one call takes: less, where so much was never tried before and is refused.
+
+        Refused whatever the return code: so it is refused when it fails twice and less goes through. That what went
+        through before fails is no matter of size.
+        """
+        limits = state.module.limits
+        size, known = len(piece) // BLOCK_BYTES, max(limits.good, 1)
+        for _ in range(UNTRIED_SIZE_TRIES if size > known else 0):
+            try:
+                answer = self._enter(state, key, piece)
+            except CallError as error:
+                if error.code == Code.MECHANISM_INVALID or error.code in LOST:
+                    raise
+                key = self._sessions.hold_anew(state, key.name)
+            else:
+                limits.worked(size)
+                return key, answer
+        answer = self._enter(state, key, piece[: known * BLOCK_BYTES])
+        if size > known:
+            limits.failed(size)
+        else:
+            limits.worked(size)
+        return key, answer
+
+    def _enter(self, state: State, key: objects.TokenKey, blocks: bytes) -> bytes:
+        """One call into the module; in CBC mode, one for each block."""
+        session = self._sessions.session(state)
+        if not state.module.without_ecb:
+            self._operations += 1
+            try:
+                return session.encrypt(key.handle, Mechanism.AES_ECB, blocks)
+            except CallError as error:
+                if error.code != Code.MECHANISM_INVALID:
+                    raise
+                state.module.without_ecb = True
+        if key.custody is Custody.IN_MODULE:
+            raise KeyStoreError(
+                "the module has no AES-ECB (C_EncryptInit: CKR_MECHANISM_INVALID), which keys in custody IN_MODULE "
+                "need; custody IN_PROCESS gets along with AES-CBC"
+            )
+        # With an initialization vector of zeros, CBC of one block is ECB of that block (SP 800-38A).
+        answers = []
+        for start in range(0, len(blocks), BLOCK_BYTES):
+            self._operations += 1
+            block = blocks[start : start + BLOCK_BYTES]
+            answers.append(session.encrypt(key.handle, Mechanism.AES_CBC, block, bytes(BLOCK_BYTES)))
+        return b"".join(answers)
 
     def _derive(self, name: KeyName) -> LocalBlockCipher:
-        """The data key of a key. Its blocks go straight into the module, whose lock the thread holds."""
-        cipher = _ModuleCipher(partial(self._call, name))
         context = f"{name.purpose.value}/{name.version}".encode()
-        # no local holds the data key
-        return LocalBlockCipher(derive(cipher, label=DERIVATION_LABEL, context=context, length=KEY_BYTES))
+        return LocalBlockCipher(
+            derive(_DerivingCipher(self, name), label=DERIVATION_LABEL, context=context, length=KEY_BYTES)
+        )
 
 
 def _pause(times: int = 1) -> None:
     time.sleep(times * random.uniform(*PAUSE_SECONDS))  # noqa: S311 # spreads retries, no secret
 
 
-def _blocks_per_call_max(uri: Pkcs11Uri) -> int:
-    text = uri.vendor(BLOCKS_PER_CALL_ATTRIBUTE)
+def _checked(blocks: bytes) -> bytes:
+    if type(blocks) is not bytes or len(blocks) % BLOCK_BYTES:
+        raise InvalidInputError("blocks must be bytes, a whole number of 16-byte blocks")
+    return blocks
+
+
+def _whole_number(uri: Pkcs11Uri, attribute: str, limit: int) -> int | None:
+    """A vendor attribute of a URI that is a whole number from 1 to a limit; None where it is not set."""
+    text = uri.vendor(attribute)
     if text is None:
-        return BLOCKS_PER_CALL_MAX
-    number = int(text) if _NUMBER.fullmatch(text) else 0
-    if not 1 <= number <= BLOCKS_PER_CALL_MAX:
-        raise InvalidInputError(
-            f"{BLOCKS_PER_CALL_ATTRIBUTE} is a whole number from 1 to {BLOCKS_PER_CALL_MAX}"
-        )
-    return number
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(limit))):
+        text = "0"
+    if not 1 <= int(text) <= limit:
+        raise InvalidInputError(f"{attribute} is a whole number from 1 to {limit}")
+    return int(text)

@@ -22,7 +22,7 @@ STATEMENT_SECONDS_MAX: Final = 20
 """How long the server works on one statement, waiting for locks included, before it gives up."""
 
 ANSWER_SECONDS_MAX: Final = 25
-"""How long a call waits for an answer: longer than the server takes to give up, for one that stands still."""
+"""How long a call waits for an answer: longer than the server takes to give up, in case the server hangs."""
 
 _KEEPALIVE_SECONDS: Final = 10
 _KEEPALIVES_MAX: Final = 3
@@ -31,19 +31,10 @@ _MALFORMED: Final = (
     "a PostgreSQL address is 'postgresql://user:password@host:port/database', with options of libpq and 'schema' and "
     "'partitions' after a '?'; percent-encode what has a meaning in URLs"
 )
-# Whatever the server or the role is set to; -c of the address comes later and wins.
-_SETTINGS: Final = (
-    f"-c statement_timeout={STATEMENT_SECONDS_MAX * 1_000}"
-    " -c default_transaction_isolation=read\\ committed"
-    " -c jit=off"  # compiling takes longer than any statement of ours
-    # Every statement follows an index, whatever its values and however small the tables were when it was prepared.
-    # Planning it again for ten thousand values takes longer than running it.
-    " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
-)
 _DEFAULTS: Final = {
     "application_name": "tokenvault",
     "connect_timeout": str(CONNECT_SECONDS_MAX),
-    # Several hosts may be named: the one that takes writes is meant.
+    # Of several hosts, connect to the one that takes writes.
     "target_session_attrs": "read-write",
     # A server that vanishes without a word, such as a machine that loses its power.
     "keepalives_idle": str(_KEEPALIVE_SECONDS),
@@ -52,26 +43,40 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": str(_KEEPALIVE_SECONDS * _KEEPALIVES_MAX * 1_000),
 }
 
+_is_count: Final = re.compile("[0-9]{1,4}").fullmatch
 _is_schema: Final = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 
 
 @attrs.frozen
 class PostgresAddress:
-    """Where a token store lies.
+    """The place of a token store.
 
     Attributes:
-        parameters: of libpq, the password among them.
-        schema: that the tables lie in.
-        partitions: of the table of tokens, where it is made.
+        parameters: those of libpq, including the password.
+        schema: that the tables lie in; its name needs no quotes.
+        partitions: of the table of tokens, where it is made; 0 is a plain table.
     """
 
     parameters: dict[str, str] = attrs.field(repr=False)
     schema: str
     partitions: int
 
+    @property
+    def options(self) -> str:
+        """Settings for the server that the address gives, as libpq sends them; a pooler may refuse them."""
+        return self.parameters.get("options", "")
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.schema) is not str or not _is_schema(self.schema) or self.schema.startswith("pg_"):
+            raise InvalidInputError(
+                "a schema's name is 1 to 63 of a-z, 0-9 and '_', not beginning with a digit or 'pg_'"
+            )
+        if type(self.partitions) is not int or not 0 <= self.partitions <= PARTITIONS_MAX:
+            raise InvalidInputError(f"partitions is a whole number from 0 to {PARTITIONS_MAX}")
+
 
 def parse_address(url: str, schema: str | None = None, partitions: int | None = None) -> PostgresAddress:
-    """Take an address apart; `schema` and `partitions` given apart from it go before its own.
+    """Parse an address; the arguments `schema` and `partitions` override its own.
 
     Raises:
         InvalidInputError: it is not of the form that the message says.
@@ -85,15 +90,12 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
         given = {}
     if not given and url != "postgresql://":
         raise InvalidInputError(_MALFORMED)
+    count = own.get("partitions", "0")
+    partitions_of_url = int(count) if _is_count(count) else -1
     return PostgresAddress(
-        {
-            **_DEFAULTS,
-            **given,
-            "client_encoding": "UTF8",
-            "options": f"{_SETTINGS} {given.get('options', '')}".rstrip(),
-        },
-        _checked_schema(own.get("schema", SCHEMA_NAME) if schema is None else schema),
-        _checked_partitions(_number(own.get("partitions", "0")) if partitions is None else partitions),
+        {**_DEFAULTS, **given, "client_encoding": "UTF8"},
+        own.get("schema", SCHEMA_NAME) if schema is None else schema,
+        partitions_of_url if partitions is None else partitions,
     )
 
 
@@ -108,23 +110,3 @@ def _without_own_options(url: str) -> tuple[str, dict[str, str]]:
         else:
             others.append(option)
     return base + ("?" + "&".join(others) if others else ""), own
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else -1
-
-
-def _checked_schema(name: str) -> str:
-    """A schema's name that needs no quotes."""
-    if type(name) is not str or _is_schema(name) is None or name.startswith("pg_"):
-        raise InvalidInputError(
-            "a schema's name is 1 to 63 of a-z, 0-9 and '_', not beginning with a digit or 'pg_'"
-        )
-    return name
-
-
-def _checked_partitions(count: int) -> int:
-    """A number of partitions; 0 is a plain table."""
-    if type(count) is not int or not 0 <= count <= PARTITIONS_MAX:
-        raise InvalidInputError(f"partitions is a whole number from 0 to {PARTITIONS_MAX}")
-    return count

@@ -1,7 +1,7 @@
 """Waiting for PostgreSQL's answers on an event loop.
 
 psycopg registers a socket with the loop anew for each statement, and runs a generator over it. Here it
-stays there while the connection lives, and what comes is read where the loop reports it: that takes half the work.
+stays registered while the connection lives, and data is read when the loop reports it: that takes half the work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LATE: Final = "no answer came in time"
 class Answers:
     """The answers on one connection, for one task at a time.
 
-    While the socket is registered, psycopg must not wait on it: `leave` comes before.
+    While the socket is registered, psycopg must not wait on it: its connection calls `leave` before.
     """
 
     __slots__ = ("_came", "_connection", "_loop", "_socket")
@@ -43,7 +43,6 @@ class Answers:
         """
         pgconn = self._connection.pgconn
         if pgconn.flush():  # more than the socket takes at once
-            self.leave()
             return await self._connection.wait(generators.execute(pgconn), timeout=ANSWER_SECONDS_MAX)
         results: list[PGresult] = []
         while True:
@@ -84,7 +83,7 @@ class Answers:
             pgconn.consume_input()
             if came is not None and not pgconn.is_busy() and not came.done():
                 came.set_result(None)
-        except psycopg.Error as error:  # the server is gone: at once, or while nobody asked
+        except psycopg.Error as error:  # the server is gone, during a statement or before it
             self.leave()
             if came is not None and not came.done():
                 came.set_exception(error)

@@ -20,10 +20,11 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
+from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, PostgresAddress
 from tokenvault.stores.postgres.answers import Answers
 from tokenvault.stores.postgres.copy import Copy
-from tokenvault.stores.postgres.errors import unconnected
+from tokenvault.stores.postgres.errors import UNPREPARED, unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name, sound_result
 
 Rows = list[tuple[Any, ...]]
@@ -44,8 +45,9 @@ class Connection(ABC):
         self.connection = connection
         self.opened = self.used = time.monotonic()
         self._schema: Final = schema
-        self._prepared: dict[Statement[Any], bytes] = {}  # their names
-        self._checked: set[Statement[Any]] = set()  # a prepared statement keeps its types
+        self._prepares = False  # until `open` knows better
+        self._prepared: dict[Statement, bytes] = {}  # their names
+        self._checked: set[Statement] = set()  # a prepared statement keeps its types
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         if hasattr(select, "poll"):
             poll = select.poll()
@@ -54,15 +56,57 @@ class Connection(ABC):
 
     @classmethod
     async def open(cls, address: PostgresAddress) -> Self:
-        """Connect. Raises TokenStoreError, which says what is wrong."""
+        """Connect, and see that the session fits. Raises TokenStoreError, which says what is wrong."""
         try:
-            return await cls._open(make_conninfo("", **address.parameters), address.schema)
+            connection = await cls._open(make_conninfo("", **address.parameters), address.schema)
         except psycopg.Error as error:
             failure = unconnected(error)
+        else:
+            try:
+                await connection._set_up(address.options)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
         raise failure
 
-    async def run(self, statement: Statement[Any], values: Sequence[bytes | None]) -> PGresult:
-        """Run a statement, with values in binary format. Raises psycopg.Error, and IntegrityError."""
+    async def _set_up(self, options: str) -> None:
+        # psycopg would prepare what runs often, under names of its own.
+        self.connection.prepare_threshold = None
+        (row,) = await self.rows(session.question(self.connection.pgconn.backend_pid))
+        if session.is_own(row, options):
+            await self.rows(session.setting(options))
+            self._prepares = True
+
+    async def run(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
+        """Run a statement, with values in binary format. Raises psycopg.Error, and IntegrityError.
+
+        Not in a transaction: there, use `run_unprepared`.
+        """
+        if self._prepares:
+            try:
+                return await self._run_prepared(statement, values)
+            except UNPREPARED:
+                # A pooler that looked like the server. The statement was not executed: either its text was not
+                # parsed or its values were not taken.
+                self._prepares = False
+        return await self.run_unprepared(statement, values)
+
+    async def run_unprepared(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
+        """As `run`, but the statement is parsed in the round trip that executes it, without a name.
+
+        That needs nothing which was there before: every pooler passes it on, and no transaction can fail for want of
+        a prepared statement.
+        """
+        sql = in_schema(statement.sql, self._schema)
+        self.connection.pgconn.send_query_params(
+            sql, values, statement.types, statement.formats, Format.BINARY
+        )
+        result = sound_result(await self._results())
+        statement.check_types(result)
+        return result
+
+    async def _run_prepared(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
         pgconn = self.connection.pgconn
         name = self._prepared.get(statement)
         if name is None:
@@ -79,7 +123,7 @@ class Connection(ABC):
         return result
 
     def server_speaks(self) -> bool:
-        """Whether the server has sent something that nobody asked for: to an idle client it says good-bye only."""
+        """Whether the server has sent something unasked: to an idle client that is only that it disconnects."""
         return self._poll is not None and bool(self._poll(0))
 
     def close(self) -> None:
@@ -145,14 +189,15 @@ class LoopConnection(Connection):
     """A connection whose socket stays with an event loop.
 
     Attributes:
-        answers: what the server answers on it. Before psycopg itself waits, they leave the socket to it.
+        answers: what the server answers on it.
     """
 
     connection: psycopg.AsyncConnection
 
-    def __init__(self, connection: psycopg.AsyncConnection, schema: str) -> None:
+    def __init__(self, connection: _LoopPsycopg, schema: str) -> None:
         super().__init__(connection, schema)
         self.answers: Final = Answers(connection)
+        connection.answers = self.answers
 
     @classmethod
     async def _open(cls, conninfo: str, schema: str) -> Self:
@@ -163,7 +208,6 @@ class LoopConnection(Connection):
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
-        self.answers.leave()
         cursor = AsyncRawCursor(self.connection)
         await cursor.execute(in_schema(sql, self._schema))
         return [] if cursor.rownumber is None else await cursor.fetchall()
@@ -171,16 +215,11 @@ class LoopConnection(Connection):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """As in Connection."""
-        self.answers.leave()
         async with self.connection.transaction():
-            try:
-                yield
-            finally:
-                self.answers.leave()
+            yield
 
     async def copy(self, copy: Copy) -> None:
         """As in Connection."""
-        self.answers.leave()
         async with AsyncRawCursor(self.connection).copy(in_schema(copy.sql, self._schema)) as rows:
             await rows.write(copy.rows)
 
@@ -191,16 +230,20 @@ class LoopConnection(Connection):
 
 
 class _BlockingPsycopg(psycopg.Connection):
-    """Waits for an answer so long and no longer."""
+    """Waits for an answer for at most ANSWER_SECONDS_MAX."""
 
     def wait(self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> RV:
         return super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
 
 
 class _LoopPsycopg(psycopg.AsyncConnection):
-    """Waits for an answer so long and no longer."""
+    """Waits for an answer so long and no longer, with the socket for itself."""
+
+    answers: Answers | None = None
 
     async def wait(
         self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None
     ) -> RV:
+        if self.answers is not None:
+            self.answers.leave()
         return await super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)

@@ -18,8 +18,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.columns.arrays import place
-from tokenvault.stores.new_records import RecordBatch
+from tokenvault.columns.arrays import Bytes, place
+from tokenvault.stores.new_records import RecordBatch, joined
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.stores.postgres.statements import EVENT, EVENT_COLUMNS, EVENTS, RECORD, RECORD_COLUMNS, TOKENS
 from tokenvault.stores.postgres.values import ASCII_BYTEA, BYTEA, INT8, TEXT, Kind
@@ -30,8 +30,6 @@ _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
 _COUNT_BYTES: Final = 2
 _LENGTH_BYTES: Final = 4
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Copy(NamedTuple):
@@ -59,7 +57,7 @@ class Column:
         lengths = np.fromiter(map(len, values), np.int64, len(values))
         width = int(lengths.max(initial=0))
         if not width or int(lengths.min()) == width:
-            return cls(np.frombuffer(b"".join(values), np.uint8).reshape(len(values), width))
+            return cls(joined(values))
         padded = np.array(values, dtype=f"S{width}")
         return cls(padded.view(np.uint8).reshape(len(values), width), lengths)
 
@@ -80,11 +78,11 @@ class Column:
 
 
 def copy_rows(columns: Sequence[Column], order: npt.NDArray[np.intp] | None = None) -> bytes:
-    """The rows of columns, which have as many fields each, with header and trailer.
+    """The rows of equally long columns in COPY's format, with header and trailer.
 
     Args:
         columns: in the order of the table's columns, at least one.
-        order: of the rows, as indices; as they come unless given.
+        order: indices of the rows in the order to write; unset, as they come.
     """
     rows = len(columns[0].data)
     width = _COUNT_BYTES + sum(_LENGTH_BYTES + column.data.shape[1] for column in columns)
@@ -168,7 +166,7 @@ def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:
 
 
 def copies_of(records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[Copy]:
-    """What is copied to insert records and events, one after the other."""
+    """The COPY statements that insert records and events, in order."""
     copies = []
     if records:
         written = record_columns(records)

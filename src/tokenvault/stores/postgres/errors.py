@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Final, NamedTuple
 
 import psycopg
 
@@ -11,6 +12,8 @@ from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, CONNECT_SECON
 
 MISSING: Final = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 PRESENT: Final = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)
+UNPREPARED: Final = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+"""The server's session is not the one that a statement was prepared in (26000), or has one of that name (42P05)."""
 UNREADABLE: Final = "a stored row has a text or a number that was not written"
 
 _TABLES: Final = (
@@ -21,9 +24,14 @@ _LOST: Final = (
     "the connection to PostgreSQL was lost, or no answer came for "
     f"{ANSWER_SECONDS_MAX} seconds; look whether the server runs. The next call connects again"
 )
+_LOGIN: Final = "look at user, password and database in the store's URL"
 _REFUSED: Final = (
-    "PostgreSQL refused the connection: look at user, password and database in the store's URL, at the "
-    "server's pg_hba.conf and max_connections, and at its log, which has the reason"
+    f"PostgreSQL refused the connection: {_LOGIN}, at the server's pg_hba.conf, and at its log,"
+    " which has the reason"
+)
+_UNREACHABLE: Final = (
+    "PostgreSQL can not be reached: look at host and port and the options for TLS in the store's URL, "
+    "and whether the server runs"
 )
 # By SQLSTATE or the beginning of one, the longest first.
 _EXPLANATIONS: Final = {
@@ -49,34 +57,154 @@ _EXPLANATIONS: Final = {
 }
 
 
+class _Cause(NamedTuple):
+    """Why a connection was refused, or ended by a pooler.
+
+    Attributes:
+        words: a pattern found in the message of libpq, PostgreSQL or PgBouncer, and in no other's.
+        state: the SQLSTATE that PostgreSQL gives it, which libpq does not pass on; "" where it has none.
+        text: for the caller.
+    """
+
+    words: str
+    state: str
+    text: str
+
+
+_OF_POOLERS: Final = (
+    _Cause(
+        "unsupported startup parameter", "08P01",
+        "the pooler refuses a startup parameter: take 'options' out of the store's URL and of PGOPTIONS, or name the"
+        " parameter in PgBouncer's ignore_startup_parameters",
+    ),
+    _Cause(
+        "query_wait_timeout", "08P01",
+        "PgBouncer had no connection to PostgreSQL to hand out in its query_wait_timeout: look whether the server"
+        " runs, whether the pool is paused, and at default_pool_size; nothing was written",
+    ),
+    _Cause(
+        "max_client_conn|max_user_client|max_db_client", "08P01",
+        "too many connections: PgBouncer lets no more clients in; raise its max_client_conn, or run fewer processes",
+    ),
+    _Cause(
+        "no such database|[Dd]atabase .* is disabled", "",
+        f"there is no such database in PgBouncer's section [databases]: {_LOGIN}",
+    ),
+    _Cause(
+        "statement pooling mode", "08P01",
+        "PgBouncer's pool_mode is 'statement', which has no transactions: set it to 'transaction' or 'session'",
+    ),
+    _Cause(
+        "server[ _]login|cannot connect to server|server down", "08P01",
+        "PgBouncer can not log in to PostgreSQL: look at its log, at its section [databases], and whether the server"
+        " runs; nothing was written",
+    ),
+    _Cause(
+        "(client_login|client_idle|idle_transaction|query|transaction)[ _]timeout", "08P01",
+        "PgBouncer ended the connection after one of its time-outs; its log says which",
+    ),
+)  # fmt: skip
+_OF_CONNECTING: Final = (
+    _Cause(
+        "read-only|hot standby", "",
+        "every PostgreSQL server in the store's URL is read-only: none is the primary",
+    ),
+    _Cause("starting up|shutting down|recovery", "57P03", "PostgreSQL is starting or stopping; retry"),
+    _Cause(
+        "too many clients|connection slots are reserved|too many connections", "53300",
+        "too many connections: PostgreSQL takes no more; raise max_connections, the role's or the database's limit,"
+        " or run fewer processes",
+    ),
+    _Cause(
+        "does not support SSL", "",
+        "the server or pooler has no TLS, and sslmode in the store's URL demands it",
+    ),
+    _Cause(
+        "SSL required", "08P01",
+        "the pooler demands TLS: set sslmode=verify-full and sslrootcert in the store's URL",
+    ),
+    _Cause(
+        "pg_hba.conf.*(no encryption|SSL off)", "28000",
+        "the server's pg_hba.conf has no line for this client, user and database without TLS: set sslmode=verify-full"
+        f" and sslrootcert, {_LOGIN}, or add a line",
+    ),
+    _Cause(
+        "no pg_hba.conf entry|pg_hba.conf rejects", "28000",
+        f"the server's pg_hba.conf has no line that lets this client in: {_LOGIN}, or add a line",
+    ),
+    _Cause(
+        "certificate|SSL error|SSL SYSCALL|private key|sslv3|tlsv1", "",
+        "TLS failed: the server's certificate is not trusted or names another host, or the client's is refused; look"
+        " at sslmode, sslrootcert, sslcert and sslkey in the store's URL",
+    ),
+    _Cause(
+        "role .* does not exist|not permitted to log in", "28000",
+        f"PostgreSQL has no such user, or the user may not log in: {_LOGIN}",
+    ),
+    _Cause(
+        "authentication failed|no such user|password", "28P01",
+        f"PostgreSQL does not take the password, or knows no such user: {_LOGIN}",
+    ),
+    _Cause("database .* does not exist", "3D000", f"PostgreSQL has no such database: {_LOGIN}"),
+    _Cause(
+        "permission denied for database", "42501",
+        "the user may not connect to the database: grant it CONNECT",
+    ),
+    _Cause(
+        "could not translate host|resolve host|Name or service", "",
+        "PostgreSQL can not be reached: the host in the store's URL has no address; look at its name and at DNS",
+    ),
+)  # fmt: skip
+
+
+def _cause(text: str, causes: tuple[_Cause, ...]) -> _Cause | None:
+    return next((cause for cause in causes if re.search(cause.words, text)), None)
+
+
+_is_state: Final = re.compile("[0-9A-Z]{5}").fullmatch
+_is_severity: Final = re.compile("ERROR|FATAL|PANIC").fullmatch
+
+
+def _with_state(text: str, severity: str | None, state: str) -> str:
+    """A text and the server's own words for it, if they are what they should be."""
+    said = [f"SQLSTATE {state}"] if _is_state(state) else []
+    if severity and _is_severity(severity):
+        said.append(f"severity {severity}")
+    return f"{text} ({', '.join(said)})" if said else text
+
+
 def explanation(error: Exception) -> str | None:
-    """What to tell a caller; None for what is no error of PostgreSQL."""
+    """The message for a caller; None for what is no error of PostgreSQL."""
     if not isinstance(error, psycopg.Error):
         return None
     state = error.sqlstate
     if state is None:
         return _LOST if isinstance(error, psycopg.OperationalError) else _TABLES
+    return _with_state(_text(state, error), error.diag.severity_nonlocalized or error.diag.severity, state)
+
+
+def _text(state: str, error: psycopg.Error) -> str:
+    pooler = _cause(error.diag.message_primary or "", _OF_POOLERS) if state.startswith("08") else None
+    if pooler is not None:
+        return pooler.text
     for length in (5, 3, 2):
         if state[:length] in _EXPLANATIONS:
             return _EXPLANATIONS[state[:length]]
-    return f"PostgreSQL refused a statement with SQLSTATE {state}; its log says more"
+    return "PostgreSQL refused a statement; its log says more"
 
 
 def unconnected(error: psycopg.Error) -> TokenStoreError:
     """Why there is no connection. libpq gives a text and no code, and the text names host and user."""
-    text = str(error)
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return TokenStoreError(
             f"PostgreSQL did not accept a connection in {CONNECT_SECONDS_MAX} seconds; look at host and port in "
-            "the store's URL, and whether the server runs"
+            "the store's URL, and whether the server runs, and a pooler before it"
         )
-    if "read-only" in text or "hot standby" in text:
-        return TokenStoreError("every PostgreSQL server in the store's URL is read-only: none is the primary")
-    if "starting up" in text or "shutting down" in text or "recovery" in text:
-        return TokenStoreError("PostgreSQL is starting or stopping; retry")
-    if "FATAL" in text or "password" in text:
-        return TokenStoreError(_REFUSED)
-    return TokenStoreError(
-        "PostgreSQL can not be reached: look at host and port and the options for TLS in the store's URL, "
-        "and whether the server runs"
-    )
+    if error.sqlstate is not None:  # libpq asked something of the server, or of a pooler that had none
+        return TokenStoreError(str(explanation(error)))
+    said = str(error)
+    severity = re.search("failed: (FATAL|ERROR|PANIC):", said)
+    cause = _cause(said, _OF_POOLERS) or _cause(said, _OF_CONNECTING)
+    if cause is None:
+        return TokenStoreError(_with_state(_REFUSED, severity[1], "") if severity else _UNREACHABLE)
+    return TokenStoreError(_with_state(cause.text, severity and severity[1], cause.state if severity else ""))

@@ -30,8 +30,7 @@ WAIT_SECONDS_MAX: Final = 10.0
 """How long a caller waits for a connection to come free."""
 
 IDLE_SECONDS_MAX: Final = 300.0
-"""A connection that nobody has used for longer is closed instead of used again: what lies between may have
-forgotten it."""
+"""A connection that was idle for longer is closed instead of used again: a firewall may have forgotten it."""
 
 LOOKED_AT_SECONDS: Final = 0.001
 """A connection that was used so lately is used again without a look at its socket, which costs a system call."""
@@ -70,7 +69,7 @@ class Pool(ABC):
         return len(self._open)
 
     async def use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """What a piece of work returns that has a connection for itself.
+        """Run a piece of work with a connection of its own, and return what it returns.
 
         The connection is kept only where nothing is in doubt: after an error other than a unique violation it is
         closed.
@@ -103,9 +102,9 @@ class Pool(ABC):
             self._drop(connection)
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's sockets without a word to the server, not even good-bye.
+        """In a forked child: let go of the parent's sockets, without disconnecting from the server.
 
-        Their numbers then lead nowhere. Keep this pool: Python warns of connections that it collects.
+        Their descriptors then lead to the null device. Keep this pool: Python warns of connections that it collects.
         """
         nowhere = os.open(os.devnull, os.O_RDWR)
         for connection in self._open:
@@ -115,7 +114,7 @@ class Pool(ABC):
 
     @abstractmethod
     def is_over(self) -> bool:
-        """Whether another pool is to take the place of this one. Raises TokenStoreError where it is others'."""
+        """Whether a new pool has to replace this one. Raises TokenStoreError where another event loop uses it."""
 
     @abstractmethod
     async def _enter(self) -> bool:
@@ -150,7 +149,7 @@ class Pool(ABC):
                 self._drop(self._idle.pop(0))
         except IndexError:
             pass  # others take and keep meanwhile; dropping any one will do
-        if self._closed:  # looked at after the append: whoever closes meanwhile sees the connection
+        if self._closed:  # checked after the append: a thread that closes meanwhile sees the connection
             self.close()
 
     def _drop(self, connection: Connection) -> None:
@@ -160,13 +159,13 @@ class Pool(ABC):
 
 
 def _usable(connection: Connection) -> bool:
-    """Whether a connection is young and the server has not said good-bye. The server is not asked."""
+    """Whether a connection is young and the server has not disconnected, as far as the client knows."""
     now = time.monotonic()
     idle_seconds = now - connection.used
     return (
         idle_seconds <= IDLE_SECONDS_MAX
         and now - connection.opened <= AGE_SECONDS_MAX
-        and not connection.connection.closed  # an event loop may have read the good-bye already
+        and not connection.connection.closed  # an event loop may have read already that it is
         and (idle_seconds < LOOKED_AT_SECONDS or not connection.server_speaks())
     )
 
@@ -197,7 +196,7 @@ class BlockingPool(Pool):
 
 
 class LoopPool(Pool):
-    """For the tasks of one event loop: the one that runs when it is made."""
+    """The connections for the tasks of one event loop: the one that runs when the pool is made."""
 
     def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
         super().__init__(open_connection)

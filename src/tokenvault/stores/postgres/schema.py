@@ -21,7 +21,7 @@ SCHEMA_VERSION: Final = 1
 
 _VERSION: Final = '"{schema}".schema_version'
 _PROVISIONING_LOCK: Final = 0x746B7674  # "tkvt"
-# Room for the new version of a replaced row beside the old one: no index needs to be touched then.
+# Room on its page for the new version of a replaced row: then no index has to be updated.
 _FILLFACTOR: Final = "WITH (fillfactor = 85)"
 
 _UNPROVISIONED: Final = (

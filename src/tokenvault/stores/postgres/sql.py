@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.stores.postgres.statements import (
     DOMAINS,
     EVENT,
@@ -28,31 +27,20 @@ from tokenvault.stores.postgres.statements import (
     RECORD_COLUMNS,
     TOKENS,
     Statement,
-    read_byte_string,
-    read_byte_strings,
-    read_events,
-    read_nothing,
-    read_record,
-    read_record_columns,
-    read_records,
-    read_tokens,
 )
 from tokenvault.stores.postgres.values import ASCII, ASCII_BYTEA, BYTEA, INT8, TEXT, Kind, array_of, nullable
 
 # Records.
 
 
-def _select_records(rest: str, *takes: Kind) -> Statement[list[SealedRecord]]:
-    return Statement(
-        f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), read_records
-    )
+_ONE_RECORD: Final = (*RECORD.values(),)
 
 
-def _select_record(rest: str, *takes: Kind) -> Statement[SealedRecord | None]:
-    return Statement(f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, (*RECORD.values(),), read_record)
+def _select_records(rest: str, *takes: Kind) -> Statement:
+    return Statement(f"SELECT {RECORD_COLUMNS} FROM {TOKENS} {rest}", takes, _ONE_RECORD)
 
 
-def _find(condition: str, kind: Kind) -> Statement[list[SealedRecord]]:
+def _find(condition: str, kind: Kind) -> Statement:
     return _select_records(
         f"WHERE pan_fingerprint {condition} AND ($2::text IS NULL OR requestor = $2)"
         " AND ($3::bytea IS NULL OR program = $3) AND token > $4 ORDER BY token LIMIT $5",
@@ -60,23 +48,16 @@ def _find(condition: str, kind: Kind) -> Statement[list[SealedRecord]]:
     )  # fmt: skip
 
 
-GET_ONE: Final = _select_record("WHERE token = $1", TEXT)
-GET_MANY: Final = Statement(
-    f"SELECT {RECORD_COLUMNS} FROM {TOKENS} WHERE token = ANY($1)",
-    (array_of(TEXT),),
-    (*RECORD.values(),),
-    read_record_columns,
-)
+GET_ONE: Final = _select_records("WHERE token = $1", TEXT)
+GET_MANY: Final = _select_records("WHERE token = ANY($1)", array_of(TEXT))
 FIND_ONE: Final = _find("= $1", BYTEA)  # in the order of its index: `= ANY` needs a sort
 FIND_MANY: Final = _find("= ANY($1)", array_of(BYTEA))
-BY_REFERENCE: Final = _select_record("WHERE reference = $1 LIMIT 1", BYTEA)
+BY_REFERENCE: Final = _select_records("WHERE reference = $1 LIMIT 1", BYTEA)
 SCAN: Final = _select_records("WHERE token > $1 ORDER BY token LIMIT $2", TEXT, INT8)
 SCAN_KEY_VERSION: Final = _select_records(
     "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
 )
-EXISTING: Final = Statement(
-    f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,), read_tokens
-)
+EXISTING: Final = Statement(f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,))
 
 # Records and their events, written together.
 
@@ -85,7 +66,6 @@ def _places(first: int, kinds: Sequence[Kind]) -> str:
     return ", ".join(f"${n}::{kind.name}" for n, kind in enumerate(kinds, first))
 
 
-_ONE_RECORD: Final = (*RECORD.values(),)
 _ONE_EVENT: Final = (*EVENT.values(),)
 _MANY_RECORDS: Final = (*map(array_of, _ONE_RECORD),)
 _MANY_EVENTS: Final = (*map(array_of, _ONE_EVENT),)
@@ -103,19 +83,19 @@ def _event_rows(first: int, count: int) -> str:
     return f"(VALUES {', '.join(f'({_places(place, _ONE_EVENT)})' for place in places)}) AS noted"
 
 
-def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement[list[str]]:
-    """A statement that writes a record and, where it could, its events; where not, the token comes back.
+def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement:
+    """A statement that writes a record and its events; it returns the token where it could not.
 
     Args:
         write: the CTE `written`, which has a row where the record was written, and others.
-        kinds: of its values; those of the events are behind.
+        kinds: of its values, before those of the events.
         count: of events.
     """
     sql = f"""
     WITH {write}, noted AS (
         INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM written, {_event_rows(1 + len(kinds), count)}
     ) SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
-    return Statement(sql, (*kinds, *_ONE_EVENT * count), (TEXT,), read_tokens)
+    return Statement(sql, (*kinds, *_ONE_EVENT * count), (TEXT,))
 
 
 _INSERT: Final = f"""written AS (
@@ -134,10 +114,10 @@ INSERT: Final = {n: _with_events(_INSERT, _ONE_RECORD, n) for n in FEW_EVENTS}
 INSERT_WITH_DOCUMENT: Final = {
     n: _with_events(_INSERT_WITH_DOCUMENT, (*_ONE_RECORD, BYTEA, BYTEA), n) for n in FEW_EVENTS
 }
-"""By the number of events. The token comes back where it exists already."""
+"""By the number of events. Returns the token if it exists already."""
 
 REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
-"""By the number of events. The token comes back where its revision has moved."""
+"""By the number of events. Returns the token if its revision has moved."""
 
 REPLACE_MANY: Final = Statement(
     f"""
@@ -157,23 +137,19 @@ REPLACE_MANY: Final = Statement(
     ) SELECT token FROM moved""",
     _MANY_RECORDS + _MANY_EVENTS,
     (TEXT,),
-    read_tokens,
 )
-"""Likewise, for arrays of values: the tokens come back whose revision has moved."""
+"""Takes arrays of values. Returns the tokens whose revision has moved."""
 
 # Events.
 
 
-def _select_events(rest: str, *takes: Kind) -> Statement[list[SealedEvent]]:
-    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT, read_events)
+def _select_events(rest: str, *takes: Kind) -> Statement:
+    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT)
 
 
 APPEND: Final = {
     n: Statement(
-        f"INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM {_event_rows(1, n)}",
-        _ONE_EVENT * n,
-        (),
-        read_nothing,
+        f"INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM {_event_rows(1, n)}", _ONE_EVENT * n, ()
     )
     for n in FEW_EVENTS
 }
@@ -196,9 +172,8 @@ STREAMS: Final = Statement(
     ) SELECT stream FROM streams WHERE stream IS NOT NULL""",
     (),
     (BYTEA,),
-    read_byte_strings,
 )
-# Likewise, from the other end.
+# Likewise, from the greatest name down.
 LATEST_CHECKPOINTS: Final = Statement(
     f"""
     WITH RECURSIVE newest (stream, remaining) AS (
@@ -214,18 +189,15 @@ LATEST_CHECKPOINTS: Final = Statement(
     ) head WHERE newest.stream IS NOT NULL""",
     (INT8,),
     _ONE_EVENT,
-    read_events,
 )
 
 # Domain documents and named values.
 
 PUT_DOMAIN: Final = Statement(
-    f"INSERT INTO {DOMAINS} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING", (BYTEA, BYTEA), (), read_nothing
+    f"INSERT INTO {DOMAINS} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING", (BYTEA, BYTEA), ()
 )
-GET_DOMAIN: Final = Statement(
-    f"SELECT document FROM {DOMAINS} WHERE digest = $1", (BYTEA,), (BYTEA,), read_byte_string
-)
-GET_META: Final = Statement(f"SELECT value FROM {META} WHERE name = $1", (TEXT,), (BYTEA,), read_byte_string)
+GET_DOMAIN: Final = Statement(f"SELECT document FROM {DOMAINS} WHERE digest = $1", (BYTEA,), (BYTEA,))
+GET_META: Final = Statement(f"SELECT value FROM {META} WHERE name = $1", (TEXT,), (BYTEA,))
 PUT_META: Final = Statement(
     f"""
     WITH written AS (
@@ -234,6 +206,5 @@ PUT_META: Final = Statement(
     ) SELECT value FROM written UNION ALL SELECT value FROM {META} WHERE name = $1""",
     (TEXT, BYTEA),
     (BYTEA,),
-    read_byte_string,
 )
 """The value that is set now; nothing where another writer set it in between: `GET_META` reads that one."""

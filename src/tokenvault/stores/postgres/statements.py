@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
-import attrs
 import numpy as np
+import numpy.typing as npt
 import psycopg
 from psycopg import errors
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.found_records import Integers, RecordColumns
-from tokenvault.stores.new_records import Bytes, records_of
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.found_records import RecordColumns
+from tokenvault.stores.new_records import joined
+from tokenvault.stores.port import SealedRecord
 from tokenvault.stores.postgres.errors import UNREADABLE
 from tokenvault.stores.postgres.values import (
     ASCII_BYTEA,
@@ -25,12 +25,8 @@ from tokenvault.stores.postgres.values import (
     TEXT,
     Kind,
     columns,
-    number,
-    row,
-    text,
+    rows,
 )
-
-T = TypeVar("T")
 
 TOKENS: Final = '"{schema}".tokens'
 EVENTS: Final = '"{schema}".events'
@@ -60,40 +56,36 @@ _DONE: Final = {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}
 _NAME_DIGITS: Final = 16
 
 
-@attrs.frozen(eq=False)
-class Statement(Generic[T]):
+class Statement:
     """A statement without its values; a connection prepares it when it first runs it.
 
     Attributes:
         sql: with $1, $2, ... for the values, and {schema} for the schema.
         takes: the kinds of the values.
         gives: the kinds of the columns.
-        read: gives what the rows mean.
-        types: of the values, by number.
+        types: the oids of the values' types.
         formats: says of each value that it is in binary.
     """
 
-    sql: str
-    takes: Sequence[Kind]
-    gives: Sequence[Kind]
-    read: Callable[[PGresult], T]
-    types: Sequence[int] = attrs.field(init=False)
-    formats: Sequence[Format] = attrs.field(init=False)
-    _conversions: Sequence[tuple[int, Callable[[Any], bytes | None]]] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "types", [kind.oid for kind in self.takes])
-        object.__setattr__(self, "formats", [Format.BINARY] * len(self.takes))
+    def __init__(self, sql: str, takes: Sequence[Kind], gives: Sequence[Kind]) -> None:
+        self.sql: Final = sql
+        self.takes: Final = takes
+        self.gives: Final = gives
+        self.types: Final = [kind.oid for kind in takes]
+        self.formats: Final = [Format.BINARY] * len(takes)
         # Byte strings go as they are.
-        conversions = [(place, kind.pack) for place, kind in enumerate(self.takes) if kind.pack is not bytes]
-        object.__setattr__(self, "_conversions", conversions)
+        self._packs: Final = [(n, kind.pack) for n, kind in enumerate(takes) if kind.pack is not bytes]
 
     def packed(self, values: Iterable[object]) -> list[bytes | None]:
         """The values in binary format."""
         packed: list[Any] = list(values)
-        for place, pack in self._conversions:
+        for place, pack in self._packs:
             packed[place] = pack(packed[place])
         return packed
+
+    def rows(self, result: PGresult) -> list[tuple[Any, ...]]:
+        """The rows of a result. Raises IntegrityError for NULL, which is never written."""
+        return rows(result, self.gives)
 
     def check_types(self, result: PGresult) -> None:
         """Raise IntegrityError where the columns of a result have other types than were made."""
@@ -118,89 +110,14 @@ def sound_result(results: Sequence[PGresult]) -> PGresult:
     return results[0]
 
 
-# What rows mean.
-
-
-def _unpacked(result: PGresult, kinds: Iterable[Kind]) -> list[Sequence[Any]]:
-    return [kind.unpack(column) for kind, column in zip(kinds, columns(result), strict=True)]
-
-
-def read_records(result: PGresult) -> list[SealedRecord]:
-    """The records of a result."""
-    return records_of(zip(*_unpacked(result, RECORD.values()), strict=True))
-
-
 def read_record_columns(result: PGresult) -> Sequence[SealedRecord]:
     """The records of a result; as columns, which a batch takes as they are, where all are equally long."""
-    found = dict(zip(RECORD, columns(result), strict=True))
-    if not result.ntuples or not all(map(_equally_long, found.values())):
-        return read_records(result)
-    return RecordColumns(
-        tokens=_bytes_array(found["token"]),
-        references=_bytes_array(found["reference"]),
-        pan_fingerprints=_bytes_array(found["pan_fingerprint"]),
-        requestors=_bytes_array(found["requestor"]),
-        programs=_bytes_array(found["program"]),
-        revisions=_integers_array(found["revision"]),
-        key_versions=_integers_array(found["key_version"]),
-        bodies=_bytes_array(found["body"]),
-        seals=_bytes_array(found["seal"]),
-    )
+    found = columns(result, len(RECORD))
+    if not all(len(set(map(len, column))) == 1 for column in found):
+        return list(map(SealedRecord._make, rows(result, tuple(RECORD.values()))))
+    return RecordColumns(*map(_array, RECORD.values(), found))
 
 
-def _equally_long(column: Sequence[bytes]) -> bool:
-    return len(set(map(len, column))) == 1
-
-
-def _bytes_array(column: Sequence[bytes]) -> Bytes:
-    return np.frombuffer(b"".join(column), np.uint8).reshape(len(column), len(column[0]))
-
-
-def _integers_array(column: Sequence[bytes]) -> Integers:
-    return np.frombuffer(b"".join(column), ">i8").astype(np.int64)
-
-
-def read_record(result: PGresult) -> SealedRecord | None:
-    """The first record of a result."""
-    # Not by columns, which takes four times as long for one row.
-    found = row(result)
-    if found is None:
-        return None
-    token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal = found
-    return SealedRecord(
-        text(token),
-        reference,
-        pan_fingerprint,
-        text(requestor),
-        text(program),
-        number(revision),
-        number(key_version),
-        body,
-        seal,
-    )
-
-
-def read_events(result: PGresult) -> list[SealedEvent]:
-    """The events of a result."""
-    return list(map(SealedEvent, *_unpacked(result, EVENT.values())))
-
-
-def read_tokens(result: PGresult) -> list[str]:
-    """The tokens of a result."""
-    return list(map(text, columns(result)[0])) if result.ntuples else []
-
-
-def read_byte_strings(result: PGresult) -> list[bytes]:
-    """The byte strings of a result."""
-    return columns(result)[0]
-
-
-def read_byte_string(result: PGresult) -> bytes | None:
-    """The first byte string of a result."""
-    found = row(result)
-    return None if found is None else found[0]
-
-
-def read_nothing(_: PGresult) -> None:
-    """Nothing: of a statement without rows."""
-    return None
+def _array(kind: Kind, column: Sequence[bytes]) -> npt.NDArray[Any]:
+    array = joined(column)
+    return array.view(">i8").reshape(-1).astype(np.int64) if kind is INT8 else array

@@ -1,7 +1,7 @@
 """The token stores in PostgreSQL: one text, whose coroutines never suspend in the blocking store.
 
-Every call is one statement and one round trip, but for batches that are inserted (see `copy`). A connection prepares
-a statement when it first runs it, which costs one round trip more, once.
+Every call is one statement and one round trip, but for batches that are inserted (see `copy`). A connection that has
+a session of the server for itself prepares a statement when it first runs it, which costs one round trip more, once.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from itertools import chain
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 import psycopg
+from psycopg.pq.abc import PGresult
 
-from tokenvault.stores.forks import hold_still_at_forks
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.postgres import sql
@@ -23,13 +24,11 @@ from tokenvault.stores.postgres.copy import Copy, copies_of, tokens_of
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
-from tokenvault.stores.postgres.statements import EVENT, RECORD, Statement
-
-T = TypeVar("T")
+from tokenvault.stores.postgres.statements import EVENT, RECORD, Statement, read_record_columns
 
 
-class _PostgresStore(Adapter):
-    """What both stores do."""
+class _PostgresStore(Adapter, Forkable):
+    """What the blocking store and the one with coroutines share."""
 
     _connection_type: ClassVar[type[Connection]]
     _pool_type: ClassVar[type[BlockingPool | LoopPool]]
@@ -39,14 +38,6 @@ class _PostgresStore(Adapter):
         self._pools: dict[int, Pool] = {}  # by process
         self._abandoned: list[Pool] = []
         hold_still_at_forks(self)
-
-    # Around a fork.
-
-    def before_fork(self, seconds_max: float) -> None:
-        """Nothing: calls under way go on in the parent."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing."""
 
     def after_fork_in_child(self) -> None:
         """Let go of the parent's connections."""
@@ -75,10 +66,19 @@ class _PostgresStore(Adapter):
             raise
         return connection
 
-    async def _run(self, statement: Statement[T], *values: Any) -> T:
+    async def _run(self, statement: Statement, *values: Any) -> PGresult:
         packed = statement.packed(values)
-        result = await self._pool_here().use(lambda connection: connection.run(statement, packed))
-        return statement.read(result)
+        return await self._pool_here().use(lambda connection: connection.run(statement, packed))
+
+    async def _firsts(self, statement: Statement, *values: Any) -> list[Any]:
+        """The values of a statement that gives one column."""
+        return [value for (value,) in statement.rows(await self._run(statement, *values))]
+
+    async def _records(self, statement: Statement, *values: Any) -> list[SealedRecord]:
+        return list(map(SealedRecord._make, statement.rows(await self._run(statement, *values))))
+
+    async def _events(self, statement: Statement, *values: Any) -> list[SealedEvent]:
+        return list(map(SealedEvent._make, statement.rows(await self._run(statement, *values))))
 
     async def _insert_batch(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
@@ -103,8 +103,9 @@ class _PostgresStore(Adapter):
         async def copy_all(connection: Connection) -> list[str]:
             async with connection.transaction():
                 if tokens:
-                    found = await connection.run(sql.EXISTING, sql.EXISTING.packed([tokens]))
-                    existing = sql.EXISTING.read(found)
+                    look = sql.EXISTING
+                    found = look.rows(await connection.run_unprepared(look, look.packed([tokens])))
+                    existing = [token for (token,) in found]
                     if existing:
                         return existing
                 for copy in copies:
@@ -127,10 +128,9 @@ class _PostgresStore(Adapter):
 
     async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         if len(tokens) == 1:
-            record = await self._run(sql.GET_ONE, tokens[0])
-            return [] if record is None else [record]
+            return await self._records(sql.GET_ONE, tokens[0])
         # In order, as PostgreSQL walks its index: neighbours lie in the same pages.
-        return await self._run(sql.GET_MANY, sorted(tokens))
+        return read_record_columns(await self._run(sql.GET_MANY, sorted(tokens)))
 
     async def _find(
         self,
@@ -142,30 +142,30 @@ class _PostgresStore(Adapter):
     ) -> list[SealedRecord]:
         rest = requestor, program, after, limit
         if len(pan_fingerprints) == 1:
-            return await self._run(sql.FIND_ONE, pan_fingerprints[0], *rest)
-        return await self._run(sql.FIND_MANY, pan_fingerprints, *rest)
+            return await self._records(sql.FIND_ONE, pan_fingerprints[0], *rest)
+        return await self._records(sql.FIND_MANY, pan_fingerprints, *rest)
 
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
-        return await self._run(sql.BY_REFERENCE, reference)
+        return next(iter(await self._records(sql.BY_REFERENCE, reference)), None)
 
     async def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
         if len(records) == 1 and len(events) in sql.FEW_EVENTS:
             if document is None:
-                return await self._run(sql.INSERT[len(events)], *records[0], *chain(*events))
+                return await self._firsts(sql.INSERT[len(events)], *records[0], *chain(*events))
             kept = digest_of(document), document
             statement = sql.INSERT_WITH_DOCUMENT[len(events)]
-            return await self._run(statement, *records[0], *kept, *chain(*events))
+            return await self._firsts(statement, *records[0], *kept, *chain(*events))
         if document is not None:
             await self._put_domain(digest_of(document), document)
         return await self._insert_batch(records, events)
 
     async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
         if len(records) == 1 and len(events) in sql.FEW_EVENTS:
-            return await self._run(sql.REPLACE_ONE[len(events)], *records[0], *chain(*events))
+            return await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *chain(*events))
         columns = *_columns(records, RECORD), *_columns(events, EVENT)
-        return await self._run(sql.REPLACE_MANY, *columns)
+        return await self._firsts(sql.REPLACE_MANY, *columns)
 
     async def _append(self, events: Sequence[SealedEvent]) -> None:
         if len(events) in sql.FEW_EVENTS:
@@ -174,35 +174,34 @@ class _PostgresStore(Adapter):
             await self._insert_batch((), events)
 
     async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return await self._run(sql.EVENTS_OF_STREAM, stream, first, limit)
+        return await self._events(sql.EVENTS_OF_STREAM, stream, first, limit)
 
     async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return await self._run(sql.EVENTS_ABOUT, reference, after, limit)
+        return await self._events(sql.EVENTS_ABOUT, reference, after, limit)
 
     async def _streams(self) -> list[bytes]:
-        return await self._run(sql.STREAMS)
+        return await self._firsts(sql.STREAMS)
 
     async def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return await self._run(sql.LATEST_CHECKPOINTS, limit)
+        return await self._events(sql.LATEST_CHECKPOINTS, limit)
 
     async def _put_domain(self, digest: bytes, document: bytes) -> None:
         await self._run(sql.PUT_DOMAIN, digest, document)
 
     async def _get_domain(self, digest: bytes) -> bytes | None:
-        return await self._run(sql.GET_DOMAIN, digest)
+        return next(iter(await self._firsts(sql.GET_DOMAIN, digest)), None)
 
     async def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
         if key_version is None:
-            return await self._run(sql.SCAN, after, limit)
-        return await self._run(sql.SCAN_KEY_VERSION, after, limit, key_version)
+            return await self._records(sql.SCAN, after, limit)
+        return await self._records(sql.SCAN_KEY_VERSION, after, limit, key_version)
 
     async def _get_meta(self, name: str) -> bytes | None:
-        return await self._run(sql.GET_META, name)
+        return next(iter(await self._firsts(sql.GET_META, name)), None)
 
     async def _put_meta(self, name: str, value: bytes) -> bytes:
-        existing = await self._run(sql.PUT_META, name, value)
-        if existing is None:
-            existing = await self._run(sql.GET_META, name)
+        written = await self._firsts(sql.PUT_META, name, value)
+        existing: bytes | None = written[0] if written else await self._get_meta(name)
         return value if existing is None else existing
 
     async def _close(self) -> None:
@@ -216,23 +215,26 @@ class _PostgresStore(Adapter):
 class PostgresTokenStore(_PostgresStore, TokenStoreBase):
     """Token records, events and documents in a PostgreSQL database.
 
-    Opening does not reach out for the server. A forked child opens connections of its own.
+    Opening does not connect. A forked child opens connections of its own.
 
     What an operator needs to know:
+
     - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on
       the schema and SELECT, INSERT and UPDATE on its tables; nothing is ever deleted.
-    - What is acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
-    - Behind a pooler that hands out connections by transaction: it has to pass on prepared statements (pgbouncer
-      from 1.21, with `max_prepared_statements`) and to let the startup parameter `options` through or ignore it.
+    - What is acknowledged is as durable as the server's `synchronous_commit` says; where it is off, the store refuses
+      to work unless its own address sets it.
+    - A pooler may stand in between that hands out connections by session or by transaction (PgBouncer's
+      `pool_mode`), with prepared statements or without. `default_transaction_isolation` then has to be "read
+      committed", which is the server's default.
     - Where the table of tokens is partitioned, a token is looked for in one partition; `find`, `by_reference` and
       `scan` look in all.
 
     Args:
         url: "postgresql://user:password@host:port/database", with options of libpq after a '?', and
             "schema=..." and "partitions=..." among them where the arguments are not given.
-        schema: that the tables lie in; "tokenvault" unless set.
-        partitions: where provisioning makes the tables, that of tokens is partitioned by a hash of the token into so
-            many; 0 for a plain table.
+        schema: the schema of the tables; "tokenvault" unless set.
+        partitions: how many the table of tokens is divided into, by a hash of the token, when provisioning makes it;
+            0 for a plain table.
 
     Raises:
         InvalidInputError: the address is of another form.

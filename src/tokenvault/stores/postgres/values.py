@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from operator import call
 from typing import Any, Final
 
 import attrs
@@ -16,31 +17,20 @@ from psycopg.pq.abc import PGresult
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.postgres.errors import UNREADABLE
 
+_INT8: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">i")
 _ARRAY: Final = struct.Struct(">iiiii")
 _EMPTY_ARRAY: Final = struct.Struct(">iii")
 
 
-_INT8: Final = struct.Struct(">q")
-
-
-def text(value: bytes) -> str:
-    """A text that was read. An edited one may hold anything: the guard refuses a character beyond ASCII."""
+def _text(value: bytes) -> str:
+    # An edited one may hold anything: the guard refuses a character beyond ASCII.
     return str(value, "latin-1")
 
 
-def number(value: bytes) -> int:
-    """A bigint that was read."""
+def _number(value: bytes) -> int:
     found: int = _INT8.unpack(value)[0]
     return found
-
-
-def _texts(column: Sequence[bytes]) -> list[str]:
-    return list(map(text, column))
-
-
-def _numbers(column: Sequence[bytes]) -> Sequence[int]:
-    return struct.unpack(f">{len(column)}q", b"".join(column))
 
 
 @attrs.frozen(eq=False)
@@ -52,23 +42,23 @@ class Kind:
         oid: number of the type, which is the same in every PostgreSQL.
         array_oid: of an array of it.
         pack: gives a value in binary format.
-        unpack: gives the values of a column that was read, none of them NULL.
+        unpack: gives the value of one that was read.
     """
 
     name: str
     oid: int
     array_oid: int
     pack: Callable[[Any], bytes | None]
-    unpack: Callable[[Sequence[bytes]], Sequence[Any]]
+    unpack: Callable[[bytes], Any]
 
 
-TEXT: Final = Kind("text", 25, 1009, str.encode, _texts)
-ASCII: Final = Kind("text", 25, 1009, bytes, list)
+TEXT: Final = Kind("text", 25, 1009, str.encode, _text)
+ASCII: Final = Kind("text", 25, 1009, bytes, bytes)
 """A text that Python has as bytes."""
-BYTEA: Final = Kind("bytea", 17, 1001, bytes, list)
-ASCII_BYTEA: Final = Kind("bytea", 17, 1001, str.encode, _texts)
+BYTEA: Final = Kind("bytea", 17, 1001, bytes, bytes)
+ASCII_BYTEA: Final = Kind("bytea", 17, 1001, str.encode, _text)
 """A byte string that Python has as an ASCII text."""
-INT8: Final = Kind("bigint", 20, 1016, _INT8.pack, _numbers)
+INT8: Final = Kind("bigint", 20, 1016, _INT8.pack, _number)
 
 
 def nullable(kind: Kind) -> Kind:
@@ -96,22 +86,22 @@ def _array(oid: int, values: Sequence[Any]) -> bytes:
     return b"".join(parts)
 
 
-def columns(result: PGresult) -> list[list[bytes]]:
-    """The columns of a result, as they came. Raises IntegrityError for NULL, which is never written."""
-    get, rows = result.get_value, range(result.ntuples)
-    found = [[get(row, column) for row in rows] for column in range(result.nfields)]
-    for column in found:
-        if None in column:
-            raise IntegrityError(UNREADABLE)
+def rows(result: PGresult, kinds: Sequence[Kind]) -> list[tuple[Any, ...]]:
+    """The rows of a result whose columns have these kinds. Raises IntegrityError for NULL, which is never written."""
+    get, fields, unpacks = result.get_value, range(len(kinds)), [kind.unpack for kind in kinds]
+    found: list[list[Any]] = [[get(row, field) for field in fields] for row in range(result.ntuples)]
+    _refuse_null(found)
+    return [tuple(map(call, unpacks, row)) for row in found]
+
+
+def columns(result: PGresult, count: int) -> list[list[bytes]]:
+    """The columns of a result, as they came. Raises IntegrityError for NULL."""
+    get, places = result.get_value, range(result.ntuples)
+    found = [[get(row, column) for row in places] for column in range(count)]
+    _refuse_null(found)
     return found  # type: ignore[return-value] # no None is among them
 
 
-def row(result: PGresult) -> list[bytes] | None:
-    """The first row of a result, or None where there is none. Raises IntegrityError for NULL."""
-    if not result.ntuples:
-        return None
-    get = result.get_value
-    found = [get(0, column) for column in range(result.nfields)]
-    if None in found:
+def _refuse_null(found: Sequence[Sequence[bytes | None]]) -> None:
+    if any(None in values for values in found):
         raise IntegrityError(UNREADABLE)
-    return found  # type: ignore[return-value] # no None is among them

@@ -92,7 +92,7 @@ _EXPLANATIONS: Final = {
 
 
 class Connection(sqlite3.Connection):
-    """A connection, with what the store keeps beside it.
+    """A connection, with what the store keeps for it.
 
     Attributes:
         busy_seconds_max: how long a statement waits for other processes.

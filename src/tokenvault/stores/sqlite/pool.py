@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.errors import CLOSED
+from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.sqlite.file import Connection
 
 CONNECTIONS_MAX: Final = 16
@@ -35,33 +35,45 @@ class Pool:
         self.write_lock: Final = threading.Lock()
         self._open = open_connection
         self._wait_seconds_max = wait_seconds_max
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._idle: list[Connection] = []  # the last one given back goes first: its page cache is warm
         self._open_count = 0
+        self._waiting = 0  # threads, for a change
         self._holding = False
         self._closed = False
 
-    def take(self) -> Connection:
-        """A connection for this thread alone; give it back, or discard it after an error."""
-        return self._idle_connection() or self._opened(self._open)
+    def take(self, open_other: Callable[[], Connection] | None = None) -> Connection:
+        """A connection for this thread alone; give it back, or discard it after an error.
 
-    def take_new(self, open_connection: Callable[[], Connection]) -> Connection:
-        """A connection that is opened otherwise than the pool's; to be discarded after use."""
-        idle = self._idle_connection()
-
-        def in_place_of_idle() -> Connection:
+        Args:
+            open_other: opens one that is not like the pool's, and is to be discarded after use.
+        """
+        with self._lock:
+            if not self._idle:  # as always while the pool is closed or on hold
+                self._wait(self._can_take, self._wait_seconds_max)
+                if not self._can_take():
+                    raise TokenStoreError(_STALLED)
+                if self._closed:
+                    raise TokenStoreError(CLOSED)
+            idle = self._idle.pop() if self._idle else None
+            if idle is None:
+                self._open_count += 1
+        if idle is not None and open_other is None:
+            return idle
+        try:
             if idle is not None:
                 idle.close()
-            return open_connection()
-
-        return self._opened(in_place_of_idle)
+            return (open_other or self._open)()
+        except BaseException:
+            self._count_down()
+            raise
 
     def give(self, connection: Connection) -> None:
-        """Back to the pool."""
-        with self._changed:
+        """Give a connection back to the pool."""
+        with self._lock:
             self._idle.append(connection)
-            self._close_idle_where_due()
-            self._changed.notify_all()
+            self._attend()
 
     def discard(self, connection: Connection) -> None:
         """Close a connection in doubt; an open transaction is rolled back by that."""
@@ -72,10 +84,9 @@ class Pool:
 
     def close(self) -> None:
         """Close idle connections now and the others as they come back."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._close_idle_where_due()
-            self._changed.notify_all()
+            self._attend()
 
     def close_own(self) -> None:
         """As `close`, unless the connections are the parent's."""
@@ -84,51 +95,43 @@ class Pool:
 
     def hold(self, seconds_max: float) -> None:
         """Close every connection and open none until `release`; wait for those in use."""
-        with self._changed:
+        with self._lock:
             self._holding = True
-            self._close_idle_where_due()
-            self._changed.wait_for(lambda: not self._open_count, seconds_max)
+            self._attend()
+            self._wait(lambda: not self._open_count, seconds_max)
 
     def release(self) -> None:
         """End `hold`."""
-        with self._changed:
+        with self._lock:
             self._holding = False
-            self._changed.notify_all()
+            self._attend()
 
     @property
     def open_count(self) -> int:
         """Connections open now, in use or idle. Without the lock: in a forked child it may be held for good."""
         return self._open_count
 
-    def _idle_connection(self) -> Connection | None:
-        """An idle connection; None where there is none, and the caller is to open one, which counts already."""
-        with self._changed:
-            if not self._changed.wait_for(self._can_take, self._wait_seconds_max):
-                raise TokenStoreError(_STALLED)
-            if self._closed:
-                raise TokenStoreError(CLOSED)
-            if self._idle:
-                return self._idle.pop()
-            self._open_count += 1
-            return None
+    def _wait(self, condition: Callable[[], bool], seconds_max: float) -> None:
+        """Wait until a condition holds, but not for longer."""
+        self._waiting += 1
+        try:
+            self._changed.wait_for(condition, seconds_max)
+        finally:
+            self._waiting -= 1
 
     def _can_take(self) -> bool:
         free = self._idle or self._open_count < CONNECTIONS_MAX
         return self._closed or (bool(free) and not self._holding)
 
-    def _opened(self, open_connection: Callable[[], Connection]) -> Connection:
-        try:
-            return open_connection()
-        except BaseException:
-            self._count_down()
-            raise
-
     def _count_down(self) -> None:
-        with self._changed:
+        with self._lock:
             self._open_count -= 1
-            self._changed.notify_all()
+            self._attend()
 
-    def _close_idle_where_due(self) -> None:
+    def _attend(self) -> None:
+        """Close idle connections where they are to be closed, and wake whoever waits for a change."""
         while self._idle and (self._closed or self._holding):
             self._open_count -= 1
             self._idle.pop().close()
+        if self._waiting:
+            self._changed.notify_all()

@@ -39,7 +39,7 @@ STREAMS: Final = """
         SELECT (SELECT min(stream) FROM events WHERE stream > streams.stream)
         FROM streams WHERE streams.stream IS NOT NULL
     ) SELECT stream FROM streams WHERE stream IS NOT NULL"""
-# Likewise, from the other end.
+# Likewise, from the greatest name down.
 LATEST_CHECKPOINTS: Final = """
     WITH RECURSIVE newest (stream, remaining) AS (
         SELECT max(stream), ? FROM events

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores.forks import hold_still_at_forks
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
@@ -42,7 +42,7 @@ _FORKED: Final = (
 )
 
 
-class SqliteTokenStore(TokenStoreBase):
+class SqliteTokenStore(TokenStoreBase, Forkable):
     """Token records, events and documents in one SQLite file.
 
     Opening does not touch the file. Where the process forks, connections are closed before and opened again
@@ -152,7 +152,7 @@ class SqliteTokenStore(TokenStoreBase):
     def _provision(self) -> None:
         self._file.create()
         pool = self._pool_here()
-        connection = pool.take_new(self._file.open_unchecked)
+        connection = pool.take(self._file.open_unchecked)
         try:
             self._file.create_schema(connection)
         finally:
@@ -160,7 +160,7 @@ class SqliteTokenStore(TokenStoreBase):
 
     def _check_schema(self) -> None:
         pool = self._pool_here()
-        pool.discard(pool.take_new(self._file.open))
+        pool.discard(pool.take(self._file.open))
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         rows: list[Any] = []

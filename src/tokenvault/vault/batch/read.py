@@ -1,4 +1,4 @@
-"""The stored records of a chunk's tokens: read at once, authenticated, and numbered by what a decision looks at."""
+"""The stored records of a chunk's tokens: read at once, authenticated, with what a decision looks at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import attrs
 import numpy as np
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.layout import BODY_TIMES
@@ -16,7 +15,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import REFERENCE_BYTES, SealedRecord
-from tokenvault.vault.core import OTHERS_RECORD, Core, Unsealed
+from tokenvault.vault.core import OTHERS_RECORD, Core, Unsealed, unsealed
 
 
 @attrs.frozen
@@ -29,8 +28,8 @@ class StoredTokens:
         references: shape (places,) times 16 bytes, dtype uint8.
         cards: of the records that are genuine, but for tombstones.
         genuine: whether each record is what was sealed.
-        decision_keys: a number each. Records with the same one differ in token, reference, card number and times
-            only: a decision that looks at none of these is the same for all.
+        decision_keys: records with the same one differ in token, reference, card number and times only: a decision
+            that looks at none of these is the same for all.
         unreadable: tokens whose record the store itself refuses.
     """
 
@@ -39,7 +38,7 @@ class StoredTokens:
     references: Bytes
     cards: CardColumns
     genuine: list[bool]
-    decision_keys: list[int]
+    decision_keys: list[Hashable]
     unreadable: dict[str, IntegrityError]
 
     def card(self, place: int) -> Card | None:
@@ -48,10 +47,7 @@ class StoredTokens:
 
     def unsealed(self, place: int) -> Unsealed:
         """A genuine record and its card. Raises IntegrityError where no vault writes it so."""
-        record, card = TokenRecord.parse(self.rows[place]), self.card(place)
-        if (card is None) != (record.status is TokenStatus.DELETED):
-            raise IntegrityError("only the record of a deleted token has no card")
-        return Unsealed(record, card)
+        return unsealed(TokenRecord.parse(self.rows[place]), self.card(place))
 
 
 async def read(core: Core, tokens: list[str]) -> StoredTokens:
@@ -66,14 +62,13 @@ async def read(core: Core, tokens: list[str]) -> StoredTokens:
     if len(places) != len(rows) or not places.keys() <= set(tokens):
         raise IntegrityError(OTHERS_RECORD)
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
-    numbers: dict[Hashable, int] = {}
     return StoredTokens(
         places=places,
         rows=rows,
         references=_references(rows),
         cards=cards,
         genuine=genuine.tolist(),
-        decision_keys=[numbers.setdefault(key, len(numbers)) for key in _decision_keys(rows, cards)],
+        decision_keys=list(_decision_keys(rows, cards)),
         unreadable=unreadable,
     )
 
@@ -84,14 +79,12 @@ async def _readable(
     """The records of tokens; where the store refuses one, those of the others, found by halving."""
     if not tokens:
         return []
-    failure: IntegrityError | None = None
     try:
         return await core.store.get(tokens)
     except IntegrityError as error:
-        failure = error
-    if len(tokens) == 1:
-        unreadable[tokens[0]] = failure
-        return []
+        if len(tokens) == 1:
+            unreadable[tokens[0]] = error
+            return []
     half = len(tokens) // 2
     return [
         *await _readable(core, tokens[:half], unreadable),

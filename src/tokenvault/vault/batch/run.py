@@ -16,13 +16,11 @@ import numpy as np
 
 from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.errors import InvalidInputError, TokenVaultError
-from tokenvault.model import checks
 from tokenvault.model.decision import Decision
-from tokenvault.model.domain import NO_RESTRICTION, Domain
-from tokenvault.model.pan import Card, CardExpiry, read_expiry
+from tokenvault.model.pan import Card
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import issue
-from tokenvault.vault.batch.issue import Terms, issue_chunk
+from tokenvault.vault.batch.issue import issue_chunk
 from tokenvault.vault.batch.results import (
     BatchResult,
     CardResults,
@@ -33,6 +31,7 @@ from tokenvault.vault.batch.results import (
 )
 from tokenvault.vault.batch.use import check_chunk, detokenize_chunk
 from tokenvault.vault.core import Core
+from tokenvault.vault.issue import Terms
 
 C = TypeVar("C", bound=ChunkResults[Any])
 
@@ -40,61 +39,37 @@ CHUNK_ITEMS: Final = ITEMS_MAX
 FAILED_CHUNKS_MAX: Final = 2
 
 
-async def issue_all(
-    core: Core,
-    cards: Iterable[object],
-    requestor: str,
-    program: str,
-    domain: Domain | None,
-    token_expiry: str | CardExpiry | None,
-    assurance: str | None,
-    active: bool,
-) -> IssueBatchResult[TokenInfo]:
+async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueBatchResult[TokenInfo]:
     """Check what all cards have in common, and issue a token for each."""
-    if type(active) is not bool:
-        raise InvalidInputError("active is True or False")
-    checks.requestor_id("requestor", requestor)
-    checks.text("program", program)
-    own = NO_RESTRICTION if domain is None else checks.instance("domain", domain, Domain)
-    expiry = None if token_expiry is None else read_expiry(token_expiry)
-    if assurance is not None:
-        checks.assurance("assurance", assurance)
-    items = _iterator("cards", cards)
-    terms = Terms(
-        requestor=requestor,
-        program=await issue.permitted_program(core, requestor, program),
-        domain=own,
-        token_expiry=expiry,
-        assurance=assurance,
-        active=active,
-    )
-    if expiry is not None and expiry.passed(core.clock.now_ms()):
+    await issue.permitted_program(core, terms)
+    if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms()):
         raise issue.expired("the token")
-    await core.documents.put(own)
+    await core.documents.put(terms.domain)
     return IssueBatchResult(
-        await _chunks("cards", items, TokenInfoResults, partial(issue_chunk, core, terms))
+        await _chunks("cards", cards, TokenInfoResults, partial(issue_chunk, core, terms))
     )
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    items = _iterator("uses", uses)
-    return BatchResult(await _chunks("uses", items, CardResults, partial(detokenize_chunk, core)))
+    return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core)))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    items = _iterator("uses", uses)
-    return BatchResult(await _chunks("uses", items, DecisionResults, partial(check_chunk, core)))
+    return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core)))
 
 
 async def _chunks(
-    name: str, items: Iterator[object], kind: type[C], work: Callable[[list[object]], Coroutine[Any, Any, C]]
+    name: str, items: Iterable[object], kind: type[C], work: Callable[[list[object]], Coroutine[Any, Any, C]]
 ) -> list[C]:
     """Work on chunk after chunk. Returns the results of each: where the work failed, that error for every item."""
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise InvalidInputError(f"{name} is an iterable, such as a list")
     done: list[C] = []
     failures: list[TokenVaultError] = []  # of the latest chunks, one after the other
-    while chunk := _next(name, items):
+    rest = iter(items)
+    while chunk := _next(name, rest):
         if len(failures) < FAILED_CHUNKS_MAX:
             try:
                 done.append(await work(chunk))
@@ -108,17 +83,10 @@ async def _chunks(
     return done
 
 
-def _iterator(name: str, items: Iterable[object]) -> Iterator[object]:
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-        raise InvalidInputError(f"{name} is an iterable, such as a list")
-    return iter(items)
-
-
 def _next(name: str, items: Iterator[object]) -> list[object]:
     try:
         return list(islice(items, CHUNK_ITEMS))
     except Exception:  # noqa: BLE001 # the caller's own iterator failed, with whatever it holds
-        failed = True
-    if failed:
-        raise InvalidInputError(f"the iterable of {name} failed; what it gave in whole chunks before is done")
-    return []
+        raise InvalidInputError(
+            f"the iterable of {name} failed; what it gave in whole chunks before is done"
+        ) from None

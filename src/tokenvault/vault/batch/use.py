@@ -7,7 +7,7 @@ same decision key share a decision; where limits count, each use is decided on b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -23,10 +23,9 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model import checks
-from tokenvault.model.decision import Restrictions, decide
+from tokenvault.model.decision import Restrictions
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import effective_expiry
 from tokenvault.vault import use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
@@ -41,21 +40,12 @@ PATIENT_ATTEMPTS: Final = 3
 R = TypeVar("R", CardResults, DecisionResults)
 
 Use: TypeAlias = tuple[str, Transaction]
-"""A use that is asked for: a token and its transaction."""
+"""A requested use: a token and its transaction."""
 
 
 @attrs.frozen
 class _Chunk(Generic[R]):
-    """A chunk of uses.
-
-    Attributes:
-        core: the vault.
-        uses: by their row in the chunk.
-        stored: the records of their tokens.
-        results: what came of each.
-        notes: what the event is to say of each.
-        now_ms: the time, in milliseconds of the Unix epoch.
-    """
+    """A chunk of uses, by their row, and what came of each; `notes` is what the event is to say of it."""
 
     core: Core
     uses: dict[int, Use]
@@ -74,11 +64,7 @@ class _Chunk(Generic[R]):
 class _Group:
     """Uses by one transaction of tokens with the same decision key: one decision answers them all.
 
-    Attributes:
-        rows: of the uses.
-        transaction: of all of them.
-        token: a record and card like theirs; the card is their own where the transaction could contain its number.
-        restrictions: of all of them.
+    `token` is a record and card like theirs; the card is their own where the transaction could contain its number.
     """
 
     rows: Rows
@@ -116,19 +102,17 @@ async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
     results = DecisionResults(len(items))
     chunk = await _read(core, _uses(items, results), results)
     for group in await _groups(chunk):
-        record, card = group.token
-        expiry = effective_expiry(record, card)
-        decision = decide(record, expiry, group.restrictions, group.transaction, chunk.now_ms)
-        if decision.allowed and card is not None and group.transaction.contains_pan(card.pan):
-            results.fail(group.rows, InvalidInputError(use.CONTAINS_PAN))
-        else:
+        try:
+            decision = use.decision_on(group.token, group.restrictions, group.transaction, chunk.now_ms)
             results.put(group.rows, decision)
+        except InvalidInputError as error:
+            results.fail(group.rows, error)
     await _write(chunk, {})
     return results
 
 
 def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
-    """The uses by their row; what is none fails."""
+    """The uses by their row; an item that is no use fails."""
     found = {}
     for row, item in enumerate(items):
         try:
@@ -149,7 +133,7 @@ def _use(item: object) -> Use:
 
 async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
     stored = await read(core, list(dict.fromkeys(token for token, _ in uses.values())))
-    notes = BatchEventBuilder(len(results.failed))
+    notes = BatchEventBuilder(len(results))
     return _Chunk(core, uses, stored, results, notes, core.clock.now_ms())
 
 
@@ -159,11 +143,11 @@ async def _groups(chunk: _Chunk[R]) -> list[_Group]:
     return [group for rows in by_decision_key.values() for group in await _by_transaction(chunk, rows)]
 
 
-async def _by_decision_key(chunk: _Chunk[R]) -> dict[int, list[int]]:
+async def _by_decision_key(chunk: _Chunk[R]) -> dict[Hashable, list[int]]:
     """Group uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
     requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
     denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
-    found: dict[int, list[int]] = defaultdict(list)
+    found: dict[Hashable, list[int]] = defaultdict(list)
     for row, (token, transaction) in chunk.uses.items():
         denial, place = denials[transaction.requestor], chunk.stored.places.get(token)
         if denial is not None:
@@ -198,7 +182,7 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
     groups = []
     for same in by_transaction.values():
         _, transaction = chunk.uses[same[0]]
-        if transaction._could_contain_pan:  # whose card number that is, is asked of each card
+        if transaction._could_contain_pan:  # whose card number that is, each card has to be compared with
             for row in same:
                 own = token._replace(card=chunk.stored.card(chunk.place(row)))
                 groups.append(_Group(np.array([row]), transaction, own, restrictions))
@@ -227,7 +211,7 @@ def _refuse(
     codes: tuple[str, ...] = (),
     reference: bytes = b"",
 ) -> None:
-    """Answer a use by an error, and note it; of checks, only that a permission is missing."""
+    """Answer a use by an error, and note it; for checks, note only a missing permission."""
     _, transaction = chunk.uses[row]
     chunk.results.fail(row, error)
     if outcome is Outcome.DENIED or isinstance(chunk.results, CardResults):
@@ -292,6 +276,10 @@ async def _write(chunk: _Chunk[R], used: dict[str, Unsealed]) -> list[str]:
     if event is None:
         return []
     if not used:
-        return await core.write(event, core.store.append)
-    rows = await core.runtime.call(core.keys.seal_all, list(used.values()))
-    return await core.write(event, lambda noted: core.store.replace(rows, noted))
+        await core.trail.note(event)
+        return []
+    return await core.trail.write(
+        event,
+        lambda: core.keys.seal_all(list(used.values())),
+        lambda events, rows: core.store.replace(rows, events),
+    )

@@ -1,0 +1,100 @@
+"""PINs that tokens refused, and what a token tells about its PIN before one is tried.
+
+Tokens lock themselves after a few wrong PINs, for every process that uses them. So a PIN that a token refused is not
+tried again in this process, by whichever key store, until the source of the PIN gives another one; and none is tried
+where the token says that the next wrong one locks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from typing import Final
+
+from tokenvault.errors import KeyStoreError
+from tokenvault.keys.pkcs11.constants import Code, TokenFlag, code_name
+from tokenvault.keys.pkcs11.cryptoki import Token
+from tokenvault.keys.pkcs11.errors import PinRefusedError
+from tokenvault.keys.secrets import Secret
+
+REFUSED_MAX: Final = 1_000
+"""PINs remembered, of all tokens together; the oldest goes."""
+
+_DIGEST_KEY: Final = os.urandom(32)
+
+_CORRECT_IT: Final = "put the right PIN where the URI's pin-source says"
+_NOT_AGAIN: Final = (
+    "It is not tried again in this process, since tokens lock after a few wrong ones: " + _CORRECT_IT
+)
+
+_REFUSALS: Final[dict[int, str]] = {
+    Code.PIN_INCORRECT: f"the token refused the PIN ({{}}). {_NOT_AGAIN}",
+    Code.PIN_INVALID: f"the token refused the PIN ({{}}): no PIN has the characters of this one. {_NOT_AGAIN}",
+    Code.PIN_LEN_RANGE: f"the token refused the PIN ({{}}): it is too short or too long. {_NOT_AGAIN}",
+    Code.PIN_EXPIRED: f"the token's PIN has expired ({{}}): set another with its own tools, and {_CORRECT_IT}",
+    Code.PIN_LOCKED: "the token's PIN is locked ({}): let its security officer set a new one",
+    Code.USER_PIN_NOT_INITIALIZED: "the token has no user PIN yet ({}): let its security officer set one",
+}
+"""Return codes of C_Login that speak of the PIN, and what to do."""
+
+# Digests of refused PINs, each with its token. One dictionary, changed in single steps, for all threads.
+_refused: Final[OrderedDict[bytes, int]] = OrderedDict()
+
+
+def pin_digest(pin: Secret) -> bytes:
+    """Tells PINs apart within this process and its children, without holding them."""
+    return _digest(b"", pin)
+
+
+def check_state(token: Token) -> None:
+    """Refuse to try any PIN on a token that is about to lock, or has no PIN. Raises KeyStoreError."""
+    flags = token.flags
+    if flags & TokenFlag.USER_PIN_LOCKED:
+        raise KeyStoreError(
+            "the token's PIN is locked, so none was tried: let its security officer set a new one"
+        )
+    if flags & TokenFlag.USER_PIN_FINAL_TRY:
+        raise KeyStoreError(
+            "one more wrong PIN would lock the token, so none was tried: find out what tries wrong ones, then log in "
+            "once with the module's own tools, which ends this state"
+        )
+    if not flags & TokenFlag.USER_PIN_INITIALIZED:
+        raise KeyStoreError(
+            "the token has no user PIN yet, so none was tried: let its security officer set one"
+        )
+
+
+def check_untried(token: Token, pin: Secret) -> None:
+    """Raise PinRefusedError for a PIN that this token refused before."""
+    code = _refused.get(_digest(_identity(token), pin))
+    if code is not None:
+        raise PinRefusedError(f"this PIN was tried before: {refusal(code)}")
+
+
+def note_refused(token: Token, pin: Secret, code: int) -> None:
+    """Remember that a token refused a PIN."""
+    _refused[_digest(_identity(token), pin)] = code
+    while len(_refused) > REFUSED_MAX:
+        _refused.popitem(last=False)
+
+
+def refusal(code: int) -> str:
+    """What to do about a return code of C_Login that speaks of the PIN."""
+    return _REFUSALS[code].format(f"C_Login: {code_name(code)}")
+
+
+def speaks_of_pin(code: int) -> bool:
+    """Whether a return code of C_Login says that the PIN, or its state, is not right."""
+    return code in _REFUSALS
+
+
+def _identity(token: Token) -> bytes:
+    parts = (token.manufacturer_id, token.model, token.label, token.serial, token.slot_id)
+    return "\0".join(map(str, parts)).encode()
+
+
+def _digest(token: bytes, pin: Secret) -> bytes:
+    parts = hashlib.blake2b(token, key=_DIGEST_KEY, digest_size=16)
+    parts.update(b"\0" + pin.reveal().encode())
+    return parts.digest()

@@ -1,0 +1,69 @@
+"""The PKCS#11 modules of this process: one `Module` for each library file, and others after a fork.
+
+A forked child initializes a library first, as PKCS#11 wants, and finalizes it only when told that it was
+initialized already: some modules end the parent's connection otherwise. While a process forks, its modules are kept
+free of calls, since a copy taken in the middle of one is not sound.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from tokenvault.keys.pkcs11.module import Module
+
+FORK_WAIT_SECONDS: Final = 5.0
+"""How long a fork waits for a module call to end. Then it goes on: an unsound child is better than a hung parent."""
+
+# The one piece of process-wide state: a library can be initialized only once in a process. Keys are the
+# process id and the file, so that a forked child finds nothing of its parent's, however it was forked.
+_modules: Final[dict[tuple[int, str], Module]] = {}
+_inherited: Final[dict[str, Module]] = {}
+_hooks: Final[list[int]] = []
+_held_for_fork: Final[list[Module]] = []
+
+
+def module_at(path: str, real_path: str) -> Module:
+    """The module of a library file in this process.
+
+    Args:
+        path: how to load it.
+        real_path: the same file without links, by which it is known.
+    """
+    key = (os.getpid(), real_path)
+    module = _modules.get(key)
+    if module is None:
+        if not _hooks:
+            os.register_at_fork(
+                before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+            )
+            _hooks.append(os.getpid())  # after it: hooks that run twice do no harm
+        # setdefault is one step for all threads: no lock that a fork could copy while it is held.
+        module = _modules.setdefault(key, Module(path, parent=_parent_of(real_path)))
+    return module
+
+
+def _parent_of(real_path: str) -> Module | None:
+    """What a process that this one was forked from, however it was, had of a library."""
+    return next(
+        (module for (_, known), module in _modules.items() if known == real_path), _inherited.get(real_path)
+    )
+
+
+def _before_fork() -> None:
+    pid = os.getpid()
+    for key, module in sorted(_modules.items()):
+        if key[0] == pid and module.lock.acquire(timeout=FORK_WAIT_SECONDS):
+            _held_for_fork.append(module)
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _held_for_fork.clear()
+    # Process ids come round again: what is left here must not be taken for our own one day.
+    _inherited.update({known: module for (_, known), module in _modules.items()})
+    _modules.clear()

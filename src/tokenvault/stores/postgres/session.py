@@ -1,0 +1,77 @@
+"""What a session of PostgreSQL is set to, with and without a pooler in between.
+
+A startup parameter `options` would set it, but PgBouncer and RDS Proxy refuse connections that send one. And behind
+a pooler that hands out a server's session for one transaction, a SET would stay with that session, for whoever
+comes next. So only a session that belongs to its connection is set; of any other it is asked whether it fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tokenvault.errors import ConfigurationError
+from tokenvault.stores.postgres.address import STATEMENT_SECONDS_MAX
+
+_ISOLATION: Final = "read committed"
+
+_SETTINGS: Final = {
+    "statement_timeout": str(STATEMENT_SECONDS_MAX * 1_000),
+    "default_transaction_isolation": _ISOLATION,
+    "jit": "off",  # compiling takes longer than any statement of ours
+    # Every statement follows an index, whatever its values and however small the tables were when it was prepared.
+    # Planning it again for ten thousand values takes longer than running it.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+}
+"""Whatever the server, the database or the role is set to."""
+
+_NOT_DURABLE: Final = (
+    "synchronous_commit is off in PostgreSQL: what a vault acknowledges could be lost with the server's power. Set it"
+    " to on for the vault's role: ALTER ROLE ... SET synchronous_commit = on"
+)
+_ISOLATED: Final = (
+    "default_transaction_isolation is not 'read committed' in PostgreSQL, and behind a pooler the store can not set"
+    " it. Set it for the vault's role: ALTER ROLE ... SET default_transaction_isolation = 'read committed'"
+)
+
+
+def question(backend_pid: int) -> str:
+    """The SELECT whose one row `is_own` reads.
+
+    Args:
+        backend_pid: of the server's process, as it was told to this client. A pooler tells a number of its own.
+    """
+    return (
+        f"SELECT pg_backend_pid() = {backend_pid}, current_setting('synchronous_commit'),"
+        " current_setting('default_transaction_isolation')"
+    )
+
+
+def is_own(row: tuple[Any, ...], options: str) -> bool:
+    """Whether a session belongs to its connection, so that what is set and prepared there stays.
+
+    Args:
+        row: of `question`.
+        options: that the address gives; a setting named there is the operator's own choice.
+
+    Raises:
+        ConfigurationError: it is set to what a vault can not work with.
+    """
+    own, synchronous_commit, isolation = row
+    if synchronous_commit == "off" and not _is_given("synchronous_commit", options):
+        raise ConfigurationError(_NOT_DURABLE)
+    if not own and isolation != _ISOLATION:
+        raise ConfigurationError(_ISOLATED)
+    return bool(own)
+
+
+def setting(options: str) -> str:
+    """The statements that set a session, but for what the options of the address set."""
+    return "; ".join(
+        f"SET {name} = '{value}'" for name, value in _SETTINGS.items() if not _is_given(name, options)
+    )
+
+
+def _is_given(name: str, options: str) -> bool:
+    """Whether options name a setting: -c name=value, or --name=value with dashes."""
+    return f"{name}=" in options.lower().replace("-", "_")

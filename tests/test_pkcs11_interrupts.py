@@ -1,0 +1,115 @@
+"""Exceptions of signal handlers at random instants: no call after them hangs or fails, whatever they interrupted."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tokenvault.keys import Custody, KeyName, KeyPurpose
+from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
+
+SEAL = KeyPurpose.SEAL
+INTERRUPTS = 400
+LONGEST_SECONDS = 0.002
+
+
+class InterruptedAtRandomError(Exception):
+    """What the handler raises."""
+
+
+@pytest.fixture
+def handled() -> Iterator[None]:
+    def handler(number: int, frame: object) -> None:
+        raise InterruptedAtRandomError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def interrupt(action: Callable[[], object], chance: random.Random) -> bool:
+    """Whether an action was interrupted by the handler's exception."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, LONGEST_SECONDS))
+        action()
+        while True:  # the signal is on its way: it strikes here, at the latest
+            time.sleep(LONGEST_SECONDS)
+    except InterruptedAtRandomError:
+        return True
+
+
+def check(keys: Pkcs11KeyStore, before: bytes) -> None:
+    assert keys.cipher(KeyName(SEAL, 1)).encrypt_blocks(bytes(64)) == before
+    assert keys.versions(SEAL)[0] == 1
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_calls_go_on_after_interrupts_at_random_instants(softhsm_uri: str, seed: int) -> None:
+    """With threads that use the same key meanwhile: none waits for an answer that nobody will give."""
+    chance = random.Random(seed)
+    with Pkcs11KeyStore(softhsm_uri) as keys:
+        cipher = keys.cipher(keys.create(SEAL, Custody.IN_MODULE))
+        before = cipher.encrypt_blocks(bytes(64))
+        stop = threading.Event()
+        counts = [0, 0, 0]
+        wrong: list[bytes] = []
+
+        def work(place: int) -> None:
+            while not stop.is_set():
+                answer = cipher.encrypt_blocks(bytes(64))
+                counts[place] += 1
+                if answer != before:
+                    wrong.append(answer)
+
+        threads = [threading.Thread(target=work, args=(place,)) for place in range(len(counts))]
+        for thread in threads:
+            thread.start()
+        actions: list[Callable[[], object]] = [
+            lambda: cipher.encrypt_blocks(bytes(64)),
+            lambda: keys.versions(SEAL),
+            lambda: keys.cipher(KeyName(SEAL, 1)),
+        ]
+        try:
+            for _ in range(INTERRUPTS):
+                assert interrupt(chance.choice(actions), chance)
+            check(keys, before)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not wrong
+        assert min(counts) > INTERRUPTS / 10
+        assert keys._sessions.state().coalescers[KeyName(SEAL, 1)].waiting == 0
+
+
+@pytest.mark.usefixtures("handled")
+def test_opening_creating_and_closing_after_interrupts_at_random_instants(softhsm_uri: str) -> None:
+    """What was interrupted happened or not; each version is there once, and stores open and close as ever."""
+    chance = random.Random(3)
+    with Pkcs11KeyStore(softhsm_uri) as keys:
+        before = keys.cipher(keys.create(SEAL, Custody.IN_MODULE)).encrypt_blocks(bytes(64))
+
+        def open_and_close() -> None:
+            with Pkcs11KeyStore(softhsm_uri) as other:
+                other.versions(KeyPurpose.FPE)
+
+        actions: list[Callable[[], object]] = [
+            open_and_close,
+            lambda: keys.create(KeyPurpose.FPE, Custody.IN_PROCESS),
+            keys.create_signer,
+        ]
+        for _ in range(60):
+            assert interrupt(chance.choice(actions), chance)
+        check(keys, before)
+        versions = keys.versions(KeyPurpose.FPE)
+        assert versions == tuple(range(1, len(versions) + 1))
+        assert keys.create_signer() is not None
+    Pkcs11KeyStore(softhsm_uri).close()
