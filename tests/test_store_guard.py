@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+import tokenvault as tv
 from tokenvault.errors import (
     ConfigurationError,
     IntegrityError,
@@ -15,6 +16,7 @@ from tokenvault.errors import (
     TokenStoreError,
     TokenVaultError,
 )
+from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord, TokenStore
 from tokenvault.testing import a_record
@@ -89,6 +91,21 @@ def test_an_adapters_own_exception_is_seen_only_where_its_class_says_so(
         store.check_schema()
     assert caught.value.__cause__ is store.failure
     assert not MemoryTokenStore.unsafe_debug
+
+
+@pytest.mark.filterwarnings("ignore:unsafe_debug is on:RuntimeWarning")
+def test_a_vault_shows_no_exception_of_an_adapter_even_so(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves a vault is chained to nothing, also over an adapter that is being developed."""
+    monkeypatch.setattr(FailingStore, "unsafe_debug", True)
+    store = FailingStore()
+    tv.provision(local_keys, store)
+    with tv.Vault(local_keys, store) as vault:
+        store.failure = OSError(SECRET)
+        with pytest.raises(TokenStoreError) as caught:
+            vault.get("9999120000000000")
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 def test_a_configuration_error_passes_where_the_schema_is_checked() -> None:

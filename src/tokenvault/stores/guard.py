@@ -63,7 +63,7 @@ class Adapter(ABC):
 
     That exception can hold what a row holds, and a cause ends up in logs. So no environment variable, option or
     address turns this on: only code that sets it on the class does, such as a conftest.py, and each error that shows
-    its cause warns of it. Never set it where a vault works.
+    its cause warns of it. Never set it where a vault works, though a vault passes no cause on.
     """
 
     def _explain(self, error: Exception) -> str:
