@@ -114,13 +114,13 @@ class _KeepsAConnection(OwnTokenStore):
 
 
 class SharesAConnectionWithItsChild(_KeepsAConnection):
-    """Holds no call up while the process forks, and lets the child go on with what it copied."""
+    """Holds calls up while the process forks, and lets the child go on with the connection that it copied."""
 
     def before_fork(self, seconds_max: float) -> None:
-        pass
+        self._lock.acquire(timeout=seconds_max)
 
     def after_fork_in_parent(self) -> None:
-        pass
+        self._lock.release()
 
     def after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
