@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "postgres",
         ):
             item.add_marker(pytest.mark.nightly)
-        # Processes meet the same statements on one table as on its partitions.
-        if item.name.endswith("_by_processes") and "Partitioned" in item.nodeid:
+        # Processes meet the same statements on one table as on its partitions, and nobody uses the how-to's adapter.
+        if item.name.endswith("_by_processes") and ("Partitioned" in item.nodeid or "Own" in item.nodeid):
             item.add_marker(pytest.mark.nightly)
 
 

@@ -19,7 +19,7 @@ from tests import faces, pgbouncer, test_postgres_faults
 from tests.faces import open_on_a_loop
 from tests.pgbouncer import PgBouncer, running
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
-from tests.test_postgres_store import PostgresHarness
+from tests.test_postgres_store import ON_A_LOOP, PostgresHarness
 from tests.vaults import VISA, issue, open_vault, use
 from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.keys import KeyStore
@@ -67,6 +67,8 @@ class TestPooledPostgresTokenStore(TokenStoreContract):
 @pytest.mark.nightly
 @pytest.mark.parametrize("pooler", ["transaction"], indirect=True)
 class TestPooledAsyncPostgresTokenStore(TokenStoreContract):
+    capabilities = ON_A_LOOP
+
     @pytest.fixture
     def harness(self, postgres_server: PostgresServer, pooler: PgBouncer) -> StoreHarness:
         return PostgresHarness(postgres_server, open_on_a_loop, pooler.url(new_name()))

@@ -14,9 +14,11 @@ from tests.faces import open_on_a_loop, open_on_uvloop
 from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.testing import StoreHarness, TokenStoreContract, TokenStoreMachine
+from tokenvault.testing import Capability, StoreHarness, TokenStoreContract, TokenStoreMachine
 
 T = TypeVar("T")
+ON_A_LOOP = frozenset({Capability.DURABLE, Capability.PROCESSES})
+"""Not FORKS: a child has no copy of the loop's thread, and opens a store of its own."""
 
 
 @attrs.define
@@ -70,12 +72,16 @@ class TestPostgresTokenStore(TokenStoreContract):
 
 
 class TestAsyncPostgresTokenStore(TokenStoreContract):
+    capabilities: ClassVar[frozenset[Capability]] = ON_A_LOOP
+
     @pytest.fixture
     def harness(self, postgres_server: PostgresServer, postgres_url: str) -> StoreHarness:
         return PostgresHarness(postgres_server, open_on_a_loop, postgres_url)
 
 
 class TestUvloopPostgresTokenStore(TokenStoreContract):
+    capabilities: ClassVar[frozenset[Capability]] = ON_A_LOOP
+
     @pytest.fixture
     def harness(self, postgres_server: PostgresServer, postgres_url: str) -> StoreHarness:
         return PostgresHarness(postgres_server, open_on_uvloop, postgres_url)

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+import tokenvault as tv
 from tokenvault.errors import (
     ConfigurationError,
     IntegrityError,
@@ -15,6 +16,7 @@ from tokenvault.errors import (
     TokenStoreError,
     TokenVaultError,
 )
+from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedRecord, TokenStore
 from tokenvault.testing import a_record
@@ -66,6 +68,44 @@ def test_whatever_an_adapter_raises_comes_out_as_an_error_of_the_port(
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     assert SECRET not in str(caught.value)
+
+
+def test_an_adapters_own_exception_is_seen_only_where_its_class_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not where an instance says so, or anything that is merely true; and each time with a warning."""
+
+    class Developed(FailingStore):
+        pass
+
+    store = Developed()
+    store.failure = OSError(SECRET)
+    for value in (False, 1, "false"):
+        monkeypatch.setattr(Developed, "unsafe_debug", value)
+        store.__dict__["unsafe_debug"] = True
+        with pytest.raises(TokenStoreError) as caught:
+            store.check_schema()
+        assert caught.value.__cause__ is caught.value.__context__ is None
+    monkeypatch.setattr(Developed, "unsafe_debug", True)
+    with pytest.warns(RuntimeWarning, match="row data"), pytest.raises(TokenStoreError) as caught:
+        store.check_schema()
+    assert caught.value.__cause__ is store.failure
+    assert not MemoryTokenStore.unsafe_debug
+
+
+@pytest.mark.filterwarnings("ignore:unsafe_debug is on:RuntimeWarning")
+def test_a_vault_shows_no_exception_of_an_adapter_even_so(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves a vault is chained to nothing, also over an adapter that is being developed."""
+    monkeypatch.setattr(FailingStore, "unsafe_debug", True)
+    store = FailingStore()
+    tv.provision(local_keys, store)
+    with tv.Vault(local_keys, store) as vault:
+        store.failure = OSError(SECRET)
+        with pytest.raises(TokenStoreError) as caught:
+            vault.get("9999120000000000")
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 def test_a_configuration_error_passes_where_the_schema_is_checked() -> None:

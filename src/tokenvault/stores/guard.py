@@ -8,10 +8,11 @@ its answer is checked, is written once, in `_Guard`; the two bases differ in how
 from __future__ import annotations
 
 import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 from tokenvault.errors import (
     ConfigurationError,
@@ -40,6 +41,8 @@ T = TypeVar("T")
 UNEXPLAINED: Final = "the token store failed in a way it does not explain; look at the database's own log"
 CLOSED: Final = "the token store is closed; open it again with open_token_store"
 
+_SHOWN: Final = "unsafe_debug is on: an error shows what the adapter raised, which can hold row data"
+
 _PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
 _ABOUT_THE_SCHEMA: Final = ("provision", "check_schema")
 
@@ -54,6 +57,14 @@ class Adapter(ABC):
     """What an adapter writes: private methods. Their arguments are checked before, the rows they return after."""
 
     _closed = False
+
+    unsafe_debug: ClassVar[bool] = False
+    """Whether an error shows the exception that the adapter raised, as its cause. For the development of an adapter.
+
+    That exception can hold what a row holds, and a cause ends up in logs. So no environment variable, option or
+    address turns this on: only code that sets it on the class does, such as a conftest.py, and each error that shows
+    its cause warns of it. Never set it where a vault works, though a vault passes no cause on.
+    """
 
     def _explain(self, error: Exception) -> str:
         """The message for a caller about an exception: what to check next, and never row data."""
@@ -239,6 +250,15 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
         return TokenStoreError(UNEXPLAINED)
 
 
+def _failure(store: Adapter, name: str, error: Exception) -> TokenVaultError:
+    """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning."""
+    failure = _port_error(store, name, error)
+    if type(store).unsafe_debug is True and failure is not error:
+        failure.__cause__ = error
+        warnings.warn(_SHOWN, RuntimeWarning, stacklevel=3)
+    return failure
+
+
 def _guarded(name: str) -> Callable[..., Any]:
     """A method of a blocking store. Only the port's errors come out of it, and it is closed with the store."""
     ask = getattr(_Guard, name)
@@ -250,7 +270,7 @@ def _guarded(name: str) -> Callable[..., Any]:
             answer, sound = ask(store, *args, **kwargs)
             return sound(run(answer) if type(answer) is CoroutineType else answer)
         except Exception as error:  # noqa: BLE001  this is where everything is mapped
-            failure = _port_error(store, name, error)
+            failure = _failure(store, name, error)
         # Outside the block above, or Python would chain the original, which can hold row data.
         try:
             raise failure
@@ -271,7 +291,7 @@ def _async_guarded(name: str) -> Callable[..., Any]:
             answer, sound = ask(store, *args, **kwargs)
             return sound(await answer if hasattr(answer, "__await__") else answer)
         except Exception as error:  # noqa: BLE001  as in a blocking store
-            failure = _port_error(store, name, error)
+            failure = _failure(store, name, error)
         try:
             raise failure
         finally:

@@ -81,12 +81,9 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             existing = [record.token for record in records if record.token in self._records]
             if existing:
                 return existing
-            self._append_all(events)
             if document is not None:
                 self._domains.setdefault(digest_of(document), document)
-            for record in records:
-                self._records[record.token] = record
-                bisect.insort(self._tokens, record.token)
+            self._write_all(records, events)
             return []
 
     def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
@@ -99,13 +96,12 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             ]
             if moved:
                 return moved
-            self._append_all(events)
-            self._records.update((record.token, record) for record in records)
+            self._write_all(records, events)
             return []
 
     def _append(self, events: Sequence[SealedEvent]) -> None:
         with self._lock:
-            self._append_all(events)
+            self._write_all((), events)
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         with self._lock:
@@ -157,6 +153,27 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _above(self, after: str) -> Iterator[SealedRecord]:
         for index in range(bisect.bisect_right(self._tokens, after), len(self._tokens)):
             yield self._records[self._tokens[index]]
+
+    def _write_all(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> None:
+        """Write all, or nothing: a signal handler may raise anywhere in between."""
+        before = [(record.token, self._records.get(record.token)) for record in records]
+        new = {(event.stream, event.number) for event in events} - self._events.keys()
+        try:
+            self._append_all(events)
+            for record in records:
+                if record.token not in self._records:
+                    bisect.insort(self._tokens, record.token)
+                self._records[record.token] = record
+        except BaseException:
+            for key in new:
+                self._events.pop(key, None)
+            for token, stood in before:
+                if stood is None:
+                    self._records.pop(token, None)
+                else:
+                    self._records[token] = stood
+            self._tokens = sorted(self._records)
+            raise
 
     def _append_all(self, events: Sequence[SealedEvent]) -> None:
         keys = {(event.stream, event.number) for event in events}

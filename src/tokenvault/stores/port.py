@@ -158,6 +158,8 @@ class TokenStore(Protocol):
         `stores.new_records.RecordBatch`, which has them as columns too. A domain document that goes along is kept
         as by `put_domain`: before the records or with them, and it may stay where they are refused.
 
+        An event that exists already is a TokenStoreError, unless a token exists too: then that is the answer.
+
         Returns:
             The tokens that already existed; empty when everything was written.
         """
@@ -167,7 +169,8 @@ class TokenStore(Protocol):
         """Replace each record whose stored revision is one less than its own, and append the events.
 
         No two of the records have one token; each has revision 2 or more, and any field may be new. One
-        atomic step: where any record is missing or has another revision, nothing is written.
+        atomic step: where any record is missing or has another revision, nothing is written. An event that exists
+        already is a TokenStoreError, unless a revision has moved too: then that is the answer.
 
         Returns:
             The tokens whose revision had moved (or that do not exist); empty when everything was written.

@@ -27,10 +27,12 @@ class Capability(enum.Enum):
 
     DURABLE: what was written is there when the store is opened again.
     PROCESSES: other processes may share the store; `StoreHarness.opener` gives a picklable function.
+    FORKS: a forked child goes on with a store that its parent opened. Not by threads that the fork leaves behind.
     """
 
     DURABLE = "durable"
     PROCESSES = "processes"
+    FORKS = "forks"
 
 
 class StoreHarness(ABC):

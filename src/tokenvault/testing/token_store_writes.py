@@ -129,13 +129,16 @@ class WritingContract:
     def test_insert_is_all_or_nothing(self, store: TokenStore, harness: StoreHarness) -> None:
         """Tokens that exist are named, even where the record is the very same, and nothing is written.
 
-        An event that exists fails the whole insert with TokenStoreError.
+        An event that exists fails the whole insert with TokenStoreError; where a token exists too, it is named.
         """
         store.insert([a_record(3), a_record(5)], [an_event(1)])
         batch = [a_record(n, body=b"second") for n in range(8)]
         for records, existing in ((batch, (3, 5)), ([batch[3]], (3,)), ([a_record(3)], (3,))):
             refused = store.insert(records, [an_event(2)])
             assert sorted(refused) == [a_record(number).token for number in existing]
+            both = store.insert(records, [an_event(2), an_event(1)])
+            assert sorted(both) == sorted(refused), "a token that exists goes before an event that exists"
+            assert sorted(store.insert(records, [an_event(1)])) == sorted(refused)
         for records in (batch[1:3], batch[:1]):
             with pytest.raises(TokenStoreError):
                 store.insert(records, [an_event(2), an_event(1)])
@@ -218,7 +221,8 @@ class WritingContract:
     def test_replace_is_all_or_nothing(self, store: TokenStore, harness: StoreHarness) -> None:
         """Records that are missing, or not exactly one revision behind, are named, and nothing is written.
 
-        An event that exists fails the whole replacement with TokenStoreError.
+        An event that exists fails the whole replacement with TokenStoreError; where a revision has moved
+        too, its token is named.
         """
         stored = [a_record(n, revision=3) for n in range(4)]
         for record in stored:
@@ -232,6 +236,9 @@ class WritingContract:
             assert sorted(refused) == [moved.token, missing.token]
         assert harness.raw_counts() == (4, 0)
         store.append([an_event(1)])
+        assert store.replace([missing], [an_event(1)]) == [missing.token]
+        behind = [*fitting[1:], stored[0]._replace(revision=2)]
+        assert store.replace(behind, [an_event(2), an_event(1)]) == [stored[0].token]
         for records in (fitting, fitting[:1]):
             with pytest.raises(TokenStoreError):
                 store.replace(records, [an_event(1)])

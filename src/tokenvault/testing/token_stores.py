@@ -4,7 +4,7 @@
         ...                                     # how to open the store, and how to go around it
 
     class TestMyStore(TokenStoreContract):
-        capabilities = frozenset({Capability.DURABLE, Capability.PROCESSES})
+        capabilities = frozenset({Capability.DURABLE, Capability.PROCESSES, Capability.FORKS})
 
         @pytest.fixture
         def harness(self, tmp_path):
@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import closing
-from typing import cast
+from typing import Final, cast
 
 import pytest
 
@@ -42,10 +42,15 @@ from tokenvault.testing.token_store_harness import (
     race,
     replaced,
 )
-from tokenvault.testing.token_store_writes import WritingContract
+from tokenvault.testing.token_store_isolation import IsolationContract
+
+_AS_INTEGERS: Final = (
+    "tokens are not in the order of strings: a store that compares them as integers puts '9999999999999' before "
+    "'1111111111111111111', and skips or repeats records from page to page"
+)
 
 
-class TokenStoreContract(WritingContract):
+class TokenStoreContract(IsolationContract):
     """One test for each promise of `TokenStore`. A subclass overrides the fixture `harness`."""
 
     # Records that are looked up and scanned.
@@ -120,6 +125,25 @@ class TokenStoreContract(WritingContract):
         for key_version in (None, 1, 2, 3, 4):
             expected = [record for record in records if key_version in (None, record.key_version)]
             assert _paged(functools.partial(store.scan, key_version=key_version), limit=3) == expected
+
+    def test_tokens_are_in_the_order_of_strings(self, store: TokenStore) -> None:
+        """Tokens of 13 to 19 digits are scanned and found digit by digit, not by what they are worth as integers."""
+        fingerprint = bytes(16)
+        tokens = ["0" * 19, "1" + "0" * 12, "1" * 19, "5" * 16, "6" * 13, "6" * 17, "9" * 13]
+        records = [
+            a_record(n, token=token, pan_fingerprint=fingerprint, key_version=7)
+            for n, token in enumerate(tokens)
+        ]
+        store.insert(records, [])
+        reads: list[Callable[..., list[SealedRecord]]] = [
+            store.scan,
+            functools.partial(store.scan, key_version=7),
+            functools.partial(store.find, fingerprint),
+            functools.partial(store.find, [fingerprint, b"?" * 16]),
+        ]
+        for read in reads:
+            assert [record.token for record in read()] == tokens, _AS_INTEGERS
+            assert [record.token for record in _paged(read, limit=2)] == tokens, _AS_INTEGERS
 
     # Events.
 

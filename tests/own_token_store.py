@@ -1,0 +1,222 @@
+"""The token store over SQLite that docs/howto/adapters.md builds from nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from tokenvault.errors import ConfigurationError
+from tokenvault.stores import TokenStoreBase
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
+from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
+
+SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, reference BLOB,"
+    " pan_fingerprint BLOB, requestor TEXT, program TEXT, revision INTEGER,"
+    " key_version INTEGER, body BLOB, seal BLOB)",
+    "CREATE INDEX IF NOT EXISTS by_reference ON tokens (reference)",
+    "CREATE INDEX IF NOT EXISTS by_fingerprint ON tokens (pan_fingerprint, token)",
+    "CREATE TABLE IF NOT EXISTS events (stream BLOB, number INTEGER, reference BLOB,"
+    " body BLOB, mac BLOB, position INTEGER PRIMARY KEY, UNIQUE (stream, number))",
+    "CREATE INDEX IF NOT EXISTS events_by_reference ON events (reference, position)",
+    "CREATE TABLE IF NOT EXISTS domains (digest BLOB PRIMARY KEY, document BLOB)",
+    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)",
+    "PRAGMA user_version = 1",
+)
+EVENT: Final = "SELECT stream, number, reference, body, mac FROM events"
+Work = Callable[[sqlite3.Connection], list[str]]
+
+
+class OwnTokenStore(TokenStoreBase, Forkable):
+    """Records and events in a SQLite file."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path: Final = str(path)
+        self._calls = threading.Condition()
+        self._under_way = 0
+        self._forking = False
+        hold_still_at_forks(self)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one call. To close it undoes what it has not committed."""
+        with self._calls:
+            self._calls.wait_for(lambda: not self._forking)
+            self._under_way += 1
+        try:
+            with closing(self._connect()) as connection:
+                yield connection
+        finally:
+            with self._calls:
+                self._under_way -= 1
+                self._calls.notify_all()
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
+
+    def _read(self, sql: str, *values: object) -> list[Any]:
+        with self._connected() as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def _write(self, work: Work) -> list[str]:
+        """Do work in one transaction, undone where it refuses tokens, fails or is stopped."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            refused = work(connection)
+            if not refused:
+                connection.execute("COMMIT")
+            return refused
+
+    def before_fork(self, seconds_max: float) -> None:
+        with self._calls:
+            self._forking = True
+            self._calls.wait_for(lambda: not self._under_way, seconds_max)
+
+    def after_fork_in_parent(self) -> None:
+        with self._calls:
+            self._forking = False
+            self._calls.notify_all()
+
+    def after_fork_in_child(self) -> None:
+        self._calls, self._under_way, self._forking = threading.Condition(), 0, False
+
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        def work(connection: sqlite3.Connection) -> list[str]:
+            existing = [
+                record.token
+                for record in records
+                if connection.execute("SELECT 1 FROM tokens WHERE token = ?", (record.token,)).fetchone()
+            ]
+            if existing:
+                return existing
+            connection.executemany("INSERT INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", records)
+            if document is not None:
+                kept = digest_of(document), document
+                connection.execute("INSERT OR IGNORE INTO domains VALUES (?, ?)", kept)
+            return self._append_to(connection, events)
+
+        return self._write(work)
+
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        sql = (
+            "UPDATE tokens SET reference = :reference,"
+            " pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
+            " program = :program, revision = :revision, key_version = :key_version,"
+            " body = :body, seal = :seal"
+            " WHERE token = :token AND revision = :revision - 1"
+        )
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            moved = [
+                record.token for record in records if not connection.execute(sql, record._asdict()).rowcount
+            ]
+            return moved or self._append_to(connection, events)
+
+        return self._write(work)
+
+    def _append(self, events: Sequence[SealedEvent]) -> None:
+        self._write(lambda connection: self._append_to(connection, events))
+
+    def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
+        connection.executemany("INSERT INTO events VALUES (?,?,?,?,?,NULL)", events)
+        return []
+
+    def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
+        with self._connected() as connection:
+            sql = "SELECT * FROM tokens WHERE token = ?"
+            found = [connection.execute(sql, (token,)).fetchone() for token in dict.fromkeys(tokens)]
+        return [SealedRecord(*row) for row in found if row]
+
+    def _find(
+        self,
+        pan_fingerprints: Sequence[bytes],
+        requestor: str | None,
+        program: str | None,
+        after: str,
+        limit: int,
+    ) -> list[SealedRecord]:
+        sql = (
+            "SELECT * FROM tokens WHERE pan_fingerprint = ? AND token > ?"
+            " AND requestor = ifnull(?, requestor) AND program = ifnull(?, program)"
+            " ORDER BY token LIMIT ?"
+        )
+        with self._connected() as connection:
+            rows = [
+                row
+                for pan_fingerprint in dict.fromkeys(pan_fingerprints)
+                for row in connection.execute(sql, (pan_fingerprint, after, requestor, program, limit))
+            ]
+        return [SealedRecord(*row) for row in sorted(rows)[:limit]]  # by token, which comes first
+
+    def _by_reference(self, reference: bytes) -> SealedRecord | None:
+        rows = self._read("SELECT * FROM tokens WHERE reference = ? LIMIT 1", reference)
+        return SealedRecord(*rows[0]) if rows else None
+
+    def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
+        sql = (
+            "SELECT * FROM tokens WHERE token > ?"
+            " AND key_version = ifnull(?, key_version) ORDER BY token LIMIT ?"
+        )
+        return [SealedRecord(*row) for row in self._read(sql, after, key_version, limit)]
+
+    def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
+        sql = f"{EVENT} WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
+        return [SealedEvent(*row) for row in self._read(sql, stream, first, limit)]
+
+    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+        sql = f"{EVENT} WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
+        return [SealedEvent(*row) for row in self._read(sql, reference, limit, after)]
+
+    def _streams(self) -> list[bytes]:
+        return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]
+
+    def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
+        own = "WHERE stream = ? AND reference = ? ORDER BY position DESC LIMIT 1"
+        first = f"{EVENT} WHERE stream = ? ORDER BY number LIMIT 1"
+        newest = sorted(self._streams(), reverse=True)[:limit]
+        rows = [self._read(f"{EVENT} {own}", name, name) or self._read(first, name) for name in newest]
+        return [SealedEvent(*row) for (row,) in rows]
+
+    def _provision(self) -> None:
+        def work(connection: sqlite3.Connection) -> list[str]:
+            for statement in SCHEMA:
+                connection.execute(statement)
+            return []
+
+        self._write(work)
+
+    def _check_schema(self) -> None:
+        if self._read("PRAGMA user_version") != [(1,)]:
+            raise ConfigurationError("the file holds no token store yet: provision it")
+
+    def _put_domain(self, digest: bytes, document: bytes) -> None:
+        self._read("INSERT OR IGNORE INTO domains VALUES (?, ?)", digest, document)
+
+    def _get_domain(self, digest: bytes) -> bytes | None:
+        rows = self._read("SELECT document FROM domains WHERE digest = ?", digest)
+        return rows[0][0] if rows else None
+
+    def _get_meta(self, name: str) -> bytes | None:
+        rows = self._read("SELECT value FROM meta WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    def _put_meta(self, name: str, value: bytes) -> bytes:
+        self._read("INSERT OR IGNORE INTO meta VALUES (?, ?)", name, value)
+        standing: bytes = self._read("SELECT value FROM meta WHERE name = ?", name)[0][0]
+        return standing
+
+    def _close(self) -> None:
+        pass  # a call closes what it opened
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, sqlite3.IntegrityError):
+            return "an audit event exists already; nothing was written"
+        if isinstance(error, sqlite3.OperationalError):
+            return "SQLite failed: look at the disk, and at who else holds the file"
+        return super()._explain(error)

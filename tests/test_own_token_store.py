@@ -1,0 +1,142 @@
+"""The adapter of the how-to keeps the port's promises, and the contract says of each wrong one what is wrong."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import gc
+import re
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from textwrap import indent
+from typing import Any, Final
+
+import pytest
+
+from tests import wrong_adapters
+from tests.own_token_store import OwnTokenStore
+from tokenvault.stores import TokenStore
+from tokenvault.stores.port import SealedRecord
+from tokenvault.testing import StoreHarness, TokenStoreContract
+
+TESTS: Final = Path(__file__).parent
+
+
+class OwnHarness(StoreHarness):
+    """Goes around the store with a connection of its own."""
+
+    def __init__(self, folder: Path, kind: type[OwnTokenStore] = OwnTokenStore) -> None:
+        self.path = folder / "own.db"
+        self.kind = kind
+
+    def open(self) -> TokenStore:
+        return self.kind(self.path)
+
+    def opener(self) -> Callable[[], TokenStore]:
+        return functools.partial(self.kind, self.path)
+
+    def raw_read(self, token: str) -> SealedRecord | None:
+        with closing(sqlite3.connect(self.path)) as raw:
+            row = raw.execute("SELECT * FROM tokens WHERE token = ?", (token,)).fetchone()
+        return SealedRecord(*row) if row else None
+
+    def raw_write(self, record: SealedRecord) -> None:
+        with closing(sqlite3.connect(self.path)) as raw, raw:
+            raw.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", record)
+
+    def raw_counts(self) -> tuple[int, int]:
+        with closing(sqlite3.connect(self.path)) as raw:
+            ((records,),) = raw.execute("SELECT count(*) FROM tokens")
+            ((events,),) = raw.execute("SELECT count(*) FROM events")
+        return records, events
+
+
+class TestOwnTokenStore(TokenStoreContract):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> StoreHarness:
+        return OwnHarness(tmp_path)
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """The classes and constants of a module, by name, whatever their layout."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = ast.dump(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found[ast.unparse(node).partition("=")[0].partition(":")[0].strip()] = ast.dump(node)
+    return found
+
+
+def test_the_page_builds_what_is_tested_here(tmp_path: Path) -> None:
+    """Its code is this adapter and this harness to the letter, and runs as it stands."""
+    page = (TESTS.parent / "docs/howto/adapters.md").read_text(encoding="utf-8")
+    section = page.partition("## A token store from nothing")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    code = "\n".join(indent(block, "    ") if block.startswith("def ") else block for block in blocks)
+    adapter, tests = (
+        parts_of((TESTS / f"{name}.py").read_text()) for name in ("own_token_store", "test_own_token_store")
+    )
+    expected = adapter | {name: tests[name] for name in ("OwnHarness", "TestOwnTokenStore")}
+    assert parts_of(code) == expected
+    names: dict[str, Any] = {"__name__": "adapters"}
+    exec(compile(code, "adapters.md", "exec"), names)  # noqa: S102 # our own text
+    harness = names["OwnHarness"](tmp_path)
+    with closing(harness.open()) as store:
+        store.provision()
+        names["TestOwnTokenStore"]().test_insert_is_all_or_nothing(store, harness)
+
+
+CONTRACT = TestOwnTokenStore()
+Test = Callable[[TokenStoreContract, OwnHarness, TokenStore], None]
+FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
+    wrong_adapters.EventInASecondCommit: [
+        (lambda contract, _, store: contract.test_an_interrupted_write(store, "insert", 1), "half done"),
+        (lambda contract, _, store: contract.test_an_interrupted_write(store, "replace", 1), "half done"),
+        (
+            lambda contract, _, store: contract.test_record_and_event_are_seen_together(store),
+            "one transaction",
+        ),
+    ],
+    wrong_adapters.SplitsLargeWrites: [
+        (
+            lambda contract, _, store: contract.test_a_large_write_is_seen_whole(store),
+            "more than one transaction",
+        ),
+    ],
+    wrong_adapters.ReadsUncommitted: [
+        (
+            lambda contract, _, store: contract.test_nothing_is_seen_of_a_write_that_fails(store),
+            "READ UNCOMMITTED",
+        ),
+    ],
+    wrong_adapters.SharesAConnectionWithItsChild: [
+        (lambda contract, harness, store: contract.test_a_forked_child(harness, store), "connection"),
+    ],
+    wrong_adapters.OrdersTokensAsIntegers: [
+        (
+            lambda contract, _, store: contract.test_tokens_are_in_the_order_of_strings(store),
+            "order of strings",
+        ),
+    ],
+    wrong_adapters.CommitsHalfOfAnInterruptedWrite: [
+        (lambda contract, _, store: contract.test_an_interrupted_write(store, "insert", 3), "half done"),
+        (lambda contract, _, store: contract.test_an_interrupted_write(store, "replace", 3), "half done"),
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", FOUND_BY, ids=lambda kind: kind.__name__)
+def test_the_contract_says_what_is_wrong_with_an_adapter(kind: type[OwnTokenStore], tmp_path: Path) -> None:
+    for number, (test, complaint) in enumerate(FOUND_BY[kind]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        harness = OwnHarness(folder, kind)
+        with closing(harness.open()) as store:
+            store.provision()
+            with pytest.raises(AssertionError, match=complaint):
+                test(CONTRACT, harness, store)
+    gc.collect()  # what an interrupt dropped

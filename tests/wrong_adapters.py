@@ -1,0 +1,153 @@
+"""Adapters of a token store, each wrong in one way that its author would not see: what the contract is to find."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.own_token_store import OwnTokenStore, Work
+from tokenvault.errors import TokenStoreError
+from tokenvault.stores.port import SealedEvent, SealedRecord
+
+CHUNK = 500
+
+
+class _ChecksEvents(OwnTokenStore):
+    """Looks for what exists before it writes, as an author does whose events are not of the record's transaction."""
+
+    def _check_new(self, events: Sequence[SealedEvent]) -> None:
+        if len({event[:2] for event in events}) < len(events):
+            raise TokenStoreError("an event is there twice")
+        for event in events:
+            if self._read("SELECT 1 FROM events WHERE stream = ? AND number = ?", event.stream, event.number):
+                raise TokenStoreError("an event exists already")
+
+
+class EventInASecondCommit(_ChecksEvents):
+    """Commits the record, and then its event."""
+
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        if not self._get([record.token for record in records]):
+            self._check_new(events)
+        refused = super()._insert(records, [], document)
+        if not refused:
+            self._append(events)
+        return refused
+
+    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+        stored = self._get([record.token for record in records])
+        if {(r.token, r.revision + 1) for r in stored} == {(r.token, r.revision) for r in records}:
+            self._check_new(events)
+        refused = super()._replace(records, [])
+        if not refused:
+            self._append(events)
+        return refused
+
+
+class SplitsLargeWrites(_ChecksEvents):
+    """Writes so many records in one transaction, and the others in the next."""
+
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        existing = [record.token for record in self._get([record.token for record in records])]
+        if existing:
+            return existing
+        self._check_new(events)
+        last = max(0, len(records) - 1) // CHUNK * CHUNK
+        for first in range(0, last, CHUNK):
+            super()._insert(list(records)[first : first + CHUNK], [], document)
+        return super()._insert(list(records)[last:], events, document)
+
+
+class ReadsUncommitted(OwnTokenStore):
+    """Shares a cache between its connections, and reads what is in it."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self._uri = f"file:{path}?cache=shared"
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._uri, uri=True, timeout=30, isolation_level=None)
+        connection.execute("PRAGMA read_uncommitted = 1")
+        return connection
+
+
+class _KeepsAConnection(OwnTokenStore):
+    """One connection of all calls, one at a time, with a write-ahead log: faster than one for each."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self._lock = threading.RLock()
+        self._kept: sqlite3.Connection | None = None
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._kept is None:
+                self._kept = sqlite3.connect(
+                    self._path, timeout=5, isolation_level=None, check_same_thread=False
+                )
+                self._kept.execute("PRAGMA journal_mode = WAL")
+            yield self._kept
+
+    def _write(self, work: Work) -> list[str]:
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                refused = work(connection)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("ROLLBACK" if refused else "COMMIT")
+            return refused
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._kept is not None:
+                self._kept.close()
+
+
+class SharesAConnectionWithItsChild(_KeepsAConnection):
+    """Holds calls up while the process forks, and lets the child go on with the connection that it copied."""
+
+    def before_fork(self, seconds_max: float) -> None:
+        self._lock.acquire(timeout=seconds_max)
+
+    def after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
+
+
+class OrdersTokensAsIntegers(OwnTokenStore):
+    """Takes tokens for numbers where it scans."""
+
+    def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
+        sql = (
+            "SELECT * FROM tokens WHERE CAST(token AS INTEGER) > CAST(? AS INTEGER)"
+            " AND key_version = ifnull(?, key_version) ORDER BY CAST(token AS INTEGER), token LIMIT ?"
+        )
+        return [SealedRecord(*row) for row in self._read(sql, after or "-1", key_version, limit)]
+
+
+class CommitsHalfOfAnInterruptedWrite(_KeepsAConnection):
+    """Undoes what fails by an Exception, which an interrupt is not: the next write commits what it left."""
+
+    def _write(self, work: Work) -> list[str]:
+        with self._connected() as connection:
+            if not connection.in_transaction:
+                connection.execute("BEGIN IMMEDIATE")
+            try:
+                refused = work(connection)
+            except Exception:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("ROLLBACK" if refused else "COMMIT")
+            return refused
