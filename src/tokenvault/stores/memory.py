@@ -157,7 +157,8 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _write_all(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> None:
         """Write all, or nothing: a signal handler may raise anywhere in between."""
         before = [(record.token, self._records.get(record.token)) for record in records]
-        new = {(event.stream, event.number) for event in events} - self._events.keys()
+        keys = [(event.stream, event.number) for event in events]
+        new = [key for key in keys if key not in self._events]
         try:
             self._append_all(events)
             for record in records:
