@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import hmac
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,12 @@ PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
 
 KEY_CHECK_BYTES: Final = 3
+INDEX_KEY_BYTES: Final = 16
+_INDEX_LABEL: Final = b"tokenvault: key of the index of uses, last four digits and requests"
+_USE: Final = "use"
+_LAST4: Final = "last4"
+_REFERENCE: Final = "reference"
+_CHOICE: Final = "choice"
 _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
@@ -69,6 +76,7 @@ class KeyRing:
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
         self._fingerprints = tuple(map(Cmac, self._fingerprint_ciphers))
+        self._index_keys = tuple(map(_index_key, self._fingerprints))
         self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1])  # it may be the one that blocks
         self.audit: Final = AuditKeys(key_store)
 
@@ -89,6 +97,39 @@ class KeyRing:
         """The 16-byte fingerprint of a PAN under the newest FINGERPRINT key."""
         return self._fingerprints[0].tag(pan.reveal().encode("ascii"))
 
+    # Index keys work in this process, whatever the custody: what they find is found without a call of the module.
+
+    def use_ids(self, requestor: str, transaction_id: str) -> tuple[bytes, ...]:
+        """The 16-byte use id of a transaction under each FINGERPRINT key, newest first."""
+        return self._indexed(_USE, requestor, transaction_id)
+
+    def last4_keys(self, last4: str) -> tuple[bytes, ...]:
+        """The 16 bytes by which the tokens of cards with these last four digits are found, newest first."""
+        return self._indexed(_LAST4, last4)
+
+    def repeatable_reference(self, requestor: str, program: str, idempotency_key: str) -> tuple[bytes, ...]:
+        """The 16-byte reference of the token that is issued under an idempotency key, newest first."""
+        return self._indexed(_REFERENCE, requestor, program, idempotency_key)
+
+    def repeatable_choice(self, requestor: str, program: str, idempotency_key: str, candidate: int) -> int:
+        """A number from 0 to 2**128 - 1, that chooses the token issued under an idempotency key."""
+        return int.from_bytes(self._indexed(_CHOICE, requestor, program, idempotency_key, str(candidate))[0])
+
+    def _indexed(self, *texts: str) -> tuple[bytes, ...]:
+        message = _SEPARATOR.join(texts).encode("ascii")
+        return tuple(hmac.digest(key, message, "sha256")[:INDEX_KEY_BYTES] for key in self._index_keys)
+
+    def metadata(self, record: TokenRecord) -> dict[str, str]:
+        """The caller's pairs of a record. Raises IntegrityError, KeyStoreError."""
+        if not record.metadata:
+            return {}
+        cipher = self._cipher_of(sealing.metadata_key_version(record.metadata))
+        return sealing.unseal_metadata(record.metadata, record.reference, cipher)
+
+    def seal_metadata(self, metadata: Mapping[str, str], reference: bytes) -> bytes:
+        """The caller's pairs as a record keeps them, under the newest SEAL key. Raises KeyStoreError."""
+        return sealing.seal_metadata(metadata, reference, *self._newest_seal)
+
     def convergent_choice(self, pan_fingerprint: bytes, requestor: str, program: str, candidate: int) -> int:
         """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key.
 
@@ -99,18 +140,9 @@ class KeyRing:
 
     # Batches: the same over columns.
 
-    def seal_many(
-        self,
-        tokens: Sequence[bytes],
-        references: Bytes,
-        pan_fingerprints: Bytes,
-        cards: CardColumns,
-        like: TokenRecord,
-    ) -> RecordBatch:
-        """Records like an example except these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
-        return sealing_columns.seal_like(
-            *self._newest_seal, tokens, references, pan_fingerprints, cards, like
-        )
+    def seal_new(self, new: sealing_columns.NewRecords) -> RecordBatch:
+        """The records of new tokens, sealed under the newest SEAL key. Raises KeyStoreError."""
+        return sealing_columns.seal_new(*self._newest_seal, new)
 
     def seal_all(self, unsealed: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
         """As `seal`, for any records. Raises KeyStoreError."""
@@ -183,6 +215,11 @@ def pan_fingerprints_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
         if len(rows):
             fingerprints[rows] = cmac_columns.tag_many(cipher, to_ascii(pans.values[rows], length))
     return fingerprints
+
+
+def _index_key(fingerprint: Cmac) -> bytes:
+    """The index key that belongs to a FINGERPRINT key, 32 bytes: CMAC of two texts, longer than any other input."""
+    return b"".join(fingerprint.tag(_INDEX_LABEL + bytes((half,))) for half in range(2))
 
 
 def _scope(requestor: str, program: str, candidate: int) -> bytes:

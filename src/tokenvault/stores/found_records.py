@@ -15,6 +15,8 @@ import numpy.typing as npt
 from tokenvault.stores.new_records import Bytes, ColumnarRecords, split
 from tokenvault.stores.port import (
     BODY_BYTES_MAX,
+    CUSTOMER_CHARACTERS_MAX,
+    LAST4_KEY_BYTES,
     PAN_FINGERPRINT_BYTES,
     PROGRAM_CHARACTERS_MAX,
     REFERENCE_BYTES,
@@ -32,11 +34,11 @@ _ASCII_MAX: Final = 0x7F
 
 @attrs.frozen(eq=False, repr=False)
 class RecordColumns(ColumnarRecords):
-    """Records that have equally long tokens, requestors, programs and bodies; equal to a list of the same records.
+    """Records each of whose fields is equally long in all of them; equal to a list of the same records.
 
     Attributes:
-        tokens, requestors, programs: ASCII characters, arrays of shape (records, characters) and dtype uint8.
-        references, pan_fingerprints, bodies, seals: arrays of shape (records, bytes) and dtype uint8.
+        tokens, requestors, programs, customers: ASCII characters, arrays of shape (records, characters), dtype uint8.
+        references, pan_fingerprints, bodies, seals, last4_keys: arrays of shape (records, bytes), dtype uint8.
         revisions, key_versions: arrays of shape (records,) and dtype int64.
     """
 
@@ -49,6 +51,8 @@ class RecordColumns(ColumnarRecords):
     key_versions: Integers
     bodies: Bytes
     seals: Bytes
+    customers: Bytes
+    last4_keys: Bytes
 
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
@@ -65,9 +69,11 @@ class RecordColumns(ColumnarRecords):
             and 1 <= self.programs.shape[1] <= PROGRAM_CHARACTERS_MAX
             and self.bodies.shape[1] <= BODY_BYTES_MAX
             and self.seals.shape[1] == SEAL_BYTES
+            and self.customers.shape[1] <= CUSTOMER_CHARACTERS_MAX
+            and self.last4_keys.shape[1] in (0, LAST4_KEY_BYTES)
             and _are_digits(self.tokens)
             and _are_digits(self.requestors)
-            and bool((self.programs <= _ASCII_MAX).all())
+            and bool((self.programs <= _ASCII_MAX).all() and (self.customers <= _ASCII_MAX).all())
             and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
         )
 
@@ -90,6 +96,8 @@ class RecordColumns(ColumnarRecords):
             self.key_versions.tolist(),
             split(self.bodies),
             split(self.seals),
+            _split_texts(self.customers),
+            split(self.last4_keys),
         )
 
     def take(self, rows: npt.ArrayLike) -> RecordColumns:
@@ -121,4 +129,6 @@ def _column(values: Sequence[Any]) -> npt.NDArray[Any]:
 
 def _split_texts(column: Bytes) -> list[str]:
     text, width = column.tobytes().decode("ascii"), column.shape[1]
+    if not width:
+        return [""] * len(column)
     return [text[start : start + width] for start in range(0, len(text), width)]

@@ -28,6 +28,8 @@ REFERENCE_BYTES: Final = 16
 PAN_FINGERPRINT_BYTES: Final = 16
 REQUESTOR_DIGITS: Final = 11
 PROGRAM_CHARACTERS_MAX: Final = 64
+CUSTOMER_CHARACTERS_MAX: Final = 64
+LAST4_KEY_BYTES: Final = 16
 BODY_BYTES_MAX: Final = 4_096
 SEAL_BYTES: Final = 45
 STREAM_BYTES: Final = 16
@@ -52,6 +54,8 @@ class SealedRecord(NamedTuple):
         key_version: version of the SEAL key of the seal.
         body: the other fields, in the canonical encoding of docs/formats.md; at most 4,096 bytes.
         seal: 45 bytes: nonce, ciphertext, tag.
+        customer: the caller's own id of whom the token is for, up to 64 printable ASCII characters; empty: none.
+        last4_key: 16 bytes by which tokens are found by the last four digits of the PAN; empty: not found so.
     """
 
     token: str
@@ -63,6 +67,8 @@ class SealedRecord(NamedTuple):
     key_version: int
     body: bytes
     seal: bytes
+    customer: str = ""
+    last4_key: bytes = b""
 
     def __repr__(self) -> str:
         return f"<SealedRecord {self.reference.hex()}, revision {self.revision}>"
