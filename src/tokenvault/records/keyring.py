@@ -107,7 +107,7 @@ class KeyRing:
         """The 16 bytes by which the tokens of cards with these last four digits are found, newest first."""
         return self._indexed(_LAST4, last4)
 
-    def repeatable_reference(self, requestor: str, program: str, idempotency_key: str) -> tuple[bytes, ...]:
+    def repeatable_references(self, requestor: str, program: str, idempotency_key: str) -> tuple[bytes, ...]:
         """The 16-byte reference of the token that is issued under an idempotency key, newest first."""
         return self._indexed(_REFERENCE, requestor, program, idempotency_key)
 
@@ -130,12 +130,14 @@ class KeyRing:
         """The caller's pairs as a record keeps them, under the newest SEAL key. Raises KeyStoreError."""
         return sealing.seal_metadata(metadata, reference, *self._newest_seal)
 
-    def convergent_choice(self, pan_fingerprint: bytes, requestor: str, program: str, candidate: int) -> int:
-        """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key.
+    def convergent_choice(
+        self, pan_fingerprint: bytes, requestor: str, program: str, customer: str, candidate: int
+    ) -> int:
+        """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key; `customer` is empty where it counts not.
 
         CMAC takes SHA-256 of fingerprint and scope: 32 bytes, a length that no PAN has.
         """
-        scope = _scope(requestor, program, candidate)
+        scope = _scope(requestor, program, customer, candidate)
         return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(pan_fingerprint + scope).digest()))
 
     # Batches: the same over columns.
@@ -181,11 +183,18 @@ class KeyRing:
         return pan_fingerprints_of(pans, self._fingerprint_ciphers[0])
 
     def convergent_choices(
-        self, pan_fingerprints: Bytes, requestor: str, program: str, candidate: int
+        self,
+        pan_fingerprints: Bytes,
+        requestor: str,
+        program: str,
+        customers: Sequence[str],
+        candidate: int,
     ) -> list[int]:
-        """As `convergent_choice`, for each PAN fingerprint."""
-        scope = _scope(requestor, program, candidate)
-        hashes = [hashlib.sha256(each + scope).digest() for each in split(pan_fingerprints)]
+        """As `convergent_choice`, for each PAN fingerprint and customer."""
+        hashes = [
+            hashlib.sha256(each + _scope(requestor, program, customer, candidate)).digest()
+            for each, customer in zip(split(pan_fingerprints), customers, strict=True)
+        ]
         messages = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 32)
         tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
         return [int.from_bytes(tag) for tag in split(tags)]
@@ -222,5 +231,6 @@ def _index_key(fingerprint: Cmac) -> bytes:
     return b"".join(fingerprint.tag(_INDEX_LABEL + bytes((half,))) for half in range(2))
 
 
-def _scope(requestor: str, program: str, candidate: int) -> bytes:
-    return f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
+def _scope(requestor: str, program: str, customer: str, candidate: int) -> bytes:
+    named = (requestor, program, customer) if customer else (requestor, program)
+    return _SEPARATOR.join((*named, str(candidate))).encode("ascii")
