@@ -3,8 +3,9 @@
 Body, encoding version 1:
 
     1   encoding version, 1
-    1   status: 1 inactive, 2 active, 3 suspended, 4 deleted
-    1   suspended by: 1 issuer, 2 requestor, 4 cardholder, 8 vault, added up; not 0 exactly while suspended
+    1   status: 1 inactive, 2 active, 3 suspended, 4 deleted, 5 winding down
+    1   suspended by: 1 issuer, 2 requestor, 4 cardholder, 8 vault, added up; not 0 while suspended, 0 while active
+        or deleted
     2   token expiry: months from January 2000, which is 1; 0: the card's own
     32  SHA-256 of the domain document
     8   created, milliseconds of the Unix epoch
@@ -12,11 +13,12 @@ Body, encoding version 1:
     2   assurance method, ASCII; or zeros
     29  payment account reference, ASCII; or zeros
     8   highest cryptogram counter plus 1; 0: none seen
+    8   last strong authentication that started a counter again, milliseconds of the Unix epoch plus 1; 0: none
+    8   last counted use, likewise
+    8   the one before it, likewise
     1   number of counters, at most 64
-    1   number of remembered transactions, at most 32
-    ..  counters, sorted by the first two fields, each: 3 currency (ASCII, or zeros for uses), 4 window in seconds
-        (0: for life), 8 window number, 8 value
-    ..  remembered transactions, 32 bytes each, oldest first
+    ..  counters, sorted by the first field, each: 16 key, 8 window number, 8 value, 8 previous window number plus 1
+        (0: none), 8 value in it, 8 end of the window in milliseconds of the Unix epoch (2**63 - 1: never)
 
 Record digest: the first 20 bytes of SHA-256 over
 
@@ -63,11 +65,11 @@ from tokenvault.model.pan import PAN_LENGTH_MIN
 
 ENCODING_VERSION: Final = 1
 
-BODY: Final = struct.Struct(">BBBH32sQQ2s29sQBB")
+BODY: Final = struct.Struct(">BBBH32sQQ2s29sQQQQB")
 BODY_TIMES: Final = slice(37, 53)
 """Where a body states when the record was created and updated."""
 
-COUNTER: Final = struct.Struct(">3sIQQ")
+COUNTER: Final = struct.Struct(">16sQQQQQ")
 
 NONCE_BYTES: Final = 13
 DIGEST_BYTES: Final = 20

@@ -5,15 +5,12 @@ A reader takes exactly what a writer writes: what parses encodes back to the sam
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Final, NamedTuple
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.counters import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Usage
-from tokenvault.model.iso import CURRENCIES
-from tokenvault.model.lifecycle import Actor, TokenStatus
-from tokenvault.model.limits import WINDOW_SECONDS_MAX, VelocityCounter
+from tokenvault.model.counters import COUNTERS_MAX, Counter, Usage
+from tokenvault.model.lifecycle import Actor, TokenStatus, may_be_suspended
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.transaction import CRYPTOGRAM_COUNTER_MAX
 from tokenvault.records.layout import BODY, COUNTER, ENCODING_VERSION
@@ -21,7 +18,6 @@ from tokenvault.stores.port import SealedRecord
 
 _NO_ASSURANCE: Final = bytes(2)
 _NO_PAR: Final = bytes(29)
-_NO_CURRENCY: Final = bytes(3)
 _EXPIRY_MAX: Final = 1200
 _ASSURANCE: Final = re.compile(rb"[0-9A-Z]{2}|\x00{2}")
 _PAR: Final = re.compile(rb"[0-9A-Z]{29}|\x00{29}")
@@ -31,6 +27,7 @@ _STATUS_CODES: Final = {
     TokenStatus.ACTIVE: 2,
     TokenStatus.SUSPENDED: 3,
     TokenStatus.DELETED: 4,
+    TokenStatus.WINDING_DOWN: 5,
 }
 _ACTOR_BITS: Final = {Actor.ISSUER: 1, Actor.REQUESTOR: 2, Actor.CARDHOLDER: 4, Actor.VAULT: 8}
 _ACTOR_SETS: Final = [
@@ -40,7 +37,7 @@ _LIFECYCLES: Final = {
     (code, bits): (status, actors)
     for status, code in _STATUS_CODES.items()
     for bits, actors in enumerate(_ACTOR_SETS)
-    if (status is TokenStatus.SUSPENDED) == bool(actors)
+    if may_be_suspended(status, actors)
 }
 _LIFECYCLE_CODES: Final = {lifecycle: codes for codes, lifecycle in _LIFECYCLES.items()}
 
@@ -62,7 +59,7 @@ class TokenRecord(NamedTuple):
         token_expiry: last month of validity; None: the card's own expiry.
         assurance: token assurance method, 2 characters.
         par: payment account reference, 29 characters.
-        usage: counters and remembered transactions.
+        usage: counters, and when it was used last.
     """
 
     token: str
@@ -107,10 +104,11 @@ class TokenRecord(NamedTuple):
             assurance,
             par,
             cryptogram,
+            authenticated,
+            last_used,
+            used_before,
             counters,
-            memories,
         ) = BODY.unpack_from(body)
-        memories_start = BODY.size + counters * COUNTER.size
         lifecycle = _LIFECYCLES.get((status_code, actor_bits))
         if (
             lifecycle is None
@@ -119,8 +117,8 @@ class TokenRecord(NamedTuple):
             or not _PAR.fullmatch(par)
             or cryptogram > CRYPTOGRAM_COUNTER_MAX + 1
             or counters > COUNTERS_MAX
-            or memories > REMEMBERED_USES_MAX
-            or len(body) != memories_start + memories * MEMORY_BYTES
+            or used_before > last_used
+            or len(body) != BODY.size + counters * COUNTER.size
         ):
             raise IntegrityError(_MALFORMED)
         status, suspended_by = lifecycle
@@ -140,7 +138,11 @@ class TokenRecord(NamedTuple):
             assurance=None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
             par=None if par == _NO_PAR else par.decode("ascii"),
             usage=Usage(
-                _parse_counters(body[BODY.size : memories_start]), body[memories_start:], cryptogram - 1
+                counters=_parse_counters(body[BODY.size :]),
+                cryptogram_counter=cryptogram - 1,
+                authenticated_ms=authenticated - 1,
+                last_used_ms=last_used - 1,
+                used_before_ms=used_before - 1,
             ),
         )
 
@@ -175,30 +177,24 @@ class TokenRecord(NamedTuple):
             self.assurance.encode("ascii") if self.assurance else _NO_ASSURANCE,
             self.par.encode("ascii") if self.par else _NO_PAR,
             usage.cryptogram_counter + 1,
+            usage.authenticated_ms + 1,
+            usage.last_used_ms + 1,
+            usage.used_before_ms + 1,
             len(usage.counters),
-            len(usage.memories) // MEMORY_BYTES,
         )
         counters = [
-            COUNTER.pack(currency.encode("ascii") or _NO_CURRENCY, window_seconds, window, value)
-            for (currency, window_seconds), (window, value) in usage.counters.items()
+            COUNTER.pack(*counter._replace(previous_window=counter.previous_window + 1))
+            for counter in usage.counters
         ]
-        return b"".join((fixed, *counters, usage.memories))
+        return b"".join((fixed, *counters))
 
 
-def _parse_counters(encoded: bytes) -> dict[VelocityCounter, tuple[int, int]]:
-    counters: dict[VelocityCounter, tuple[int, int]] = {}
-    last: VelocityCounter | None = None
-    for currency, window_seconds, window, value in COUNTER.iter_unpack(encoded):
-        counter = _counter(currency, window_seconds)
-        if last is not None and counter <= last:
+def _parse_counters(encoded: bytes) -> tuple[Counter, ...]:
+    counters: list[Counter] = []
+    for fields in COUNTER.iter_unpack(encoded):
+        counter = Counter(*fields)
+        counter = counter._replace(previous_window=counter.previous_window - 1)
+        if (counters and counter.key <= counters[-1].key) or counter.previous_window >= counter.window:
             raise IntegrityError(_MALFORMED)
-        counters[counter], last = (window, value), counter
-    return counters
-
-
-@functools.lru_cache(1_024)  # a vault's limits have few, which stand in every record
-def _counter(currency: bytes, window_seconds: int) -> VelocityCounter:
-    name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
-    if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
-        raise IntegrityError(_MALFORMED)
-    return VelocityCounter(name, window_seconds)
+        counters.append(counter)
+    return tuple(counters)
