@@ -65,13 +65,14 @@ def any_limits(draw: st.DrawFn) -> Limit:
         st.builds(dict, uses=st.integers(1, 20))
         | st.builds(dict, amount=money().filter(lambda value: value.amount > 0))
     )
-    per = draw(windows | st.sampled_from(Period))
+    counted["per"] = draw(windows | st.sampled_from(Period))
+    if isinstance(counted["per"], Period):
+        counted["zone"] = draw(st.sampled_from(ZONES))
     light = draw(st.sampled_from([None, None, "since_authentication", "without_authentication"]))
+    if light:
+        counted[light] = True
     return Limit(
         **counted,
-        per=per,
-        **({"zone": draw(st.sampled_from(ZONES))} if isinstance(per, Period) else {}),
-        **({light: True} if light else {}),
         channels=draw(some(tuple(Channel)) | st.none()),
         merchants=draw(some(MERCHANTS) | st.none()),
         requestors=draw(some(REQUESTORS) | st.none()),

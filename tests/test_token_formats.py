@@ -96,4 +96,4 @@ def test_a_program_names_a_zone_that_there_is_and_customers_where_tokens_converg
         {"accept_density": 1},
     ):
         with pytest.raises(InvalidInputError):
-            TokenProgram("p", format=form, **arguments)  # type: ignore[arg-type] # the wrong values are the point
+            TokenProgram("p", format=form, **arguments)
