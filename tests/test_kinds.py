@@ -418,9 +418,11 @@ def test_a_refused_use_tells_what_to_present_and_passes_with_it() -> None:
 
 
 def test_what_is_strong_for_one_domain_starts_no_limit_of_a_stricter_one() -> None:
-    limit = Limit(uses=1, since_authentication=True)
+    limit = Limit(uses=2, since_authentication=True)
     shop = Shop(Domain(limits=(limit,), strong_factors=1), program=Domain(limits=(limit,), strong_factors=3))
     assert shop.pay() == ""
+    assert shop.pay(authentication=strong(factors=2)) == ""
+    assert shop.left() == [0, 2]
     assert shop.pay(authentication=strong(factors=2)) == "STRONG_AUTHENTICATION_REQUIRED"
     assert shop.pay(authentication=strong(factors=3)) == ""
 

@@ -241,7 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         def change() -> None:
             known.give_back(amount)
-            known.gone = known.total == 0 and not known.told
+            known.gone = known.total == 0
             known.open = known.total > known.captured
 
         return change
@@ -296,6 +296,6 @@ def test_no_order_of_payments_and_follow_ups_does_all_night() -> None:
 
 
 def run(examples: int, steps: int) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call] # Hypothesis does not annotate it
+    run_state_machine_as_test(
         LedgerMachine, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None)
     )

@@ -98,7 +98,7 @@ class _Sums:
                 self.open = False
         elif entry.kind is Kind.REVERSAL:
             given = self.give_back(entry.amount)
-            self.reversed = not self.authorised and not self.told
+            self.reversed = not self.authorised
             self.open = self.open and not self.reversed and self.authorised > self.captured
         elif entry.kind is Kind.REFUND:
             if not self.told:  # who pays back has captured: all of it, as nothing else was told
