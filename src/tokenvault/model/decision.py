@@ -100,17 +100,18 @@ def decide(
         now_ms: the time, in milliseconds of the Unix epoch.
         uses: what the ledger has on the transaction.
     """
-    violations = _token_violations(state, expiry, restrictions, transaction, now_ms)
+    rule = KINDS[transaction.kind]
+    violations = _token_violations(state, expiry, restrictions, transaction, now_ms, live=rule.live)
     retry, inherits, ledger = False, False, None
-    if uses is not NO_USES or transaction.original is not None or transaction.kind is not Kind.PURCHASE:
+    if uses.own or transaction.original is not None or transaction.kind is not Kind.PURCHASE:
         ledger, retry = uses.ledger, is_retry(transaction, uses.before)
         violations += id_violations(transaction, uses)
         if not retry:
             violations += original_violations(transaction, uses, ledger, restrictions)
-        inherits = transaction.original is not None and not KINDS[transaction.kind].live
+        inherits = transaction.original is not None and not rule.live
     if transaction.authentication is not None and not retry and transaction.authentication.lies_ahead(now_ms):
         violations.append(_AHEAD)
-    kind = transaction.kind if ledger is None or not KINDS[transaction.kind].follow_up else ledger.use.kind
+    kind = ledger.use.kind if ledger is not None and rule.follow_up else transaction.kind
     use = Use(state, transaction, now_ms, kind, _amount(transaction, ledger))
     for control, value in restrictions.checks_of(transaction):
         given = control.given(use)
@@ -134,9 +135,10 @@ def _token_violations(
     restrictions: Restrictions,
     transaction: Transaction,
     now_ms: int,
+    *,
+    live: bool,
 ) -> list[Violation]:
     violations: list[Violation] = []
-    live = KINDS[transaction.kind].live
     if state.status is not TokenStatus.ACTIVE:
         status = state.status if live else _status_of_follow_ups(state)
         if status is not TokenStatus.ACTIVE:

@@ -52,17 +52,19 @@ class Restrictions:
         return {kind: self._bound_by(rule.bound_by) for kind, rule in KINDS.items()}
 
     @cached_property
-    def _without_original(self) -> tuple[tuple[Control, object], ...]:
-        return self._bound_by(_WITHOUT_ORIGINAL)
+    def _without_original(self) -> dict[Kind, tuple[tuple[Control, object], ...]]:
+        bindings = {
+            kind: _WITHOUT_ORIGINAL if rule.follow_up else rule.bound_by for kind, rule in KINDS.items()
+        }
+        return {kind: self._bound_by(found) for kind, found in bindings.items()}
 
     def _bound_by(self, bindings: frozenset[Binding]) -> tuple[tuple[Control, object], ...]:
         return tuple(check for check in self.checks if check[0].binding in bindings)
 
     def checks_of(self, transaction: Transaction) -> tuple[tuple[Control, object], ...]:
         """The controls that bind a transaction."""
-        if transaction.original is None and KINDS[transaction.kind].follow_up:
-            return self._without_original
-        return self._by_kind[transaction.kind]
+        by_kind = self._without_original if transaction.original is None else self._by_kind
+        return by_kind[transaction.kind]
 
     @cached_property
     def velocity_limits(self) -> tuple[VelocityLimit, ...]:
