@@ -16,8 +16,11 @@ from tokenvault.model.periods import NEVER_MS, Window
 
 COUNTERS_MAX: Final = 64
 KEY_BYTES: Final = 16
+NO_WINDOW: Final = -1
+"""The previous window of a counter that was counted in one only."""
+
 NONE: Final = -1
-"""No such window, counter or time yet."""
+"""No cryptogram counter or time yet."""
 
 USED_UP: Final = 2**62
 """What is used of a window before both that are kept: more than any limit has."""
@@ -41,7 +44,7 @@ class Counter(NamedTuple):
     key: bytes
     window: int
     value: int
-    previous_window: int = NONE
+    previous_window: int = NO_WINDOW
     previous_value: int = 0
     ends_ms: int = NEVER_MS
 

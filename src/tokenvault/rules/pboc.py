@@ -15,6 +15,8 @@ from tokenvault.model.money import Money
 from tokenvault.model.periods import Period
 from tokenvault.rules.controls import Controls
 
+__all__ = ["level_a", "level_b", "level_c", "level_d", "levels_b_and_c", "no_pin"]
+
 BEIJING: Final = "Asia/Shanghai"
 CURRENCY: Final = "CNY"
 NO_PIN_FEN: Final = 1_000_00

@@ -16,6 +16,8 @@ from tokenvault.model.limits import Limit
 from tokenvault.model.money import Money
 from tokenvault.rules.controls import Controls
 
+__all__ = ["Counting", "contactless", "remote_low_value", "transaction_risk_analysis"]
+
 BASIS_POINTS_MAX: Final = 10_000
 CONSECUTIVE_USES: Final = 5
 """Articles 11(c) and 16(c)."""
