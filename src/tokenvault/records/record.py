@@ -138,11 +138,8 @@ class TokenRecord(NamedTuple):
             assurance=None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
             par=None if par == _NO_PAR else par.decode("ascii"),
             usage=Usage(
-                counters=_parse_counters(body[BODY.size :]),
-                cryptogram_counter=cryptogram - 1,
-                authenticated_ms=authenticated - 1,
-                last_used_ms=last_used - 1,
-                used_before_ms=used_before - 1,
+                _parse_counters(body[BODY.size :]),
+                *(stored - 1 for stored in (cryptogram, authenticated, last_used, used_before)),
             ),
         )
 
