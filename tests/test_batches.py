@@ -847,7 +847,9 @@ def test_batches_into_postgres_are_whole_and_their_tokens_in_no_log(
     local_keys: KeyStore, postgres_server: PostgresServer
 ) -> None:
     """Batch after batch, into a program so small that nearly every chunk draws tokens that exist."""
-    tiny = tv.TokenProgram("tiny", format=tv.TokenFormat(bin="99991234", length=13), expected_tokens=5_000)
+    tiny = tv.TokenProgram(
+        "tiny", format=tv.TokenFormat(bin="99991234", length=13), expected_tokens=5_000, accept_density=True
+    )
     requestor = tv.TokenRequestor(SHOP, programs={"tiny"})
     with closing(tv.open_token_store(postgres_server.new_url())) as store:
         tv.provision(local_keys, store)

@@ -27,8 +27,11 @@ from tokenvault.keys import file as key_file
 from tokenvault.keys.pkcs11.objects import destroyed_label, label_of
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
-from tokenvault.model.counters import Usage
-from tokenvault.model.limits import VelocityCounter
+from tokenvault.model.accounting import record as left_behind
+from tokenvault.model.counters import Counter, Usage
+from tokenvault.model.decision import Restrictions
+from tokenvault.model.domain import NO_RESTRICTION
+from tokenvault.model.ledger import NO_USES
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records import layout, sealing
 from tokenvault.records import record as records
@@ -36,11 +39,10 @@ from tokenvault.records.keyring import KeyRing, key_check_value
 from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
-EXAMPLES_COUNT = 32
+EXAMPLES_COUNT = 33
 LAYOUTS = {
     "Record body, fixed part": layout.BODY.size,
     "Counter": layout.COUNTER.size,
-    "Remembered transaction": 32,
     "Record digest, fixed part of the input": layout.DIGEST_HEADER.size,
     "Plaintext of the seal": layout.PLAINTEXT.size,
     "Seal": SEAL_BYTES,
@@ -121,19 +123,22 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
     yield "domain document", DOMAIN.to_json()
     yield "domain digest", DOMAIN.digest.hex()
-    spelt = "40012345678|M-1001||ecommerce|||4200 EUR|"
-    identity = hashlib.sha256(f"{USE.requestor}\x1f{USE.id}".encode()).digest()[:16]
-    assert USE._memory == identity + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
+    counter = hashlib.sha256(b'{"counts":"EUR"}').digest()[:16]
+    yield "velocity counter", counter.hex()
+    spelt = "40012345678|purchase|||M-1001||ecommerce|||4200 EUR|||||"
+    assert USE.content == hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
     yield "transaction content", spelt
-    yield "remembered transaction", USE._memory.hex()
+    yield "transaction content digest", USE.content.hex()
 
     record = records.TokenRecord(
         token=token, reference=REFERENCE, pan_fingerprint=pan_fingerprint, requestor=REQUESTOR,
         program=PROGRAM, revision=2,
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
-        usage=Usage().after(USE, (DOMAIN.limits[0]._counter,), TIME_MS),
+        usage=left_behind(
+            Usage(), Restrictions(NO_RESTRICTION, NO_RESTRICTION, DOMAIN), USE, TIME_MS, NO_USES
+        ).usage,
     )  # fmt: skip
-    assert record.usage == Usage({VelocityCounter("EUR", 0): (0, 4_200)}, USE._memory)
+    assert record.usage == Usage((Counter(counter, 0, 4_200),), last_used_ms=TIME_MS)
     with monkeypatch.context() as patched:
         fixed(patched, NONCE)
         row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)

@@ -90,8 +90,10 @@ def calls(
 ) -> dict[str, tuple[Callable[..., object], int, list[str]]]:
     """Public calls: how many arguments stand first, and which have names."""
     vaultless = tv.VaultlessTokenizer(keys, program="fuzz", requestor=SHOP)
-    controls = ["requestors", "merchants", "merchant_categories", "channels", "countries", "currencies", "devices",
-                "valid_from", "valid_until", "max_amount", "limits", "cryptogram", "min_assurance"]  # fmt: skip
+    controls = ["requestors", "merchants", "merchant_categories", "channels", "countries", "currencies",
+                "devices", "kinds", "references", "agents", "assurances", "valid_from", "valid_until", "min_amount", "max_amount",
+                "min_interval", "limits", "cryptogram", "strong_above", "strong_factors", "strong_max_age",
+                "follow_ups_without_original"]  # fmt: skip
     orders = ["expiry", "requestor", "program", "domain", "token_expiry", "assurance", "par", "active"]
     return {
         "issue": (vault.issue, 1, orders),

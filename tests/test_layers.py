@@ -13,12 +13,13 @@ ROOT = Path(tokenvault.__file__).parent
 
 # Each room may import from those of the floors before it, and from no other on its own.
 ORDER = (
-    "errors < columns, runtime < crypto, model, stores < keys < audit, vaultless < records < vault < testing"
+    "errors < columns, runtime < crypto, model, stores < keys < audit, rules, vaultless < records < vault"
+    " < testing"
 )
 
 FLOORS = {room.strip(): floor for floor, rooms in enumerate(ORDER.split("<")) for room in rooms.split(",")}
 
-PURE_ROOMS = {"columns", "crypto", "model"}
+PURE_ROOMS = {"columns", "crypto", "model", "rules"}
 PURE_MODULES = {
     "audit.batch_event",
     "audit.checkpoint",

@@ -128,9 +128,8 @@ def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataO
 
 def test_the_fixed_part_of_a_body_is_as_documented() -> None:
     """Byte for byte, as docs/formats.md lays it out: a change here breaks every database there is."""
-    from tokenvault.model.counters import Usage
+    from tokenvault.model.counters import Counter, Usage
     from tokenvault.model.lifecycle import Actor, TokenStatus
-    from tokenvault.model.limits import VelocityCounter
     from tokenvault.model.pan import CardExpiry
 
     record = TokenRecord(
@@ -138,13 +137,13 @@ def test_the_fixed_part_of_a_body_is_as_documented() -> None:
         program="p",
         revision=3, domain=bytes(range(32)), status=TokenStatus.SUSPENDED,
         suspended_by=frozenset({Actor.ISSUER, Actor.VAULT}), token_expiry=CardExpiry(2029, 12), assurance="10",
-        par="V" * 29, usage=Usage({VelocityCounter("EUR", 86_400): (20_000, 4_200)}, bytes(range(32)), 7),
+        par="V" * 29, usage=Usage((Counter(bytes(range(16)), 20_000, 4_200, 19_999, 1, 2**63 - 1),), 7, 9, 16, -1),
         created_ms=1, updated_ms=2,
     )  # fmt: skip
     assert record.body().hex() == (
         "01" "03" "09" "0168" + bytes(range(32)).hex() + "0000000000000001" "0000000000000002" "3130" + "56" * 29
-        + "0000000000000008" "01" "01" "455552" "00015180" "0000000000004e20" "0000000000001068"
-        + bytes(range(32)).hex()
+        + "0000000000000008" "000000000000000a" "0000000000000011" "0000000000000000" "01" + bytes(range(16)).hex()
+        + "0000000000004e20" "0000000000001068" "0000000000004e20" "0000000000000001" "7fffffffffffffff"
     )  # fmt: skip
     assert TokenRecord.parse(row_of(record, record.body())) == record
 

@@ -101,7 +101,7 @@ token_domains = st.builds(
         lambda count: st.lists(limits, min_size=count, max_size=count).map(tuple)
     ),
     cryptogram=rarely(st.just(tv.CryptogramRule.REQUIRED)),
-    min_assurance=rarely(st.just("20")),
+    assurances=rarely(st.just({"20", "21"})),
 )
 transactions = st.builds(
     tv.Transaction,
@@ -240,8 +240,8 @@ class Model:
                 found.add("NO_LONGER_VALID")
             if domain.max_amount is not None and not within(amount, domain.max_amount, 0):
                 found.add("AMOUNT_TOO_HIGH")
-            if domain.min_assurance is not None and (token.info.assurance or "") < domain.min_assurance:
-                found.add("ASSURANCE_TOO_LOW")
+            if domain.assurances is not None and token.info.assurance not in domain.assurances:
+                found.add("ASSURANCE_NOT_ALLOWED")
             if known == use:
                 continue  # a retry is not held against the limits
             counters = [past.transaction.cryptogram_counter for past in token.used]

@@ -128,7 +128,7 @@ def record_of(site: Site, store: TokenStore, token: str) -> TokenRecord:
 
 
 def counted(record: TokenRecord) -> int:
-    ((_, value),) = record.usage.counters.values()
+    (value,) = (counter.value for counter in record.usage.counters)
     return value
 
 

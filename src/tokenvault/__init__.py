@@ -1,7 +1,7 @@
 """Payment tokens bound to a domain: a token vault as a library.
 
-Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys` and `tokenvault.testing` hold the
-rest that is public. Nothing happens at import.
+Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys`, `tokenvault.rules` and
+`tokenvault.testing` hold the rest that is public. Nothing happens at import.
 """
 
 import pkgutil as _pkgutil
@@ -28,14 +28,20 @@ from tokenvault.errors import (
     Violation,
 )
 from tokenvault.keys import Custody, KeyPurpose, KeyStore, open_key_store
+from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.iso import add_codes
+from tokenvault.model.kinds import Kind
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.limits import Limit
+from tokenvault.model.listing import AllBut
 from tokenvault.model.money import Money
-from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule
+from tokenvault.model.periods import Period
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
+from tokenvault.model.remaining import Remaining
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.records.token_info import TokenInfo
@@ -50,11 +56,13 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Actor",
+    "AllBut",
     "AsyncTokenStore",
     "AsyncVault",
     "AuditEvent",
     "AuditFinding",
     "AuditReport",
+    "Authentication",
     "BatchResult",
     "Card",
     "CardExpiry",
@@ -68,6 +76,7 @@ __all__ = [
     "Decision",
     "Domain",
     "DomainRestrictionError",
+    "Factor",
     "FindingKind",
     "IntegrityError",
     "InvalidInputError",
@@ -75,13 +84,17 @@ __all__ = [
     "KeyPurpose",
     "KeyStore",
     "KeyStoreError",
+    "Kind",
     "LifecycleError",
     "Limit",
     "Making",
     "Money",
     "Pan",
+    "PanRule",
+    "Period",
     "Permission",
     "PermissionDeniedError",
+    "Remaining",
     "TokenFormat",
     "TokenInfo",
     "TokenNotFoundError",
@@ -96,6 +109,7 @@ __all__ = [
     "Vault",
     "VaultlessTokenizer",
     "Violation",
+    "add_codes",
     "audit_public_key",
     "export_audit",
     "ff1",

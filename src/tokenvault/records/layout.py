@@ -15,14 +15,15 @@ Body, encoding version 2:
     ..  the optional parts that there are, in this order; none is written whose fields are all unset:
         bit 1   2 assurance method, ASCII; 8 when it was established, milliseconds of the Unix epoch, 0: not stated
         bit 2   29 payment account reference, ASCII
-        bit 4   8 highest cryptogram counter plus 1, 0: none seen; 8 last use with strong authentication,
-                milliseconds of the Unix epoch, 0: none; 8 last counted use, likewise
+        bit 4   8 highest cryptogram counter plus 1, 0: none seen; 8 last strong authentication that started a
+                counter again, milliseconds of the Unix epoch plus 1, 0: none; 8 last counted use, likewise; 8 the one
+                before it, likewise
         bit 8   8 when a token that winds down may be purged, milliseconds of the Unix epoch
         bit 16  16 reference of the event of the batch that issued it
         bit 32  16 reference of the token that it was issued from
-    ..  counters, sorted by key, each: 16 key of the velocity counter, 8 window number plus 1, 8 value, 8 number of
-        the window used before that plus 1 (0: none), 8 value in it, 8 end of the window, milliseconds of the Unix
-        epoch (0: for life)
+    ..  counters, sorted by key, each: 16 key of the velocity counter, 8 window number, 8 value, 8 number of the
+        window used before that plus 1 (0: none), 8 value in it, 8 end of the window, milliseconds of the Unix epoch
+        (2**63 - 1: never)
     ..  sealed metadata: 4 version of the SEAL key, 13 nonce, the ciphertext and 16 tag, of AES-256-CCM over the
         pairs as canonical JSON, with the reference as associated data
 
@@ -77,7 +78,7 @@ BODY_TIMES: Final = slice(38, 54)
 
 ASSURANCE: Final = struct.Struct(">2sQ")
 PAR: Final = struct.Struct(">29s")
-USED: Final = struct.Struct(">QQQ")
+USED: Final = struct.Struct(">QQQQ")
 PURGE: Final = struct.Struct(">Q")
 BATCH: Final = struct.Struct(">16s")
 SOURCE: Final = struct.Struct(">16s")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.counters import COUNTERS_MAX, NO_WINDOW, Counter, Usage
-from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.counters import COUNTERS_MAX, Counter, Usage
+from tokenvault.model.lifecycle import Actor, TokenStatus, may_be_suspended
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.transaction import CRYPTOGRAM_COUNTER_MAX
 from tokenvault.records import layout
-from tokenvault.stores.port import INTEGER_MAX, SealedRecord
+from tokenvault.stores.port import SealedRecord
 
 _EXPIRY_MAX: Final = 1200
 _ASSURANCE: Final = re.compile(rb"[0-9A-Z]{2}")
@@ -37,7 +37,7 @@ _LIFECYCLES: Final = {
     (code, bits): (status, actors)
     for status, code in _STATUS_CODES.items()
     for bits, actors in enumerate(_ACTOR_SETS)
-    if (status is TokenStatus.SUSPENDED) == bool(actors)
+    if may_be_suspended(status, actors)
 }
 _LIFECYCLE_CODES: Final = {lifecycle: codes for codes, lifecycle in _LIFECYCLES.items()}
 
@@ -188,14 +188,7 @@ class TokenRecord(NamedTuple):
         )
         for counter in self.usage.counters:
             encoded.append(
-                layout.COUNTER.pack(
-                    counter.key,
-                    counter.window + 1,
-                    counter.value,
-                    counter.previous_window + 1,
-                    counter.previous_value,
-                    counter.ends_ms,
-                )
+                layout.COUNTER.pack(*counter._replace(previous_window=counter.previous_window + 1))
             )
         encoded.append(self.metadata)
         return b"".join(encoded)
@@ -224,10 +217,10 @@ def _assurance(method: bytes, established_ms: int) -> dict[str, Any]:
     return {"assurance": _matched(_ASSURANCE, method), "assurance_ms": established_ms}
 
 
-def _used(cryptogram: int, authenticated_ms: int, last_used_ms: int) -> dict[str, Any]:
-    if cryptogram > CRYPTOGRAM_COUNTER_MAX + 1:
+def _used(cryptogram: int, authenticated: int, last_used: int, used_before: int) -> dict[str, Any]:
+    if cryptogram > CRYPTOGRAM_COUNTER_MAX + 1 or used_before > last_used:
         raise ValueError(_MALFORMED)
-    return {"used": (cryptogram - 1, authenticated_ms, last_used_ms)}
+    return {"used": tuple(stored - 1 for stored in (cryptogram, authenticated, last_used, used_before))}
 
 
 def _matched(pattern: re.Pattern[bytes], text: bytes) -> str:
@@ -254,8 +247,9 @@ _PARTS: Final = (
         layout.USED,
         lambda record: (
             record.usage.cryptogram_counter + 1,
-            record.usage.authenticated_ms,
-            record.usage.last_used_ms,
+            record.usage.authenticated_ms + 1,
+            record.usage.last_used_ms + 1,
+            record.usage.used_before_ms + 1,
         ),
         _used,
     ),
@@ -296,8 +290,10 @@ def _is_set(value: int | bytes) -> bool:
 
 def _read_counters(encoded: bytes) -> tuple[Counter, ...]:
     counters: list[Counter] = []
-    for key, window, value, previous_window, previous_value, ends_ms in layout.COUNTER.iter_unpack(encoded):
-        if max(window, previous_window) > INTEGER_MAX or (counters and key <= counters[-1].key):
+    for fields in layout.COUNTER.iter_unpack(encoded):
+        counter = Counter(*fields)
+        counter = counter._replace(previous_window=counter.previous_window - 1)
+        if (counters and counter.key <= counters[-1].key) or counter.previous_window >= counter.window:
             raise IntegrityError(_MALFORMED)
-        counters.append(Counter(key, window - 1, value, previous_window - 1, previous_value, ends_ms))
+        counters.append(counter)
     return tuple(counters)

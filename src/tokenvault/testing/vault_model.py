@@ -233,7 +233,8 @@ def refused(program: str, uses: Iterable[tuple[str, int]]) -> frozenset[str]:
 
 
 def _counter(limit: Limit) -> _Counter:
-    return limit.amount.currency if limit.amount else "", int(limit.per.total_seconds()) if limit.per else 0
+    seconds = int(limit.per.total_seconds()) if isinstance(limit.per, timedelta) else 0
+    return limit.amount.currency if limit.amount else "", seconds
 
 
 def _money(transaction: Transaction) -> int:

@@ -6,7 +6,9 @@ from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import DomainRestrictionError, IntegrityError, InvalidInputError, TokenVaultError
+from tokenvault.model.accounting import record as left_behind
 from tokenvault.model.decision import Decision, Restrictions, decide
+from tokenvault.model.ledger import NO_USES
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
@@ -49,7 +51,7 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         if not counts:
             await core.trail.note(event)
             break
-        usage = record.usage.after(transaction, restrictions.velocity_counters, now_ms)
+        usage = left_behind(record.usage, restrictions, transaction, now_ms, NO_USES).usage
         if not await core.replace(Unsealed(record.used(usage, now_ms), card), event):
             break
         conflicts = await core.conflict(conflicts)
@@ -80,7 +82,7 @@ def judge(unsealed: Unsealed, restrictions: Restrictions, transaction: Transacti
     elif transaction.contains_pan(card.pan):
         # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
         refusal, codes = InvalidInputError(CONTAINS_PAN), (CONTAINS_PAN_CODE,)
-    counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
+    counts = refusal is None and restrictions.counted
     # The card number stands in no field of a use that is allowed.
     masked = None if refusal is None or card is None else card.pan
     event = Event(

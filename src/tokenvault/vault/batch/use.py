@@ -23,7 +23,9 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model import checks
+from tokenvault.model.accounting import record as left_behind
 from tokenvault.model.decision import Restrictions
+from tokenvault.model.ledger import NO_USES
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
 from tokenvault.vault import use
@@ -260,7 +262,7 @@ def _count(
     revision = 0
     if counts:
         revision = chunk.stored.rows[place].revision + 1
-        usage = record.usage.after(transaction, restrictions.velocity_counters, chunk.now_ms)
+        usage = left_behind(record.usage, restrictions, transaction, chunk.now_ms, NO_USES).usage
         used[token] = Unsealed(record.used(usage, chunk.now_ms)._replace(revision=revision), card)
     kind = Kind(event.outcome, event.requestor, event.codes)
     chunk.notes.note(row, record.reference, revision, kind, event.transaction_id)
