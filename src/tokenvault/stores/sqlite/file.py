@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sqlite3
 import stat
@@ -218,6 +219,11 @@ class SqliteFile:
             for statement in _SCHEMA:
                 connection.execute(statement)
         connection.run("COMMIT")
+
+
+def schema_sql() -> list[str]:
+    """What `create_schema` runs in an empty file."""
+    return ["PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", *map(inspect.cleandoc, _SCHEMA), "COMMIT"]
 
 
 def _schema_version(connection: Connection) -> int:
