@@ -118,7 +118,13 @@ def test_schedules_meet_every_fault_every_operation_and_every_refusal() -> None:
     histories = [simulate(seed) for seed in range(600)]
     tasks = [task for history in histories for task in history.world.tasks]
     calls = [call for history in histories for call in history.callers.calls]
-    assert {fault.name for task in tasks for fault in task.faults} == {"FAIL", "LOSE", "LATE", "KILL", "CANCEL"}
+    assert {fault.name for task in tasks for fault in task.faults} == {
+        "FAIL",
+        "LOSE",
+        "LATE",
+        "KILL",
+        "CANCEL",
+    }
     for operation in OPERATIONS:
         made = [call for call in calls if call.operation is operation]
         assert any(call.answered for call in made), operation.name
@@ -207,7 +213,9 @@ def a_card_without_its_event(patch: pytest.MonkeyPatch) -> None:
 def a_change_that_does_not_read_again(patch: pytest.MonkeyPatch) -> None:
     """After a conflict, what was made of the record at first is written over what others wrote since."""
 
-    async def change(core: Core, token: str, action: Any, alter: Any, requestor: Any, actor: Any = None) -> Any:
+    async def change(
+        core: Core, token: str, action: Any, alter: Any, requestor: Any, actor: Any = None
+    ) -> Any:
         codes = () if actor is None else (actor.name,)
         first = await core.read(token, action)
         reference, now_ms = first.record.reference, core.clock.now_ms()

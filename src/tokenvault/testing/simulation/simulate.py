@@ -19,6 +19,10 @@ VAULTS: Final = 2
 """Vaults of a world, as many as it takes for two to be in each other's way."""
 
 
+COLLISIONS_MAX: Final = 4
+"""Calls that may fail since a write that was given up took the numbers of their events: one for each number."""
+
+
 class PropertyViolatedError(AssertionError):
     """What a schedule broke: the seed, the property, and every step."""
 
@@ -68,8 +72,8 @@ def _end(history: History) -> None:
     world = history.world
     for process in world.processes:
         error = _error_of(world, process)
-        if error and process.late:  # the number of its event had gone to a write that was given up
-            error = _error_of(world, process)
+        for _ in range(COLLISIONS_MAX if process.late else 0):
+            error = error and _error_of(world, process)
         if error:
             history.unusable.append(f"{process.name} does not work any more: {error}")
             continue
