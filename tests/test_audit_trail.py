@@ -148,11 +148,13 @@ def test_events_written_under_an_older_key_verify_after_a_rotation(
 ) -> None:
     with closing(SqliteTokenStore(tmp_path / "vault.db")) as store:
         tv.provision(fresh_keys, store)
+        clock = ManualClock(NOW_MS)
         for _ in range(3):
-            with vaults.open_vault(fresh_keys, store) as vault:
+            with vaults.open_vault(fresh_keys, store, clock) as vault:
                 token = issue(vault).token
             fresh_keys.create(tv.KeyPurpose.AUDIT, custody)
-        with vaults.open_vault(fresh_keys, store) as vault:
+        clock.advance(1)
+        with vaults.open_vault(fresh_keys, store, clock) as vault:
             vault.detokenize(token, use())
             assert [event.action for event in vault.history(token)] == [Action.ISSUE, Action.DETOKENIZE]
         report = tv.verify_audit(store, keys=fresh_keys)

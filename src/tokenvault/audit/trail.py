@@ -140,7 +140,7 @@ class Trail:
                 found += [each for each in page if each.number == row.number]
         except IntegrityError:  # a malformed row
             return None
-        if tuple(found) == entry.rows:
+        if found == [row._replace(index_rows=()) for row in entry.rows]:
             return None
         genuine = await self.runtime.block(self.journal.keys.genuine, found)
         return None if len(genuine) < len(found) == len(entry.rows) else genuine
