@@ -262,21 +262,9 @@ class TokenStoreContract(IndexContract):
             lambda: store.insert([record], [event], too_long),
             lambda: store.insert([record], [event], cast(bytes, "{}")),
             lambda: store.insert([], [], cast(bytes, bytearray(b"{}"))),
-            lambda: store.append([event._replace(index_rows=cast(Any, [IndexRow(record.reference)]))]),
-            lambda: store.append([event._replace(index_rows=(IndexRow(record.reference),) * 2)]),
-            lambda: store.append([event._replace(index_rows=(IndexRow(b"short"),))]),
-            lambda: store.append([event._replace(index_rows=(IndexRow(record.reference, b"short"),))]),
             lambda: store.replace([record], []),
             lambda: store.replace([record._replace(revision=INTEGER_MAX + 1)], []),
             lambda: store.append([event._replace(mac=b"")]),
-            lambda: store.events(b"short"),
-            lambda: store.events(stream=event.stream, after=-2),
-            lambda: store.events_about(b"short"),
-            lambda: store.events_about(record.reference, after=b"short"),
-            lambda: store.events_about(record.reference, after=b"\xff" * CURSOR_BYTES),
-            lambda: store.events_about(record.reference, limit=0),
-            lambda: store.events_about(record.reference, limit=too_many),
-            lambda: store.events(stream=event.stream, limit=0),
             lambda: store.latest_checkpoints(0),
             lambda: store.latest_checkpoints(too_many),
             lambda: store.put_domain(digest_of(too_long), too_long),
@@ -287,9 +275,28 @@ class TokenStoreContract(IndexContract):
             lambda: store.put_meta("n" * 65, b""),
             lambda: store.put_meta("n", bytes(META_VALUE_BYTES_MAX + 1)),
         ]
-        for number, call in enumerate(calls):
-            with pytest.raises(InvalidInputError):
-                _ = (number, call())
+        _refused(calls)
+        assert harness.raw_counts() == (0, 0)
+
+    def test_limits_of_events(self, store: TokenStore, harness: StoreHarness) -> None:
+        """The same of index rows, and of what events are read by."""
+        record, event = a_record(1), an_event(1)
+        too_many = PAGE_MAX + 1
+        calls: list[Callable[[], object]] = [
+            lambda: store.append([event._replace(index_rows=cast(Any, [IndexRow(record.reference)]))]),
+            lambda: store.append([event._replace(index_rows=(IndexRow(record.reference),) * 2)]),
+            lambda: store.append([event._replace(index_rows=(IndexRow(b"short"),))]),
+            lambda: store.append([event._replace(index_rows=(IndexRow(record.reference, b"short"),))]),
+            lambda: store.events(b"short"),
+            lambda: store.events(stream=event.stream, after=-2),
+            lambda: store.events_about(b"short"),
+            lambda: store.events_about(record.reference, after=b"short"),
+            lambda: store.events_about(record.reference, after=b"\xff" * CURSOR_BYTES),
+            lambda: store.events_about(record.reference, limit=0),
+            lambda: store.events_about(record.reference, limit=too_many),
+            lambda: store.events(stream=event.stream, limit=0),
+        ]
+        _refused(calls)
         assert harness.raw_counts() == (0, 0)
 
     def test_empty_arguments(self, store: TokenStore, harness: StoreHarness) -> None:
@@ -373,3 +380,9 @@ def _paged(read: Callable[..., list[SealedRecord]], limit: int) -> list[SealedRe
     assert all(len(page) == limit for page in pages[:-1])
     assert not pages or len(pages[-1]) <= limit
     return [record for page in pages for record in page]
+
+
+def _refused(calls: list[Callable[[], object]]) -> None:
+    for number, call in enumerate(calls):
+        with pytest.raises(InvalidInputError):
+            _ = (number, call())
