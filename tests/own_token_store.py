@@ -13,7 +13,7 @@ from tokenvault.errors import ConfigurationError
 from tokenvault.stores import TokenStoreBase
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.index_rows import cursor_of, place_of
-from tokenvault.stores.port import EventPage, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, reference BLOB,"
@@ -105,7 +105,9 @@ class OwnTokenStore(TokenStoreBase, Forkable):
 
         return self._write(work)
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         sql = (
             "UPDATE tokens SET reference = :reference,"
             " pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
@@ -113,17 +115,23 @@ class OwnTokenStore(TokenStoreBase, Forkable):
             " body = :body, seal = :seal"
             " WHERE token = :token AND revision = :revision - 1"
         )
+        look = "SELECT revision FROM tokens WHERE token = ?"
 
         def work(connection: sqlite3.Connection) -> list[str]:
             moved = [
+                token
+                for token, revision in fence
+                if connection.execute(look, (token,)).fetchone() != (revision,)
+            ]
+            moved += [
                 record.token for record in records if not connection.execute(sql, record._asdict()).rowcount
             ]
             return moved or self._append_to(connection, events)
 
         return self._write(work)
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        self._write(lambda connection: self._append_to(connection, events))
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._replace((), events, fence)
 
     def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
         for event in events:

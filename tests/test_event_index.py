@@ -230,3 +230,37 @@ def test_chunks_are_cut_by_rows_and_by_bytes() -> None:
 def test_limits_outside_their_range_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(tv.InvalidInputError):
         WriteLimits(**limits)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("change", ["suspend", "delete", "update_domain"])
+def test_a_change_that_returned_holds_for_a_use_that_was_decided_before(
+    local_keys: KeyStore, change: str, many: bool
+) -> None:
+    """The use's event is on its way when the change is made: the use is decided again."""
+    inner = MemoryTokenStore()
+    tv.provision(local_keys, inner)
+    with vaults.open_vault(local_keys, inner) as vault:
+        token = issue(vault).token
+        changes: list[Callable[[], object]] = [
+            {
+                "suspend": lambda: vault.suspend(token, by=tv.Actor.ISSUER),
+                "delete": lambda: vault.delete(token),
+                "update_domain": lambda: vault.update_domain(token, tv.Domain(merchants={"M-1"})),
+            }[change]
+        ]
+
+        class Late(Forwarding):
+            def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+                if name == "append" and changes:
+                    changes.pop()()
+                return getattr(inner, name)(*args, **kwargs)
+
+        with vaults.open_vault(local_keys, Late()) as other:
+            if many:
+                assert list(other.detokenize_many([(token, use())]).errors) == [0]
+            else:
+                with pytest.raises(tv.DomainRestrictionError):
+                    other.detokenize(token, use())
+        outcomes = [event.outcome.name for event in vault.history(token) if event.action.name == "DETOKENIZE"]
+        assert outcomes == ["DENIED"]

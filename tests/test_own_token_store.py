@@ -133,6 +133,14 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
             "one transaction",
         ),
     ],
+    wrong_adapters.LooksAtTheFenceBefore: [
+        (
+            lambda contract, _, store: contract.test_a_fence_holds_from_the_moment_a_replacement_returns(
+                store, 1
+            ),
+            "behind a fence",
+        ),
+    ],
     wrong_adapters.SkipsEqualKeys: [
         (lambda contract, _, store: contract.test_events_about_a_reference(store), "cursor takes"),
     ],

@@ -470,12 +470,13 @@ def test_neither_errors_nor_the_server_s_log_tell_of_tokens(
     for records in (secrets, secrets[:1]):
         assert store.insert(records, [an_event(1)])
         assert store.replace([a_record(0, token=r.token, revision=9) for r in records], [an_event(1)])
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: store.insert([a_record(5, token="8888120000000005")], [an_event(1)]),
         lambda: store.insert([a_record(n, token=f"8888120000000{n:03d}") for n in (6, 7)], [an_event(1)]),
         lambda: store.replace([replaced(secrets[0])], [an_event(1)]),
         lambda: store.append([an_event(1)]),
-    ):
+    )
+    for call in calls:
         with pytest.raises(TokenStoreError, match="exists already") as caught:
             call()
         assert caught.value.__cause__ is None
@@ -745,7 +746,7 @@ def test_a_child_uses_an_inherited_store_with_coroutines(postgres_url: str) -> N
     asyncio.run(parent())
 
 
-def run_elsewhere(call: Coroutine[None, None, None]) -> None:
+def run_elsewhere(call: Coroutine[Any, Any, object]) -> None:
     asyncio._set_running_loop(None)  # the child inherits a running loop, and does not run it
     asyncio.run(call)
 

@@ -589,7 +589,7 @@ def test_writers_killed_at_any_moment_leave_whole_inserts_and_all_acknowledged(
     assert sound(path)
 
 
-def in_child(work: Callable[[], None], fork: Callable[[], int] = os.fork) -> int:
+def in_child(work: Callable[[], object], fork: Callable[[], int] = os.fork) -> int:
     """Run the work in a forked child, which ends without Python's clean-up; its pid."""
     pid = fork()
     if pid:

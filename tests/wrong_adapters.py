@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.own_token_store import OwnTokenStore, Work
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.index_rows import cursor_of, place_of
-from tokenvault.stores.port import EventPage, SealedEvent, SealedRecord
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord
 from tokenvault.stores.write_limits import WriteLimits
 
 CHUNK = 500
@@ -38,16 +38,18 @@ class EventInASecondCommit(_ChecksEvents):
             self._check_new(events)
         refused = super()._insert(records, [], document)
         if not refused:
-            self._append(events)
+            OwnTokenStore._replace(self, (), events, ())
         return refused
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         stored = self._get([record.token for record in records])
         if {(r.token, r.revision + 1) for r in stored} == {(r.token, r.revision) for r in records}:
             self._check_new(events)
-        refused = super()._replace(records, [])
+        refused = super()._replace(records, [], fence)
         if not refused:
-            self._append(events)
+            OwnTokenStore._replace(self, (), events, ())
         return refused
 
 
@@ -220,3 +222,12 @@ class TakesFewerBytesThanItSays(OwnTokenStore):
         if any(len(event.body) > 100_000 for event in events):
             raise sqlite3.OperationalError("value too large")
         return super()._append_to(connection, events)
+
+
+class LooksAtTheFenceBefore(OwnTokenStore):
+    """Looks at the revisions of a fence, and then begins its transaction."""
+
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        look = "SELECT revision FROM tokens WHERE token = ?"
+        moved = [token for token, revision in fence if self._read(look, token) != [(revision,)]]
+        return moved or super()._append(events, ())

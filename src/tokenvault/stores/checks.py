@@ -29,6 +29,7 @@ from tokenvault.stores.port import (
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
     EventPage,
+    Fence,
     SealedEvent,
     SealedRecord,
     digest_of,
@@ -183,14 +184,35 @@ def _index_fits(index: Sequence[IndexRow]) -> bool:
     )
 
 
+def checked_fence(fence: Fence, records: Sequence[SealedRecord] = ()) -> Fence:
+    """Tokens and revisions: at most PAGE_MAX, of distinct tokens, none of which is replaced."""
+    if not fence:
+        return ()
+    checked = _checked_items(fence, "tokens of a fence")
+    for item in checked:
+        fits = (
+            type(item) is tuple and len(item) == 2 and _is_digits(item[0], TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
+        )
+        if not (fits and _is_number(item[1], 1)):
+            raise InvalidInputError("a fence is pairs of a token and the revision of its record")
+    if len({*(token for token, _ in checked), *(each.token for each in records)}) < len(checked) + len(
+        records
+    ):
+        raise InvalidInputError(
+            "the tokens of a fence are distinct, and none is of a record that is replaced"
+        )
+    return checked
+
+
 def check_write(
     limits: WriteLimits,
     records: Sequence[SealedRecord],
     events: Sequence[SealedEvent],
     document: bytes | None = None,
+    fence: Fence = (),
 ) -> None:
-    """What is written in one step: within what the store takes."""
-    rows = len(records) + len(events) + (document is not None)
+    """What is written in one step, and looked at in it: within what the store takes."""
+    rows = len(records) + len(events) + len(fence) + (document is not None)
     size = len(document or b"")
     for event in events:
         rows += len(event.index_rows)

@@ -31,6 +31,7 @@ from tokenvault.stores.port import (
     REFERENCE_BYTES,
     AsyncTokenStore,
     EventPage,
+    Fence,
     SealedEvent,
     SealedRecord,
     TokenStore,
@@ -104,11 +105,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def _replace(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
     ) -> Answer[list[str]]: ...
 
     @abstractmethod
-    def _append(self, events: Sequence[SealedEvent]) -> Answer[None]: ...
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> Answer[list[str]]: ...
 
     @abstractmethod
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> Answer[list[SealedEvent]]: ...
@@ -178,15 +179,20 @@ class _Guard(Adapter, ABC):
         checks.check_write(self.write_limits, records, events, document)
         return self._insert(records, events, document), _unchanged
 
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Asked[list[str]]:
+    def replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence = ()
+    ) -> Asked[list[str]]:
         records, events = checks.checked_records(records, 2, INTEGER_MAX), checks.checked_events(events)
-        checks.check_write(self.write_limits, records, events)
-        return self._replace(records, events) if records or events else [], _unchanged
+        fence = checks.checked_fence(fence, records)
+        checks.check_write(self.write_limits, records, events, fence=fence)
+        if not records:
+            return self._append(events, fence) if events else [], _unchanged
+        return self._replace(records, events, fence), _unchanged
 
-    def append(self, events: Sequence[SealedEvent]) -> Asked[None]:
-        checked = checks.checked_events(events)
-        checks.check_write(self.write_limits, (), checked)
-        return self._append(checked) if checked else None, _nothing
+    def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> Asked[list[str]]:
+        checked, fence = checks.checked_events(events), checks.checked_fence(fence)
+        checks.check_write(self.write_limits, (), checked, fence=fence)
+        return self._append(checked, fence) if checked else [], _unchanged
 
     def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> Asked[list[SealedEvent]]:
         checks.check_stream_page(stream, after, limit)

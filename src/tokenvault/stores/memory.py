@@ -11,7 +11,7 @@ from tokenvault.errors import TokenStoreError
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
-from tokenvault.stores.port import MALFORMED_EVENT, EventPage, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 
 class MemoryTokenStore(TokenStoreBase, Forkable):
@@ -88,22 +88,23 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             self._write_all(records, events)
             return []
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         with self._lock:
+            expected = [*((record.token, record.revision - 1) for record in records), *fence]
             moved = [
-                record.token
-                for record in records
-                if record.token not in self._records
-                or self._records[record.token].revision != record.revision - 1
+                token
+                for token, revision in expected
+                if token not in self._records or self._records[token].revision != revision
             ]
             if moved:
                 return moved
             self._write_all(records, events)
             return []
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        with self._lock:
-            self._write_all((), events)
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._replace((), events, fence)
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         with self._lock:

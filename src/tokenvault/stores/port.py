@@ -14,7 +14,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from inspect import isfunction
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
 from tokenvault.stores.index_rows import IndexRow
 from tokenvault.stores.write_limits import WriteLimits
@@ -89,6 +89,10 @@ class SealedEvent(NamedTuple):
     body: bytes
     mac: bytes
     index_rows: Sequence[IndexRow] = ()
+
+
+Fence: TypeAlias = Sequence[tuple[str, int]]
+"""Tokens, each with the revision that its record has to have still."""
 
 
 class EventPage(NamedTuple):
@@ -188,20 +192,32 @@ class TokenStore(Protocol):
         """
         unwritten()
 
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence = ()
+    ) -> list[str]:
         """Replace each record whose stored revision is one less than its own, and append the events.
 
         No two of the records have one token; each has revision 2 or more, and any field may be new. One
         atomic step: where any record is missing or has another revision, nothing is written. An event that exists
-        already is a TokenStoreError, unless a revision has moved too: then that is the answer.
+        already is a TokenStoreError, unless a revision has moved too: then that is the answer. A fence is as of
+        `append`, of other tokens than the records'.
 
         Returns:
             The tokens whose revision had moved (or that do not exist); empty when everything was written.
         """
         unwritten()
 
-    def append(self, events: Sequence[SealedEvent]) -> None:
-        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+    def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> list[str]:
+        """Append events in one atomic step, if the records of a fence still have the revisions that it states.
+
+        The records are looked at and the events written in one step with respect to `replace`: of a replacement
+        that was acknowledged before the events are, either the revision is seen to have moved, or it comes after the
+        events, and waited for them. An event that exists already is a TokenStoreError, unless a revision has moved
+        too: then that is the answer. At most PAGE_MAX tokens, all different.
+
+        Returns:
+            The tokens whose revision had moved (or that do not exist); empty when everything was written.
+        """
         unwritten()
 
     def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:
@@ -298,12 +314,14 @@ class AsyncTokenStore(Protocol):
         """Insert all, or, where a token exists already, nothing. Returns the tokens that already existed."""
         unwritten()
 
-    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    async def replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence = ()
+    ) -> list[str]:
         """Replace all, or, where a revision has moved, nothing. Returns the tokens whose revision had moved."""
         unwritten()
 
-    async def append(self, events: Sequence[SealedEvent]) -> None:
-        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+    async def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> list[str]:
+        """Append events, if the records of a fence have the revisions that it states. Returns those that moved."""
         unwritten()
 
     async def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:

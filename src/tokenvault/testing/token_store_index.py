@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,11 @@ _SKIPPED: Final = (
     "reading page by page gives other events than reading at once: a cursor takes use id, stream and number "
     "together"
 )
+_STALE: Final = (
+    "an event was written behind a fence whose revision a replacement had moved before: the fence is looked at "
+    "outside the transaction of the events, or without holding its records"
+)
+_CHANGES: Final = 100
 _NOT_TAKEN: Final = "the store does not take the write that its write_limits say it takes: {}"
 
 
@@ -93,6 +99,56 @@ class IndexContract(IsolationContract):
         assert store.insert([record, a_record(2)], [event]) == [record.token]
         assert store.replace([record._replace(revision=3)], [event]) == [record.token]
         assert store.events_about(record.reference) == ([], b"")
+
+    # Fences.
+
+    def test_a_fence(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Events are written where every revision is as stated; otherwise those that moved are named."""
+        records = [a_record(n) for n in range(4)]
+        store.insert(records, [])
+        fence = [(record.token, 1) for record in records]
+        assert store.append([an_event(1)], fence[:1]) == store.append([an_event(2)], fence) == []
+        assert store.replace([replaced(records[0])], [an_event(3)], fence[1:]) == []
+        for moved in (fence[:1], [(records[1].token, 2)], [(a_record(9).token, 1)]):
+            for others in ([], fence[2:]):
+                assert store.append([an_event(4, reference=b"r" * 16)], [*moved, *others]) == [moved[0][0]]
+                assert store.append([an_event(1)], [*moved, *others]) == [moved[0][0]]
+                assert store.replace([replaced(records[3])], [an_event(4)], [*moved, *others[:1]]) == [
+                    moved[0][0]
+                ]
+        assert harness.raw_counts() == (4, 3)
+        assert store.events_about(b"r" * 16).events == []
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_a_fence_holds_from_the_moment_a_replacement_returns(self, store: TokenStore, count: int) -> None:
+        """No event that was fenced by a revision is written after a replacement of it was acknowledged."""
+        records = [a_record(n) for n in range(count)]
+        store.insert(records, [])
+        acknowledged: list[tuple[int, int]] = []  # the revision, and how many events stood when it was
+
+        def events() -> int:
+            return len(store.events(bytes(16)))
+
+        def replace() -> None:
+            for revision in range(2, _CHANGES + 2):
+                assert store.replace([record._replace(revision=revision) for record in records], []) == []
+                acknowledged.append((revision, events()))
+
+        def use() -> list[int]:
+            written: list[int] = []
+            while len(acknowledged) < _CHANGES:
+                revision = store.get([records[0].token])[0].revision
+                fence = [(record.token, revision) for record in records]
+                if not store.append([an_event(len(written) + 1)], fence):
+                    written.append(revision)
+            return written
+
+        with ThreadPoolExecutor(2) as pool:
+            using, changing = pool.submit(use), pool.submit(replace)
+            changing.result()
+            written = using.result()
+        for revision, count_then in acknowledged:
+            assert all(each >= revision for each in written[count_then:]), _STALE
 
     # How much one write may hold.
 

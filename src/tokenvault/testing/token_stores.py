@@ -234,7 +234,7 @@ class TokenStoreContract(IndexContract):
         record, event = a_record(1), an_event(1)
         too_many = PAGE_MAX + 1
         too_long = bytes(DOCUMENT_BYTES_MAX + 1)
-        calls: list[Callable[[], object]] = [
+        _all_refused(
             lambda: store.get([record.token] * too_many),
             lambda: store.get(record.token),
             lambda: store.get(["4" * 12]),
@@ -252,7 +252,6 @@ class TokenStoreContract(IndexContract):
             lambda: store.insert([record, record], []),
             lambda: store.insert([record._replace(revision=2)], []),
             lambda: store.insert([record._replace(body=bytes(4097))], []),
-            lambda: store.append([event._replace(body=bytes(EVENT_BODY_BYTES_MAX + 1))]),
             lambda: store.find([record.pan_fingerprint, b"short"]),
             lambda: store.find([record.pan_fingerprint] * too_many),
             lambda: store.insert([record._replace(seal=b"")], [event]),
@@ -264,7 +263,6 @@ class TokenStoreContract(IndexContract):
             lambda: store.insert([], [], cast(bytes, bytearray(b"{}"))),
             lambda: store.replace([record], []),
             lambda: store.replace([record._replace(revision=INTEGER_MAX + 1)], []),
-            lambda: store.append([event._replace(mac=b"")]),
             lambda: store.latest_checkpoints(0),
             lambda: store.latest_checkpoints(too_many),
             lambda: store.put_domain(digest_of(too_long), too_long),
@@ -274,29 +272,34 @@ class TokenStoreContract(IndexContract):
             lambda: store.get_meta(""),
             lambda: store.put_meta("n" * 65, b""),
             lambda: store.put_meta("n", bytes(META_VALUE_BYTES_MAX + 1)),
-        ]
-        _refused(calls)
+        )
         assert harness.raw_counts() == (0, 0)
 
     def test_limits_of_events(self, store: TokenStore, harness: StoreHarness) -> None:
-        """The same of index rows, and of what events are read by."""
+        """Likewise what is beyond the limits of events, of their index and of a fence."""
         record, event = a_record(1), an_event(1)
         too_many = PAGE_MAX + 1
-        calls: list[Callable[[], object]] = [
+        _all_refused(
+            lambda: store.append([event._replace(body=bytes(EVENT_BODY_BYTES_MAX + 1))]),
+            lambda: store.append([event._replace(mac=b"")]),
             lambda: store.append([event._replace(index_rows=cast(Any, [IndexRow(record.reference)]))]),
             lambda: store.append([event._replace(index_rows=(IndexRow(record.reference),) * 2)]),
             lambda: store.append([event._replace(index_rows=(IndexRow(b"short"),))]),
             lambda: store.append([event._replace(index_rows=(IndexRow(record.reference, b"short"),))]),
+            lambda: store.append([event], [("4" * 12, 1)]),
+            lambda: store.append([event], [(record.token, 0)]),
+            lambda: store.append([event], [(record.token, 1), (record.token, 2)]),
+            lambda: store.append([event], [(record.token, 1)] * too_many),
+            lambda: store.replace([record._replace(revision=2)], [event], [(record.token, 1)]),
             lambda: store.events(b"short"),
-            lambda: store.events(stream=event.stream, after=-2),
+            lambda: store.events(event.stream, after=-2),
+            lambda: store.events(event.stream, limit=0),
             lambda: store.events_about(b"short"),
             lambda: store.events_about(record.reference, after=b"short"),
             lambda: store.events_about(record.reference, after=b"\xff" * CURSOR_BYTES),
             lambda: store.events_about(record.reference, limit=0),
             lambda: store.events_about(record.reference, limit=too_many),
-            lambda: store.events(stream=event.stream, limit=0),
-        ]
-        _refused(calls)
+        )
         assert harness.raw_counts() == (0, 0)
 
     def test_empty_arguments(self, store: TokenStore, harness: StoreHarness) -> None:
@@ -382,7 +385,7 @@ def _paged(read: Callable[..., list[SealedRecord]], limit: int) -> list[SealedRe
     return [record for page in pages for record in page]
 
 
-def _refused(calls: list[Callable[[], object]]) -> None:
+def _all_refused(*calls: Callable[[], object]) -> None:
     for number, call in enumerate(calls):
         with pytest.raises(InvalidInputError):
             _ = (number, call())

@@ -8,6 +8,10 @@ COMMITTED, which connections set:
   is replacing the row and then looks at its revision again. The events are written where the row was written.
 - Many records are replaced once their rows are locked, in the order of tokens, so that two batches
   can not wait for each other; locked rows are read as they are then, not as they were when the statement began.
+- A fence locks its rows FOR SHARE until the events are committed. A snapshot alone would let a replacement commit,
+  and be acknowledged, between the look and the commit of the events; FOR KEY SHARE would too, as a replacement
+  changes no key. FOR SHARE waits for a replacement under way and then sees its revision, and one that comes later
+  waits. Uses of one token share the lock.
 
 Many records to insert are copied instead: see `copy`.
 
@@ -74,6 +78,7 @@ def _places(first: int, kinds: Sequence[Kind]) -> str:
 _ONE_EVENT: Final = (*EVENT.values(),)
 _MANY_RECORDS: Final = (*map(array_of, _ONE_RECORD),)
 _MANY_EVENTS: Final = (*map(array_of, _ONE_EVENT),)
+_FENCE: Final = array_of(TEXT), array_of(INT8)
 _INDEX_ROWS: Final = (*map(array_of, INDEX.values()),)
 _REPLACED: Final = ", ".join(name for name in RECORD if name != "token")
 _NEW: Final = ", ".join(f"new.{name}" for name in RECORD if name != "token")
@@ -135,28 +140,34 @@ INSERT_WITH_DOCUMENT: Final = {
 REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
 """By the number of events. Returns the token if its revision has moved."""
 
-REPLACE_MANY: Final = Statement(
-    f"""
+
+def _replace_many(lock: str) -> Statement:
+    sql = f"""
     WITH new AS MATERIALIZED (
         SELECT * FROM unnest({_places(1, _MANY_RECORDS)}) AS new ({RECORD_COLUMNS})
+    ), expected AS MATERIALIZED (
+        SELECT token, revision - 1 AS revision FROM new
+        UNION ALL SELECT * FROM unnest({_places(19, _FENCE)})
     ), locked AS MATERIALIZED (
-        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[]) ORDER BY token FOR NO KEY UPDATE
+        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[] || $19::text[]) ORDER BY token {lock}
     ), moved AS MATERIALIZED (
-        SELECT token FROM new LEFT JOIN locked USING (token)
-        WHERE locked.revision IS DISTINCT FROM new.revision - 1
+        SELECT token FROM expected LEFT JOIN locked USING (token)
+        WHERE locked.revision IS DISTINCT FROM expected.revision
     ), written AS (
         UPDATE {TOKENS} AS old SET ({_REPLACED}) = ROW ({_NEW}) FROM new
         WHERE old.token = new.token AND NOT EXISTS (SELECT FROM moved)
-    ), noted AS (
-        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT * FROM unnest({_places(10, _MANY_EVENTS)})
-        WHERE NOT EXISTS (SELECT FROM moved)
     ), unmoved AS (
         SELECT WHERE NOT EXISTS (SELECT FROM moved)
-    ), {_index(15, "unmoved,")} SELECT token FROM moved""",
-    _MANY_RECORDS + _MANY_EVENTS + _INDEX_ROWS,
-    (TEXT,),
-)
-"""Takes arrays of values. Returns the tokens whose revision has moved."""
+    ), noted AS (
+        INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM unmoved,
+        unnest({_places(10, _MANY_EVENTS)}) AS noted
+    ), {_index(15, "unmoved,")} SELECT token FROM moved"""
+    return Statement(sql, _MANY_RECORDS + _MANY_EVENTS + _INDEX_ROWS + _FENCE, (TEXT,))
+
+
+REPLACE_MANY: Final = _replace_many("FOR NO KEY UPDATE")
+APPEND_MANY: Final = _replace_many("FOR SHARE")
+"""Both take arrays of values; the second, no records. They return the tokens whose revision has moved."""
 
 # Events.
 
@@ -175,6 +186,10 @@ APPEND: Final = {
     for n in FEW_EVENTS
 }
 """By the number of events."""
+
+_HELD: Final = f"written AS (SELECT FROM {TOKENS} WHERE token = $1 AND revision = $2 FOR SHARE)"
+APPEND_FENCED: Final = {n: _with_events(_HELD, (TEXT, INT8), n) for n in FEW_EVENTS}
+"""By the number of events, behind a fence of one token. Returns the token if its revision has moved."""
 
 EVENTS_OF_STREAM: Final = _select_events(
     "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8

@@ -17,7 +17,7 @@ from psycopg.pq.abc import PGresult
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.index_rows import cursor_of, place_of
-from tokenvault.stores.port import EventPage, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.postgres import sql
 from tokenvault.stores.postgres.address import parse_address
 from tokenvault.stores.postgres.arguments import columns_of, event_columns, event_values
@@ -92,7 +92,7 @@ class _PostgresStore(Adapter, Forkable):
         done again finds that token.
         """
         copy, tokens = copy_of(records), tokens_of(records)
-        note, values = _appending(events)
+        note, values = _appending(events, ())
         noted = note.packed(values)
 
         async def copy_all(connection: Connection) -> list[str]:
@@ -160,18 +160,23 @@ class _PostgresStore(Adapter, Forkable):
             await self._put_domain(digest_of(document), document)
         if records:
             return await self._insert_batch(records, events)
-        if events:
-            await self._append(events)
-        return []
+        return await self._append(events, ()) if events else []
 
-    async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        if len(records) == 1 and len(events) in sql.FEW_EVENTS:
+    async def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        if len(records) == 1 and len(events) in sql.FEW_EVENTS and not fence:
             return await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *event_values(events))
-        return await self._firsts(sql.REPLACE_MANY, *columns_of(records, RECORD), *event_columns(events))
+        columns = (
+            *columns_of(records, RECORD),
+            *event_columns(events),
+            *columns_of(fence, ("token", "revision")),
+        )
+        return await self._firsts(sql.REPLACE_MANY, *columns)
 
-    async def _append(self, events: Sequence[SealedEvent]) -> None:
-        statement, values = _appending(events)
-        await self._run(statement, *values)
+    async def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        statement, values = _appending(events, fence)
+        return await self._firsts(statement, *values)
 
     async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         return await self._events(sql.EVENTS_OF_STREAM, stream, first, limit)
@@ -257,8 +262,11 @@ class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
     _pool_type = LoopPool
 
 
-def _appending(events: Sequence[SealedEvent]) -> tuple[Statement, list[Any]]:
+def _appending(events: Sequence[SealedEvent], fence: Fence) -> tuple[Statement, list[Any]]:
     """The statement that appends events alone, and its values."""
-    if len(events) in sql.FEW_EVENTS:
+    if len(events) in sql.FEW_EVENTS and not fence:
         return sql.APPEND[len(events)], event_values(events)
-    return sql.REPLACE_MANY, [*columns_of([], RECORD), *event_columns(events)]
+    if len(events) in sql.FEW_EVENTS and len(fence) == 1:
+        return sql.APPEND_FENCED[len(events)], [*fence[0], *event_values(events)]
+    columns = *columns_of([], RECORD), *event_columns(events), *columns_of(fence, ("token", "revision"))
+    return sql.APPEND_MANY, list(columns)

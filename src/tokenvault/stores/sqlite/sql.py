@@ -13,6 +13,7 @@ _RECORD: Final = (
     "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
     " FROM tokens "
 )
+_REVISIONS: Final = "SELECT token, revision FROM tokens "
 _NAMES: Final = "SELECT token FROM tokens "
 _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
@@ -64,6 +65,7 @@ LATEST_CHECKPOINTS: Final = """
     FROM heads LEFT JOIN events ON events.stream = heads.stream AND events.number = heads.number"""
 
 EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
+REVISIONS: Final = {n: _REVISIONS + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
 # The usual replacement keeps reference and pan_fingerprint. SQLite rewrites the indexes of every column that it is
 # told to set, changed or not: a statement that leaves those two alone writes half the pages.

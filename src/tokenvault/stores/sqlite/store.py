@@ -22,7 +22,7 @@ from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
-from tokenvault.stores.port import EventPage, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
 from tokenvault.stores.sqlite.file import (
     BUSY,
@@ -196,11 +196,13 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     ) -> list[str]:
         return self._transact(lambda connection: _insert_all(connection, records, events, document))
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._transact(lambda connection: _replace_all(connection, records, events))
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return self._transact(lambda connection: _replace_all(connection, records, events, fence))
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        self._transact(lambda connection: _append_all(connection, events))
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._transact(lambda connection: _replace_all(connection, (), events, fence))
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         return list(starmap(SealedEvent, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
@@ -285,15 +287,23 @@ def _existing(connection: Connection, tokens: Sequence[str]) -> list[str]:
 
 
 def _replace_all(
-    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
 ) -> list[str]:
     execute = connection.statement.execute
-    moved = []
+    moved = _moved(connection, fence)
     for record in records:
         values = record._asdict()
         if not (execute(sql.REPLACE, values).rowcount or execute(sql.REPLACE_ALL, values).rowcount):
             moved.append(record.token)
     return moved or _append_all(connection, events)
+
+
+def _moved(connection: Connection, fence: Fence) -> list[str]:
+    """The tokens of a fence whose revision has moved: nobody else writes until this transaction is over."""
+    found: dict[str, int] = {}
+    for size, chunk in sql.statements_of([token for token, _ in fence]):
+        found.update(connection.statement.execute(sql.REVISIONS[size], chunk).fetchall())
+    return [token for token, revision in fence if found.get(token) != revision]
 
 
 def _append_all(connection: Connection, events: Sequence[SealedEvent]) -> list[str]:
