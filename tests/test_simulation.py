@@ -143,7 +143,9 @@ def test_schedules_meet_every_fault_every_operation_and_every_refusal() -> None:
 class StoreWithoutFence(MemoryTokenStore):
     """Replaces a record whatever its revision is by now."""
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Sequence[tuple[str, int]]
+    ) -> list[str]:
         with self._lock:
             self._write_all(records, events)
         return []
@@ -152,8 +154,8 @@ class StoreWithoutFence(MemoryTokenStore):
 class StoreThatForgets(MemoryTokenStore):
     """Acknowledges a write of an event alone, and does not make it."""
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        pass
+    def _append(self, events: Sequence[SealedEvent], fence: Sequence[tuple[str, int]]) -> list[str]:
+        return []
 
 
 def a_lost_conflict(patch: pytest.MonkeyPatch) -> None:

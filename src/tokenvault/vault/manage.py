@@ -96,7 +96,7 @@ async def update_card(
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
     live = [record for record, _ in await _live(core, pan, requestor)]
     if not live:
-        raise _no_token()
+        raise TokenNotFoundError("this card has no token in this vault")
     if new_pan is not None:
         for record in live:
             domain = await core.documents.get(record.domain)
@@ -108,13 +108,7 @@ async def update_card(
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
             infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, requestor))
-    if not infos:  # as if it had been asked a moment later
-        raise _no_token()
     return infos
-
-
-def _no_token() -> TokenNotFoundError:
-    return TokenNotFoundError("this card has no token in this vault")
 
 
 async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:

@@ -10,7 +10,7 @@ To look for something else, write another function over `History` and add it to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 import attrs
@@ -163,9 +163,19 @@ def answers_follow_the_model(history: History) -> Findings:
             if call.answer != _answer_of(call, own):
                 yield f"{call} answers otherwise than what it wrote"
         elif not any(
-            call.operation.explains(call, world, now_ms) for world in history.during(call) for now_ms in times
+            call.operation.explains(call, world, now_ms)
+            for world in _worlds_of(history, call)
+            for now_ms in times
         ):
             yield f"{call} answers what no state in its time gives"
+
+
+def _worlds_of(history: History, call: Call) -> Sequence[World]:
+    """What a call may have seen; of one about many tokens, those that were there when it looked for them."""
+    first, *rest = history.during(call)
+    if not call.operation.many:
+        return (first, *rest)
+    return [{name: state for name, state in world.items() if name in first} for world in (first, *rest)]
 
 
 def _answer_of(call: Call, own: list[Written]) -> object:
