@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores.forks import Forkable, hold_still_at_forks
+from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
@@ -88,6 +88,7 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
             self._pool = self._new_pool()
 
     def _pool_here(self) -> Pool:
+        end_interrupted_hold()
         pool = self._pool
         if pool.pid != os.getpid():
             # Forked by something else than Python, so no hook ran. The parent's connections, if it had any,
