@@ -15,12 +15,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import repeat, starmap
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+class Closable(Protocol):
+    """What can be closed, more than once."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+C = TypeVar("C", bound=Closable)
 
 
 def put_result(place: list[T], function: Callable[..., T], *arguments: object) -> None:
@@ -41,3 +52,12 @@ def move_all(source: dict[K, V], target: dict[K, V]) -> None:
 def move(key: K, source: dict[K, V], target: dict[K, V]) -> None:
     """Move one item of a dict to another. Raises KeyError where it is not there."""
     target.update(zip((key,), map(source.pop, (key,)), strict=True))
+
+
+def close_all(place: list[C]) -> None:
+    """Close what is in a list; each stays there until it is closed."""
+    while place:
+        last = place[-1]
+        last.close()
+        with suppress(ValueError):  # another thread closed it too
+            place.remove(last)

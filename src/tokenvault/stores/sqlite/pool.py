@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final, TypeAlias, TypeVar
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.steps import give_all, put_result
+from tokenvault.steps import close_all, give_all, put_result
 from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.sqlite.file import BUSY, Connection
 
@@ -180,15 +180,6 @@ class Pool:
         with suppress(IndexError):
             give_all(self._idle, self._unwanted.append)
         close_all(self._unwanted)
-
-
-def close_all(connections: list[Connection]) -> None:
-    """Close connections, which stay in the list until they are closed."""
-    while connections:
-        connection = connections[-1]
-        connection.close()
-        with suppress(ValueError):  # another thread closed it too
-            connections.remove(connection)
 
 
 def _nothing(_: Slot) -> None:
