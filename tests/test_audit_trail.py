@@ -340,8 +340,8 @@ def test_a_closing_checkpoint_fills_what_conflicts_left_free(local_keys: KeyStor
     issue(vault)
     journal = vault._core.trail.journal  # type: ignore[union-attr] # it is open
     event = Event(time_ms=NOW_MS, action=Action.LOOK_UP, outcome=Outcome.DENIED)
-    given_back = [journal.begin(event) for _ in range(3)]
-    written = journal.begin(event)
+    given_back = [journal.begin(journal.entry(event), NOW_MS) for _ in range(3)]
+    written = journal.begin(journal.entry(event), NOW_MS)
     store.append(journal.seal(written, NOW_MS))
     journal.written(written)
     for entry in given_back:
@@ -359,7 +359,9 @@ def test_numbers_lost_with_a_killed_process_are_gaps_and_no_findings(local_keys:
     tv.provision(local_keys, store)
     vault = open_vault(local_keys, store, 1_000)
     issue(vault)
-    vault._core.trail.journal.begin(Event(time_ms=NOW_MS, action=Action.ISSUE, outcome=Outcome.DONE))  # type: ignore[union-attr] # open
+    journal = vault._core.trail.journal  # type: ignore[union-attr] # it is open
+    event = Event(time_ms=NOW_MS, action=Action.ISSUE, outcome=Outcome.DONE)
+    journal.begin(journal.entry(event), NOW_MS)
     issue(vault)
     report = tv.verify_audit(store, keys=local_keys)
     assert report.findings == ()

@@ -520,12 +520,15 @@ def test_a_writer_waits_for_the_other_threads_no_longer_than_is_set(
 ) -> None:
     """Reads do not wait, and who gave up holds up nobody."""
     with closing(SqliteTokenStore(path, busy_seconds_max=0.2)) as hasty:
-        with hasty._pool.write_lock:
+
+        def meanwhile(_: object) -> None:
             begun = time.monotonic()
             with pytest.raises(TokenStoreError, match="other writers"):
                 hasty.append([an_event(1)])
             assert 0.15 < time.monotonic() - begun < 5
             assert hasty.events(stream=an_event(1).stream) == []
+
+        hasty._pool.write(meanwhile)
         hasty.append([an_event(1)])
     assert store.events(stream=an_event(1).stream) == [an_event(1)]
 

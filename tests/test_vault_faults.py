@@ -20,7 +20,7 @@ from tests import vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
 from tokenvault.audit.event import Event
-from tokenvault.audit.journal import Journal
+from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.trail import Trail
 from tokenvault.keys import KeyStore
 from tokenvault.model.counters import Seen, Usage
@@ -250,14 +250,21 @@ def test_the_machine_finds_a_vault_that_hands_out_a_card_without_its_event(
 def test_the_machine_finds_a_vault_that_forgets_which_writes_are_in_doubt(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "doubt", lambda self, row: None)
+    monkeypatch.setattr(Journal, "doubts", lambda self: [])
     assert_found(local_keys)
 
 
 def test_the_machine_finds_a_vault_that_gives_numbers_in_doubt_again(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "doubt", Journal.withdraw)
+    doubts = Journal.doubts
+
+    def careless(journal: Journal) -> list[Entry]:
+        for entry in doubts(journal):
+            journal.withdraw(entry)
+        return []
+
+    monkeypatch.setattr(Journal, "doubts", careless)
     assert_found(local_keys)
 
 

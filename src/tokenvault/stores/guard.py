@@ -20,6 +20,7 @@ from tokenvault.errors import (
     InvalidInputError,
     TokenStoreError,
     TokenVaultError,
+    is_of_signal_handler,
 )
 from tokenvault.runtime import run
 from tokenvault.stores import checks
@@ -265,8 +266,13 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
         return TokenStoreError(UNEXPLAINED)
 
 
-def _failure(store: Adapter, name: str, error: Exception) -> TokenVaultError:
-    """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning."""
+def _failure(store: Adapter, name: str, error: Exception) -> Exception:
+    """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning.
+
+    What a signal's handler raised in the middle passes as it is.
+    """
+    if is_of_signal_handler(error):
+        return error
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:
         failure.__cause__ = error

@@ -5,21 +5,23 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.forks import Forkable, hold_still_at_forks
+from tokenvault.steps import give_all, put_result
+from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
 from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 
 class MemoryTokenStore(TokenStoreBase, Forkable):
-    """Dicts under one lock. A forked child goes on with a copy of its own."""
+    """Dicts under one lock, which nobody holds while it waits. A forked child goes on with a copy of its own."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held = False  # by a fork
+        self._mutex = threading.Lock()
+        self._held: list[bool] = []  # whether a fork holds it
         self._records: dict[str, SealedRecord] = {}
         self._tokens: list[str] = []  # sorted
         self._events: dict[tuple[bytes, int], SealedEvent] = {}
@@ -30,17 +32,26 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
 
     def before_fork(self, seconds_max: float) -> None:
         """Wait for the call under way."""
-        self._held = self._lock.acquire(timeout=seconds_max)
+        if not self._held:
+            put_result(self._held, self._mutex.acquire, True, seconds_max)
+            if not all(self._held):
+                self._held.clear()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        if self._held:
-            self._held = False
-            self._lock.release()
+        with suppress(IndexError):
+            give_all(self._held, self._mutex.__exit__)  # type: ignore[arg-type] # it takes anything
 
     def after_fork_in_child(self) -> None:
         """Go on."""
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
+        self._held = []
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """The lock, for a `with` alone: no interrupt comes between taking it there and its block."""
+        end_interrupted_hold()
+        return self._mutex
 
     def _provision(self) -> None:
         pass  # there is no schema

@@ -186,7 +186,7 @@ class StreamAudit:
 
     def _append(self, leaf: bytes) -> None:
         """Add an event to the tree, and compare its root where something commits to the events up to here."""
-        self.tree.append(leaf)
+        self.tree = self.tree.with_leaf(leaf)
         size = self.tree.size
         roots = self._roots.get(size)
         if roots is None or roots == {self.tree.root()}:

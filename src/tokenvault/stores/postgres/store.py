@@ -43,10 +43,11 @@ class _PostgresStore(Adapter, Forkable):
 
     def after_fork_in_child(self) -> None:
         """Let go of the parent's connections."""
-        inherited, self._pools = list(self._pools.values()), {}
+        inherited = list(self._pools.values())
         self._abandoned += inherited
         for pool in inherited:
             pool.abandon()
+        self._pools = {}
 
     # Connections and statements.
 

@@ -18,14 +18,13 @@ from itertools import starmap
 from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores.forks import Forkable, hold_still_at_forks
+from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
 from tokenvault.stores.sqlite.file import (
-    BUSY,
     SQLITE_VERSION_MIN,
     Connection,
     SqliteFile,
@@ -92,6 +91,7 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
             self._pool = self._new_pool()
 
     def _pool_here(self) -> Pool:
+        end_interrupted_hold()
         pool = self._pool
         if pool.pid != os.getpid():
             # Forked by something else than Python, so no hook ran. The parent's connections, if it had any,
@@ -105,39 +105,22 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     # Connections and statements.
 
     def _read(self, statement: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
-        pool = self._pool_here()
-        connection = pool.take()
         try:
-            rows = connection.run(statement, values)
-        except BaseException as error:
-            pool.discard(connection)
+            return self._pool_here().read(lambda connection: connection.run(statement, values))
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if is_unreadable(error):
                 raise IntegrityError("a stored row has a text or a size that was not written") from None
             raise
-        pool.give(connection)
-        return rows
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        """Do work that writes, with the write lock and a connection; an open transaction is undone where it fails."""
-        pool = self._pool_here()
-        if not pool.write_lock.acquire(timeout=self._busy_seconds_max):
-            raise TokenStoreError(BUSY)
-        try:
-            connection = pool.take()
-            try:
-                result = work(connection)
-                self._file.check_in_place(connection)  # last: what went elsewhere is not acknowledged
-            except BaseException:
-                try:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                finally:
-                    pool.discard(connection)
-                raise
-            pool.give(connection)
+        """Do work that writes; an open transaction is undone where it fails."""
+
+        def work_in_place(connection: Connection) -> T:
+            result = work(connection)
+            self._file.check_in_place(connection)  # last: what went elsewhere is not acknowledged
             return result
-        finally:
-            pool.write_lock.release()
+
+        return self._pool_here().write(work_in_place)
 
     def _transact(self, work: Callable[[Connection], list[str]]) -> list[str]:
         """Do work in a transaction; undo it where it refuses tokens, or fails."""
@@ -154,16 +137,10 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def _provision(self) -> None:
         self._file.create()
-        pool = self._pool_here()
-        connection = pool.take(self._file.open_unchecked)
-        try:
-            self._file.create_schema(connection)
-        finally:
-            pool.discard(connection)
+        self._pool_here().write(self._file.create_schema, self._file.open_unchecked)
 
     def _check_schema(self) -> None:
-        pool = self._pool_here()
-        pool.discard(pool.take(self._file.open))
+        self._pool_here().read(lambda _: None, self._file.open)
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         rows: list[Any] = []
