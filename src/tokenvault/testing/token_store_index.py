@@ -136,7 +136,7 @@ class IndexContract(IsolationContract):
 
         def use() -> list[int]:
             written: list[int] = []
-            while len(acknowledged) < _CHANGES:
+            while len(acknowledged) < _CHANGES and len(written) < PAGE_MAX:  # so that `events` sees them all
                 revision = store.get([records[0].token])[0].revision
                 fence = [(record.token, revision) for record in records]
                 if not store.append([an_event(len(written) + 1)], fence):
