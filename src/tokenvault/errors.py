@@ -11,8 +11,9 @@ import functools
 import signal
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import CodeType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import attrs
 
@@ -123,6 +124,9 @@ class ConfigurationError(TokenVaultError):
 # The boundary.
 
 
+_OF_HANDLER: Final = "_tokenvault_of_signal_handler"
+
+
 def boundary(call: Callable[P, T]) -> Callable[P, T]:
     """Let only the library's errors out of a function, without their frames."""
 
@@ -227,9 +231,18 @@ def bare(error: BaseException) -> BaseException:
 
 
 def is_of_signal_handler(error: BaseException) -> bool:
-    """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended."""
+    """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended.
+
+    Once found out it is noted in the error: the next boundary no longer sees the handler's frame.
+    """
+    if getattr(error, _OF_HANDLER, False):
+        return True
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+    found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+    if found:
+        with suppress(AttributeError):  # it takes no attributes
+            setattr(error, _OF_HANDLER, True)
+    return found
 
 
 def _code_of(handler: object) -> CodeType | None:
