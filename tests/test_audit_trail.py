@@ -24,7 +24,7 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.verify.report import parse_anchor
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import Fence, SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -148,11 +148,13 @@ def test_events_written_under_an_older_key_verify_after_a_rotation(
 ) -> None:
     with closing(SqliteTokenStore(tmp_path / "vault.db")) as store:
         tv.provision(fresh_keys, store)
+        clock = ManualClock(NOW_MS)
         for _ in range(3):
-            with vaults.open_vault(fresh_keys, store) as vault:
+            with vaults.open_vault(fresh_keys, store, clock) as vault:
                 token = issue(vault).token
             fresh_keys.create(tv.KeyPurpose.AUDIT, custody)
-        with vaults.open_vault(fresh_keys, store) as vault:
+        clock.advance(1)
+        with vaults.open_vault(fresh_keys, store, clock) as vault:
             vault.detokenize(token, use())
             assert [event.action for event in vault.history(token)] == [Action.ISSUE, Action.DETOKENIZE]
         report = tv.verify_audit(store, keys=fresh_keys)
@@ -258,11 +260,13 @@ class Lossy(MemoryTokenStore):
         super().__init__()
         self.failing: Callable[[], str] = lambda: ""
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         fate = self.failing()
         if fate == "before":
             raise OSError
-        moved = super()._replace(records, events)
+        moved = super()._replace(records, events, fence)
         if fate == "after":
             raise OSError
         return moved
@@ -297,14 +301,14 @@ class Late(MemoryTokenStore):
 
     late: Sequence[SealedEvent] | None = ()
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
         if self.late is None:
             self.late = events
             raise OSError
         landing, self.late = self.late, ()
         if landing:
-            super()._append(landing)
-        super()._append(events)
+            super()._append(landing, ())
+        return super()._append(events, fence)
 
 
 @pytest.mark.parametrize("events", [1, 2, 1_000])

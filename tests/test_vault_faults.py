@@ -28,7 +28,7 @@ from tokenvault.model.domain import NO_RESTRICTION
 from tokenvault.runtime import run as run_flow
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import Fence, SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore
 from tokenvault.testing.vault_machine import FaultyVaultMachine
 from tokenvault.vault import documents as vault_documents
@@ -198,13 +198,17 @@ def test_the_empty_domain_is_known_at_any_time(local_keys: KeyStore, monkeypatch
 
 
 class LosesEvents(MemoryTokenStore):
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return super()._replace(records, [])
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return super()._replace(records, [], fence)
 
 
 class ForgetsRecords(MemoryTokenStore):
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return super()._replace([], events)
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return super()._replace([], events, fence)
 
 
 def assert_found(keys: KeyStore, store: type[MemoryTokenStore] = MemoryTokenStore) -> None:

@@ -124,9 +124,6 @@ class ConfigurationError(TokenVaultError):
 # The boundary.
 
 
-_OF_HANDLER: Final = "_tokenvault_of_signal_handler"
-
-
 def boundary(call: Callable[P, T]) -> Callable[P, T]:
     """Let only the library's errors out of a function, without their frames."""
 
@@ -212,6 +209,9 @@ def boundary_init(kind: C) -> C:
     return kind
 
 
+_OF_HANDLER: Final = "_raised_by_signal_handler"
+
+
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
     where = error.__traceback__
@@ -233,14 +233,14 @@ def bare(error: BaseException) -> BaseException:
 def is_of_signal_handler(error: BaseException) -> bool:
     """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended.
 
-    Once found out it is noted in the error: the next boundary no longer sees the handler's frame.
+    It is marked, as a boundary within another one has taken its frames.
     """
     if getattr(error, _OF_HANDLER, False):
         return True
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
     if found:
-        with suppress(AttributeError):  # it takes no attributes
+        with suppress(AttributeError):  # a frozen error, as of attrs
             setattr(error, _OF_HANDLER, True)
     return found
 

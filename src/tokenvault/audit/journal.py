@@ -258,7 +258,7 @@ class Journal:
     def _row(self, entry: Entry, number: int, event: Event | BatchEvent) -> SealedEvent:
         stream, reference, body = entry.stream.name, event.reference, event.body()
         entry.leaves[number] = leaf = leaf_hash(stream, number, reference, body)
-        return SealedEvent(stream, number, reference, body, self.keys.tag(leaf))
+        return SealedEvent(stream, number, reference, body, self.keys.tag(leaf), event.index_rows())
 
     def _checkpoint_event(
         self, entry: Entry, checkpoint: Checkpoint, time_ms: int, latest_checkpoints: Sequence[SealedEvent]

@@ -17,7 +17,7 @@ from tokenvault.audit.event import Event
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.errors import IntegrityError
 from tokenvault.runtime import Runtime
-from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, SealedEvent
+from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, Fence, SealedEvent
 
 T = TypeVar("T")
 Change: TypeAlias = Callable[[tuple[SealedEvent, ...], T], Coroutine[Any, Any, list[str] | None]]
@@ -34,9 +34,12 @@ class Trail:
     runtime: Runtime
     journal: Journal
 
-    async def note(self, event: Event | BatchEvent) -> None:
-        """Write an event alone, without a change of the store. Raises TokenStoreError, KeyStoreError."""
-        await self.write(event, _nothing, self._append)
+    async def note(self, event: Event | BatchEvent, fence: Fence = ()) -> list[str]:
+        """Write an event alone, if the records of a fence have its revisions still. Returns the tokens that moved.
+
+        Raises TokenStoreError, KeyStoreError.
+        """
+        return await self.write(event, _nothing, lambda rows, _: self.store.append(rows, fence))
 
     async def write(self, event: Event | BatchEvent, seal: Callable[[], T], change: Change[T]) -> list[str]:
         """Write an event together with a change of the store.
@@ -147,7 +150,7 @@ class Trail:
                 found += [each for each in page if each.number == row.number]
         except IntegrityError:  # a malformed row
             return None
-        if tuple(found) == entry.rows:
+        if found == [row._replace(index_rows=()) for row in entry.rows]:
             return None
         genuine = await self.runtime.block(self.journal.keys.genuine, found)
         return None if len(genuine) < len(found) == len(entry.rows) else genuine

@@ -12,7 +12,8 @@ from tokenvault.errors import TokenStoreError
 from tokenvault.steps import give_all, put_result
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
+from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 
 class MemoryTokenStore(TokenStoreBase, Forkable):
@@ -23,7 +24,8 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         self._held: list[bool] = []  # whether a fork holds it
         self._records: dict[str, SealedRecord] = {}
         self._tokens: list[str] = []  # sorted
-        self._events: dict[tuple[bytes, int], SealedEvent] = {}  # in the order of writing
+        self._events: dict[tuple[bytes, int], SealedEvent] = {}
+        self._index: dict[bytes, list[tuple[bytes, bytes, int]]] = {}  # by reference, each sorted
         self._domains: dict[bytes, bytes] = {}
         self._meta: dict[str, bytes] = {}
         hold_still_at_forks(self)
@@ -97,32 +99,36 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             self._write_all(records, events)
             return []
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         with self._lock:
+            expected = [*((record.token, record.revision - 1) for record in records), *fence]
             moved = [
-                record.token
-                for record in records
-                if record.token not in self._records
-                or self._records[record.token].revision != record.revision - 1
+                token
+                for token, revision in expected
+                if token not in self._records or self._records[token].revision != revision
             ]
             if moved:
                 return moved
             self._write_all(records, events)
             return []
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        with self._lock:
-            self._write_all((), events)
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._replace((), events, fence)
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         with self._lock:
             numbers = sorted(number for of, number in self._events if of == stream and number >= first)
             return [self._events[stream, number] for number in numbers[:limit]]
 
-    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
         with self._lock:
-            about = [event for event in self._events.values() if event.reference == reference]
-            return about[after : after + limit]
+            rows = self._index.get(reference, [])
+            first = bisect.bisect_right(rows, place_of(after)) if after else 0
+            page = rows[first : first + limit]
+            events = [self._events.get((stream, number), MALFORMED_EVENT) for _, stream, number in page]
+            return EventPage(events, cursor_of(*page[-1]) if len(page) == limit else b"")
 
     def _streams(self) -> list[bytes]:
         with self._lock:
@@ -134,7 +140,12 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             first = {
                 stream: self._events[stream, number] for stream, number in sorted(self._events, reverse=True)
             }
-            last = {event.reference: event for event in self._events.values() if event.reference in newest}
+            last = {
+                stream: self._events.get((stream, number), MALFORMED_EVENT)
+                for name in newest
+                for use_id, stream, number in self._index.get(name, [])
+                if use_id == NO_USE and stream == name
+            }
             return [last.get(stream, first[stream]) for stream in newest]
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
@@ -168,9 +179,13 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _write_all(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> None:
         """Write all, or nothing: a signal handler may raise anywhere in between."""
         before = [(record.token, self._records.get(record.token)) for record in records]
-        new = {(event.stream, event.number) for event in events} - self._events.keys()
+        keys = [(event.stream, event.number) for event in events]
+        new = [key for key in keys if key not in self._events]
         try:
             self._append_all(events)
+            for event in events:
+                if (event.stream, event.number) in new:
+                    self._index_one(event)
             for record in records:
                 if record.token not in self._records:
                     bisect.insort(self._tokens, record.token)
@@ -178,6 +193,8 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         except BaseException:
             for key in new:
                 self._events.pop(key, None)
+            for rows in [self._index.get(row.reference, []) for event in events for row in event.index_rows]:
+                rows[:] = [row for row in rows if row[1:] not in new]
             for token, stood in before:
                 if stood is None:
                     self._records.pop(token, None)
@@ -191,4 +208,8 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         if len(keys) != len(events) or not self._events.keys().isdisjoint(keys):
             raise TokenStoreError("an audit event exists already; nothing was written")
         for event in events:
-            self._events[event.stream, event.number] = event
+            self._events[event.stream, event.number] = event._replace(index_rows=())
+
+    def _index_one(self, event: SealedEvent) -> None:
+        for reference, use_id in event.index_rows:
+            bisect.insort(self._index.setdefault(reference, []), (use_id, event.stream, event.number))

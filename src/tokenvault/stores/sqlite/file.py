@@ -17,7 +17,7 @@ from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.steps import put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
@@ -40,15 +40,20 @@ _SCHEMA: Final = (
     "CREATE INDEX tokens_by_reference ON tokens (reference)",
     "CREATE INDEX tokens_by_pan_fingerprint ON tokens (pan_fingerprint, token)",
     """CREATE TABLE events (
-        position INTEGER PRIMARY KEY,
         stream BLOB NOT NULL,
         number INTEGER NOT NULL,
         reference BLOB NOT NULL,
         body BLOB NOT NULL,
         mac BLOB NOT NULL,
-        UNIQUE (stream, number)
+        PRIMARY KEY (stream, number)
     ) STRICT""",
-    "CREATE INDEX events_by_reference ON events (reference)",  # SQLite adds position
+    """CREATE TABLE event_index (
+        reference BLOB NOT NULL,
+        use_id BLOB NOT NULL,
+        stream BLOB NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (reference, use_id, stream, number)
+    ) STRICT, WITHOUT ROWID""",
     "CREATE TABLE domains (digest BLOB NOT NULL PRIMARY KEY, document BLOB NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -70,6 +75,10 @@ _FOREIGN: Final = "the file is not a token store but something else; look at the
 _NEWER: Final = (
     "the SQLite file has a schema newer than this release of tokenvault reads and writes: "
     "install the release that wrote it, or a later one"
+)
+_OLDER: Final = (
+    "the SQLite file has the schema of an older release of tokenvault, which this one does not read: provision "
+    "another file"
 )
 _MOVED: Final = (
     "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
@@ -236,6 +245,8 @@ def _schema_version(connection: Connection) -> int:
             connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
         raise ConfigurationError(_NEWER)
+    if application_id == APPLICATION_ID and 1 <= version < SCHEMA_VERSION:
+        raise ConfigurationError(_OLDER)
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
         return SCHEMA_VERSION
     if application_id == 0 and version == 0 and not objects:
