@@ -42,7 +42,7 @@ from tokenvault.audit.macs import AuditKeys
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.port import Signer
-from tokenvault.steps import move, move_all
+from tokenvault.runtime import move, move_all
 from tokenvault.stores.port import STREAM_BYTES, SealedEvent
 
 _TIME_BYTES: Final = 6

@@ -19,7 +19,7 @@ import weakref
 from contextlib import suppress
 from typing import Final
 
-from tokenvault.steps import give_all, put_result
+from tokenvault.runtime import give_all, put_result
 
 HOLD_SECONDS_MAX: Final = 60.0
 """How long a fork waits for calls under way. Past that it goes on; the child then refuses the store."""

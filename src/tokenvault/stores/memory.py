@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import islice
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.steps import give_all, put_result
+from tokenvault.runtime import give_all, put_result
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of

@@ -10,8 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, async_boundary
-from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, run
-from tokenvault.steps import put_result
+from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, put_result, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.vault.core import Core

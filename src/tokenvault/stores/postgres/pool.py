@@ -19,7 +19,7 @@ from typing import Final, TypeAlias, TypeVar
 import psycopg
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.steps import close_all, give_all, put_result
+from tokenvault.runtime import close_all, give_all, put_result
 from tokenvault.stores.postgres.connection import Connection
 
 T = TypeVar("T")

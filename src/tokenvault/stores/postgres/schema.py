@@ -10,6 +10,7 @@ Text collates as "C": by character code, whatever locale and library the server 
 
 from __future__ import annotations
 
+import inspect
 from typing import Final
 
 from tokenvault.errors import ConfigurationError
@@ -78,6 +79,12 @@ async def _provision(connection: Connection, partitions: int) -> None:
         await connection.rows('CREATE SCHEMA "{schema}"')
     for statement in _tables(partitions):
         await connection.rows(statement)
+
+
+def schema_sql(schema: str, partitions: int) -> list[str]:
+    """What `provision` runs in a database without a store, for an administrator to run instead."""
+    statements = ['CREATE SCHEMA "{schema}"', *_tables(partitions)]
+    return [inspect.cleandoc(statement).replace("{schema}", schema) for statement in statements]
 
 
 def _tables(partitions: int) -> list[str]:

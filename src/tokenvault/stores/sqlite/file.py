@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sqlite3
 import stat
@@ -14,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
-from tokenvault.steps import put_result
+from tokenvault.runtime import put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
 SCHEMA_VERSION: Final = 2
@@ -229,6 +230,11 @@ class SqliteFile:
             for statement in _SCHEMA:
                 connection.execute(statement)
         connection.run("COMMIT")
+
+
+def schema_sql() -> list[str]:
+    """What `create_schema` runs in an empty file."""
+    return ["PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", *map(inspect.cleandoc, _SCHEMA), "COMMIT"]
 
 
 def _schema_version(connection: Connection) -> int:

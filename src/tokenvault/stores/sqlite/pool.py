@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final, TypeAlias, TypeVar
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.steps import close_all, give_all, put_result
+from tokenvault.runtime import close_all, give_all, put_result
 from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.sqlite.file import BUSY, Connection
 
