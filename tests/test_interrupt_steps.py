@@ -25,8 +25,7 @@ from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import TokenStoreError
-from tokenvault.runtime import run
-from tokenvault.steps import close_all
+from tokenvault.runtime import close_all, run
 from tokenvault.stores.postgres.pool import CONNECTIONS_MAX, BlockingPool
 from tokenvault.stores.sqlite import pool as sqlite_pool
 
@@ -210,7 +209,7 @@ class Written:
         assert (closing.checkpoint.size, closing.checkpoint.root) == (tree.size, tree.root())
 
 
-JOURNAL = {"tokenvault.audit.journal", "tokenvault.audit.merkle", "tokenvault.steps"}
+JOURNAL = {"tokenvault.audit.journal", "tokenvault.audit.merkle", "tokenvault.runtime"}
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["written", "withdrawn"])
@@ -265,7 +264,7 @@ class FakeConnection:
         self.is_open = False
 
 
-POOLS = {"tokenvault.stores.sqlite.pool", "tokenvault.stores.postgres.pool", "tokenvault.steps"}
+POOLS = {"tokenvault.stores.sqlite.pool", "tokenvault.stores.postgres.pool", "tokenvault.runtime"}
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["work", "work that fails"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final, TypeVar
 
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, is_of_signal_handler
 from tokenvault.model.iso import COUNTRIES, CURRENCIES
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
@@ -90,7 +90,9 @@ def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset
         raise InvalidInputError(f"{name} is a set of values")
     try:
         listed = list(islice(values, SET_SIZE_MAX + 1))
-    except Exception:  # noqa: BLE001 # the caller's own iterator failed
+    except Exception as error:  # the caller's own iterator failed
+        if is_of_signal_handler(error):
+            raise
         listed = []
     if not 1 <= len(listed) <= SET_SIZE_MAX:
         raise InvalidInputError(f"{name} has 1 to {SET_SIZE_MAX} values; leave it out to not restrict")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, async_boundary
+from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError, async_boundary
 from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, put_result, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
@@ -47,7 +47,7 @@ class Face:
         self._core = core
 
     async def _close(self) -> None:
-        """Wait for calls under way, and close the trail. After an error or an interrupt, closing again goes on."""
+        """Wait for calls under way, and close the trail. After an interrupt, closing again goes on."""
         self._core = None
         closing: list[Core] = []
         try:
@@ -56,6 +56,10 @@ class Face:
             if closing:
                 await self._close_core(closing[0])
                 closing.pop()
+        except TokenVaultError:  # it is closed all the same
+            closing[0].runtime.close()
+            closing.pop()
+            raise
         finally:
             if closing:
                 self._unclosed.append(closing[0])

@@ -6,7 +6,7 @@ Rules, all of them SQLite's or its file locks':
 - threads check connections out, so those of threads that end are not lost.
 
 A signal's handler may raise at any instruction. So what is taken is always in a place that the pool knows (see
-`steps`): a connection is idle or in a slot, a slot is free or held. Nothing is counted, and no lock can stay held.
+`runtime`): a connection is idle or in a slot, a slot is free or held. Nothing is counted, and no lock can stay held.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class SimulatedVault(AsyncVault):
     async def open_over(self, runtime: SimulatedRuntime) -> None:
         """Open it."""
         self._opened = True
-        self._core = await self._opening(self._store, runtime)
+        self._start(await self._opening(self._store, runtime))
 
 
 @contextlib.contextmanager

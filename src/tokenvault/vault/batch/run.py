@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from tokenvault.audit.batch_event import ITEMS_MAX
-from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.errors import InvalidInputError, TokenVaultError, is_of_signal_handler
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
 from tokenvault.records.token_info import TokenInfo
@@ -104,7 +104,9 @@ async def _chunks(
 def _next(name: str, items: Iterator[object], size: int) -> list[object]:
     try:
         return list(islice(items, size))
-    except Exception:  # noqa: BLE001 # the caller's own iterator failed, with whatever it holds
+    except Exception as error:  # the caller's own iterator failed, with whatever it holds
+        if is_of_signal_handler(error):
+            raise
         raise InvalidInputError(
             f"the iterable of {name} failed; what it gave in whole chunks before is done"
         ) from None
