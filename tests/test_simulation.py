@@ -192,11 +192,17 @@ def a_retry_that_is_not_recognised(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_number_reused_after_a_doubtful_write(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Journal, "doubt", Journal.withdraw)
+    async def settle(trail: Trail, entry: Entry) -> None:
+        trail.journal.withdraw(entry)
+
+    patch.setattr(Trail, "_settle_one", settle)
 
 
 def a_doubtful_write_taken_as_written(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Journal, "doubt", Journal.written)
+    async def settle(trail: Trail, entry: Entry) -> None:
+        trail.journal.written(entry)
+
+    patch.setattr(Trail, "_settle_one", settle)
 
 
 def a_card_without_its_event(patch: pytest.MonkeyPatch) -> None:
