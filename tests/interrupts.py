@@ -25,11 +25,16 @@ class InterruptedThread(BaseException):  # it is none of the errors that a libra
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait."""
-    here, elsewhere = sys.gettrace(), threading.gettrace()
+    """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait.
+
+    And without the hook for what a finalizer raises: an interrupt may strike there, and in the hook.
+    """
+    here, elsewhere, hook = sys.gettrace(), threading.gettrace(), sys.unraisablehook
+    sys.unraisablehook = lambda _: None
     sys.settrace(None)
     threading.settrace(None)
     yield
+    sys.unraisablehook = hook
     threading.settrace(elsewhere)
     sys.settrace(here)
 

@@ -5,7 +5,10 @@ The interrupts are real: a signal's handler raises in the main thread, and threa
 
 from __future__ import annotations
 
+import fcntl
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +22,9 @@ import tokenvault as tv
 from tests import vaults
 from tests.interrupts import InterruptedThread, interrupt, interrupt_thread
 from tests.vaults import SHOP, VISA, issue, use
-from tokenvault.keys import KeyStore
+from tokenvault.audit.event import Event
+from tokenvault.keys import FileKeyStore, KeyPurpose, KeyStore
+from tokenvault.keys import file as key_file
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -28,11 +33,18 @@ from tokenvault.stores.sqlite.store import SqliteTokenStore
 CALL_SECONDS_MAX = 30.0
 """No call takes longer: what one waits for in the library has a bound below it, or was never lost."""
 
+SCARCE_USES = 20
+
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TokenStore]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/vault.db"}.get(request.param)
-    with closing(tv.open_token_store(url or request.getfixturevalue("postgres_url"))) as opened:
+    return str(url or request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[TokenStore]:
+    with closing(tv.open_token_store(database_url)) as opened:
         yield opened
 
 
@@ -41,8 +53,8 @@ class Driven:
     """A vault under interrupts, and what is known of it.
 
     Attributes:
-        cards: uses of the limited token that returned a card.
-        tried: all ids of transactions that were presented for it.
+        cards, scarce_cards: transactions of the token with many uses, and of that with few, that returned a card.
+        interrupted: how many calls were.
     """
 
     keys: KeyStore
@@ -51,7 +63,11 @@ class Driven:
     vault: tv.Vault = attrs.field(init=False)
     limited: str = attrs.field(init=False)
     plain: str = attrs.field(init=False)
+    changed: str = attrs.field(init=False)
+    scarce: str = attrs.field(init=False)
     cards: set[str] = attrs.field(factory=set)
+    scarce_cards: set[str] = attrs.field(factory=set)
+    interrupted: int = 0
     calls: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -59,7 +75,10 @@ class Driven:
         self.open()
         limits = (tv.Limit(uses=10**6),)
         self.limited = issue(self.vault, domain=tv.Domain(limits=limits)).token
+        few = (tv.Limit(uses=SCARCE_USES),)
+        self.scarce = issue(self.vault, domain=tv.Domain(limits=few)).token
         self.plain = issue(self.vault).token
+        self.changed = issue(self.vault).token
 
     def open(self) -> None:
         self.vault = tv.Vault(
@@ -76,6 +95,13 @@ class Driven:
         self.vault.detokenize(self.limited, tv.Transaction(id=presented, requestor=SHOP))
         self.cards.add(presented)
 
+    def count_scarce(self) -> None:
+        self.calls += 1
+        presented = f"scarce-{self.calls}"
+        with suppress(tv.DomainRestrictionError):
+            self.vault.detokenize(self.scarce, tv.Transaction(id=presented, requestor=SHOP))
+            self.scarce_cards.add(presented)
+
     def use(self) -> None:
         self.calls += 1
         assert self.vault.detokenize(self.plain, use(self.calls)).pan.reveal() == VISA
@@ -86,9 +112,8 @@ class Driven:
 
     def change(self) -> None:
         with suppress(tv.LifecycleError):  # interrupted in between, the last time
-            self.vault.suspend(self.plain, by=tv.Actor.REQUESTOR)
-        with suppress(tv.LifecycleError):
-            self.vault.resume(self.plain, by=tv.Actor.REQUESTOR)
+            self.vault.suspend(self.changed, by=tv.Actor.REQUESTOR)
+        self.vault.resume(self.changed, by=tv.Actor.REQUESTOR)
 
     def update(self) -> None:
         merchants = {f"M-{self.chance.randrange(9)}"}
@@ -107,8 +132,8 @@ class Driven:
 
     def actions(self) -> list[Callable[[], None]]:
         return [
-            self.count, self.count, self.use, self.decide, self.change, self.update, self.use_many, self.issue_many,
-            self.close,
+            self.count, self.count_scarce, self.use, self.decide, self.change, self.update, self.use_many,
+            self.issue_many, self.close,
         ]  # fmt: skip
 
     def mend(self) -> None:
@@ -118,29 +143,30 @@ class Driven:
         self.open()
         assert time.monotonic() - begun < CALL_SECONDS_MAX
 
-    def lift(self) -> None:
-        """Lift a suspension that was interrupted before its end: it may stand."""
-        with suppress(tv.LifecycleError):
-            self.vault.resume(self.plain, by=tv.Actor.REQUESTOR)
-
     def assert_whole(self) -> None:
-        self.lift()
+        self.change()
         self.count()
         self.use()
+        for _ in range(SCARCE_USES + 1):
+            self.count_scarce()
         self.vault.close()
         report = tv.verify_audit(self.store, keys=self.keys)
         assert report.intact, report.findings
         assert report.gaps == 0
-        done = [event for event in self.history() if event.revision > 1]
-        counted = [event.transaction_id for event in done]
-        assert len(counted) == len(set(counted))
-        assert self.cards <= set(counted)
+        for cards, token in ((self.cards, self.limited), (self.scarce_cards, self.scarce)):
+            counted = self.counted(token)
+            assert len(counted) == len(set(counted))
+            assert cards <= set(counted), "a card without its event"
+            assert len(set(counted) - cards) <= self.interrupted
+        assert len(self.counted(self.scarce)) == SCARCE_USES
         self.assert_nothing_held()
 
-    def history(self) -> list[tv.AuditEvent]:
-        vault = tv.Vault(self.keys, self.store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS)
-        with vault:
-            return list(vault.history(self.limited))
+    def counted(self, token: str) -> list[str | None]:
+        """The transactions of all events that count a use of a token."""
+        (row,) = self.store.get([token])
+        rows = [row for stream in self.store.streams() for row in vaults.all_events(self.store, stream)]
+        events = [Event.parse(event) for event in rows if event.reference == row.reference]
+        return [event.transaction_id for event in events if event.revision > 1]
 
     def assert_nothing_held(self) -> None:
         store = self.store
@@ -159,6 +185,29 @@ class Driven:
         assert not self.vault._calls
 
 
+IMPORTED_IN_CALLS = """
+import sys, random
+import tokenvault as tv
+from tests.test_interrupts import Driven
+keys, store = tv.open_key_store(sys.argv[1]), tv.open_token_store(sys.argv[2])
+tv.provision(keys, store)
+driven = Driven(keys, store, random.Random(1))
+before = set(sys.modules)
+for action in driven.actions():
+    action()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_no_call_imports_a_module(database_url: str, tmp_path: Path) -> None:
+    """Python's own lock of imports stays held where an interrupt strikes in one: then nobody imports any more."""
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    keys = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
+    command = [sys.executable, "-c", IMPORTED_IN_CALLS, keys, database_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def drive(driven: Driven, interrupts: int) -> None:
     each = 0.0
     for _ in range(5):
@@ -168,17 +217,16 @@ def drive(driven: Driven, interrupts: int) -> None:
     for _ in range(interrupts):
         action = driven.chance.choice(driven.actions())
         begun = time.monotonic()
-        assert interrupt(action, driven.chance, 1.2 * each)
+        driven.interrupted += 1
+        assert interrupt(action, driven.chance, driven.chance.choice((1.2, 5)) * each)
         if driven.vault._core is None or action == driven.close:
             driven.mend()
-        driven.lift()
         driven.count()  # the next call works
         assert time.monotonic() - begun < CALL_SECONDS_MAX
     driven.assert_whole()
 
 
 @pytest.mark.usefixtures("handled")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_vault_is_whole_after_interrupts_at_random_instants(
     local_keys: KeyStore, database: TokenStore
 ) -> None:
@@ -186,7 +234,6 @@ def test_a_vault_is_whole_after_interrupts_at_random_instants(
 
 
 @pytest.mark.usefixtures("handled")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_vault_with_keys_in_the_module_is_whole_after_interrupts_at_random_instants(
     softhsm_uri: str, tmp_path: Path
 ) -> None:
@@ -198,7 +245,6 @@ def test_a_vault_with_keys_in_the_module_is_whole_after_interrupts_at_random_ins
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("handled")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(10))
 def test_a_vault_is_whole_after_very_many_interrupts(
     local_keys: KeyStore, database: TokenStore, seed: int
@@ -208,7 +254,6 @@ def test_a_vault_is_whole_after_very_many_interrupts(
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("handled")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_vault_with_keys_in_the_module_is_whole_after_very_many_interrupts(
     softhsm_uri: str, tmp_path: Path
 ) -> None:
@@ -219,7 +264,6 @@ def test_a_vault_with_keys_in_the_module_is_whole_after_very_many_interrupts(
 
 
 @pytest.mark.usefixtures("untraced")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_threads_that_get_exceptions_set_harm_no_other_thread(
     local_keys: KeyStore, database: TokenStore
 ) -> None:
@@ -258,3 +302,29 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
         thread.join(CALL_SECONDS_MAX)
         assert not thread.is_alive()
     driven.assert_whole()
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_key_file_is_whole_after_interrupts_at_random_instants(tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    chance = random.Random(5)
+    with FileKeyStore(f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase") as keys:
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+        for _ in range(100):
+            known = keys.versions(KeyPurpose.FPE)
+            assert interrupt(lambda: keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS), chance, 0.001)
+            assert keys.versions(KeyPurpose.FPE) in (known, (*known, known[-1] + 1))
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+
+
+def test_a_key_file_that_another_process_locks_is_waited_for_no_longer_than_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    monkeypatch.setattr(key_file, "LOCK_SECONDS_MAX", 0.05)
+    with FileKeyStore(f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase") as keys:
+        with open(tmp_path / "keys.json.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(tv.KeyStoreError, match="another process"):
+                keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)

@@ -11,6 +11,7 @@ import functools
 import signal
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import CodeType
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -239,7 +240,8 @@ def is_of_signal_handler(error: BaseException) -> bool:
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
     if found:
-        setattr(error, _OF_HANDLER, True)
+        with suppress(AttributeError):  # a frozen error, as of attrs
+            setattr(error, _OF_HANDLER, True)
     return found
 
 

@@ -12,7 +12,7 @@ caller, which reads the database before it takes a number.
 
 A signal's handler may raise at any instruction, and threads meet here without a lock: there is nothing to wait for,
 and nothing that could stay held. Each number above the tree stands in one place at any instant, in an open entry or
-among those that are free or settled, and goes from one to the other in one step (see `steps`).
+among those that are free or settled, and goes from one to the other in one step (see `runtime`).
 
 Nothing here waits for anything but the key store, and only `seal` calls it.
 """

@@ -56,7 +56,8 @@ class Trail:
             KeyStoreError: nothing was written.
             TokenStoreError: the change may have been made or not: it is found out before the next event.
         """
-        await self._settle()
+        if doubts := self.journal.doubts():
+            await self._settle(doubts)
         entry = self.journal.entry(event)
         try:
             self.journal.begin(entry, event.time_ms, checkpoint=True)
@@ -70,7 +71,7 @@ class Trail:
         While flows of other threads are under way, or after a write of unknown outcome, the stream stays as one that
         ended without closing. Raises TokenStoreError, KeyStoreError.
         """
-        await self._settle()
+        await self._settle(self.journal.doubts())
         for _ in range(CLOSING_MAX):
             entry = self.journal.closing_entry()
             if entry is None:
@@ -118,9 +119,9 @@ class Trail:
         except IntegrityError:
             return (MALFORMED_EVENT,)  # the checkpoint counts it; events are to be written all the same
 
-    async def _settle(self) -> None:
+    async def _settle(self, doubts: list[Entry]) -> None:
         """Find out which failed writes happened after all, so that no number is left out or used twice."""
-        for doubtful in self.journal.doubts():
+        for doubtful in doubts:
             entry = self.journal.heir(doubtful)
             try:
                 if self.journal.take_over(doubtful, entry):

@@ -94,7 +94,8 @@ class Pool(ABC):
                 self._give(taken[0])
 
     async def _use(self, slot: Slot, work: Callable[[Connection], Awaitable[T]]) -> T:
-        close_all(slot)
+        if slot:
+            close_all(slot)
         try:
             self._take_idle(slot)
             if not slot:
@@ -149,8 +150,10 @@ class Pool(ABC):
     def _take_idle(self, slot: Slot) -> None:
         """Put an idle connection that is fit for use into a slot, if there is one."""
         while self._idle and not slot:
-            with suppress(IndexError):  # another thread took it
+            try:
                 put_result(slot, self._idle.pop)
+            except IndexError:
+                return  # another thread took it
             if slot and not _usable(slot[0]):
                 close_all(slot)
 
@@ -158,10 +161,12 @@ class Pool(ABC):
         """Keep a connection for the next caller, and close one that has been idle for too long."""
         now = slot[0].used = time.monotonic()
         put_result(self._idle, slot.pop)
-        with suppress(IndexError):  # others take and keep meanwhile; closing any one will do
+        try:
             if now - self._idle[0].used > IDLE_SECONDS_MAX:
                 put_result(self._unwanted, self._idle.pop, 0)
                 close_all(self._unwanted)
+        except IndexError:
+            pass  # others take and keep meanwhile; closing any one will do
         if self._closed:  # looked at after it was given back: a thread that closes meanwhile finds it
             self._close_idle()
 

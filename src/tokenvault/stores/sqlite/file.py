@@ -153,8 +153,8 @@ class Connection(sqlite3.Connection):
 class SqliteFile:
     """Where the file is, and how connections to it are opened.
 
-    A connection is opened into a list, in one step (see `steps`): the caller closes what is there, also where opening
-    it was interrupted.
+    A connection is opened into a list, in one step (see `runtime`): the caller closes what is there, also where
+    opening it was interrupted.
     """
 
     def __init__(self, path: str, busy_seconds_max: float) -> None:

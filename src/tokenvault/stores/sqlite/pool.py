@@ -6,7 +6,7 @@ Rules, all of them SQLite's or its file locks':
 - threads check connections out, so those of threads that end are not lost.
 
 A signal's handler may raise at any instruction. So what is taken is always in a place that the pool knows (see
-`steps`): a connection is idle or in a slot, a slot is free or held. Nothing is counted, and no lock can stay held.
+`runtime`): a connection is idle or in a slot, a slot is free or held. Nothing is counted, and no lock can stay held.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ class _Slots:
                 put_result(taken, self._free.get, True, seconds_max)
             except queue.Empty:
                 raise TokenStoreError(self._stalled) from None
-            close_all(taken[0])
-            return work(taken[0])
+            slot = taken[0]
+            if slot:
+                close_all(slot)
+            return work(slot)
         finally:
             if taken:
                 self._free.put(taken[0])
@@ -130,9 +132,8 @@ class Pool:
         if self._closed:
             raise TokenStoreError(CLOSED)
         try:
-            if open_other is None:
-                with suppress(IndexError):  # none is idle
-                    put_result(slot, self._idle.pop)
+            if open_other is None and self._idle:
+                self._take_idle(slot)
             if not slot:
                 (open_other or self._open)(slot)
             result = work(slot[0])
@@ -146,6 +147,12 @@ class Pool:
         if self._closed:  # looked at after it was given back: a thread that closes meanwhile finds it
             self._close_idle()
         return result
+
+    def _take_idle(self, slot: Slot) -> None:
+        try:  # noqa: SIM105  a context manager takes longer than all the rest
+            put_result(slot, self._idle.pop)
+        except IndexError:  # another thread took it
+            pass
 
     def close(self) -> None:
         """Close idle connections now and the others as they come back."""
