@@ -44,6 +44,9 @@ from tokenvault.testing import (
 )
 from tokenvault.testing.token_store_harness import replaced, run_processes
 
+SECONDS_MAX = 60.0
+"""No test waits longer for what another thread does."""
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 FILE = "vault.db"
 
@@ -718,3 +721,36 @@ def test_a_child_that_python_did_not_see_forked_is_refused_while_connections_are
         store.close()
         assert ended_well(in_child(lambda: unused.append([an_event(1)]), fork))
         assert unused.events(stream=an_event(1).stream) == [an_event(1)]
+
+
+def test_no_other_call_begins_once_a_fork_waits_for_the_calls_under_way(tmp_path: Path) -> None:
+    """Who gives a connection back does not take it again before the fork has it."""
+    with closing(SqliteTokenStore(tmp_path / "vault.db")) as store:
+        store.provision()
+        pool, begun, told = store._pool_here(), threading.Event(), threading.Event()
+        order: list[str] = []
+
+        def first(_: object) -> None:
+            begun.set()
+            assert told.wait(SECONDS_MAX)
+
+        def write() -> None:
+            pool.write(first)
+            for _ in range(1_000):
+                pool.write(lambda _: order.append("a call"))
+
+        def hold() -> None:
+            pool.hold(SECONDS_MAX)
+            order.append("held")
+            pool.release()
+
+        with ThreadPoolExecutor(2) as threads:
+            writing = threads.submit(write)
+            assert begun.wait(SECONDS_MAX)
+            holding = threads.submit(hold)
+            while not pool._writers._shut:
+                time.sleep(0.001)
+            told.set()
+            writing.result()
+            holding.result()
+    assert order[0] == "held"

@@ -28,6 +28,9 @@ T = TypeVar("T")
 CONNECTIONS_MAX: Final = 16
 """Per process, one of them for writing. More threads than this wait for one another; SQLite's reads are short."""
 
+_SHUT_SECONDS: Final = 0.001
+"""How often callers look whether a fork is over."""
+
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
 
 Slot: TypeAlias = list[Connection]
@@ -49,6 +52,7 @@ class _Slots:
         self._every: Final[tuple[Slot, ...]] = tuple([] for _ in range(count))
         self._free: Final[queue.SimpleQueue[Slot]] = queue.SimpleQueue()
         self._held: Final[list[Slot]] = []  # by a fork
+        self._shut = False  # for a fork: who gives a slot back could take it again before the fork gets it
         self._stalled: Final = stalled
         for slot in self._every:
             self._free.put(slot)
@@ -64,10 +68,13 @@ class _Slots:
         Raises:
             TokenStoreError: none came free for so long.
         """
+        until = time.monotonic() + seconds_max
+        while self._shut and time.monotonic() < until:
+            time.sleep(_SHUT_SECONDS)
         taken: list[Slot] = []
         try:
             try:
-                put_result(taken, self._free.get, True, seconds_max)
+                put_result(taken, self._free.get, True, max(until - time.monotonic(), 0))
             except queue.Empty:
                 raise TokenStoreError(self._stalled) from None
             slot = taken[0]
@@ -86,6 +93,7 @@ class _Slots:
 
     def hold(self, until: float) -> None:
         """Let nobody use a slot before `release`; wait for those in use, until that time of the monotonic clock."""
+        self._shut = True
         with suppress(queue.Empty):
             while len(self._held) < len(self._every):
                 put_result(self._held, self._free.get, True, max(until - time.monotonic(), 0))
@@ -95,6 +103,7 @@ class _Slots:
         """End `hold`."""
         with suppress(IndexError):
             give_all(self._held, self._free.put)
+        self._shut = False
 
 
 class Pool:
