@@ -14,6 +14,12 @@ import pytest
 
 LONGEST_SECONDS = 0.002
 
+ARRIVAL_SECONDS = 5.0
+"""How long a signal is waited for: without its exception by then, something has swallowed that."""
+
+_DROPPED: list[object] = []
+"""Exceptions of the handler that the interpreter itself dropped, as in a destructor: nothing can hand those on."""
+
 
 class InterruptedAtRandomError(Exception):
     """What a handler raises, as those of Celery and RQ do."""
@@ -46,21 +52,34 @@ def handled(untraced: None) -> Iterator[None]:
     def handler(number: int, frame: object) -> None:
         raise InterruptedAtRandomError
 
-    before = signal.signal(signal.SIGALRM, handler)
+    def note(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, InterruptedAtRandomError):
+            _DROPPED.append(dropped.object)
+        else:
+            told(dropped)
+
+    before, told = signal.signal(signal.SIGALRM, handler), sys.unraisablehook
+    sys.unraisablehook = note
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
+    sys.unraisablehook = told
     signal.signal(signal.SIGALRM, before)
 
 
 def interrupt(
     action: Callable[[], object], chance: random.Random, longest_seconds: float = LONGEST_SECONDS
 ) -> bool:
-    """Whether an action was interrupted by the handler's exception, or ended before it."""
+    """Whether the handler's exception interrupted an action, or came right behind it; False: it was swallowed."""
+    _DROPPED.clear()
     try:
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, longest_seconds))
         action()
-        while True:  # the signal is on its way: it strikes here, at the latest
+        until = time.monotonic() + ARRIVAL_SECONDS
+        while (
+            not _DROPPED and time.monotonic() < until
+        ):  # the signal is on its way: it strikes here, at the latest
             time.sleep(longest_seconds)
+        return bool(_DROPPED)
     except InterruptedAtRandomError:
         return True
     finally:

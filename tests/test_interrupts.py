@@ -224,6 +224,13 @@ def drive(driven: Driven, interrupts: int) -> None:
     driven.assert_whole()
 
 
+def drive_with_module(uri: str, folder: Path, chance: random.Random, interrupts: int) -> None:
+    url = f"sqlite:///{folder}/vault.db"
+    with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
+        tv.provision(keys, store, custody=tv.Custody.IN_MODULE)
+        drive(Driven(keys, store, chance), interrupts)
+
+
 @pytest.mark.usefixtures("handled")
 def test_a_vault_is_whole_after_interrupts_at_random_instants(
     local_keys: KeyStore, database: TokenStore
@@ -235,10 +242,7 @@ def test_a_vault_is_whole_after_interrupts_at_random_instants(
 def test_a_vault_with_keys_in_the_module_is_whole_after_interrupts_at_random_instants(
     softhsm_uri: str, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path}/vault.db"
-    with closing(tv.open_key_store(softhsm_uri)) as keys, closing(tv.open_token_store(url)) as store:
-        tv.provision(keys, store, custody=tv.Custody.IN_MODULE)
-        drive(Driven(keys, store, random.Random(2)), 250)
+    drive_with_module(softhsm_uri, tmp_path, random.Random(2), 250)
 
 
 @pytest.mark.nightly
@@ -255,10 +259,7 @@ def test_a_vault_is_whole_after_very_many_interrupts(
 def test_a_vault_with_keys_in_the_module_is_whole_after_very_many_interrupts(
     softhsm_uri: str, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path}/vault.db"
-    with closing(tv.open_key_store(softhsm_uri)) as keys, closing(tv.open_token_store(url)) as store:
-        tv.provision(keys, store, custody=tv.Custody.IN_MODULE)
-        drive(Driven(keys, store, random.Random(3)), 7_000)
+    drive_with_module(softhsm_uri, tmp_path, random.Random(3), 7_000)
 
 
 @pytest.mark.usefixtures("untraced")

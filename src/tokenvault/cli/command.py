@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Concatenate, Final, ParamSpec, Self, get_type_hints
+from typing import Annotated, Any, Concatenate, Final, ParamSpec, Self, TypeVar, get_type_hints
 
 import attrs
 import typer
@@ -24,10 +24,12 @@ from tokenvault.cli.exits import READER_GONE
 from tokenvault.cli.output import Output
 from tokenvault.errors import ConfigurationError
 from tokenvault.keys import KeyStore, open_key_store
+from tokenvault.runtime import Closable
 from tokenvault.stores import TokenStore, open_token_store
 from tokenvault.vault.blocking import Vault
 
 P = ParamSpec("P")
+C = TypeVar("C", bound=Closable)
 
 _KEYWORD: Final = inspect.Parameter.KEYWORD_ONLY
 
@@ -72,26 +74,20 @@ class Session:
     @cached_property
     def keys(self) -> KeyStore:
         """The key store. Raises ConfigurationError, KeyStoreError."""
-        address = self.configuration.key_store
-        if address is None:
-            raise ConfigurationError(
-                "no key store is configured: write key_store into the configuration file, or set TOKENVAULT_KEY_STORE"
+        return self._close_later(
+            open_key_store(
+                _configured(self.configuration.key_store, "key_store", configuration.KEY_STORE_VARIABLE)
             )
-        opened = open_key_store(address)
-        self._opened.callback(opened.close)
-        return opened
+        )
 
     @cached_property
     def store(self) -> TokenStore:
         """The token store. Raises ConfigurationError."""
-        address = self.configuration.token_store
-        if address is None:
-            raise ConfigurationError(
-                "no token store is configured: write token_store into the configuration file, or set TOKENVAULT_STORE"
+        return self._close_later(
+            open_token_store(
+                _configured(self.configuration.token_store, "token_store", configuration.TOKEN_STORE_VARIABLE)
             )
-        opened = open_token_store(address)
-        self._opened.callback(opened.close)
-        return opened
+        )
 
     @cached_property
     def vault(self) -> Vault:
@@ -100,9 +96,23 @@ class Session:
         vault = Vault(self.keys, self.store, programs=found.programs, requestors=found.requestors)
         return self._opened.enter_context(vault)
 
+    def _close_later(self, opened: C) -> C:
+        self._opened.callback(opened.close)
+        return opened
+
     def leave_open(self) -> None:
         """Let the process end without closing what hangs."""
         self._opened.pop_all()
+
+
+def _configured(address: str | None, name: str, variable: str) -> str:
+    """An address of the configuration. Raises ConfigurationError where there is none."""
+    if address is None:
+        raise ConfigurationError(
+            f"no {name.replace('_', ' ')} is configured: write {name} into the configuration file, or set"
+            f" {variable}"
+        )
+    return address
 
 
 def command(
@@ -126,7 +136,7 @@ def command(
             with Session(config, as_json=as_json) as session:
                 call(session, **values)
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads the parameters there; a function has it not by its type
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         run.__doc__, run.__name__ = function.__doc__, function.__name__
         app.command(name, rich_help_panel=panel)(run)

@@ -44,7 +44,7 @@ FILE_BYTES_MAX: Final = 16 * 2**20
 DEFAULT_PATH: Final = Path("tokenvault.toml")
 PATH_VARIABLE: Final = "TOKENVAULT_CONFIG"
 KEY_STORE_VARIABLE: Final = "TOKENVAULT_KEY_STORE"
-TOKEN_STORE_VARIABLE: Final = "TOKENVAULT_STORE"  # noqa: S105 # a variable's name
+TOKEN_STORE_VARIABLE: Final = "TOKENVAULT_STORE"  # noqa: S105 # the name of an environment variable, no password
 
 _NAMES: Final = frozenset({"key_store", "token_store", "custody", "programs", "requestors"})
 _PASSWORD: Final = re.compile(r"(://[^:/?#@]*:)[^/?#]*(?=@)|(\b(?:password|pin-value)=)[^&]*", re.IGNORECASE)

@@ -158,7 +158,7 @@ def look(part: str, function: Callable[[], str], seconds_max: float) -> Finding:
     def work() -> None:
         try:
             told.append((True, function()))
-        except Exception as error:  # noqa: BLE001 # whatever is wrong is what was asked for
+        except Exception as error:  # noqa: BLE001 # a check of health tells what is wrong, whatever it is
             failure = bare(error)
             told.append(
                 (False, str(failure) if isinstance(failure, TokenVaultError) else type(failure).__name__)
