@@ -42,6 +42,8 @@ NIGHTLY_SEEDS = 1_000_000
 CHUNK = 5_000
 
 
+# To measure these takes twice as long as they do; the tests below run the same lines.
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_schedule_breaks_a_property(part: int) -> None:
     for seed in range(part, SEEDS, PARTS):
