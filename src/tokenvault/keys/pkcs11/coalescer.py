@@ -93,7 +93,7 @@ class Coalescer:
 
     def _serve(self, request: _Request) -> bytes:
         """Make calls for the oldest requests that fit into one, until this one is answered."""
-        while self._queue and not request.task.finished:
+        while request in self._queue:
             self._serve_some()
         if not request.task.finished:  # taken out of the queue meanwhile: nobody waits for it
             raise KeyStoreError(_INTERRUPTED)
