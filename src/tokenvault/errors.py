@@ -40,26 +40,35 @@ class TokenVaultError(Exception):
     """Base of every error that the library raises.
 
     Attributes:
+        code: what happened, in upper case: stable, for programs and alarms; docs/reference/codes.md lists all.
         response_code: the answer for ISO 8583 data element 39, two characters, where the error ends a payment.
     """
 
+    code: str = "DEFECT"
     response_code: str = "96"  # system malfunction
+
+    def __init__(self, *args: object, code: str | None = None) -> None:
+        super().__init__(*args)
+        if code is not None:  # kept by the instance, so that pickle and copy take it along
+            self.code = code
 
 
 class InvalidInputError(TokenVaultError, ValueError):
     """An argument is outside what the call accepts; the message says what is accepted."""
 
+    code = "INVALID_INPUT"
     response_code = "12"  # invalid transaction
 
 
 class TokenNotFoundError(TokenVaultError):
     """No such token or reference in this vault."""
 
+    code = "TOKEN_NOT_FOUND"
     response_code = "14"  # no such card number
 
 
 class DomainRestrictionError(TokenVaultError):
-    """The token's domain does not allow this use.
+    """The token's domain does not allow this use. Its codes are those of the first violation.
 
     Attributes:
         violations: every control that failed, in a stable order; never empty.
@@ -70,6 +79,7 @@ class DomainRestrictionError(TokenVaultError):
     def __init__(self, violations: tuple[Violation, ...]) -> None:
         super().__init__("; ".join(violation.message for violation in violations))
         self.violations = violations
+        self.code = violations[0].code
         self.response_code = violations[0].response_code
 
     def __reduce__(self) -> tuple[type[DomainRestrictionError], tuple[tuple[Violation, ...]]]:
@@ -79,43 +89,54 @@ class DomainRestrictionError(TokenVaultError):
 class LifecycleError(TokenVaultError):
     """The token's status does not allow this change."""
 
+    code = "STATUS_NOT_FITTING"
     response_code = "57"  # not permitted
 
 
 class PermissionDeniedError(TokenVaultError):
     """The requestor is unknown or may not do this."""
 
+    code = "PERMISSION_DENIED"
     response_code = "58"  # not permitted to this acceptor
 
 
 class IntegrityError(TokenVaultError):
     """What was read is not what the vault wrote: changed, moved, or sealed under another key."""
 
+    code = "INTEGRITY"
+
 
 class KeyStoreError(TokenVaultError):
     """The key store failed; the message says what to check."""
 
+    code = "KEY_STORE_FAILED"
     response_code = "91"  # issuer or switch inoperative
 
 
 class TokenStoreError(TokenVaultError):
     """The database failed; whether a write happened is then unknown: retry with the same ids."""
 
+    code = "STORE_FAILED"
     response_code = "91"
 
 
 class ConflictError(TokenVaultError):
     """Others kept changing the same record; nothing was done. Retry."""
 
+    code = "CONFLICT"
     response_code = "91"
 
 
 class TokenSpaceExhaustedError(TokenVaultError):
     """A program has too few free tokens left to draw one."""
 
+    code = "TOKEN_SPACE_EXHAUSTED"
+
 
 class ConfigurationError(TokenVaultError):
     """Programs, requestors, keys and database do not fit together."""
+
+    code = "CONFIGURATION"
 
 
 # The boundary.

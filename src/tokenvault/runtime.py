@@ -142,7 +142,7 @@ class LoopRuntime:
     async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread of its own."""
         if self._closed:
-            raise ConfigurationError(CLOSED)
+            raise ConfigurationError(CLOSED, code="VAULT_NOT_OPEN")
         return await self._workers.call(function, *args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:

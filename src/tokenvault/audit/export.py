@@ -94,7 +94,10 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
             for row, _, genuine in check_events(audit_keys, page):
                 yield from _lines(row, genuine)
         if malformed >= pages.MALFORMED_MAX:
-            raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
+            raise IntegrityError(
+                "too many rows of a stream are malformed: what follows them was not read",
+                code="TOO_MANY_EVENTS",
+            )
 
 
 def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:

@@ -96,7 +96,9 @@ class FileKeyStore:
         checks.instance("key", key, KeyName)
         stored = self._read().keys.get(key)
         if stored is None:
-            raise KeyStoreError(f"the key file has no key {key}: create it (provision does)")
+            raise KeyStoreError(
+                f"the key file has no key {key}: create it (provision does)", code="KEY_STORE_KEY_MISSING"
+            )
         return LocalBlockCipher(stored.value)
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
@@ -128,7 +130,7 @@ class FileKeyStore:
         checks.instance("key", key, KeyName)
         with self._locked() as content:
             if content.keys.pop(key, None) is None:
-                raise KeyStoreError(f"the key file has no key {key}")
+                raise KeyStoreError(f"the key file has no key {key}", code="KEY_STORE_KEY_MISSING")
             self._write(content)
 
     def close(self) -> None:
@@ -150,7 +152,7 @@ class FileKeyStore:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise KeyStoreError("this key store is closed: open another")
+            raise KeyStoreError("this key store is closed: open another", code="KEY_STORE_CLOSED")
 
     def _aead(self, salt: bytes) -> AESGCM:
         aead = self._aeads.get(salt)
@@ -208,7 +210,9 @@ def _explained(done: str, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise KeyStoreError(f"the key file can not be {done} ({reason}): {advice}") from None
+        raise KeyStoreError(
+            f"the key file can not be {done} ({reason}): {advice}", code="KEY_STORE_FILE_FAILED"
+        ) from None
 
 
 def _passphrase(uri: FileUri) -> Secret:
@@ -218,7 +222,8 @@ def _passphrase(uri: FileUri) -> Secret:
     if not passphrase:
         raise KeyStoreError(
             "there is no passphrase for the key file: set the environment variable TOKENVAULT_PASSPHRASE "
-            "(or the one that passphrase-env names), or write passphrase-source=file:... into the URI"
+            "(or the one that passphrase-env names), or write passphrase-source=file:... into the URI",
+            code="KEY_STORE_PASSPHRASE_MISSING",
         )
     return Secret(passphrase)
 
@@ -255,10 +260,12 @@ def parse(text: bytes, aead_of: Callable[[bytes], AESGCM]) -> Content:
     try:
         return _content(text, aead_of)
     except InvalidTag:
+        code = "KEY_STORE_PASSPHRASE_WRONG"
         reason = "the passphrase is not the one that the key file was written with, or the file was changed"
     except (ValueError, TypeError, LookupError, RecursionError):  # what reading something else raises
+        code = "KEY_STORE_FILE_DAMAGED"
         reason = "the key file is damaged, was changed, or is no key file: restore it from a backup"
-    raise KeyStoreError(reason)  # after the except: the original holds what was decrypted
+    raise KeyStoreError(reason, code=code)  # after the except: the original holds what was decrypted
 
 
 def _content(text: bytes, aead_of: Callable[[bytes], AESGCM]) -> Content:

@@ -60,10 +60,13 @@ def next_name(purpose: KeyPurpose, newest: int, version: int | None) -> KeyName:
     following = newest + 1
     if version is not None and version != following:
         raise KeyStoreError(
-            f"the next version of the {purpose.value} key is {following}: look at versions() before you ask again"
+            f"the next version of the {purpose.value} key is {following}: look at versions() before you ask again",
+            code="KEY_STORE_VERSION_TAKEN",
         )
     if following > VERSION_MAX:
-        raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
+        raise KeyStoreError(
+            f"a purpose has at most {VERSION_MAX} versions", code="KEY_STORE_VERSIONS_USED_UP"
+        )
     return KeyName(purpose, following)
 
 

@@ -45,10 +45,14 @@ def read_secret_file(path: str, what: str) -> Secret:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
     if reason is not None:
         raise KeyStoreError(
-            f"the file that {what} names can not be read ({reason}): correct the path or its mode"
+            f"the file that {what} names can not be read ({reason}): correct the path or its mode",
+            code="KEY_STORE_SECRET_UNREADABLE",
         )
     if secret is None:
-        raise KeyStoreError(f"the file that {what} names holds no secret: one line of UTF-8 text is expected")
+        raise KeyStoreError(
+            f"the file that {what} names holds no secret: one line of UTF-8 text is expected",
+            code="KEY_STORE_SECRET_UNREADABLE",
+        )
     return secret
 
 
@@ -64,7 +68,8 @@ def read_secret_variable(name: str, what: str) -> Secret:
     if secret is None:
         raise KeyStoreError(
             f"the environment variable {name} that {what} names "
-            + ("is not set" if content is None else "holds no secret: one line of UTF-8 text is expected")
+            + ("is not set" if content is None else "holds no secret: one line of UTF-8 text is expected"),
+            code="KEY_STORE_SECRET_UNREADABLE",
         )
     return secret
 

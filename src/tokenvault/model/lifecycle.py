@@ -62,7 +62,10 @@ def transition(
     if change is Change.RESUME:
         if actor not in suspended_by:
             names = ", ".join(sorted(suspender.value for suspender in suspended_by))
-            raise LifecycleError(f"the token is suspended by: {names}; each lifts only its own suspension")
+            raise LifecycleError(
+                f"the token is suspended by: {names}; each lifts only its own suspension",
+                code="SUSPENDED_BY_OTHERS",
+            )
         remaining = suspended_by - {actor}
         return (TokenStatus.SUSPENDED if remaining else to), remaining
     return to, frozenset()

@@ -148,14 +148,16 @@ def read_pan(text: str | Pan) -> Pan:
     if isinstance(text, Pan):
         return text
     if not isinstance(text, str):
-        raise InvalidInputError("a PAN is text of 13 to 19 digits")
+        raise InvalidInputError("a PAN is text of 13 to 19 digits", code="PAN_CHARACTERS")
     if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
-        raise InvalidInputError("a PAN has ASCII digits only, with single spaces or hyphens between groups")
+        raise InvalidInputError(
+            "a PAN has ASCII digits only, with single spaces or hyphens between groups", code="PAN_CHARACTERS"
+        )
     digits = text.replace(" ", "").replace("-", "")
     if not PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX:
-        raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
+        raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits", code="PAN_LENGTH")
     if not luhn_valid(digits):
-        raise InvalidInputError("the PAN's check digit is wrong (Luhn)")
+        raise InvalidInputError("the PAN's check digit is wrong (Luhn)", code="PAN_CHECK_DIGIT")
     return trusted_pan(digits)
 
 
@@ -176,9 +178,11 @@ class CardExpiry:
 
     def __attrs_post_init__(self) -> None:
         if type(self.year) is not int or type(self.month) is not int:
-            raise InvalidInputError("an expiry is a year and a month, whole numbers")
+            raise InvalidInputError("an expiry is a year and a month, whole numbers", code="EXPIRY_FORM")
         if not 2000 <= self.year <= 2099 or not 1 <= self.month <= 12:
-            raise InvalidInputError("an expiry is a month (1 to 12) of a year from 2000 to 2099")
+            raise InvalidInputError(
+                "an expiry is a month (1 to 12) of a year from 2000 to 2099", code="EXPIRY_FORM"
+            )
 
     @staticmethod
     @boundary
@@ -212,7 +216,7 @@ def read_expiry(text: str | CardExpiry) -> CardExpiry:
     if isinstance(text, CardExpiry):
         return text
     if not isinstance(text, str) or _EXPIRY.fullmatch(text) is None:
-        raise InvalidInputError(_EXPIRY_FORM)
+        raise InvalidInputError(_EXPIRY_FORM, code="EXPIRY_FORM")
     return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 
 

@@ -121,7 +121,7 @@ def _postgres_store(name: str, url: str) -> Any:
     except ImportError:
         store = None
     if store is None:
-        raise ConfigurationError(_NO_PSYCOPG)
+        raise ConfigurationError(_NO_PSYCOPG, code="STORE_LIBRARY_MISSING")
     return store(url)
 
 

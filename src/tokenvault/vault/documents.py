@@ -41,7 +41,10 @@ class Documents:
         try:
             domain = Domain.from_json(document)
         except InvalidInputError:
-            raise IntegrityError("a domain document was written by a newer version of the library") from None
+            raise IntegrityError(
+                "a domain document was written by a newer version of the library",
+                code="WRITTEN_BY_NEWER_VERSION",
+            ) from None
         self.written(domain)
         return domain
 
@@ -73,7 +76,8 @@ class Documents:
         if program is None or requestor is None:
             missing = "program" if program is None else "requestor"
             raise ConfigurationError(
-                f"the token's {missing} is not among the {missing}s of this vault: add it"
+                f"the token's {missing} is not among the {missing}s of this vault: add it",
+                code="PROGRAM_OR_REQUESTOR_MISSING",
             )
         restrictions = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
         if len(self._restrictions) >= DOMAINS_CACHED_MAX:

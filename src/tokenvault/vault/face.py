@@ -36,7 +36,7 @@ class Face:
         """The core. Raises ConfigurationError unless the vault is open."""
         if self._core is None:
             not_open = "this vault is not open: open one with 'async with'"
-            raise ConfigurationError(CLOSED if self._opened else not_open)
+            raise ConfigurationError(CLOSED if self._opened else not_open, code="VAULT_NOT_OPEN")
         return self._core
 
     async def _close(self) -> None:
@@ -77,7 +77,7 @@ class AwaitedFace(Face):
     @async_boundary
     async def __aenter__(self) -> Self:
         if self._opened:
-            raise ConfigurationError("this vault was opened before: make another")
+            raise ConfigurationError("this vault was opened before: make another", code="VAULT_NOT_OPEN")
         self._opened = True
         runtime = LoopRuntime()
         try:

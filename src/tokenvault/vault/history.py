@@ -51,4 +51,6 @@ async def _about(core: Core, stored_under: bytes, reference: bytes, count: int) 
         if len(rows) < size or len(found) >= count:
             return found[:count]
         start, size = start + len(rows), min(2 * size, BATCH_PAGE)
-    raise IntegrityError("too many audit events stand for this token: verify the trail")
+    raise IntegrityError(
+        "too many audit events stand for this token: verify the trail", code="TOO_MANY_EVENTS"
+    )

@@ -42,7 +42,8 @@ async def open_core(
     for requestor in by_id.values():
         if not requestor.programs <= by_name.keys():
             raise ConfigurationError(
-                "a requestor may issue tokens of a program that this vault does not have"
+                "a requestor may issue tokens of a program that this vault does not have",
+                code="PROGRAM_OR_REQUESTOR_MISSING",
             )
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
@@ -69,8 +70,10 @@ def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[
         checks.instance(f"each of {argument}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)
     ]
     if len(listed) > CONFIGURED_MAX:
-        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {argument}")
+        raise ConfigurationError(
+            f"a vault has at most {CONFIGURED_MAX} {argument}", code="TOO_MANY_CONFIGURED"
+        )
     named = {name_of(value): value for value in listed}
     if len(named) != len(listed):
-        raise ConfigurationError(f"two {argument} have the same name")
+        raise ConfigurationError(f"two {argument} have the same name", code="NAME_TAKEN")
     return named

@@ -56,10 +56,12 @@ async def check_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -
                 value = await runtime.call(lambda key: key_check_value(keys.cipher(key)), key)
                 if not hmac.compare_digest(await store.put_meta(name, value), value):
                     raise ConfigurationError(
-                        f"this database was made under another {key} key: open it with its own key store"
+                        f"this database was made under another {key} key: open it with its own key store",
+                        code="KEYS_OF_OTHER_VAULT",
                     )
             elif await store.get_meta(name) is not None:
                 raise ConfigurationError(
                     f"this database was made under a {key} key, which this key store does not have: open it with"
-                    " its own key store, or restore the key"
+                    " its own key store, or restore the key",
+                    code="KEYS_OF_OTHER_VAULT",
                 )

@@ -179,7 +179,9 @@ def _fpe_cipher(keys: KeyStore, key_version: int | None) -> BlockCipher:
     versions = keys.versions(KeyPurpose.FPE)
     version = (versions or (0,))[-1] if key_version is None else key_version
     if version not in versions:
-        raise ConfigurationError("the key store has no such FPE key: run tokenvault.provision first")
+        raise ConfigurationError(
+            "the key store has no such FPE key: run tokenvault.provision first", code="KEY_MISSING"
+        )
     return keys.cipher(KeyName(KeyPurpose.FPE, version))
 
 

@@ -75,7 +75,7 @@ class Pool(ABC):
         closed.
         """
         if not await self._enter():
-            raise TokenStoreError(_STALLED)
+            raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED")
         try:
             connection = self._take_idle() or await self._open_new()
             try:
@@ -209,7 +209,7 @@ class LoopPool(Pool):
             return False
         if self._loop.is_closed():
             return True
-        raise TokenStoreError(_OTHER_LOOP)
+        raise TokenStoreError(_OTHER_LOOP, code="STORE_OTHER_LOOP")
 
     async def _enter(self) -> bool:
         if not self._semaphore.locked():  # at once; a timer would take a fourth of the time of a look-up

@@ -42,12 +42,12 @@ async def check_version(connection: Connection) -> None:
     try:
         rows = await connection.rows(f"SELECT version FROM {_VERSION}")
     except MISSING:
-        raise ConfigurationError(_UNPROVISIONED) from None
+        raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
     versions = [version for (version,) in rows]
     if len(versions) != 1 or type(versions[0]) is not int or versions[0] < 1:
-        raise ConfigurationError(_FOREIGN)
+        raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
     if versions[0] > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER)
+        raise ConfigurationError(_NEWER, code="STORE_NEWER")
 
 
 async def provision(connection: Connection, partitions: int) -> None:
@@ -56,7 +56,7 @@ async def provision(connection: Connection, partitions: int) -> None:
         async with connection.transaction():
             await _provision(connection, partitions)
     except PRESENT:
-        raise ConfigurationError(_FOREIGN) from None
+        raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN") from None
 
 
 async def _provision(connection: Connection, partitions: int) -> None:

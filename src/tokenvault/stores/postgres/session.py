@@ -59,9 +59,9 @@ def is_own(row: tuple[Any, ...], options: str) -> bool:
     """
     own, synchronous_commit, isolation = row
     if synchronous_commit == "off" and not _is_given("synchronous_commit", options):
-        raise ConfigurationError(_NOT_DURABLE)
+        raise ConfigurationError(_NOT_DURABLE, code="STORE_NOT_DURABLE")
     if not own and isolation != _ISOLATION:
-        raise ConfigurationError(_ISOLATED)
+        raise ConfigurationError(_ISOLATED, code="STORE_ISOLATION")
     return bool(own)
 
 

@@ -209,7 +209,12 @@ class _PostgresStore(Adapter, Forkable):
         self._pools.setdefault(os.getpid(), self._pool_type(self._open)).close()
 
     def _explain(self, error: Exception) -> str:
-        return explanation(error) or super()._explain(error)
+        explained = explanation(error)
+        return super()._explain(error) if explained is None else explained.text
+
+    def _code(self, error: Exception) -> str:
+        explained = explanation(error)
+        return super()._code(error) if explained is None else explained.code
 
 
 class PostgresTokenStore(_PostgresStore, TokenStoreBase):

@@ -77,18 +77,31 @@ BUSY: Final = (
     "transaction open, such as a database shell"
 )
 _EXPLANATIONS: Final = {
-    sqlite3.SQLITE_BUSY: BUSY,
-    sqlite3.SQLITE_LOCKED: BUSY,
-    sqlite3.SQLITE_NOMEM: "SQLite got no memory",
-    sqlite3.SQLITE_READONLY: "the SQLite file or its folder is read-only: this process has to write both",
-    sqlite3.SQLITE_IOERR: "the disk under the SQLite file failed to read or write; see the system's log",
-    sqlite3.SQLITE_CORRUPT: "the SQLite file is damaged: restore it from a backup",
-    sqlite3.SQLITE_FULL: "the disk under the SQLite file is full; nothing was written",
-    sqlite3.SQLITE_CANTOPEN: "the SQLite file can not be opened: look at its path and permissions, "
-    "and at those of its folder, in which SQLite has to create two files more",
-    sqlite3.SQLITE_CONSTRAINT: "an audit event exists already; nothing was written",
-    sqlite3.SQLITE_NOTADB: _FOREIGN,
+    sqlite3.SQLITE_BUSY: ("STORE_BUSY", BUSY),
+    sqlite3.SQLITE_LOCKED: ("STORE_BUSY", BUSY),
+    sqlite3.SQLITE_NOMEM: ("STORE_OUT_OF_MEMORY", "SQLite got no memory"),
+    sqlite3.SQLITE_READONLY: (
+        "STORE_READ_ONLY",
+        "the SQLite file or its folder is read-only: this process has to write both",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "STORE_DISK_FAILED",
+        "the disk under the SQLite file failed to read or write; see the system's log",
+    ),
+    sqlite3.SQLITE_CORRUPT: ("STORE_DAMAGED", "the SQLite file is damaged: restore it from a backup"),
+    sqlite3.SQLITE_FULL: (
+        "STORE_DISK_FULL",
+        "the disk under the SQLite file is full; nothing was written",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "STORE_FILE_NOT_OPENED",
+        "the SQLite file can not be opened: look at its path and permissions, "
+        "and at those of its folder, in which SQLite has to create two files more",
+    ),
+    sqlite3.SQLITE_CONSTRAINT: ("STORE_EVENT_EXISTS", "an audit event exists already; nothing was written"),
+    sqlite3.SQLITE_NOTADB: ("STORE_FOREIGN", _FOREIGN),
 }
+"""By SQLite's code: the code and the text for a caller."""
 
 
 class Connection(sqlite3.Connection):
@@ -149,7 +162,7 @@ class SqliteFile:
             raise
         if version == 0:
             connection.close()
-            raise ConfigurationError(_UNPROVISIONED)
+            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
         return connection
 
     def open_unchecked(self) -> Connection:
@@ -169,7 +182,7 @@ class SqliteFile:
         except sqlite3.OperationalError:
             if os.path.exists(self._path):
                 raise
-            raise ConfigurationError(_UNPROVISIONED) from None
+            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
             for pragma in _PRAGMAS:
@@ -185,7 +198,7 @@ class SqliteFile:
         The system lets it write on to a file that was removed or replaced, and what it writes is lost.
         """
         if connection.opened_on != self._file_there():
-            raise TokenStoreError(_MOVED)
+            raise TokenStoreError(_MOVED, code="STORE_MOVED")
 
     def _file_there(self) -> tuple[int, int] | None:
         try:
@@ -211,7 +224,8 @@ class SqliteFile:
         _schema_version(connection)  # a foreign file is not even switched to WAL
         if connection.run("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise TokenStoreError(
-                "SQLite's write-ahead log does not work on this file system; use a local one"
+                "SQLite's write-ahead log does not work on this file system; use a local one",
+                code="STORE_FILE_SYSTEM",
             )
         connection.run("BEGIN IMMEDIATE")
         if _schema_version(connection) == 0:  # looked at again: others may have been faster
@@ -233,18 +247,18 @@ def _schema_version(connection: Connection) -> int:
         if not in_transaction and connection.in_transaction:
             connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER)
+        raise ConfigurationError(_NEWER, code="STORE_NEWER")
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
         return SCHEMA_VERSION
     if application_id == 0 and version == 0 and not objects:
         return 0
-    raise ConfigurationError(_FOREIGN)
+    raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
 
 
-def explanation(error: sqlite3.Error) -> str:
-    """What an error of SQLite means here and what to look at."""
-    text = _EXPLANATIONS.get(_code(error))
-    return text or "SQLite refused a statement: the file's schema is not the one that was created"
+def explanation(error: sqlite3.Error) -> tuple[str, str]:
+    """The code of an error of SQLite, and the text that says what it means here and what to look at."""
+    other = "STORE_SCHEMA", "SQLite refused a statement: the file's schema is not the one that was created"
+    return _EXPLANATIONS.get(_code(error), other)
 
 
 def _code(error: BaseException) -> int:

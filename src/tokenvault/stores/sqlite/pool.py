@@ -53,9 +53,9 @@ class Pool:
             if not self._idle:  # as always while the pool is closed or on hold
                 self._wait(self._can_take, self._wait_seconds_max)
                 if not self._can_take():
-                    raise TokenStoreError(_STALLED)
+                    raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED")
                 if self._closed:
-                    raise TokenStoreError(CLOSED)
+                    raise TokenStoreError(CLOSED, code="STORE_CLOSED")
             idle = self._idle.pop() if self._idle else None
             if idle is None:
                 self._open_count += 1

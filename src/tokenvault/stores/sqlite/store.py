@@ -51,7 +51,9 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def __init__(self, path: str | os.PathLike[str], *, busy_seconds_max: float = BUSY_SECONDS_MAX) -> None:
         if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
-            raise ConfigurationError("the SQLite library is too old: 3.37 or newer is needed")
+            raise ConfigurationError(
+                "the SQLite library is too old: 3.37 or newer is needed", code="STORE_LIBRARY_TOO_OLD"
+            )
         try:
             name = os.path.abspath(os.fspath(path))  # so that chdir makes no difference
             os.fsencode(name)
@@ -94,7 +96,7 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
             # Forked by something else than Python, so no hook ran. The parent's connections, if it had any,
             # stay referenced in its pool: to close them here would touch the parent's file.
             if pool.open_count:
-                raise TokenStoreError(_FORKED)
+                raise TokenStoreError(_FORKED, code="STORE_FORKED")
             pool = self._renewed.setdefault(os.getpid(), self._new_pool())
             self._pool = pool
         return pool
@@ -118,7 +120,7 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         """Do work that writes, with the write lock and a connection; an open transaction is undone where it fails."""
         pool = self._pool_here()
         if not pool.write_lock.acquire(timeout=self._busy_seconds_max):
-            raise TokenStoreError(BUSY)
+            raise TokenStoreError(BUSY, code="STORE_BUSY")
         try:
             connection = pool.take()
             try:
@@ -246,10 +248,15 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, sqlite3.Error):
-            return explanation(error)
+            return explanation(error)[1]
         if isinstance(error, OSError):
             return f"the SQLite file can not be created: {os.strerror(error.errno or 0)}"
         return super()._explain(error)
+
+    def _code(self, error: Exception) -> str:
+        if isinstance(error, sqlite3.Error):
+            return explanation(error)[0]
+        return "STORE_FILE_NOT_OPENED" if isinstance(error, OSError) else super()._code(error)
 
 
 # What happens within a transaction.
