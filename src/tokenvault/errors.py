@@ -7,16 +7,29 @@ caller passed in. And an error leaves a public call without the frames below it:
 
 from __future__ import annotations
 
+import enum
 import functools
+import inspect
+import re
 import traceback
-from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 import attrs
 
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+
+
+_LONG_NUMBER: Final = re.compile(r"[0-9](?:[^0-9A-Za-z]?[0-9]){12,}")
+_ARGUMENT: Final = re.compile("[A-Za-z_]{1,40}[0-9]?")
+_END: Final = object()
+
+
+def without_numbers(text: str) -> str:
+    """A text to show: of each number that could be a card's, with or without separators, the last four digits."""
+    return _LONG_NUMBER.sub(lambda number: f"************{number[0][-4:]}", text)
 
 
 @attrs.frozen
@@ -58,6 +71,14 @@ class InvalidInputError(TokenVaultError, ValueError):
 
     code = "INVALID_INPUT"
     response_code = "12"  # invalid transaction
+
+
+class ArgumentsError(InvalidInputError, TypeError):
+    """A call with other arguments than it takes: a misspelt one, one too few or too many. Python's own is a TypeError."""
+
+
+class UnchangeableError(InvalidInputError, attrs.exceptions.FrozenInstanceError):
+    """An object that does not change was to be changed."""
 
 
 class TokenNotFoundError(TokenVaultError):
@@ -150,7 +171,7 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
         try:
             return call(*args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, args, kwargs)
         del args, kwargs
         raise failure
 
@@ -165,11 +186,37 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
         try:
             return await call(*args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, args, kwargs)
         del args, kwargs
         raise failure
 
     return bounded
+
+
+def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """As `boundary`, for a generator function: also for each step of what it gives."""
+    begin = boundary(call)
+
+    @functools.wraps(call)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return _BoundedIterator(begin(*args, **kwargs))
+
+    return bounded
+
+
+class _BoundedIterator(Iterator[T], Generic[T]):
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+
+    def __next__(self) -> T:
+        item = self._step()
+        if item is _END:
+            raise StopIteration
+        return item  # type: ignore[return-value] # the source's, not the mark of its end
+
+    @boundary
+    def _step(self) -> T | object:
+        return next(self._source, _END)
 
 
 class Called(Protocol):
@@ -191,7 +238,7 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
         try:
             return call(self, *args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, (self, *args), kwargs)
         finally:
             calls.pop()
         del args, kwargs
@@ -212,7 +259,7 @@ def async_call_boundary(
         try:
             return await call(self, *args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, (self, *args), kwargs)
         finally:
             calls.pop()
         del args, kwargs
@@ -222,18 +269,83 @@ def async_call_boundary(
 
 
 def boundary_init(kind: C) -> C:
-    """As `boundary`, for the constructor of a class."""
+    """The boundary of a class that callers make objects of.
+
+    Errors of its constructor come out as those of `boundary`. Where its objects do not change (attrs.frozen), an
+    attempt to change one leaves no frame with the value either. Where it has a repr of its own, that shows no number
+    that could be a card's: a caller may have put one into any field.
+    """
     kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # mypy lets no __init__ be assigned; its signature stays
+    if attrs.has(kind) and kind.__setattr__ is not object.__setattr__:
+        kind.__setattr__ = _refuse_change  # type: ignore[method-assign, assignment] # it raises, as the one before
+        kind.__delattr__ = _refuse_change  # type: ignore[method-assign, assignment] # as above
+    if kind.__repr__ is not object.__repr__:
+        shown = kind.__repr__
+        kind.__repr__ = lambda self: without_numbers(shown(self))  # type: ignore[method-assign] # for all its objects
     return kind
+
+
+@boundary
+def _refuse_change(self: object, _name: str, _value: object = None) -> NoReturn:
+    raise UnchangeableError(f"a {type(self).__name__} does not change: make another")
+
+
+class _BoundedEnum(enum.EnumMeta):
+    """Looking up a value is a public call of each enumeration."""
+
+    @boundary
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 # the class of a class
+        return super().__call__(*args, **kwargs)
+
+
+class Words(enum.Enum, metaclass=_BoundedEnum):
+    """An enumeration of the public face. A value that it does not have is refused, and not shown."""
+
+    @classmethod
+    def _missing_(cls, _value: object) -> NoReturn:
+        raise InvalidInputError(f"a {cls.__name__} is one of: {', '.join(repr(each.value) for each in cls)}")
+
+
+def _outgoing(
+    error: BaseException, call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> BaseException:
+    """What leaves a call in place of an error: without frames, and without what it was raised from."""
+    where = error.__traceback__
+    if isinstance(error, TypeError) and where is not None and where.tb_next is None:
+        return _wrong_arguments(call, args, kwargs)
+    return bare(error)
+
+
+def _wrong_arguments(
+    call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> ArgumentsError:
+    """The error for a call that Python could not make. A name given by the caller is shown if it can be one."""
+    parameters = inspect.signature(call).parameters
+    names = [name for name in parameters if name not in ("self", "cls")]
+    by_position = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY]
+    misspelt = [f"'{name}'" if _ARGUMENT.fullmatch(name) else "of such a name" for name in kwargs if name not in names]
+    missing = [
+        name
+        for name, each in parameters.items()
+        if each.default is each.empty and name not in kwargs and name not in by_position[: len(args)]
+    ]
+    if misspelt:
+        wrong = f"has no argument {', '.join(sorted(set(misspelt)))}"
+    elif len(args) > len(by_position):
+        wrong = f"takes at most {len(by_position) - (len(parameters) - len(names))} arguments by position"
+    elif missing:
+        wrong = f"needs {', '.join(missing)}"
+    else:
+        wrong = "has an argument given twice, by position and by name"
+    called = call.__qualname__.removesuffix(".__init__")
+    return ArgumentsError(f"{called} {wrong}; its arguments are: {', '.join(names)}")
 
 
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
-    where = error.__traceback__
-    misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # wrong arguments
-    if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not misspelt:
+    if isinstance(error, Exception) and not isinstance(error, TokenVaultError):
         place = "an unknown place"
-        for frame, line in traceback.walk_tb(where):
+        for frame, line in traceback.walk_tb(error.__traceback__):
             place = f"{frame.f_globals.get('__name__')}:{line}"
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None

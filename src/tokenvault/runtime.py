@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, InvalidInputError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CLOSED = "this vault is closed: open another"
+
+NOW_MS_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999, the last one that Python's dates have."""
 
 MODULE_THREADS: Final = 16
 """Blocks that wait in several threads go to the module in one call (see `keys.pkcs11.coalescer`)."""
@@ -36,6 +39,26 @@ class SystemClock:
     def now_ms(self) -> int:
         """Milliseconds of the Unix epoch."""
         return time.time_ns() // 1_000_000
+
+
+class CheckedClock:
+    """A clock of the caller's, whose times are checked: what it raises or gives can be anything."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch. Raises InvalidInputError."""
+        try:
+            now_ms = self._clock.now_ms()
+        except Exception:  # noqa: BLE001 # its own, with whatever that holds
+            raise InvalidInputError("clock failed in now_ms()", code="CLOCK") from None
+        if type(now_ms) is not int or not 0 <= now_ms <= NOW_MS_MAX:
+            raise InvalidInputError(
+                "clock gives milliseconds of the Unix epoch by now_ms(): a whole number, from 1970 to 9999",
+                code="CLOCK",
+            )
+        return now_ms
 
 
 class Runtime(Protocol):

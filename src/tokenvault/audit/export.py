@@ -13,7 +13,7 @@ from tokenvault.audit.batch_event import BATCH, items, parse
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.macs import AuditKeys, check_events
 from tokenvault.audit.verify import pages
-from tokenvault.errors import IntegrityError
+from tokenvault.errors import IntegrityError, boundary_init, iterator_boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
 
@@ -24,6 +24,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS_MAX: Final = 253_402_300_799_999  # the last of the year 9999
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class AuditEvent:
     """One event of the audit trail. Never a PAN, never a whole token.
@@ -73,6 +74,7 @@ def audit_events(row: SealedEvent) -> list[AuditEvent]:
     ]
 
 
+@iterator_boundary
 def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator[str]:
     """All events of a database as JSON Lines: a line of ASCII for each, or each item of a batch, without its end.
 
@@ -80,9 +82,11 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
     is right, and is null without keys. An event that can not be read has "stream", "number" and "genuine" only.
 
     Raises:
+        InvalidInputError: an argument is of another kind.
         KeyStoreError, TokenStoreError: as lines are read.
         IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
     """
+    checks.blocking_store("store", store)
     audit_keys = None if keys is None else AuditKeys(keys)
     for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
         malformed = 0

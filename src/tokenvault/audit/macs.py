@@ -31,6 +31,7 @@ class AuditKeys:
     """
 
     def __init__(self, keys: KeyStore) -> None:
+        checks.offers("keys", keys, "versions", "a key store, as open_key_store opens one")
         self._keys: Final = keys
         self._macs: dict[int, Cmac] = {}
         self._newest = max(keys.versions(KeyPurpose.AUDIT), default=0)

@@ -6,19 +6,18 @@ CCM and key derivation are built on it, so that a batch of any size costs a cons
 
 from __future__ import annotations
 
-import enum
 from typing import Final, Protocol
 
 import attrs
 
 from tokenvault.crypto.block_cipher import BlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.errors import InvalidInputError, KeyStoreError, Words, boundary_init
 
 KEY_BYTES: Final = 32
 VERSION_MAX: Final = 9_999
 
 
-class KeyPurpose(enum.Enum):
+class KeyPurpose(Words):
     """What a key is for. Each purpose has its own AES-256 key and its own version history."""
 
     SEAL = "seal"
@@ -27,7 +26,7 @@ class KeyPurpose(enum.Enum):
     AUDIT = "audit"
 
 
-class Custody(enum.Enum):
+class Custody(Words):
     """Where a key version does its work.
 
     IN_MODULE: every block is encrypted by the module; the key never leaves it.
@@ -38,6 +37,7 @@ class Custody(enum.Enum):
     IN_PROCESS = "process"
 
 
+@boundary_init
 @attrs.frozen
 class KeyName:
     """Names one key: a purpose and a version from 1 to 9,999. The newest version writes, older ones read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -84,17 +85,36 @@ def instance(name: str, value: object, kind: type[T]) -> T:
     return value
 
 
+def offers(name: str, value: object, method: str, kind: str) -> None:
+    """An object of whichever class that has a method, as everything of its kind does."""
+    if not callable(getattr(value, method, None)):
+        raise InvalidInputError(f"{name} is {kind}")
+
+
+def blocking_store(name: str, value: object) -> None:
+    """A token store without coroutines."""
+    kind = "a token store without coroutines, as open_token_store opens one"
+    offers(name, value, "check_schema", kind)
+    if inspect.iscoroutinefunction(value.check_schema):  # type: ignore[attr-defined] # it was just seen
+        raise InvalidInputError(f"{name} is {kind}")
+
+
+def listed(name: str, values: object, most: int) -> list[object]:
+    """The values of an iterable, at most one more than there may be."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"{name} is a list or set of values, or another iterable")
+    try:
+        return list(islice(values, most + 1))
+    except Exception:  # noqa: BLE001 # the caller's own iterator failed, with whatever it holds
+        raise InvalidInputError(f"the iterable of {name} failed") from None
+
+
 def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset[T]:
     """A set of 1 to 1,000 checked values. An empty one is refused: nothing would ever match it."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} is a set of values")
-    try:
-        listed = list(islice(values, SET_SIZE_MAX + 1))
-    except Exception:  # noqa: BLE001 # the caller's own iterator failed
-        listed = []
-    if not 1 <= len(listed) <= SET_SIZE_MAX:
+    given = listed(name, values, SET_SIZE_MAX)
+    if not 1 <= len(given) <= SET_SIZE_MAX:
         raise InvalidInputError(f"{name} has 1 to {SET_SIZE_MAX} values; leave it out to not restrict")
-    return frozenset([check(value) for value in listed])
+    return frozenset([check(value) for value in given])
 
 
 def _matching(name: str, value: object, pattern: re.Pattern[str], accepts: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, Violation
+from tokenvault.errors import InvalidInputError, Violation, Words
 from tokenvault.model import checks
 from tokenvault.model import domain_document as document
 from tokenvault.model.counters import Usage
@@ -34,7 +34,7 @@ _LISTED: Final[dict[str, Callable[[object], object]]] = {
 }
 
 
-class CryptogramRule(enum.Enum):
+class CryptogramRule(Words):
     """What a domain requires of the cryptogram of a use.
 
     REQUIRED: the caller has verified one, and its counter is above the last one seen with this token.

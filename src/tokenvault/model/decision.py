@@ -14,7 +14,7 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import Violation
+from tokenvault.errors import Violation, boundary_init
 from tokenvault.model.controls import Control, TokenState, Use
 from tokenvault.model.counters import Seen
 from tokenvault.model.domain import Domain
@@ -34,6 +34,7 @@ _STATUS_VIOLATIONS: Final = {
 }
 
 
+@boundary_init
 @attrs.frozen
 class Decision:
     """The decision on one use.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from tokenvault.errors import LifecycleError
+from tokenvault.errors import LifecycleError, Words
 
 
-class TokenStatus(enum.Enum):
+class TokenStatus(Words):
     """Status of a token. Expired is not one: it follows from the clock."""
 
     INACTIVE = "inactive"
@@ -17,7 +17,7 @@ class TokenStatus(enum.Enum):
     DELETED = "deleted"
 
 
-class Actor(enum.Enum):
+class Actor(Words):
     """Who suspends or resumes a token. Each lifts only its own suspension."""
 
     ISSUER = "issuer"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, boundary_init
+from tokenvault.errors import InvalidInputError, Words, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.token_format import TokenFormat
@@ -21,7 +20,7 @@ EXPECTED_TOKENS_MAX: Final = 10**15
 _COMMON_PAN_LENGTH: Final = 16
 
 
-class Making(enum.Enum):
+class Making(Words):
     """How a program makes tokens.
 
     RANDOM: a new random token with each issue.
@@ -32,7 +31,7 @@ class Making(enum.Enum):
     CONVERGENT = "convergent"
 
 
-class Permission(enum.Enum):
+class Permission(Words):
     """What a requestor may do."""
 
     ISSUE = "issue"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import boundary_init
+from tokenvault.errors import Words, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.money import Money
 from tokenvault.model.pan import Pan, holds_digits
@@ -19,7 +18,7 @@ CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable
 
 
-class Channel(enum.Enum):
+class Channel(Words):
     """How a payment is made."""
 
     ECOMMERCE = "ecommerce"

@@ -94,7 +94,7 @@ def store_with_coroutines(store: AsyncTokenStore) -> AsyncTokenStore:
     """A store that an AsyncVault takes. Raises InvalidInputError for a blocking one."""
     if not inspect.iscoroutinefunction(getattr(store, "check_schema", None)):
         raise InvalidInputError(
-            "an AsyncVault takes a token store with coroutines: open it with open_async_token_store, or put a"
+            "store is a token store with coroutines: open it with open_async_token_store, or put a"
             " blocking one into a ThreadedTokenStore"
         )
     return store

@@ -20,6 +20,7 @@ async def create_schema_and_keys(
     keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody
 ) -> None:
     """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
+    checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
     checks.instance("custody", custody, Custody)
     await store.provision()
     await store.check_schema()

@@ -77,6 +77,7 @@ class VaultlessTokenizer:
         key_version: int | None = None,
         format: TokenFormat | None = None,  # noqa: A002 # the name that programs have for it
     ) -> None:
+        checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
         checks.text("program", program)
         checks.requestor_id("requestor", requestor)
         checks.whole_number("keep_first", keep_first, 0, KEEP_FIRST_MAX)

@@ -85,6 +85,7 @@ def audit_public_key(keys: KeyStore) -> str | None:
 
     Raises KeyStoreError.
     """
+    checks.offers("keys", keys, "signer", "a key store, as open_key_store opens one")
     signer = keys.signer()
     if signer is None:
         return None

@@ -41,6 +41,7 @@ def verify_audit(
         InvalidInputError: neither keys nor a public key, or an argument of another form.
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
+    checks.blocking_store("store", store)
     trusted = TrustedKeys(keys, public_key)
     before: dict[bytes, AnchorEntry] = {}
     if since is not None:
