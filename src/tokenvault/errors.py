@@ -74,7 +74,7 @@ class InvalidInputError(TokenVaultError, ValueError):
 
 
 class ArgumentsError(InvalidInputError, TypeError):
-    """A call with other arguments than it takes: a misspelt one, one too few or too many. Python's own is a TypeError."""
+    """A call with other arguments than it takes: a misspelt one, one too few or too many (a TypeError in Python)."""
 
 
 class UnchangeableError(InvalidInputError, attrs.exceptions.FrozenInstanceError):
@@ -195,11 +195,15 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
 
 def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
     """As `boundary`, for a generator function: also for each step of what it gives."""
-    begin = boundary(call)
 
     @functools.wraps(call)
     def bounded(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        return _BoundedIterator(begin(*args, **kwargs))
+        try:
+            return _BoundedIterator(call(*args, **kwargs))
+        except BaseException as error:
+            failure = _outgoing(error, call, args, kwargs)
+        del args, kwargs
+        raise failure
 
     return bounded
 
@@ -276,12 +280,14 @@ def boundary_init(kind: C) -> C:
     that could be a card's: a caller may have put one into any field.
     """
     kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # mypy lets no __init__ be assigned; its signature stays
+    methods: dict[str, Any] = {}
     if attrs.has(kind) and kind.__setattr__ is not object.__setattr__:
-        kind.__setattr__ = _refuse_change  # type: ignore[method-assign, assignment] # it raises, as the one before
-        kind.__delattr__ = _refuse_change  # type: ignore[method-assign, assignment] # as above
-    if kind.__repr__ is not object.__repr__:
-        shown = kind.__repr__
-        kind.__repr__ = lambda self: without_numbers(shown(self))  # type: ignore[method-assign] # for all its objects
+        methods["__setattr__"] = methods["__delattr__"] = _refuse_change
+    shown: Callable[[object], str] = vars(kind).get("__repr__", object.__repr__)
+    if shown is not object.__repr__:
+        methods["__repr__"] = lambda self: without_numbers(shown(self))
+    for name, method in methods.items():
+        setattr(kind, name, method)
     return kind
 
 
@@ -294,7 +300,7 @@ class _BoundedEnum(enum.EnumMeta):
     """Looking up a value is a public call of each enumeration."""
 
     @boundary
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 # the class of a class
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # the class of a class
         return super().__call__(*args, **kwargs)
 
 
@@ -323,14 +329,16 @@ def _wrong_arguments(
     parameters = inspect.signature(call).parameters
     names = [name for name in parameters if name not in ("self", "cls")]
     by_position = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY]
-    misspelt = [f"'{name}'" if _ARGUMENT.fullmatch(name) else "of such a name" for name in kwargs if name not in names]
+    misspelt = [
+        f"'{name}'" if _ARGUMENT.fullmatch(name) else "of such a name" for name in kwargs if name not in names
+    ]
     missing = [
         name
         for name, each in parameters.items()
         if each.default is each.empty and name not in kwargs and name not in by_position[: len(args)]
     ]
     if misspelt:
-        wrong = f"has no argument {', '.join(sorted(set(misspelt)))}"
+        wrong = f"has no argument {', '.join(misspelt)}"
     elif len(args) > len(by_position):
         wrong = f"takes at most {len(by_position) - (len(parameters) - len(names))} arguments by position"
     elif missing:
@@ -350,3 +358,6 @@ def bare(error: BaseException) -> BaseException:
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+boundary_init(Violation)  # which stands above what it takes

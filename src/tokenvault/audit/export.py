@@ -15,6 +15,7 @@ from tokenvault.audit.macs import AuditKeys, check_events
 from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError, boundary_init, iterator_boundary
 from tokenvault.keys.port import KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
 
 HISTORY_MAX: Final = 1_000

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from tokenvault.audit.event import AUTHENTICATED_BYTES, leaf_of
 from tokenvault.crypto.cmac import TAG_BYTES, Cmac
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import SealedEvent
 
 

@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.errors import InvalidInputError, KeyStoreError, without_numbers
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
@@ -145,7 +145,7 @@ class FileKeyStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"FileKeyStore({self._path!r})"
+        return without_numbers(f"FileKeyStore({self._path!r})")
 
     def __reduce__(self) -> NoReturn:
         raise InvalidInputError("a key store can not be pickled or copied: open it where it is needed")

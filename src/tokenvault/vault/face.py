@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self, TypeAlias
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, async_boundary
+from tokenvault.model import checks
 from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
@@ -59,8 +60,9 @@ class BlockingFace(Face):
 
     def __init__(self, store: TokenStore, opening: Opening) -> None:
         super().__init__()
+        blocking = store_without_coroutines(store)
         self._opened = True
-        self._core = run(opening(BlockingStore(store), BlockingRuntime()))
+        self._core = run(opening(blocking, BlockingRuntime()))
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +90,12 @@ class AwaitedFace(Face):
         runtime.keys = core.keys
         self._core = core
         return self
+
+
+def store_without_coroutines(store: TokenStore) -> AsyncTokenStore:
+    """A blocking store as the flows take it. Raises InvalidInputError for one with coroutines."""
+    checks.blocking_store("store", store)
+    return BlockingStore(store)
 
 
 def store_with_coroutines(store: AsyncTokenStore) -> AsyncTokenStore:

@@ -16,6 +16,7 @@ from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, 
 from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
 from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import SealedEvent
 
 PUBLIC_KEYS_MAX: Final = 100

@@ -12,6 +12,7 @@ from tokenvault.audit.verify.stream import StreamAudit
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError, boundary
 from tokenvault.keys.port import KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import MALFORMED_EVENT, STREAM_BYTES, SealedEvent, TokenStore
 
 
