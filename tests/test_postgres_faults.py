@@ -71,18 +71,27 @@ def test_a_database_that_is_not_provisioned_is_refused_until_it_is(postgres_url:
 
 
 @openers
-def test_a_newer_schema_is_refused(
-    postgres_server: PostgresServer, postgres_url: str, open_store: Callable[[str], TokenStore]
+@pytest.mark.parametrize(
+    ("version", "text"), [(3, "install the release that wrote it"), (1, "schema of an older release")]
+)
+def test_another_schema_is_refused(
+    postgres_server: PostgresServer,
+    postgres_url: str,
+    open_store: Callable[[str], TokenStore],
+    version: int,
+    text: str,
 ) -> None:
     with closing(open_store(postgres_url)) as store:
         store.provision()
     with postgres_server.raw() as connection:
-        connection.execute(f"UPDATE {schema_of(postgres_url)}.schema_version SET version = 2".encode())
+        connection.execute(
+            f"UPDATE {schema_of(postgres_url)}.schema_version SET version = {version}".encode()
+        )
     with closing(open_store(postgres_url)) as store:
         for call in (store.check_schema, store.provision):
-            with pytest.raises(ConfigurationError, match="install the release that wrote it"):
+            with pytest.raises(ConfigurationError, match=text):
                 call()
-        with pytest.raises(TokenStoreError, match="install the release that wrote it"):
+        with pytest.raises(TokenStoreError, match=text):
             store.insert([a_record(1)], [])
 
 
@@ -291,7 +300,7 @@ def test_each_call_is_one_round_trip_but_for_batches_to_insert(
         "get": (lambda: store.get([a_record(1).token]), 1),
         "get many": (lambda: store.get([a_record(1).token, a_record(2).token]), 1),
         "insert": (lambda: insert(1), 1),
-        "insert many": (lambda: insert(50), 5),  # BEGIN, the look for tokens, two COPY, COMMIT
+        "insert many": (lambda: insert(50), 5),  # BEGIN, the look for tokens, COPY, the events, COMMIT
         "insert of one that exists": (
             lambda: store.insert([a_record(1)], [an_event(next(numbers))]), 1
         ),
@@ -305,7 +314,7 @@ def test_each_call_is_one_round_trip_but_for_batches_to_insert(
             lambda: store.insert(fresh(1), [an_event(next(numbers)) for _ in range(2)]), 1
         ),
         "append with a checkpoint": (lambda: store.append([an_event(next(numbers)) for _ in range(2)]), 1),
-        "append many": (lambda: store.append([an_event(next(numbers)) for _ in range(3)]), 3),
+        "append many": (lambda: store.append([an_event(next(numbers)) for _ in range(3)]), 1),
         "put_meta": (lambda: store.put_meta("a", b"b"), 1),
         "find": (lambda: store.find(a_record(1).pan_fingerprint), 1),
     }  # fmt: skip
@@ -461,12 +470,13 @@ def test_neither_errors_nor_the_server_s_log_tell_of_tokens(
     for records in (secrets, secrets[:1]):
         assert store.insert(records, [an_event(1)])
         assert store.replace([a_record(0, token=r.token, revision=9) for r in records], [an_event(1)])
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: store.insert([a_record(5, token="8888120000000005")], [an_event(1)]),
         lambda: store.insert([a_record(n, token=f"8888120000000{n:03d}") for n in (6, 7)], [an_event(1)]),
         lambda: store.replace([replaced(secrets[0])], [an_event(1)]),
         lambda: store.append([an_event(1)]),
-    ):
+    )
+    for call in calls:
         with pytest.raises(TokenStoreError, match="exists already") as caught:
             call()
         assert caught.value.__cause__ is None
@@ -578,7 +588,7 @@ def test_look_ups_use_their_index(
         ("tokens_by_reference", sql.BY_REFERENCE, (sixteen,)),
         ("events_pkey", sql.EVENTS_OF_STREAM, (sixteen, 1, 10)),
         ("events_pkey", sql.STREAMS, ()),
-        ("events_by_reference", sql.EVENTS_ABOUT, (sixteen, 1, 10)),
+        ("event_index_pkey", sql.EVENTS_ABOUT, (sixteen, sixteen, sixteen, 1, 10)),
     ]
     with postgres_server.raw() as connection:
         connection.execute("ANALYZE")
@@ -736,7 +746,7 @@ def test_a_child_uses_an_inherited_store_with_coroutines(postgres_url: str) -> N
     asyncio.run(parent())
 
 
-def run_elsewhere(call: Coroutine[None, None, None]) -> None:
+def run_elsewhere(call: Coroutine[Any, Any, object]) -> None:
     asyncio._set_running_loop(None)  # the child inherits a running loop, and does not run it
     asyncio.run(call)
 

@@ -22,8 +22,9 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, VISA, issue, use
-from tokenvault.errors import ArgumentsError, UnchangeableError, Words
+from tokenvault.errors import ArgumentsError, UnchangeableError
 from tokenvault.keys import KeyStore
+from tokenvault.model.words import Words
 from tokenvault.stores.port import TokenStore
 
 TESTS = str(Path(__file__).parent)

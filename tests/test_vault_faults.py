@@ -20,7 +20,7 @@ from tests import vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
 from tokenvault.audit.event import Event
-from tokenvault.audit.journal import Journal
+from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.trail import Trail
 from tokenvault.keys import KeyStore
 from tokenvault.model.counters import Seen, Usage
@@ -28,7 +28,7 @@ from tokenvault.model.domain import NO_RESTRICTION
 from tokenvault.runtime import run as run_flow
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import Fence, SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.faults import Failure, Fault, FaultyTokenStore
 from tokenvault.testing.vault_machine import FaultyVaultMachine
 from tokenvault.vault import documents as vault_documents
@@ -198,13 +198,17 @@ def test_the_empty_domain_is_known_at_any_time(local_keys: KeyStore, monkeypatch
 
 
 class LosesEvents(MemoryTokenStore):
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return super()._replace(records, [])
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return super()._replace(records, [], fence)
 
 
 class ForgetsRecords(MemoryTokenStore):
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return super()._replace([], events)
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return super()._replace([], events, fence)
 
 
 def assert_found(keys: KeyStore, store: type[MemoryTokenStore] = MemoryTokenStore) -> None:
@@ -246,14 +250,21 @@ def test_the_machine_finds_a_vault_that_hands_out_a_card_without_its_event(
 def test_the_machine_finds_a_vault_that_forgets_which_writes_are_in_doubt(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "doubt", lambda self, row: None)
+    monkeypatch.setattr(Journal, "doubts", lambda self: [])
     assert_found(local_keys)
 
 
 def test_the_machine_finds_a_vault_that_gives_numbers_in_doubt_again(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "doubt", Journal.withdraw)
+    doubts = Journal.doubts
+
+    def careless(journal: Journal) -> list[Entry]:
+        for entry in doubts(journal):
+            journal.withdraw(entry)
+        return []
+
+    monkeypatch.setattr(Journal, "doubts", careless)
     assert_found(local_keys)
 
 

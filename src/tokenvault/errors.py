@@ -7,12 +7,14 @@ caller passed in. And an error leaves a public call without the frames below it:
 
 from __future__ import annotations
 
-import enum
 import functools
 import inspect
 import re
+import signal
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
+from types import CodeType
 from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 import attrs
@@ -224,9 +226,9 @@ class _BoundedIterator(Iterator[T], Generic[T]):
 
 
 class Called(Protocol):
-    """Counts its calls under way, by an entry each: `append` and `pop` of a list are atomic between threads."""
+    """Knows its calls under way, by a mark each: to put one into a set, and to take it out, is one step."""
 
-    _calls: list[None]
+    _calls: set[object]
 
 
 S = TypeVar("S", bound=Called)
@@ -237,14 +239,14 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 
     @functools.wraps(call)
     def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        calls = self._calls
-        calls.append(None)
+        mark, calls = object(), self._calls
         try:
+            calls.add(mark)
             return call(self, *args, **kwargs)
         except BaseException as error:
             failure = _outgoing(error, call, (self, *args), kwargs)
         finally:
-            calls.pop()
+            calls.discard(mark)
         del args, kwargs
         raise failure
 
@@ -258,14 +260,14 @@ def async_call_boundary(
 
     @functools.wraps(call)
     async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        calls = self._calls
-        calls.append(None)
+        mark, calls = object(), self._calls
         try:
+            calls.add(mark)
             return await call(self, *args, **kwargs)
         except BaseException as error:
             failure = _outgoing(error, call, (self, *args), kwargs)
         finally:
-            calls.pop()
+            calls.discard(mark)
         del args, kwargs
         raise failure
 
@@ -291,25 +293,12 @@ def boundary_init(kind: C) -> C:
     return kind
 
 
+_OF_HANDLER: Final = "_raised_by_signal_handler"
+
+
 @boundary
 def _refuse_change(self: object, _name: str, _value: object = None) -> NoReturn:
     raise UnchangeableError(f"a {type(self).__name__} does not change: make another")
-
-
-class _BoundedEnum(enum.EnumMeta):
-    """Looking up a value is a public call of each enumeration."""
-
-    @boundary
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # the class of a class
-        return super().__call__(*args, **kwargs)
-
-
-class Words(enum.Enum, metaclass=_BoundedEnum):
-    """An enumeration of the public face. A value that it does not have is refused, and not shown."""
-
-    @classmethod
-    def _missing_(cls, _value: object) -> NoReturn:
-        raise InvalidInputError(f"a {cls.__name__} is one of: {', '.join(repr(each.value) for each in cls)}")
 
 
 def _outgoing(
@@ -351,13 +340,40 @@ def _wrong_arguments(
 
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
-    if isinstance(error, Exception) and not isinstance(error, TokenVaultError):
+    if (
+        isinstance(error, Exception)
+        and not isinstance(error, TokenVaultError)
+        and not is_of_signal_handler(error)
+    ):
         place = "an unknown place"
         for frame, line in traceback.walk_tb(error.__traceback__):
             place = f"{frame.f_globals.get('__name__')}:{line}"
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+def is_of_signal_handler(error: BaseException) -> bool:
+    """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended.
+
+    It is marked, as a boundary within another one has taken its frames.
+    """
+    if getattr(error, _OF_HANDLER, False):
+        return True
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+    if found:
+        with suppress(AttributeError):  # a frozen error, as of attrs
+            setattr(error, _OF_HANDLER, True)
+    return found
+
+
+def _code_of(handler: object) -> CodeType | None:
+    """The code of a function, of a method, or of an object that can be called."""
+    handler = getattr(handler, "func", handler)  # of functools.partial
+    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 # its code
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 boundary_init(Violation)  # which stands above what it takes

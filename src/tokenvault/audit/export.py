@@ -55,8 +55,11 @@ class AuditEvent:
     number: int
 
 
-def audit_events(row: SealedEvent) -> list[AuditEvent]:
-    """The event of a row; of a batch, one for each item. Raises IntegrityError for what is no event."""
+def audit_events(row: SealedEvent, reference: bytes | None = None) -> list[AuditEvent]:
+    """The event of a row; of a batch, one for each item. With a reference, only what it says of that token.
+
+    Raises IntegrityError for what is no event.
+    """
     event = parse(row)
     return [
         AuditEvent(
@@ -71,7 +74,7 @@ def audit_events(row: SealedEvent) -> list[AuditEvent]:
             stream=row.stream.hex(),
             number=row.number,
         )
-        for item in items(event)
+        for item in items(event, reference)
     ]
 
 

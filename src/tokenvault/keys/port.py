@@ -11,7 +11,8 @@ from typing import Final, Protocol
 import attrs
 
 from tokenvault.crypto.block_cipher import BlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError, Words, boundary_init
+from tokenvault.errors import InvalidInputError, KeyStoreError, boundary_init
+from tokenvault.model.words import Words
 
 KEY_BYTES: Final = 32
 VERSION_MAX: Final = 9_999

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final, TypeVar
 
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, is_of_signal_handler
 from tokenvault.model.iso import COUNTRIES, CURRENCIES
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
@@ -105,7 +105,9 @@ def listed(name: str, values: object, most: int) -> list[object]:
         raise InvalidInputError(f"{name} is a list or set of values, or another iterable")
     try:
         return list(islice(values, most + 1))
-    except Exception:  # noqa: BLE001 # the caller's own iterator failed, with whatever it holds
+    except Exception as error:  # the caller's own iterator failed, with whatever it holds
+        if is_of_signal_handler(error):
+            raise
         raise InvalidInputError(f"the iterable of {name} failed") from None
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, Violation, Words
+from tokenvault.errors import InvalidInputError, Violation
 from tokenvault.model import checks
 from tokenvault.model import domain_document as document
 from tokenvault.model.counters import Usage
@@ -23,6 +23,7 @@ from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.limits import Limit, VelocityCounter
 from tokenvault.model.money import Money
 from tokenvault.model.transaction import FIELD_CHECKS, Transaction
+from tokenvault.model.words import Words
 
 LIMITS_MAX: Final = 8
 VALUES_SHOWN_MAX: Final = 5

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from tokenvault.errors import LifecycleError, Words
+from tokenvault.errors import LifecycleError
+from tokenvault.model.words import Words
 
 
 class TokenStatus(Words):

@@ -8,10 +8,11 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, Words, boundary_init
+from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.token_format import TokenFormat
+from tokenvault.model.words import Words
 
 HEADROOM: Final = 2
 """A program's format has room for this many times the tokens expected, so that random draws find free ones."""

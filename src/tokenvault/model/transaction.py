@@ -9,10 +9,11 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import Words, boundary_init
+from tokenvault.errors import boundary_init
 from tokenvault.model import checks
 from tokenvault.model.money import Money
 from tokenvault.model.pan import Pan, holds_digits
+from tokenvault.model.words import Words
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable

@@ -16,6 +16,7 @@ from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
+from tokenvault.stores.sqlite.file import schema_sql as sqlite_schema_sql
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "TokenStoreBase",
     "open_async_token_store",
     "open_token_store",
+    "schema_sql",
 ]
 
 
@@ -81,6 +83,31 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
         return ThreadedTokenStore(open_token_store(url))
     store: AsyncTokenStore = _postgres_store("AsyncPostgresTokenStore", url)
     return store
+
+
+@boundary
+def schema_sql(url: str) -> list[str]:
+    """The SQL that makes the schema of a token store, for a database's administrator to run. Connects to nothing.
+
+    Args:
+        url: as for `open_token_store`; of PostgreSQL's, the options "schema" and "partitions" matter.
+
+    Raises:
+        InvalidInputError: the address is not one of a database that has a schema.
+        ConfigurationError: the database's library is missing or too old.
+    """
+    if type(url) is str and url.startswith("sqlite:"):
+        return sqlite_schema_sql()
+    if type(url) is not str or not url.startswith("postgresql:"):
+        raise InvalidInputError(
+            "a database with a schema has an address that begins with sqlite: or postgresql:"
+        )
+    try:
+        from tokenvault.stores.postgres import address, schema  # noqa: PLC0415 # as for a store
+    except ImportError:
+        raise ConfigurationError(_NO_PSYCOPG) from None
+    place = address.parse_address(url)
+    return schema.schema_sql(place.schema, place.partitions)
 
 
 def _open_memory(rest: str) -> TokenStore:

@@ -59,6 +59,7 @@ class BlockingStore(_Lifted):
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
+        self.write_limits = store.write_limits
 
 
 class ThreadedTokenStore(AsyncForwarding):
@@ -72,6 +73,7 @@ class ThreadedTokenStore(AsyncForwarding):
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
+        self.write_limits = store.write_limits
         self._closed = False
         self._workers: Final = Workers(THREADS)
 

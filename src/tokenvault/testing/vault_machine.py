@@ -360,7 +360,8 @@ class FaultyVaultMachine(RuleBasedStateMachine):
     @invariant()
     def every_card_handed_out_has_its_event_and_no_limit_was_exceeded(self) -> None:
         for token in self.tokens.values():
-            events = [Event.parse(row) for row in self.store.events(reference=bytes.fromhex(token.reference))]
+            page = self.store.events_about(bytes.fromhex(token.reference))
+            events = [Event.parse(row) for row in page.events]
             done = [event for event in events if event.outcome is Outcome.DONE]
             uses = [event for event in done if event.action is Action.DETOKENIZE]
             noted = [event.transaction_id or "" for event in uses]

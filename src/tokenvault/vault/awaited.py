@@ -325,7 +325,7 @@ class AsyncVault(AwaitedFace):
     async def history(
         self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
     ) -> list[AuditEvent]:
-        """What the audit trail says of a token, each event authenticated, in the order of writing.
+        """What the audit trail says of a token, each event authenticated, by time, stream and number.
 
         By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
 

@@ -47,8 +47,12 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         now_ms = core.clock.now_ms()
         event, counts, refusal = judge(unsealed, restrictions, transaction, now_ms)
         if not counts:
-            await core.trail.note(event)
-            break
+            # What is handed out was decided on this revision: a change that was acknowledged since must hold.
+            fence = () if refusal is not None else ((token, record.revision),)
+            if not await core.trail.note(event, fence):
+                break
+            conflicts = await core.conflict(conflicts)
+            continue
         usage = record.usage.after(transaction, restrictions.velocity_counters, now_ms)
         if not await core.replace(Unsealed(record.used(usage, now_ms), card), event):
             break

@@ -10,7 +10,8 @@ from typing import Any, Final
 import attrs
 
 from tokenvault.audit.merkle import HASH_BYTES
-from tokenvault.errors import InvalidInputError, Words, boundary_init
+from tokenvault.errors import InvalidInputError, boundary_init
+from tokenvault.model.words import Words
 from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES
 
 FINDINGS_MAX: Final = 10_000

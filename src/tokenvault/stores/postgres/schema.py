@@ -10,14 +10,15 @@ Text collates as "C": by character code, whatever locale and library the server 
 
 from __future__ import annotations
 
+import inspect
 from typing import Final
 
 from tokenvault.errors import ConfigurationError
 from tokenvault.stores.postgres.connection import Connection
 from tokenvault.stores.postgres.errors import MISSING, PRESENT
-from tokenvault.stores.postgres.statements import DOMAINS, EVENTS, META, TOKENS
+from tokenvault.stores.postgres.statements import DOMAINS, EVENT_INDEX, EVENTS, META, TOKENS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _VERSION: Final = '"{schema}".schema_version'
 _PROVISIONING_LOCK: Final = 0x746B7674  # "tkvt"
@@ -35,6 +36,10 @@ _NEWER: Final = (
     "the PostgreSQL database has a schema newer than this release of tokenvault reads and writes: "
     "install the release that wrote it, or a later one"
 )
+_OLDER: Final = (
+    "the PostgreSQL database has the schema of an older release of tokenvault, which this one does not read: "
+    "provision another schema"
+)
 
 
 async def check_version(connection: Connection) -> None:
@@ -48,6 +53,8 @@ async def check_version(connection: Connection) -> None:
         raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
     if versions[0] > SCHEMA_VERSION:
         raise ConfigurationError(_NEWER, code="STORE_NEWER")
+    if versions[0] < SCHEMA_VERSION:
+        raise ConfigurationError(_OLDER, code="STORE_OLDER")
 
 
 async def provision(connection: Connection, partitions: int) -> None:
@@ -74,6 +81,12 @@ async def _provision(connection: Connection, partitions: int) -> None:
         await connection.rows(statement)
 
 
+def schema_sql(schema: str, partitions: int) -> list[str]:
+    """What `provision` runs in a database without a store, for an administrator to run instead."""
+    statements = ['CREATE SCHEMA "{schema}"', *_tables(partitions)]
+    return [inspect.cleandoc(statement).replace("{schema}", schema) for statement in statements]
+
+
 def _tables(partitions: int) -> list[str]:
     return [
         f"""CREATE TABLE {TOKENS} (
@@ -95,7 +108,6 @@ def _tables(partitions: int) -> list[str]:
         f"CREATE INDEX tokens_by_reference ON {TOKENS} (reference)",
         f"CREATE INDEX tokens_by_pan_fingerprint ON {TOKENS} (pan_fingerprint, token)",
         f"""CREATE TABLE {EVENTS} (
-            position bigint GENERATED ALWAYS AS IDENTITY,
             number bigint NOT NULL,
             stream bytea NOT NULL,
             mac bytea NOT NULL,
@@ -103,7 +115,13 @@ def _tables(partitions: int) -> list[str]:
             body bytea NOT NULL,
             PRIMARY KEY (stream, number)
         )""",
-        f"CREATE INDEX events_by_reference ON {EVENTS} (reference, position)",
+        f"""CREATE TABLE {EVENT_INDEX} (
+            number bigint NOT NULL,
+            reference bytea NOT NULL,
+            use_id bytea NOT NULL,
+            stream bytea NOT NULL,
+            PRIMARY KEY (reference, use_id, stream, number)
+        )""",
         f"CREATE TABLE {DOMAINS} (digest bytea PRIMARY KEY, document bytea NOT NULL)",
         f'CREATE TABLE {META} (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL)',
         f"CREATE TABLE {_VERSION} (version integer NOT NULL)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sqlite3
 import stat
@@ -9,12 +11,14 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
+from tokenvault.runtime import put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
@@ -37,15 +41,20 @@ _SCHEMA: Final = (
     "CREATE INDEX tokens_by_reference ON tokens (reference)",
     "CREATE INDEX tokens_by_pan_fingerprint ON tokens (pan_fingerprint, token)",
     """CREATE TABLE events (
-        position INTEGER PRIMARY KEY,
         stream BLOB NOT NULL,
         number INTEGER NOT NULL,
         reference BLOB NOT NULL,
         body BLOB NOT NULL,
         mac BLOB NOT NULL,
-        UNIQUE (stream, number)
+        PRIMARY KEY (stream, number)
     ) STRICT""",
-    "CREATE INDEX events_by_reference ON events (reference)",  # SQLite adds position
+    """CREATE TABLE event_index (
+        reference BLOB NOT NULL,
+        use_id BLOB NOT NULL,
+        stream BLOB NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (reference, use_id, stream, number)
+    ) STRICT, WITHOUT ROWID""",
     "CREATE TABLE domains (digest BLOB NOT NULL PRIMARY KEY, document BLOB NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -67,6 +76,10 @@ _FOREIGN: Final = "the file is not a token store but something else; look at the
 _NEWER: Final = (
     "the SQLite file has a schema newer than this release of tokenvault reads and writes: "
     "install the release that wrote it, or a later one"
+)
+_OLDER: Final = (
+    "the SQLite file has the schema of an older release of tokenvault, which this one does not read: provision "
+    "another file"
 )
 _MOVED: Final = (
     "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
@@ -137,45 +150,49 @@ class Connection(sqlite3.Connection):
             pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
 
     def close(self) -> None:
-        """Close the cursor before the connection: a statement that it holds would keep the file open."""
-        try:
+        """Undo an open transaction, close the cursor, and then the connection. Idempotent; raises nothing of SQLite.
+
+        A statement that the cursor holds would keep the file open, and the transaction.
+        """
+        with suppress(AttributeError, sqlite3.Error):  # interrupted while it was opened, or closed before
             self.statement.close()
-        finally:
+        with suppress(sqlite3.Error):
+            if self.in_transaction:
+                self.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
             super().close()
 
 
 class SqliteFile:
-    """Where the file is, and how connections to it are opened."""
+    """Where the file is, and how connections to it are opened.
+
+    A connection is opened into a list, in one step (see `runtime`): the caller closes what is there, also where
+    opening it was interrupted.
+    """
 
     def __init__(self, path: str, busy_seconds_max: float) -> None:
         self._busy_seconds_max: Final = busy_seconds_max
         self._path: Final = path
-        self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw"
+        self._connect: Final = functools.partial(
+            Connection,
+            "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw",
+            uri=True,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
-    def open(self) -> Connection:
-        """A connection, once the schema is there. Raises ConfigurationError where it is not."""
-        connection = self.open_unchecked()
-        try:
-            version = _schema_version(connection)
-        except BaseException:
-            connection.close()
-            raise
-        if version == 0:
-            connection.close()
+    def open(self, place: list[Connection]) -> None:
+        """Open a connection, once the schema is there. Raises ConfigurationError where it is not."""
+        self.open_unchecked(place)
+        if _schema_version(place[-1]) == 0:
             raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
-        return connection
 
-    def open_unchecked(self) -> Connection:
-        """A connection to whatever the file holds."""
+    def open_unchecked(self, place: list[Connection]) -> None:
+        """Open a connection to whatever the file holds."""
         try:
-            connection = sqlite3.connect(
-                self._uri,
-                uri=True,
-                timeout=0,
-                isolation_level=None,
-                check_same_thread=False,
-                factory=Connection,
-            )
+            put_result(place, self._connect)
+            connection = place[-1]
             connection.busy_seconds_max = self._busy_seconds_max
             connection.opened_on = self._file_there()
             connection.statement = connection.cursor()
@@ -183,14 +200,9 @@ class SqliteFile:
             if os.path.exists(self._path):
                 raise
             raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
-        try:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
-            for pragma in _PRAGMAS:
-                connection.run(pragma)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
+        for pragma in _PRAGMAS:
+            connection.run(pragma)
 
     def check_in_place(self, connection: Connection) -> None:
         """Raise TokenStoreError where the path no longer names the file that the connection writes to.
@@ -220,7 +232,7 @@ class SqliteFile:
             pass
 
     def create_schema(self, connection: Connection) -> None:
-        """Create the schema where it is missing, in one transaction; the caller closes the connection."""
+        """Create the schema where it is missing, in one transaction."""
         _schema_version(connection)  # a foreign file is not even switched to WAL
         if connection.run("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise TokenStoreError(
@@ -232,6 +244,11 @@ class SqliteFile:
             for statement in _SCHEMA:
                 connection.execute(statement)
         connection.run("COMMIT")
+
+
+def schema_sql() -> list[str]:
+    """What `create_schema` runs in an empty file."""
+    return ["PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", *map(inspect.cleandoc, _SCHEMA), "COMMIT"]
 
 
 def _schema_version(connection: Connection) -> int:
@@ -248,6 +265,8 @@ def _schema_version(connection: Connection) -> int:
             connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
         raise ConfigurationError(_NEWER, code="STORE_NEWER")
+    if application_id == APPLICATION_ID and 1 <= version < SCHEMA_VERSION:
+        raise ConfigurationError(_OLDER, code="STORE_OLDER")
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
         return SCHEMA_VERSION
     if application_id == 0 and version == 0 and not objects:
