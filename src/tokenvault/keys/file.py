@@ -41,6 +41,7 @@ from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError, is_of_signal_handler, without_numbers
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
+from tokenvault.keys.private_files import open_lock, open_private
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
 from tokenvault.model import checks
@@ -173,7 +174,7 @@ class FileKeyStore:
         self._require_open()
         with _explained("read", "correct the path or its mode"):
             try:
-                with open(self._path, "rb") as file:
+                with open_private(self._path, "the key file") as file:
                     text = file.read(FILE_BYTES_MAX + 1)
             except FileNotFoundError:
                 return Content()
@@ -205,7 +206,7 @@ class FileKeyStore:
         self._require_open()
         with ExitStack() as opened:
             with _explained("locked", "look at its folder"):
-                lock = opened.enter_context(open(self._path + ".lock", "ab", opener=_private))
+                lock = opened.enter_context(open(self._path + ".lock", "ab", opener=open_lock))
                 # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the lock.
                 opened.callback(fcntl.flock, lock, fcntl.LOCK_UN)
                 until = time.monotonic() + LOCK_SECONDS_MAX
@@ -214,10 +215,6 @@ class FileKeyStore:
                         raise KeyStoreError(_BUSY)
                     time.sleep(_LOCK_POLL_SECONDS)
             yield self._read()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _locked_now(lock: BinaryIO) -> bool:

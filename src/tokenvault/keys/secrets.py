@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.keys.private_files import open_private
 
 SECRET_BYTES_MAX: Final = 1_024
 
@@ -33,13 +34,13 @@ def read_secret_file(path: str, what: str) -> Secret:
     """Read a secret from a file: UTF-8 text, less one line end.
 
     Raises:
-        KeyStoreError: the file can not be read, or does not hold 1 to 1,024 bytes of text. The message names
-            `what`, never the content.
+        KeyStoreError: others can write the file, it can not be read, or does not hold 1 to 1,024 bytes of text. The
+            message names `what`, never the content.
     """
     reason = None
     secret = None
     try:
-        with open(path, "rb") as file:
+        with open_private(path, f"the file that {what} names") as file:
             secret = _text(file.read(SECRET_BYTES_MAX + 1))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
