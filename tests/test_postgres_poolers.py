@@ -25,8 +25,7 @@ from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.keys import KeyStore
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.stores.postgres import answers, session, sql
-from tokenvault.stores.postgres import connection as connections
+from tokenvault.stores.postgres import address, session, sql
 from tokenvault.stores.postgres.errors import unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -418,8 +417,7 @@ def test_a_call_is_bounded_where_the_server_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A statement that waits for a lock is given up by its caller, and the next one goes over another connection."""
-    for module in (connections, answers):
-        monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(address, "ANSWER_MARGIN_SECONDS", 0.5 - address.STATEMENT_SECONDS)
     schema = new_name()
     with (
         running(postgres_server, pool_mode="transaction") as pooler,

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import psycopg
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, CONNECT_SECONDS_MAX, STATEMENT_SECONDS_MAX
+from tokenvault.stores.postgres.address import CONNECT_SECONDS_MAX
 
 MISSING: Final = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 PRESENT: Final = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)
@@ -21,8 +21,8 @@ _TABLES: Final = (
     "look at the database and the option 'schema' in the store's URL"
 )
 _LOST: Final = (
-    "the connection to PostgreSQL was lost, or no answer came for "
-    f"{ANSWER_SECONDS_MAX} seconds; look whether the server runs. The next call connects again"
+    "the connection to PostgreSQL was lost, or no answer came in time; look whether the server runs. The next call"
+    " connects again"
 )
 _LOGIN: Final = "look at user, password and database in the store's URL"
 _REFUSED: Final = (
@@ -66,8 +66,8 @@ _EXPLANATIONS: Final = {
     ),
     "57014": Explained(
         "STORE_TIMEOUT",
-        f"PostgreSQL took longer than {STATEMENT_SECONDS_MAX} seconds, or an administrator ended the "
-        "statement; nothing was written",
+        "PostgreSQL took longer than the store's statement_seconds, or an administrator ended the statement; nothing"
+        " was written",
     ),
     "08": Explained("STORE_LOST", _LOST),
     "0A": Explained("STORE_SCHEMA", _TABLES),
