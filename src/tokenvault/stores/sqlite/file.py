@@ -10,12 +10,12 @@ import stat
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
-from tokenvault.runtime import put_result
+from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
 SCHEMA_VERSION: Final = 2
@@ -85,6 +85,9 @@ _MOVED: Final = (
     "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
     "now: put it back, or call again to go on with the file that is there"
 )
+_WRITTEN_MEANWHILE: Final = (
+    "a vault began to write the SQLite file while this process, which may only read it, did so: call again"
+)
 BUSY: Final = (
     "other writers held the SQLite file for longer than a call waits; look for a process that keeps a "
     "transaction open, such as a database shell"
@@ -124,11 +127,13 @@ class Connection(sqlite3.Connection):
         busy_seconds_max: how long a statement waits for other processes.
         opened_on: the file that it was opened on, by device and number.
         statement: runs one statement after another: a cursor of its own for each takes a fifth of its time.
+        unchanged: of a connection that reads without locks, whether the file is still as it was opened; else None.
     """
 
     busy_seconds_max: float
     opened_on: tuple[int, int] | None
     statement: sqlite3.Cursor
+    unchanged: Callable[[], bool] | None = None
 
     def run(self, sql: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
         """All rows of a statement, tried again while other processes hold the file.
@@ -140,12 +145,16 @@ class Connection(sqlite3.Connection):
         pause = _BUSY_PAUSE_SECONDS_MIN
         while True:
             try:
-                return self.statement.execute(sql, values).fetchall()
+                rows = self.statement.execute(sql, values).fetchall()
             except sqlite3.OperationalError as error:
                 now = time.monotonic()
                 deadline = deadline or now + self.busy_seconds_max
                 if _code(error) != sqlite3.SQLITE_BUSY or now > deadline:
                     raise
+            else:
+                if self.unchanged is not None and not self.unchanged():
+                    raise TokenStoreError(_WRITTEN_MEANWHILE, code="STORE_BUSY")
+                return rows
             time.sleep(pause)
             pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
 
@@ -173,13 +182,9 @@ class SqliteFile:
     def __init__(self, path: str, busy_seconds_max: float) -> None:
         self._busy_seconds_max: Final = busy_seconds_max
         self._path: Final = path
+        self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path))
         self._connect: Final = functools.partial(
-            Connection,
-            "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw",
-            uri=True,
-            timeout=0,
-            isolation_level=None,
-            check_same_thread=False,
+            Connection, uri=True, timeout=0, isolation_level=None, check_same_thread=False
         )
 
     def open(self, place: list[Connection]) -> None:
@@ -189,9 +194,35 @@ class SqliteFile:
             raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
 
     def open_unchecked(self, place: list[Connection]) -> None:
-        """Open a connection to whatever the file holds."""
+        """Open a connection to whatever the file holds.
+
+        An auditor may read the file and write neither it nor its folder. While a vault has it open, SQLite reads
+        along. While none has, SQLite would have to create two files: then the file is read without them and without
+        locks, for as long as nobody writes it.
+        """
+        before = self._state()
         try:
-            put_result(place, self._connect)
+            self._open(place, "?mode=rw")
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_READONLY or before is None:
+                raise
+            close_all(place)
+            self._open(place, "?mode=ro&immutable=1")
+            place[-1].unchanged = lambda: self._state() == before
+
+    def _state(self) -> tuple[int, ...] | None:
+        """What changes when a vault writes to the file; None while one has it open for writing."""
+        if os.path.exists(f"{self._path}-wal"):
+            return None
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _open(self, place: list[Connection], options: str) -> None:
+        try:
+            put_result(place, self._connect, self._uri + options)
             connection = place[-1]
             connection.busy_seconds_max = self._busy_seconds_max
             connection.opened_on = self._file_there()
