@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any, Final, TypeVar
 
-from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
+from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError, boundary
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
+from tokenvault.stores.sqlite.backup import back_up
 from tokenvault.stores.sqlite.file import (
     SQLITE_VERSION_MIN,
     Connection,
@@ -56,13 +57,7 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
             raise ConfigurationError(
                 "the SQLite library is too old: 3.37 or newer is needed", code="STORE_LIBRARY_TOO_OLD"
             )
-        try:
-            name = os.path.abspath(os.fspath(path))  # so that chdir makes no difference
-            os.fsencode(name)
-        except (TypeError, ValueError):
-            name = "\0"
-        if type(name) is not str or "\0" in name:
-            raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+        name = _named(path)
         if type(busy_seconds_max) not in (int, float) or not 0 <= busy_seconds_max <= 3_600:
             raise InvalidInputError("busy_seconds_max is a number of seconds from 0 to 3600")
         self._file: Final = SqliteFile(name, busy_seconds_max)
@@ -70,6 +65,28 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         self._pool = self._new_pool()
         self._renewed: dict[int, Pool] = {}
         hold_still_at_forks(self)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy all that is committed to a new file, while vaults go on; it is a token store like this one.
+
+        Never copy the file by other means from a process that has it open: that drops SQLite's locks on it.
+
+        Args:
+            path: of the copy, where no file is.
+
+        Raises:
+            InvalidInputError: there is a file, or the path is none.
+            TokenStoreError: the file can not be read, or the copy not be written; there is no copy then.
+            ConfigurationError: the file holds no token store.
+        """
+        self._guard_backup(_named(path))
+
+    @boundary
+    def _guard_backup(self, name: str) -> None:
+        try:
+            self._pool_here().read(lambda connection: back_up(connection, name))
+        except (sqlite3.Error, OSError) as error:
+            raise TokenStoreError(self._explain(error), code=self._code(error)) from None
 
     def _new_pool(self) -> Pool:
         pool = Pool(self._file.open, self._busy_seconds_max)
@@ -238,6 +255,18 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         if isinstance(error, sqlite3.Error):
             return explanation(error)[0]
         return "STORE_FILE_NOT_OPENED" if isinstance(error, OSError) else super()._code(error)
+
+
+def _named(path: str | os.PathLike[str]) -> str:
+    """The absolute path, so that chdir makes no difference. Raises InvalidInputError."""
+    try:
+        name = os.path.abspath(os.fspath(path))
+        os.fsencode(name)
+    except (TypeError, ValueError):
+        name = "\0"
+    if type(name) is not str or "\0" in name:
+        raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+    return name
 
 
 # What happens within a transaction.
