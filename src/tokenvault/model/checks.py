@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from tokenvault.errors import InvalidInputError, is_of_signal_handler
 from tokenvault.model.iso import COUNTRIES, CURRENCIES
@@ -21,7 +21,7 @@ _TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
 _PAR: Final = re.compile(r"[0-9A-Z]{29}")
 _MERCHANT_CATEGORY: Final = re.compile(r"[0-9]{4}")
 _ASSURANCE: Final = re.compile(r"[0-9A-Z]{2}")
-_TEXT_ACCEPTS: Final = f"1 to {TEXT_LENGTH_MAX} printable ASCII characters"
+_TEXT_ACCEPTS: Final = f"1 to {TEXT_LENGTH_MAX} printable ASCII characters, without a blank at either end"
 _TOKEN_ACCEPTS: Final = f"{PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits"
 
 T = TypeVar("T")
@@ -30,6 +30,16 @@ T = TypeVar("T")
 def text(name: str, value: object) -> str:
     """1 to 64 printable ASCII characters with no space at either end."""
     return _matching(name, value, _TEXT, _TEXT_ACCEPTS)
+
+
+def unpadded(value: T) -> T:
+    """A value without blanks at its end, if it is a text: ISO 8583 pads its fields to their length (DE 41, DE 42)."""
+    return cast(T, value.rstrip(" ")) if isinstance(value, str) else value
+
+
+def padded_text(name: str, value: object) -> str:
+    """A text that may be padded with blanks, without them."""
+    return text(name, unpadded(value))
 
 
 def requestor_id(name: str, value: object) -> str:
