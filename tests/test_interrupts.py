@@ -5,7 +5,6 @@ The interrupts are real: a signal's handler raises in the main thread, and threa
 
 from __future__ import annotations
 
-import fcntl
 import random
 import subprocess
 import sys
@@ -23,8 +22,7 @@ from tests import vaults
 from tests.interrupts import InterruptedThread, interrupt, interrupt_thread
 from tests.vaults import SHOP, VISA, issue, use
 from tokenvault.audit.event import Event
-from tokenvault.keys import FileKeyStore, KeyPurpose, KeyStore
-from tokenvault.keys import file as key_file
+from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -302,29 +300,3 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
         thread.join(CALL_SECONDS_MAX)
         assert not thread.is_alive()
     driven.assert_whole()
-
-
-@pytest.mark.usefixtures("handled")
-def test_a_key_file_is_whole_after_interrupts_at_random_instants(tmp_path: Path) -> None:
-    (tmp_path / "passphrase").write_text("correct horse battery staple")
-    chance = random.Random(5)
-    with FileKeyStore(f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase") as keys:
-        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
-        for _ in range(100):
-            known = keys.versions(KeyPurpose.FPE)
-            assert interrupt(lambda: keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS), chance, 0.001)
-            assert keys.versions(KeyPurpose.FPE) in (known, (*known, known[-1] + 1))
-        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
-
-
-def test_a_key_file_that_another_process_locks_is_waited_for_no_longer_than_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "passphrase").write_text("correct horse battery staple")
-    monkeypatch.setattr(key_file, "LOCK_SECONDS_MAX", 0.05)
-    with FileKeyStore(f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase") as keys:
-        with open(tmp_path / "keys.json.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with pytest.raises(tv.KeyStoreError, match="another process"):
-                keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
-        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)

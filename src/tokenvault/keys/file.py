@@ -27,10 +27,9 @@ import json
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, BinaryIO, Final, NoReturn, Self
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, NoReturn, Self
 
 import attrs
 from cryptography.exceptions import InvalidTag
@@ -39,7 +38,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError, is_of_signal_handler, without_numbers
+from tokenvault.errors import InvalidInputError, KeyStoreError, without_numbers
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.private_files import open_lock, open_private
 from tokenvault.keys.secrets import Secret, read_secret_file
@@ -52,14 +51,6 @@ FILE_BYTES_MAX: Final = 4 * 2**20
 SCRYPT: Final = {"n": 2**17, "r": 8, "p": 1}
 SALT_BYTES: Final = 16
 NONCE_BYTES: Final = 12
-
-LOCK_SECONDS_MAX: Final = 30.0
-"""How long creating and destroying wait for another process that does so, which takes less than a second."""
-
-_LOCK_POLL_SECONDS: Final = 0.01
-_BUSY: Final = (
-    "another process holds the lock of the key file for too long: look for one that hangs, and retry"
-)
 
 
 @attrs.frozen
@@ -191,8 +182,7 @@ class FileKeyStore:
                     os.fsync(file.fileno())
                     os.replace(file.name, self._path)
                 except BaseException:
-                    with suppress(FileNotFoundError):  # it has its place already, and then an interrupt came
-                        os.unlink(file.name)
+                    os.unlink(file.name)
                     raise
             handle = os.open(folder, os.O_RDONLY)
             try:
@@ -206,24 +196,12 @@ class FileKeyStore:
         self._require_open()
         with ExitStack() as opened:
             with _explained("locked", "look at its folder"):
-                lock = opened.enter_context(open(self._path + ".lock", "ab", opener=open_lock))
+                lock = open_lock(self._path + ".lock", os.O_WRONLY | os.O_CREAT)
+                opened.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the lock.
                 opened.callback(fcntl.flock, lock, fcntl.LOCK_UN)
-                until = time.monotonic() + LOCK_SECONDS_MAX
-                while not _locked_now(lock):
-                    if time.monotonic() > until:
-                        raise KeyStoreError(_BUSY)
-                    time.sleep(_LOCK_POLL_SECONDS)
             yield self._read()
-
-
-def _locked_now(lock: BinaryIO) -> bool:
-    """Lock a file, unless another process holds it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
@@ -232,8 +210,6 @@ def _explained(done: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_of_signal_handler(error):  # a time limit may be a TimeoutError
-            raise
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise KeyStoreError(
             f"the key file can not be {done} ({reason}): {advice}", code="KEY_STORE_FILE_FAILED"
