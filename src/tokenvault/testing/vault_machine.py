@@ -370,7 +370,8 @@ class FaultyVaultMachine(RuleBasedStateMachine):
                 assert given <= noted.count(name) <= given + token.lost[name], name
             assert any(event.action is Action.ISSUE for event in done), "a record without its event"
             (program,) = {state.program for state in token.states}
-            assert not refused(program, [(event.transaction_id or "", event.time_ms) for event in uses])
+            in_time = sorted(uses, key=lambda event: event.time_ms)  # the store gives them by stream
+            assert not refused(program, [(event.transaction_id or "", event.time_ms) for event in in_time])
 
     @invariant()
     def the_events_of_each_vault_count_without_hole(self) -> None:
