@@ -26,7 +26,8 @@ from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import close_all, run
-from tokenvault.stores.postgres.pool import CONNECTIONS_MAX, BlockingPool
+from tokenvault.stores.postgres.address import CONNECTIONS
+from tokenvault.stores.postgres.pool import BlockingPool
 from tokenvault.stores.sqlite import pool as sqlite_pool
 
 INSTRUCTIONS_MAX = 5_000
@@ -373,7 +374,7 @@ def test_use_of_a_postgresql_connection_interrupted_anywhere_loses_no_slot(
         return twice
 
     def check() -> None:
-        assert kept[0]._free.qsize() == CONNECTIONS_MAX
+        assert kept[0]._free.qsize() == CONNECTIONS
         kept[0].close()
         assert kept[0].open_count == 0
         lost = [each for each in everything if each.is_open]

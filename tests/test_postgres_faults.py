@@ -26,9 +26,8 @@ from tests.postgres_server import PASSWORD, PostgresServer, new_name
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
-from tokenvault.stores.postgres import answers, sql
-from tokenvault.stores.postgres import connection as connections
-from tokenvault.stores.postgres.pool import CONNECTIONS_MAX
+from tokenvault.stores.postgres import address, sql
+from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.statements import Statement, in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.testing import a_record, an_event
@@ -547,8 +546,7 @@ def test_a_server_that_stands_still_is_given_up_and_asked_anew(
     events: list[SealedEvent], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A server that no longer answers at all is given up, and the next call goes over another connection."""
-    for module in (connections, answers):
-        monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(address, "ANSWER_MARGIN_SECONDS", 1.0 - address.STATEMENT_SECONDS)
     with closing(open_store(postgres_url)) as store, postgres_server.raw() as watcher:
         store.provision()
         store.scan()
@@ -606,11 +604,9 @@ def test_look_ups_use_their_index(
 
 
 def test_connections_are_bounded(store: PostgresTokenStore) -> None:
-    with ThreadPoolExecutor(2 * CONNECTIONS_MAX) as pool:
-        assert (
-            list(pool.map(lambda _: store.scan(), range(8 * CONNECTIONS_MAX))) == [[]] * 8 * CONNECTIONS_MAX
-        )
-    assert 1 <= store._pool_here().open_count <= CONNECTIONS_MAX
+    with ThreadPoolExecutor(2 * CONNECTIONS) as pool:
+        assert list(pool.map(lambda _: store.scan(), range(8 * CONNECTIONS))) == [[]] * 8 * CONNECTIONS
+    assert 1 <= store._pool_here().open_count <= CONNECTIONS
     store.close()
     assert store._pool_here().open_count == 0
 
@@ -619,9 +615,9 @@ def test_connections_of_tasks_are_bounded(postgres_url: str) -> None:
     async def work() -> None:
         store = AsyncPostgresTokenStore(postgres_url)
         await store.provision()
-        await asyncio.gather(*(store.scan() for _ in range(4 * CONNECTIONS_MAX)))
+        await asyncio.gather(*(store.scan() for _ in range(4 * CONNECTIONS)))
         pool = store._pool_here()
-        assert 1 <= pool.open_count <= CONNECTIONS_MAX
+        assert 1 <= pool.open_count <= CONNECTIONS
         await store.close()
         assert pool.open_count == 0
 
@@ -856,7 +852,7 @@ def test_a_server_restarted_under_load_keeps_what_was_acknowledged(
             with pytest.raises(TokenStoreError, match="can not be reached"):
                 store.scan(limit=1)
             server.start()
-            for _ in range(CONNECTIONS_MAX):
+            for _ in range(CONNECTIONS):
                 store.scan(limit=1)
     finally:
         server.remove()

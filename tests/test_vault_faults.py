@@ -169,6 +169,28 @@ def test_a_document_that_is_gone_comes_back_with_the_next_token(local_keys: KeyS
     assert vaults.open_vault(local_keys, store).check(token, vaults.use(merchant="M-1")).allowed
 
 
+def test_large_domains_push_each_other_out_of_memory(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may issue tokens chooses domains: what a vault keeps of them is bounded in bytes, as in number."""
+    monkeypatch.setattr(vault_documents, "DOCUMENT_BYTES_CACHED_MAX", 300_000)
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    vault = vaults.open_vault(local_keys, store)
+    tokens = []
+    for number in range(20):
+        domain = tv.Domain(merchants={f"{number:04}-{merchant:040}" for merchant in range(900)})
+        tokens.append(vaults.issue(vault, domain=domain).token)
+        vault.check(tokens[-1], vaults.use())
+        documents = vault._core.documents if vault._core else None
+        assert documents is not None
+        kept = {*documents._domains.values(), *(each.token for each in documents._restrictions.values())}
+        assert sum(len(each.document) for each in kept) <= 300_000
+    assert len(kept) < 10
+    for number, token in enumerate(tokens):
+        assert vault.check(token, vaults.use(merchant=f"{number:04}-{7:040}")).allowed
+
+
 def test_the_empty_domain_is_known_at_any_time(local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while other threads' domains push each other out of the memory of a vault."""
     monkeypatch.setattr(vault_documents, "DOMAINS_CACHED_MAX", 3)

@@ -13,12 +13,15 @@ from functools import partial
 from itertools import repeat, starmap
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, InvalidInputError, is_of_signal_handler
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CLOSED = "this vault is closed: open another"
+
+NOW_MS_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999, the last one that Python's dates have."""
 
 MODULE_THREADS: Final = 16
 """Blocks that wait in several threads go to the module in one call (see `keys.pkcs11.coalescer`)."""
@@ -38,6 +41,28 @@ class SystemClock:
     def now_ms(self) -> int:
         """Milliseconds of the Unix epoch."""
         return time.time_ns() // 1_000_000
+
+
+class CheckedClock:
+    """A clock of the caller's, whose times are checked: what it raises or gives can be anything."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch. Raises InvalidInputError."""
+        try:
+            now_ms = self._clock.now_ms()
+        except Exception as error:  # its own, with whatever that holds
+            if is_of_signal_handler(error):
+                raise
+            raise InvalidInputError("clock failed in now_ms()", code="CLOCK") from None
+        if type(now_ms) is not int or not 0 <= now_ms <= NOW_MS_MAX:
+            raise InvalidInputError(
+                "clock gives milliseconds of the Unix epoch by now_ms(): a whole number, from 1970 to 9999",
+                code="CLOCK",
+            )
+        return now_ms
 
 
 class Runtime(Protocol):
@@ -144,7 +169,7 @@ class LoopRuntime:
     async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread of its own."""
         if self._closed:
-            raise ConfigurationError(CLOSED)
+            raise ConfigurationError(CLOSED, code="VAULT_NOT_OPEN")
         return await self._workers.call(function, *args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:

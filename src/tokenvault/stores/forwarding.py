@@ -80,7 +80,7 @@ class ThreadedTokenStore(AsyncForwarding):
     async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if name != "close":
             if self._closed:
-                raise TokenStoreError(CLOSED)
+                raise TokenStoreError(CLOSED, code="STORE_CLOSED")
             return await self._workers.call(getattr(self._store, name), *args, **kwargs)
         closed, self._closed = self._closed, True
         if closed:

@@ -77,6 +77,10 @@ class Adapter(ABC):
         """The message for a caller about an exception: what to check next, and never row data."""
         return UNEXPLAINED
 
+    def _code(self, error: Exception) -> str:
+        """The code of what a caller sees of an exception: one of those that docs/reference/codes.md lists."""
+        return TokenStoreError.code
+
     @abstractmethod
     def _provision(self) -> Answer[None]: ...
 
@@ -259,9 +263,9 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
         error.__cause__ = error.__context__ = None
         return error
     if isinstance(error, TokenVaultError):
-        return TokenStoreError(str(error))
+        return TokenStoreError(str(error), code=error.code)
     try:
-        return TokenStoreError(store._explain(error))
+        return TokenStoreError(store._explain(error), code=store._code(error))
     except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
         return TokenStoreError(UNEXPLAINED)
 
@@ -286,7 +290,7 @@ def _guarded(name: str) -> Callable[..., Any]:
 
     def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
-            raise TokenStoreError(CLOSED)
+            raise TokenStoreError(CLOSED, code="STORE_CLOSED")
         try:
             answer, sound = ask(store, *args, **kwargs)
             return sound(run(answer) if type(answer) is CoroutineType else answer)
@@ -307,7 +311,7 @@ def _async_guarded(name: str) -> Callable[..., Any]:
 
     async def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
-            raise TokenStoreError(CLOSED)
+            raise TokenStoreError(CLOSED, code="STORE_CLOSED")
         try:
             answer, sound = ask(store, *args, **kwargs)
             return sound(await answer if hasattr(answer, "__await__") else answer)

@@ -206,7 +206,9 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _append_all(self, events: Sequence[SealedEvent]) -> None:
         keys = {(event.stream, event.number) for event in events}
         if len(keys) != len(events) or not self._events.keys().isdisjoint(keys):
-            raise TokenStoreError("an audit event exists already; nothing was written")
+            raise TokenStoreError(
+                "an audit event exists already; nothing was written", code="STORE_EVENT_EXISTS"
+            )
         for event in events:
             self._events[event.stream, event.number] = event._replace(index_rows=())
 

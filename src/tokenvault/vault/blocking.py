@@ -23,12 +23,11 @@ from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import BlockingRuntime, Clock, run
-from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.face import BlockingFace
+from tokenvault.vault.face import BlockingFace, store_without_coroutines
 from tokenvault.vault.issue import Order
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import create_schema_and_keys
@@ -51,7 +50,7 @@ def provision(
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     with closing(BlockingRuntime()) as runtime:
-        run(create_schema_and_keys(keys, BlockingStore(store), runtime, custody))
+        run(create_schema_and_keys(keys, store_without_coroutines(store), runtime, custody))
 
 
 @boundary_init

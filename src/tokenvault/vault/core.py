@@ -90,7 +90,9 @@ class Core:
         """Why a requestor may not do something; None if it may."""
         registered = self.requestors.get(requestor)
         if registered is None:
-            return PermissionDeniedError("this requestor is not registered with the vault")
+            return PermissionDeniedError(
+                "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
+            )
         if permission not in registered.permissions:
             return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
         return None
@@ -173,7 +175,8 @@ class Core:
                 return
             after = rows[-1].token
         raise TokenStoreError(
-            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's"
+            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's",
+            code="TOO_MANY_TOKENS",
         )
 
     def replace(self, changed: Unsealed, event: Event) -> Coroutine[Any, Any, list[str]]:
@@ -198,7 +201,9 @@ class Core:
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""
         if pan.reveal().startswith(self.token_bins):
-            raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
+            raise InvalidInputError(
+                "this number lies in a token BIN: it is a token already, not a PAN", code="PAN_IS_TOKEN"
+            )
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:

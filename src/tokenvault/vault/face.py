@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError, async_boundary
+from tokenvault.model import checks
 from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, put_result, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
@@ -38,7 +39,7 @@ class Face:
         """The core. Raises ConfigurationError unless the vault is open."""
         if self._core is None:
             not_open = "this vault is not open: open one with 'async with'"
-            raise ConfigurationError(CLOSED if self._opened else not_open)
+            raise ConfigurationError(CLOSED if self._opened else not_open, code="VAULT_NOT_OPEN")
         return self._core
 
     def _start(self, core: Core) -> None:
@@ -78,8 +79,9 @@ class BlockingFace(Face):
 
     def __init__(self, store: TokenStore, opening: Opening) -> None:
         super().__init__()
+        blocking = store_without_coroutines(store)
         self._opened = True
-        self._start(run(opening(BlockingStore(store), BlockingRuntime())))
+        self._start(run(opening(blocking, BlockingRuntime())))
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +98,7 @@ class AwaitedFace(Face):
     @async_boundary
     async def __aenter__(self) -> Self:
         if self._opened:
-            raise ConfigurationError("this vault was opened before: make another")
+            raise ConfigurationError("this vault was opened before: make another", code="VAULT_NOT_OPEN")
         self._opened = True
         runtime = LoopRuntime()
         try:
@@ -109,11 +111,17 @@ class AwaitedFace(Face):
         return self
 
 
+def store_without_coroutines(store: TokenStore) -> AsyncTokenStore:
+    """A blocking store as the flows take it. Raises InvalidInputError for one with coroutines."""
+    checks.blocking_store("store", store)
+    return BlockingStore(store)
+
+
 def store_with_coroutines(store: AsyncTokenStore) -> AsyncTokenStore:
     """A store that an AsyncVault takes. Raises InvalidInputError for a blocking one."""
     if not inspect.iscoroutinefunction(getattr(store, "check_schema", None)):
         raise InvalidInputError(
-            "an AsyncVault takes a token store with coroutines: open it with open_async_token_store, or put a"
+            "store is a token store with coroutines: open it with open_async_token_store, or put a"
             " blocking one into a ThreadedTokenStore"
         )
     return store

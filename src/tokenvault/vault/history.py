@@ -47,4 +47,6 @@ async def _about(core: Core, indexed_by: bytes, reference: bytes) -> list[AuditE
         cursor = page.next
         if not cursor:
             return [event for events in found.values() for event in events]
-    raise IntegrityError("too many audit events stand for this token: verify the trail")
+    raise IntegrityError(
+        "too many audit events stand for this token: verify the trail", code="TOO_MANY_EVENTS"
+    )

@@ -20,15 +20,10 @@ import psycopg
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import close_all, give_all, put_result
+from tokenvault.stores.postgres.address import CONNECTIONS, WAIT_SECONDS
 from tokenvault.stores.postgres.connection import Connection
 
 T = TypeVar("T")
-
-CONNECTIONS_MAX: Final = 16
-"""Per store and process. More callers than this wait for one another."""
-
-WAIT_SECONDS_MAX: Final = 10.0
-"""How long a caller waits for a connection to come free."""
 
 IDLE_SECONDS_MAX: Final = 300.0
 """A connection that was idle for longer is closed instead of used again: a firewall may have forgotten it."""
@@ -45,6 +40,7 @@ _OTHER_LOOP: Final = (
 )
 
 
+Opening: TypeAlias = Callable[[], Awaitable[Connection]]
 Slot: TypeAlias = list[Connection]
 """Holds the connection that a caller uses. One that is left in a free slot is of a caller that was interrupted."""
 
@@ -52,7 +48,7 @@ Slot: TypeAlias = list[Connection]
 class Pool(ABC):
     """The connections of one process.
 
-    Each caller has a slot for itself, of CONNECTIONS_MAX; it takes an idle connection into it, or opens one where
+    Each caller has a slot for itself, of `connections`; it takes an idle connection into it, or opens one where
     none is idle, so there are never more. The connection that was used last is used first: where fewer are needed
     than before, the others grow old and are closed.
 
@@ -61,11 +57,16 @@ class Pool(ABC):
 
     Args:
         open_connection: opens one that is fit for use, or raises.
+        connections: the most that are open; more callers than this wait for one another.
+        wait_seconds: how long a caller waits for its turn.
     """
 
-    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(
+        self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
         self._open_connection: Final = open_connection
-        self._slots: Final[tuple[Slot, ...]] = tuple([] for _ in range(CONNECTIONS_MAX))
+        self._wait_seconds: Final = wait_seconds
+        self._slots: Final[tuple[Slot, ...]] = tuple([] for _ in range(connections))
         self._idle: Final[list[Connection]] = []
         self._unwanted: Final[list[Connection]] = []  # to be closed
         self._closed = False
@@ -186,8 +187,10 @@ def _usable(connection: Connection) -> bool:
 class BlockingPool(Pool):
     """For threads."""
 
-    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
-        super().__init__(open_connection)
+    def __init__(
+        self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
+        super().__init__(open_connection, connections, wait_seconds)
         # In C, unlike `threading.Semaphore`: that takes a fifth of its time, and no interrupt leaves it half done.
         self._free: Final[queue.SimpleQueue[Slot]] = queue.SimpleQueue()
         self._give = self._free.put
@@ -200,9 +203,9 @@ class BlockingPool(Pool):
 
     async def _take(self, taken: list[Slot]) -> None:
         try:
-            put_result(taken, self._free.get, True, WAIT_SECONDS_MAX)
+            put_result(taken, self._free.get, True, self._wait_seconds)
         except queue.Empty:
-            raise TokenStoreError(_STALLED) from None
+            raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED") from None
 
     def _sweep(self) -> None:
         for _ in range(self._free.qsize()):
@@ -219,9 +222,11 @@ class BlockingPool(Pool):
 class LoopPool(Pool):
     """The connections for the tasks of one event loop: the one that runs when the pool is made."""
 
-    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
-        super().__init__(open_connection)
-        self._semaphore: Final = asyncio.Semaphore(CONNECTIONS_MAX)
+    def __init__(
+        self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
+        super().__init__(open_connection, connections, wait_seconds)
+        self._semaphore: Final = asyncio.Semaphore(connections)
         self._free: Final = list(self._slots)
         self._give = self._give_back
         self._loop: Final = asyncio.get_running_loop()
@@ -232,17 +237,17 @@ class LoopPool(Pool):
             return False
         if self._loop.is_closed():
             return True
-        raise TokenStoreError(_OTHER_LOOP)
+        raise TokenStoreError(_OTHER_LOOP, code="STORE_OTHER_LOOP")
 
     async def _take(self, taken: list[Slot]) -> None:
         if not self._semaphore.locked():  # at once; a timer would take a fourth of the time of a look-up
             await self._semaphore.acquire()
         else:
             try:
-                async with asyncio.timeout(WAIT_SECONDS_MAX):
+                async with asyncio.timeout(self._wait_seconds):
                     await self._semaphore.acquire()
             except TimeoutError:
-                raise TokenStoreError(_STALLED) from None
+                raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED") from None
         put_result(taken, self._free.pop)
 
     def _give_back(self, slot: Slot) -> None:

@@ -35,8 +35,24 @@ class _PostgresStore(Adapter, Forkable):
     _connection_type: ClassVar[type[Connection]]
     _pool_type: ClassVar[type[BlockingPool | LoopPool]]
 
-    def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:
-        self._address: Final = parse_address(url, schema, partitions)
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str | None = None,
+        partitions: int | None = None,
+        connections: int | None = None,
+        wait_seconds: int | None = None,
+        statement_seconds: int | None = None,
+    ) -> None:
+        self._address: Final = parse_address(
+            url,
+            schema,
+            partitions=partitions,
+            connections=connections,
+            wait_seconds=wait_seconds,
+            statement_seconds=statement_seconds,
+        )
         self._pools: dict[int, Pool] = {}  # by process
         self._abandoned: list[Pool] = []
         hold_still_at_forks(self)
@@ -58,7 +74,10 @@ class _PostgresStore(Adapter, Forkable):
             pool.close()
             del self._pools[pid]
             pool = None
-        return pool or self._pools.setdefault(pid, self._pool_type(self._open))
+        return pool or self._pools.setdefault(pid, self._new_pool())
+
+    def _new_pool(self) -> Pool:
+        return self._pool_type(self._open, self._address.connections, self._address.wait_seconds)
 
     async def _open(self) -> Connection:
         connection = await self._connection_type.open(self._address)
@@ -215,10 +234,15 @@ class _PostgresStore(Adapter, Forkable):
 
     async def _close(self) -> None:
         # Made where there is none yet, so that a call under way finds it closed.
-        self._pools.setdefault(os.getpid(), self._pool_type(self._open)).close()
+        self._pools.setdefault(os.getpid(), self._new_pool()).close()
 
     def _explain(self, error: Exception) -> str:
-        return explanation(error) or super()._explain(error)
+        explained = explanation(error)
+        return super()._explain(error) if explained is None else explained.text
+
+    def _code(self, error: Exception) -> str:
+        explained = explanation(error)
+        return super()._code(error) if explained is None else explained.code
 
 
 class PostgresTokenStore(_PostgresStore, TokenStoreBase):
@@ -240,10 +264,14 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
 
     Args:
         url: "postgresql://user:password@host:port/database", with options of libpq after a '?', and
-            "schema=..." and "partitions=..." among them where the arguments are not given.
+            those of the arguments below that are not given among them, such as "schema=..." and "connections=...".
         schema: the schema of the tables; "tokenvault" unless set.
         partitions: how many the table of tokens is divided into, by a hash of the token, when provisioning makes it;
             0 for a plain table.
+        connections: the most that are open at once, for each process, from 1 to 1,000; 16 unless set.
+        wait_seconds: how long a caller waits for one of them to come free, from 0 to 3,600; 10 unless set.
+        statement_seconds: how long the server works on one statement, waiting for locks included, from 1 to 3,600;
+            20 unless set. The call waits 5 seconds longer, in case the server hangs.
 
     Raises:
         InvalidInputError: the address is of another form.

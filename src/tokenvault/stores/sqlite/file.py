@@ -10,12 +10,12 @@ import stat
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
-from tokenvault.runtime import put_result
+from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
 SCHEMA_VERSION: Final = 2
@@ -85,23 +85,39 @@ _MOVED: Final = (
     "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
     "now: put it back, or call again to go on with the file that is there"
 )
+_WRITTEN_MEANWHILE: Final = (
+    "a vault began to write the SQLite file while this process, which may only read it, did so: call again"
+)
 BUSY: Final = (
     "other writers held the SQLite file for longer than a call waits; look for a process that keeps a "
     "transaction open, such as a database shell"
 )
 _EXPLANATIONS: Final = {
-    sqlite3.SQLITE_BUSY: BUSY,
-    sqlite3.SQLITE_LOCKED: BUSY,
-    sqlite3.SQLITE_NOMEM: "SQLite got no memory",
-    sqlite3.SQLITE_READONLY: "the SQLite file or its folder is read-only: this process has to write both",
-    sqlite3.SQLITE_IOERR: "the disk under the SQLite file failed to read or write; see the system's log",
-    sqlite3.SQLITE_CORRUPT: "the SQLite file is damaged: restore it from a backup",
-    sqlite3.SQLITE_FULL: "the disk under the SQLite file is full; nothing was written",
-    sqlite3.SQLITE_CANTOPEN: "the SQLite file can not be opened: look at its path and permissions, "
-    "and at those of its folder, in which SQLite has to create two files more",
-    sqlite3.SQLITE_CONSTRAINT: "an audit event exists already; nothing was written",
-    sqlite3.SQLITE_NOTADB: _FOREIGN,
+    sqlite3.SQLITE_BUSY: ("STORE_BUSY", BUSY),
+    sqlite3.SQLITE_LOCKED: ("STORE_BUSY", BUSY),
+    sqlite3.SQLITE_NOMEM: ("STORE_OUT_OF_MEMORY", "SQLite got no memory"),
+    sqlite3.SQLITE_READONLY: (
+        "STORE_READ_ONLY",
+        "the SQLite file or its folder is read-only: this process has to write both",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "STORE_DISK_FAILED",
+        "the disk under the SQLite file failed to read or write; see the system's log",
+    ),
+    sqlite3.SQLITE_CORRUPT: ("STORE_DAMAGED", "the SQLite file is damaged: restore it from a backup"),
+    sqlite3.SQLITE_FULL: (
+        "STORE_DISK_FULL",
+        "the disk under the SQLite file is full; nothing was written",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "STORE_FILE_NOT_OPENED",
+        "the SQLite file can not be opened: look at its path and permissions, "
+        "and at those of its folder, in which SQLite has to create two files more",
+    ),
+    sqlite3.SQLITE_CONSTRAINT: ("STORE_EVENT_EXISTS", "an audit event exists already; nothing was written"),
+    sqlite3.SQLITE_NOTADB: ("STORE_FOREIGN", _FOREIGN),
 }
+"""By SQLite's code: the code and the text for a caller."""
 
 
 class Connection(sqlite3.Connection):
@@ -111,11 +127,13 @@ class Connection(sqlite3.Connection):
         busy_seconds_max: how long a statement waits for other processes.
         opened_on: the file that it was opened on, by device and number.
         statement: runs one statement after another: a cursor of its own for each takes a fifth of its time.
+        unchanged: of a connection that reads without locks, whether the file is still as it was opened; else None.
     """
 
     busy_seconds_max: float
     opened_on: tuple[int, int] | None
     statement: sqlite3.Cursor
+    unchanged: Callable[[], bool] | None = None
 
     def run(self, sql: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
         """All rows of a statement, tried again while other processes hold the file.
@@ -127,12 +145,16 @@ class Connection(sqlite3.Connection):
         pause = _BUSY_PAUSE_SECONDS_MIN
         while True:
             try:
-                return self.statement.execute(sql, values).fetchall()
+                rows = self.statement.execute(sql, values).fetchall()
             except sqlite3.OperationalError as error:
                 now = time.monotonic()
                 deadline = deadline or now + self.busy_seconds_max
                 if _code(error) != sqlite3.SQLITE_BUSY or now > deadline:
                     raise
+            else:
+                if self.unchanged is not None and not self.unchanged():
+                    raise TokenStoreError(_WRITTEN_MEANWHILE, code="STORE_BUSY")
+                return rows
             time.sleep(pause)
             pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
 
@@ -160,25 +182,47 @@ class SqliteFile:
     def __init__(self, path: str, busy_seconds_max: float) -> None:
         self._busy_seconds_max: Final = busy_seconds_max
         self._path: Final = path
+        self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path))
         self._connect: Final = functools.partial(
-            Connection,
-            "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw",
-            uri=True,
-            timeout=0,
-            isolation_level=None,
-            check_same_thread=False,
+            Connection, uri=True, timeout=0, isolation_level=None, check_same_thread=False
         )
 
     def open(self, place: list[Connection]) -> None:
         """Open a connection, once the schema is there. Raises ConfigurationError where it is not."""
         self.open_unchecked(place)
         if _schema_version(place[-1]) == 0:
-            raise ConfigurationError(_UNPROVISIONED)
+            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
 
     def open_unchecked(self, place: list[Connection]) -> None:
-        """Open a connection to whatever the file holds."""
+        """Open a connection to whatever the file holds.
+
+        An auditor may read the file and write neither it nor its folder. While a vault has it open, SQLite reads
+        along. While none has, SQLite would have to create two files: then the file is read without them and without
+        locks, for as long as nobody writes it.
+        """
+        before = self._state()
         try:
-            put_result(place, self._connect)
+            self._open(place, "?mode=rw")
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_READONLY or before is None:
+                raise
+            close_all(place)
+            self._open(place, "?mode=ro&immutable=1")
+            place[-1].unchanged = lambda: self._state() == before
+
+    def _state(self) -> tuple[int, ...] | None:
+        """What changes when a vault writes to the file; None while one has it open for writing."""
+        if os.path.exists(f"{self._path}-wal"):
+            return None
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _open(self, place: list[Connection], options: str) -> None:
+        try:
+            put_result(place, self._connect, self._uri + options)
             connection = place[-1]
             connection.busy_seconds_max = self._busy_seconds_max
             connection.opened_on = self._file_there()
@@ -186,7 +230,7 @@ class SqliteFile:
         except sqlite3.OperationalError:
             if os.path.exists(self._path):
                 raise
-            raise ConfigurationError(_UNPROVISIONED) from None
+            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
         for pragma in _PRAGMAS:
             connection.run(pragma)
@@ -197,7 +241,7 @@ class SqliteFile:
         The system lets it write on to a file that was removed or replaced, and what it writes is lost.
         """
         if connection.opened_on != self._file_there():
-            raise TokenStoreError(_MOVED)
+            raise TokenStoreError(_MOVED, code="STORE_MOVED")
 
     def _file_there(self) -> tuple[int, int] | None:
         try:
@@ -223,7 +267,8 @@ class SqliteFile:
         _schema_version(connection)  # a foreign file is not even switched to WAL
         if connection.run("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise TokenStoreError(
-                "SQLite's write-ahead log does not work on this file system; use a local one"
+                "SQLite's write-ahead log does not work on this file system; use a local one",
+                code="STORE_FILE_SYSTEM",
             )
         connection.run("BEGIN IMMEDIATE")
         if _schema_version(connection) == 0:  # looked at again: others may have been faster
@@ -250,20 +295,20 @@ def _schema_version(connection: Connection) -> int:
         if not in_transaction and connection.in_transaction:
             connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER)
+        raise ConfigurationError(_NEWER, code="STORE_NEWER")
     if application_id == APPLICATION_ID and 1 <= version < SCHEMA_VERSION:
-        raise ConfigurationError(_OLDER)
+        raise ConfigurationError(_OLDER, code="STORE_OLDER")
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
         return SCHEMA_VERSION
     if application_id == 0 and version == 0 and not objects:
         return 0
-    raise ConfigurationError(_FOREIGN)
+    raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
 
 
-def explanation(error: sqlite3.Error) -> str:
-    """What an error of SQLite means here and what to look at."""
-    text = _EXPLANATIONS.get(_code(error))
-    return text or "SQLite refused a statement: the file's schema is not the one that was created"
+def explanation(error: sqlite3.Error) -> tuple[str, str]:
+    """The code of an error of SQLite, and the text that says what it means here and what to look at."""
+    other = "STORE_SCHEMA", "SQLite refused a statement: the file's schema is not the one that was created"
+    return _EXPLANATIONS.get(_code(error), other)
 
 
 def _code(error: BaseException) -> int:

@@ -46,14 +46,16 @@ class _Slots:
     Args:
         count: how many there are.
         stalled: what an error says where none came free in time.
+        code: of that error.
     """
 
-    def __init__(self, count: int, stalled: str) -> None:
+    def __init__(self, count: int, stalled: str, code: str) -> None:
         self._every: Final[tuple[Slot, ...]] = tuple([] for _ in range(count))
         self._free: Final[queue.SimpleQueue[Slot]] = queue.SimpleQueue()
         self._held: Final[list[Slot]] = []  # by a fork
         self._shut = False  # for a fork: who gives a slot back could take it again before the fork gets it
         self._stalled: Final = stalled
+        self._code: Final = code
         for slot in self._every:
             self._free.put(slot)
 
@@ -76,7 +78,7 @@ class _Slots:
             try:
                 put_result(taken, self._free.get, True, max(until - time.monotonic(), 0))
             except queue.Empty:
-                raise TokenStoreError(self._stalled) from None
+                raise TokenStoreError(self._stalled, code=self._code) from None
             slot = taken[0]
             if slot:
                 close_all(slot)
@@ -118,8 +120,8 @@ class Pool:
         self.pid: Final = os.getpid()
         self._open: Final = open_connection
         self._wait_seconds_max: Final = wait_seconds_max
-        self._writers: Final = _Slots(1, BUSY)
-        self._readers: Final = _Slots(CONNECTIONS_MAX - 1, _STALLED)
+        self._writers: Final = _Slots(1, BUSY, "STORE_BUSY")
+        self._readers: Final = _Slots(CONNECTIONS_MAX - 1, _STALLED, "STORE_POOL_EXHAUSTED")
         self._idle: Final[Slot] = []  # the last one given back goes first: its page cache is warm
         self._unwanted: Final[Slot] = []  # to be closed
         self._closed = False
@@ -139,7 +141,7 @@ class Pool:
 
     def _in_slot(self, slot: Slot, work: Callable[[Connection], T], open_other: Opening | None) -> T:
         if self._closed:
-            raise TokenStoreError(CLOSED)
+            raise TokenStoreError(CLOSED, code="STORE_CLOSED")
         try:
             if open_other is None and self._idle:
                 self._take_idle(slot)

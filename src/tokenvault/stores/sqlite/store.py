@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any, Final, TypeVar
 
-from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
+from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError, boundary
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
+from tokenvault.stores.sqlite.backup import back_up
 from tokenvault.stores.sqlite.file import (
     SQLITE_VERSION_MIN,
     Connection,
@@ -53,14 +54,10 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def __init__(self, path: str | os.PathLike[str], *, busy_seconds_max: float = BUSY_SECONDS_MAX) -> None:
         if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
-            raise ConfigurationError("the SQLite library is too old: 3.37 or newer is needed")
-        try:
-            name = os.path.abspath(os.fspath(path))  # so that chdir makes no difference
-            os.fsencode(name)
-        except (TypeError, ValueError):
-            name = "\0"
-        if type(name) is not str or "\0" in name:
-            raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+            raise ConfigurationError(
+                "the SQLite library is too old: 3.37 or newer is needed", code="STORE_LIBRARY_TOO_OLD"
+            )
+        name = _named(path)
         if type(busy_seconds_max) not in (int, float) or not 0 <= busy_seconds_max <= 3_600:
             raise InvalidInputError("busy_seconds_max is a number of seconds from 0 to 3600")
         self._file: Final = SqliteFile(name, busy_seconds_max)
@@ -68,6 +65,28 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         self._pool = self._new_pool()
         self._renewed: dict[int, Pool] = {}
         hold_still_at_forks(self)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy all that is committed to a new file, while vaults go on; it is a token store like this one.
+
+        Never copy the file by other means from a process that has it open: that drops SQLite's locks on it.
+
+        Args:
+            path: of the copy, where no file is.
+
+        Raises:
+            InvalidInputError: there is a file, or the path is none.
+            TokenStoreError: the file can not be read, or the copy not be written; there is no copy then.
+            ConfigurationError: the file holds no token store.
+        """
+        self._guard_backup(_named(path))
+
+    @boundary
+    def _guard_backup(self, name: str) -> None:
+        try:
+            self._pool_here().read(lambda connection: back_up(connection, name))
+        except (sqlite3.Error, OSError) as error:
+            raise TokenStoreError(self._explain(error), code=self._code(error)) from None
 
     def _new_pool(self) -> Pool:
         pool = Pool(self._file.open, self._busy_seconds_max)
@@ -97,7 +116,7 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
             # Forked by something else than Python, so no hook ran. The parent's connections, if it had any,
             # stay referenced in its pool: to close them here would touch the parent's file.
             if pool.open_count:
-                raise TokenStoreError(_FORKED)
+                raise TokenStoreError(_FORKED, code="STORE_FORKED")
             pool = self._renewed.setdefault(os.getpid(), self._new_pool())
             self._pool = pool
         return pool
@@ -227,10 +246,27 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, sqlite3.Error):
-            return explanation(error)
+            return explanation(error)[1]
         if isinstance(error, OSError):
             return f"the SQLite file can not be created: {os.strerror(error.errno or 0)}"
         return super()._explain(error)
+
+    def _code(self, error: Exception) -> str:
+        if isinstance(error, sqlite3.Error):
+            return explanation(error)[0]
+        return "STORE_FILE_NOT_OPENED" if isinstance(error, OSError) else super()._code(error)
+
+
+def _named(path: str | os.PathLike[str]) -> str:
+    """The absolute path, so that chdir makes no difference. Raises InvalidInputError."""
+    try:
+        name = os.path.abspath(os.fspath(path))
+        os.fsencode(name)
+    except (TypeError, ValueError):
+        name = "\0"
+    if type(name) is not str or "\0" in name:
+        raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+    return name
 
 
 # What happens within a transaction.
