@@ -18,6 +18,7 @@ from tokenvault.runtime import Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.provision import check_keys
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ async def open_core(
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
+    observer: Observer | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
@@ -58,6 +60,7 @@ async def open_core(
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
+        deliveries=None if observer is None else Deliveries(observer),
     )
 
 
