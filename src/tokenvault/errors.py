@@ -11,11 +11,12 @@ import functools
 import inspect
 import re
 import signal
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from types import CodeType
-from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -225,10 +226,15 @@ class _BoundedIterator(Iterator[T], Generic[T]):
         return next(self._source, _END)
 
 
+CallEnd: TypeAlias = Callable[[str, int, object, BaseException | None], None]
+"""Is told a method's name, when it began (`time.perf_counter_ns`), and its result or its error."""
+
+
 class Called(Protocol):
     """Knows its calls under way, by a mark each: to put one into a set, and to take it out, is one step."""
 
     _calls: set[object]
+    _ended: CallEnd | None
 
 
 S = TypeVar("S", bound=Called)
@@ -239,12 +245,19 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 
     @functools.wraps(call)
     def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        mark, calls = object(), self._calls
+        mark, calls, ended = object(), self._calls, self._ended
+        begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
             calls.add(mark)
-            return call(self, *args, **kwargs)
+            result = call(self, *args, **kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, result, None)
         except BaseException as error:
             failure = _outgoing(error, call, (self, *args), kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, None, failure)
+        else:
+            return result
         finally:
             calls.discard(mark)
         del args, kwargs
@@ -260,12 +273,19 @@ def async_call_boundary(
 
     @functools.wraps(call)
     async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        mark, calls = object(), self._calls
+        mark, calls, ended = object(), self._calls, self._ended
+        begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
             calls.add(mark)
-            return await call(self, *args, **kwargs)
+            result = await call(self, *args, **kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, result, None)
         except BaseException as error:
             failure = _outgoing(error, call, (self, *args), kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, None, failure)
+        else:
+            return result
         finally:
             calls.discard(mark)
         del args, kwargs

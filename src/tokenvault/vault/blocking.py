@@ -29,6 +29,7 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import BlockingFace, store_without_coroutines
 from tokenvault.vault.issue import Order
+from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import create_schema_and_keys
 
@@ -66,6 +67,8 @@ class Vault(BlockingFace):
         requestors: the parties that may use the vault.
         clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
+        observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
+            hold it up. Unset, nothing is told.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -86,9 +89,16 @@ class Vault(BlockingFace):
         requestors: Iterable[TokenRequestor] = (),
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
+        observer: Observer | None = None,
     ) -> None:
         opening = partial(
-            open_core, keys, programs=programs, requestors=requestors, clock=clock, checkpoints=checkpoints
+            open_core,
+            keys,
+            programs=programs,
+            requestors=requestors,
+            clock=clock,
+            checkpoints=checkpoints,
+            observer=observer,
         )
         super().__init__(store, opening)
 

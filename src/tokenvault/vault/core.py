@@ -27,6 +27,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.observer import ConflictMet, Deliveries
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -68,6 +69,7 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
+    deliveries: Deliveries | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
 
     @token_bins.default
@@ -192,6 +194,8 @@ class Core:
         """Wait a little before a change starts over. Returns the attempts so far; raises ConflictError after many."""
         if attempts >= CONFLICTS_MAX:
             raise ConflictError("others keep changing this token; nothing was done: retry later")
+        if self.deliveries is not None:
+            self.deliveries.put(ConflictMet(attempts=attempts + 1))
         ceiling_us = min(100 << min(attempts, 16), BACKOFF_MICROSECONDS_MAX)
         await self.runtime.sleep(secrets.randbelow(ceiling_us) / 1e6)
         return attempts + 1

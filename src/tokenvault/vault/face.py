@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError, async_boundary
+from tokenvault.errors import CallEnd, ConfigurationError, InvalidInputError, TokenVaultError, async_boundary
 from tokenvault.model import checks
 from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, put_result, run
 from tokenvault.stores.forwarding import BlockingStore
@@ -32,6 +32,7 @@ class Face:
         self._core: Core | None = None
         self._unclosed: list[Core] = []  # the core, until its trail is closed
         self._calls: set[object] = set()
+        self._ended: CallEnd | None = None
         self._pid: Final = os.getpid()
         self._opened = False
 
@@ -45,6 +46,7 @@ class Face:
     def _start(self, core: Core) -> None:
         """Open the vault."""
         self._unclosed.append(core)
+        self._ended = None if core.deliveries is None else core.deliveries.call_ended
         self._core = core
 
     async def _close(self) -> None:
@@ -71,6 +73,8 @@ class Face:
         while self._calls and time.monotonic() < until:
             await core.runtime.sleep(_POLL_SECONDS)
         await core.trail.close(core.clock.now_ms())
+        if core.deliveries is not None:
+            await core.runtime.block(core.deliveries.close)
         core.runtime.close()
 
 

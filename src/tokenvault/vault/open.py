@@ -17,6 +17,7 @@ from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.provision import check_keys
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ async def open_core(
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
+    observer: Observer | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
@@ -61,6 +63,7 @@ async def open_core(
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
+        deliveries=None if observer is None else Deliveries(observer),
     )
 
 
