@@ -34,6 +34,11 @@ OPERATORS: Final[dict[type[ast.operator], tuple[str, str]]] = {
     ast.BitXor: ("^", "|"),
 }
 OPPOSITES: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
+COMMUTATIVE: Final = {
+    "add", "bitwise_or", "bitwise_xor", "compare_digest", "equal", "max", "maximum", "min", "minimum", "multiply", "xor",
+}  # fmt: skip
+"""Functions whose arguments may change places."""
+
 FOR_TYPE_CHECKERS: Final = {"final", "override", "overload", "abstractmethod", "runtime_checkable"}
 FOR_PYTHON: Final = {"__all__", "__slots__"}
 NOT_PLANTED: Final = "pragma: no cover"
@@ -336,12 +341,12 @@ class _Planter(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         """Neighboring arguments change places; min for max; suppress nothing."""
-        for left, right in itertools.pairwise(node.args):
+        name = ast.unparse(node.func).rpartition(".")[2]
+        for left, right in itertools.pairwise(() if name in COMMUTATIVE else node.args):
             if not isinstance(left, ast.Starred) and not isinstance(right, ast.Starred):
                 between = self._bytes[self._end(left) : self._start(right)].decode()
                 swapped = f"{self._source(right)}{between}{self._source(left)}"
                 self._plant(self._start(left), self._end(right), swapped)
-        name = ast.unparse(node.func).rpartition(".")[2]
         if isinstance(node.func, ast.Name) and name in OPPOSITES:
             self._replace(node.func, OPPOSITES[name])
         if name == "suppress" and node.args:

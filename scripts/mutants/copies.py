@@ -22,7 +22,16 @@ TEST_SECONDS_MAX: Final = 30.0
 """A test may take so long beside ten times what it takes without a change: changes make loops without an end."""
 
 TREE_SKIPPED: Final = shutil.ignore_patterns(
-    ".git", ".venv", ".venvs", "build", "dist", "__pycache__", ".*_cache", ".hypothesis", ".coverage*", "htmlcov"
+    ".git",
+    ".venv",
+    ".venvs",
+    "build",
+    "dist",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+    ".coverage*",
+    "htmlcov",
 )
 LOADED_BEFORE: Final = (
     "asyncio", "attrs", "cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.cmac",
@@ -156,7 +165,10 @@ def end(pid: int) -> None:
 def run_pytest(plugin: object, files: list[str], *arguments: str) -> int:
     """Run test files in this process, in the tree that it is in; pytest's exit code."""
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov"]
-    options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # what `load` loaded
+    options += [
+        "-W",
+        "ignore:Module already imported:pytest.PytestAssertRewriteWarning",
+    ]  # what `load` loaded
     return int(pytest.main([*options, *arguments, *files], plugins=[plugin]))
 
 

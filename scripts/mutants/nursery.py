@@ -131,7 +131,9 @@ def _functions() -> dict[tuple[str, str], list[FunctionType]]:
 
 def _change(functions: dict[tuple[str, str], list[FunctionType]], path: str, text: str, name: str) -> bool:
     """Whether the function is found and has the code of the change now."""
-    codes = {code.co_firstlineno: code for code in _codes(compile(text, path, "exec")) if code.co_qualname == name}
+    codes = {
+        code.co_firstlineno: code for code in _codes(compile(text, path, "exec")) if code.co_qualname == name
+    }
     found = [each for each in functions.get((path, name), []) if each.__code__.co_firstlineno in codes]
     for each in found:
         try:

@@ -27,8 +27,8 @@ _CRYPTO_TESTS: Final = (
     "test_cmac.py",
     "test_kdf.py",
     "test_local_cipher.py",
+    "test_crypto_limits.py",
     "test_columns.py",
-    "test_block_columns.py",
 )
 _VAULT_TESTS: Final = (
     "test_vault.py",
