@@ -1,4 +1,4 @@
-"""Columns of bytes, digits and random numbers: what goes in is checked, and what comes out is that of the scalar rule."""
+"""Columns of bytes, digits and random numbers: checked when they come in, and equal to the scalar rule."""
 
 from __future__ import annotations
 
@@ -138,15 +138,15 @@ def test_a_column_of_another_width_is_refused_by_the_width_it_should_have(width:
     ],
 )
 def test_what_is_no_column_of_numbers_is_refused_and_named(value: object) -> None:
-    with pytest.raises(tv.InvalidInputError, match="^it must be a numpy array of uint64"):
+    with pytest.raises(tv.InvalidInputError, match=r"^it must be a numpy array of uint64"):
         arrays.word_column("it", value)
 
 
 def test_an_array_in_a_file_is_an_array_and_a_masked_one_is_none() -> None:
     values = column(1, 2)
     assert arrays.word_column("it", values) is values
-    with patch.object(arrays.np, "memmap", type("Mapped", (np.ndarray,), {})):
-        mapped = values.view(arrays.np.memmap)
+    with patch.object(np, "memmap", type("Mapped", (np.ndarray,), {})):
+        mapped = values.view(np.memmap)
         assert arrays.word_column("it", mapped).tolist() == [1, 2]
         assert type(arrays.plain_array(mapped)) is np.ndarray
     assert arrays.plain_array(np.ma.masked_array(values, [True, False])) is None

@@ -1,8 +1,9 @@
-"""The limits of FF1, CCM, CMAC and key derivation: the documented numbers, taken at the border, refused one past it."""
+"""The limits of FF1, CCM, CMAC and key derivation: the documented numbers, taken at the border, refused past it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -132,18 +133,27 @@ def test_long_associated_data_does_not_count_as_payload() -> None:
     assert sealed.shape == (1, 66)
 
 
+NO_COLUMN: Any = "x"
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: ccm_columns.encrypt_many(LOCAL, "x", "x", "x"), "nonces must"),
-        (lambda: ccm_columns.encrypt_many(LOCAL, random_bytes(1, 13), "x", "x"), "plaintexts must"),
-        (lambda: ccm_columns.decrypt_many(LOCAL, random_bytes(1, 13), "x", "x"), "ciphertexts must"),
+        (lambda: ccm_columns.encrypt_many(LOCAL, NO_COLUMN, NO_COLUMN, NO_COLUMN), "nonces must"),
         (
-            lambda: ccm_columns.encrypt_many(LOCAL, random_bytes(1, 13), random_bytes(1, 1), "x"),
+            lambda: ccm_columns.encrypt_many(LOCAL, random_bytes(1, 13), NO_COLUMN, NO_COLUMN),
+            "plaintexts must",
+        ),
+        (
+            lambda: ccm_columns.decrypt_many(LOCAL, random_bytes(1, 13), NO_COLUMN, NO_COLUMN),
+            "ciphertexts must",
+        ),
+        (
+            lambda: ccm_columns.encrypt_many(LOCAL, random_bytes(1, 13), random_bytes(1, 1), NO_COLUMN),
             "associated_data must",
         ),
-        (lambda: cmac_columns.tag_many(LOCAL, "x"), "messages must"),
-        (lambda: ff1_columns.encrypt_many(LOCAL, "x", length=9), "values must"),
+        (lambda: cmac_columns.tag_many(LOCAL, NO_COLUMN), "messages must"),
+        (lambda: ff1_columns.encrypt_many(LOCAL, NO_COLUMN, length=9), "values must"),
     ],
 )
 def test_an_argument_that_is_no_column_is_named(call: Callable[[], object], named: str) -> None:

@@ -1,1 +1,1 @@
-"""Small changes planted in the library, one at a time, to see whether the tests notice: `python -m scripts.mutants`."""
+"""Small changes planted in the library, one at a time: do the tests notice? `python -m scripts.mutants`."""

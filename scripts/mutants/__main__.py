@@ -5,9 +5,9 @@ python -m scripts.mutants ROOM --part 2/8         every eighth change, from the 
 python -m scripts.mutants ROOM --sample 50        so many at random; --seed chooses others
 python -m scripts.mutants ROOM --module audit/    those of a module or folder
 
-A change is noticed when a test fails, or does not end. Which tests run a line is found once, and kept in build/mutants.
-It fails when a change survives that tests/mutants_survivors.toml does not list, and when an entry there does not hold
-any more. The working tree is only read.
+A change is noticed when a test fails, or does not end. Which tests run a line is found once, and kept in
+build/mutants. It fails when a change survives that tests/mutants_survivors.toml does not list, and when an entry
+there does not hold any more. Nothing else of the working tree is written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The small changes that can be made to a module's text: one wrong comparison, constant, statement or argument each."""
+"""The small changes that can be made to a module: one wrong comparison, constant, statement or argument each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ OPERATORS: Final[dict[type[ast.operator], tuple[str, str]]] = {
 }
 OPPOSITES: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
 COMMUTATIVE: Final = {
-    "add", "bitwise_or", "bitwise_xor", "compare_digest", "equal", "max", "maximum", "min", "minimum", "multiply", "xor",
+    "add", "bitwise_or", "bitwise_xor", "compare_digest", "equal", "max", "maximum", "min", "minimum", "multiply",
+    "xor",
 }  # fmt: skip
 """Functions whose arguments may change places."""
 
@@ -202,7 +203,7 @@ class _Planter(ast.NodeVisitor):
             self.visit(statement)
         self._names, self._scope, self._inside, self._assigned = outer
 
-    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _visit_definition  # noqa: N815  names of ast
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _visit_definition
 
     def _plant_early_return(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         body = node.body[1:] if ast.get_docstring(node) is not None else node.body
@@ -228,7 +229,7 @@ class _Planter(ast.NodeVisitor):
             self._replace_between(node.target, node.value, f"{old}=", f"{new}=")
         self.generic_visit(node)
 
-    visit_Raise = visit_Delete = visit_AugAssign = _visit_removed  # noqa: N815  names of ast
+    visit_Raise = visit_Delete = visit_AugAssign = _visit_removed
 
     def _visit_assignment(self, node: ast.Assign | ast.AnnAssign) -> None:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -239,7 +240,7 @@ class _Planter(ast.NodeVisitor):
             if each is not None:
                 self.visit(each)
 
-    visit_Assign = visit_AnnAssign = _visit_assignment  # noqa: N815  names of ast
+    visit_Assign = visit_AnnAssign = _visit_assignment
 
     def visit_Return(self, node: ast.Return) -> None:
         """Return nothing."""
@@ -260,7 +261,7 @@ class _Planter(ast.NodeVisitor):
             self._replace(node.iter, "()")
         self.generic_visit(node)
 
-    visit_For = visit_AsyncFor = _visit_loop  # noqa: N815  names of ast
+    visit_For = visit_AsyncFor = _visit_loop
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
         """Let the exception through as it is."""
@@ -275,7 +276,7 @@ class _Planter(ast.NodeVisitor):
         self._negate(node.test)
         self.generic_visit(node)
 
-    visit_If = visit_While = visit_IfExp = _visit_condition  # noqa: N815  names of ast
+    visit_If = visit_While = visit_IfExp = _visit_condition
 
     def _negate(self, test: ast.expr) -> None:
         """Turn a condition round that has no operator to change."""
@@ -326,8 +327,10 @@ class _Planter(ast.NodeVisitor):
             self._replace(node, repr(value + 1))
             if self._scope is None and value:
                 self._replace(node, repr(value - 1))
-        elif (isinstance(value, str) and " " not in value) or isinstance(value, bytes):
-            self._replace(node, repr(value + ("X" if isinstance(value, str) else b"X")))
+        elif isinstance(value, bytes):
+            self._replace(node, repr(value + b"X"))
+        elif isinstance(value, str) and " " not in value:
+            self._replace(node, repr(value + "X"))
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """Leave it: texts are for people."""
@@ -359,7 +362,7 @@ class _Planter(ast.NodeVisitor):
         self._leave_out_of(node)
         self.generic_visit(node)
 
-    visit_List = visit_Set = _visit_elements  # noqa: N815  names of ast
+    visit_List = visit_Set = _visit_elements
 
     def visit_Dict(self, node: ast.Dict) -> None:
         """Without each of its entries."""

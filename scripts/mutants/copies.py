@@ -58,7 +58,7 @@ class Selection:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
-        """After conftest.py, before any module of tests: an example that fails is enough, the smallest is not sought."""
+        """After conftest.py, before any module of tests: any example that fails will do, not the smallest."""
         settings.register_profile(
             "mutants", settings(), database=None, derandomize=True, deadline=None,
             phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),

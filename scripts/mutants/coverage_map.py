@@ -16,7 +16,7 @@ from scripts.mutants.copies import Copy, Selection, run_pytest
 
 PACKAGE: Final = Path("src/tokenvault")
 TESTS_SECONDS_MAX: Final = 30.0
-"""For one change tests are run that take so long together, at most: the likeliest to notice, and then the quickest."""
+"""For one change tests are run that take so long together, at most: the likeliest to notice first."""
 
 
 class CoverageMap:
@@ -24,7 +24,7 @@ class CoverageMap:
 
     Attributes:
         seconds: how long each test takes, with what it sets up.
-        lines: for each module inside the package, the tests that run each line; lines that no test runs are not there.
+        lines: for each module inside the package, the tests that run each line that any runs.
     """
 
     def __init__(self, seconds: dict[str, float], lines: dict[str, dict[int, list[str]]]) -> None:

@@ -1,7 +1,7 @@
 """A process that has loaded the library and its tests, and tries changes of functions in children of its own.
 
 A child gives the function the code of the change and runs tests at once: nothing is loaded anew. What was computed
-before it was forked knows nothing of the change, so that one which survives here is tried once more, in a fresh process.
+before it was forked knows nothing of the change, so that one which survives here is tried again in a fresh process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Nursery:
 
 
 class _Children(Selection):
-    """A plugin of pytest that forks, when the tests are collected, a child for each request, which runs some of them."""
+    """A plugin of pytest that forks a child for each request once tests are collected, to run some of them."""
 
     def __init__(self, requests: int, answers: int) -> None:
         super().__init__(None)

@@ -70,7 +70,8 @@ def wrong(
     Args:
         listed: the list.
         planted: every change of the modules, whether it was tried or not.
-        survived, noticed: those that were tried.
+        survived: those that were tried and that no test noticed.
+        noticed: the others that were tried.
         modules: whose entries are checked.
     """
     unlisted = [change for change in survived if key_of(change) not in listed]

@@ -82,7 +82,8 @@ class Bench:
             self._nursery.close()
 
     def _noticed_quickly(self) -> bool | None:
-        assert self._nursery is not None
+        if self._nursery is None:
+            raise RuntimeError("no nursery was asked")
         try:
             code = self._nursery.answer()
         except EOFError:
@@ -96,7 +97,8 @@ class Bench:
         return None
 
     def _begin_afresh(self) -> None:
-        assert self._change is not None
+        if self._change is None:
+            raise RuntimeError("nothing is on trial")
         self._copy.plant(PACKAGE / self._change.module, self._change.text)
         files = sorted({name.partition("::")[0] for name in self._tests})
         self._ends = time.monotonic() + CHANGE_SECONDS_MAX
