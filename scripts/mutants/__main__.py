@@ -17,6 +17,7 @@ import difflib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -93,6 +94,7 @@ def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs
     survived: list[Change] = []
     noticed: list[Change] = []
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the copies are removed
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  a fresh folder in it
     folder = Path(tempfile.mkdtemp(prefix="tokenvault-mutants-", dir=place))
     folder.chmod(0o755)  # servers of the tests run as other users
