@@ -29,7 +29,7 @@ NAMES: Final = {
     "async_call_boundary": "call_boundary",
     "open_async_token_store": "open_token_store",
     "provision_async": "provision",
-    "store_with_coroutines": "BlockingStore",
+    "store_with_coroutines": "store_without_coroutines",
 }
 
 SENTENCES: Final = (
@@ -44,12 +44,11 @@ SENTENCES: Final = (
     ),
     (
         "from tokenvault.runtime import Clock, LoopRuntime\n",
-        "from tokenvault.runtime import BlockingRuntime, Clock, run\n"
-        "from tokenvault.stores.forwarding import BlockingStore\n",
+        "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
     ),
     (
         "from tokenvault.vault.face import AwaitedFace, store_with_coroutines\n",
-        "from tokenvault.vault.face import BlockingFace\n",
+        "from tokenvault.vault.face import BlockingFace, store_without_coroutines\n",
     ),
     (
         """\

@@ -8,15 +8,31 @@ caller passed in. And an error leaves a public call without the frames below it:
 from __future__ import annotations
 
 import functools
+import inspect
+import re
+import signal
+import time
 import traceback
-from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
+from types import CodeType
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
 
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+
+
+_LONG_NUMBER: Final = re.compile(r"[0-9](?:[^0-9A-Za-z]?[0-9]){12,}")
+_ARGUMENT: Final = re.compile("[A-Za-z_]{1,40}[0-9]?")
+_END: Final = object()
+
+
+def without_numbers(text: str) -> str:
+    """A text to show: of each number that could be a card's, with or without separators, the last four digits."""
+    return _LONG_NUMBER.sub(lambda number: f"************{number[0][-4:]}", text)
 
 
 @attrs.frozen
@@ -40,16 +56,16 @@ class TokenVaultError(Exception):
     """Base of every error that the library raises.
 
     Attributes:
-        code: stable upper-case code of the business case, for programs; the words may change.
+        code: what happened, in upper case: stable, for programs and alarms; docs/reference/codes.md lists all.
         response_code: the answer for ISO 8583 data element 39, two characters, where the error ends a payment.
     """
 
-    code: str = "MALFUNCTION"
+    code: str = "DEFECT"
     response_code: str = "96"  # system malfunction
 
-    def __init__(self, *message: object, code: str | None = None) -> None:
-        super().__init__(*message)
-        if code is not None:
+    def __init__(self, *args: object, code: str | None = None) -> None:
+        super().__init__(*args)
+        if code is not None:  # kept by the instance, so that pickle and copy take it along
             self.code = code
 
 
@@ -60,6 +76,14 @@ class InvalidInputError(TokenVaultError, ValueError):
     response_code = "12"  # invalid transaction
 
 
+class ArgumentsError(InvalidInputError, TypeError):
+    """A call with other arguments than it takes: a misspelt one, one too few or too many (a TypeError in Python)."""
+
+
+class UnchangeableError(InvalidInputError, attrs.exceptions.FrozenInstanceError):
+    """An object that does not change was to be changed."""
+
+
 class TokenNotFoundError(TokenVaultError):
     """No such token or reference in this vault."""
 
@@ -68,7 +92,7 @@ class TokenNotFoundError(TokenVaultError):
 
 
 class DomainRestrictionError(TokenVaultError):
-    """The token's domain does not allow this use.
+    """The token's domain does not allow this use. Its codes are those of the first violation.
 
     Attributes:
         violations: every control that failed, in a stable order; never empty.
@@ -89,7 +113,7 @@ class DomainRestrictionError(TokenVaultError):
 class LifecycleError(TokenVaultError):
     """The token's status does not allow this change."""
 
-    code = "STATUS_NOT_ALLOWED"
+    code = "STATUS_NOT_FITTING"
     response_code = "57"  # not permitted
 
 
@@ -116,7 +140,7 @@ class KeyStoreError(TokenVaultError):
 class TokenStoreError(TokenVaultError):
     """The database failed; whether a write happened is then unknown: retry with the same ids."""
 
-    code = "TOKEN_STORE_FAILED"
+    code = "STORE_FAILED"
     response_code = "91"
 
 
@@ -150,7 +174,7 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
         try:
             return call(*args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, args, kwargs)
         del args, kwargs
         raise failure
 
@@ -165,17 +189,52 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
         try:
             return await call(*args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, args, kwargs)
         del args, kwargs
         raise failure
 
     return bounded
 
 
-class Called(Protocol):
-    """Counts its calls under way, by an entry each: `append` and `pop` of a list are atomic between threads."""
+def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """As `boundary`, for a generator function: also for each step of what it gives."""
 
-    _calls: list[None]
+    @functools.wraps(call)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        try:
+            return _BoundedIterator(call(*args, **kwargs))
+        except BaseException as error:
+            failure = _outgoing(error, call, args, kwargs)
+        del args, kwargs
+        raise failure
+
+    return bounded
+
+
+class _BoundedIterator(Iterator[T], Generic[T]):
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+
+    def __next__(self) -> T:
+        item = self._step()
+        if item is _END:
+            raise StopIteration
+        return item  # type: ignore[return-value] # the source's, not the mark of its end
+
+    @boundary
+    def _step(self) -> T | object:
+        return next(self._source, _END)
+
+
+CallEnd: TypeAlias = Callable[[str, int, object, BaseException | None], None]
+"""Is told a method's name, when it began (`time.perf_counter_ns`), and its result or its error."""
+
+
+class Called(Protocol):
+    """Knows its calls under way, by a mark each: to put one into a set, and to take it out, is one step."""
+
+    _calls: set[object]
+    _ended: CallEnd | None
 
 
 S = TypeVar("S", bound=Called)
@@ -186,14 +245,21 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 
     @functools.wraps(call)
     def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        calls = self._calls
-        calls.append(None)
+        mark, calls, ended = object(), self._calls, self._ended
+        begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
-            return call(self, *args, **kwargs)
+            calls.add(mark)
+            result = call(self, *args, **kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, result, None)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, (self, *args), kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, None, failure)
+        else:
+            return result
         finally:
-            calls.pop()
+            calls.discard(mark)
         del args, kwargs
         raise failure
 
@@ -207,14 +273,21 @@ def async_call_boundary(
 
     @functools.wraps(call)
     async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        calls = self._calls
-        calls.append(None)
+        mark, calls, ended = object(), self._calls, self._ended
+        begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
-            return await call(self, *args, **kwargs)
+            calls.add(mark)
+            result = await call(self, *args, **kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, result, None)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, (self, *args), kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, None, failure)
+        else:
+            return result
         finally:
-            calls.pop()
+            calls.discard(mark)
         del args, kwargs
         raise failure
 
@@ -222,19 +295,105 @@ def async_call_boundary(
 
 
 def boundary_init(kind: C) -> C:
-    """As `boundary`, for the constructor of a class."""
+    """The boundary of a class that callers make objects of.
+
+    Errors of its constructor come out as those of `boundary`. Where its objects do not change (attrs.frozen), an
+    attempt to change one leaves no frame with the value either. Where it has a repr of its own, that shows no number
+    that could be a card's: a caller may have put one into any field.
+    """
     kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # mypy lets no __init__ be assigned; its signature stays
+    methods: dict[str, Any] = {}
+    if attrs.has(kind) and kind.__setattr__ is not object.__setattr__:
+        methods["__setattr__"] = methods["__delattr__"] = _refuse_change
+    shown: Callable[[object], str] = vars(kind).get("__repr__", object.__repr__)
+    if shown is not object.__repr__:
+        methods["__repr__"] = lambda self: without_numbers(shown(self))
+    for name, method in methods.items():
+        setattr(kind, name, method)
     return kind
+
+
+_OF_HANDLER: Final = "_raised_by_signal_handler"
+
+
+@boundary
+def _refuse_change(self: object, _name: str, _value: object = None) -> NoReturn:
+    raise UnchangeableError(f"a {type(self).__name__} does not change: make another")
+
+
+def _outgoing(
+    error: BaseException, call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> BaseException:
+    """What leaves a call in place of an error: without frames, and without what it was raised from."""
+    where = error.__traceback__
+    if isinstance(error, TypeError) and where is not None and where.tb_next is None:
+        return _wrong_arguments(call, args, kwargs)
+    return bare(error)
+
+
+def _wrong_arguments(
+    call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> ArgumentsError:
+    """The error for a call that Python could not make. A name given by the caller is shown if it can be one."""
+    parameters = inspect.signature(call).parameters
+    names = [name for name in parameters if name not in ("self", "cls")]
+    by_position = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY]
+    misspelt = [
+        f"'{name}'" if _ARGUMENT.fullmatch(name) else "of such a name" for name in kwargs if name not in names
+    ]
+    missing = [
+        name
+        for name, each in parameters.items()
+        if each.default is each.empty and name not in kwargs and name not in by_position[: len(args)]
+    ]
+    if misspelt:
+        wrong = f"has no argument {', '.join(misspelt)}"
+    elif len(args) > len(by_position):
+        wrong = f"takes at most {len(by_position) - (len(parameters) - len(names))} arguments by position"
+    elif missing:
+        wrong = f"needs {', '.join(missing)}"
+    else:
+        wrong = "has an argument given twice, by position and by name"
+    called = call.__qualname__.removesuffix(".__init__")
+    return ArgumentsError(f"{called} {wrong}; its arguments are: {', '.join(names)}")
 
 
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
-    where = error.__traceback__
-    misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # wrong arguments
-    if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not misspelt:
+    if (
+        isinstance(error, Exception)
+        and not isinstance(error, TokenVaultError)
+        and not is_of_signal_handler(error)
+    ):
         place = "an unknown place"
-        for frame, line in traceback.walk_tb(where):
+        for frame, line in traceback.walk_tb(error.__traceback__):
             place = f"{frame.f_globals.get('__name__')}:{line}"
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+def is_of_signal_handler(error: BaseException) -> bool:
+    """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended.
+
+    It is marked, as a boundary within another one has taken its frames.
+    """
+    if getattr(error, _OF_HANDLER, False):
+        return True
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+    if found:
+        with suppress(AttributeError):  # a frozen error, as of attrs
+            setattr(error, _OF_HANDLER, True)
+    return found
+
+
+def _code_of(handler: object) -> CodeType | None:
+    """The code of a function, of a method, or of an object that can be called."""
+    handler = getattr(handler, "func", handler)  # of functools.partial
+    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 # its code
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+boundary_init(Violation)  # which stands above what it takes

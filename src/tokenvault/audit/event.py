@@ -38,6 +38,7 @@ from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
 from tokenvault.audit.use_note import NO_USE, UseNote
 from tokenvault.errors import IntegrityError
+from tokenvault.stores.index_rows import IndexRow
 from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 3
@@ -113,6 +114,10 @@ class Event(NamedTuple):
     operator: str | None = None
     use: UseNote | None = None
     checkpoint: Checkpoint | None = None
+
+    def index_rows(self) -> tuple[IndexRow, ...]:
+        """The rows of the index that lead to the event: from its token, or from its stream to a checkpoint."""
+        return (IndexRow(self.reference),) if self.reference else ()
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, cast
@@ -11,6 +10,7 @@ import attrs
 
 from tokenvault.errors import boundary_init
 from tokenvault.model import checks
+from tokenvault.model.words import Words
 
 AHEAD_MS_MAX: Final = 30_000
 """How far an authentication may lie in the future: the clocks of two hosts are never quite the same."""
@@ -19,7 +19,7 @@ MAX_AGE_SECONDS_MAX: Final = 366 * 86_400
 FACTORS_DEFAULT: Final = 2
 
 
-class Factor(enum.Enum):
+class Factor(Words):
     """What shows that it is the cardholder (Commission Delegated Regulation (EU) 2018/389, articles 6 to 8).
 
     POSSESSION: something that only the cardholder has, such as a device.

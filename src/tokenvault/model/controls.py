@@ -26,6 +26,7 @@ from tokenvault.model.listing import Listing, in_categories, listing_of
 from tokenvault.model.money import Money
 from tokenvault.model.transaction import FIELD_CHECKS, Channel
 from tokenvault.model.velocity import VelocityLimit
+from tokenvault.model.words import Words
 
 LIMITS_MAX: Final = 16
 STRONG_AUTHENTICATION_REQUIRED: Final = "STRONG_AUTHENTICATION_REQUIRED"
@@ -42,7 +43,7 @@ _VALUE_CHECKS: Final[dict[str, Callable[[object], object]]] = {
 }
 
 
-class CryptogramRule(enum.Enum):
+class CryptogramRule(Words):
     """What a domain requires of the cryptogram of a use.
 
     REQUIRED: the caller has verified one, and its counter is above the last one seen with this token.

@@ -16,9 +16,10 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import Violation
+from tokenvault.errors import Violation, boundary_init
 from tokenvault.model.control import TokenState, Use
 from tokenvault.model.controls import STEP_UP
+from tokenvault.model.disclosure import told
 from tokenvault.model.follow_ups import id_violations, is_retry, original_violations
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import NO_USES, UseLedger, Uses
@@ -59,6 +60,7 @@ _AHEAD: Final = Violation(
 )
 
 
+@boundary_init
 @attrs.frozen
 class Decision:
     """The decision on one use.
@@ -118,7 +120,7 @@ def decide(
         if control.holds(value, given) or (retry and control.once) or (inherits and given is None):
             continue
         violations.append(control.violation(value, given))
-    return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
+    return Decision(told(tuple(dict.fromkeys(violations)))) if violations else _ALLOWED
 
 
 def _amount(transaction: Transaction, ledger: UseLedger | None) -> Money | None:

@@ -7,8 +7,10 @@ from typing import Final
 
 import attrs
 
+from tokenvault.model.words import Words
 
-class Kind(enum.Enum):
+
+class Kind(Words):
     """What a transaction does to the money.
 
     PURCHASE, CASH, TRANSFER: a new payment.

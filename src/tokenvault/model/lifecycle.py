@@ -6,9 +6,10 @@ import enum
 from typing import Final
 
 from tokenvault.errors import LifecycleError
+from tokenvault.model.words import Words
 
 
-class TokenStatus(enum.Enum):
+class TokenStatus(Words):
     """Status of a token. Expired is not one: it follows from the clock.
 
     WINDING_DOWN: no new payments; captures, reversals, refunds and disputes of those that were made.
@@ -21,7 +22,7 @@ class TokenStatus(enum.Enum):
     DELETED = "deleted"
 
 
-class Actor(enum.Enum):
+class Actor(Words):
     """Who suspends or resumes a token. Each lifts only its own suspension."""
 
     ISSUER = "issuer"
@@ -95,6 +96,9 @@ def transition(
     if change is Change.RESUME:
         if actor not in suspended_by:
             names = ", ".join(sorted(suspender.value for suspender in suspended_by)) or "nobody"
-            raise LifecycleError(f"the token is suspended by: {names}; each lifts only its own suspension")
+            raise LifecycleError(
+                f"the token is suspended by: {names}; each lifts only its own suspension",
+                code="SUSPENDED_BY_OTHERS",
+            )
         suspended_by -= {actor}
     return (TokenStatus.SUSPENDED if to is TokenStatus.ACTIVE and suspended_by else to), suspended_by

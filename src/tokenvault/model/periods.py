@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 from datetime import date, timedelta
 from typing import Final, NamedTuple
 
 from tokenvault.model import checks
+from tokenvault.model.words import Words
 from tokenvault.model.zones import day_begin_ms, day_of
 
 NEVER_MS: Final = 2**63 - 1
@@ -18,7 +18,7 @@ _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _FIRST_MONDAY: Final = 4  # 5 January 1970, in days of the epoch
 
 
-class Period(enum.Enum):
+class Period(Words):
     """A calendar period in a time zone, daylight saving included. Weeks begin on Monday."""
 
     DAY = "day"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -16,13 +15,14 @@ from tokenvault.model.authentication import Authentication
 from tokenvault.model.kinds import KINDS, Kind, Original
 from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry, Pan, holds_digits, read_expiry
+from tokenvault.model.words import Words
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 CONTENT_BYTES: Final = 16
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable
 
 
-class Channel(enum.Enum):
+class Channel(Words):
     """How a payment is made."""
 
     ECOMMERCE = "ecommerce"
@@ -58,11 +58,11 @@ CONTRADICTIONS: Final = {
 # The optional fields, in the order in which a transaction's content spells them, and the check of each.
 FIELD_CHECKS: Final[dict[str, Callable[[object], object]]] = {
     "original": partial(checks.text, "a transaction's original"),
-    "merchant": partial(checks.long_text, "a merchant"),
+    "merchant": partial(checks.padded_text, "a merchant"),
     "merchant_category": checks.merchant_category,
     "channel": partial(checks.instance, "a channel", kind=Channel),
     "country": checks.country,
-    "device": partial(checks.long_text, "a device"),
+    "device": partial(checks.padded_text, "a device"),
     "amount": partial(checks.instance, "a transaction's amount", kind=Money),
     "reference": partial(checks.long_text, "a reference"),
     "agent": partial(checks.long_text, "an agent"),
@@ -78,6 +78,10 @@ def _expiry(value: CardExpiry | str | None) -> CardExpiry | None:
     return read_expiry(value) if isinstance(value, str) else value
 
 
+def _unpadded(value: str | None) -> str | None:
+    return checks.unpadded(value)
+
+
 @boundary_init
 @attrs.frozen(kw_only=True)
 class Transaction:
@@ -90,11 +94,12 @@ class Transaction:
         original: id of the transaction that it follows up; of a merchant-initiated purchase, that of the
             cardholder's own, which it rests on.
         final: of a capture, whether it is the last: what it leaves is given back.
-        merchant: merchant id (ISO 8583 data element 42), 1 to 256 printable ASCII characters.
+        merchant: merchant id (ISO 8583 data element 42), 1 to 256 printable ASCII characters; blanks that pad it
+            are taken off.
         merchant_category: ISO 18245, 4 digits.
         channel: how the payment is made.
         country: ISO 3166-1 alpha-2, of the merchant.
-        device: device id, 1 to 256 printable ASCII characters.
+        device: device id, such as a terminal's (ISO 8583 data element 41), likewise.
         amount: what is paid, given back or paid back. A capture, reversal or refund without one is of all there is.
         reference: what it pays for, such as an order or a checkout session: 1 to 256 printable ASCII characters.
         agent: id of the agent that acts, likewise.
@@ -111,11 +116,11 @@ class Transaction:
     kind: Kind = Kind.PURCHASE
     original: str | None = None
     final: bool = True
-    merchant: str | None = None
+    merchant: str | None = attrs.field(default=None, converter=_unpadded)
     merchant_category: str | None = None
     channel: Channel | None = None
     country: str | None = None
-    device: str | None = None
+    device: str | None = attrs.field(default=None, converter=_unpadded)
     amount: Money | None = None
     reference: str | None = None
     agent: str | None = None

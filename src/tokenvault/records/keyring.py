@@ -64,7 +64,9 @@ class KeyRing:
         for purpose, found in versions.items():
             if not found:
                 name = purpose.value
-                raise ConfigurationError(f"the key store has no {name} key: run tokenvault.provision first")
+                raise ConfigurationError(
+                    f"the key store has no {name} key: run tokenvault.provision first", code="KEY_MISSING"
+                )
         self._seal_ciphers = {
             version: self._cipher(KeyPurpose.SEAL, version) for version in versions[KeyPurpose.SEAL]
         }
@@ -203,7 +205,10 @@ class KeyRing:
         cipher = self._seal_ciphers.get(version)
         if cipher is None:
             if version not in self._key_store.versions(KeyPurpose.SEAL):
-                raise IntegrityError("a token record names a seal key that the key store does not have")
+                raise IntegrityError(
+                    "a token record names a seal key that the key store does not have",
+                    code="SEAL_KEY_MISSING",
+                )
             cipher = self._seal_ciphers[version] = self._cipher(KeyPurpose.SEAL, version)
         return cipher
 

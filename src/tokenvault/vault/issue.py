@@ -97,7 +97,7 @@ def refuse_mention(order: Order) -> None:
     if order.terms.domain.contains_pan(pan) or any(pan.stands_in(text) for text in texts):
         raise InvalidInputError(
             "the domain, par, customer or metadata holds the card number: use ids that do not",
-            code="PAN_IN_PROPERTIES",
+            code="CARD_NUMBER_IN_TEXT",
         )
 
 
@@ -116,9 +116,9 @@ def refuse_expired(order: Order, program: TokenProgram, now_ms: int) -> None:
 
 def expired(name: str) -> InvalidInputError:
     """The error for an expiry that has passed."""
-    code = "CARD_EXPIRED" if name == "the card" else "TOKEN_EXPIRY_PASSED"
     return InvalidInputError(
-        f"{name} has expired already; a card is valid through its expiry month", code=code
+        f"{name} has expired already; a card is valid through its expiry month",
+        code="CARD_EXPIRED" if name == "the card" else "TOKEN_EXPIRED",
     )
 
 

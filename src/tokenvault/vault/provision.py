@@ -20,6 +20,7 @@ async def create_schema_and_keys(
     keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody
 ) -> None:
     """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
+    checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
     checks.instance("custody", custody, Custody)
     await store.provision()
     await store.check_schema()
@@ -56,10 +57,12 @@ async def check_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -
                 value = await runtime.call(lambda key: key_check_value(keys.cipher(key)), key)
                 if not hmac.compare_digest(await store.put_meta(name, value), value):
                     raise ConfigurationError(
-                        f"this database was made under another {key} key: open it with its own key store"
+                        f"this database was made under another {key} key: open it with its own key store",
+                        code="KEYS_OF_OTHER_VAULT",
                     )
             elif await store.get_meta(name) is not None:
                 raise ConfigurationError(
                     f"this database was made under a {key} key, which this key store does not have: open it with"
-                    " its own key store, or restore the key"
+                    " its own key store, or restore the key",
+                    code="KEYS_OF_OTHER_VAULT",
                 )
