@@ -51,7 +51,8 @@ class CallEnded:
     Attributes:
         name: of the method, such as "issue".
         outcome: "done", "refused" (as the caller or a rule wants it), "failed" or "cancelled".
-        code: of the error: its `code` where it is one of the library, or else the name of its class; None where it is done.
+        code: of the error: its `code` where it is one of the library, or else the name of its class; None where it
+            is done.
         milliseconds: how long the call took.
         ended_ns: when, in nanoseconds of the Unix epoch, by this machine's clock.
         items: how many items a batch had; None for other calls.
