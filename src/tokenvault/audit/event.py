@@ -11,7 +11,7 @@ Layout of an event's body, encoding version 3, big endian:
     1   length of the transaction id, then its ASCII
     1   length of the operator, then its ASCII
     1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
-    ..  only of a use (action DETOKENIZE) of a token that there is: its note, 61 bytes (`use_note`)
+    ..  only of a use (action DETOKENIZE) of a token that there is: its note (`use_note`)
     ..  only of a checkpoint: its payload (`checkpoint`)
 
 Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
@@ -36,9 +36,9 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
-from tokenvault.audit.use_note import NO_USE, UseNote
+from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.index_rows import IndexRow
+from tokenvault.stores.index_rows import NO_USE, IndexRow
 from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 3
@@ -116,25 +116,20 @@ class Event(NamedTuple):
     checkpoint: Checkpoint | None = None
 
     def index_rows(self) -> tuple[IndexRow, ...]:
-        """The rows of the index that lead to the event: from its token, or from its stream to a checkpoint."""
-        return (IndexRow(self.reference),) if self.reference else ()
+        """The rows of the index that lead to the event: from its token and its uses, or from its stream to a checkpoint."""
+        if not self.reference:
+            return ()
+        use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=self.outcome is Outcome.DONE)
+        return tuple([IndexRow(self.reference, use_id) for use_id in use_ids])
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""
         fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
-        named = prefixed(self.requestor or "") + prefixed(self.transaction_id or "") + prefixed(self.operator or "")
-        texts = named + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
+        named = (self.requestor or "", self.transaction_id or "", self.operator or "")
+        texts = "".join(map(prefixed, named)) + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
         use = b"" if self.use is None else self.use.pack()
         payload = b"" if self.checkpoint is None else self.checkpoint.payload()
         return fixed + texts.encode("ascii") + use + payload
-
-    @property
-    def index(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The references and use ids by which a token's events are found."""
-        if not self.reference or self.action is Action.CHECKPOINT:
-            return ()
-        use_ids = (NO_USE,) if self.use is None else self.use.index(found=self.outcome is Outcome.DONE)
-        return tuple((self.reference, use_id) for use_id in use_ids)
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
@@ -158,12 +153,11 @@ class Event(NamedTuple):
             codes=tuple([reader.text() for _ in range(reader.byte())]),
             revision=revision,
         )
-        rest = reader.rest()
         if event.action is Action.CHECKPOINT:
-            return event._replace(checkpoint=Checkpoint.parse(rest))
-        if event.action is Action.DETOKENIZE and rest:
-            return event._replace(use=UseNote.read(rest))
-        return event
+            return event._replace(checkpoint=Checkpoint.parse(reader.rest()))
+        if event.action is Action.DETOKENIZE and reader.more:
+            event = event._replace(use=UseNote.read(reader))
+        return event  # more bytes than that would not encode back
 
 
 class _Encoded(Protocol):
@@ -204,6 +198,11 @@ class BodyReader:
     def text(self) -> str:
         """A text after its length."""
         return self.take(self.byte()).decode("ascii")
+
+    @property
+    def more(self) -> bool:
+        """Whether anything is left."""
+        return self._at < len(self._body)
 
     def rest(self) -> bytes:
         """All that is left."""

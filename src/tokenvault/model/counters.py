@@ -147,3 +147,7 @@ class Usage:
             others = sorted(others, key=lambda counter: counter.ends_ms)[len(others) - room :]
         counters = tuple(sorted([*needed.values(), *others]))
         return self if counters == self.counters else attrs.evolve(self, counters=counters)
+
+
+UNUSED: Final = Usage()
+"""Of a token that was not used yet."""

@@ -22,6 +22,7 @@ from tokenvault.model.zones import day_begin_ms
 
 PAN_LENGTH_MIN: Final = 13
 PAN_LENGTH_MAX: Final = 19
+_LONG_BIN_FROM: Final = 16
 SHORTEST_PAN: Final = 12
 """Digits of the shortest PAN that a `PanRule` may accept; `PAN_LENGTH_MIN` is what is accepted without one."""
 
@@ -162,9 +163,14 @@ class Pan:
         return self.reveal()[-4:]
 
     @property
+    def bin(self) -> str:
+        """The first six digits; eight where there are 16 or more (PCI DSS 3.4.1), four of 12."""
+        return self.reveal()[: bin_length(len(self))]
+
+    @property
     def masked(self) -> str:
         """The first six and last four digits; the others as asterisks. Of 12 digits, the first four."""
-        first = 6 if len(self) >= PAN_LENGTH_MIN else 4
+        first = min(6, bin_length(len(self)))
         return f"{self.reveal()[:first]}{'*' * (len(self) - first - 4)}{self.last4}"
 
     def __len__(self) -> int:
@@ -223,6 +229,13 @@ def read_pan(text: str | Pan, rule: PanRule = USUAL_PANS) -> Pan:
     digits = text.replace(" ", "").replace("-", "")
     rule.check(digits)
     return trusted_pan(digits)
+
+
+def bin_length(length: int) -> int:
+    """How many of the first digits of a PAN of a length may be shown beside the last four: eight, six or four."""
+    if length >= _LONG_BIN_FROM:
+        return 8
+    return 6 if length >= PAN_LENGTH_MIN else 4
 
 
 def trusted_pan(digits: str) -> Pan:

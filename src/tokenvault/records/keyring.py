@@ -105,6 +105,10 @@ class KeyRing:
         """The 16-byte use id of a transaction under each FINGERPRINT key, newest first."""
         return self._indexed(_USE, requestor, transaction_id)
 
+    def contents(self, content: bytes) -> tuple[bytes, ...]:
+        """The 16-byte keyed digest of a transaction's content under each FINGERPRINT key, newest first."""
+        return tuple(hmac.digest(key, content, "sha256")[:INDEX_KEY_BYTES] for key in self._index_keys)
+
     def last4_keys(self, last4: str) -> tuple[bytes, ...]:
         """The 16 bytes by which the tokens of cards with these last four digits are found, newest first."""
         return self._indexed(_LAST4, last4)

@@ -22,7 +22,7 @@ _EXPIRY_MAX: Final = 1200
 _ASSURANCE: Final = re.compile(rb"[0-9A-Z]{2}")
 _PAR: Final = re.compile(rb"[0-9A-Z]{29}")
 _MALFORMED: Final = "a token record is not one that this library writes"
-_STATUS_CODES: Final = {
+STATUS_CODES: Final = {
     TokenStatus.INACTIVE: 1,
     TokenStatus.ACTIVE: 2,
     TokenStatus.SUSPENDED: 3,
@@ -35,7 +35,7 @@ _ACTOR_SETS: Final = [
 ]
 _LIFECYCLES: Final = {
     (code, bits): (status, actors)
-    for status, code in _STATUS_CODES.items()
+    for status, code in STATUS_CODES.items()
     for bits, actors in enumerate(_ACTOR_SETS)
     if may_be_suspended(status, actors)
 }

@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from tokenvault.errors import boundary_init
+from tokenvault.model.counters import NONE
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.records.record import TokenRecord
@@ -91,7 +92,7 @@ def info_of(record: TokenRecord, card: Card | None, metadata: Mapping[str, str] 
         metadata=metadata,
         created=instant(record.created_ms),
         updated=instant(record.updated_ms),
-        last_used=instant(last_used_ms) if last_used_ms else None,
+        last_used=None if last_used_ms == NONE else instant(last_used_ms),
         revision=record.revision,
     )
 

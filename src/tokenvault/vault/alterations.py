@@ -40,7 +40,7 @@ def status_change(change: Change, actor: Actor | None = None) -> Alteration:
         status, suspended_by = transition(record.status, record.suspended_by, change, actor)
         kept = None if status is TokenStatus.DELETED else card
         if kept is None:  # a tombstone keeps nothing that tells of a person
-            record = record._replace(customer="", last4_key=b"", metadata=b"", par=None)
+            record = record._replace(last4_key=b"", metadata=b"", par=None)
         return Unsealed(record._replace(status=status, suspended_by=suspended_by), kept)
 
     return alter
@@ -108,7 +108,7 @@ def card_change(
                 record = record._replace(last4_key=core.keys.last4_keys(new_pan.last4)[0])
             record = record._replace(pan_fingerprint=pan_fingerprint or record.pan_fingerprint)
             if unverified:
-                status, suspended_by = transition(record.status, record.suspended_by, Change.UNVERIFY, None)
+                status, suspended_by = transition(record.status, record.suspended_by, Change.NEW_CARD, None)
                 record = record._replace(
                     status=status, suspended_by=suspended_by, assurance=None, assurance_ms=0
                 )
@@ -127,10 +127,16 @@ def _living(unsealed: Unsealed) -> tuple[TokenRecord, Card]:
 async def property_change(core: Core, properties: Properties, reference: bytes) -> Alteration:
     """Other properties of the token of a reference."""
     metadata = properties.metadata
-    sealed = None if metadata is None else await core.runtime.call(core.keys.seal_metadata, metadata, reference)
+    sealed = b"" if metadata is not None else None
+    if metadata:
+        sealed = await core.runtime.call(core.keys.seal_metadata, metadata, reference)
 
     def alter(unsealed: Unsealed) -> Unsealed:
         record, card = _living(unsealed)
+        if properties.customer not in (None, record.customer) and core.programs[record.program].per_customer:
+            raise LifecycleError(
+                "the token converges on its customer: issue one for another", code="CUSTOMER_FIXED"
+            )
         refuse_mention(card.pan, properties)
         return Unsealed(
             record._replace(

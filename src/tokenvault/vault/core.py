@@ -20,7 +20,7 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import Card, Pan, could_hold_pan
+from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
 from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
@@ -73,10 +73,17 @@ class Core:
     finds_last4: bool = False
     deliveries: Deliveries | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
+    _any_pan: PanRule = attrs.field(init=False)
 
     @token_bins.default
     def _bins_of_programs(self) -> tuple[str, ...]:
         return tuple(program.format.bin for program in self.programs.values())
+
+    @_any_pan.default
+    def _rule_of_any_program(self) -> PanRule:
+        rules = [program.pans for program in self.programs.values()] or [USUAL_PANS]
+        fewest, most = zip(*(rule.lengths for rule in rules), strict=True)
+        return PanRule(lengths=(min(fewest), max(most)), luhn=all(rule.luhn for rule in rules))
 
     # Permissions
 
@@ -228,6 +235,14 @@ class Core:
         return attempts + 1
 
     # Configuration
+
+    def pan(self, value: str | Pan, program: str | None = None) -> Pan:
+        """A PAN, by the rule of a program; without one, or of one that there is not, as any program takes it.
+
+        Raises InvalidInputError.
+        """
+        known = self.programs.get(program or "")
+        return read_pan(value, self._any_pan if known is None else known.pans)
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""

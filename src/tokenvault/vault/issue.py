@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.errors import InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError
+from tokenvault.errors import (
+    InvalidInputError,
+    LifecycleError,
+    PermissionDeniedError,
+    TokenSpaceExhaustedError,
+)
+from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Making, Permission, TokenProgram
 from tokenvault.records.record import TokenRecord
+from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
 
@@ -21,6 +28,9 @@ DRAWS_MAX: Final = 8
 
 SAMPLE_MAX: Final = 256
 """Tokens looked up at once in a crowded space."""
+
+SOURCES_MAX: Final = 8
+"""How long a chain of tokens is, each of which was issued from the one before."""
 
 CANDIDATES_MAX: Final = 64
 """Convergent candidates tried before the space counts as exhausted."""
@@ -57,11 +67,68 @@ class Order(NamedTuple):
     source: bytes = b""
 
 
+class Grant(NamedTuple):
+    """A token that is to be issued from another one.
+
+    Attributes:
+        source: the token or reference of the other one.
+        terms: of the new one; its requestor is whom it is for.
+        customer, metadata, idempotency_key: as in Order.
+    """
+
+    source: str | bytes
+    terms: Terms
+    customer: str | None
+    metadata: Mapping[str, str] | None
+    idempotency_key: str | None
+
+
+async def issue_from(core: Core, grant: Grant) -> Unsealed:
+    """Issue a token for the card behind another one, granted by whom that was issued to."""
+    terms = grant.terms
+    record, card = await core.read(grant.source, Action.ISSUE)
+    program = await permitted_program(core, terms, record.requestor)
+    if terms.requestor not in core.requestors:
+        raise core.denial(terms.requestor, Permission.DETOKENIZE) or PermissionDeniedError()
+    now_ms = core.clock.now_ms()
+    expiry = effective_expiry(record, card)
+    if card is None or record.status is not TokenStatus.ACTIVE:
+        await core.deny(Action.ISSUE, record.requestor, "SOURCE_NOT_ACTIVE", reference=record.reference)
+        raise LifecycleError("tokens are issued from an active token", code="SOURCE_NOT_ACTIVE")
+    if expiry is not None and expiry.passed(now_ms, program.expiry_zone):
+        await core.deny(Action.ISSUE, record.requestor, "SOURCE_EXPIRED", reference=record.reference)
+        raise LifecycleError("tokens are issued from a token that has not expired", code="SOURCE_EXPIRED")
+    await _refuse_long_chain(core, record)
+    order = Order(
+        card=card,
+        terms=terms,
+        customer=grant.customer,
+        metadata=grant.metadata,
+        idempotency_key=grant.idempotency_key,
+        source=record.reference,
+    )
+    return await _issue(core, order, program)
+
+
+async def _refuse_long_chain(core: Core, record: TokenRecord) -> None:
+    for _ in range(SOURCES_MAX):
+        if not record.source:
+            return
+        record = (await core.read(record.source, None)).record
+    raise LifecycleError(
+        f"at most {SOURCES_MAX} tokens are issued one from another: issue from an earlier one",
+        code="SOURCES_EXCEEDED",
+    )
+
+
 async def issue(core: Core, order: Order) -> Unsealed:
     """Issue a token, or return the existing one."""
-    program = await permitted_program(core, order.terms)
+    return await _issue(core, order, await permitted_program(core, order.terms, order.terms.requestor))
+
+
+async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     core.refuse_token_as_pan(order.card.pan)
-    program.pans.check(order.card.pan)
+    program.pans.check(order.card.pan.reveal())
     refuse_mention(order)
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
@@ -72,9 +139,9 @@ async def issue(core: Core, order: Order) -> Unsealed:
     return await _draw(core, order, program, now_ms)
 
 
-async def permitted_program(core: Core, terms: Terms) -> TokenProgram:
-    """The program, if the requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
-    requestor = await core.permit(terms.requestor, Permission.ISSUE, Action.ISSUE)
+async def permitted_program(core: Core, terms: Terms, issuer: str) -> TokenProgram:
+    """The program, if a requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
+    requestor = await core.permit(issuer, Permission.ISSUE, Action.ISSUE)
     program = core.programs.get(terms.program)
     if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
@@ -212,7 +279,8 @@ async def _converge(
         if not program.per_customer or unsealed.record.customer == scope[-1]
     ]
     existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
-    tombstones = sum(unsealed.card is None for unsealed in stored)
+    deleted = [unsealed.record for unsealed in stored if unsealed.card is None]
+    tombstones = len(deleted)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(core.keys.convergent_choice, pan_fingerprints[0], *scope, number)
@@ -223,10 +291,12 @@ async def _converge(
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
         return await _again(core, order, existing[0], now_ms)
+    # What is counted of a card here outlives the deletion of its token: each took it over from the one before.
+    usage = max(deleted, key=lambda record: record.updated_ms).usage if deleted else UNUSED
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
-        issued = await _insert(core, order, token, pan_fingerprints[0], now_ms, reference)
+        issued = await _insert(core, order, token, pan_fingerprints[0], now_ms, reference, usage)
         if issued is not None:
             return issued
         # Another process came first with this card; or the candidate is another card's, or deleted.
@@ -244,11 +314,18 @@ def _exhausted(program: TokenProgram, choices: int) -> TokenSpaceExhaustedError:
 
 
 async def _insert(
-    core: Core, order: Order, token: str, pan_fingerprint: bytes, now_ms: int, reference: bytes = b""
+    core: Core,
+    order: Order,
+    token: str,
+    pan_fingerprint: bytes,
+    now_ms: int,
+    reference: bytes = b"",
+    usage: Usage = UNUSED,
 ) -> Unsealed | None:
     """Write a new token, and its domain document if that is new. Returns None if the token exists already."""
     unsealed = new(order, token, reference or secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
     unsealed = await with_properties(core, order, unsealed)
+    unsealed = unsealed._replace(record=unsealed.record._replace(usage=usage))
     document = core.documents.unwritten(order.terms.domain)
     exists = await core.trail.write(
         _event(order, unsealed, now_ms, revision=1),
@@ -299,7 +376,7 @@ async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> U
 
 def renews(core: Core, order: Order, unsealed: Unsealed) -> bool:
     """Whether a card comes again with a later expiry, from a requestor that may manage its tokens."""
-    before, after = unsealed.card and unsealed.card.expiry, order.card.expiry
+    before, after = None if unsealed.card is None else unsealed.card.expiry, order.card.expiry
     requestor = core.requestors.get(order.terms.requestor)
     return (
         after is not None
@@ -363,6 +440,7 @@ def _differences(order: Order, unsealed: Unsealed, *, exact: bool = False) -> li
         ("assurance", differs(terms.assurance, record.assurance)),
         ("par", differs(order.par, record.par)),
         ("customer (update_token changes it)", differs(order.customer, record.customer or None)),
+        ("source", order.source != record.source),
         ("status (it is active)", not terms.active and record.status is TokenStatus.ACTIVE),
     )
     return [name for name, is_other in compared if is_other]

@@ -18,7 +18,8 @@ from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change
 from tokenvault.model.pan import CardExpiry, Pan
 from tokenvault.model.programs import Permission
-from tokenvault.model.remaining import Remaining, remaining_of
+from tokenvault.model import remaining as left_of
+from tokenvault.model.remaining import Remaining
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault.alterations import (
@@ -32,10 +33,7 @@ from tokenvault.vault.alterations import (
     wind_down,
 )
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import expired
-
-SOURCES_MAX: Final = 8
-"""How long a chain of tokens is, each of which was issued from the one before."""
+from tokenvault.vault.issue import SOURCES_MAX, expired
 
 _FOR_SOURCE: Final = (Action.SUSPEND, Action.RESUME, Action.DELETE)
 """What the holder of a token may do to those that were issued from it."""
@@ -75,7 +73,7 @@ async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
     """What is left of each limit that applies to a token."""
     record = (await core.read(name, None)).record
     restrictions = await core.documents.restrictions(record, record.requestor)
-    return remaining_of(restrictions, record.usage, core.clock.now_ms())
+    return left_of.remaining(restrictions, record.usage, core.clock.now_ms())
 
 
 async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
@@ -128,7 +126,7 @@ async def change_status(core: Core, name: str | bytes, change: Change, by: By = 
     return await _change(core, name, Action[change.name], status_change(change, by.actor), by)
 
 
-async def start_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
+async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
     """Allow no new payments with a token, only follow-ups."""
     if purge_after_ms <= core.clock.now_ms():
         raise InvalidInputError("purge_after lies in the future", code="PURGE_AFTER_PASSED")
@@ -140,7 +138,9 @@ async def update_domain(core: Core, name: str | bytes, domain: Domain, by: By) -
     (_, card), _ = await manageable(core, name, Action.UPDATE_DOMAIN, by)
     # For the host only, which may know the card. A requestor could test guesses of the card by it.
     if by.requestor is None and card is not None and domain.contains_pan(card.pan):
-        raise InvalidInputError("the domain holds the card number: use ids that do not", code="PAN_IN_PROPERTIES")
+        raise InvalidInputError(
+            "the domain holds the card number: use ids that do not", code="CARD_NUMBER_IN_TEXT"
+        )
     await core.documents.put(domain)
     return await _change(core, name, Action.UPDATE_DOMAIN, domain_change(domain), by)
 
@@ -162,7 +162,9 @@ async def update_assurance(
     """State how the cardholder was identified and verified."""
     now_ms = core.clock.now_ms()
     if at_ms is not None and at_ms > now_ms:
-        raise InvalidInputError("an assurance was established in the past: at lies ahead", code="ASSURANCE_AHEAD")
+        raise InvalidInputError(
+            "an assurance was established in the past: at lies ahead", code="ASSURANCE_AHEAD"
+        )
     alter = assurance_change(method, now_ms if at_ms is None else at_ms)
     return await _change(core, name, Action.UPDATE_ASSURANCE, alter, by)
 
@@ -210,11 +212,11 @@ async def _card_alteration(
     pan_fingerprint = None
     if new.pan is not None:
         for record, _ in live:
-            core.programs[record.program].pans.check(new.pan)
+            core.programs[record.program].pans.check(new.pan.reveal())
             own = await core.documents.get(record.domain)
             if own.contains_pan(new.pan) or new.pan.stands_in(f"{record.par or ''} {record.customer}"):
                 message = "a token's domain, par or customer holds the new card number: change that first"
-                raise InvalidInputError(message, code="PAN_IN_PROPERTIES")
+                raise InvalidInputError(message, code="CARD_NUMBER_IN_TEXT")
         pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, new.pan)
     return card_change(
         core,
@@ -226,9 +228,7 @@ async def _card_alteration(
     )
 
 
-async def _change(
-    core: Core, name: str | bytes, action: Action, alter: Alteration, by: By
-) -> TokenInfo:
+async def _change(core: Core, name: str | bytes, action: Action, alter: Alteration, by: By) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
     codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
@@ -238,7 +238,9 @@ async def _change(
         try:
             record, card = alter(unsealed)
         except LifecycleError:
-            await core.deny(action, acting, "LIFECYCLE", *codes, reference=before.reference, operator=by.operator)
+            await core.deny(
+                action, acting, "LIFECYCLE", *codes, reference=before.reference, operator=by.operator
+            )
             raise
         now_ms, revision = core.clock.now_ms(), before.revision + 1
         changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)
@@ -257,9 +259,7 @@ async def _change(
         conflicts = await core.conflict(conflicts)
 
 
-async def manageable(
-    core: Core, name: str | bytes, action: Action, by: By
-) -> tuple[Unsealed, str | None]:
+async def manageable(core: Core, name: str | bytes, action: Action, by: By) -> tuple[Unsealed, str | None]:
     """The record of a token, and the requestor that acts, named or as the actor; None for the host itself.
 
     Raises PermissionDeniedError, once it is noted that whoever acts may not manage the token.

@@ -229,11 +229,12 @@ def limits_hold(history: History) -> Findings:
                     counted.setdefault(name, {}).setdefault(event.transaction_id or "", event.time_ms)
     for name, uses in counted.items():
         for limit in PROGRAMS[history.written[-1].after[name].program].domain.limits:
-            window_ms = 1_000 * int(limit.per.total_seconds()) if limit.per else 2**63
             spent = Counter[int]()
             for transaction_id, time_ms in uses.items():
                 amount = a_use(transaction_id).amount
-                spent[time_ms // window_ms] += 1 if limit.amount is None or amount is None else amount.amount
+                spent[limit.window(time_ms).number] += (
+                    1 if limit.amount is None or amount is None else amount.amount
+                )
             most = limit.uses if limit.amount is None else limit.amount.amount
             if max(spent.values(), default=0) > (most or 0):
                 yield f"{name} is used beyond {limit}"

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from tokenvault.columns import digits
 from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError, bare, boundary
 from tokenvault.model.decision import Decision
-from tokenvault.model.pan import Card, CardExpiry
+from tokenvault.model.pan import Card, CardExpiry, bin_length
+from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records.card_columns import CardColumns
-from tokenvault.records.token_info import TokenInfo, effective_expiry, info_of, instant
+from tokenvault.records.token_info import TokenInfo, effective_expiry, instant
 from tokenvault.vault.core import Unsealed
 
 T = TypeVar("T")
@@ -37,16 +38,18 @@ ISSUED: Final = np.dtype(
         ("length", "u1"),
         ("reference", "V16"),
         ("last4", "u2"),
+        ("bin", "S8"),
+        ("card_month", "u2"),
         ("expiry_month", "u2"),
         ("created_ms", "i8"),
         ("updated_ms", "i8"),
         ("revision", "u8"),
     ]
 )
-"""What each token of a batch has of its own, in 53 bytes; otherwise as in TokenInfo:
+"""What each token of a batch has of its own, in 63 bytes; otherwise as in TokenInfo:
 
-token and last4 are digits as a number, length is how many digits the token has, expiry_month counts from January
-2000, which is 1 (0: none), and times are in milliseconds of the Unix epoch.
+token and last4 are digits as a number, length is how many digits the token has, months count from January 2000, which
+is 1 (0: none), and times are in milliseconds of the Unix epoch.
 """
 
 
@@ -67,6 +70,10 @@ class ChunkResults(ABC, Generic[T_co]):
         bare(error)  # a frame would hold what the call worked with
         violations = error.violations if isinstance(error, DomainRestrictionError) else ()
         self._errors[rows] = self._known.setdefault((type(error), str(error), violations), error)
+
+    def answered(self, row: int) -> bool:
+        """Whether an item has not failed."""
+        return self._errors[row] is None
 
     @property
     def failed(self) -> Mask:
@@ -126,24 +133,26 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
         self.issued = np.zeros(rows, ISSUED)
         self._examples: Objects = np.full(rows, None, np.object_)
 
-    def put(self, row: int, token: Unsealed) -> None:
-        """Set the result of one item."""
+    def put(self, row: int, token: Unsealed, info: TokenInfo) -> None:
+        """Set the result of one item, from its record and from what the vault returns of that."""
         record, card = token
         expiry = effective_expiry(record, card)
         own = self.issued[row]
         own["token"], own["length"] = int(record.token), len(record.token)
         own["reference"] = np.void(record.reference)
         own["last4"] = 0 if card is None else int(card.pan.last4)
+        own["bin"] = b"" if card is None else card.pan.bin.encode("ascii")
+        own["card_month"] = 0 if card is None or card.expiry is None else card.expiry.month_number
         own["expiry_month"] = 0 if expiry is None else expiry.month_number
         own["created_ms"], own["updated_ms"] = record.created_ms, record.updated_ms
         own["revision"] = record.revision
-        self.put_common(row, info_of(record, card))
+        self.put_common(row, info)
 
     def put_common(self, rows: Rows | int, example: TokenInfo) -> None:
         """Set what items have in common, besides `issued`, to that of an example."""
         common = (
             example.program, example.requestor, example.status, example.suspended_by, example.par,
-            example.assurance,
+            example.assurance, example.customer, tuple(sorted(example.metadata.items())), example.last_used,
         )  # fmt: skip
         self._examples[rows] = self._known.setdefault(common, example)
 
@@ -151,7 +160,9 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
         """The token of an item."""
         common: TokenInfo = self._examples[row]
         # As in ISSUED: one call for all is several times as fast as names.
-        token, length, reference, last4, month, created_ms, updated_ms, revision = self.issued[row].item()
+        (
+            token, length, reference, last4, bin_digits, card_month, month, created_ms, updated_ms, revision,
+        ) = self.issued[row].item()  # fmt: skip
         return TokenInfo(
             token=f"{token:0{length}}",
             reference=reference.hex(),
@@ -160,11 +171,16 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
             status=common.status,
             suspended_by=common.suspended_by,
             token_expiry=CardExpiry.from_month_number(month) if month else None,
-            last4=f"{last4:04}",
+            card_expiry=CardExpiry.from_month_number(card_month) if card_month else None,
+            bin=bin_digits.decode("ascii") or None,
+            last4=f"{last4:04}" if bin_digits else None,
             par=common.par,
             assurance=common.assurance,
+            customer=common.customer,
+            metadata=common.metadata,
             created=instant(created_ms),
             updated=instant(updated_ms),
+            last_used=common.last_used,
             revision=revision,
         )
 
@@ -245,6 +261,17 @@ class IssueBatchResult(BatchResult[T_co]):
             if isinstance(chunk, TokenInfoResults):
                 every.append(np.where(chunk.failed, np.zeros(1, ISSUED), chunk.issued))
         return token_texts(np.concatenate(every))
+
+
+def bins_of(pans: PanColumns) -> npt.NDArray[np.bytes_]:
+    """The first digits of PANs, as `Pan.bin` has them, dtype "S8"."""
+    bins = np.zeros(len(pans.values), "S8")
+    for length in np.unique(pans.lengths).tolist():
+        chosen = pans.lengths == length
+        shown = bin_length(length)
+        leading = pans.values[chosen] // np.uint64(10 ** (length - shown))
+        bins[chosen] = digits.to_ascii(leading, shown).view(f"S{shown}").reshape(-1)
+    return bins
 
 
 def token_texts(tokens: npt.NDArray[Any]) -> npt.NDArray[np.bytes_]:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from tokenvault.audit.batch_event import ITEMS_MAX
+from tokenvault.audit.batch_event import ITEMS_MAX, USES_MAX
 from tokenvault.errors import InvalidInputError, TokenVaultError, is_of_signal_handler
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
@@ -36,6 +36,7 @@ from tokenvault.vault.issue import Terms
 C = TypeVar("C", bound=ChunkResults[Any])
 
 CHUNK_ITEMS: Final = ITEMS_MAX
+CHUNK_USES: Final = USES_MAX
 ROWS_OF_AN_ISSUE: Final = 1
 """A record, or a row of the index for a token that is there already."""
 
@@ -47,8 +48,8 @@ FAILED_CHUNKS_MAX: Final = 2
 
 async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueBatchResult[TokenInfo]:
     """Check what all cards have in common, and issue a token for each."""
-    await issue.permitted_program(core, terms)
-    if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms()):
+    program = await issue.permitted_program(core, terms, terms.requestor)
+    if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms(), program.expiry_zone):
         raise issue.expired("the token")
     await core.documents.put(terms.domain)
     return IssueBatchResult(
@@ -64,13 +65,13 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES)
     return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core), size))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES)
     return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core), size))
 
 
