@@ -10,6 +10,7 @@ Layout of its body, encoding version 2, big endian:
     2   number of kinds, k; each:
         1 outcome
         1 length of the requestor (0 or 11), then its digits
+        1 length of the operator, then its ASCII
         1 number of codes, then the index of each in the table of codes, 1 byte each
     1   number of codes in the table; each: 1 length and its ASCII
     4   number of transaction ids, t, 1 or more; each: 1 length and its ASCII, of length 0 for items without one
@@ -85,6 +86,7 @@ class Kind(NamedTuple):
     outcome: Outcome
     requestor: str | None = None
     codes: tuple[str, ...] = ()
+    operator: str | None = None
 
 
 class BatchEvent(NamedTuple):
@@ -159,9 +161,9 @@ class BatchEvent(NamedTuple):
             )
         ]
         for kind in self.kinds:
-            requestor = prefixed(kind.requestor or "").encode("ascii")
+            named = (prefixed(kind.requestor or "") + prefixed(kind.operator or "")).encode("ascii")
             places = [codes.index(code) for code in kind.codes]
-            parts.append(bytes((kind.outcome, *requestor, len(places), *places)))
+            parts.append(bytes((kind.outcome, *named, len(places), *places)))
         parts.append(bytes((len(codes),)))
         parts += [prefixed(code).encode("ascii") for code in codes]
         parts.append(_COUNT.pack(len(self.transaction_ids)))
@@ -196,6 +198,7 @@ class BatchEvent(NamedTuple):
                 reference=item if item != BATCH else b"",
                 transaction_id=self.transaction_ids[self.id_of[row]],
                 codes=kind.codes,
+                operator=kind.operator,
                 revision=int(self.revisions[row]),
                 use=self._use(row),
             )
@@ -217,13 +220,13 @@ class BatchEvent(NamedTuple):
         if version != ENCODING_VERSION or not 0 < count <= ITEMS_MAX or not 0 < kind_count <= count:
             raise ValueError(MALFORMED)
         listed = [
-            (Outcome(reader.byte()), reader.text() or None, reader.take(reader.byte()))
+            (Outcome(reader.byte()), reader.text() or None, reader.text() or None, reader.take(reader.byte()))
             for _ in range(kind_count)
         ]
         codes = [reader.text() for _ in range(reader.byte())]
         kinds = [
-            Kind(outcome, requestor, tuple([codes[place] for place in places]))
-            for outcome, requestor, places in listed
+            Kind(outcome, requestor, tuple([codes[place] for place in places]), operator)
+            for outcome, requestor, operator, places in listed
         ]
         (id_count,) = _COUNT.unpack(reader.take(_COUNT.size))
         if not 0 < id_count <= count:

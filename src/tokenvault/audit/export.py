@@ -11,8 +11,8 @@ import attrs
 
 from tokenvault.audit.batch_event import BATCH, items, parse
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.audit.use_note import UseNote
 from tokenvault.audit.macs import AuditKeys, check_events
+from tokenvault.audit.use_note import UseNote
 from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError, boundary_init, iterator_boundary
 from tokenvault.keys.port import KeyStore

@@ -6,7 +6,6 @@ of `Domain` of the same name.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial

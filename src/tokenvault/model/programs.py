@@ -13,8 +13,8 @@ from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.pan import USUAL_PANS, PanRule
 from tokenvault.model.token_format import TokenFormat
-from tokenvault.model.zones import zone_of
 from tokenvault.model.words import Words
+from tokenvault.model.zones import zone_of
 
 HEADROOM: Final = 2
 """A program's format has room for this many times the tokens expected, so that random draws find free ones."""

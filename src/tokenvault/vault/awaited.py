@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
+from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary_init
 from tokenvault.keys.port import Custody, KeyStore
@@ -26,7 +27,11 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault.alterations import NewCard
+from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
+from tokenvault.vault.batch.cards import CardToIssue
+from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
 from tokenvault.vault.issue import Order
@@ -257,7 +262,7 @@ class AsyncVault(AwaitedFace):
     @async_call_boundary
     async def issue_many(
         self,
-        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
+        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None] | CardToIssue],
         *,
         requestor: str,
         program: str,
@@ -265,11 +270,14 @@ class AsyncVault(AwaitedFace):
         token_expiry: str | CardExpiry | None = None,
         assurance: str | None = None,
         active: bool = True,
+        accept_expired: bool = False,
+        operator: str | None = None,
     ) -> IssueBatchResult[TokenInfo]:
         """Issue a token for each of many cards, as `issue` does; its arguments are here those of every token.
 
-        Cards are PANs, or pairs of PAN and expiry, in any iterable, such as a list or an iterator. They are taken
-        in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is cut short leaves
+        Cards are PANs, pairs of PAN and expiry, or a CardToIssue where a token has a domain, customer or anything else
+        of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those with
+        an idempotency key one by one. Each chunk is written in one step with one audit event. A batch that is cut short leaves
         whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
 
         Returns:
@@ -281,18 +289,20 @@ class AsyncVault(AwaitedFace):
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
         """
         core = self._open()
-        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active, False, None)
+        terms = arguments.terms(
+            requestor, program, domain, token_expiry, assurance, active, accept_expired, operator
+        )
         return await batches.issue_all(core, cards, terms)
 
     @async_call_boundary
     async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
         """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
 
-        Uses are taken in chunks of 8,000. Each chunk is written in one step with one audit event, and a token used
-        twice sees its first use.
+        Uses are of any kinds, and taken in chunks of 4,000. Each chunk is written in one step with one audit event,
+        and a token used twice sees its first use.
 
         Args:
-            uses: pairs of token and transaction; one Transaction may go with many tokens, as in
+            uses: pairs of token or reference and transaction; one Transaction may go with many tokens, as in
                 `zip(tokens, itertools.repeat(transaction))`.
 
         Returns:
@@ -310,6 +320,85 @@ class AsyncVault(AwaitedFace):
         Takes and raises what `detokenize_many` does. Returns a Decision or an error for each use, in order.
         """
         return await batches.check_all(self._open(), uses)
+
+    @async_call_boundary
+    async def get_many(self, tokens_or_references: Iterable[str]) -> BatchResult[TokenInfo]:
+        """The properties of many tokens, as `get` gives each: for each, in order, its TokenInfo or the error."""
+        return await batches.get_all(self._open(), tokens_or_references)
+
+    @async_call_boundary
+    async def delete_many(
+        self,
+        tokens_or_references: Iterable[str],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Delete many tokens, as `delete` does each.
+
+        Tokens are taken in chunks of 8,000. Each chunk is written in one step with one audit event, or not at all
+        where others keep changing its tokens: these items then have a ConflictError.
+
+        Returns:
+            For each token, in order, its TokenInfo or the error that `delete` would raise; see `issue_many`.
+
+        Raises:
+            PermissionDeniedError: the requestor is unknown or has no Permission.MANAGE.
+            InvalidInputError: the iterable failed.
+        """
+        by = arguments.by(requestor, operator)
+        items = tokens_or_references
+        return await batches.change_all(self._open(), Action.DELETE, by, change.to_delete, items, "tokens")
+
+    @async_call_boundary
+    async def update_domain_many(
+        self,
+        changes: Iterable[tuple[str, Domain | None]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Give many tokens other domains, as `update_domain` does each: pairs of token and domain.
+
+        Takes, returns and raises otherwise what `delete_many` does.
+        """
+        by, reader = arguments.by(requestor, operator), change.domain_to_update
+        return await batches.change_all(self._open(), Action.UPDATE_DOMAIN, by, reader, changes, "changes")
+
+    @async_call_boundary
+    async def update_token_many(
+        self,
+        changes: Iterable[tuple[str, TokenChange]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Give many tokens other properties, as `update_token` does each: pairs of token and TokenChange.
+
+        Takes, returns and raises otherwise what `delete_many` does.
+        """
+        by, reader = arguments.by(requestor, operator), change.token_to_update
+        return await batches.change_all(self._open(), Action.UPDATE_TOKEN, by, reader, changes, "changes")
+
+    @async_call_boundary
+    async def update_card_many(
+        self,
+        changes: Iterable[tuple[str | Pan, CardChange]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[list[TokenInfo]]:
+        """Put new PANs or expiries behind many tokens or cards, as an account updater lists them.
+
+        Pairs of PAN, token or reference, and CardChange, taken in chunks of 1,000; each is done as by `update_card`.
+
+        Returns:
+            For each, in order, the tokens that changed, or the error that `update_card` would raise.
+
+        Raises:
+            PermissionDeniedError, InvalidInputError: as `delete_many`.
+        """
+        return await batches.update_cards(self._open(), arguments.by(requestor, operator), changes)
 
     @async_call_boundary
     async def activate(self, token_or_reference: str, *, operator: str | None = None) -> TokenInfo:
@@ -485,7 +574,7 @@ class AsyncVault(AwaitedFace):
             LifecycleError, PermissionDeniedError, ConflictError: as `suspend`.
         """
         core = self._open()
-        new = manage.NewCard(
+        new = NewCard(
             None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry)
         )
         name = arguments.pan_or_name(core, pan_or_token_or_reference)

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
+from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.errors import TokenVaultError, boundary, boundary_init, call_boundary
 from tokenvault.keys.port import Custody, KeyStore
@@ -27,7 +28,10 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
+from tokenvault.vault.batch.cards import CardToIssue
+from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import BlockingFace, store_without_coroutines
 from tokenvault.vault.issue import Order
@@ -252,7 +256,7 @@ class Vault(BlockingFace):
     @call_boundary
     def issue_many(
         self,
-        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
+        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None] | CardToIssue],
         *,
         requestor: str,
         program: str,
@@ -260,11 +264,14 @@ class Vault(BlockingFace):
         token_expiry: str | CardExpiry | None = None,
         assurance: str | None = None,
         active: bool = True,
+        accept_expired: bool = False,
+        operator: str | None = None,
     ) -> IssueBatchResult[TokenInfo]:
         """Issue a token for each of many cards, as `issue` does; its arguments are here those of every token.
 
-        Cards are PANs, or pairs of PAN and expiry, in any iterable, such as a list or an iterator. They are taken
-        in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is cut short leaves
+        Cards are PANs, pairs of PAN and expiry, or a CardToIssue where a token has a domain, customer or anything else
+        of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those with
+        an idempotency key one by one. Each chunk is written in one step with one audit event. A batch that is cut short leaves
         whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
 
         Returns:
@@ -276,18 +283,20 @@ class Vault(BlockingFace):
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
         """
         core = self._open()
-        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active, False, None)
+        terms = arguments.terms(
+            requestor, program, domain, token_expiry, assurance, active, accept_expired, operator
+        )
         return run(batches.issue_all(core, cards, terms))
 
     @call_boundary
     def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
         """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
 
-        Uses are taken in chunks of 8,000. Each chunk is written in one step with one audit event, and a token used
+        Uses are of any kinds, and taken in chunks of 4,000. Each chunk is written in one step with one audit event, and a token used
         twice sees its first use.
 
         Args:
-            uses: pairs of token and transaction; one Transaction may go with many tokens, as in
+            uses: pairs of token or reference and transaction; one Transaction may go with many tokens, as in
                 `zip(tokens, itertools.repeat(transaction))`.
 
         Returns:
@@ -305,6 +314,87 @@ class Vault(BlockingFace):
         Takes and raises what `detokenize_many` does. Returns a Decision or an error for each use, in order.
         """
         return run(batches.check_all(self._open(), uses))
+
+    @call_boundary
+    def get_many(self, tokens_or_references: Iterable[str]) -> BatchResult[TokenInfo]:
+        """The properties of many tokens, as `get` gives each: for each, in order, its TokenInfo or the error."""
+        return run(batches.get_all(self._open(), tokens_or_references))
+
+    @call_boundary
+    def delete_many(
+        self,
+        tokens_or_references: Iterable[str],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Delete many tokens, as `delete` does each.
+
+        Tokens are taken in chunks of 8,000. Each chunk is written in one step with one audit event, or not at all
+        where others keep changing its tokens: these items then have a ConflictError.
+
+        Returns:
+            For each token, in order, its TokenInfo or the error that `delete` would raise; see `issue_many`.
+
+        Raises:
+            PermissionDeniedError: the requestor is unknown or has no Permission.MANAGE.
+            InvalidInputError: the iterable failed.
+        """
+        by = arguments.by(requestor, operator)
+        items = tokens_or_references
+        return run(batches.change_all(self._open(), Action.DELETE, by, change.to_delete, items, "tokens"))
+
+    @call_boundary
+    def update_domain_many(
+        self,
+        changes: Iterable[tuple[str, Domain | None]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Give many tokens other domains, as `update_domain` does each: pairs of token and domain.
+
+        Takes, returns and raises otherwise what `delete_many` does.
+        """
+        by, reader = arguments.by(requestor, operator), change.domain_to_update
+        return run(batches.change_all(
+            self._open(), Action.UPDATE_DOMAIN, by, reader, changes, "changes"
+        ))
+
+    @call_boundary
+    def update_token_many(
+        self,
+        changes: Iterable[tuple[str, TokenChange]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Give many tokens other properties, as `update_token` does each: pairs of token and TokenChange.
+
+        Takes, returns and raises otherwise what `delete_many` does.
+        """
+        by, reader = arguments.by(requestor, operator), change.token_to_update
+        return run(batches.change_all(self._open(), Action.UPDATE_TOKEN, by, reader, changes, "changes"))
+
+    @call_boundary
+    def update_card_many(
+        self,
+        changes: Iterable[tuple[str | Pan, CardChange]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[list[TokenInfo]]:
+        """Put new PANs or expiries behind many tokens or cards, as an account updater lists them.
+
+        Pairs of PAN, token or reference, and CardChange, taken in chunks of 1,000; each is done as by `update_card`.
+
+        Returns:
+            For each, in order, the tokens that changed, or the error that `update_card` would raise.
+
+        Raises:
+            PermissionDeniedError, InvalidInputError: as `delete_many`.
+        """
+        return run(batches.update_cards(self._open(), arguments.by(requestor, operator), changes))
 
     @call_boundary
     def activate(self, token_or_reference: str, *, operator: str | None = None) -> TokenInfo:
@@ -493,9 +583,7 @@ class Vault(BlockingFace):
         return run(manage.tokens_of(core, core.pan(pan), arguments.caller(requestor)))
 
     @call_boundary
-    def tokens_from(
-        self, token_or_reference: str, *, requestor: str | None = None
-    ) -> list[TokenInfo]:
+    def tokens_from(self, token_or_reference: str, *, requestor: str | None = None) -> list[TokenInfo]:
         """The live tokens that were issued from a token, directly or one from another, by token.
 
         With a requestor, only of a token that was issued to it. Raises TokenNotFoundError, PermissionDeniedError.

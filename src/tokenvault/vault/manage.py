@@ -5,6 +5,7 @@ What a change makes of a record stands in `alterations`; who may make it, and ho
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
@@ -14,27 +15,31 @@ from tokenvault.errors import (
     PermissionDeniedError,
     TokenNotFoundError,
 )
+from tokenvault.model import remaining as left_of
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change
-from tokenvault.model.pan import CardExpiry, Pan
+from tokenvault.model.pan import Pan
 from tokenvault.model.programs import Permission
-from tokenvault.model import remaining as left_of
 from tokenvault.model.remaining import Remaining
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault.alterations import (
     Alteration,
+    NewCard,
     Properties,
     assurance_change,
     card_change,
     domain_change,
     property_change,
+    refuse_card,
     status_change,
-    wind_down,
+    winding_down,
 )
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.issue import SOURCES_MAX, expired
 
+NOT_ITS_TOKEN: Final = "NOT_ITS_TOKEN"
+LIFECYCLE_CODE: Final = "LIFECYCLE"
 _FOR_SOURCE: Final = (Action.SUSPEND, Action.RESUME, Action.DELETE)
 """What the holder of a token may do to those that were issued from it."""
 
@@ -51,6 +56,11 @@ class By(NamedTuple):
     requestor: str | None = None
     actor: Actor | None = None
     operator: str | None = None
+
+    @property
+    def host(self) -> bool:
+        """Whether the host application itself acts, which may know the card."""
+        return self.requestor is None
 
 
 HOST: Final = By()
@@ -80,7 +90,7 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
     """The tokens of a card that are not deleted, by token. What a requestor does not find leaves an event."""
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
-    live = await _live(core, pan, requestor)
+    live = await live_tokens(core, pan, requestor)
     if requestor is not None and not live:
         await core.deny(Action.LOOK_UP, requestor, outcome=Outcome.NOT_FOUND)
     return [await core.info(unsealed) for unsealed in live]
@@ -91,7 +101,7 @@ async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> l
     source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
     if source.card is None:
         return []
-    live = await _live(core, source.card.pan, None)
+    live = await live_tokens(core, source.card.pan, None)
     by_reference = {unsealed.record.reference: unsealed for unsealed in live}
     wanted = source.record.reference
 
@@ -108,7 +118,7 @@ async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> l
     return [await core.info(unsealed) for unsealed in live if comes_from(unsealed.record)]
 
 
-async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
+async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
     """The records of a card that are not tombstones."""
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
     return [
@@ -130,30 +140,27 @@ async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int,
     """Allow no new payments with a token, only follow-ups."""
     if purge_after_ms <= core.clock.now_ms():
         raise InvalidInputError("purge_after lies in the future", code="PURGE_AFTER_PASSED")
-    return await _change(core, name, Action.WIND_DOWN, wind_down(purge_after_ms), by)
+    return await _change(core, name, Action.WIND_DOWN, winding_down(purge_after_ms), by)
 
 
 async def update_domain(core: Core, name: str | bytes, domain: Domain, by: By) -> TokenInfo:
     """Give a token another domain of its own."""
-    (_, card), _ = await manageable(core, name, Action.UPDATE_DOMAIN, by)
-    # For the host only, which may know the card. A requestor could test guesses of the card by it.
-    if by.requestor is None and card is not None and domain.contains_pan(card.pan):
-        raise InvalidInputError(
-            "the domain holds the card number: use ids that do not", code="CARD_NUMBER_IN_TEXT"
-        )
-    await core.documents.put(domain)
-    return await _change(core, name, Action.UPDATE_DOMAIN, domain_change(domain), by)
+    return await _change(core, name, Action.UPDATE_DOMAIN, domain_change(core, domain, by_host=by.host), by)
 
 
 async def update_token(core: Core, name: str | bytes, properties: Properties, by: By) -> TokenInfo:
     """Give a token another expiry, customer or metadata."""
+    refuse_properties(core, properties)
+    alter = property_change(core, properties, by_host=by.host)
+    return await _change(core, name, Action.UPDATE_TOKEN, alter, by)
+
+
+def refuse_properties(core: Core, properties: Properties) -> None:
+    """Raise InvalidInputError if properties change nothing, or the new expiry has passed."""
     if properties == Properties():
         raise InvalidInputError("update_token takes a token_expiry, a customer, metadata, or several of them")
     if properties.token_expiry is not None and properties.token_expiry.passed(core.clock.now_ms()):
         raise expired("the token")
-    unsealed, _ = await manageable(core, name, Action.UPDATE_TOKEN, by)
-    alter = await property_change(core, properties, unsealed.record.reference)
-    return await _change(core, name, Action.UPDATE_TOKEN, alter, by)
 
 
 async def update_assurance(
@@ -169,63 +176,41 @@ async def update_assurance(
     return await _change(core, name, Action.UPDATE_ASSURANCE, alter, by)
 
 
-class NewCard(NamedTuple):
-    """What `update_card` puts behind tokens: a new PAN, a new expiry, or both; what is None stays."""
-
-    pan: Pan | None
-    expiry: CardExpiry | None
-
-
 async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By) -> list[TokenInfo]:
     """Put a new PAN or expiry behind a token, or behind all tokens of a card; each in a step of its own."""
-    if new.pan is None and new.expiry is None:
-        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
     if by.requestor is not None:
         await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
+    refuse_new_card(core, new)
+    pan_fingerprint = b""
+    if new.pan is not None:
+        pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, new.pan)
+    pan = name if isinstance(name, Pan) else None
+    alter = card_change(core, pan, new, pan_fingerprint, by_host=by.host)
+    if not isinstance(name, Pan):
+        return [await _change(core, name, Action.UPDATE_CARD, alter, by)]
+    # All are read before the first is changed: a changed one moves to another PAN fingerprint.
+    live = [record for record, _ in await live_tokens(core, name, by.requestor)]
+    if not live:
+        await core.deny(Action.UPDATE_CARD, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
+        raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
+    if new.pan is not None:
+        for record in live:
+            await refuse_card(core, record, new.pan)
+    infos = []
+    for record in live:
+        with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
+            infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, by))
+    return infos
+
+
+def refuse_new_card(core: Core, new: NewCard) -> None:
+    """Raise InvalidInputError if there is nothing new, if the new PAN is a token, or the new expiry has passed."""
+    if new.pan is None and new.expiry is None:
+        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
     if new.pan is not None:
         core.refuse_token_as_pan(new.pan)
     if new.expiry is not None and new.expiry.passed(core.clock.now_ms()):
         raise expired("the card")
-    # All are read before the first is changed: a changed one moves to another PAN fingerprint.
-    if isinstance(name, Pan):
-        live = await _live(core, name, by.requestor)
-        if not live:
-            await core.deny(Action.UPDATE_CARD, by.requestor, outcome=Outcome.NOT_FOUND)
-            raise TokenNotFoundError("this card has no token in this vault")
-    else:
-        live = [(await manageable(core, name, Action.UPDATE_CARD, by))[0]]
-    alter = await _card_alteration(core, name, new, by, live)
-    infos = []
-    for record, _ in live:
-        try:
-            infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, by))
-        except LifecycleError:  # deleted, or given another card, since it was read; that is noted
-            if len(live) == 1:
-                raise
-    return infos
-
-
-async def _card_alteration(
-    core: Core, name: str | bytes | Pan, new: NewCard, by: By, live: list[Unsealed]
-) -> Alteration:
-    """What `update_card` makes of each of the records. Raises InvalidInputError where one holds the new PAN."""
-    pan_fingerprint = None
-    if new.pan is not None:
-        for record, _ in live:
-            core.programs[record.program].pans.check(new.pan.reveal())
-            own = await core.documents.get(record.domain)
-            if own.contains_pan(new.pan) or new.pan.stands_in(f"{record.par or ''} {record.customer}"):
-                message = "a token's domain, par or customer holds the new card number: change that first"
-                raise InvalidInputError(message, code="CARD_NUMBER_IN_TEXT")
-        pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, new.pan)
-    return card_change(
-        core,
-        pan=name if isinstance(name, Pan) else None,
-        new_pan=new.pan,
-        pan_fingerprint=pan_fingerprint,
-        expiry=new.expiry,
-        unverified=by.requestor is not None,
-    )
 
 
 async def _change(core: Core, name: str | bytes, action: Action, alter: Alteration, by: By) -> TokenInfo:
@@ -236,10 +221,10 @@ async def _change(core: Core, name: str | bytes, action: Action, alter: Alterati
         unsealed, acting = await manageable(core, name, action, by)
         before = unsealed.record
         try:
-            record, card = alter(unsealed)
+            record, card = await alter(unsealed)
         except LifecycleError:
             await core.deny(
-                action, acting, "LIFECYCLE", *codes, reference=before.reference, operator=by.operator
+                action, acting, LIFECYCLE_CODE, *codes, reference=before.reference, operator=by.operator
             )
             raise
         now_ms, revision = core.clock.now_ms(), before.revision + 1
@@ -276,14 +261,25 @@ async def manageable(core: Core, name: str | bytes, action: Action, by: By) -> t
     if by.requestor is None and by.actor is Actor.REQUESTOR:
         acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
-    if acting is not None and acting != record.requestor:
-        if not (action in _FOR_SOURCE and await _holds_source(core, record, acting)):
-            await core.deny(action, acting, "NOT_ITS_TOKEN", reference=record.reference, operator=by.operator)
-            raise PermissionDeniedError(
-                "a requestor manages only the tokens that were issued to it, and ends those issued from them",
-                code="NOT_ITS_TOKEN",
-            )
+    if acting is not None and not await may_manage(core, record, action, acting):
+        await core.deny(action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator)
+        raise not_its_token()
     return unsealed, acting
+
+
+async def may_manage(core: Core, record: TokenRecord, action: Action, requestor: str) -> bool:
+    """Whether a token is a requestor's, or was issued from one of its tokens and this may be done to such."""
+    return requestor == record.requestor or (
+        action in _FOR_SOURCE and await _holds_source(core, record, requestor)
+    )
+
+
+def not_its_token() -> PermissionDeniedError:
+    """The error for a token of others."""
+    return PermissionDeniedError(
+        "a requestor manages only the tokens that were issued to it, and ends those issued from them",
+        code=NOT_ITS_TOKEN,
+    )
 
 
 async def _holds_source(core: Core, record: TokenRecord, requestor: str) -> bool:

@@ -59,7 +59,7 @@ class UseNames(NamedTuple):
             if event.use is not None and event.outcome is Outcome.DONE and not event.use.retry
         )
         # Keys rotate: what was written under an older one is known by the newest one's name here.
-        ids = {old: self.own[0] for old in self.own} | {old: self.original[0] for old in self.original}
+        ids = dict.fromkeys(self.own, self.own[0]) | dict.fromkeys(self.original, (*self.original, b"")[0])
         contents = dict.fromkeys(self.contents, transaction.content)
         entries = [_entry(use, time_ms, ids, contents) for _, time_ms, *_, use in ordered]
         return Uses.of([*entries, *later], self.own[0], self.original[0] if self.original else None)

@@ -20,8 +20,7 @@ from tokenvault.audit.batch_event import NO_NAME, BatchEventBuilder, Kind
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.arrays import Words
 from tokenvault.errors import InvalidInputError, TokenVaultError
-from tokenvault.model.programs import Making
-from tokenvault.model.programs import TokenProgram
+from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.sealing_columns import NewRecords
 from tokenvault.records.token_info import info_of

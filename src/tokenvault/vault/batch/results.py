@@ -25,6 +25,7 @@ from tokenvault.records.token_info import TokenInfo, effective_expiry, instant
 from tokenvault.vault.core import Unsealed
 
 T = TypeVar("T")
+U = TypeVar("U")
 T_co = TypeVar("T_co", covariant=True)
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -88,6 +89,31 @@ class ChunkResults(ABC, Generic[T_co]):
     @abstractmethod
     def result(self, row: int) -> T_co:
         """The result of an item that did not fail."""
+
+
+class ObjectResults(ChunkResults[T]):
+    """Results of any kind."""
+
+    __slots__ = ("_objects",)
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self._objects: dict[int, T] = {}
+
+    def put(self, row: int, result: T) -> None:
+        """Set the result of an item."""
+        self._objects[row] = result
+
+    def first(self: ObjectResults[list[U]]) -> ObjectResults[U]:
+        """The only result of each item, of results that are lists."""
+        found = ObjectResults[U](len(self))
+        found._errors = self._errors
+        found._objects = {row: listed[0] for row, listed in self._objects.items()}
+        return found
+
+    def result(self, row: int) -> T:
+        """The result of an item."""
+        return self._objects[row]
 
 
 class CardResults(ChunkResults[Card]):

@@ -15,11 +15,14 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from tokenvault.audit.batch_event import ITEMS_MAX, USES_MAX
+from tokenvault.audit.event import Action
 from tokenvault.errors import InvalidInputError, TokenVaultError, is_of_signal_handler
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
+from tokenvault.model.programs import Permission
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import issue
+from tokenvault.vault.batch.change import CARDS_MAX, Reader, card_to_update, change_chunk, get_chunk
 from tokenvault.vault.batch.issue import issue_chunk
 from tokenvault.vault.batch.results import (
     BatchResult,
@@ -27,11 +30,13 @@ from tokenvault.vault.batch.results import (
     ChunkResults,
     DecisionResults,
     IssueBatchResult,
+    ObjectResults,
     TokenInfoResults,
 )
 from tokenvault.vault.batch.use import check_chunk, detokenize_chunk
 from tokenvault.vault.core import Core
 from tokenvault.vault.issue import Terms
+from tokenvault.vault.manage import By
 
 C = TypeVar("C", bound=ChunkResults[Any])
 
@@ -39,6 +44,9 @@ CHUNK_ITEMS: Final = ITEMS_MAX
 CHUNK_USES: Final = USES_MAX
 ROWS_OF_AN_ISSUE: Final = 1
 """A record, or a row of the index for a token that is there already."""
+
+ROWS_OF_A_CHANGE: Final = 2
+"""A record, and a row of the index."""
 
 ROWS_OF_A_USE: Final = 3
 """A record, and rows of the index for its use and for the one that it follows."""
@@ -73,6 +81,37 @@ async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]
     """The decision on each use, for pairs of token and transaction."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES)
     return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core), size))
+
+
+async def get_all(core: Core, names: Iterable[object]) -> BatchResult[TokenInfo]:
+    """The properties of each token."""
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
+    results = await _chunks("tokens", names, ObjectResults[TokenInfo], partial(get_chunk, core), size)
+    return BatchResult(results)
+
+
+async def change_all(
+    core: Core, action: Action, by: By, reader: Reader, items: Iterable[object], name: str
+) -> BatchResult[TokenInfo]:
+    """Change the token of each item. Raises PermissionDeniedError, once that is noted."""
+    changed = await _changes(core, action, by, reader, items, name, CHUNK_ITEMS)
+    return BatchResult([chunk.first() for chunk in changed])
+
+
+async def update_cards(core: Core, by: By, changes: Iterable[object]) -> BatchResult[list[TokenInfo]]:
+    """Change the tokens of each card. Raises PermissionDeniedError, once that is noted."""
+    changed = await _changes(core, Action.UPDATE_CARD, by, card_to_update, changes, "changes", CARDS_MAX)
+    return BatchResult(changed)
+
+
+async def _changes(
+    core: Core, action: Action, by: By, reader: Reader, items: Iterable[object], name: str, most: int
+) -> list[ObjectResults[list[TokenInfo]]]:
+    if by.requestor is not None:
+        await core.permit(by.requestor, Permission.MANAGE, action)
+    size = core.store.write_limits.items(ROWS_OF_A_CHANGE, most)
+    work = partial(change_chunk, core, action, by, reader)
+    return await _chunks(name, items, ObjectResults[list[TokenInfo]], work, size)
 
 
 async def _chunks(
