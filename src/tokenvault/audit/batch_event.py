@@ -19,7 +19,7 @@ Layout of its body, encoding version 2, big endian:
     ..  if t is above 1: the index of the transaction id of each item, 4 bytes
     ..  the reference of each item, 16 bytes, zeros where none was found
     ..  only of uses (action DETOKENIZE):
-        2 number of sets of counters, s, 1 or more; each: 1 number of counters, then the key of each, 16 bytes, ascending
+        2 number of sets of counters, s, 1 or more; each: 1 number of counters, then their keys, 16 bytes, ascending
         unless s is 1: the index of the set of counters that each item was added to, 2 bytes
         the note of each item, 61 bytes (`use_note`, but for its counters); zeros where there is no such token
 
@@ -252,9 +252,9 @@ class BatchEvent(NamedTuple):
         if event.action is Action.DETOKENIZE:
             event = event._with_notes(reader)
         in_order = (
-            _are_by_first_use(kinds, event.kind_of)
-            and _are_by_first_use(transaction_ids, event.id_of)
-            and _are_by_first_use(list(event.counted), event.counted_of)
+            _areby_first_use(kinds, event.kind_of)
+            and _areby_first_use(transaction_ids, event.id_of)
+            and _areby_first_use(list(event.counted), event.counted_of)
         )
         issues = action == Action.ISSUE and bool(event.revisions.any())
         if reader.rest() or row.reference != BATCH or not in_order or issues != (name != NO_NAME):
@@ -323,86 +323,7 @@ def _is_batch(row: SealedEvent) -> bool:
     return row.body[:1] == bytes((ENCODING_VERSION,))
 
 
-class BatchEventBuilder:
-    """Collects the outcomes of the items of a chunk. The event lists them in the order of their rows.
-
-    Args:
-        rows: how many items the chunk has; those that are not noted stand in no event.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self._kinds: dict[Kind, int] = {}
-        self._transaction_ids: dict[str | None, int] = {}
-        self._noted = np.zeros(rows, np.bool_)
-        self._kind_of: Indexes = np.zeros(rows, np.int64)
-        self._id_of: Indexes = np.zeros(rows, np.int64)
-        self._revisions: Words = np.zeros(rows, np.uint64)
-        self._references: Bytes = np.zeros((rows, REFERENCE_BYTES), np.uint8)
-        self._uses: npt.NDArray[np.void] = np.zeros(rows, NOTE_COLUMN)
-        self._counted: dict[Counted, int] = {(): 0}
-        self._counted_of: Indexes = np.zeros(rows, np.int64)
-
-    @property
-    def counted_bytes(self) -> int:
-        """Of the sets of counters so far, at most COUNTED_BYTES_MAX together."""
-        return sum(1 + sum(map(len, keys)) for keys in self._counted)
-
-    def note(
-        self,
-        row: int,
-        reference: bytes,
-        revision: int,
-        kind: Kind,
-        transaction_id: str | None = None,
-        use: UseNote | None = None,
-    ) -> None:
-        """Note one item."""
-        self.note_many(row, np.frombuffer(reference or BATCH, np.uint8), revision, kind, transaction_id, use)
-
-    def note_many(
-        self,
-        rows: npt.NDArray[np.intp] | int,
-        references: Bytes,
-        revision: int,
-        kind: Kind,
-        transaction_id: str | None = None,
-        use: UseNote | None = None,
-    ) -> None:
-        """Note items that differ in their reference only."""
-        self._noted[rows] = True
-        self._references[rows] = references
-        self._revisions[rows] = revision
-        self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
-        self._id_of[rows] = self._transaction_ids.setdefault(transaction_id, len(self._transaction_ids))
-        if use is not None:
-            self._uses[rows] = np.frombuffer(use.fixed(), NOTE_COLUMN)[0]
-            self._counted_of[rows] = self._counted.setdefault(use.counted, len(self._counted))
-
-    def event(self, time_ms: int, action: Action, name: bytes = NO_NAME) -> BatchEvent | None:
-        """The event; None where nothing is noted. `name` is that of a batch that issues tokens."""
-        if not self._noted.any():
-            return None
-        kinds, kind_of = _by_first_use(list(self._kinds), self._kind_of[self._noted])
-        transaction_ids, id_of = _by_first_use(list(self._transaction_ids), self._id_of[self._noted])
-        counted, counted_of = _by_first_use(list(self._counted), self._counted_of[self._noted])
-        uses = action is Action.DETOKENIZE
-        return BatchEvent(
-            time_ms=time_ms,
-            action=action,
-            kinds=tuple(kinds),
-            transaction_ids=tuple(transaction_ids),
-            kind_of=kind_of,
-            id_of=id_of,
-            revisions=self._revisions[self._noted],
-            references=self._references[self._noted],
-            name=name,
-            notes=self._uses[self._noted] if uses else self._uses[:0],
-            counted=tuple(counted),
-            counted_of=counted_of,
-        )
-
-
-def _by_first_use(table: list[T], places: Indexes) -> tuple[list[T], Indexes]:
+def by_first_use(table: list[T], places: Indexes) -> tuple[list[T], Indexes]:
     """The entries of a table in the order of their first use, and the new places. Raises IndexError."""
     used, firsts = np.unique(places, return_index=True)
     ordered = used[np.argsort(firsts)]
@@ -411,9 +332,9 @@ def _by_first_use(table: list[T], places: Indexes) -> tuple[list[T], Indexes]:
     return [table[place] for place in ordered.tolist()], moved[places]
 
 
-def _are_by_first_use(table: list[T], places: Indexes) -> bool:
+def _areby_first_use(table: list[T], places: Indexes) -> bool:
     """Whether the entries of a table are distinct, used, and in the order of their first use."""
-    return len(set(table)) == len(table) and _by_first_use(table, places)[0] == table
+    return len(set(table)) == len(table) and by_first_use(table, places)[0] == table
 
 
 def _column(reader: BodyReader, count: int, dtype: str) -> npt.NDArray[np.generic]:

@@ -116,7 +116,7 @@ class Event(NamedTuple):
     checkpoint: Checkpoint | None = None
 
     def index_rows(self) -> tuple[IndexRow, ...]:
-        """The rows of the index that lead to the event: from its token and its uses, or from its stream to a checkpoint."""
+        """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream."""
         if not self.reference:
             return ()
         use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=self.outcome is Outcome.DONE)

@@ -139,7 +139,7 @@ class KeyRing:
     def convergent_choice(
         self, pan_fingerprint: bytes, requestor: str, program: str, customer: str, candidate: int
     ) -> int:
-        """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key; `customer` is empty where it counts not.
+        """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key; `customer` is empty if none counts.
 
         CMAC takes SHA-256 of fingerprint and scope: 32 bytes, a length that no PAN has.
         """

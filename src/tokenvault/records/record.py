@@ -276,13 +276,17 @@ def _read_parts(parts: int, body: bytes) -> tuple[dict[str, Any], int]:
         for part in _PARTS:
             if parts & part.bit:
                 values = part.layout.unpack_from(body, at)
-                if not any(map(_is_set, values)):  # it would have been left out
-                    raise ValueError(_MALFORMED)
+                _refuse_unset(values)
                 fields.update(part.fields(*values))
                 at += part.layout.size
     except (struct.error, ValueError):
         raise IntegrityError(_MALFORMED) from None
     return fields, at
+
+
+def _refuse_unset(values: tuple[int | bytes, ...]) -> None:
+    if not any(map(_is_set, values)):  # the part would have been left out
+        raise ValueError(_MALFORMED)
 
 
 def _is_set(value: int | bytes) -> bool:

@@ -15,8 +15,8 @@ from tokenvault.model.pan import CardExpiry, Pan, read_expiry
 from tokenvault.model.transaction import Transaction
 from tokenvault.vault.alterations import Properties
 from tokenvault.vault.core import Core
-from tokenvault.vault.issue import Terms
 from tokenvault.vault.manage import By
+from tokenvault.vault.orders import Terms
 from tokenvault.vault.search import Wanted
 
 AFTER_MAX: Final = 2**62

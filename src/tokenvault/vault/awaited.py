@@ -34,9 +34,9 @@ from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
-from tokenvault.vault.issue import Order
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
+from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import create_schema_and_keys
 
 
@@ -161,8 +161,7 @@ class AsyncVault(AwaitedFace):
             idempotency_key: names the request, 1 to 64 printable ASCII characters: the same one again, with the same
                 arguments, gives the same token, of whichever program. Unique to the requestor and the program.
             accept_expired: whether a card may have expired already, as those that are imported.
-            operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the audit event. The
-                same holds for other methods.
+            operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the audit event.
 
         Returns:
             The token. Of a CONVERGENT program: the one that this card has already, if it has one, with the card's new
@@ -214,8 +213,15 @@ class AsyncVault(AwaitedFace):
         Args:
             token_or_reference: the source: active, and at most 8 tokens away from one that was issued for a card.
             requestor: id of the requestor that the new token is for.
-            program, domain, token_expiry, assurance, active, customer, metadata, idempotency_key, operator: as of
-                `issue`.
+            program: name of the new token's program.
+            domain: of the new token; unset, only the program's and the requestor's restrict it.
+            token_expiry: "YYYY-MM"; unset, it expires with the card.
+            assurance: token assurance method, 2 characters.
+            active: False for a token that `activate` makes usable later.
+            customer: as of `issue`.
+            metadata: as of `issue`.
+            idempotency_key: as of `issue`.
+            operator: the person behind the call.
 
         Raises:
             InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError: as `issue`.
@@ -224,7 +230,7 @@ class AsyncVault(AwaitedFace):
         """
         core = self._open()
         terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active, False, operator)
-        asked = issue.Grant(
+        asked = Grant(
             source=arguments.token_or_reference(token_or_reference),
             terms=terms,
             customer=arguments.optional_text("customer", customer),
@@ -275,10 +281,10 @@ class AsyncVault(AwaitedFace):
     ) -> IssueBatchResult[TokenInfo]:
         """Issue a token for each of many cards, as `issue` does; its arguments are here those of every token.
 
-        Cards are PANs, pairs of PAN and expiry, or a CardToIssue where a token has a domain, customer or anything else
-        of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those with
-        an idempotency key one by one. Each chunk is written in one step with one audit event. A batch that is cut short leaves
-        whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
+        Cards are PANs, pairs of PAN and expiry, or CardToIssue where a token has a domain, a customer or anything
+        else of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those
+        with an idempotency key one by one. Each chunk is written in one step with one audit event. A batch that is
+        cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
 
         Returns:
             For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key
@@ -457,7 +463,8 @@ class AsyncVault(AwaitedFace):
             token_or_reference: the token.
             purge_after: when the last of these may come, with a time zone and in the future: the token may be purged
                 then.
-            requestor, operator: as of `suspend`.
+            requestor: as of `suspend`.
+            operator: the person behind the call.
 
         Raises as `suspend`.
         """
@@ -506,7 +513,8 @@ class AsyncVault(AwaitedFace):
             customer: as of `issue`; empty to take it away. It is what a convergent token of a program with
                 `per_customer` converges on, and there it stays.
             metadata: takes the place of all pairs; an empty one takes them away.
-            requestor, operator: as of `suspend`.
+            requestor: as of `suspend`.
+            operator: the person behind the call.
 
         Raises:
             InvalidInputError: nothing is set, the expiry has passed, or a text holds the card number.
@@ -574,9 +582,7 @@ class AsyncVault(AwaitedFace):
             LifecycleError, PermissionDeniedError, ConflictError: as `suspend`.
         """
         core = self._open()
-        new = NewCard(
-            None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry)
-        )
+        new = NewCard(None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry))
         name = arguments.pan_or_name(core, pan_or_token_or_reference)
         return await manage.update_card(core, name, new, arguments.by(requestor, operator))
 

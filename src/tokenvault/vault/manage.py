@@ -36,9 +36,10 @@ from tokenvault.vault.alterations import (
     winding_down,
 )
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import SOURCES_MAX, expired
+from tokenvault.vault.issue import SOURCES_MAX
+from tokenvault.vault.orders import expired
 
-NOT_ITS_TOKEN: Final = "NOT_ITS_TOKEN"
+NOT_ITS_TOKEN: Final = "NOT_ITS_TOKEN"  # noqa: S105 # a code
 LIFECYCLE_CODE: Final = "LIFECYCLE"
 _FOR_SOURCE: Final = (Action.SUSPEND, Action.RESUME, Action.DELETE)
 """What the holder of a token may do to those that were issued from it."""

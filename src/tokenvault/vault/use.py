@@ -112,7 +112,10 @@ async def detokenize(core: Core, name: str | bytes, transaction: Transaction) ->
 async def _case(
     core: Core, name: str | bytes, transaction: Transaction, names: UseNames, action: Action | None
 ) -> Case:
-    """Read what a use is decided by, in one round trip where its domain is known; a failure is noted as one of `action`."""
+    """Read what a use is decided by, in one round trip where its domain is known.
+
+    With an action, a failure is noted as one of it.
+    """
     found = await core.store.get_use(name, names.every)
     unsealed = await core.found(name, found.record, action, transaction.requestor, transaction.id)
     record = unsealed.record

@@ -52,7 +52,7 @@ class UseNames(NamedTuple):
         transaction: Transaction,
         later: Sequence[LedgerEntry] = (),
     ) -> Uses:
-        """What events of the token, each with its row, and entries after these say of a transaction and its original."""
+        """What the ledger has on a transaction and its original: events, each with its row, and later entries."""
         ordered = sorted(
             (event.revision, event.time_ms, row.stream, row.number, position, event.use)
             for position, (row, event) in enumerate(events)

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple, TypeAlias, TypedDict, TypeVar
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import ITEMS_MAX, BatchEventBuilder, Kind
+from tokenvault.audit.batch_event import ITEMS_MAX, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.errors import (
     ConflictError,

@@ -12,7 +12,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import PAGE_MAX, SealedRecord
 from tokenvault.vault.core import Core, Unsealed, unsealed
-from tokenvault.vault.issue import Terms
+from tokenvault.vault.orders import Terms
 
 PAGES_MAX: Final = 8
 """Pages of records read for a chunk; with more, its cards are looked up one by one."""

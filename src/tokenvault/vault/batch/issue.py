@@ -16,7 +16,8 @@ from typing import Final
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import NO_NAME, BatchEventBuilder, Kind
+from tokenvault.audit.batch_event import NO_NAME, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.arrays import Words
 from tokenvault.errors import InvalidInputError, TokenVaultError
@@ -26,13 +27,13 @@ from tokenvault.records.sealing_columns import NewRecords
 from tokenvault.records.token_info import info_of
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
 from tokenvault.stores.port import LAST4_KEY_BYTES, REFERENCE_BYTES
-from tokenvault.vault import issue
+from tokenvault.vault import issue, orders
 from tokenvault.vault.batch.cards import NOTHING, Own, in_token_bins, read_cards
 from tokenvault.vault.batch.draw import DRAWS_MAX, LAST4, NONE, among, draw, make, repeated
 from tokenvault.vault.batch.existing_tokens import find_existing
 from tokenvault.vault.batch.results import Rows, TokenInfoResults, bins_of, token_texts
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import Order, Terms
+from tokenvault.vault.orders import Order, Terms
 
 WRITES_MAX: Final = 3
 """How often convergent tokens are written without those in the way, before all are left to single calls."""
@@ -91,7 +92,7 @@ class _Chunk:
 
     def example(self, row: int) -> Unsealed:
         """A new record as those of all cards with the same properties: these differ in token, reference and card."""
-        record, card = issue.new(self.order(row), "", b"", b"", self.now_ms)
+        record, card = orders.new(self.order(row), "", b"", b"", self.now_ms)
         return Unsealed(record._replace(batch=self.name), card)
 
     def references(self, rows: Rows) -> Bytes:
@@ -139,15 +140,15 @@ def _refuse(chunk: _Chunk) -> None:
         order = chunk.order(row)
         try:
             core.refuse_token_as_pan(order.card.pan)
-            issue.refuse_mention(order)
-            issue.refuse_expired(order, chunk.program, chunk.now_ms)
+            orders.refuse_mention(order)
+            orders.refuse_expired(order, chunk.program, chunk.now_ms)
         except InvalidInputError as error:
             results.fail(row, error)
     rows = chunk.rows()
     for month in np.unique(cards.months[rows]).tolist():
         same = rows[cards.months[rows] == month]
         try:  # the rest of an order is alike for all
-            issue.refuse_expired(Order(chunk.cards.card(int(same[0])), terms), chunk.program, chunk.now_ms)
+            orders.refuse_expired(Order(chunk.cards.card(int(same[0])), terms), chunk.program, chunk.now_ms)
         except InvalidInputError as error:
             results.fail(same, error)
 
@@ -218,7 +219,9 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     waiting: list[int] = []
     for card, same in enumerate(rows_of_cards.values()):
         token = existing.get(card)
-        renewed = token is not None and any(issue.renews(chunk.core, chunk.order(row), token) for row in same)
+        renewed = token is not None and any(
+            orders.renews(chunk.core, chunk.order(row), token) for row in same
+        )
         if token is not None and not renewed:
             again.update(dict.fromkeys(_as_ordered(chunk, same, token), token))
         elif card in existing:
@@ -238,7 +241,7 @@ def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int
     found = []
     for row in rows:
         try:
-            issue.refuse_different(chunk.order(row), token)
+            orders.refuse_different(chunk.order(row), token)
         except InvalidInputError as error:
             chunk.results.fail(row, error)
         else:
@@ -320,7 +323,7 @@ async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
 
 
 def _last4_keys(chunk: _Chunk, rows: Rows) -> Bytes:
-    """By which tokens are found by the last four digits of their cards, shape (rows, 16); (rows, 0) if they are not."""
+    """By what the last four digits of cards find tokens, shape (rows, 16); (rows, 0) where they do not."""
     if not chunk.core.finds_last4:
         return np.zeros((len(rows), 0), np.uint8)
     known = lru_cache(maxsize=None)(lambda last4: chunk.core.keys.last4_keys(f"{last4:04}")[0])

@@ -21,7 +21,7 @@ from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault import issue
+from tokenvault.vault import orders
 from tokenvault.vault.batch.change import CARDS_MAX, Reader, card_to_update, change_chunk, get_chunk
 from tokenvault.vault.batch.issue import issue_chunk
 from tokenvault.vault.batch.results import (
@@ -35,8 +35,8 @@ from tokenvault.vault.batch.results import (
 )
 from tokenvault.vault.batch.use import check_chunk, detokenize_chunk
 from tokenvault.vault.core import Core
-from tokenvault.vault.issue import Terms
 from tokenvault.vault.manage import By
+from tokenvault.vault.orders import Terms
 
 C = TypeVar("C", bound=ChunkResults[Any])
 
@@ -56,9 +56,9 @@ FAILED_CHUNKS_MAX: Final = 2
 
 async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueBatchResult[TokenInfo]:
     """Check what all cards have in common, and issue a token for each."""
-    program = await issue.permitted_program(core, terms, terms.requestor)
+    program = await orders.permitted_program(core, terms, terms.requestor)
     if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms(), program.expiry_zone):
-        raise issue.expired("the token")
+        raise orders.expired("the token")
     await core.documents.put(terms.domain)
     return IssueBatchResult(
         await _chunks(

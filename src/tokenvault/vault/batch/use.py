@@ -14,7 +14,8 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import COUNTED_BYTES_MAX, BatchEventBuilder, Kind
+from tokenvault.audit.batch_event import COUNTED_BYTES_MAX, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
     ConfigurationError,
