@@ -48,8 +48,11 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock
 from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_store, open_token_store
 from tokenvault.vault.awaited import AsyncVault, provision_async
+from tokenvault.vault.batch.cards import CardToIssue
+from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
@@ -65,7 +68,9 @@ __all__ = [
     "Authentication",
     "BatchResult",
     "Card",
+    "CardChange",
     "CardExpiry",
+    "CardToIssue",
     "Channel",
     "CheckpointPolicy",
     "Clock",
@@ -78,6 +83,7 @@ __all__ = [
     "DomainRestrictionError",
     "Factor",
     "FindingKind",
+    "ImportedRow",
     "IntegrityError",
     "InvalidInputError",
     "IssueBatchResult",
@@ -95,6 +101,7 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "TokenChange",
     "TokenFormat",
     "TokenInfo",
     "TokenNotFoundError",
@@ -113,6 +120,7 @@ __all__ = [
     "audit_public_key",
     "export_audit",
     "ff1",
+    "import_cards",
     "open_async_token_store",
     "open_key_store",
     "open_token_store",

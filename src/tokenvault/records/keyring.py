@@ -37,6 +37,7 @@ _USE: Final = "use"
 _LAST4: Final = "last4"
 _REFERENCE: Final = "reference"
 _CHOICE: Final = "choice"
+_REQUEST: Final = "request"
 _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
@@ -117,12 +118,16 @@ class KeyRing:
         """The 16-byte reference of the token that is issued under an idempotency key, newest first."""
         return self._indexed(_REFERENCE, requestor, program, idempotency_key)
 
+    def request_digests(self, request: str) -> tuple[bytes, ...]:
+        """The 16 bytes by which a request with an idempotency key is recognised, newest first."""
+        return self._indexed(_REQUEST, request)
+
     def repeatable_choice(self, requestor: str, program: str, idempotency_key: str, candidate: int) -> int:
         """A number from 0 to 2**128 - 1, that chooses the token issued under an idempotency key."""
         return int.from_bytes(self._indexed(_CHOICE, requestor, program, idempotency_key, str(candidate))[0])
 
     def _indexed(self, *texts: str) -> tuple[bytes, ...]:
-        message = _SEPARATOR.join(texts).encode("ascii")
+        message = _SEPARATOR.join(texts).encode()
         return tuple(hmac.digest(key, message, "sha256")[:INDEX_KEY_BYTES] for key in self._index_keys)
 
     def metadata(self, record: TokenRecord) -> dict[str, str]:

@@ -21,6 +21,7 @@ Body, encoding version 2:
         bit 8   8 when a token that winds down may be purged, milliseconds of the Unix epoch
         bit 16  16 reference of the event of the batch that issued it
         bit 32  16 reference of the token that it was issued from
+        bit 64  16 keyed digest of the request by which it was issued, where that had an idempotency key
     ..  counters, sorted by key, each: 16 key of the velocity counter, 8 window number, 8 value, 8 number of the
         window used before that plus 1 (0: none), 8 value in it, 8 end of the window, milliseconds of the Unix epoch
         (2**63 - 1: never)
@@ -82,6 +83,7 @@ USED: Final = struct.Struct(">QQQQ")
 PURGE: Final = struct.Struct(">Q")
 BATCH: Final = struct.Struct(">16s")
 SOURCE: Final = struct.Struct(">16s")
+REQUEST: Final = struct.Struct(">16s")
 
 COUNTER: Final = struct.Struct(">16sQQQQQ")
 

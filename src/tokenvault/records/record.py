@@ -65,6 +65,8 @@ class TokenRecord(NamedTuple):
         purge_after_ms: when a token that winds down may be purged; 0 where it does not wind down.
         batch: reference of the event of the batch that issued the token, 16 bytes; empty where it was issued singly.
         source: reference of the token that it was issued from, 16 bytes; empty where it was issued for a card.
+        request: keyed digest of the request by which it was issued, 16 bytes; empty where that had no idempotency
+            key.
         metadata: the caller's pairs, sealed (`sealing.seal_metadata`); empty where there are none.
         usage: velocity counters, the cryptogram counter, and when the token was used.
     """
@@ -89,6 +91,7 @@ class TokenRecord(NamedTuple):
     purge_after_ms: int = 0
     batch: bytes = b""
     source: bytes = b""
+    request: bytes = b""
     metadata: bytes = b""
     usage: Usage = Usage()
 
@@ -262,6 +265,7 @@ _PARTS: Final = (
     ),
     _Part(16, layout.BATCH, lambda record: (record.batch,), lambda batch: {"batch": batch}),
     _Part(32, layout.SOURCE, lambda record: (record.source,), lambda source: {"source": source}),
+    _Part(64, layout.REQUEST, lambda record: (record.request,), lambda request: {"request": request}),
 )
 _PARTS_END: Final = 2 * _PARTS[-1].bit
 

@@ -101,6 +101,12 @@ Fence: TypeAlias = Sequence[tuple[str, int]]
 """Tokens, each with the revision that its record has to have still."""
 
 
+class TokenGroup(NamedTuple):
+    requestor: str
+    program: str
+    status: int
+
+
 class EventPage(NamedTuple):
     """Events of a reference, in the order of the index.
 

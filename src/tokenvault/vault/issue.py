@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from typing import Final
 
@@ -23,7 +24,6 @@ from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.orders import (
     Grant,
     Order,
-    differences,
     new,
     permitted_program,
     refuse_different,
@@ -161,10 +161,11 @@ async def _repeatable(core: Core, order: Order, program: TokenProgram, now_ms: i
 
 
 async def _repeated(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
-    """The token that was issued under an idempotency key. Raises InvalidInputError for another order."""
-    card = unsealed.card
-    differing = differences(order, unsealed, exact=True)
-    if card is None or card.pan != order.card.pan or differing:
+    """The token that was issued under an idempotency key, as it is now. Raises InvalidInputError for other orders."""
+    if not any(
+        hmac.compare_digest(unsealed.record.request, digest)
+        for digest in core.keys.request_digests(order.request)
+    ):
         raise InvalidInputError(
             "this idempotency key was used before for another request: a new request needs a new key",
             code="IDEMPOTENCY_CONFLICT",
@@ -252,10 +253,12 @@ async def _insert(
 
 
 async def with_properties(core: Core, order: Order, unsealed: Unsealed) -> Unsealed:
-    """A new record with what the keys make for it: the key of its last four digits, and its metadata, sealed."""
+    """A new record with what the keys make for it: by its card, by its request, and its metadata, sealed."""
     record, card = unsealed
     if core.finds_last4 and card is not None:
         record = record._replace(last4_key=core.keys.last4_keys(card.pan.last4)[0])
+    if order.idempotency_key is not None:
+        record = record._replace(request=core.keys.request_digests(order.request)[0])
     if order.metadata:
         sealed = await core.runtime.call(core.keys.seal_metadata, order.metadata, record.reference)
         record = record._replace(metadata=sealed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -44,6 +45,28 @@ class Order(NamedTuple):
     metadata: Mapping[str, str] | None = None
     idempotency_key: str | None = None
     source: bytes = b""
+
+    @property
+    def request(self) -> str:
+        """All that a repeated request has to repeat, in one text. Holds the card number: digest it with a key."""
+        terms, card = self.terms, self.card
+        return json.dumps(
+            [
+                terms.requestor,
+                terms.program,
+                card.pan.reveal(),
+                str(card.expiry),
+                terms.domain.digest.hex(),
+                str(terms.token_expiry),
+                terms.assurance,
+                terms.active,
+                self.par,
+                self.customer,
+                self.metadata and dict(self.metadata),
+                self.source.hex(),
+            ],
+            sort_keys=True,
+        )
 
 
 class Grant(NamedTuple):
@@ -126,7 +149,7 @@ def renews(core: Core, order: Order, unsealed: Unsealed) -> bool:
 
 def refuse_different(order: Order, unsealed: Unsealed) -> None:
     """Raise InvalidInputError if a token that there is already is not as ordered."""
-    others = differences(order, unsealed)
+    others = _differences(order, unsealed)
     if others:
         raise InvalidInputError(
             f"this card has a token here already, with another {', '.join(others)}",
@@ -134,13 +157,13 @@ def refuse_different(order: Order, unsealed: Unsealed) -> None:
         )
 
 
-def differences(order: Order, unsealed: Unsealed, *, exact: bool = False) -> list[str]:
-    """In what a token is not as ordered; what an order leaves open differs only where `exact` is asked for."""
+def _differences(order: Order, unsealed: Unsealed) -> list[str]:
+    """In what a token is not as ordered; what an order leaves open does not count."""
     record, card = unsealed
     terms = order.terms
 
     def differs(ordered: object, stands: object) -> bool:
-        return ordered != stands and (exact or ordered is not None)
+        return ordered is not None and ordered != stands
 
     compared = (
         ("domain (update_domain changes it)", terms.domain.digest != record.domain),
