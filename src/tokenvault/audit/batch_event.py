@@ -67,9 +67,6 @@ ITEMS_MAX: Final = 8_000
 USES_MAX: Final = 4_000
 """Likewise of uses, whose notes take more."""
 
-COUNTED_BYTES_MAX: Final = 200_000
-"""Of the sets of counters of an event together: so that one of USES_MAX uses stays below 1 MiB."""
-
 _FIXED: Final = struct.Struct(">B16sQBIH")
 _COUNT: Final = struct.Struct(">I")
 _SETS: Final = struct.Struct(">H")

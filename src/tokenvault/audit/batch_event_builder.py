@@ -42,7 +42,7 @@ class BatchEventBuilder:
 
     @property
     def counted_bytes(self) -> int:
-        """Of the sets of counters so far, at most COUNTED_BYTES_MAX together."""
+        """What the sets of counters take so far."""
         return sum(1 + sum(map(len, keys)) for keys in self._counted)
 
     def note(

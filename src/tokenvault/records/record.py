@@ -128,7 +128,7 @@ class TokenRecord(NamedTuple):
             raise IntegrityError(_MALFORMED)
         optional, start = _read_parts(parts, body)
         end = start + counters_count * layout.COUNTER.size
-        if len(body) != end + metadata_bytes:
+        if len(body) != end + metadata_bytes or (row.status, row.created_ms) != (status_code, created_ms):
             raise IntegrityError(_MALFORMED)
         status, suspended_by = lifecycle
         return cls(
@@ -165,6 +165,8 @@ class TokenRecord(NamedTuple):
             seal=seal,
             customer=self.customer,
             last4_key=self.last4_key,
+            status=STATUS_CODES[self.status],
+            created_ms=self.created_ms,
         )
 
     def used(self, usage: Usage, now_ms: int) -> TokenRecord:

@@ -33,7 +33,8 @@ class NewRecords:
     """Records of new tokens before they are sealed: of one requestor and program, each with its card.
 
     Attributes:
-        tokens, references, pan_fingerprints, requestor, program, bodies, customers, last4_keys: as in RecordBatch.
+        tokens, references, pan_fingerprints, requestor, program, bodies, customers, last4_keys, status, created_ms:
+            as in RecordBatch.
         cards: a row for each.
     """
 
@@ -46,6 +47,8 @@ class NewRecords:
     customers: Sequence[str]
     last4_keys: Bytes
     cards: CardColumns
+    status: int
+    created_ms: int
 
 
 def seal_new(cipher: BlockCipher, key_version: int, new: NewRecords) -> RecordBatch:
@@ -71,6 +74,8 @@ def seal_new(cipher: BlockCipher, key_version: int, new: NewRecords) -> RecordBa
         seals=_seals(cipher, nonces, new.cards, digests),
         customers=new.customers,
         last4_keys=new.last4_keys,
+        status=new.status,
+        created_ms=new.created_ms,
     )
 
 

@@ -11,10 +11,12 @@ from typing import Final, TypeVar, get_type_hints
 
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
-from tokenvault.stores.index_rows import CURSOR_BYTES, USE_ID_BYTES, IndexRow, place_of
+from tokenvault.stores.index_rows import CURSOR_BYTES, NO_USE, USE_ID_BYTES, IndexRow, place_of
 from tokenvault.stores.new_records import IndexColumns, RecordBatch
 from tokenvault.stores.port import (
+    CUSTOMER_CHARACTERS_MAX,
     INTEGER_MAX,
+    LAST4_KEY_BYTES,
     MAC_BYTES,
     MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
@@ -25,13 +27,19 @@ from tokenvault.stores.port import (
     REFERENCE_BYTES,
     REQUESTOR_DIGITS,
     SEAL_BYTES,
+    STATUS_MAX,
     STREAM_BYTES,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
+    USE_EVENTS_MAX,
+    USE_IDS_MAX,
+    USE_PAIRS_MAX,
     EventPage,
     Fence,
+    FoundUse,
     SealedEvent,
     SealedRecord,
+    TokenGroup,
     digest_of,
 )
 from tokenvault.stores.write_limits import (
@@ -92,7 +100,15 @@ def record_fits(record: SealedRecord) -> bool:
         and 1 <= record.key_version <= INTEGER_MAX
         and len(record.body) <= BODY_BYTES_MAX
         and len(record.seal) == SEAL_BYTES
+        and _is_customer(record.customer)
+        and len(record.last4_key) in (0, LAST4_KEY_BYTES)
+        and 1 <= record.status <= STATUS_MAX
+        and 0 <= record.created_ms <= INTEGER_MAX
     )
+
+
+def _is_customer(value: str) -> bool:
+    return len(value) <= CUSTOMER_CHARACTERS_MAX and value.isascii() and value.isprintable()
 
 
 def records_fit(records: Sequence[SealedRecord]) -> bool:
@@ -249,6 +265,65 @@ def check_owner(requestor: str | None, program: str | None) -> None:
         raise InvalidInputError("a program is 1 to 64 ASCII characters")
 
 
+def checked_use_ids(use_ids: Sequence[bytes]) -> Sequence[bytes]:
+    """Use ids of one use: at most 16."""
+    checked = _checked_items(use_ids, "use_ids")
+    if len(checked) > USE_IDS_MAX or not all(map(_is_use_id, checked)):
+        raise InvalidInputError(f"use_ids are at most {USE_IDS_MAX} byte strings of {USE_ID_BYTES} bytes")
+    return checked
+
+
+def checked_pairs(pairs: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    """Pairs of reference and use id."""
+    if type(pairs) is not list and type(pairs) is not tuple:
+        raise InvalidInputError("pairs are a list or a tuple")
+    if len(pairs) > USE_PAIRS_MAX:
+        raise InvalidInputError(f"at most {USE_PAIRS_MAX} pairs in one call; split the batch")
+    for pair in pairs:
+        fits = type(pair) is tuple and len(pair) == 2 and _is_bytes(pair[0], REFERENCE_BYTES)
+        if not (fits and _is_use_id(pair[1])):
+            raise InvalidInputError("each pair is a reference and a use id, of 16 bytes each")
+    return pairs
+
+
+def _is_use_id(value: object) -> bool:
+    return _is_bytes(value, USE_ID_BYTES) and value != NO_USE
+
+
+def check_name(name: str | bytes) -> None:
+    """A token or a reference."""
+    if not (_is_digits(name, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX) or _is_bytes(name, REFERENCE_BYTES)):
+        raise InvalidInputError("a name is a token of 13 to 19 ASCII digits, or a reference of 16 bytes")
+
+
+def check_group(requestor: str, program: str, status: int) -> None:
+    """What a list has in common."""
+    if requestor is None or program is None or not _is_number(status, 1, STATUS_MAX):
+        raise InvalidInputError("a group is a requestor, a program and a status")
+    check_owner(requestor, program)
+
+
+def check_place(after: tuple[int, str], limit: int) -> None:
+    """Where a page of a list begins."""
+    if type(after) is not tuple or len(after) != 2 or not _is_number(after[0], -1):
+        raise InvalidInputError("after is created_ms and token of the last record seen")
+    check_page(after[1], limit)
+
+
+def check_customer(customer: str) -> None:
+    """A customer to find the records of."""
+    if type(customer) is not str or not customer or not _is_customer(customer):
+        raise InvalidInputError("a customer is 1 to 64 printable ASCII characters")
+
+
+def checked_last4_keys(last4_keys: Sequence[bytes]) -> Sequence[bytes]:
+    """Keys to find records by: at most 16."""
+    checked = _checked_items(last4_keys, "last4_keys")
+    if len(checked) > USE_IDS_MAX or not all(_is_bytes(key, LAST4_KEY_BYTES) for key in checked):
+        raise InvalidInputError(f"last4_keys are at most {USE_IDS_MAX} byte strings of 16 bytes")
+    return checked
+
+
 def check_key_version(key_version: int | None) -> None:
     """The filter of scan."""
     if key_version is not None and not _is_number(key_version, 1):
@@ -336,6 +411,52 @@ def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
     if not all(map(event_fits, events)):
         raise IntegrityError("a stored audit event has columns of other types or lengths than were written")
     return events
+
+
+def sound_use(name: str | bytes, found: FoundUse) -> FoundUse:
+    """A record, the one that was asked for, and events of it: not too many to decide by."""
+    if found.record is not None:
+        sound_records([found.record])
+        if name not in (found.record.token, found.record.reference):
+            raise IntegrityError("the token store answered with another record than it was asked for")
+    if len(found.events) > USE_EVENTS_MAX:
+        raise IntegrityError(
+            "too many audit events stand for this use: verify the trail", code="TOO_MANY_EVENTS"
+        )
+    sound_events(found.events)
+    return found
+
+
+def sound_uses(events: list[SealedEvent]) -> list[SealedEvent]:
+    """Events of uses: not too many to decide by."""
+    if len(events) > PAGE_MAX:
+        raise IntegrityError(
+            "too many audit events stand for these uses: verify the trail", code="TOO_MANY_EVENTS"
+        )
+    return sound_events(events)
+
+
+def sound_groups(groups: list[TokenGroup]) -> list[TokenGroup]:
+    """Groups as records state them."""
+    if not all(map(_group_fits, groups)):
+        raise IntegrityError("a stored token record has columns of other types or lengths than were written")
+    return groups
+
+
+def _group_fits(group: TokenGroup) -> bool:
+    return (
+        type(group) is TokenGroup
+        and _is_digits(group.requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS)
+        and _is_ascii(group.program, PROGRAM_CHARACTERS_MAX)
+        and _is_number(group.status, 1, STATUS_MAX)
+    )
+
+
+def sound_count(count: int) -> int:
+    """A number of records."""
+    if not _is_number(count, 0):
+        raise IntegrityError("the token store counted what is no number")
+    return count
 
 
 def sound_latest_checkpoints(events: list[SealedEvent]) -> list[SealedEvent]:

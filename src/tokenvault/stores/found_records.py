@@ -21,6 +21,7 @@ from tokenvault.stores.port import (
     REFERENCE_BYTES,
     REQUESTOR_DIGITS,
     SEAL_BYTES,
+    STATUS_MAX,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
     SealedRecord,
@@ -39,7 +40,7 @@ class RecordColumns(ColumnarRecords):
     Attributes:
         tokens, requestors, programs, customers: ASCII characters, arrays of shape (records, characters), dtype uint8.
         references, pan_fingerprints, bodies, seals, last4_keys: arrays of shape (records, bytes), dtype uint8.
-        revisions, key_versions: arrays of shape (records,) and dtype int64.
+        revisions, key_versions, statuses, created_ms: arrays of shape (records,) and dtype int64.
     """
 
     tokens: Bytes
@@ -53,6 +54,8 @@ class RecordColumns(ColumnarRecords):
     seals: Bytes
     customers: Bytes
     last4_keys: Bytes
+    statuses: Integers
+    created_ms: Integers
 
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
@@ -75,6 +78,8 @@ class RecordColumns(ColumnarRecords):
             and _are_digits(self.requestors)
             and bool((self.programs <= _ASCII_MAX).all() and (self.customers <= _ASCII_MAX).all())
             and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
+            and bool((self.statuses >= 1).all() and (self.statuses <= STATUS_MAX).all())
+            and bool((self.created_ms >= 0).all())
         )
 
     def token_texts(self) -> list[str]:
@@ -98,6 +103,8 @@ class RecordColumns(ColumnarRecords):
             split(self.seals),
             _split_texts(self.customers),
             split(self.last4_keys),
+            self.statuses.tolist(),
+            self.created_ms.tolist(),
         )
 
     def take(self, rows: npt.ArrayLike) -> RecordColumns:

@@ -33,8 +33,10 @@ from tokenvault.stores.port import (
     AsyncTokenStore,
     EventPage,
     Fence,
+    FoundUse,
     SealedEvent,
     SealedRecord,
+    TokenGroup,
     TokenStore,
     class_over,
 )
@@ -102,6 +104,31 @@ class Adapter(ABC):
 
     @abstractmethod
     def _by_reference(self, reference: bytes) -> Answer[SealedRecord | None]: ...
+
+    @abstractmethod
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> Answer[FoundUse]: ...
+
+    @abstractmethod
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> Answer[list[SealedEvent]]: ...
+
+    @abstractmethod
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> Answer[list[SealedRecord]]: ...
+
+    @abstractmethod
+    def _groups(self) -> Answer[list[TokenGroup]]: ...
+
+    @abstractmethod
+    def _count(self, requestor: str, program: str, status: int) -> Answer[int]: ...
+
+    @abstractmethod
+    def _find_customer(self, customer: str, after: str, limit: int) -> Answer[list[SealedRecord]]: ...
+
+    @abstractmethod
+    def _find_last4(
+        self, last4_keys: Sequence[bytes], after: str, limit: int
+    ) -> Answer[list[SealedRecord]]: ...
 
     @abstractmethod
     def _insert(
@@ -172,6 +199,44 @@ class _Guard(Adapter, ABC):
     def by_reference(self, reference: bytes) -> Asked[SealedRecord | None]:
         checks.check_bytes(reference, REFERENCE_BYTES, "a reference")
         return self._by_reference(reference), checks.sound_record_if_any
+
+    def get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> Asked[FoundUse]:
+        checks.check_name(name)
+        checked = checks.checked_use_ids(use_ids)
+        return self._get_use(name, checked), functools.partial(checks.sound_use, name)
+
+    def uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> Asked[list[SealedEvent]]:
+        checked = checks.checked_pairs(pairs)
+        return self._uses(checked) if checked else [], checks.sound_uses
+
+    def list_tokens(
+        self, requestor: str, program: str, status: int, *, after: tuple[int, str] = (-1, ""),
+        limit: int = PAGE_MAX,
+    ) -> Asked[list[SealedRecord]]:  # fmt: skip
+        checks.check_group(requestor, program, status)
+        checks.check_place(after, limit)
+        return self._list_tokens(requestor, program, status, after, limit), checks.sound_records
+
+    def groups(self) -> Asked[list[TokenGroup]]:
+        return self._groups(), checks.sound_groups
+
+    def count(self, requestor: str, program: str, status: int) -> Asked[int]:
+        checks.check_group(requestor, program, status)
+        return self._count(requestor, program, status), checks.sound_count
+
+    def find_customer(
+        self, customer: str, *, after: str = "", limit: int = PAGE_MAX
+    ) -> Asked[list[SealedRecord]]:
+        checks.check_customer(customer)
+        checks.check_page(after, limit)
+        return self._find_customer(customer, after, limit), checks.sound_records
+
+    def find_last4(
+        self, last4_keys: Sequence[bytes], *, after: str = "", limit: int = PAGE_MAX
+    ) -> Asked[list[SealedRecord]]:
+        checked = checks.checked_last4_keys(last4_keys)
+        checks.check_page(after, limit)
+        return self._find_last4(checked, after, limit) if checked else [], checks.sound_records
 
     def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None

@@ -13,7 +13,16 @@ from tokenvault.runtime import give_all, put_result
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
-from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.port import (
+    MALFORMED_EVENT,
+    EventPage,
+    Fence,
+    FoundUse,
+    SealedEvent,
+    SealedRecord,
+    TokenGroup,
+    digest_of,
+)
 
 
 class MemoryTokenStore(TokenStoreBase, Forkable):
@@ -86,6 +95,56 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
         with self._lock:
             return next((r for r in self._records.values() if r.reference == reference), None)
+
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        with self._lock:
+            if isinstance(name, str):
+                record = self._records.get(name)
+            else:
+                record = next((r for r in self._records.values() if r.reference == name), None)
+            pairs = [] if record is None else [(record.reference, use_id) for use_id in use_ids]
+            return FoundUse(record, self._events_of_uses(pairs))
+
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        with self._lock:
+            return self._events_of_uses(pairs)
+
+    def _events_of_uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        found: dict[tuple[bytes, int], None] = {}
+        for reference, use_id in pairs:
+            rows = self._index.get(reference, [])
+            for named, stream, number in islice(rows, bisect.bisect_left(rows, (use_id, b"", 0)), None):
+                if named != use_id:
+                    break
+                found[stream, number] = None
+        return [self._events.get(key, MALFORMED_EVENT) for key in found]
+
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> list[SealedRecord]:
+        with self._lock:
+            group = TokenGroup(requestor, program, status)
+            listed = sorted((r.created_ms, r.token) for r in self._records.values() if _group_of(r) == group)
+            first = bisect.bisect_right(listed, after)
+            return [self._records[token] for _, token in listed[first : first + limit]]
+
+    def _groups(self) -> list[TokenGroup]:
+        with self._lock:
+            return sorted(set(map(_group_of, self._records.values())))
+
+    def _count(self, requestor: str, program: str, status: int) -> int:
+        with self._lock:
+            group = TokenGroup(requestor, program, status)
+            return sum(_group_of(record) == group for record in self._records.values())
+
+    def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
+        with self._lock:
+            return list(islice((r for r in self._above(after) if r.customer == customer), limit))
+
+    def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
+        with self._lock:
+            wanted = set(last4_keys)
+            return list(islice((r for r in self._above(after) if r.last4_key in wanted), limit))
 
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
@@ -215,3 +274,7 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _index_one(self, event: SealedEvent) -> None:
         for reference, use_id in event.index_rows:
             bisect.insort(self._index.setdefault(reference, []), (use_id, event.stream, event.number))
+
+
+def _group_of(record: SealedRecord) -> TokenGroup:
+    return TokenGroup(record.requestor, record.program, record.status)

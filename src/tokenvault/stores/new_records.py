@@ -63,7 +63,8 @@ class RecordBatch(ColumnarRecords):
         references: an array of shape (records, 16) and dtype uint8.
         pan_fingerprints: an array of shape (records, 16) and dtype uint8.
         requestor, program, revision, key_version: the fields that all records share, as in SealedRecord.
-        bodies: a byte string for each record, of at most 4,096 bytes; often one object for all.
+        status, created_ms: likewise.
+        bodies: a byte string for each record, of at most 8,192 bytes; often one object for all.
         seals: an array of shape (records, 45) and dtype uint8.
         customers: a text for each record, empty where there is none.
         last4_keys: an array of shape (records, 16) and dtype uint8; of width 0 where tokens are not found by them.
@@ -83,6 +84,8 @@ class RecordBatch(ColumnarRecords):
     seals: Bytes
     customers: Sequence[str]
     last4_keys: Bytes
+    status: int
+    created_ms: int
 
     def __attrs_post_init__(self) -> None:
         rows = len(self.tokens)
@@ -147,6 +150,8 @@ class RecordBatch(ColumnarRecords):
             split(self.seals),
             self.customers,
             split(self.last4_keys),
+            repeat(self.status),
+            repeat(self.created_ms),
         )
 
     def _row(self, index: int) -> SealedRecord:

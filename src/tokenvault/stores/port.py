@@ -22,6 +22,15 @@ from tokenvault.stores.write_limits import WriteLimits
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
 
+USE_IDS_MAX: Final = 16
+"""The most use ids that one use is looked for by: two names, each under some versions of a key."""
+
+USE_EVENTS_MAX: Final = 2_000
+"""The most events that one use is decided by: its own, and its original's with all that followed."""
+
+USE_PAIRS_MAX: Final = 8 * PAGE_MAX
+STATUS_MAX: Final = 127
+
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
 """The greatest revision, key version and event number."""
@@ -54,10 +63,12 @@ class SealedRecord(NamedTuple):
         program: 1 to 64 ASCII characters.
         revision: 1 at insertion, one more with every replacement; below 2**63.
         key_version: version of the SEAL key of the seal.
-        body: the other fields, in the canonical encoding of docs/formats.md; at most 4,096 bytes.
+        body: the other fields, in the canonical encoding of docs/formats.md; at most 8,192 bytes.
         seal: 45 bytes: nonce, ciphertext, tag.
         customer: the caller's own id of whom the token is for, up to 64 printable ASCII characters; empty: none.
         last4_key: 16 bytes by which tokens are found by the last four digits of the PAN; empty: not found so.
+        status: 1 to 127, of the token; what lists are filtered by.
+        created_ms: when the token was issued, milliseconds of the Unix epoch, below 2**63: the order of lists.
     """
 
     token: str
@@ -71,6 +82,8 @@ class SealedRecord(NamedTuple):
     seal: bytes
     customer: str = ""
     last4_key: bytes = b""
+    status: int = 1
+    created_ms: int = 0
 
     def __repr__(self) -> str:
         return f"<SealedRecord {self.reference.hex()}, revision {self.revision}>"
@@ -101,7 +114,16 @@ Fence: TypeAlias = Sequence[tuple[str, int]]
 """Tokens, each with the revision that its record has to have still."""
 
 
+class FoundUse(NamedTuple):
+    """A record, if there is one, and the events of some of its uses."""
+
+    record: SealedRecord | None
+    events: list[SealedEvent]
+
+
 class TokenGroup(NamedTuple):
+    """What a list of tokens has in common; fields as in SealedRecord."""
+
     requestor: str
     program: str
     status: int
@@ -186,6 +208,53 @@ class TokenStore(Protocol):
 
     def by_reference(self, reference: bytes) -> SealedRecord | None:
         """The record with this reference."""
+        unwritten()
+
+    def get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        """The record of a token, or of a reference of 16 bytes, and the events of some uses of it: in one round trip.
+
+        The events are read with the record, or after it: never as they were before. Each that has an index row of the
+        record's reference and one of the use ids is there once, in no set order. At most 16 use ids, none of them
+        NO_USE; without any, the record alone.
+
+        Raises IntegrityError where over USE_EVENTS_MAX events have the use ids, or one of the index is not there.
+        """
+        unwritten()
+
+    def uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        """The events that have an index row among these pairs of reference and use id: each once, in no set order.
+
+        As of `get_use`, for many uses at once: at most USE_PAIRS_MAX pairs, few of which have any event, and at most
+        PAGE_MAX events.
+        """
+        unwritten()
+
+    def list_tokens(
+        self, requestor: str, program: str, status: int, *, after: tuple[int, str] = (-1, ""),
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of one group, ascending by (created_ms, token), that come after such a pair.
+
+        By an index: what is read depends on `limit` alone.
+        """
+        unwritten()
+
+    def groups(self) -> list[TokenGroup]:
+        """Every group that has records, ascending. What is read depends on their number, not on the records'."""
+        unwritten()
+
+    def count(self, requestor: str, program: str, status: int) -> int:
+        """How many records a group has, counted in an index."""
+        unwritten()
+
+    def find_customer(self, customer: str, *, after: str = "", limit: int = PAGE_MAX) -> list[SealedRecord]:
+        """The records of a customer whose token is greater than `after`, by token, ascending."""
+        unwritten()
+
+    def find_last4(
+        self, last4_keys: Sequence[bytes], *, after: str = "", limit: int = PAGE_MAX
+    ) -> list[SealedRecord]:
+        """The records with one of these keys, at most 16, whose token is greater than `after`, by token."""
         unwritten()
 
     def insert(
@@ -318,6 +387,41 @@ class AsyncTokenStore(Protocol):
 
     async def by_reference(self, reference: bytes) -> SealedRecord | None:
         """The record with this reference."""
+        unwritten()
+
+    async def get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        """The record of a token or reference, and the events of some uses of it: in one round trip."""
+        unwritten()
+
+    async def uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        """The events that have an index row among these pairs of reference and use id."""
+        unwritten()
+
+    async def list_tokens(
+        self, requestor: str, program: str, status: int, *, after: tuple[int, str] = (-1, ""),
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of one group, ascending by (created_ms, token), that come after such a pair."""
+        unwritten()
+
+    async def groups(self) -> list[TokenGroup]:
+        """Every group that has records, ascending."""
+        unwritten()
+
+    async def count(self, requestor: str, program: str, status: int) -> int:
+        """How many records a group has."""
+        unwritten()
+
+    async def find_customer(
+        self, customer: str, *, after: str = "", limit: int = PAGE_MAX
+    ) -> list[SealedRecord]:
+        """The records of a customer whose token is greater than `after`, by token."""
+        unwritten()
+
+    async def find_last4(
+        self, last4_keys: Sequence[bytes], *, after: str = "", limit: int = PAGE_MAX
+    ) -> list[SealedRecord]:
+        """The records with one of these keys whose token is greater than `after`, by token."""
         unwritten()
 
     async def insert(

@@ -46,6 +46,8 @@ def a_batch(numbers: Iterable[int]) -> RecordBatch:
         seals=seals,
         customers=[""] * len(tokens),
         last4_keys=np.zeros((len(tokens), 0), np.uint8),
+        status=2,
+        created_ms=1,
     )
 
 

@@ -21,8 +21,10 @@ from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.arrays import Words
 from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.record import STATUS_CODES
 from tokenvault.records.sealing_columns import NewRecords
 from tokenvault.records.token_info import info_of
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
@@ -316,6 +318,8 @@ async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
             customers=[chunk.customer(row) for row in listed],
             last4_keys=_last4_keys(chunk, rows),
             cards=chunk.cards.take(rows),
+            status=STATUS_CODES[TokenStatus.ACTIVE if terms.active else TokenStatus.INACTIVE],
+            created_ms=chunk.now_ms,
         )
         return keys.seal_new(new)
 

@@ -51,6 +51,9 @@ ROWS_OF_A_CHANGE: Final = 2
 ROWS_OF_A_USE: Final = 3
 """A record, and rows of the index for its use and for the one that it follows."""
 
+EVENT_BYTES_OF_A_USE: Final = 256
+"""What a batch's event needs at most for a use: as of other items, and its note, with COUNTED_BYTES_EACH."""
+
 FAILED_CHUNKS_MAX: Final = 2
 
 
@@ -73,13 +76,13 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES)
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
     return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core), size))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES)
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
     return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core), size))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import COUNTED_BYTES_MAX, Kind
+from tokenvault.audit.batch_event import Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
@@ -41,6 +41,10 @@ ATTEMPTS_MAX: Final = 8
 
 PATIENT_ATTEMPTS: Final = 3
 """After so many, the tokens that others keep changing are left to single calls."""
+
+COUNTED_BYTES_FREE: Final = 2_000
+COUNTED_BYTES_EACH: Final = 50
+"""What the sets of counters of a chunk's event take, and more for each use; others are left to single calls."""
 
 R = TypeVar("R", CardResults, DecisionResults)
 
@@ -313,9 +317,11 @@ async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[
         else:
             _answer(chunk, group)
     used: dict[str, _Used] = {}
+    room = COUNTED_BYTES_FREE + COUNTED_BYTES_EACH * len(chunk.results)
     for row in sorted(one_by_one):
-        if chunk.notes.counted_bytes > COUNTED_BYTES_MAX or chunk.uses[row][0] in contended:
-            contended.add(chunk.uses[row][0])
+        name, _ = chunk.uses[row]
+        if name in contended or chunk.notes.counted_bytes > room:
+            contended.add(name)
         else:
             _use_one(chunk, row, one_by_one[row], used)
     written = {token: each.unsealed for token, each in used.items() if each.written}
