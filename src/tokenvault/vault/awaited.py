@@ -283,8 +283,9 @@ class AsyncVault(AwaitedFace):
 
         Cards are PANs, pairs of PAN and expiry, or CardToIssue where a token has a domain, a customer or anything
         else of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those
-        with an idempotency key one by one. Each chunk is written in one step with one audit event. A batch that is
-        cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
+        with an idempotency key or a PAR one by one. Each chunk is written in one step with one audit event. A batch
+        that is cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same
+        tokens.
 
         Returns:
             For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key

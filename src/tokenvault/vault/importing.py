@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Final, TextIO, TypeAlias
+from typing import Final, NamedTuple, TextIO, TypeAlias
 
 import attrs
 
@@ -94,12 +94,10 @@ class ImportedRow:
     message: str | None
 
 
-@attrs.define
-class _Row:
+class _Row(NamedTuple):
     line: int
     id: str | None
-    card: CardToIssue | None
-    error: InvalidInputError | None = None
+    card: CardToIssue | InvalidInputError
 
 
 @iterator_boundary
@@ -142,7 +140,7 @@ def import_cards(
     checks.instance("vault", vault, Vault)
     rows = _rows(source, columns or {}, checks.whole_number("after_line", after_line, 0, 2**62))
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        cards = [row.card for row in chunk if row.card is not None]
+        cards = [row.card for row in chunk if not isinstance(row.card, InvalidInputError)]
         results = iter(
             vault.issue_many(
                 cards,
@@ -154,14 +152,13 @@ def import_cards(
             )
         )
         for row in chunk:
-            yield _outcome(row, row.error if row.card is None else next(results))
+            yield _outcome(row, row.card if isinstance(row.card, InvalidInputError) else next(results))
 
 
-def _outcome(row: _Row, result: TokenInfo | TokenVaultError | None) -> ImportedRow:
+def _outcome(row: _Row, result: TokenInfo | TokenVaultError) -> ImportedRow:
     if isinstance(result, TokenInfo):
         return ImportedRow(line=row.line, id=row.id, token=result, code=None, message=None)
-    code, message = ("ROW_REJECTED", "") if result is None else (result.code, str(result))
-    return ImportedRow(line=row.line, id=row.id, token=None, code=code, message=message)
+    return ImportedRow(line=row.line, id=row.id, token=None, code=result.code, message=str(result))
 
 
 def _rows(source: Source, columns: Mapping[str, str], after_line: int) -> Iterator[_Row]:
@@ -255,7 +252,7 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
 
     if _SHAPE in cells:
         message = "the row has more or fewer cells than the first line"
-        return _Row(line, None, None, InvalidInputError(message, code="ROW_MISSHAPEN"))
+        return _Row(line, None, InvalidInputError(message, code="ROW_MISSHAPEN"))
     name = cell("id")
     try:
         key = checks.text("the id", name) if name else None
@@ -269,7 +266,7 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
         # An id that could be a card number is not repeated.
         return _Row(line, None if could_hold_pan(name) else key, card)
     except InvalidInputError as error:
-        return _Row(line, None, None, error)
+        return _Row(line, None, error)
 
 
 def _number(text: str) -> str:
@@ -287,8 +284,9 @@ def _expiry(text: str, month: str, year: str) -> CardExpiry | None:
     joined = text or (f"{month}/{year}" if month or year else "")
     if not joined:
         return None
+    plain = re.sub(r"[\s\u00a0]*([-/.])[\s\u00a0]*", r"\1", joined.lstrip("'").lower())
     for pattern in _PATTERNS:
-        found = pattern.fullmatch(joined.lstrip("'").lower())
+        found = pattern.fullmatch(plain)
         if found is not None:
             number = _MONTHS.get(found["m"]) or (int(found["m"]) if found["m"].isdecimal() else 0)
             if number:

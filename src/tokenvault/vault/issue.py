@@ -25,6 +25,7 @@ from tokenvault.vault.orders import (
     Grant,
     Order,
     new,
+    other_par,
     permitted_program,
     refuse_different,
     refuse_expired,
@@ -94,11 +95,22 @@ async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     refuse_mention(order)
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
+    if order.par is not None:
+        await _refuse_other_par(core, order)
     if order.idempotency_key is not None:
         return await _repeatable(core, order, program, now_ms)
     if program.making is Making.CONVERGENT:
         return await _converge(core, order, program, now_ms)
     return await _draw(core, order, program, now_ms)
+
+
+async def _refuse_other_par(core: Core, order: Order) -> None:
+    """Raise InvalidInputError if a token of the same card has another payment account reference: a card has one."""
+    pan = order.card.pan
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    async for record, card in core.of_card(pan_fingerprints, None):
+        if card is not None and card.pan == pan and record.par not in (None, order.par):
+            raise other_par()
 
 
 # Random tokens.

@@ -203,3 +203,8 @@ def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_
         source=order.source,
     )
     return Unsealed(record, order.card)
+
+
+def other_par() -> InvalidInputError:
+    """The error for a card that has another payment account reference (EMVCo: a PAN has one)."""
+    return InvalidInputError("this card has another PAR here already: a card has one", code="PAR_DIFFERS")

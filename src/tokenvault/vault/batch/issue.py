@@ -112,7 +112,8 @@ async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> Toke
         chunk.results.fail(row, error)
     _refuse(chunk)
     await _put_domains(chunk)
-    named = [row for row, each in own.items() if each.idempotency_key and results.answered(row)]
+    # A PAR has to be compared with those of all tokens of its card.
+    named = [row for row, each in own.items() if (each.idempotency_key or each.par) and results.answered(row)]
     rows = np.setdiff1d(chunk.rows(), np.array(named, np.intp))
     if len(rows):
         references = os.urandom(len(items) * REFERENCE_BYTES)
