@@ -267,7 +267,7 @@ def test_a_record_put_back_is_named_at_once_and_for_ever(
             older = sql.execute("SELECT * FROM tokens").fetchone()
             vault.detokenize(token.token, use(1))
             sql.execute("DELETE FROM tokens")
-            sql.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", older)
+            sql.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", older)
             findings = tv.verify_audit(other, keys=keys).findings
             assert [(each.kind, each.reference, each.revision) for each in findings] == [
                 (FindingKind.REVISION_FELL, token.reference, 1)

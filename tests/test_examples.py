@@ -56,7 +56,9 @@ def test_a_digital_card_is_light_for_small_and_strong_for_large() -> None:
     assert f"contactless tap 6: five since the last authentication 30.00 CNY {refused}" in found
     assert "contactless tap 7: counted anew 30.00 CNY approved" in found
     assert any("by a reader in a crowd 45.00 CNY declined 57 MERCHANT_NOT_ALLOWED" in row for row in found)
-    assert "contactless the phone is lost: its token alone stops 20.00 CNY declined 62 TOKEN_SUSPENDED" in found
+    assert (
+        "contactless the phone is lost: its token alone stops 20.00 CNY declined 62 TOKEN_SUSPENDED" in found
+    )
     assert "QR code the others go on 20.00 CNY approved" in found
 
 

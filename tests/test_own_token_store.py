@@ -44,7 +44,7 @@ class OwnHarness(StoreHarness):
 
     def raw_write(self, record: SealedRecord) -> None:
         with closing(sqlite3.connect(self.path)) as raw, raw:
-            raw.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", record)
+            raw.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", record)
 
     def raw_counts(self) -> tuple[int, int]:
         with closing(sqlite3.connect(self.path)) as raw:

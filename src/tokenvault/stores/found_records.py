@@ -31,6 +31,7 @@ from tokenvault.stores.write_limits import BODY_BYTES_MAX
 Integers: TypeAlias = npt.NDArray[np.int64]
 
 _ASCII_MAX: Final = 0x7F
+_PRINTABLE_MIN: Final = 0x20
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -76,7 +77,8 @@ class RecordColumns(ColumnarRecords):
             and self.last4_keys.shape[1] in (0, LAST4_KEY_BYTES)
             and _are_digits(self.tokens)
             and _are_digits(self.requestors)
-            and bool((self.programs <= _ASCII_MAX).all() and (self.customers <= _ASCII_MAX).all())
+            and bool((self.programs <= _ASCII_MAX).all())
+            and bool(((self.customers >= _PRINTABLE_MIN) & (self.customers < _ASCII_MAX)).all())
             and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
             and bool((self.statuses >= 1).all() and (self.statuses <= STATUS_MAX).all())
             and bool((self.created_ms >= 0).all())

@@ -122,6 +122,10 @@ class RecordChanges(TypedDict, total=False):
     key_version: int
     body: bytes
     seal: bytes
+    customer: str
+    last4_key: bytes
+    status: int
+    created_ms: int
 
 
 def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
@@ -137,6 +141,10 @@ def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
         key_version=1,
         body=source.randbytes(_RECORD_BYTES),
         seal=source.randbytes(45),
+        customer="" if number % 3 else f"customer-{number}",
+        last4_key=b"" if number % 4 else source.randbytes(16),
+        status=1 + number % 5,
+        created_ms=number,
     )
     return record._replace(**changes)
 

@@ -19,7 +19,7 @@ _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 FIND: Final = {
     (n, by_requestor, by_program): _RECORD
-    + f"WHERE pan_fingerprint IN ({', '.join('?' * n)}) AND token > ?"
+    + f"INDEXED BY tokens_by_pan_fingerprint WHERE pan_fingerprint IN ({', '.join('?' * n)}) AND token > ?"
     + (" AND requestor = ?" if by_requestor else "")
     + (" AND program = ?" if by_program else "")
     + " ORDER BY token LIMIT ?"
