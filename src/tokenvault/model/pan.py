@@ -216,6 +216,8 @@ USUAL_PANS: Final = PanRule()
 
 def read_pan(text: str | Pan, rule: PanRule = USUAL_PANS) -> Pan:
     """As `Pan.parse`, for callers within the boundary."""
+    if not isinstance(rule, PanRule):
+        raise InvalidInputError("rule is a PanRule")
     if isinstance(text, Pan):
         rule.check(text.reveal())  # it may have been read by another rule
         return text

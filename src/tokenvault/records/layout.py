@@ -76,6 +76,8 @@ ENCODING_VERSION: Final = 2
 BODY: Final = struct.Struct(">BBBBH32sQQBH")
 BODY_TIMES: Final = slice(38, 54)
 """Where a body states when the record was created and updated."""
+BODY_STATUS: Final = 2
+BODY_CREATED: Final = slice(38, 46)
 
 ASSURANCE: Final = struct.Struct(">2sQ")
 PAR: Final = struct.Struct(">29s")
@@ -111,3 +113,10 @@ PLAINTEXT_COLUMN: Final = np.dtype([("pan", ">u8"), ("shape", ">u2"), ("digest_e
 LENGTH_OFFSET: Final = 11
 EXPIRY_BITS: Final = 12
 EXPIRY_MASK: Final = (1 << EXPIRY_BITS) - 1
+
+
+def is_listed_as_it_is(body: bytes, status: int, created_ms: int) -> bool:
+    """Whether status and time of issue, by which a store lists a record, are those of its body."""
+    return body[BODY_STATUS : BODY_STATUS + 1] == bytes((status,)) and body[
+        BODY_CREATED
+    ] == created_ms.to_bytes(8)

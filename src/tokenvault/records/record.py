@@ -108,7 +108,7 @@ class TokenRecord(NamedTuple):
         body = row.body
         if len(body) < layout.BODY.size or body[0] != layout.ENCODING_VERSION:
             raise IntegrityError(
-                "a token record is cut short, or was written by another version of the library",
+                "a token record is cut short, or was written by a newer version of the library",
                 code="WRITTEN_BY_NEWER_VERSION",
             )
         (

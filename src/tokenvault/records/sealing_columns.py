@@ -113,12 +113,25 @@ def unseal_many(
     fields = plaintexts.view(layout.PLAINTEXT_COLUMN).reshape(-1)
     # Every byte of every row is compared, whatever differs.
     unlike = np.bitwise_or.reduce(fields["digest_end"] ^ digests[:, layout.ASSOCIATED_BYTES :], axis=1)
-    genuine = genuine & (unlike == 0)
+    genuine = genuine & (unlike == 0) & _are_listed_as_they_are(rows)
     plaintexts *= genuine[:, None]
     lengths = (fields["shape"] >> layout.EXPIRY_BITS).astype(np.uint8)
     lengths[lengths > 0] += np.uint8(layout.LENGTH_OFFSET)
     pans = PanColumns(fields["pan"].astype(np.uint64), lengths)
     return CardColumns(pans, (fields["shape"] & layout.EXPIRY_MASK).astype(np.uint16)), genuine
+
+
+def _are_listed_as_they_are(rows: Sequence[SealedRecord]) -> npt.NDArray[np.bool_]:
+    """Where status and time of issue, by which a store lists records, are those of the sealed body."""
+    if isinstance(rows, RecordColumns):
+        bodies = np.ascontiguousarray(rows.bodies[:, layout.BODY_CREATED]).view(">i8").reshape(-1)
+        same: npt.NDArray[np.bool_] = (rows.bodies[:, layout.BODY_STATUS] == rows.statuses) & (
+            bodies == rows.created_ms
+        )
+        return same
+    return np.array(
+        [layout.is_listed_as_it_is(row.body, row.status, row.created_ms) for row in rows], np.bool_
+    )
 
 
 def _digests_of_found(records: RecordColumns) -> Bytes:

@@ -62,7 +62,7 @@ class TokenInfo:
     par: str | None
     assurance: str | None
     customer: str | None
-    metadata: Mapping[str, str] = attrs.field(repr=False)
+    metadata: Mapping[str, str] = attrs.field(repr=False, hash=False)
     created: datetime
     updated: datetime
     last_used: datetime | None

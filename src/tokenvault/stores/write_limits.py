@@ -24,7 +24,7 @@ ROW_BYTES: Final = 400
 ROWS_MIN: Final = 16
 ROWS_MAX: Final = 40_000
 BYTES_MIN: Final = 2**17
-BYTES_MAX: Final = 2**26
+BYTES_MAX: Final = 2**27
 EVENT_BYTES_MIN: Final = 16_384
 
 _ROWS_BESIDE: Final = 8
@@ -41,7 +41,7 @@ class WriteLimits:
 
     Attributes:
         rows: records, events, index rows and the document, together; 16 to 40,000.
-        bytes: of all bodies and the document, and ROW_BYTES more for each row; 131,072 to 67,108,864.
+        bytes: of all bodies and the document, and ROW_BYTES more for each row; 131,072 to 134,217,728.
         event_bytes: of the body of one event; 16,384 to 1,048,576.
 
     Raises:

@@ -403,22 +403,22 @@ class Vault(BlockingFace):
         return run(batches.update_cards(self._open(), arguments.by(requestor, operator), changes))
 
     @call_boundary
-    def activate(self, token_or_reference: str, *, operator: str | None = None) -> TokenInfo:
+    def activate(self, token: str, *, operator: str | None = None) -> TokenInfo:
         """Make an inactive token active, after identification and verification. No requestor may do this.
 
         A token that was suspended before it took another card is suspended still. Raises as `suspend`.
         """
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         return run(manage.change_status(core, name, Change.ACTIVATE, arguments.by(None, operator)))
 
     @call_boundary
     def suspend(
-        self, token_or_reference: str, *, by: Actor, requestor: str | None = None, operator: str | None = None
+        self, token: str, *, by: Actor, requestor: str | None = None, operator: str | None = None
     ) -> TokenInfo:
         """Suspend a token on behalf of an actor.
 
         Args:
-            token_or_reference: the token.
+            token: the token, or its reference.
             by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
             requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
                 its own tokens are open to it, and here and to `resume` and `delete` those that were issued from them.
@@ -431,23 +431,23 @@ class Vault(BlockingFace):
             PermissionDeniedError: the requestor may not do that.
             ConflictError: others kept changing the token; nothing was done.
         """
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         who = arguments.by(requestor, operator, arguments.actor(by))
         return run(manage.change_status(core, name, Change.SUSPEND, who))
 
     @call_boundary
     def resume(
-        self, token_or_reference: str, *, by: Actor, requestor: str | None = None, operator: str | None = None
+        self, token: str, *, by: Actor, requestor: str | None = None, operator: str | None = None
     ) -> TokenInfo:
         """Lift an actor's own suspension; the last one lifted makes the token active. Raises as `suspend`."""
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         who = arguments.by(requestor, operator, arguments.actor(by))
         return run(manage.change_status(core, name, Change.RESUME, who))
 
     @call_boundary
     def wind_down(
         self,
-        token_or_reference: str,
+        token: str,
         *,
         purge_after: datetime,
         requestor: str | None = None,
@@ -456,7 +456,7 @@ class Vault(BlockingFace):
         """Let a token take no new payments, only captures, reversals, refunds and disputes of those that it made.
 
         Args:
-            token_or_reference: the token.
+            token: the token, or its reference.
             purge_after: when the last of these may come, with a time zone and in the future: the token may be purged
                 then.
             requestor: as of `suspend`.
@@ -464,36 +464,36 @@ class Vault(BlockingFace):
 
         Raises as `suspend`.
         """
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         purge_after_ms = arguments.milliseconds("purge_after", purge_after)
         return run(manage.begin_winding_down(core, name, purge_after_ms, arguments.by(requestor, operator)))
 
     @call_boundary
     def delete(
-        self, token_or_reference: str, *, requestor: str | None = None, operator: str | None = None
+        self, token: str, *, requestor: str | None = None, operator: str | None = None
     ) -> TokenInfo:
         """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         return run(manage.change_status(core, name, Change.DELETE, arguments.by(requestor, operator)))
 
     @call_boundary
     def update_domain(
         self,
-        token_or_reference: str,
+        token: str,
         domain: Domain | None,
         *,
         requestor: str | None = None,
         operator: str | None = None,
     ) -> TokenInfo:
         """Give a token another domain of its own. What was counted stays counted. Raises as `suspend`."""
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         own = arguments.own_domain(domain)
         return run(manage.update_domain(core, name, own, arguments.by(requestor, operator)))
 
     @call_boundary
     def update_token(
         self,
-        token_or_reference: str,
+        token: str,
         *,
         token_expiry: str | CardExpiry | None = None,
         customer: str | None = None,
@@ -504,7 +504,7 @@ class Vault(BlockingFace):
         """Give a token another expiry, customer or metadata; what is unset stays.
 
         Args:
-            token_or_reference: the token.
+            token: the token, or its reference.
             token_expiry: "YYYY-MM", not passed yet; it may lie behind the card's.
             customer: as of `issue`; empty to take it away. It is what a convergent token of a program with
                 `per_customer` converges on, and there it stays.
@@ -516,14 +516,14 @@ class Vault(BlockingFace):
             InvalidInputError: nothing is set, the expiry has passed, or a text holds the card number.
             LifecycleError, TokenNotFoundError, PermissionDeniedError, ConflictError: as `suspend`.
         """
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         properties = arguments.properties(token_expiry, customer, metadata)
         return run(manage.update_token(core, name, properties, arguments.by(requestor, operator)))
 
     @call_boundary
     def update_assurance(
         self,
-        token_or_reference: str,
+        token: str,
         method: str | None,
         *,
         at: datetime | None = None,
@@ -532,14 +532,14 @@ class Vault(BlockingFace):
         """State how the cardholder was identified and verified. No requestor may do this.
 
         Args:
-            token_or_reference: the token.
+            token: the token, or its reference.
             method: token assurance method, 2 characters; None: none holds any more.
             at: when, with a time zone, not in the future; unset, now.
             operator: the person behind the call.
 
         Raises as `suspend`.
         """
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        core, name = self._open(), arguments.token_or_reference(token)
         return run(manage.update_assurance(
             core,
             name,
@@ -606,17 +606,17 @@ class Vault(BlockingFace):
         return run(manage.get(self._open(), arguments.token_or_reference(token_or_reference)))
 
     @call_boundary
-    def domain(self, token_or_reference: str) -> Domain:
+    def domain(self, token: str) -> Domain:
         """The token's own domain. Raises TokenNotFoundError."""
-        return run(manage.domain(self._open(), arguments.token_or_reference(token_or_reference)))
+        return run(manage.domain(self._open(), arguments.token_or_reference(token)))
 
     @call_boundary
-    def remaining(self, token_or_reference: str) -> tuple[Remaining, ...]:
+    def remaining(self, token: str) -> tuple[Remaining, ...]:
         """What is left of each limit that binds a token in its owner's hands: the program's, the owner's, its own.
 
         Raises TokenNotFoundError.
         """
-        return run(manage.remaining(self._open(), arguments.token_or_reference(token_or_reference)))
+        return run(manage.remaining(self._open(), arguments.token_or_reference(token)))
 
     @call_boundary
     def search(
