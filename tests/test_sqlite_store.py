@@ -491,9 +491,15 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
         statements.EVENTS_ABOUT: ("PRIMARY KEY (reference=?", 5),
         statements.EVENTS_OF_USE: ("PRIMARY KEY (reference=? AND use_id=?)", 2),
         statements.ONE_EVENT: ("sqlite_autoindex_events_1 (stream=? AND number=?)", 2),
-        statements.LIST: ("tokens_by_group (requestor=? AND program=? AND status=? AND (created_ms,token)>", 6),
+        statements.LIST: (
+            "tokens_by_group (requestor=? AND program=? AND status=? AND (created_ms,token)>",
+            6,
+        ),
         statements.COUNT: ("COVERING INDEX tokens_by_group (requestor=? AND program=? AND status=?)", 3),
-        statements.NEXT_GROUP: ("COVERING INDEX tokens_by_group ((requestor,program,status)>", 3),
+        statements.NEXT_GROUP: (
+            "COVERING INDEX tokens_by_group ((requestor,program,status,created_ms,token)>",
+            3,
+        ),
         statements.FIND_CUSTOMER: ("tokens_by_customer (customer=? AND token>?)", 3),
         statements.FIND_LAST4[1]: ("tokens_by_last4_key (last4_key=? AND token>?)", 3),
     }

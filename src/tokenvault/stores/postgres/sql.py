@@ -76,10 +76,16 @@ LIST: Final = _select_records(
 FIND_CUSTOMER: Final = _select_records(
     "WHERE customer = $1 AND customer <> '' AND token > $2 ORDER BY token LIMIT $3", TEXT, TEXT, INT8
 )
-FIND_LAST4: Final = _select_records(
-    "WHERE last4_key = ANY($1) AND length(last4_key) > 0 AND token > $2 ORDER BY token LIMIT $3",
-    array_of(BYTEA), TEXT, INT8,
-)  # fmt: skip
+# Each key by itself: asked for any of several in the order of tokens, the planner walks the primary key.
+FIND_LAST4: Final = Statement(
+    f"""
+    SELECT {RECORD_COLUMNS} FROM (SELECT DISTINCT unnest($1) AS wanted) AS keys CROSS JOIN LATERAL (
+        SELECT * FROM {TOKENS}
+        WHERE last4_key = wanted AND length(last4_key) > 0 AND token > $2 ORDER BY token LIMIT $3
+    ) AS found ORDER BY token LIMIT $3""",
+    (array_of(BYTEA), TEXT, INT8),
+    _ONE_RECORD,
+)
 COUNT: Final = Statement(
     f"SELECT count(*) FROM {TOKENS} WHERE requestor = $1 AND program = $2 AND status = $3",
     (TEXT, ASCII_BYTEA, INT8),

@@ -43,10 +43,12 @@ COUNT: Final = (
     "SELECT count(*) FROM tokens INDEXED BY tokens_by_group"
     " WHERE requestor = ? AND program = ? AND status = ?"
 )
-# One index look-up a group, where DISTINCT reads every record.
+# One index look-up a group, where DISTINCT reads every record. SQLite begins at what is equal to the row that it is
+# given, and steps on from there: that row is one behind every record of the group, not each of them.
 NEXT_GROUP: Final = (
     "SELECT requestor, program, status FROM tokens INDEXED BY tokens_by_group"
-    " WHERE (requestor, program, status) > (?, ?, ?) ORDER BY requestor, program, status LIMIT 1"
+    " WHERE (requestor, program, status, created_ms, token) > (?, ?, ?, 9223372036854775807, ':')"
+    " ORDER BY requestor, program, status, created_ms, token LIMIT 1"
 )
 EVENTS_OF_USE: Final = "SELECT stream, number FROM event_index WHERE reference = ? AND use_id = ?"
 ONE_EVENT: Final = _EVENT + "WHERE stream = ? AND number = ?"
