@@ -112,7 +112,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
     pan = Pan.parse(PAN)
     pan_fingerprint = ring.pan_fingerprint(pan)
-    choice = ring.convergent_choice(pan_fingerprint, REQUESTOR, PROGRAM, 0)
+    choice = ring.convergent_choice(pan_fingerprint, REQUESTOR, PROGRAM, "", 0)
     token_format = tv.TokenFormat(bin="999912", keep_last4=True)
     choices = token_format.choices(len(PAN))
     token = token_format.make(choice % choices, len(PAN), pan.last4)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.checks import records_fit, sound_records
+from tokenvault.stores.answers import sound_records
+from tokenvault.stores.checks import records_fit
 from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.port import SealedRecord
 from tokenvault.stores.postgres.statements import RECORD, read_record_columns

@@ -477,7 +477,7 @@ def test_remaining_tells_what_is_left_and_until_when() -> None:
         ({"final": False}, "KIND_TAKES_NO_FINAL"),
         ({"kind": "refund"}, "INVALID_INPUT"),
         ({"final": 0}, "INVALID_INPUT"),
-        ({"token_expiry": "2030-13"}, "INVALID_INPUT"),
+        ({"token_expiry": "2030-13"}, "EXPIRY_FORM"),
         ({"authentication": True}, "INVALID_INPUT"),
         ({"reference": "x" * 257}, "INVALID_INPUT"),
         ({"agent": ""}, "INVALID_INPUT"),

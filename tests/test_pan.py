@@ -177,7 +177,7 @@ def test_a_program_may_take_twelve_digits_and_numbers_without_a_check_digit() ->
         ("41111111111", PanRule(lengths=(12, 19), luhn=False), "PAN_LENGTH"),
         ("4111111111111111", PanRule(lengths=(12, 15)), "PAN_LENGTH"),
         ("4111111111111112", PanRule(), "PAN_CHECK_DIGIT"),
-        ("4111a11111111111", PanRule(luhn=False), "PAN_FORM"),
+        ("4111a11111111111", PanRule(luhn=False), "PAN_CHARACTERS"),
     ],
 )
 def test_a_refused_pan_says_by_which_rule(digits: str, rule: PanRule, code: str) -> None:

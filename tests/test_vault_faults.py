@@ -23,8 +23,9 @@ from tokenvault.audit.event import Event
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.trail import Trail
 from tokenvault.keys import KeyStore
-from tokenvault.model.counters import Seen, Usage
+from tokenvault.model.counters import Usage
 from tokenvault.model.domain import NO_RESTRICTION
+from tokenvault.model.ledger import Uses
 from tokenvault.runtime import run as run_flow
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.memory import MemoryTokenStore
@@ -293,12 +294,12 @@ def test_the_machine_finds_a_vault_that_gives_numbers_in_doubt_again(
 def test_the_machine_finds_a_vault_that_counts_a_retry_again(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Usage, "seen", lambda self, transaction: Seen.NEW)
+    monkeypatch.setattr(Uses, "before", property(lambda uses: None))
     assert_found(local_keys)
 
 
 def test_the_machine_finds_a_vault_that_counts_nothing(
     local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Usage, "used", lambda self, counter, now_ms: 0)
+    monkeypatch.setattr(Usage, "used", lambda self, key, window: 0)
     assert_found(local_keys)

@@ -203,6 +203,7 @@ def issue_for_ever(uri: str, url: str, first: int, told: Connection) -> None:
 def issue_batches(uri: str, url: str, chunk_items: int, number: int, program: str) -> None:
     """Issue tokens for so many cards in one batch."""
     with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
+        batches.CHUNK_USES = chunk_items  # type: ignore[misc] # likewise
         batches.CHUNK_ITEMS = chunk_items  # type: ignore[misc] # many chunks, so that a kill finds one under way
         vault = vaults.open_vault(keys, store)
         vault.issue_many(map(card_number, range(number)), requestor=vaults.SHOP, program=program)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, TypeVar, get_type_hints
 
-from tokenvault.errors import IntegrityError, InvalidInputError
-from tokenvault.stores.found_records import RecordColumns
+from tokenvault.errors import InvalidInputError
 from tokenvault.stores.index_rows import CURSOR_BYTES, NO_USE, USE_ID_BYTES, IndexRow, place_of
 from tokenvault.stores.new_records import IndexColumns, RecordBatch
 from tokenvault.stores.port import (
@@ -18,7 +17,6 @@ from tokenvault.stores.port import (
     INTEGER_MAX,
     LAST4_KEY_BYTES,
     MAC_BYTES,
-    MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
     META_VALUE_BYTES_MAX,
     PAGE_MAX,
@@ -31,15 +29,11 @@ from tokenvault.stores.port import (
     STREAM_BYTES,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
-    USE_EVENTS_MAX,
     USE_IDS_MAX,
     USE_PAIRS_MAX,
-    EventPage,
     Fence,
-    FoundUse,
     SealedEvent,
     SealedRecord,
-    TokenGroup,
     digest_of,
 )
 from tokenvault.stores.write_limits import (
@@ -57,7 +51,8 @@ _RECORD_TYPES: Final = (*get_type_hints(SealedRecord).values(),)
 _EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)[:-1]
 
 
-def _is_digits(value: object, least: int, most: int) -> bool:
+def is_digits(value: object, least: int, most: int) -> bool:
+    """Whether a value is a text of so many ASCII digits."""
     return (
         type(value) is str
         and least <= len(value) <= most
@@ -66,7 +61,8 @@ def _is_digits(value: object, least: int, most: int) -> bool:
     )
 
 
-def _is_ascii(value: object, most: int) -> bool:
+def is_ascii(value: object, most: int) -> bool:
+    """Whether a value is a text of 1 to so many ASCII characters."""
     return type(value) is str and 1 <= len(value) <= most and value.isascii()
 
 
@@ -74,11 +70,13 @@ def _is_bytes(value: object, length: int) -> bool:
     return type(value) is bytes and len(value) == length
 
 
-def _is_bytes_up_to(value: object, length_max: int) -> bool:
+def is_bytes_up_to(value: object, length_max: int) -> bool:
+    """Whether a value is a byte string of at most so many bytes."""
     return type(value) is bytes and len(value) <= length_max
 
 
-def _is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
+def is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
+    """Whether a value is an int, not a bool, within bounds."""
     return type(value) is int and least <= value <= most
 
 
@@ -136,7 +134,7 @@ def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
     for token in checked:
-        if not _is_digits(token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX):
+        if not is_digits(token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX):
             raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
     return checked
 
@@ -207,9 +205,9 @@ def checked_fence(fence: Fence, records: Sequence[SealedRecord] = ()) -> Fence:
     checked = _checked_items(fence, "tokens of a fence")
     for item in checked:
         fits = (
-            type(item) is tuple and len(item) == 2 and _is_digits(item[0], TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
+            type(item) is tuple and len(item) == 2 and is_digits(item[0], TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
         )
-        if not (fits and _is_number(item[1], 1)):
+        if not (fits and is_number(item[1], 1)):
             raise InvalidInputError("a fence is pairs of a token and the revision of its record")
     if len({*(token for token, _ in checked), *(each.token for each in records)}) < len(checked) + len(
         records
@@ -252,16 +250,16 @@ def check_bytes(value: bytes | None, length: int, what: str) -> None:
 
 def check_page(after: str, limit: int) -> None:
     """Where a page of records begins and how long it is."""
-    if not _is_digits(after, 0, TOKEN_DIGITS_MAX):
+    if not is_digits(after, 0, TOKEN_DIGITS_MAX):
         raise InvalidInputError("after is the last token seen, or empty")
     check_limit(limit)
 
 
 def check_owner(requestor: str | None, program: str | None) -> None:
     """The filters of find."""
-    if requestor is not None and not _is_digits(requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS):
+    if requestor is not None and not is_digits(requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS):
         raise InvalidInputError("a requestor is 11 ASCII digits")
-    if program is not None and not _is_ascii(program, PROGRAM_CHARACTERS_MAX):
+    if program is not None and not is_ascii(program, PROGRAM_CHARACTERS_MAX):
         raise InvalidInputError("a program is 1 to 64 ASCII characters")
 
 
@@ -292,20 +290,20 @@ def _is_use_id(value: object) -> bool:
 
 def check_name(name: str | bytes) -> None:
     """A token or a reference."""
-    if not (_is_digits(name, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX) or _is_bytes(name, REFERENCE_BYTES)):
+    if not (is_digits(name, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX) or _is_bytes(name, REFERENCE_BYTES)):
         raise InvalidInputError("a name is a token of 13 to 19 ASCII digits, or a reference of 16 bytes")
 
 
 def check_group(requestor: str, program: str, status: int) -> None:
     """What a list has in common."""
-    if requestor is None or program is None or not _is_number(status, 1, STATUS_MAX):
+    if requestor is None or program is None or not is_number(status, 1, STATUS_MAX):
         raise InvalidInputError("a group is a requestor, a program and a status")
     check_owner(requestor, program)
 
 
 def check_place(after: tuple[int, str], limit: int) -> None:
     """Where a page of a list begins."""
-    if type(after) is not tuple or len(after) != 2 or not _is_number(after[0], -1):
+    if type(after) is not tuple or len(after) != 2 or not is_number(after[0], -1):
         raise InvalidInputError("after is created_ms and token of the last record seen")
     check_page(after[1], limit)
 
@@ -326,14 +324,14 @@ def checked_last4_keys(last4_keys: Sequence[bytes]) -> Sequence[bytes]:
 
 def check_key_version(key_version: int | None) -> None:
     """The filter of scan."""
-    if key_version is not None and not _is_number(key_version, 1):
+    if key_version is not None and not is_number(key_version, 1):
         raise InvalidInputError("a key version is a whole number from 1")
 
 
 def check_stream_page(stream: bytes, after: int, limit: int) -> None:
     """Which events of a stream to read."""
     check_bytes(stream, STREAM_BYTES, "a stream")
-    if not _is_number(after, -1):
+    if not is_number(after, -1):
         raise InvalidInputError("after is a whole number from -1, below 2**63")
     check_limit(limit)
 
@@ -341,24 +339,25 @@ def check_stream_page(stream: bytes, after: int, limit: int) -> None:
 def check_page_about(reference: bytes, after: bytes, limit: int) -> None:
     """Which events of a reference to read."""
     check_bytes(reference, REFERENCE_BYTES, "a reference")
-    if not (_is_bytes(after, 0) or _is_cursor(after)):
+    if not (_is_bytes(after, 0) or is_cursor(after)):
         raise InvalidInputError("after is what the page before said, or empty")
     check_limit(limit)
 
 
-def _is_cursor(value: object) -> bool:
+def is_cursor(value: object) -> bool:
+    """Whether a value is a cursor of the index."""
     return isinstance(value, bytes) and _is_bytes(value, CURSOR_BYTES) and place_of(value)[2] <= INTEGER_MAX
 
 
 def check_limit(limit: int) -> None:
     """How many rows to read."""
-    if not _is_number(limit, 1, PAGE_MAX):
+    if not is_number(limit, 1, PAGE_MAX):
         raise InvalidInputError(f"limit is a whole number from 1 to {PAGE_MAX}")
 
 
 def check_document(document: bytes) -> None:
     """A domain document."""
-    if not _is_bytes_up_to(document, DOCUMENT_BYTES_MAX):
+    if not is_bytes_up_to(document, DOCUMENT_BYTES_MAX):
         raise InvalidInputError(f"a domain document is at most {DOCUMENT_BYTES_MAX} bytes")
 
 
@@ -370,9 +369,9 @@ def check_digest(digest: bytes, document: bytes) -> None:
 
 def check_meta(name: str, value: bytes = b"") -> None:
     """A named value."""
-    if not (_is_ascii(name, META_NAME_CHARACTERS_MAX) and name.isprintable()):
+    if not (is_ascii(name, META_NAME_CHARACTERS_MAX) and name.isprintable()):
         raise InvalidInputError(f"a name is 1 to {META_NAME_CHARACTERS_MAX} printable ASCII characters")
-    if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
+    if not is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise InvalidInputError(f"a named value is at most {META_VALUE_BYTES_MAX} bytes")
 
 
@@ -388,111 +387,3 @@ def _checked_items(items: Sequence[T], what: str) -> Sequence[T]:
 def _check_count(items: Sequence[object], what: str) -> None:
     if len(items) > PAGE_MAX:
         raise InvalidInputError(f"at most {PAGE_MAX} {what} in one call; split the batch")
-
-
-# What an adapter read: the same is returned, or IntegrityError is raised.
-
-
-def sound_records(records: R) -> R:
-    """Records, each of the shape that was written."""
-    found: Sequence[SealedRecord] = records
-    if not (found.fit() if type(found) is RecordColumns else records_fit(found)):
-        raise IntegrityError("a stored token record has columns of other types or lengths than were written")
-    return records
-
-
-def sound_record_if_any(record: SealedRecord | None) -> SealedRecord | None:
-    """A record, or None."""
-    return None if record is None else sound_records([record])[0]
-
-
-def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
-    """Events, each of the shape that was written."""
-    if not all(map(event_fits, events)):
-        raise IntegrityError("a stored audit event has columns of other types or lengths than were written")
-    return events
-
-
-def sound_use(name: str | bytes, found: FoundUse) -> FoundUse:
-    """A record, the one that was asked for, and events of it: not too many to decide by."""
-    if found.record is not None:
-        sound_records([found.record])
-        if name not in (found.record.token, found.record.reference):
-            raise IntegrityError("the token store answered with another record than it was asked for")
-    if len(found.events) > USE_EVENTS_MAX:
-        raise IntegrityError(
-            "too many audit events stand for this use: verify the trail", code="TOO_MANY_EVENTS"
-        )
-    sound_events(found.events)
-    return found
-
-
-def sound_uses(events: list[SealedEvent]) -> list[SealedEvent]:
-    """Events of uses: not too many to decide by."""
-    if len(events) > PAGE_MAX:
-        raise IntegrityError(
-            "too many audit events stand for these uses: verify the trail", code="TOO_MANY_EVENTS"
-        )
-    return sound_events(events)
-
-
-def sound_groups(groups: list[TokenGroup]) -> list[TokenGroup]:
-    """Groups as records state them."""
-    if not all(map(_group_fits, groups)):
-        raise IntegrityError("a stored token record has columns of other types or lengths than were written")
-    return groups
-
-
-def _group_fits(group: TokenGroup) -> bool:
-    return (
-        type(group) is TokenGroup
-        and _is_digits(group.requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS)
-        and _is_ascii(group.program, PROGRAM_CHARACTERS_MAX)
-        and _is_number(group.status, 1, STATUS_MAX)
-    )
-
-
-def sound_count(count: int) -> int:
-    """A number of records."""
-    if not _is_number(count, 0):
-        raise IntegrityError("the token store counted what is no number")
-    return count
-
-
-def sound_latest_checkpoints(events: list[SealedEvent]) -> list[SealedEvent]:
-    """The events, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
-    return [event if event_fits(event) else MALFORMED_EVENT for event in events]
-
-
-def sound_page_about(after: bytes, page: EventPage) -> EventPage:
-    """Events of a reference, with MALFORMED_EVENT likewise, and a cursor that leads on: no reader goes in circles."""
-    events, following = page
-    if following != b"" and not (_is_cursor(following) and following > after):
-        raise IntegrityError("a stored row of the index has a number that was not written")
-    return EventPage(sound_latest_checkpoints(events), following)
-
-
-def sound_document(digest: bytes, document: bytes | None) -> bytes | None:
-    """A domain document, if there is one: the one of its digest."""
-    if document is not None and (type(document) is not bytes or digest_of(document) != digest):
-        raise IntegrityError("a stored domain document is not the one of its digest")
-    return document
-
-
-def sound_value(value: bytes) -> bytes:
-    """A named value."""
-    if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
-        raise IntegrityError("a stored named value is not the byte string that was written")
-    return value
-
-
-def sound_value_if_any(value: bytes | None) -> bytes | None:
-    """A named value, or None."""
-    return None if value is None else sound_value(value)
-
-
-def sound_streams(streams: list[bytes]) -> list[bytes]:
-    """Names of streams, of any length: verification checks it."""
-    if any(type(stream) is not bytes for stream in streams):
-        raise IntegrityError("a stored event stream has another name than was written")
-    return streams

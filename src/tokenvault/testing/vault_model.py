@@ -62,7 +62,7 @@ Answer = str | frozenset[str] | Shown | type[TokenVaultError]
 
 @attrs.frozen
 class Use:
-    """A use that counted, and on which velocity counters."""
+    """An allowed use, and on which velocity counters it counted."""
 
     transaction: Transaction
     time_ms: int
@@ -79,6 +79,7 @@ class State:
     status: TokenStatus = TokenStatus.ACTIVE
     suspended_by: frozenset[Actor] = frozenset()
     used: tuple[Use, ...] = ()
+    inherited: tuple[Use, ...] = ()  # by a convergent token from the deleted one before it
     revision: int = 1
 
     @property
@@ -96,13 +97,11 @@ class State:
         def window(time_ms: int) -> int:
             return time_ms // 1000 // counter[1] if counter[1] else 0
 
-        counted = [u for u in self.used if counter in u.velocity_counters]
-        latest = max((window(u.time_ms) for u in counted), default=0)
-        if latest < window(now_ms):
-            return 0
-        # A clock that was set back adds to the latest window: it must not hand out one twice.
-        while counted and window(counted[0].time_ms) < latest:
-            counted = counted[1:]
+        counted = [
+            use
+            for use in (*self.inherited, *self.used)
+            if counter in use.velocity_counters and window(use.time_ms) == window(now_ms)
+        ]
         return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
 
     def _known(self, transaction: Transaction) -> Transaction | None:
@@ -113,7 +112,7 @@ class State:
         found = set()
         if self.status is not TokenStatus.ACTIVE:
             found.add(f"TOKEN_{self.status.name}")
-        known = self._known(transaction) if self._limits() else None
+        known = self._known(transaction)
         if known is not None and known != transaction:
             found.add("TRANSACTION_ID_REUSED")
         for limit in self._limits() if known != transaction else ():
@@ -136,10 +135,11 @@ class State:
         codes = self.codes(transaction, now_ms)
         if codes:
             return codes, self
-        if not self._limits() or self._known(transaction) is not None:
+        if self._known(transaction) is not None:
             return self.pan, self
-        use = Use(transaction, now_ms, frozenset(map(_counter, self._limits())))
-        return self.pan, self._changed(used=(*self.used, use))[1]
+        counters = frozenset(map(_counter, self._limits()))
+        used = (*self.used, Use(transaction, now_ms, counters))
+        return self.pan, self._changed(used=used)[1] if counters else attrs.evolve(self, used=used)
 
     def suspended(self, by: Actor) -> tuple[Answer, State]:
         if not self.live:

@@ -294,9 +294,10 @@ def _converges(
 
 async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
     """Issue an existing token again: unchanged, but for the expiry of a card that was renewed."""
-    if renews(core, order, unsealed):
+    renewed = renews(core, order, unsealed)
+    refuse_different(order, unsealed, renewed=renewed)
+    if renewed:
         unsealed = await _renew(core, order, unsealed.record.token)
-    refuse_different(order, unsealed)
     await core.trail.note(_event(order, unsealed, now_ms, revision=0))
     return unsealed
 

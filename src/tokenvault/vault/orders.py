@@ -147,9 +147,9 @@ def renews(core: Core, order: Order, unsealed: Unsealed) -> bool:
     )
 
 
-def refuse_different(order: Order, unsealed: Unsealed) -> None:
-    """Raise InvalidInputError if a token that there is already is not as ordered."""
-    others = _differences(order, unsealed)
+def refuse_different(order: Order, unsealed: Unsealed, *, renewed: bool = False) -> None:
+    """Raise InvalidInputError if a token that there is already is not as ordered; but for the expiry, if renewed."""
+    others = _differences(order, unsealed, renewed=renewed)
     if others:
         raise InvalidInputError(
             f"this card has a token here already, with another {', '.join(others)}",
@@ -157,7 +157,7 @@ def refuse_different(order: Order, unsealed: Unsealed) -> None:
         )
 
 
-def _differences(order: Order, unsealed: Unsealed) -> list[str]:
+def _differences(order: Order, unsealed: Unsealed, *, renewed: bool) -> list[str]:
     """In what a token is not as ordered; what an order leaves open does not count."""
     record, card = unsealed
     terms = order.terms
@@ -169,7 +169,7 @@ def _differences(order: Order, unsealed: Unsealed) -> list[str]:
         ("domain (update_domain changes it)", terms.domain.digest != record.domain),
         (
             "expiry (update_card changes it)",
-            card is not None and differs(order.card.expiry, card.expiry),
+            card is not None and not renewed and differs(order.card.expiry, card.expiry),
         ),
         ("token_expiry (update_token changes it)", differs(terms.token_expiry, record.token_expiry)),
         ("assurance", differs(terms.assurance, record.assurance)),

@@ -144,7 +144,7 @@ def changes_follow_the_model(history: History) -> Findings:
             before, after, record = each.before.get(name), each.after[name], TokenRecord.parse(row)
             stands = State(
                 after.program, after.pan, _DOMAIN_OF[record.domain], record.status, record.suspended_by,
-                after.used, record.revision,
+                after.used, after.inherited, record.revision,
             )  # fmt: skip
             if before == after:
                 yield f"step {each.commit.step}: {each.call} changes {name}, which forbids it"

@@ -183,9 +183,10 @@ def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
 def _use(item: object) -> Use:
     if (type(item) is not tuple and type(item) is not list) or len(item) != 2:
         raise InvalidInputError("each use is a pair of token and transaction")
+    name = arguments.token_or_reference(item[0])
     if type(item[0]) is not str:  # it could compare unlike its digits
         raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
-    return arguments.token_or_reference(item[0]), arguments.transaction(item[1])
+    return name, arguments.transaction(item[1])
 
 
 async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
