@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import itertools
 import json
 import re
@@ -17,10 +18,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tokenvault as tv
 from tokenvault.audit import batch_event as batch_events
-from tokenvault.audit import checkpoint
+from tokenvault.audit import checkpoint, use_note
 from tokenvault.audit import event as events
 from tokenvault.audit.merkle import Tree
 from tokenvault.crypto import ccm, ff1
+from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.kdf import derive
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
 from tokenvault.keys import file as key_file
@@ -39,7 +41,7 @@ from tokenvault.records.keyring import KeyRing, key_check_value
 from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
-EXAMPLES_COUNT = 33
+EXAMPLES_COUNT = 36
 LAYOUTS = {
     "Record body, fixed part": layout.BODY.size,
     "Counter": layout.COUNTER.size,
@@ -50,6 +52,7 @@ LAYOUTS = {
     "Checkpoint payload, fixed part": checkpoint._FIXED.size,
     "Cross-reference": checkpoint._CROSS_REFERENCE.size,
     "Batch event body, fixed part": batch_events._FIXED.size,
+    "Note of a use, fixed part": use_note.NOTE.size,
     "Vaultless tweak": 11,
 }
 
@@ -153,9 +156,23 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "plaintext", plaintext.hex()
     yield "seal", row.seal.hex()
 
+    label = b"tokenvault: key of the index of uses, last four digits and requests"
+    index_key = b"".join(Cmac(cipher).tag(label + bytes((half,))) for half in range(2))
+    use_id = hmac.digest(index_key, f"use\x1f{REQUESTOR}\x1ftx-1".encode(), "sha256")[:16]
+    content = hmac.digest(index_key, USE.content, "sha256")[:16]
+    assert ring.use_ids(REQUESTOR, "tx-1") == (use_id,)
+    assert ring.contents(USE.content) == (content,)
+    yield "index key", index_key.hex()
+    yield "use id", use_id.hex()
+    yield "content digest of the use", content.hex()
+    note = use_note.UseNote(
+        tv.Kind.PURCHASE, content, use_id, amount=42_00, currency="EUR", counted=(counter,)
+    )
+    packed = struct.pack(">BBQ3s16s16s16sB16s", 1, 1, 42_00, b"EUR", content, use_id, bytes(16), 1, counter)
+    assert note.pack() == packed
     event = events.Event(
         time_ms=TIME_MS + 1_000, action=events.Action.DETOKENIZE, outcome=events.Outcome.DONE,
-        requestor=REQUESTOR, reference=REFERENCE, transaction_id="tx-1", revision=2,
+        requestor=REQUESTOR, reference=REFERENCE, transaction_id="tx-1", revision=2, use=note,
     )  # fmt: skip
     leaf = hashlib.sha256(b"\0" + STREAM + struct.pack(">QB", 7, 16) + REFERENCE + event.body()).digest()
     unsigned = SealedEvent(STREAM, 7, REFERENCE, event.body(), b"")
@@ -229,8 +246,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
 def documented_digest(body: bytes, token: str, pan_fingerprint: bytes) -> bytes:
     """The record digest, made from the document's table and not by the code."""
-    texts = token, REQUESTOR, PROGRAM
-    fixed_part = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + pan_fingerprint + bytes(map(len, texts))
+    texts = token, REQUESTOR, PROGRAM, ""
+    header = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + pan_fingerprint
+    fixed_part = header + bytes(16) + bytes(map(len, texts))
     return hashlib.sha256(fixed_part + "".join(texts).encode() + body).digest()[:20]
 
 

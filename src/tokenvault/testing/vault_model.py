@@ -105,7 +105,9 @@ class State:
         return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
 
     def _known(self, transaction: Transaction) -> Transaction | None:
-        return next((use.transaction for use in self.used if use.transaction.id == transaction.id), None)
+        """The one that was allowed before under its id; of two that came at once, the one that it repeats."""
+        same = [use.transaction for use in self.used if use.transaction.id == transaction.id]
+        return transaction if transaction in same else next(iter(same), None)
 
     def codes(self, transaction: Transaction, now_ms: int) -> frozenset[str]:
         """The code of every control that fails."""
@@ -139,7 +141,11 @@ class State:
             return self.pan, self
         counters = frozenset(map(_counter, self._limits()))
         used = (*self.used, Use(transaction, now_ms, counters))
-        return self.pan, self._changed(used=used)[1] if counters else attrs.evolve(self, used=used)
+        return self.pan, self._changed(used=used)[1] if counters else self.noted(transaction, now_ms)
+
+    def noted(self, transaction: Transaction, now_ms: int) -> State:
+        """After a use that no limit counts."""
+        return attrs.evolve(self, used=(*self.used, Use(transaction, now_ms, frozenset())))
 
     def suspended(self, by: Actor) -> tuple[Answer, State]:
         if not self.live:

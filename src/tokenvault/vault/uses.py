@@ -62,6 +62,8 @@ class UseNames(NamedTuple):
         ids = dict.fromkeys(self.own, self.own[0]) | dict.fromkeys(self.original, (*self.original, b"")[0])
         contents = dict.fromkeys(self.contents, transaction.content)
         entries = [_entry(use, time_ms, ids, contents) for _, time_ms, *_, use in ordered]
+        # Two that came at once under one id, and that no limit counts, were both allowed: each is a retry of itself.
+        entries.sort(key=lambda entry: entry.content != transaction.content)
         return Uses.of([*entries, *later], self.own[0], self.original[0] if self.original else None)
 
     def note(self, transaction: Transaction, entry: LedgerEntry | None, *, allowed: bool) -> UseNote:

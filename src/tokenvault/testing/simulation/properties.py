@@ -102,6 +102,7 @@ def read(history: History) -> None:
         events = [event for event in rows if event.action is not Action.CHECKPOINT]
         records = {callers.name(row.token): row for row in commit.records}
         history.references.update((name, row.reference) for name, row in records.items())
+        names = {reference: name for name, reference in history.references.items()}
         after = dict(before)
         if call is not None:
             for name in records:
@@ -111,10 +112,20 @@ def read(history: History) -> None:
                     if name in before
                     else asked(call.arguments)
                 )
+            for event in events if not records else ():
+                name = names.get(event.reference)
+                if name is not None and call is not None and event.use is not None and _is_new(event):
+                    # A use that no limit counts is known from then on, without a change of its record.
+                    use = a_use(call.arguments["id"], call.arguments["merchant"])
+                    after[name] = before[name].noted(use, event.time_ms)
         history.written.append(Written(commit, call, events, records, before, after))
-        if records:
+        if after != before:
             history.worlds.append((commit.step, after))
         before = after
+
+
+def _is_new(event: Event) -> bool:
+    return event.outcome is Outcome.DONE and event.use is not None and not event.use.retry
 
 
 Findings: TypeAlias = Iterator[str]
