@@ -217,6 +217,8 @@ def records(draw: st.DrawFn) -> TokenRecord:
         if status is TokenStatus.SUSPENDED or may_be_suspended(status, frozenset({Actor.VAULT}))
         else st.just(frozenset[Actor]())
     )
+    assurance = draw(assurances)
+    sixteen = st.just(b"") | st.binary(min_size=16, max_size=16).filter(any)
     return TokenRecord(
         token=draw(st.text(DIGITS, min_size=13, max_size=19)),
         reference=draw(st.binary(min_size=16, max_size=16)),
@@ -228,8 +230,16 @@ def records(draw: st.DrawFn) -> TokenRecord:
         status=status,
         suspended_by=suspenders,
         token_expiry=draw(st.none() | expiries),
-        assurance=draw(assurances),
+        assurance=assurance,
+        assurance_ms=draw(big) if assurance else 0,
         par=draw(pars),
+        customer=draw(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=64)),
+        last4_key=draw(sixteen),
+        purge_after_ms=draw(big),
+        batch=draw(sixteen),
+        source=draw(sixteen),
+        request=draw(sixteen),
+        metadata=draw(st.binary(max_size=40)),
         usage=draw(usages),
         created_ms=draw(big),
         updated_ms=draw(big),

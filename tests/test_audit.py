@@ -286,7 +286,7 @@ def test_a_record_removed_or_planted_is_named(shell: Shell) -> None:
     shell.sql.execute("DELETE FROM tokens WHERE token = ?", (token,))
     (finding,) = shell.verify().findings
     assert (finding.kind, finding.reference) == (FindingKind.RECORD_REMOVED, reference.hex())
-    columns = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    columns = f"({', '.join('?' * len(row))})"
     shell.sql.execute(f"INSERT INTO tokens VALUES {columns}", row)
     for planted, kind in (
         (("9" * 19, *row[1:]), FindingKind.INSERTED),

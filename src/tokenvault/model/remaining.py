@@ -6,12 +6,14 @@ from datetime import datetime
 
 import attrs
 
+from tokenvault.errors import boundary_init
 from tokenvault.model import checks
 from tokenvault.model.counters import Usage
 from tokenvault.model.limits import Limit
 from tokenvault.model.restrictions import Restrictions
 
 
+@boundary_init
 @attrs.frozen
 class Remaining:
     """What is left of a limit.

@@ -38,6 +38,7 @@ PROGRAMS: Final = {
 REQUESTOR: Final = TokenRequestor("40012345678", programs=set(PROGRAMS))
 
 _Counter = tuple[str, int]
+_TOO_MUCH: Final = 2**62
 UNKNOWN: Final = "unknown"
 """The answer of a call that a fault met: it may have happened or not."""
 
@@ -97,11 +98,18 @@ class State:
         def window(time_ms: int) -> int:
             return time_ms // 1000 // counter[1] if counter[1] else 0
 
-        counted = [
-            use
-            for use in (*self.inherited, *self.used)
-            if counter in use.velocity_counters and window(use.time_ms) == window(now_ms)
-        ]
+        counted = [use for use in (*self.inherited, *self.used) if counter in use.velocity_counters]
+        latest = previous = -1
+        for at in (window(use.time_ms) for use in counted):
+            if at > latest:
+                latest, previous = at, latest
+            elif at < latest:
+                previous = max(at, previous)
+        if (
+            window(now_ms) < previous
+        ):  # a clock that was set back so far gets nothing, lest it got a window twice
+            return _TOO_MUCH
+        counted = [use for use in counted if window(use.time_ms) == window(now_ms)]
         return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
 
     def _known(self, transaction: Transaction) -> Transaction | None:

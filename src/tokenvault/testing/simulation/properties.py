@@ -113,11 +113,11 @@ def read(history: History) -> None:
                     else asked(call.arguments)
                 )
             for event in events if not records else ():
-                name = names.get(event.reference)
-                if name is not None and call is not None and event.use is not None and _is_new(event):
+                used = names.get(event.reference)
+                if used is not None and call is not None and event.use is not None and _is_new(event):
                     # A use that no limit counts is known from then on, without a change of its record.
                     use = a_use(call.arguments["id"], call.arguments["merchant"])
-                    after[name] = before[name].noted(use, event.time_ms)
+                    after[used] = before[used].noted(use, event.time_ms)
         history.written.append(Written(commit, call, events, records, before, after))
         if after != before:
             history.worlds.append((commit.step, after))
