@@ -5,6 +5,7 @@ The interrupts are real: a signal's handler raises in the main thread, and threa
 
 from __future__ import annotations
 
+import fcntl
 import random
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from tests import vaults
 from tests.interrupts import InterruptedThread, interrupt, interrupt_thread
 from tests.vaults import SHOP, VISA, issue, use
 from tokenvault.audit.event import Event
-from tokenvault.keys import KeyStore
+from tokenvault.keys import FileKeyStore, KeyPurpose, KeyStore
+from tokenvault.keys import file as key_file
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -179,7 +181,7 @@ class Driven:
             assert not any(slots._slots)
         else:
             assert isinstance(store, MemoryTokenStore)
-            assert not store._lock.locked()
+            assert not store._mutex.locked()
         assert not self.vault._calls
 
 
@@ -303,3 +305,35 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
         thread.join(CALL_SECONDS_MAX)
         assert not thread.is_alive()
     driven.assert_whole()
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_key_file_is_whole_and_not_locked_after_interrupts_at_random_instants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "correct horse battery staple")
+    chance = random.Random(5)
+    with FileKeyStore(f"file:{tmp_path}/keys.json") as keys, open(tmp_path / "keys.json.lock", "wb") as lock:
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+        for _ in range(200):
+            known = keys.versions(KeyPurpose.FPE)
+            assert interrupt(lambda: keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS), chance, 0.001)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where the call left it locked
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert keys.versions(KeyPurpose.FPE) in (known, (*known, known[-1] + 1))
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+
+
+def test_a_key_file_that_another_process_locks_is_waited_for_no_longer_than_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "correct horse battery staple")
+    monkeypatch.setattr(key_file, "LOCK_SECONDS_MAX", 0.05)
+    with FileKeyStore(f"file:{tmp_path}/keys.json") as keys:
+        with open(tmp_path / "keys.json.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(tv.KeyStoreError, match="another process held") as raised:
+                keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+            assert raised.value.code == "KEY_STORE_FILE_LOCKED"
+            assert not (tmp_path / "keys.json").exists()
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)

@@ -148,7 +148,7 @@ class StoreWithoutFence(MemoryTokenStore):
     def _replace(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Sequence[tuple[str, int]]
     ) -> list[str]:
-        with self._lock:
+        with self._mutex:
             self._write_all(records, events)
         return []
 

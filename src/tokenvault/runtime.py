@@ -117,7 +117,8 @@ class Workers:
     """A pool of threads, at most `threads`, started with the first calls. A forked child starts its own.
 
     A call that has begun is awaited to its end, also where it is cancelled: nothing goes on after
-    the caller has its answer, and later calls see all that it did.
+    the caller has its answer, and later calls see all that it did. So this wait is as long as what is called waits,
+    for the module or the database: that has a bound.
     """
 
     def __init__(self, threads: int) -> None:

@@ -14,7 +14,15 @@ from tokenvault.stores.index_rows import NO_USE, IndexRow
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.write_limits import BODY_BYTES_MAX, ROW_BYTES
-from tokenvault.testing.token_store_harness import StoreHarness, a_record, an_event, as_read, most, replaced
+from tokenvault.testing.token_store_harness import (
+    PROCESS_SECONDS_MAX,
+    StoreHarness,
+    a_record,
+    an_event,
+    as_read,
+    most,
+    replaced,
+)
 from tokenvault.testing.token_store_isolation import IsolationContract
 
 _BY_ARRIVAL: Final = (
@@ -145,8 +153,8 @@ class IndexContract(IsolationContract):
 
         with ThreadPoolExecutor(2) as pool:
             using, changing = pool.submit(use), pool.submit(replace)
-            changing.result()
-            written = using.result()
+            changing.result(PROCESS_SECONDS_MAX)
+            written = using.result(PROCESS_SECONDS_MAX)
         for revision, count_then in acknowledged:
             assert all(each >= revision for each in written[count_then:]), _STALE
 
