@@ -12,7 +12,7 @@ from typing import Any, Final
 from tokenvault.errors import ConfigurationError
 from tokenvault.stores import TokenStoreBase
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
-from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 SCHEMA: Final = (
@@ -194,6 +194,14 @@ class OwnTokenStore(TokenStoreBase, Forkable):
         rows = self._read(sql, reference, *place_of(after), limit)
         events = [SealedEvent(*row[1:]) for row in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        sql = (
+            "SELECT reference, use_id, stream, number FROM event_index"
+            " WHERE (reference, use_id, stream, number) > (?, ?, ?, ?)"
+            " ORDER BY reference, use_id, stream, number LIMIT ?"
+        )
+        return [IndexPlace(*row) for row in self._read(sql, *after, limit)]
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]

@@ -7,11 +7,12 @@ IntegrityError. Subclasses of str, bytes and int are refused, too: they could co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import ge
 from typing import Final, TypeVar, get_type_hints
 
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
-from tokenvault.stores.index_rows import CURSOR_BYTES, USE_ID_BYTES, IndexRow, place_of
+from tokenvault.stores.index_rows import CURSOR_BYTES, USE_ID_BYTES, IndexPlace, IndexRow, place_of
 from tokenvault.stores.new_records import IndexColumns, RecordBatch
 from tokenvault.stores.port import (
     INTEGER_MAX,
@@ -271,6 +272,18 @@ def check_page_about(reference: bytes, after: bytes, limit: int) -> None:
     check_limit(limit)
 
 
+def check_index_page(after: IndexPlace | None, limit: int) -> None:
+    """Which rows of the index to read."""
+    if after is not None and not _index_place_fits(after):
+        raise InvalidInputError("after is the last row of the index that was read, or None")
+    check_limit(limit)
+
+
+def _index_place_fits(place: IndexPlace) -> bool:
+    fits = type(place) is IndexPlace and all(_is_bytes(name, REFERENCE_BYTES) for name in place[:3])
+    return fits and _is_number(place.number, 1)
+
+
 def _is_cursor(value: object) -> bool:
     return isinstance(value, bytes) and _is_bytes(value, CURSOR_BYTES) and place_of(value)[2] <= INTEGER_MAX
 
@@ -349,6 +362,13 @@ def sound_page_about(after: bytes, page: EventPage) -> EventPage:
     if following != b"" and not (_is_cursor(following) and following > after):
         raise IntegrityError("a stored row of the index has a number that was not written")
     return EventPage(sound_latest_checkpoints(events), following)
+
+
+def sound_index_rows(after: IndexPlace, places: list[IndexPlace]) -> list[IndexPlace]:
+    """Rows of the index, behind `after` and ascending: no reader goes in circles."""
+    if not all(map(_index_place_fits, places)) or any(map(ge, [after, *places], places)):
+        raise IntegrityError("the stored index has rows of other types, lengths or order than were written")
+    return places
 
 
 def sound_document(digest: bytes, document: bytes | None) -> bytes | None:

@@ -24,6 +24,7 @@ from tokenvault.errors import (
 )
 from tokenvault.runtime import run
 from tokenvault.stores import checks
+from tokenvault.stores.index_rows import BEFORE_ALL_ROWS, IndexPlace
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -123,6 +124,9 @@ class Adapter(ABC):
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> Answer[EventPage]: ...
 
     @abstractmethod
+    def _index_rows(self, after: IndexPlace, limit: int) -> Answer[list[IndexPlace]]: ...
+
+    @abstractmethod
     def _streams(self) -> Answer[list[bytes]]: ...
 
     @abstractmethod
@@ -211,6 +215,13 @@ class _Guard(Adapter, ABC):
     ) -> Asked[EventPage]:
         checks.check_page_about(reference, after, limit)
         return self._events_about(reference, after, limit), functools.partial(checks.sound_page_about, after)
+
+    def index_rows(
+        self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX
+    ) -> Asked[list[IndexPlace]]:
+        checks.check_index_page(after, limit)
+        after = after or BEFORE_ALL_ROWS
+        return self._index_rows(after, limit), functools.partial(checks.sound_index_rows, after)
 
     def streams(self) -> Asked[list[bytes]]:
         return self._streams(), checks.sound_streams

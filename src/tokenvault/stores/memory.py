@@ -14,7 +14,7 @@ from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import give_all, put_result
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
+from tokenvault.stores.index_rows import NO_USE, IndexPlace, cursor_of, place_of
 from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 P = ParamSpec("P")
@@ -156,6 +156,16 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         page = rows[first : first + limit]
         events = [self._events.get((stream, number), MALFORMED_EVENT) for _, stream, number in page]
         return EventPage(events, cursor_of(*page[-1]) if len(page) == limit else b"")
+
+    @_alone
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        rows = (
+            IndexPlace(reference, *row)
+            for reference in sorted(self._index)
+            if reference >= after.reference
+            for row in self._index[reference]
+        )
+        return list(islice((row for row in rows if row > after), limit))
 
     @_alone
     def _streams(self) -> list[bytes]:
