@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -20,9 +21,10 @@ import pytest
 
 import tokenvault as tv
 from tests import vaults
-from tests.interrupts import InterruptedThread, interrupt, interrupt_thread
+from tests.interrupts import InterruptedThread, InterruptedThreadError, interrupt, interrupt_thread
 from tests.vaults import SHOP, VISA, issue, use
 from tokenvault.audit.event import Event
+from tokenvault.interrupts import is_interrupt
 from tokenvault.keys import FileKeyStore, KeyPurpose, KeyStore
 from tokenvault.keys import file as key_file
 from tokenvault.stores.memory import MemoryTokenStore
@@ -267,12 +269,14 @@ def test_a_vault_with_keys_in_the_module_is_whole_after_very_many_interrupts(
 
 
 @pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("kind", [InterruptedThread, InterruptedThreadError])
 def test_threads_that_get_exceptions_set_harm_no_other_thread(
-    local_keys: KeyStore, database: TokenStore
+    local_keys: KeyStore, database: TokenStore, kind: type[BaseException]
 ) -> None:
     driven = Driven(local_keys, database, random.Random(4))
     stop = threading.Event()
     counts = [0] * 3
+    wrong: list[tv.TokenVaultError] = []
 
     def work(place: int) -> None:
         while not stop.is_set():
@@ -280,19 +284,21 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
                 while not stop.is_set():
                     driven.vault.detokenize(driven.plain, use(f"{place}-{counts[place]}"))
                     counts[place] += 1
-            except InterruptedThread:
+            except kind:
                 pass
+            except tv.TokenVaultError as error:
+                wrong.append(error)
 
     def forgiving(place: int) -> None:
         while not stop.is_set():
-            with suppress(InterruptedThread):
+            with suppress(kind):
                 work(place)
 
     threads = [threading.Thread(target=forgiving, args=(place,), daemon=True) for place in range(3)]
     for thread in threads:
         thread.start()
     for _ in range(150):
-        interrupt_thread(driven.chance.choice(threads))
+        interrupt_thread(driven.chance.choice(threads), kind)
         time.sleep(driven.chance.uniform(0, 0.004))
     time.sleep(0.02)
     before = list(counts)
@@ -304,6 +310,7 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
     for thread in threads:
         thread.join(CALL_SECONDS_MAX)
         assert not thread.is_alive()
+    assert not wrong, "what the application set came out as an error of the library"
     driven.assert_whole()
 
 
@@ -337,3 +344,29 @@ def test_a_key_file_that_another_process_locks_is_waited_for_no_longer_than_is_s
             assert raised.value.code == "KEY_STORE_FILE_LOCKED"
             assert not (tmp_path / "keys.json").exists()
         keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+
+
+class ApplicationError(Exception):
+    """What an application's own code raises."""
+
+
+class FailingStore(MemoryTokenStore):
+    """An adapter of an application, which fails while it reads."""
+
+    def _get_meta(self, name: str) -> bytes | None:
+        raise ApplicationError("4111111111111111")
+
+
+def test_an_error_that_an_adapter_raises_is_a_failure_and_no_interrupt() -> None:
+    with pytest.raises(tv.TokenStoreError) as raised:
+        FailingStore().get_meta("name")
+    assert "4111111111111111" not in str(raised.value)
+
+
+def test_an_error_that_is_raised_by_whom_it_was_given_to_is_no_interrupt() -> None:
+    """A future raises what it was told to: its frame is Python's own, and the instruction is one that raises."""
+    future: Future[None] = Future()
+    future.set_exception(ApplicationError())
+    with pytest.raises(ApplicationError) as raised:
+        future.result()
+    assert not is_interrupt(raised.value)

@@ -13,7 +13,7 @@ ROOT = Path(tokenvault.__file__).parent
 
 # Each room may import from those of the floors before it, and from no other on its own.
 ORDER = (
-    "errors < columns, runtime < crypto, model, stores < keys < audit, vaultless < records < vault"
+    "interrupts < errors < columns, runtime < crypto, model, stores < keys < audit, vaultless < records < vault"
     " < observers, testing, cli"
 )
 

@@ -39,7 +39,8 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError, is_of_signal_handler, without_numbers
+from tokenvault.errors import InvalidInputError, KeyStoreError, without_numbers
+from tokenvault.interrupts import is_interrupt
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.private_files import open_lock, open_private
 from tokenvault.keys.secrets import Secret, read_secret_file
@@ -248,7 +249,7 @@ def _explained(done: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_of_signal_handler(error):  # a time limit may be a TimeoutError
+        if is_interrupt(error):  # a time limit may be a TimeoutError
             raise
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise KeyStoreError(

@@ -20,8 +20,8 @@ from tokenvault.errors import (
     InvalidInputError,
     TokenStoreError,
     TokenVaultError,
-    is_of_signal_handler,
 )
+from tokenvault.interrupts import is_interrupt
 from tokenvault.runtime import run
 from tokenvault.stores import checks
 from tokenvault.stores.index_rows import BEFORE_ALL_ROWS, IndexPlace
@@ -284,9 +284,10 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
 def _failure(store: Adapter, name: str, error: Exception) -> Exception:
     """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning.
 
-    What a signal's handler raised in the middle passes as it is.
+    What a signal's handler or another thread raised in the middle passes as it is, without what was handled there.
     """
-    if is_of_signal_handler(error):
+    if is_interrupt(error):
+        error.__cause__ = error.__context__ = None
         return error
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:

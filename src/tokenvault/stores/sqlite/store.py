@@ -18,6 +18,7 @@ from itertools import starmap
 from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError, boundary
+from tokenvault.interrupts import is_interrupt
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
@@ -86,6 +87,8 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         try:
             self._pool_here().read(lambda connection: back_up(connection, name))
         except (sqlite3.Error, OSError) as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise TokenStoreError(self._explain(error), code=self._code(error)) from None
 
     def _new_pool(self) -> Pool:
