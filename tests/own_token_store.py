@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.stores import TokenStoreBase
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
@@ -30,6 +30,7 @@ SCHEMA: Final = (
     "PRAGMA user_version = 1",
 )
 EVENT: Final = "SELECT stream, number, events.reference, body, mac FROM events"
+WAIT_SECONDS_MAX: Final = 30
 Work = Callable[[sqlite3.Connection], list[str]]
 
 
@@ -47,7 +48,8 @@ class OwnTokenStore(TokenStoreBase, Forkable):
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A connection for one call. To close it undoes what it has not committed."""
         with self._calls:
-            self._calls.wait_for(lambda: not self._forking)
+            if not self._calls.wait_for(lambda: not self._forking, WAIT_SECONDS_MAX):
+                raise TokenStoreError("a fork took too long: call again")
             self._under_way += 1
         try:
             with closing(self._connect()) as connection:
@@ -58,7 +60,7 @@ class OwnTokenStore(TokenStoreBase, Forkable):
                 self._calls.notify_all()
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        return sqlite3.connect(self._path, timeout=WAIT_SECONDS_MAX, isolation_level=None)
 
     def _read(self, sql: str, *values: object) -> list[Any]:
         with self._connected() as connection:

@@ -343,5 +343,6 @@ def _complaint_of_a_child(store: TokenStore, number: int, closes: bool) -> str:
         if closes:
             store.close()
     except Exception as error:  # noqa: BLE001  its text is told to the parent
-        return f"{type(error).__name__}: {error}"
+        cause = f" from {error.__cause__!r}" if error.__cause__ else ""  # with the adapter's unsafe_debug
+        return f"{type(error).__name__}: {error}{cause}"
     return ""
