@@ -352,6 +352,7 @@ def first_violation(**arguments: Any) -> tuple[int, str]:
     pytest.fail("no schedule finds it")
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
 def test_a_planted_defect_is_found(
     defect: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch

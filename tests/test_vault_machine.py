@@ -700,6 +700,8 @@ def module_keys(softhsm_folder: Path) -> Iterator[KeyStore]:
         yield key_store
 
 
+# Not measured: over SQLite the same lines are.
+@pytest.mark.usefixtures("untraced")
 def test_a_vault_in_memory_answers_as_the_model(local_keys: KeyStore) -> None:
     run(VaultMachine, local_keys, 150, 40)
 
