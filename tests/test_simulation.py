@@ -63,6 +63,13 @@ def test_no_schedule_of_a_million_breaks_a_property() -> None:
             pass
 
 
+def test_a_write_given_up_too_early_may_take_the_number_of_the_checkpoint_that_closes() -> None:
+    """The vault's close raises then, as it may; the stream ends without closing, and all properties hold."""
+    history = simulate(160_070)
+    assert [process.late for process in history.world.processes] == [True, False]
+    assert len(history.closed) == 1
+
+
 # Replay.
 
 TOLD = """
