@@ -1,7 +1,7 @@
-"""One card, five tokens and one for the toll, as a bank's digital card has them: each with its own channel and limits.
+"""One card, five tokens and one for the toll, as a bank's digital card has them.
 
-Light for small payments, strong for large ones: what a payment has to come with follows from its amount. A lost phone
-takes down one token, and a toll tag can not be charged by another reader.
+Each has its own channel and limits. Light for small payments, strong for large ones: what a payment has to come with
+follows from its amount. A lost phone takes down one token, and a toll tag can not be charged by another reader.
 
 python examples/digital_card.py
 """
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import tokenvault as tv
+import attrs
 from stage import Calendar, attempt, money, table, vault
+
+import tokenvault as tv
 
 BANK, WALLET, TOLL = "40011111111", "40022222222", "40033333333"
 CARD = "6212345678901232"
@@ -48,7 +50,10 @@ DOMAINS = {
         strong_above=yuan(1_000),
     ),
     "QR code": tv.Domain(
-        requestors={BANK, WALLET}, channels={tv.Channel.QR_CONSUMER}, limits=(a_day(500),), strong_above=yuan(500)
+        requestors={BANK, WALLET},
+        channels={tv.Channel.QR_CONSUMER},
+        limits=(a_day(500),),
+        strong_above=yuan(500),
     ),
     "cash at a machine": tv.Domain(
         requestors={BANK},
@@ -110,7 +115,9 @@ def main() -> None:
     ]
     with vault(start, [DIGITAL], everyone) as (opened, calendar):
         purse = Purse(opened, calendar)
-        shown = [(name, issued.token, f"{issued.bin}...{issued.last4}") for name, issued in purse.tokens.items()]
+        shown = [
+            (name, issued.token, f"{issued.bin}...{issued.last4}") for name, issued in purse.tokens.items()
+        ]
         table("One card, a token for each use of it", [("TOKEN FOR", "TOKEN", "CARD"), *shown])
         play(purse)
         lost = purse.tokens["contactless"]
@@ -155,11 +162,26 @@ def play(purse: Purse) -> None:
     purse.pay("contactless", "tap 6: five since the last authentication", tap(6))
     purse.pay("contactless", "the same, unlocked by face and code", tap(6, purse.strong()))
     purse.pay("contactless", "tap 7: counted anew", tap(7))
-    cash = {"id": "a-1", "requestor": BANK, "channel": tv.Channel.ATM, "country": "CN", "kind": tv.Kind.CASH}
-    purse.pay("cash at a machine", "with PIN", tv.Transaction(**cash, amount=yuan(3_000), authentication=purse.strong()))
-    abroad = {"id": "t-1", "requestor": BANK, "channel": tv.Channel.TRANSFER, "kind": tv.Kind.TRANSFER}
-    purse.pay("transfer abroad", "below the least amount", tv.Transaction(**abroad, amount=yuan(50), authentication=purse.strong()))
-    purse.pay("transfer abroad", "with PIN", tv.Transaction(**abroad, amount=yuan(8_000), authentication=purse.strong()))
+    cash = tv.Transaction(
+        id="a-1",
+        requestor=BANK,
+        kind=tv.Kind.CASH,
+        channel=tv.Channel.ATM,
+        country="CN",
+        amount=yuan(3_000),
+        authentication=purse.strong(),
+    )
+    purse.pay("cash at a machine", "with PIN", cash)
+    abroad = tv.Transaction(
+        id="t-1",
+        requestor=BANK,
+        kind=tv.Kind.TRANSFER,
+        channel=tv.Channel.TRANSFER,
+        amount=yuan(50),
+        authentication=purse.strong(),
+    )
+    purse.pay("transfer abroad", "below the least amount", abroad)
+    purse.pay("transfer abroad", "with PIN", attrs.evolve(abroad, amount=yuan(8_000)))
     toll = tv.Transaction(
         id="m-1",
         requestor=TOLL,

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import tokenvault as tv
 from stage import attempt, money, table, vault
+
+import tokenvault as tv
 
 MARKET, BAKER, FLORIST, AGENT = "40011111111", "40022222222", "40033333333", "40044444444"
 CARD = "5555555555554444"
@@ -45,8 +46,15 @@ def main() -> None:
     rows = [("WHO", "WHAT", "AMOUNT", "DECISION")]
     with vault(datetime(2026, 11, 1, tzinfo=UTC), PROGRAMS, REQUESTORS) as (opened, _):
 
-        def pay(who: str, what: str, token: str, number: int, amount: int, **given: object) -> None:
-            transaction = tv.Transaction(id=f"order-{number}", requestor=who, amount=euro(amount), **given)
+        def pay(who: str, what: str, token: str, number: int, amount: int, merchant: str | None) -> None:
+            transaction = tv.Transaction(
+                id=f"order-{number}",
+                requestor=who,
+                amount=euro(amount),
+                merchant=merchant,
+                channel=tv.Channel.AGENT if who == AGENT else tv.Channel.ECOMMERCE,
+                agent="shopping-assistant" if who == AGENT else None,
+            )
             rows.append((NAMES[who], what, money(transaction.amount), attempt(opened, token, transaction)))
 
         wallet = opened.issue(CARD, expiry="2029-10", requestor=MARKET, program="wallet", customer="ada")
@@ -68,22 +76,22 @@ def main() -> None:
                 valid_until=datetime(2026, 12, 24, tzinfo=UTC),
             ),
         )
-        shopping = {"channel": tv.Channel.AGENT, "agent": "shopping-assistant"}
-        pay(BAKER, "its own token", baker.token, 1, 12, merchant="BAKER", channel=tv.Channel.ECOMMERCE)
-        pay(BAKER, "a second time", baker.token, 2, 12, merchant="BAKER", channel=tv.Channel.ECOMMERCE)
-        pay(FLORIST, "the baker's token", baker.token, 3, 12, merchant="BAKER", channel=tv.Channel.ECOMMERCE)
-        pay(AGENT, "flowers", agent.token, 4, 55, merchant="FLORIST", **shopping)
-        pay(AGENT, "a cake above what it may pay anywhere", agent.token, 5, 70, merchant="BAKER", **shopping)
-        pay(AGENT, "past its budget", agent.token, 6, 50, merchant="BAKER", **shopping)
-        pay(AGENT, "within it", agent.token, 7, 45, merchant="BAKER", **shopping)
-        pay(AGENT, "at another merchant", agent.token, 8, 1, merchant="CASINO", **shopping)
+        pay(BAKER, "its own token", baker.token, 1, 12, "BAKER")
+        pay(BAKER, "a second time", baker.token, 2, 12, "BAKER")
+        pay(FLORIST, "the baker's token", baker.token, 3, 12, "BAKER")
+        pay(AGENT, "flowers", agent.token, 4, 55, "FLORIST")
+        pay(AGENT, "a cake above what it may pay anywhere", agent.token, 5, 70, "BAKER")
+        pay(AGENT, "past its budget", agent.token, 6, 50, "BAKER")
+        pay(AGENT, "within it", agent.token, 7, 45, "BAKER")
+        pay(AGENT, "at another merchant", agent.token, 8, 1, "CASINO")
         granted = opened.tokens_from(wallet.token, requestor=MARKET)
         listed = [(NAMES[each.requestor], each.program, each.token, each.status.value) for each in granted]
         opened.delete(agent.token, requestor=MARKET, operator="ada")
-        pay(AGENT, "after the customer revoked it", agent.token, 9, 1, merchant="BAKER", **shopping)
-        pay(MARKET, "the customer's own token", wallet.token, 10, 30, channel=tv.Channel.ECOMMERCE)
+        pay(AGENT, "after the customer revoked it", agent.token, 9, 1, "BAKER")
+        pay(MARKET, "the customer's own token", wallet.token, 10, 30, None)
         table("Payments", rows)
-        table("What came from the customer's token, before it was revoked", [("FOR", "PROGRAM", "TOKEN", "STATUS"), *listed])
+        heads = ("FOR", "PROGRAM", "TOKEN", "STATUS")
+        table("What came from the customer's token, before it was revoked", [heads, *listed])
 
 
 if __name__ == "__main__":

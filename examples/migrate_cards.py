@@ -13,10 +13,12 @@ import sys
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
-import tokenvault as tv
 from stage import table, vault
+
+import tokenvault as tv
 
 SHOP = "40012345678"
 ON_FILE = tv.TokenProgram(
@@ -31,16 +33,24 @@ SPELLINGS = ("{m:02}/{y:02}", "{m:02}{y:02}", "20{y:02}-{m:02}", "{m}/20{y:02}",
 
 def main(rows: int = 50_000) -> None:
     """Make the export, import it with a break in the middle, and print what came of it."""
-    with tempfile.TemporaryDirectory() as folder, vault(
-        datetime(2026, 11, 1, tzinfo=UTC), [ON_FILE], [tv.TokenRequestor(SHOP, programs={"card-on-file"})]
-    ) as (opened, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        vault(
+            datetime(2026, 11, 1, tzinfo=UTC), [ON_FILE], [tv.TokenRequestor(SHOP, programs={"card-on-file"})]
+        ) as (opened, _),
+    ):
         export, rejects = Path(folder, "export.csv"), Path(folder, "rejects.csv")
         write_export(export, rows)
         issued, codes = set(), Counter[str]()
         reached = 0
         for stop_at in (rows // 2, rows + 1):  # the first run is broken off half way
             for row in tv.import_cards(
-                opened, export, requestor=SHOP, program="card-on-file", after_line=reached, operator="migration"
+                opened,
+                export,
+                requestor=SHOP,
+                program="card-on-file",
+                after_line=reached,
+                operator="migration",
             ):
                 reached = row.line
                 if row.token is not None:
@@ -56,7 +66,8 @@ def main(rows: int = 50_000) -> None:
         told = [(code, f"{count:,}") for code, count in sorted(codes.items())]
         table("Rejected, by code", [("CODE", "ROWS"), *told])
         with rejects.open() as file:
-            table("The first of the reject file", [("LINE", "CODE", "MESSAGE"), *(row for row, _ in zip(csv.reader(file), range(3)))])
+            first = islice(csv.reader(file), 3)
+            table("The first of the reject file", [("LINE", "CODE", "MESSAGE"), *first])
         print(f"\n{opened.count(program='card-on-file'):,} tokens in the vault, {len(issued):,} issued.")
 
 

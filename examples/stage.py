@@ -1,4 +1,4 @@
-"""What the other examples play on: a vault in a folder that goes away, with a clock that they set, and their tables."""
+"""What the other examples play on: a vault in a folder that goes away, its clock, and tables."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import tokenvault as tv
 from stage import Calendar, attempt, money, table, vault
+
+import tokenvault as tv
 
 SHOP = "40012345678"
 CARD = "4111111111111111"
@@ -53,7 +54,9 @@ class Year:
         left = money(tv.Money(monthly.left, "EUR"))
         self.rows.append((f"{self._calendar.now:%Y-%m-%d}", what, money(amount), outcome, left))
 
-    def pay(self, what: str, transaction_id: str, cents: int, kind: tv.Kind = tv.Kind.PURCHASE, **given: str) -> None:
+    def pay(
+        self, what: str, transaction_id: str, cents: int, kind: tv.Kind = tv.Kind.PURCHASE, **given: str
+    ) -> None:
         """A charge without the cardholder, or what follows it up."""
         amount = tv.Money(cents, "EUR")
         transaction = tv.Transaction(
@@ -98,8 +101,9 @@ def main() -> None:
         for month in range(2, 8):
             year.on(f"2026-{month:02}-28")
             year.pay(f"charge of month {month}", f"inv-{month}", 19_99, original="signup")
-            if month == 4:  # the issuer says no: the bank's decline gives the use back, and the next attempt passes
-                year.pay("declined by the issuer: given back", "inv-4-void", 19_99, tv.Kind.REVERSAL, original="inv-4")
+            if month == 4:  # the issuer says no: the use is given back, and the next attempt passes
+                declined = "declined by the issuer: given back"
+                year.pay(declined, "inv-4-void", 19_99, tv.Kind.REVERSAL, original="inv-4")
                 year.on("2026-04-30")
                 year.pay("tried again two days later", "inv-4-again", 19_99, original="signup")
         year.on("2026-09-28")
@@ -118,7 +122,8 @@ def main() -> None:
         year.on("2027-01-28")
         year.pay("charge after cancelling", "inv-late", 19_99, original="signup")
         year.pay("refund after cancelling", "ref-9", 19_99, tv.Kind.REFUND, original="inv-9-again")
-        table(f"Subscription of {issued.customer}, card {issued.bin}...{issued.last4}, token {issued.token}", year.rows)
+        card = f"{issued.bin}...{issued.last4}"
+        table(f"Subscription of {issued.customer}, card {card}, token {issued.token}", year.rows)
 
 
 if __name__ == "__main__":

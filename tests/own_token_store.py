@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.stores import TokenStoreBase
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
-from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.port import (
     EventPage,
     Fence,
@@ -42,6 +42,7 @@ SCHEMA: Final = (
     "PRAGMA user_version = 1",
 )
 EVENT: Final = "SELECT stream, number, events.reference, body, mac FROM events"
+WAIT_SECONDS_MAX: Final = 30
 Work = Callable[[sqlite3.Connection], list[str]]
 
 
@@ -59,7 +60,8 @@ class OwnTokenStore(TokenStoreBase, Forkable):
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A connection for one call. To close it undoes what it has not committed."""
         with self._calls:
-            self._calls.wait_for(lambda: not self._forking)
+            if not self._calls.wait_for(lambda: not self._forking, WAIT_SECONDS_MAX):
+                raise TokenStoreError("a fork took too long: call again")
             self._under_way += 1
         try:
             with closing(self._connect()) as connection:
@@ -70,7 +72,7 @@ class OwnTokenStore(TokenStoreBase, Forkable):
                 self._calls.notify_all()
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        return sqlite3.connect(self._path, timeout=WAIT_SECONDS_MAX, isolation_level=None)
 
     def _read(self, sql: str, *values: object) -> list[Any]:
         with self._connected() as connection:
@@ -246,6 +248,14 @@ class OwnTokenStore(TokenStoreBase, Forkable):
         rows = self._read(sql, reference, *place_of(after), limit)
         events = [SealedEvent(*row[1:]) for row in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        sql = (
+            "SELECT reference, use_id, stream, number FROM event_index"
+            " WHERE (reference, use_id, stream, number) > (?, ?, ?, ?)"
+            " ORDER BY reference, use_id, stream, number LIMIT ?"
+        )
+        return [IndexPlace(*row) for row in self._read(sql, *after, limit)]
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]

@@ -102,6 +102,7 @@ def test_a_stream_refers_to_the_last_checkpoint_of_every_other_one_once(
     assert {stream for each in references.values() for stream, _ in each} == set(store.streams())
 
 
+@pytest.mark.usefixtures("untraced")
 def test_old_streams_stay_known_by_a_chain_of_younger_ones(local_keys: KeyStore) -> None:
     store = MemoryTokenStore()
     tv.provision(local_keys, store)
@@ -473,19 +474,32 @@ def tamper(store: MemoryTokenStore, data: st.DataObject) -> str:
     return kind
 
 
-@settings(max_examples=150)
+def report_what_was_changed(keys: KeyStore, todo: list[str], events: int, data: st.DataObject) -> None:
+    store = a_trail(keys, todo, events)
+    report = tv.verify_audit(store, keys=keys)
+    assert report.findings == ()
+    assert parse_anchor(report.anchor()) == report.anchor_entries
+    kind = tamper(store, data)
+    after = tv.verify_audit(store, keys=keys, since=report)
+    assert after.findings, kind
+
+
+@pytest.mark.nightly
+@settings(max_examples=1_000)
+@given(todo=steps, events=st.integers(1, 5), data=st.data())
+def test_an_untouched_trail_is_never_reported_and_a_change_always_is_very_often(
+    local_keys: KeyStore, todo: list[str], events: int, data: st.DataObject
+) -> None:
+    report_what_was_changed(local_keys, todo, events, data)
+
+
+@settings(max_examples=60)
 @given(todo=steps, events=st.integers(1, 5), data=st.data())
 def test_an_untouched_trail_is_never_reported_and_a_change_always_is(
     local_keys: KeyStore, todo: list[str], events: int, data: st.DataObject
 ) -> None:
     """Given what a verification before it said: without that, an open end can be cut where no record changed."""
-    store = a_trail(local_keys, todo, events)
-    report = tv.verify_audit(store, keys=local_keys)
-    assert report.findings == ()
-    assert parse_anchor(report.anchor()) == report.anchor_entries
-    kind = tamper(store, data)
-    after = tv.verify_audit(store, keys=local_keys, since=report)
-    assert after.findings, kind
+    report_what_was_changed(local_keys, todo, events, data)
 
 
 # Reading.

@@ -229,11 +229,11 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     salt, passphrase = bytes(range(16)), Secret("example passphrase")
     wrapping = key_file.wrapping_key(passphrase, salt)
     stored = {KeyName(KeyPurpose.SEAL, 1): key_file.StoredKey(Custody.IN_PROCESS, KEY)}
-    content = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
+    held = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
     with monkeypatch.context() as patched:
         fixed(patched, b"\x01" * 12)
-        text = key_file.serialize(content, AESGCM(wrapping))
-    assert key_file.parse(text, lambda _: AESGCM(wrapping)) == content
+        text = key_file.serialize(held, AESGCM(wrapping))
+    assert key_file.parse(text, lambda _: AESGCM(wrapping)) == held
     written = json.loads(text)
     yield "wrapping key", wrapping.hex()
     header = f'{{"format":"tokenvault-keys-1","scrypt":{{"n":131072,"p":1,"r":8,"salt":"{salt.hex()}"}}}}'

@@ -144,6 +144,9 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
     wrong_adapters.SkipsEqualKeys: [
         (lambda contract, _, store: contract.test_events_about_a_reference(store), "cursor takes"),
     ],
+    wrong_adapters.SkipsRowsOfOneReference: [
+        (lambda contract, _, store: contract.test_rows_of_the_index(store), "rows of the index do not come"),
+    ],
     wrong_adapters.OrdersEventsByArrival: [
         (lambda contract, _, store: contract.test_events_about_a_reference(store), "order of arrival"),
     ],

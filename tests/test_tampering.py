@@ -220,7 +220,7 @@ def assert_reads_refuse(scene: Scene, row: Row, column: str, changed: Row) -> No
     assert seen(lambda: vault.get(reference_of(row))) is by_reference
     if column == "token":  # found under the new one, where that could be a token at all
         possible = 13 <= len(str(changed["token"])) <= 19 and set(str(changed["token"])) <= set(string.digits)
-        expected = tv.IntegrityError if possible else tv.InvalidInputError
+        expected: type[tv.TokenVaultError] = tv.IntegrityError if possible else tv.InvalidInputError
         if len(str(changed["token"])) == 32 and set(str(changed["token"])) <= set("0123456789abcdef"):
             expected = tv.TokenNotFoundError  # it could be a reference
         assert seen(lambda: vault.detokenize(str(changed["token"]), good("after"))) is expected

@@ -87,6 +87,7 @@ STORE_CALLS: dict[str, Callable[[Any], Any]] = {
     "append": lambda store: store.append([EVENT]),
     "events": lambda store: store.events(stream=EVENT.stream),
     "events_about": lambda store: store.events_about(RECORD.reference),
+    "index_rows": lambda store: store.index_rows(),
     "streams": lambda store: store.streams(),
     "latest_checkpoints": lambda store: store.latest_checkpoints(1),
     "put_domain": lambda store: store.put_domain(DIGEST, DOCUMENT),

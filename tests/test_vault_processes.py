@@ -220,6 +220,18 @@ def test_one_transaction_retried_by_all_at_once_is_answered_to_all_and_counts_on
     assert_numbered_without_gap(store, 1 + 64)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_no_card_comes_out_of_another_process_once_a_suspension_has_returned(
+    site: Site, url: str, vault: tv.Vault, many: bool
+) -> None:
+    """Also where that process had decided on the use before: its event is written behind a fence."""
+    token = issue(vault).token
+    answer, *_ = site.crew.run(url, vault_workers.use_beside_suspension, vault_workers.LateUse(token, many))
+    assert answer == "refused"
+    outcomes = [event.outcome.name for event in vault.history(token) if event.action is Action.DETOKENIZE]
+    assert outcomes == ["DENIED"]
+
+
 # Convergence.
 
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final, TypeVar, cast
 
-from tokenvault.errors import InvalidInputError, is_of_signal_handler
+from tokenvault.errors import InvalidInputError
+from tokenvault.interrupts import is_interrupt
 from tokenvault.model import iso
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
@@ -183,7 +184,7 @@ def listed(name: str, values: object, most: int) -> list[object]:
     try:
         return list(islice(values, most + 1))
     except Exception as error:  # the caller's own iterator failed, with whatever it holds
-        if is_of_signal_handler(error):
+        if is_interrupt(error):
             raise
         raise InvalidInputError(f"the iterable of {name} failed") from None
 

@@ -7,7 +7,7 @@ release: `add_codes` takes it. Codes are added, never taken away: domains under 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from tokenvault.errors import InvalidInputError, boundary
@@ -44,14 +44,14 @@ _added: frozenset[str] = frozenset()  # of two letters and of three, beside thos
 
 
 @boundary
-def add_codes(*, currencies: Iterable[str] = (), countries: Iterable[str] = ()) -> None:
+def add_codes(*, currencies: Collection[str] = (), countries: Collection[str] = ()) -> None:
     """Accept further codes in this process: of ISO 4217 (three letters) and of ISO 3166-1 alpha-2.
 
     Every process that opens a vault calls it, when it starts: one that has not refuses to read a domain with such a
     code. What is accepted stays so.
 
     Raises:
-        InvalidInputError: a code has another form; then none is added.
+        InvalidInputError: a code has another form, or the codes are no list, tuple or set; then none is added.
     """
     global _added  # noqa: PLW0603 # one assignment, so that other threads see all of them or none
     found = _checked(currencies, _CURRENCY, "a currency is three capital letters")
@@ -68,8 +68,8 @@ def is_country(code: str) -> bool:
     return code in COUNTRIES or (code in _added and len(code) == 2)
 
 
-def _checked(codes: Iterable[str], form: re.Pattern[str], message: str) -> frozenset[str]:
-    found = frozenset(codes)
-    if not all(isinstance(code, str) and form.fullmatch(code) for code in found):
+def _checked(codes: Collection[str], form: re.Pattern[str], message: str) -> frozenset[str]:
+    fits = isinstance(codes, list | tuple | set | frozenset)
+    if not fits or not all(isinstance(code, str) and form.fullmatch(code) for code in codes):
         raise InvalidInputError(message)
-    return found
+    return frozenset(codes)

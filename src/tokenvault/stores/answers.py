@@ -6,11 +6,13 @@ The same is returned, or IntegrityError is raised.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import ge
 from typing import TypeVar
 
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.checks import (
     event_fits,
+    index_place_fits,
     is_ascii,
     is_bytes_up_to,
     is_cursor,
@@ -19,6 +21,7 @@ from tokenvault.stores.checks import (
     records_fit,
 )
 from tokenvault.stores.found_records import RecordColumns
+from tokenvault.stores.index_rows import IndexPlace
 from tokenvault.stores.port import (
     MALFORMED_EVENT,
     META_VALUE_BYTES_MAX,
@@ -115,6 +118,13 @@ def sound_page_about(after: bytes, page: EventPage) -> EventPage:
     if following != b"" and not (is_cursor(following) and following > after):
         raise IntegrityError("a stored row of the index has a number that was not written")
     return EventPage(sound_latest_checkpoints(events), following)
+
+
+def sound_index_rows(after: IndexPlace, places: list[IndexPlace]) -> list[IndexPlace]:
+    """Rows of the index, behind `after` and ascending: no reader goes in circles."""
+    if not all(map(index_place_fits, places)) or any(map(ge, [after, *places], places)):
+        raise IntegrityError("the stored index has rows of other types, lengths or order than were written")
+    return places
 
 
 def sound_document(digest: bytes, document: bytes | None) -> bytes | None:

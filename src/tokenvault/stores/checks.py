@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Final, TypeVar, get_type_hints
 
 from tokenvault.errors import InvalidInputError
-from tokenvault.stores.index_rows import CURSOR_BYTES, NO_USE, USE_ID_BYTES, IndexRow, place_of
+from tokenvault.stores.index_rows import (
+    BEFORE_ALL_ROWS,
+    CURSOR_BYTES,
+    NO_USE,
+    USE_ID_BYTES,
+    IndexPlace,
+    IndexRow,
+    place_of,
+)
 from tokenvault.stores.new_records import IndexColumns, RecordBatch
 from tokenvault.stores.port import (
     CUSTOMER_CHARACTERS_MAX,
@@ -342,6 +350,20 @@ def check_page_about(reference: bytes, after: bytes, limit: int) -> None:
     if not (_is_bytes(after, 0) or is_cursor(after)):
         raise InvalidInputError("after is what the page before said, or empty")
     check_limit(limit)
+
+
+def checked_index_page(after: IndexPlace | None, limit: int) -> IndexPlace:
+    """After which row of the index to read: of all, where no row was read yet."""
+    if after is not None and not index_place_fits(after):
+        raise InvalidInputError("after is the last row of the index that was read, or None")
+    check_limit(limit)
+    return after or BEFORE_ALL_ROWS
+
+
+def index_place_fits(place: IndexPlace) -> bool:
+    """Whether each field of a row of the index has the type and shape that IndexPlace states."""
+    fits = type(place) is IndexPlace and all(_is_bytes(name, REFERENCE_BYTES) for name in place[:3])
+    return fits and is_number(place.number, 1)
 
 
 def is_cursor(value: object) -> bool:

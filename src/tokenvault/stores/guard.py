@@ -20,10 +20,11 @@ from tokenvault.errors import (
     InvalidInputError,
     TokenStoreError,
     TokenVaultError,
-    is_of_signal_handler,
 )
+from tokenvault.interrupts import is_interrupt
 from tokenvault.runtime import run
 from tokenvault.stores import answers, checks
+from tokenvault.stores.index_rows import IndexPlace
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -148,6 +149,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> Answer[EventPage]: ...
+
+    @abstractmethod
+    def _index_rows(self, after: IndexPlace, limit: int) -> Answer[list[IndexPlace]]: ...
 
     @abstractmethod
     def _streams(self) -> Answer[list[bytes]]: ...
@@ -277,6 +281,12 @@ class _Guard(Adapter, ABC):
         checks.check_page_about(reference, after, limit)
         return self._events_about(reference, after, limit), functools.partial(answers.sound_page_about, after)
 
+    def index_rows(
+        self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX
+    ) -> Asked[list[IndexPlace]]:
+        place = checks.checked_index_page(after, limit)
+        return self._index_rows(place, limit), functools.partial(answers.sound_index_rows, place)
+
     def streams(self) -> Asked[list[bytes]]:
         return self._streams(), answers.sound_streams
 
@@ -338,9 +348,10 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
 def _failure(store: Adapter, name: str, error: Exception) -> Exception:
     """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning.
 
-    What a signal's handler raised in the middle passes as it is.
+    What a signal's handler or another thread raised in the middle passes as it is, without what was handled there.
     """
-    if is_of_signal_handler(error):
+    if is_interrupt(error):
+        error.__cause__ = error.__context__ = None
         return error
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:

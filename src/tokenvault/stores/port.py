@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from inspect import isfunction
 from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
-from tokenvault.stores.index_rows import IndexRow
+from tokenvault.stores.index_rows import IndexPlace, IndexRow
 from tokenvault.stores.write_limits import WriteLimits
 
 PAGE_MAX: Final = 10_000
@@ -318,6 +318,13 @@ class TokenStore(Protocol):
         """
         unwritten()
 
+    def index_rows(self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX) -> list[IndexPlace]:
+        """The rows of the index behind one of them, in its order: reference, use id, stream and number, ascending.
+
+        Those of other lengths, or with a number below 1, may be left out: no vault wrote them.
+        """
+        unwritten()
+
     def streams(self) -> list[bytes]:
         """Every event stream there is, in no particular order; also a name of another length, if one was planted."""
         unwritten()
@@ -446,6 +453,10 @@ class AsyncTokenStore(Protocol):
 
     async def events_about(self, reference: bytes, *, after: bytes = b"", limit: int = PAGE_MAX) -> EventPage:
         """Events that have index rows of one reference, by these rows."""
+        unwritten()
+
+    async def index_rows(self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX) -> list[IndexPlace]:
+        """The rows of the index behind one of them, in its order."""
         unwritten()
 
     async def streams(self) -> list[bytes]:

@@ -20,6 +20,8 @@ from tokenvault.stores.write_limits import ROW_BYTES
 
 THREADS: Final = 8
 PROCESS_SECONDS_MAX: Final = 60.0
+"""How long the kit waits for a process, a thread or an answer of what it tries."""
+
 _RECORD_BYTES: Final = 200  # of the body of a sample
 _EVENT_BYTES: Final = 100
 
@@ -98,7 +100,7 @@ class TokenStoreOnALoop(Forwarding):
         """Run a coroutine on the loop, to its end."""
         if self._loop.is_closed():  # closed, as the store is: it says so without suspending
             return asyncio.run(call)
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(PROCESS_SECONDS_MAX)
 
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -106,7 +108,7 @@ class TokenStoreOnALoop(Forwarding):
         finally:
             if name == "close" and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
+                self._thread.join(PROCESS_SECONDS_MAX)
                 self._loop.close()
 
 
@@ -187,7 +189,7 @@ def race(work: Callable[[int], _T]) -> list[_T]:
     barrier = threading.Barrier(THREADS)
 
     def run(n: int) -> _T:
-        barrier.wait()
+        barrier.wait(PROCESS_SECONDS_MAX)
         return work(n)
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -336,6 +336,7 @@ class TokenStoreContract(UsesContract):
             lambda: store.append([an_event(1)]),
             lambda: store.events(stream=bytes(16)),
             lambda: store.events_about(bytes(16)),
+            store.index_rows,
             store.streams,
             lambda: store.latest_checkpoints(1),
             lambda: store.put_domain(digest_of(b""), b""),

@@ -291,6 +291,15 @@ USES: Final = Statement(
     _ONE_EVENT,
 )
 
+INDEX_ROWS: Final = Statement(
+    f"""
+    SELECT {INDEX_COLUMNS} FROM {EVENT_INDEX}
+    WHERE (reference, use_id, stream, number) > ($1, $2, $3, $4)
+        AND length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16 AND number > 0
+    ORDER BY reference, use_id, stream, number LIMIT $5""",
+    (*INDEX.values(), INT8),
+    (*INDEX.values(),),
+)
 # One index look-up a stream, where DISTINCT reads every event.
 STREAMS: Final = Statement(
     f"""

@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
-from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.port import (
     PAGE_MAX,
     USE_EVENTS_MAX,
@@ -246,6 +246,11 @@ class _PostgresStore(Adapter, Forkable):
         rows = about.rows(await self._run(about, reference, *place_of(after), limit))
         events = [SealedEvent(*fields) for _, *fields in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    async def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        return list(
+            map(IndexPlace._make, sql.INDEX_ROWS.rows(await self._run(sql.INDEX_ROWS, *after, limit)))
+        )
 
     async def _streams(self) -> list[bytes]:
         return await self._firsts(sql.STREAMS)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
+from tokenvault.interrupts import is_interrupt
 from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
@@ -223,7 +224,9 @@ class SqliteFile:
             return None
         try:
             found = os.stat(self._path)
-        except OSError:
+        except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -253,7 +256,9 @@ class SqliteFile:
     def _file_there(self) -> tuple[int, int] | None:
         try:
             found = os.stat(self._path)
-        except OSError:
+        except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             return None
         return found.st_dev, found.st_ino
 

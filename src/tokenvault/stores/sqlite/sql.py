@@ -64,6 +64,11 @@ EVENTS_ABOUT: Final = """
     WHERE i.reference = ? AND (use_id, i.stream, i.number) > (?, ?, ?)
         AND length(use_id) = 16 AND length(i.stream) = 16 AND i.number > 0
     ORDER BY use_id, i.stream, i.number LIMIT ?"""
+INDEX_ROWS: Final = """
+    SELECT reference, use_id, stream, number FROM event_index
+    WHERE (reference, use_id, stream, number) > (?, ?, ?, ?)
+        AND length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16 AND number > 0
+    ORDER BY reference, use_id, stream, number LIMIT ?"""
 # One index look-up a stream, where DISTINCT reads every event.
 STREAMS: Final = """
     WITH RECURSIVE streams (stream) AS (

@@ -18,9 +18,10 @@ from itertools import starmap
 from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError, boundary
+from tokenvault.interrupts import is_interrupt
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import (
     MALFORMED_EVENT,
@@ -96,6 +97,8 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         try:
             self._pool_here().read(lambda connection: back_up(connection, name))
         except (sqlite3.Error, OSError) as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise TokenStoreError(self._explain(error), code=self._code(error)) from None
 
     def _new_pool(self) -> Pool:
@@ -274,6 +277,9 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         rows = self._read(sql.EVENTS_ABOUT, (reference, *place_of(after), limit))
         events = [SealedEvent(*fields) for _, *fields in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        return list(map(IndexPlace._make, self._read(sql.INDEX_ROWS, (*after, limit))))
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read(sql.STREAMS)]

@@ -16,7 +16,8 @@ import numpy as np
 
 from tokenvault.audit.batch_event import ITEMS_MAX, USES_MAX
 from tokenvault.audit.event import Action
-from tokenvault.errors import InvalidInputError, TokenVaultError, is_of_signal_handler
+from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.interrupts import is_interrupt
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
@@ -148,7 +149,7 @@ def _next(name: str, items: Iterator[object], size: int) -> list[object]:
     try:
         return list(islice(items, size))
     except Exception as error:  # the caller's own iterator failed, with whatever it holds
-        if is_of_signal_handler(error):
+        if is_interrupt(error):
             raise
         raise InvalidInputError(
             f"the iterable of {name} failed; what it gave in whole chunks before is done"
