@@ -199,7 +199,9 @@ print(sorted(set(sys.modules) - before))
 
 def test_no_call_imports_a_module(database_url: str, tmp_path: Path) -> None:
     """Python's own lock of imports stays held where an interrupt strikes in one: then nobody imports any more."""
-    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("correct horse battery staple")
+    passphrase.chmod(0o600)
     keys = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
     command = [sys.executable, "-c", IMPORTED_IN_CALLS, keys, database_url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

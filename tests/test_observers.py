@@ -95,9 +95,9 @@ def test_calls_and_decisions_are_told_in_their_order(local_keys: KeyStore, recor
     assert notes.calls() == [
         ("issue", "done", None),
         ("check", "done", None),
-        ("detokenize", "refused", "DomainRestrictionError"),
+        ("detokenize", "refused", "MERCHANT_NOT_ALLOWED"),
         ("detokenize", "done", None),
-        ("get", "refused", "TokenNotFoundError"),
+        ("get", "refused", "TOKEN_NOT_FOUND"),
         ("issue_many", "done", None),
     ]
     assert [each for each in notes.told if isinstance(each, Decided)] == [
@@ -144,7 +144,7 @@ def test_a_failure_of_the_database_is_told_as_one(local_keys: KeyStore, records:
         reference = issue(vault).reference
         schedule.set([FAIL])
         expect_error(vault.get, reference)
-    assert notes.calls() == [("issue", "done", None), ("get", "failed", "TokenStoreError")]
+    assert notes.calls() == [("issue", "done", None), ("get", "failed", "STORE_FAILED")]
 
 
 def test_no_event_holds_a_card_number_a_token_or_a_reference(
@@ -221,7 +221,7 @@ def test_events_become_records_of_logging(
     assert levels == [
         ("DEBUG", "issue done"),
         ("INFO", "detokenize not allowed: MERCHANT_NOT_ALLOWED"),
-        ("INFO", "detokenize refused (DomainRestrictionError)"),
+        ("INFO", "detokenize refused (MERCHANT_NOT_ALLOWED)"),
         ("INFO", "a change starts over, for the 3. time"),
     ]
     assert vars(caplog.records[1])["tokenvault"]["codes"] == ("MERCHANT_NOT_ALLOWED",)
@@ -240,7 +240,7 @@ def test_opentelemetry_gets_metrics_in_seconds_and_a_span_for_each_call(
         vault.issue_many([VISA], requestor=SHOP, program="one-time")
     observer.observe(ConflictMet(attempts=1))
     observer.observe(
-        CallEnded(name="get", outcome="failed", code="TokenStoreError", milliseconds=1.0, ended_ns=2_000_000)
+        CallEnded(name="get", outcome="failed", code="STORE_FAILED", milliseconds=1.0, ended_ns=2_000_000)
     )
     told = reader.get_metrics_data()
     assert told is not None
@@ -252,7 +252,7 @@ def test_opentelemetry_gets_metrics_in_seconds_and_a_span_for_each_call(
     }
     assert points["issue"].count == 1  # type: ignore[union-attr] # of a histogram
     assert 0 < points["issue"].sum < 60  # type: ignore[union-attr] # of a histogram
-    assert (points["detokenize"].attributes or {})["error.type"] == "DomainRestrictionError"
+    assert (points["detokenize"].attributes or {})["error.type"] == "MERCHANT_NOT_ALLOWED"
     for name in ("decisions", "violations", "conflicts"):
         [point] = metrics[f"tokenvault.client.{name}"].data.data_points
         assert point.value == 1  # type: ignore[union-attr] # of a counter

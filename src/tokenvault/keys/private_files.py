@@ -37,16 +37,20 @@ def open_private(path: str, what: str) -> BinaryIO:
         KeyStoreError: it is no file, or others can write it.
     """
     _check_place(path, what)
-    handle = os.open(
-        path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    )  # a pipe without a writer would be waited for
+    file = open(path, "rb", opener=_open_file)  # noqa: SIM115 # the caller closes it
     try:
-        _check_file(os.fstat(handle), what)
-        _warn_of_readers(path, what, stat.S_IMODE(os.fstat(handle).st_mode))
-        return os.fdopen(handle, "rb")
+        found = os.fstat(file.fileno())
+        _check_file(found, what)
+        _warn_of_readers(path, what, stat.S_IMODE(found.st_mode))
     except BaseException:
-        os.close(handle)
+        file.close()
         raise
+    return file
+
+
+def _open_file(path: str, _flags: int) -> int:
+    # A pipe without a writer would be waited for.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def open_lock(path: str, flags: int) -> int:

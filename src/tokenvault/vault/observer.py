@@ -23,6 +23,7 @@ from tokenvault.errors import (
     LifecycleError,
     PermissionDeniedError,
     TokenNotFoundError,
+    TokenVaultError,
 )
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
@@ -50,7 +51,8 @@ class CallEnded:
     Attributes:
         name: of the method, such as "issue".
         outcome: "done", "refused" (as the caller or a rule wants it), "failed" or "cancelled".
-        code: of the error: its `code` where it has one, or else the name of its class; None where it is done.
+        code: of the error: its `code` where it is one of the library, or else the name of its class; None where it
+            is done.
         milliseconds: how long the call took.
         ended_ns: when, in nanoseconds of the Unix epoch, by this machine's clock.
         items: how many items a batch had; None for other calls.
@@ -151,7 +153,7 @@ class Deliveries:
             CallEnded(
                 name=name,
                 outcome=_outcome(error),
-                code=None if error is None else str(getattr(error, "code", None) or type(error).__name__),
+                code=None if error is None else _code_of(error),
                 milliseconds=milliseconds,
                 ended_ns=time.time_ns(),
                 items=len(result) if name.endswith("_many") and isinstance(result, Sized) else None,
@@ -180,3 +182,8 @@ def _outcome(error: BaseException | None) -> str:
     if not isinstance(error, Exception):
         return CANCELLED
     return REFUSED if isinstance(error, _REFUSALS) else FAILED
+
+
+def _code_of(error: BaseException) -> str:
+    """What names an error: a `code` of the application's own could hold anything."""
+    return error.code if isinstance(error, TokenVaultError) else type(error).__name__
