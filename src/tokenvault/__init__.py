@@ -8,7 +8,7 @@ import pkgutil as _pkgutil
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.export import AuditEvent, export_audit
-from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind
+from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind, Grade
 from tokenvault.audit.verify.trusted_keys import audit_public_key
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.crypto import ff1
@@ -83,6 +83,7 @@ __all__ = [
     "DomainRestrictionError",
     "Factor",
     "FindingKind",
+    "Grade",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",

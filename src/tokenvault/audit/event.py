@@ -39,7 +39,7 @@ from tokenvault.audit.merkle import LEAF
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.index_rows import NO_USE, IndexRow
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 
 ENCODING_VERSION: Final = 3
 
@@ -218,6 +218,14 @@ def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> byte
     """An event's leaf hash, 32 bytes: its leaf in the Merkle tree of its stream."""
     covered = b"".join((LEAF, stream, _POSITION.pack(number, len(reference)), reference, body))
     return hashlib.sha256(covered).digest()
+
+
+def is_open(row: SealedEvent) -> bool:
+    """Whether the stream of a row goes on after it, as far as the row says: it is no checkpoint that closes it."""
+    checkpoint = None
+    with suppress(IntegrityError):
+        checkpoint = Event.parse(row).checkpoint
+    return row != MALFORMED_EVENT and (checkpoint is None or not checkpoint.closes)
 
 
 def leaf_of(row: SealedEvent) -> bytes:

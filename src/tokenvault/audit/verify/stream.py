@@ -160,7 +160,16 @@ class StreamAudit:
                 first,
                 min(last, committed),
             )
-        self.gaps += max(0, last - max(first - 1, committed))
+        open_from = max(first, committed + 1)
+        if open_from <= last:
+            self.gaps += last - open_from + 1
+            self._note(
+                FindingKind.GAP,
+                "no event has this number: a killed process left it out, or the event was removed before a checkpoint"
+                " committed to it",
+                open_from,
+                last,
+            )
         self.invalid_macs.note_missing(self.stream, first, last)
 
     def _note_invalid(self, row: SealedEvent, after_end: bool) -> None:

@@ -92,6 +92,7 @@ def _report(
         covered=sum(covered.values()),
         uncovered={name.hex(): audit.events - covered[name] for name, audit in audits.items()},
         gaps=sum(audit.gaps for audit in audits.values()),
+        open_findings=tuple(findings.open),
         anchor_entries=anchor_entries,
     )
 
@@ -153,7 +154,7 @@ def _check_cross_reference(
         if now is None:
             findings.add(
                 FindingKind.TRUNCATED,
-                "another stream refers to a checkpoint of this one that is not there",
+                "another stream refers to an event of this one that is not there",
                 stream,
                 audit.last + 1,
                 number,
@@ -161,7 +162,7 @@ def _check_cross_reference(
     elif now is None or leaf_of(now) != reference.leaf:
         findings.add(
             FindingKind.EDITED,
-            "another stream refers to a checkpoint here, which is not there, or another one",
+            "another stream refers to an event here, which is not there, or another one",
             stream,
             number,
         )
