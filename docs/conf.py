@@ -247,7 +247,9 @@ def shorten_signature(
     if signature is not None:
         signature = re.sub(r"^\(\*_?args.*, \*\*_?kwargs.*\)$", "", signature)
         signature = re.sub(
-            r"= Domain\(requestors=None.*?min_assurance=None\)", "= Domain()", signature
+            r"= Domain\(requestors=None.*?follow_ups_without_original=False\)",
+            "= Domain()",
+            signature,
         )
     return signature, returns
 

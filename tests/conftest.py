@@ -24,6 +24,9 @@ __all__ = ["handled", "untraced"]  # fixtures
 
 settings.register_profile("without deadline", deadline=None)  # how long a call takes proves nothing here
 settings.load_profile("without deadline")
+settings.register_profile(
+    "other-pythons", deadline=None, max_examples=25
+)  # where a test does not say how many
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,6 +60,10 @@ ASYNC_STORES = {"async-sqlite": tv.Custody.IN_MODULE, "async-postgres": tv.Custo
 """Each with keys in one custody: the flows are those of the other stores."""
 
 
+LEFT_TO_THE_NIGHT = ("Partitioned", "Uvloop", "Own")
+"""In the names of classes, where they are run by processes."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the stores with coroutines in the other custody.
@@ -75,8 +82,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "postgres",
         ):
             item.add_marker(pytest.mark.nightly)
-        # Processes meet the same statements on one table as on its partitions, and nobody uses the how-to's adapter.
-        if item.name.endswith("_by_processes") and ("Partitioned" in item.nodeid or "Own" in item.nodeid):
+        # Processes meet the same statements on one table as on its partitions, with any event loop; and nobody uses
+        # the how-to's adapter.
+        if item.name.endswith("_by_processes") and any(name in item.nodeid for name in LEFT_TO_THE_NIGHT):
             item.add_marker(pytest.mark.nightly)
 
 

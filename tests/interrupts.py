@@ -21,12 +21,16 @@ _DROPPED: list[object] = []
 """Exceptions of the handler that the interpreter itself dropped, as in a destructor: nothing can hand those on."""
 
 
-class InterruptedAtRandomError(Exception):
-    """What a handler raises, as those of Celery and RQ do."""
+class InterruptedAtRandomError(TimeoutError):
+    """What a handler raises, as those of Celery and RQ do; and an OSError, as the usual handler of SIGALRM raises."""
 
 
 class InterruptedThread(BaseException):  # it is none of the errors that a library may handle
     """What one thread sets in another."""
+
+
+class InterruptedThreadError(Exception):
+    """The same, of a class that a library might take for a failure: so are the time-outs of task queues' threads."""
 
 
 @pytest.fixture
@@ -86,8 +90,6 @@ def interrupt(
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def interrupt_thread(thread: threading.Thread) -> None:
+def interrupt_thread(thread: threading.Thread, kind: type[BaseException] = InterruptedThread) -> None:
     """Set an exception in a thread: it strikes where a signal would in the main thread."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(InterruptedThread)
-    )
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(kind))

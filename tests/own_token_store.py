@@ -9,18 +9,30 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.stores import TokenStoreBase
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
-from tokenvault.stores.index_rows import cursor_of, place_of
-from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
+from tokenvault.stores.port import (
+    EventPage,
+    Fence,
+    FoundUse,
+    SealedEvent,
+    SealedRecord,
+    TokenGroup,
+    digest_of,
+)
 
 SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, reference BLOB,"
     " pan_fingerprint BLOB, requestor TEXT, program TEXT, revision INTEGER,"
-    " key_version INTEGER, body BLOB, seal BLOB)",
+    " key_version INTEGER, body BLOB, seal BLOB, customer TEXT, last4_key BLOB,"
+    " status INTEGER, created_ms INTEGER)",
     "CREATE INDEX IF NOT EXISTS by_reference ON tokens (reference)",
     "CREATE INDEX IF NOT EXISTS by_fingerprint ON tokens (pan_fingerprint, token)",
+    "CREATE INDEX IF NOT EXISTS by_group ON tokens (requestor, program, status, created_ms, token)",
+    "CREATE INDEX IF NOT EXISTS by_customer ON tokens (customer, token)",
+    "CREATE INDEX IF NOT EXISTS by_last4 ON tokens (last4_key, token)",
     "CREATE TABLE IF NOT EXISTS events (stream BLOB, number INTEGER, reference BLOB,"
     " body BLOB, mac BLOB, PRIMARY KEY (stream, number))",
     "CREATE TABLE IF NOT EXISTS event_index (reference BLOB, use_id BLOB, stream BLOB,"
@@ -30,6 +42,7 @@ SCHEMA: Final = (
     "PRAGMA user_version = 1",
 )
 EVENT: Final = "SELECT stream, number, events.reference, body, mac FROM events"
+WAIT_SECONDS_MAX: Final = 30
 Work = Callable[[sqlite3.Connection], list[str]]
 
 
@@ -47,7 +60,8 @@ class OwnTokenStore(TokenStoreBase, Forkable):
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A connection for one call. To close it undoes what it has not committed."""
         with self._calls:
-            self._calls.wait_for(lambda: not self._forking)
+            if not self._calls.wait_for(lambda: not self._forking, WAIT_SECONDS_MAX):
+                raise TokenStoreError("a fork took too long: call again")
             self._under_way += 1
         try:
             with closing(self._connect()) as connection:
@@ -58,7 +72,7 @@ class OwnTokenStore(TokenStoreBase, Forkable):
                 self._calls.notify_all()
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        return sqlite3.connect(self._path, timeout=WAIT_SECONDS_MAX, isolation_level=None)
 
     def _read(self, sql: str, *values: object) -> list[Any]:
         with self._connected() as connection:
@@ -97,7 +111,7 @@ class OwnTokenStore(TokenStoreBase, Forkable):
             ]
             if existing:
                 return existing
-            connection.executemany("INSERT INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", records)
+            connection.executemany("INSERT INTO tokens VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", records)
             if document is not None:
                 kept = digest_of(document), document
                 connection.execute("INSERT OR IGNORE INTO domains VALUES (?, ?)", kept)
@@ -112,7 +126,8 @@ class OwnTokenStore(TokenStoreBase, Forkable):
             "UPDATE tokens SET reference = :reference,"
             " pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
             " program = :program, revision = :revision, key_version = :key_version,"
-            " body = :body, seal = :seal"
+            " body = :body, seal = :seal, customer = :customer,"
+            " last4_key = :last4_key, status = :status, created_ms = :created_ms"
             " WHERE token = :token AND revision = :revision - 1"
         )
         look = "SELECT revision FROM tokens WHERE token = ?"
@@ -173,6 +188,45 @@ class OwnTokenStore(TokenStoreBase, Forkable):
         rows = self._read("SELECT * FROM tokens WHERE reference = ? LIMIT 1", reference)
         return SealedRecord(*rows[0]) if rows else None
 
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        record = self._by_reference(name) if isinstance(name, bytes) else next(iter(self._get([name])), None)
+        if record is None:
+            return FoundUse(None, [])
+        return FoundUse(record, self._uses([(record.reference, use_id) for use_id in use_ids]))
+
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        sql = f"{EVENT} JOIN event_index AS i USING (stream, number) WHERE i.reference = ? AND i.use_id = ?"
+        with self._connected() as connection:
+            rows = [row for pair in dict.fromkeys(pairs) for row in connection.execute(sql, pair)]
+        return [SealedEvent(*row) for row in dict.fromkeys(rows)]
+
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> list[SealedRecord]:
+        sql = (
+            "SELECT * FROM tokens WHERE requestor = ? AND program = ? AND status = ?"
+            " AND (created_ms, token) > (?, ?) ORDER BY created_ms, token LIMIT ?"
+        )
+        return [SealedRecord(*row) for row in self._read(sql, requestor, program, status, *after, limit)]
+
+    def _groups(self) -> list[TokenGroup]:
+        rows = self._read("SELECT DISTINCT requestor, program, status FROM tokens ORDER BY 1, 2, 3")
+        return [TokenGroup(*row) for row in rows]
+
+    def _count(self, requestor: str, program: str, status: int) -> int:
+        sql = "SELECT count(*) FROM tokens WHERE requestor = ? AND program = ? AND status = ?"
+        count: int = self._read(sql, requestor, program, status)[0][0]
+        return count
+
+    def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
+        sql = "SELECT * FROM tokens WHERE customer = ? AND token > ? ORDER BY token LIMIT ?"
+        return [SealedRecord(*row) for row in self._read(sql, customer, after, limit)]
+
+    def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
+        sql = "SELECT * FROM tokens WHERE last4_key = ? AND token > ? ORDER BY token LIMIT ?"
+        rows = [row for key in dict.fromkeys(last4_keys) for row in self._read(sql, key, after, limit)]
+        return [SealedRecord(*row) for row in sorted(rows)[:limit]]
+
     def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
         sql = (
             "SELECT * FROM tokens WHERE token > ?"
@@ -194,6 +248,14 @@ class OwnTokenStore(TokenStoreBase, Forkable):
         rows = self._read(sql, reference, *place_of(after), limit)
         events = [SealedEvent(*row[1:]) for row in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        sql = (
+            "SELECT reference, use_id, stream, number FROM event_index"
+            " WHERE (reference, use_id, stream, number) > (?, ?, ?, ?)"
+            " ORDER BY reference, use_id, stream, number LIMIT ?"
+        )
+        return [IndexPlace(*row) for row in self._read(sql, *after, limit)]
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]

@@ -267,7 +267,7 @@ def test_a_record_put_back_is_named_at_once_and_for_ever(
             older = sql.execute("SELECT * FROM tokens").fetchone()
             vault.detokenize(token.token, use(1))
             sql.execute("DELETE FROM tokens")
-            sql.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", older)
+            sql.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", older)
             findings = tv.verify_audit(other, keys=keys).findings
             assert [(each.kind, each.reference, each.revision) for each in findings] == [
                 (FindingKind.REVISION_FELL, token.reference, 1)
@@ -286,7 +286,7 @@ def test_a_record_removed_or_planted_is_named(shell: Shell) -> None:
     shell.sql.execute("DELETE FROM tokens WHERE token = ?", (token,))
     (finding,) = shell.verify().findings
     assert (finding.kind, finding.reference) == (FindingKind.RECORD_REMOVED, reference.hex())
-    columns = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    columns = f"({', '.join('?' * len(row))})"
     shell.sql.execute(f"INSERT INTO tokens VALUES {columns}", row)
     for planted, kind in (
         (("9" * 19, *row[1:]), FindingKind.INSERTED),

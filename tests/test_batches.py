@@ -24,16 +24,10 @@ from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, batch_events, issue, use
-from tokenvault.audit.batch_event import (
-    BATCH,
-    ITEMS_MAX,
-    BatchEvent,
-    BatchEventBuilder,
-    Kind,
-    items,
-    parse,
-)
+from tokenvault.audit.batch_event import BATCH, ITEMS_MAX, NO_NAME, USES_MAX, BatchEvent, Kind, items, parse
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.use_note import UseNote
 from tokenvault.columns.random import uniform
 from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
 from tokenvault.stores.new_records import RecordBatch
@@ -106,7 +100,10 @@ class Small:
         method = getattr(self._vault, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with mock.patch.object(batches, "CHUNK_ITEMS", self._size):
+            with (
+                mock.patch.object(batches, "CHUNK_ITEMS", self._size),
+                mock.patch.object(batches, "CHUNK_USES", self._size),
+            ):
                 return method(*arguments, **named)
 
         return call
@@ -172,7 +169,9 @@ def test_issuing_in_batches_gives_what_single_calls_give(
                     for pan, expiry in map(single_card, cards)
                 ]  # fmt: skip
             outcomes.append(found)
-            assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+            # A card that comes again with a later expiry changes its token.
+            newest = {info.token: info for info in found if isinstance(info, tv.TokenInfo)}
+            assert all(vault.get(token).revision >= info.revision for token, info in newest.items())
             names: dict[bytes, object] = {}
             for info in [*made, *found]:
                 if isinstance(info, tv.TokenInfo):
@@ -400,13 +399,13 @@ def test_a_chunk_is_one_write_and_one_event(keys: KeyStore, store: TokenStore) -
         assert counting.calls == ["find", "append"] * 3
         counting.calls.clear()
         assert not small.detokenize_many(zip(texts(issued), map(use, count()), strict=False)).failed
-        assert counting.calls == ["get", "replace"] * 3
+        assert counting.calls == ["get", "uses", "replace"] * 3
         counting.calls.clear()
         assert not small.detokenize_many(zip(texts(issued), map(use, count()), strict=False)).failed
-        assert counting.calls == ["get", "append"] * 3  # the same ones again: nothing counts
+        assert counting.calls == ["get", "uses", "append"] * 3  # the same ones again: nothing counts
         counting.calls.clear()
         assert not small.check_many(zip(texts(issued), repeat(use(99)), strict=False)).failed
-        assert counting.calls == ["get"] * 3
+        assert counting.calls == ["get", "uses"] * 3
     events = [parse(row) for row in batch_events(store)]
     assert [event.action for event in events] == [Action.ISSUE] * 9 + [Action.DETOKENIZE] * 6
     listed = [item.reference.hex() for event in events[:3] for item in items(event)]
@@ -498,7 +497,9 @@ def test_a_program_that_runs_full_in_a_batch_gives_out_every_token(local_keys: K
             assert len(set(given)) == len(given) == 10
             assert all(type(error) is tv.TokenSpaceExhaustedError for error in found.errors.values())
             assert len(found.errors) == len(cards) - 10
-            assert all(vault.get(info.token) == info for info in found if isinstance(info, tv.TokenInfo))
+            # A card that comes again with a later expiry changes its token.
+            newest = {info.token: info for info in found if isinstance(info, tv.TokenInfo)}
+            assert all(vault.get(token).revision >= info.revision for token, info in newest.items())
 
 
 def test_tokens_in_the_way_are_drawn_again(vault: tv.Vault, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,16 +609,18 @@ def test_a_card_whose_convergent_token_was_deleted_gets_another_in_a_batch_too(l
 def test_a_card_that_comes_again_with_another_expiry_is_answered_as_by_single_calls(
     local_keys: KeyStore,
 ) -> None:
+    """A later one renews its token, and an earlier one is refused."""
     cards = [(VISA, "2029-12"), (VISA, "2030-12"), (VISA, "2029-12")]
     with vaults.open_vault(local_keys, memory_store(local_keys)) as vault:
         first, second, third = vault.issue_many(cards, requestor=SHOP, program="card-on-file")
     with vaults.open_vault(local_keys, memory_store(local_keys)) as vault:
-        issue(vault, program="card-on-file")
-        with pytest.raises(tv.InvalidInputError) as alone:
-            issue(vault, program="card-on-file", expiry="2030-12")
+        alone = [outcome(issue, vault, pan, program="card-on-file", expiry=expiry) for pan, expiry in cards]
     assert isinstance(first, tv.TokenInfo)
-    assert first == third
-    assert (type(second), str(second)) == (type(alone.value), str(alone.value))
+    assert isinstance(second, tv.TokenInfo)
+    assert second.token == first.token
+    assert [str(each.card_expiry) for each in (first, second)] == ["2029-12", "2030-12"]
+    assert [type(each) for each in alone] == [tv.TokenInfo, tv.TokenInfo, tv.InvalidInputError]
+    assert (type(third), str(third)) == (type(alone[2]), str(alone[2]))
 
 
 def test_a_card_that_stands_in_a_chunk_often_gets_one_token(local_keys: KeyStore) -> None:
@@ -765,19 +768,19 @@ def test_a_key_store_that_is_away_fails_the_chunk_that_asked_it(local_keys: KeyS
     counting = CountingStore(memory_store(local_keys))
     opened: Any = counting
     with vaults.open_vault(local_keys, opened) as vault:
-        seal_many = vault._core.keys.seal_many  # type: ignore[union-attr] # it is open
+        seal_new = vault._core.keys.seal_new  # type: ignore[union-attr] # it is open
         turns, inserts = count(), count()
 
         def failing(*arguments: Any) -> Any:
             if next(turns) in (1, 4):
                 raise tv.KeyStoreError("the module is away")
-            return seal_many(*arguments)
+            return seal_new(*arguments)
 
         def fail(name: str) -> None:
             if name == "insert" and next(inserts) == 2:  # of the fourth chunk: one before was never written
                 raise tv.TokenStoreError("the database is away")
 
-        with mock.patch("tokenvault.records.keyring.KeyRing.seal_many", side_effect=failing):
+        with mock.patch("tokenvault.records.keyring.KeyRing.seal_new", side_effect=failing):
             counting.before = fail
             found = in_chunks(vault, 5).issue_many(many(40), requestor=SHOP, program="one-time")
             counting.before = lambda _: None
@@ -848,7 +851,9 @@ def test_batches_into_postgres_are_whole_and_their_tokens_in_no_log(
     local_keys: KeyStore, postgres_server: PostgresServer
 ) -> None:
     """Batch after batch, into a program so small that nearly every chunk draws tokens that exist."""
-    tiny = tv.TokenProgram("tiny", format=tv.TokenFormat(bin="99991234", length=13), expected_tokens=5_000)
+    tiny = tv.TokenProgram(
+        "tiny", format=tv.TokenFormat(bin="99991234", length=13), expected_tokens=5_000, accept_density=True
+    )
     requestor = tv.TokenRequestor(SHOP, programs={"tiny"})
     with closing(tv.open_token_store(postgres_server.new_url())) as store:
         tv.provision(local_keys, store)
@@ -932,6 +937,22 @@ def referents(thing: object, depth: int = 4) -> list[Any]:
 # Records and events of a chunk.
 
 
+_sixteen = st.binary(min_size=16, max_size=16).filter(any)
+use_notes = st.builds(
+    UseNote,
+    kind=st.sampled_from(tv.Kind),
+    content=st.binary(min_size=16, max_size=16),
+    use_id=_sixteen,
+    original=st.just(b"") | _sixteen,
+    amount=st.integers(0, 2**63),
+    currency=st.sampled_from(["", "EUR"]),
+    final=st.booleans(),
+    strong=st.booleans(),
+    retry=st.booleans(),
+    counted=st.lists(_sixteen, max_size=3, unique=True).map(sorted).map(tuple),
+)
+
+
 @settings(max_examples=200)
 @given(
     st.lists(
@@ -942,6 +963,8 @@ def referents(thing: object, depth: int = 4) -> list[Any]:
             st.sampled_from([None, SHOP, ACQUIRER]),
             st.lists(st.sampled_from(["TOKEN_EXPIRED", "A", "B"]), max_size=3, unique=True).map(tuple),
             st.sampled_from([None, "tx-1", "tx-2", "x" * 64]),
+            st.sampled_from([None, "o" * 64]),
+            st.none() | use_notes,
         ),
         min_size=1,
         max_size=12,
@@ -953,9 +976,12 @@ def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, a
     """Item by item; and no other bytes read as an event than those that an event is written as."""
 
     builder = BatchEventBuilder(len(listed) + 2)
-    for row, (reference, revision, outcome, requestor, codes, name) in enumerate(listed, 1):
-        builder.note(row, reference, revision, Kind(outcome, requestor, codes), name)
-    event = builder.event(time_ms, action)
+    uses = action is Action.DETOKENIZE
+    for row, (reference, revision, outcome, requestor, codes, name, operator, note) in enumerate(listed, 1):
+        kind = Kind(outcome, requestor, codes, operator)
+        builder.note(row, reference, revision, kind, name, note if uses else None)
+    issues = action is Action.ISSUE and any(revision for _, revision, *_ in listed)
+    event = builder.event(time_ms, action, b"n" * 16 if issues else NO_NAME)
     assert event is not None
     sealed = SealedEvent(bytes(16), 1, BATCH, event.body(), bytes(16))
     read = parse(sealed)
@@ -971,11 +997,16 @@ def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, a
             transaction_id=name,
             codes=codes,
             revision=revision,
+            operator=operator,
+            use=note if uses else None,
         )
-        for reference, revision, outcome, requestor, codes, name in listed
+        for reference, revision, outcome, requestor, codes, name, operator, note in listed
     ]
     assert list(items(read)) == expected
-    for changed in (sealed.body[:-1], sealed.body + b"\0", sealed.body[:13] + b"\xff\xff" + sealed.body[15:]):
+    assert list(read.index_rows()) == list(event.index_rows())
+    if not issues:  # as single events are found
+        assert set(event.index_rows()) == {row for single in expected for row in single.index_rows()}
+    for changed in (sealed.body[:-1], sealed.body + b"\0", sealed.body[:29] + b"\xff\xff" + sealed.body[31:]):
         with pytest.raises(tv.IntegrityError):
             parse(sealed._replace(body=changed))
     with pytest.raises(tv.IntegrityError):
@@ -989,18 +1020,23 @@ def test_any_bytes_are_an_event_or_refused(body: bytes) -> None:
         assert parse(row).body() == row.body
 
 
-def test_the_largest_event_of_a_chunk_fits() -> None:
-    """Every item with a kind, a revision and the longest transaction id of its own."""
-
+@pytest.mark.parametrize(("action", "most"), [(Action.UPDATE_CARD, ITEMS_MAX), (Action.DETOKENIZE, USES_MAX)])
+def test_the_largest_event_of_a_chunk_fits(action: Action, most: int) -> None:
+    """Every item with a kind, a revision, the longest transaction id and, of uses, a note of its own."""
     codes = [f"CODE_{n:020}" for n in range(24)]
-    builder = BatchEventBuilder(ITEMS_MAX)
-    for row in range(ITEMS_MAX):
+    builder = BatchEventBuilder(most)
+    for row in range(most):
         chosen = tuple(codes[n] for n in range(12) if row >> n & 1) + tuple(codes[12:])
-        builder.note(row, b"r" * 16, row, Kind(Outcome.DENIED, f"{row:011}", chosen), f"{row:064}")
-    event = builder.event(NOW_MS, Action.DETOKENIZE)
+        name = row.to_bytes(16)
+        note = UseNote(
+            tv.Kind.REFUND, name, b"u" * 16, b"o" * 16, row, "EUR", counted=(name,) if row % 2 else ()
+        )
+        noted = note if action is Action.DETOKENIZE else None
+        builder.note(row, b"r" * 16, row, Kind(Outcome.DENIED, f"{row:011}", chosen), f"{row:064}", noted)
+    event = builder.event(NOW_MS, action)
     assert event is not None
     assert len(event.body()) <= EVENT_BODY_BYTES_MAX
-    assert len(list(event.items())) == ITEMS_MAX
+    assert len(list(event.items())) == most
 
 
 def test_record_batches_are_sequences_of_records() -> None:
@@ -1008,13 +1044,39 @@ def test_record_batches_are_sequences_of_records() -> None:
     column = np.arange(48, dtype=np.uint8).reshape(3, 16)
     seals = np.arange(135, dtype=np.uint8).reshape(3, 45)
     tokens = [b"9" * 13, b"8" * 19, b"7" * 16]
-    batch = RecordBatch(tokens, column, column[::-1], SHOP, "one-time", 1, 3, b"body", seals)
+    common: dict[str, Any] = {
+        "requestor": SHOP,
+        "program": "one-time",
+        "revision": 1,
+        "key_version": 3,
+        "status": 2,
+        "created_ms": 9,
+    }
+    batch = RecordBatch(
+        tokens=tokens,
+        references=column,
+        pan_fingerprints=column[::-1],
+        bodies=[b"1", b"22", b""],
+        seals=seals,
+        customers=["", "c", ""],
+        last4_keys=column,
+        **common,
+    )
     listed = list(batch)
     assert [batch[n] for n in range(3)] == listed == batch[:]
     assert batch[-1] == listed[2]
     assert listed[1].pan_fingerprint == column[1].tobytes()
     assert list(batch.take(np.array([2, 0]))) == [listed[2], listed[0]]
-    other = RecordBatch([b"6" * 14], column[:1], column[:1], SHOP, "one-time", 1, 3, b"body", seals[2:])
+    other = RecordBatch(
+        tokens=[b"6" * 14],
+        references=column[:1],
+        pan_fingerprints=column[:1],
+        bodies=[b"x"],
+        seals=seals[2:],
+        customers=["d"],
+        last4_keys=column[:1],
+        **common,
+    )
     assert list(batch.with_rows(np.array([1]), other)) == [listed[0], other[0], listed[2]]
     for wrong in (
         {"tokens": [b"9" * 13, b"x" * 13, b"7" * 16]},
@@ -1022,19 +1084,23 @@ def test_record_batches_are_sequences_of_records() -> None:
         {"tokens": tokens[:2]},
         {"references": column[:, :15]},
         {"seals": seals.astype(np.int8)},
+        {"bodies": [b""]},
+        {"customers": [""]},
+        {"last4_keys": column[:, :8]},
     ):
         arguments: dict[str, Any] = {
             "tokens": tokens,
             "references": column,
             "pan_fingerprints": column,
+            "bodies": [b""] * 3,
             "seals": seals,
+            "customers": [""] * 3,
+            "last4_keys": column[:, :0],
+            **common,
             **wrong,
         }
         with pytest.raises(tv.InvalidInputError):
-            RecordBatch(
-                arguments["tokens"], arguments["references"], arguments["pan_fingerprints"], SHOP, "p", 1, 1, b"",
-                arguments["seals"],
-            )  # fmt: skip
+            RecordBatch(**arguments)
 
 
 @settings(max_examples=50)

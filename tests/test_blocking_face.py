@@ -49,7 +49,7 @@ def test_a_stale_face_fails_the_check(
     monkeypatch.setattr(blocking_vault, "TARGET", target)
     assert blocking_vault.main([]) == 0
     assert blocking_vault.main(["--check"]) == 0
-    target.write_text(target.read_text().replace("checks.token(token)", "token", 1))
+    target.write_text(target.read_text().replace("arguments.token_or_reference(token)", "token", 1))
     assert blocking_vault.main(["--check"]) == 1
     assert "python -m scripts.blocking_vault" in capsys.readouterr().out
     assert blocking_vault.main(["--other"]) == 2

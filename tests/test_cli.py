@@ -132,7 +132,11 @@ def test_every_control_that_failed_is_told(command: Command) -> None:
     assert "CHANNEL_NOT_ALLOWED" in told.err
     error = command("detokenize", reference, "-r", ACQUIRER, "--json").document["error"]
     assert error["type"] == "DomainRestrictionError"
-    assert {each["code"] for each in error["violations"]} == {"REQUESTOR_NOT_ALLOWED", "CHANNEL_NOT_ALLOWED"}
+    assert {each["code"] for each in error["violations"]} == {
+        "REQUESTOR_NOT_ALLOWED",
+        "CHANNEL_NOT_ALLOWED",
+        "AMOUNT_TOO_HIGH",
+    }
 
 
 def test_deleting_asks_first_and_a_token_is_masked_unless_it_is_asked_for(command: Command) -> None:

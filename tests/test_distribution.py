@@ -83,7 +83,7 @@ def test_the_metadata_names_the_distribution_and_what_it_needs(wheel: zipfile.Zi
     assert told["License-Expression"] == "Apache-2.0"
     required = [text for text in told.get_all("Requires-Dist", []) if "extra ==" not in text]
     needed = {re.split(r"[<>=!~ \[]", text)[0] for text in required}
-    assert needed == {"attrs", "cryptography", "numpy"}
+    assert needed == {"attrs", "cryptography", "numpy", "tzdata"}
     assert {"postgres", "testing", "arrow", "cli", "examples"} <= set(told.get_all("Provides-Extra", []))
     urls = {text.split(",")[0] for text in told.get_all("Project-URL", [])}
     assert {"Documentation", "Source", "Issues", "Changelog"} <= urls

@@ -60,7 +60,7 @@ def raised() -> set[tuple[str, str]]:
             given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
             if not given:
                 found.add((kind.code, public(kind)))
-            elif isinstance(given[0], ast.Constant):
+            elif isinstance(given[0], ast.Constant) and given[0].value is not None:
                 found.add((str(given[0].value), public(kind)))
     return found
 
@@ -80,7 +80,10 @@ def spelled() -> set[str]:
                 if beginning is not None and CODE.fullmatch(node.value) and node.value.startswith(beginning):
                     found.add(node.value)
             elif (
-                isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant)
+                isinstance(node, ast.keyword)
+                and node.arg == "code"
+                and isinstance(node.value, ast.Constant)
+                and node.value.value is not None
             ):
                 found.add(str(node.value.value))
     return found

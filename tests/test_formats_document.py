@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import itertools
 import json
 import re
@@ -17,18 +18,22 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tokenvault as tv
 from tokenvault.audit import batch_event as batch_events
-from tokenvault.audit import checkpoint
+from tokenvault.audit import checkpoint, use_note
 from tokenvault.audit import event as events
 from tokenvault.audit.merkle import Tree
 from tokenvault.crypto import ccm, ff1
+from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.kdf import derive
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
 from tokenvault.keys import file as key_file
 from tokenvault.keys.pkcs11.objects import destroyed_label, label_of
 from tokenvault.keys.pkcs11.store import DERIVATION_LABEL
 from tokenvault.keys.secrets import Secret
-from tokenvault.model.counters import Usage
-from tokenvault.model.limits import VelocityCounter
+from tokenvault.model.accounting import record as left_behind
+from tokenvault.model.counters import Counter, Usage
+from tokenvault.model.decision import Restrictions
+from tokenvault.model.domain import NO_RESTRICTION
+from tokenvault.model.ledger import NO_USES
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records import layout, sealing
 from tokenvault.records import record as records
@@ -36,11 +41,10 @@ from tokenvault.records.keyring import KeyRing, key_check_value
 from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
-EXAMPLES_COUNT = 32
+EXAMPLES_COUNT = 36
 LAYOUTS = {
     "Record body, fixed part": layout.BODY.size,
     "Counter": layout.COUNTER.size,
-    "Remembered transaction": 32,
     "Record digest, fixed part of the input": layout.DIGEST_HEADER.size,
     "Plaintext of the seal": layout.PLAINTEXT.size,
     "Seal": SEAL_BYTES,
@@ -48,6 +52,7 @@ LAYOUTS = {
     "Checkpoint payload, fixed part": checkpoint._FIXED.size,
     "Cross-reference": checkpoint._CROSS_REFERENCE.size,
     "Batch event body, fixed part": batch_events._FIXED.size,
+    "Note of a use, fixed part": use_note.NOTE.size,
     "Vaultless tweak": 11,
 }
 
@@ -110,7 +115,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
     pan = Pan.parse(PAN)
     pan_fingerprint = ring.pan_fingerprint(pan)
-    choice = ring.convergent_choice(pan_fingerprint, REQUESTOR, PROGRAM, 0)
+    choice = ring.convergent_choice(pan_fingerprint, REQUESTOR, PROGRAM, "", 0)
     token_format = tv.TokenFormat(bin="999912", keep_last4=True)
     choices = token_format.choices(len(PAN))
     token = token_format.make(choice % choices, len(PAN), pan.last4)
@@ -121,19 +126,22 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
     yield "domain document", DOMAIN.to_json()
     yield "domain digest", DOMAIN.digest.hex()
-    spelt = "40012345678|M-1001||ecommerce|||4200 EUR|"
-    identity = hashlib.sha256(f"{USE.requestor}\x1f{USE.id}".encode()).digest()[:16]
-    assert USE._memory == identity + hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
+    counter = hashlib.sha256(b'{"counts":"EUR"}').digest()[:16]
+    yield "velocity counter", counter.hex()
+    spelt = "40012345678|purchase|||M-1001||ecommerce|||4200 EUR|||||"
+    assert USE.content == hashlib.sha256(spelt.replace("|", "\x1f").encode()).digest()[:16]
     yield "transaction content", spelt
-    yield "remembered transaction", USE._memory.hex()
+    yield "transaction content digest", USE.content.hex()
 
     record = records.TokenRecord(
         token=token, reference=REFERENCE, pan_fingerprint=pan_fingerprint, requestor=REQUESTOR,
         program=PROGRAM, revision=2,
         domain=DOMAIN.digest, status=tv.TokenStatus.ACTIVE, created_ms=TIME_MS, updated_ms=TIME_MS + 1_000,
-        usage=Usage().after(USE, (DOMAIN.limits[0]._counter,), TIME_MS),
+        usage=left_behind(
+            Usage(), Restrictions(NO_RESTRICTION, NO_RESTRICTION, DOMAIN), USE, TIME_MS, NO_USES
+        ).usage,
     )  # fmt: skip
-    assert record.usage == Usage({VelocityCounter("EUR", 0): (0, 4_200)}, USE._memory)
+    assert record.usage == Usage((Counter(counter, 0, 4_200),), last_used_ms=TIME_MS)
     with monkeypatch.context() as patched:
         fixed(patched, NONCE)
         row = sealing.seal(record, Card(pan, CardExpiry(2029, 12)), cipher, 1)
@@ -148,9 +156,23 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     yield "plaintext", plaintext.hex()
     yield "seal", row.seal.hex()
 
+    label = b"tokenvault: key of the index of uses, last four digits and requests"
+    index_key = b"".join(Cmac(cipher).tag(label + bytes((half,))) for half in range(2))
+    use_id = hmac.digest(index_key, f"use\x1f{REQUESTOR}\x1ftx-1".encode(), "sha256")[:16]
+    content = hmac.digest(index_key, USE.content, "sha256")[:16]
+    assert ring.use_ids(REQUESTOR, "tx-1") == (use_id,)
+    assert ring.contents(USE.content) == (content,)
+    yield "index key", index_key.hex()
+    yield "use id", use_id.hex()
+    yield "content digest of the use", content.hex()
+    note = use_note.UseNote(
+        tv.Kind.PURCHASE, content, use_id, amount=42_00, currency="EUR", counted=(counter,)
+    )
+    packed = struct.pack(">BBQ3s16s16s16sB16s", 1, 1, 42_00, b"EUR", content, use_id, bytes(16), 1, counter)
+    assert note.pack() == packed
     event = events.Event(
         time_ms=TIME_MS + 1_000, action=events.Action.DETOKENIZE, outcome=events.Outcome.DONE,
-        requestor=REQUESTOR, reference=REFERENCE, transaction_id="tx-1", revision=2,
+        requestor=REQUESTOR, reference=REFERENCE, transaction_id="tx-1", revision=2, use=note,
     )  # fmt: skip
     leaf = hashlib.sha256(b"\0" + STREAM + struct.pack(">QB", 7, 16) + REFERENCE + event.body()).digest()
     unsigned = SealedEvent(STREAM, 7, REFERENCE, event.body(), b"")
@@ -207,11 +229,11 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     salt, passphrase = bytes(range(16)), Secret("example passphrase")
     wrapping = key_file.wrapping_key(passphrase, salt)
     stored = {KeyName(KeyPurpose.SEAL, 1): key_file.StoredKey(Custody.IN_PROCESS, KEY)}
-    content = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
+    held = key_file.Content(stored, {KeyPurpose.SEAL: 1}, salt)
     with monkeypatch.context() as patched:
         fixed(patched, b"\x01" * 12)
-        text = key_file.serialize(content, AESGCM(wrapping))
-    assert key_file.parse(text, lambda _: AESGCM(wrapping)) == content
+        text = key_file.serialize(held, AESGCM(wrapping))
+    assert key_file.parse(text, lambda _: AESGCM(wrapping)) == held
     written = json.loads(text)
     yield "wrapping key", wrapping.hex()
     header = f'{{"format":"tokenvault-keys-1","scrypt":{{"n":131072,"p":1,"r":8,"salt":"{salt.hex()}"}}}}'
@@ -224,8 +246,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
 def documented_digest(body: bytes, token: str, pan_fingerprint: bytes) -> bytes:
     """The record digest, made from the document's table and not by the code."""
-    texts = token, REQUESTOR, PROGRAM
-    fixed_part = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + pan_fingerprint + bytes(map(len, texts))
+    texts = token, REQUESTOR, PROGRAM, ""
+    header = NONCE + struct.pack(">QI", 2, 1) + REFERENCE + pan_fingerprint
+    fixed_part = header + bytes(16) + bytes(map(len, texts))
     return hashlib.sha256(fixed_part + "".join(texts).encode() + body).digest()[:20]
 
 
@@ -270,7 +293,7 @@ def test_the_sql_is_the_schema_of_a_provisioned_file(tmp_path: Path) -> None:
         ]
     documented = [one_line(statement) for statement in "".join(blocks("sql")).split(";") if statement.strip()]
     assert sorted(documented) == sorted([one_line(sql) for (sql,) in statements] + pragmas)
-    assert len(documented) == 9
+    assert len(documented) == 12
 
 
 def test_the_numbers_of_actions_outcomes_and_labels_are_the_code_s() -> None:

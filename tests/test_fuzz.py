@@ -90,14 +90,35 @@ def calls(
 ) -> dict[str, tuple[Callable[..., object], int, list[str]]]:
     """Public calls: how many arguments stand first, and which have names."""
     vaultless = tv.VaultlessTokenizer(keys, program="fuzz", requestor=SHOP)
-    controls = ["requestors", "merchants", "merchant_categories", "channels", "countries", "currencies", "devices",
-                "valid_from", "valid_until", "max_amount", "limits", "cryptogram", "min_assurance"]  # fmt: skip
-    orders = ["expiry", "requestor", "program", "domain", "token_expiry", "assurance", "par", "active"]
+    controls = ["requestors", "merchants", "merchant_categories", "channels", "countries", "currencies",
+                "devices", "kinds", "references", "agents", "assurances", "valid_from", "valid_until", "min_amount",
+                "max_amount", "min_interval", "limits", "cryptogram", "strong_above", "strong_factors",
+                "strong_max_age",
+                "follow_ups_without_original"]  # fmt: skip
+    common = ["requestor", "program", "domain", "token_expiry", "assurance", "active", "operator"]
+    orders = [*common, "expiry", "par", "customer", "metadata", "idempotency_key", "accept_expired"]
+    by = ["requestor", "operator"]
     return {
         "issue": (vault.issue, 1, orders),
         "check": (vault.check, 2, []),
         "detokenize": (vault.detokenize, 2, []),
-        "issue_many": (vault.issue_many, 1, [name for name in orders if name not in ("expiry", "par")]),
+        "issue_many": (vault.issue_many, 1, [*common, "accept_expired"]),
+        "issue_from": (vault.issue_from, 1, [*common, "customer", "metadata", "idempotency_key"]),
+        "wind_down": (vault.wind_down, 1, ["purge_after", *by]),
+        "update_token": (vault.update_token, 1, ["token_expiry", "customer", "metadata", *by]),
+        "update_assurance": (vault.update_assurance, 2, ["at", "operator"]),
+        "tokens_from": (vault.tokens_from, 1, ["requestor"]),
+        "domain": (vault.domain, 1, []),
+        "remaining": (vault.remaining, 1, []),
+        "search": (vault.search, 0, ["requestor", "customer", "program", "status", "last4", "after", "limit"]),
+        "count": (vault.count, 0, ["program", "requestor", "status"]),
+        "get_many": (vault.get_many, 1, []),
+        "delete_many": (vault.delete_many, 1, by),
+        "update_domain_many": (vault.update_domain_many, 1, by),
+        "update_token_many": (vault.update_token_many, 1, by),
+        "update_card_many": (vault.update_card_many, 1, by),
+        "import_cards": (lambda *parts, **named: list(tv.import_cards(*parts, **named)), 2,
+                         ["requestor", "program", "domain", "columns", "after_line", "operator"]),
         "check_many": (vault.check_many, 1, []),
         "detokenize_many": (vault.detokenize_many, 1, []),
         "activate": (vault.activate, 1, []),
@@ -114,16 +135,19 @@ def calls(
         "CardExpiry": (tv.CardExpiry, 2, []),
         "CardExpiry.parse": (tv.CardExpiry.parse, 1, []),
         "Money": (tv.Money, 2, []),
-        "Limit": (tv.Limit, 0, ["uses", "amount", "per"]),
+        "Limit": (tv.Limit, 0, ["uses", "amount", "per", "zone", "since_authentication", "channels", "merchants",
+                                "requestors", "kinds"]),
         "Domain": (tv.Domain, 0, controls),
         "Domain.from_json": (tv.Domain.from_json, 1, []),
         "Transaction": (tv.Transaction, 0, ["id", "requestor", "merchant", "merchant_category", "channel", "country",
-                                            "device", "amount", "cryptogram_counter"]),
+                                            "device", "amount", "cryptogram_counter", "kind", "original", "final",
+                                            "reference", "agent", "token_expiry", "authentication"]),
         "TokenFormat": (tv.TokenFormat, 0, ["bin", "length", "keep_last4", "luhn"]),
-        "TokenProgram": (tv.TokenProgram, 1, ["format", "making", "domain", "expected_tokens"]),
+        "TokenProgram": (tv.TokenProgram, 1, ["format", "making", "domain", "expected_tokens", "pans",
+                                                    "per_customer", "expiry_zone"]),
         "TokenRequestor": (tv.TokenRequestor, 1, ["programs", "permissions", "domain"]),
         "Vault": (lambda **parts: faces.open_face(keys, store, **parts), 0, ["programs", "requestors"]),
-        "provision": (lambda **parts: tv.provision(keys, store, **parts), 0, ["custody"]),
+        "provision": (lambda **parts: tv.provision(keys, store, **parts), 0, ["custody", "find_by_last4"]),
         "open_key_store": (tv.open_key_store, 1, []),
         "open_token_store": (tv.open_token_store, 1, []),
         "open_async_token_store": (tv.open_async_token_store, 1, []),
@@ -178,7 +202,7 @@ def try_one_call(keys: KeyStore, store: TokenStore, data: st.DataObject, only: f
 
 
 # Without these the call is not a call at all: Python itself refuses it.
-REQUIRED = {"requestor", "program", "by", "bin", "format", "radix", "tweak"}
+REQUIRED = {"requestor", "program", "by", "purge_after", "bin", "format", "radix", "tweak"}
 
 
 @settings(
@@ -191,7 +215,9 @@ def test_any_argument_is_answered_or_refused(local_keys: KeyStore, data: st.Data
 
 
 USES_THE_STORE = frozenset(
-    {"issue", "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
+    {"issue", "issue_from", "wind_down", "update_token", "update_assurance", "tokens_from", "domain", "remaining",
+     "search", "count", "get_many", "delete_many", "update_domain_many", "update_token_many", "update_card_many",
+     "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
      "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
      "provision"}
 )  # fmt: skip

@@ -5,12 +5,14 @@ The interrupts are real: a signal's handler raises in the main thread, and threa
 
 from __future__ import annotations
 
+import fcntl
 import random
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -19,10 +21,12 @@ import pytest
 
 import tokenvault as tv
 from tests import vaults
-from tests.interrupts import InterruptedThread, interrupt, interrupt_thread
+from tests.interrupts import InterruptedThread, InterruptedThreadError, interrupt, interrupt_thread
 from tests.vaults import SHOP, VISA, issue, use
 from tokenvault.audit.event import Event
-from tokenvault.keys import KeyStore
+from tokenvault.interrupts import is_interrupt
+from tokenvault.keys import FileKeyStore, KeyPurpose, KeyStore
+from tokenvault.keys import file as key_file
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -179,7 +183,7 @@ class Driven:
             assert not any(slots._slots)
         else:
             assert isinstance(store, MemoryTokenStore)
-            assert not store._lock.locked()
+            assert not store._mutex.locked()
         assert not self.vault._calls
 
 
@@ -265,12 +269,14 @@ def test_a_vault_with_keys_in_the_module_is_whole_after_very_many_interrupts(
 
 
 @pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("kind", [InterruptedThread, InterruptedThreadError])
 def test_threads_that_get_exceptions_set_harm_no_other_thread(
-    local_keys: KeyStore, database: TokenStore
+    local_keys: KeyStore, database: TokenStore, kind: type[BaseException]
 ) -> None:
     driven = Driven(local_keys, database, random.Random(4))
     stop = threading.Event()
     counts = [0] * 3
+    wrong: list[tv.TokenVaultError] = []
 
     def work(place: int) -> None:
         while not stop.is_set():
@@ -278,19 +284,21 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
                 while not stop.is_set():
                     driven.vault.detokenize(driven.plain, use(f"{place}-{counts[place]}"))
                     counts[place] += 1
-            except InterruptedThread:
+            except kind:
                 pass
+            except tv.TokenVaultError as error:
+                wrong.append(error)
 
     def forgiving(place: int) -> None:
         while not stop.is_set():
-            with suppress(InterruptedThread):
+            with suppress(kind):
                 work(place)
 
     threads = [threading.Thread(target=forgiving, args=(place,), daemon=True) for place in range(3)]
     for thread in threads:
         thread.start()
     for _ in range(150):
-        interrupt_thread(driven.chance.choice(threads))
+        interrupt_thread(driven.chance.choice(threads), kind)
         time.sleep(driven.chance.uniform(0, 0.004))
     time.sleep(0.02)
     before = list(counts)
@@ -302,4 +310,63 @@ def test_threads_that_get_exceptions_set_harm_no_other_thread(
     for thread in threads:
         thread.join(CALL_SECONDS_MAX)
         assert not thread.is_alive()
+    assert not wrong, "what the application set came out as an error of the library"
     driven.assert_whole()
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_key_file_is_whole_and_not_locked_after_interrupts_at_random_instants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "correct horse battery staple")
+    chance = random.Random(5)
+    with FileKeyStore(f"file:{tmp_path}/keys.json") as keys, open(tmp_path / "keys.json.lock", "wb") as lock:
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+        for _ in range(200):
+            known = keys.versions(KeyPurpose.FPE)
+            assert interrupt(lambda: keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS), chance, 0.001)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where the call left it locked
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert keys.versions(KeyPurpose.FPE) in (known, (*known, known[-1] + 1))
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+
+
+def test_a_key_file_that_another_process_locks_is_waited_for_no_longer_than_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "correct horse battery staple")
+    monkeypatch.setattr(key_file, "LOCK_SECONDS_MAX", 0.05)
+    with FileKeyStore(f"file:{tmp_path}/keys.json") as keys:
+        with open(tmp_path / "keys.json.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(tv.KeyStoreError, match="another process held") as raised:
+                keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+            assert raised.value.code == "KEY_STORE_FILE_LOCKED"
+            assert not (tmp_path / "keys.json").exists()
+        keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+
+
+class ApplicationError(Exception):
+    """What an application's own code raises."""
+
+
+class FailingStore(MemoryTokenStore):
+    """An adapter of an application, which fails while it reads."""
+
+    def _get_meta(self, name: str) -> bytes | None:
+        raise ApplicationError("4111111111111111")
+
+
+def test_an_error_that_an_adapter_raises_is_a_failure_and_no_interrupt() -> None:
+    with pytest.raises(tv.TokenStoreError) as raised:
+        FailingStore().get_meta("name")
+    assert "4111111111111111" not in str(raised.value)
+
+
+def test_an_error_that_is_raised_by_whom_it_was_given_to_is_no_interrupt() -> None:
+    """A future raises what it was told to: its frame is Python's own, and the instruction is one that raises."""
+    future: Future[None] = Future()
+    future.set_exception(ApplicationError())
+    with pytest.raises(ApplicationError) as raised:
+        future.result()
+    assert not is_interrupt(raised.value)

@@ -129,7 +129,7 @@ def misuses(vault: tv.Vault, token: str) -> dict[str, Callable[[], object]]:
         "pan to delete": lambda: vault.delete(VISA),
         "pan to suspend": lambda: vault.suspend(VISA, by=tv.Actor.ISSUER),
         "pan as transaction id": lambda: vault.detokenize(token, tv.Transaction(id=VISA, requestor=SHOP)),
-        "pan as merchant": lambda: vault.check(token, use(merchant=GROUPED)),
+        "pan as merchant": lambda: vault.check(token, use(77, merchant=GROUPED)),
         "pan as id of an unknown token": lambda: vault.detokenize(
             "9" * 16, tv.Transaction(id=VISA, requestor=SHOP)
         ),

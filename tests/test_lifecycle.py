@@ -9,28 +9,63 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvault.errors import LifecycleError
-from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
+from tokenvault.model.lifecycle import Actor, Change, TokenStatus, may_be_suspended, transition
 
 ALLOWED = {
     ("inactive", "activate"): "active",
     ("inactive", "delete"): "deleted",
+    ("inactive", "take another card"): "inactive",
+    ("inactive", "update its assurance"): "inactive",
     ("active", "suspend"): "suspended",
+    ("active", "wind down"): "winding down",
     ("active", "delete"): "deleted",
+    ("active", "take another card"): "inactive",
+    ("active", "update its assurance"): "active",
     ("suspended", "suspend"): "suspended",
     ("suspended", "resume"): "active",
+    ("suspended", "wind down"): "winding down",
     ("suspended", "delete"): "deleted",
+    ("suspended", "take another card"): "inactive",
+    ("suspended", "update its assurance"): "suspended",
+    ("winding down", "suspend"): "winding down",
+    ("winding down", "resume"): "winding down",
+    ("winding down", "delete"): "deleted",
+    ("winding down", "update its assurance"): "winding down",
 }
 
 
 @pytest.mark.parametrize(("status", "change"), list(itertools.product(TokenStatus, Change)))
 def test_exactly_the_listed_transitions_are_possible(status: TokenStatus, change: Change) -> None:
-    by = frozenset({Actor.ISSUER}) if status is TokenStatus.SUSPENDED else frozenset[Actor]()
+    suspended = status is TokenStatus.SUSPENDED or change is Change.RESUME
+    by = frozenset({Actor.ISSUER}) if suspended else frozenset[Actor]()
     expected = ALLOWED.get((status.value, change.value))
     if expected is None:
         with pytest.raises(LifecycleError):
             transition(status, by, change, Actor.ISSUER)
     else:
         assert transition(status, by, change, Actor.ISSUER)[0].value == expected
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(Change), st.sampled_from(Actor)), max_size=30),
+)
+def test_a_suspension_ends_only_by_its_own_actor_or_by_deletion(steps: list[tuple[Change, Actor]]) -> None:
+    """Whatever else happens to the token: another card, winding down, activation."""
+    status, suspended_by, model = TokenStatus.INACTIVE, frozenset[Actor](), set[Actor]()
+    for change, actor in steps:
+        try:
+            status, suspended_by = transition(status, suspended_by, change, actor)
+        except LifecycleError:
+            continue
+        if change is Change.SUSPEND:
+            model.add(actor)
+        elif change is Change.RESUME:
+            model.remove(actor)
+        elif change is Change.DELETE:
+            model.clear()
+        assert suspended_by == model
+        assert may_be_suspended(status, suspended_by)
+        assert status is not TokenStatus.ACTIVE or not suspended_by
 
 
 @given(

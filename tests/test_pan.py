@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.strategies import expiries, pan_digits
 from tokenvault.errors import InvalidInputError
-from tokenvault.model.pan import Card, CardExpiry, Pan, luhn_check_digit, luhn_valid
+from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule, luhn_check_digit, luhn_valid
+from tokenvault.model.pan_columns import parse_pans
 
 KNOWN = "4111111111111111"
 
@@ -120,8 +121,9 @@ def test_equal_pans_are_equal_and_others_are_not() -> None:
 
 @given(expiries)
 def test_a_card_is_valid_through_its_month(expiry: CardExpiry) -> None:
+    """Somewhere on earth: the last time zone is twelve hours behind UTC."""
     last_day = calendar.monthrange(expiry.year, expiry.month)[1]
-    last_ms = calendar.timegm((expiry.year, expiry.month, last_day, 23, 59, 59)) * 1000 + 999
+    last_ms = calendar.timegm((expiry.year, expiry.month, last_day, 23, 59, 59)) * 1000 + 999 + 12 * 3_600_000
     assert not expiry.passed(last_ms)
     assert expiry.passed(last_ms + 1)
 
@@ -156,3 +158,45 @@ def test_an_expiry_is_copied_and_a_pan_is_not_pickled() -> None:
     for refused in (lambda: pickle.dumps(pan), pan.__getstate__):
         with pytest.raises(InvalidInputError, match="a Pan is not pickled"):
             refused()
+
+
+def test_a_program_may_take_twelve_digits_and_numbers_without_a_check_digit() -> None:
+    loose = PanRule(lengths=(12, 19), luhn=False)
+    for digits in ("412345678901", "4111111111111112", "4" * 19):
+        assert Pan.parse(digits, loose).reveal() == digits
+        with pytest.raises(InvalidInputError):
+            Pan.parse(digits)
+        with pytest.raises(InvalidInputError):
+            Pan.parse(Pan.parse(digits, loose))  # read by another rule, it is read again
+    assert Pan.parse("412345678901", loose).masked == "4123****8901"
+
+
+@pytest.mark.parametrize(
+    ("digits", "rule", "code"),
+    [
+        ("41111111111", PanRule(lengths=(12, 19), luhn=False), "PAN_LENGTH"),
+        ("4111111111111111", PanRule(lengths=(12, 15)), "PAN_LENGTH"),
+        ("4111111111111112", PanRule(), "PAN_CHECK_DIGIT"),
+        ("4111a11111111111", PanRule(luhn=False), "PAN_CHARACTERS"),
+    ],
+)
+def test_a_refused_pan_says_by_which_rule(digits: str, rule: PanRule, code: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        Pan.parse(digits, rule)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("lengths", [(11, 19), (12, 20), (16, 15), (16,), 16, (16, True), ("12", "19"), None])
+def test_a_rule_of_another_form_is_refused(lengths: Any) -> None:
+    with pytest.raises(InvalidInputError, match="12 to 19"):
+        PanRule(lengths=lengths)
+    with pytest.raises(InvalidInputError, match="True or False"):
+        PanRule(luhn=1)  # type: ignore[arg-type] # the wrong type is the point
+
+
+def test_columns_are_read_by_the_rule_of_their_program() -> None:
+    digits = ["412345678901", "4111111111111112", "4111 1111 1111 1112", "41234567890"]
+    columns, errors = parse_pans(digits, PanRule(lengths=(12, 19), luhn=False))
+    assert columns.lengths.tolist() == [12, 16, 16, 0]
+    assert list(errors) == [3]
+    assert list(parse_pans(digits)[1]) == [0, 1, 2, 3]

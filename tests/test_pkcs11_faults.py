@@ -20,6 +20,7 @@ from tests import softhsm
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, LocalBlockCipher
 from tokenvault.keys.pkcs11 import registry
+from tokenvault.keys.pkcs11 import worker as module_worker
 from tokenvault.keys.pkcs11.cryptoki import CallError
 from tokenvault.keys.pkcs11.module import Module
 from tokenvault.keys.pkcs11.registry import module_at
@@ -480,7 +481,7 @@ def test_fork_hook_gives_up_on_a_module_that_hangs(
     inside, leave = threading.Event(), threading.Event()
 
     def hang() -> None:
-        with module_of(softhsm_uri).lock:
+        with module_of(softhsm_uri).worker.lock:
             inside.set()
             leave.wait(60)
 
@@ -493,6 +494,17 @@ def test_fork_hook_gives_up_on_a_module_that_hangs(
         leave.set()
         thread.join()
     assert cipher.encrypt_blocks(block(1)) == before
+
+
+def test_a_fork_whose_hook_was_interrupted_does_not_hold_the_module_for_ever(
+    store: Pkcs11KeyStore, cipher: BlockCipher, softhsm_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cipher.encrypt_blocks(block(1))
+    monkeypatch.setattr(module_worker, "FORK_SECONDS_MAX", 0.05)
+    held = module_of(softhsm_uri).worker.lock
+    assert held.acquire(timeout=5)  # and never given back
+    assert cipher.encrypt_blocks(block(1)) == before
+    assert in_child(lambda: cipher.encrypt_blocks(block(1)) == before)
 
 
 def test_an_address_of_another_type_is_refused() -> None:

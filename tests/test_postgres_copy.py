@@ -19,6 +19,7 @@ from tokenvault.stores.postgres.copy import Column, by_first, copy_rows, record_
 from tokenvault.testing import a_record, an_event
 
 RECORD = ["text", "bytea", "bytea", "text", "bytea", "int8", "int8", "bytea", "bytea"]
+RECORD += ["text", "bytea", "int8", "int8"]
 EVENT = ["bytea", "int8", "bytea", "bytea", "bytea"]
 
 integers = st.integers(1, 2**63 - 1)
@@ -33,6 +34,10 @@ records = st.builds(
     key_version=integers,
     body=st.binary(max_size=200),
     seal=st.binary(min_size=45, max_size=45),
+    customer=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=64),
+    last4_key=st.just(b"") | st.binary(min_size=16, max_size=16),
+    status=st.integers(1, 127),
+    created_ms=st.integers(0, 2**63 - 1),
 )
 
 

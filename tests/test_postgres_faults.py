@@ -28,7 +28,7 @@ from tokenvault.stores import open_async_token_store, open_token_store
 from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.postgres import address, sql
 from tokenvault.stores.postgres.address import CONNECTIONS
-from tokenvault.stores.postgres.statements import Statement, in_schema
+from tokenvault.stores.postgres.statements import RECORD, Statement, in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.testing import a_record, an_event
 from tokenvault.testing.token_store_harness import race, replaced
@@ -71,7 +71,7 @@ def test_a_database_that_is_not_provisioned_is_refused_until_it_is(postgres_url:
 
 @openers
 @pytest.mark.parametrize(
-    ("version", "text"), [(3, "install the release that wrote it"), (1, "schema of an older release")]
+    ("version", "text"), [(4, "install the release that wrote it"), (2, "schema of an older release")]
 )
 def test_another_schema_is_refused(
     postgres_server: PostgresServer,
@@ -353,8 +353,8 @@ def in_between(server: PostgresServer, sql: str, end: str, call: Callable[[], T]
 
 
 def inserting(tables: str, record: SealedRecord) -> str:
-    values = f"'{record.token}', '', '', '', '', 1, 1, '', ''"
-    columns = "token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
+    values = f"'{record.token}', '', '', '', '', 1, 1, '', '', '', '', 1, 1"
+    columns = ", ".join(RECORD)
     return f"INSERT INTO {tables}.tokens ({columns}) VALUES ({values})"
 
 
@@ -499,7 +499,7 @@ def test_neither_errors_nor_the_server_s_log_tell_of_tokens(
         ("revision", "bigint", "0"),
         ("key_version", "numeric", "2.5"),
         ("key_version", "timestamp", "'infinity'"),
-        ("body", "bytea", "repeat('x', 4097)::bytea"),
+        ("body", "bytea", "repeat('x', 8193)::bytea"),
         ("seal", "bytea", "''"),
     ],
 )
@@ -586,6 +586,10 @@ def test_look_ups_use_their_index(
         ("tokens_by_reference", sql.BY_REFERENCE, (sixteen,)),
         ("events_pkey", sql.EVENTS_OF_STREAM, (sixteen, 1, 10)),
         ("events_pkey", sql.STREAMS, ()),
+        ("tokens_by_group", sql.LIST, ("4" * 11, "p", 1, -1, "", 10)),
+        ("tokens_by_group", sql.COUNT, ("4" * 11, "p", 1)),
+        ("tokens_by_group", sql.GROUPS, ()),
+        ("tokens_by_customer", sql.FIND_CUSTOMER, ("c", "", 10)),
         ("event_index_pkey", sql.EVENTS_ABOUT, (sixteen, sixteen, sixteen, 1, 10)),
     ]
     with postgres_server.raw() as connection:
@@ -597,6 +601,12 @@ def test_look_ups_use_their_index(
             assert "Sort" not in plan(statement, *values)
         # Those found are sorted then.
         assert "tokens_pkey" in plan(sql.GET_MANY, [token, token])
+        assert "tokens_by_last4_key" in plan(sql.FIND_LAST4, [sixteen], "", 10)
+        for statement, name in ((sql.USE_OF_TOKEN, token), (sql.USE_OF_REFERENCE, sixteen)):
+            found = plan(statement, name, [sixteen], 10)
+            assert "event_index_pkey" in found
+            assert "events_pkey" in found
+        assert "event_index_pkey" in plan(sql.USES, [sixteen], [sixteen], 10)
         assert "tokens_by_pan_fingerprint" in plan(sql.FIND_MANY, [sixteen, b"b" * 16], *none)
 
 

@@ -40,7 +40,7 @@ class PostgresHarness(StoreHarness):
     def raw_read(self, token: str) -> SealedRecord | None:
         with self.server.raw() as connection:
             row = connection.execute(
-                f"SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
+                f"SELECT {', '.join(SealedRecord._fields)}"
                 f" FROM {self.schema}.tokens WHERE token = %s".encode(), (token,)
             ).fetchone()  # fmt: skip
         return SealedRecord(*row)._replace(program=row[4].decode()) if row else None

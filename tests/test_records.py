@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tests.strategies import REQUESTORS, big, records
 from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX, Checkpoint, CrossReference
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
-from tokenvault.records.record import TokenRecord
+from tokenvault.model.kinds import Kind
+from tokenvault.records.record import STATUS_CODES, TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
 
 
@@ -25,6 +27,10 @@ def row_of(record: TokenRecord, body: bytes) -> SealedRecord:
         1,
         body,
         b"",
+        record.customer,
+        record.last4_key,
+        STATUS_CODES[record.status],
+        record.created_ms,
     )
 
 
@@ -88,19 +94,54 @@ plain_events = st.builds(
     transaction_id=st.none() | st.text("abc 123", min_size=1, max_size=64),
     codes=st.lists(st.sampled_from(["A", "LONG_CODE"]), max_size=20).map(tuple),
     revision=big,
+    operator=st.none() | st.text("abc 123", min_size=1, max_size=64),
+    use=st.none(),
     checkpoint=st.none(),
 )
-events = plain_events | st.builds(
+sixteen = st.binary(min_size=16, max_size=16).filter(any)
+use_events = st.builds(
     Event,
     time_ms=big,
-    action=st.just(Action.CHECKPOINT),
+    action=st.just(Action.DETOKENIZE),
     outcome=st.sampled_from(Outcome),
-    requestor=st.none(),
-    reference=st.binary(min_size=16, max_size=16),
-    transaction_id=st.none(),
+    requestor=st.sampled_from(REQUESTORS),
+    reference=sixteen,
+    transaction_id=st.text("abc 123", min_size=1, max_size=64),
     codes=st.just(()),
-    revision=st.just(0),
-    checkpoint=checkpoints,
+    revision=big,
+    operator=st.none(),
+    use=st.builds(
+        UseNote,
+        kind=st.sampled_from(Kind),
+        content=st.binary(min_size=16, max_size=16),
+        use_id=sixteen,
+        original=st.just(b"") | sixteen,
+        amount=st.integers(0, 2**63),
+        currency=st.sampled_from(["", "EUR"]),
+        final=st.booleans(),
+        strong=st.booleans(),
+        retry=st.booleans(),
+        counted=st.lists(sixteen, max_size=64, unique=True).map(sorted).map(tuple),
+    ),
+    checkpoint=st.none(),
+)
+events = (
+    use_events
+    | plain_events
+    | st.builds(
+        Event,
+        time_ms=big,
+        action=st.just(Action.CHECKPOINT),
+        outcome=st.sampled_from(Outcome),
+        requestor=st.none(),
+        reference=st.binary(min_size=16, max_size=16),
+        transaction_id=st.none(),
+        codes=st.just(()),
+        revision=st.just(0),
+        operator=st.none(),
+        use=st.none(),
+        checkpoint=checkpoints,
+    )
 )
 
 
@@ -128,9 +169,8 @@ def test_a_changed_event_is_refused_or_encodes_back(event: Event, data: st.DataO
 
 def test_the_fixed_part_of_a_body_is_as_documented() -> None:
     """Byte for byte, as docs/formats.md lays it out: a change here breaks every database there is."""
-    from tokenvault.model.counters import Usage
+    from tokenvault.model.counters import Counter, Usage
     from tokenvault.model.lifecycle import Actor, TokenStatus
-    from tokenvault.model.limits import VelocityCounter
     from tokenvault.model.pan import CardExpiry
 
     record = TokenRecord(
@@ -138,18 +178,22 @@ def test_the_fixed_part_of_a_body_is_as_documented() -> None:
         program="p",
         revision=3, domain=bytes(range(32)), status=TokenStatus.SUSPENDED,
         suspended_by=frozenset({Actor.ISSUER, Actor.VAULT}), token_expiry=CardExpiry(2029, 12), assurance="10",
-        par="V" * 29, usage=Usage({VelocityCounter("EUR", 86_400): (20_000, 4_200)}, bytes(range(32)), 7),
-        created_ms=1, updated_ms=2,
+        par="V" * 29, usage=Usage((Counter(bytes(range(16)), 20_000, 4_200, 19_999, 1, 2**63 - 1),), 7, 9, 16, -1),
+        created_ms=1, updated_ms=2, assurance_ms=3, purge_after_ms=4, batch=b"b" * 16, source=b"s" * 16,
+        request=b"r" * 16, metadata=b"sealed",
     )  # fmt: skip
     assert record.body().hex() == (
-        "01" "03" "09" "0168" + bytes(range(32)).hex() + "0000000000000001" "0000000000000002" "3130" + "56" * 29
-        + "0000000000000008" "01" "01" "455552" "00015180" "0000000000004e20" "0000000000001068"
-        + bytes(range(32)).hex()
+        "02" "7f" "03" "09" "0168" + bytes(range(32)).hex() + "0000000000000001" "0000000000000002" "01" "0006"
+        "3130" "0000000000000003" + "56" * 29
+        + "0000000000000008" "000000000000000a" "0000000000000011" "0000000000000000" "0000000000000004"
+        + "62" * 16 + "73" * 16 + "72" * 16 + bytes(range(16)).hex()
+        + "0000000000004e20" "0000000000001068" "0000000000004e20" "0000000000000001" "7fffffffffffffff"
+        + b"sealed".hex()
     )  # fmt: skip
     assert TokenRecord.parse(row_of(record, record.body())) == record
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 1, 3, 255])
 def test_another_encoding_version_is_refused(version: int) -> None:
     with pytest.raises(IntegrityError, match="newer version"):
         TokenRecord.parse(

@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -234,3 +235,14 @@ def test_the_model(page: str, local_keys: KeyStore) -> None:
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             token = vault.issue("4111111111111111", requestor=shop.id, program=program.name).token
             run_examples(page, {"keys": local_keys, "store": store, "vault": vault, "token": token})
+
+
+def test_payments(local_keys: KeyStore) -> None:
+    program = tv.TokenProgram(
+        "card-on-file", format=tv.TokenFormat(bin="999912"), making=tv.Making.CONVERGENT
+    )
+    shop = tv.TokenRequestor("40012345678", programs={"card-on-file"})
+    with closing(open_store("sqlite:///payments.db")) as store:
+        tv.provision(local_keys, store)
+        with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
+            run_examples("howto/payments.md", {"tv": tv, "vault": vault, "now": datetime.now(UTC)})

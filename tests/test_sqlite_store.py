@@ -74,7 +74,7 @@ class SqliteHarness(StoreHarness):
 
     def raw_write(self, record: SealedRecord) -> None:
         with raw(self.path) as connection:
-            connection.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?)", record)
+            connection.execute("REPLACE INTO tokens VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", record)
 
     def raw_counts(self) -> tuple[int, int]:
         with raw(self.path) as connection:
@@ -158,7 +158,7 @@ def test_opening_creates_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "text"), [(3, "install the release that wrote it"), (1, "schema of an older release")]
+    ("version", "text"), [(4, "install the release that wrote it"), (2, "schema of an older release")]
 )
 def test_another_schema_is_refused(path: Path, store: SqliteTokenStore, version: int, text: str) -> None:
     store.close()
@@ -331,7 +331,7 @@ def test_a_file_that_may_not_grow(
         ("revision", "-1"),
         ("key_version", "2.5"),
         ("key_version", "x''"),
-        ("body", "zeroblob(4097)"),
+        ("body", "zeroblob(8193)"),
         ("body", "zeroblob(2000000)"),
         ("seal", "zeroblob(44)"),
         ("seal", "42"),
@@ -489,6 +489,19 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
         statements.SCAN_KEY_VERSION: ("sqlite_autoindex_tokens_1 (token>?)", 3),
         statements.EVENTS_OF_STREAM: ("sqlite_autoindex_events_1 (stream=? AND number>?)", 3),
         statements.EVENTS_ABOUT: ("PRIMARY KEY (reference=?", 5),
+        statements.EVENTS_OF_USE: ("PRIMARY KEY (reference=? AND use_id=?)", 2),
+        statements.ONE_EVENT: ("sqlite_autoindex_events_1 (stream=? AND number=?)", 2),
+        statements.LIST: (
+            "tokens_by_group (requestor=? AND program=? AND status=? AND (created_ms,token)>",
+            6,
+        ),
+        statements.COUNT: ("COVERING INDEX tokens_by_group (requestor=? AND program=? AND status=?)", 3),
+        statements.NEXT_GROUP: (
+            "COVERING INDEX tokens_by_group ((requestor,program,status,created_ms,token)>",
+            3,
+        ),
+        statements.FIND_CUSTOMER: ("tokens_by_customer (customer=? AND token>?)", 3),
+        statements.FIND_LAST4[1]: ("tokens_by_last4_key (last4_key=? AND token>?)", 3),
     }
     with raw(path) as connection:
         for statement, (index, parameters) in expected.items():

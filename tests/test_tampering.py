@@ -220,7 +220,9 @@ def assert_reads_refuse(scene: Scene, row: Row, column: str, changed: Row) -> No
     assert seen(lambda: vault.get(reference_of(row))) is by_reference
     if column == "token":  # found under the new one, where that could be a token at all
         possible = 13 <= len(str(changed["token"])) <= 19 and set(str(changed["token"])) <= set(string.digits)
-        expected = tv.IntegrityError if possible else tv.InvalidInputError
+        expected: type[tv.TokenVaultError] = tv.IntegrityError if possible else tv.InvalidInputError
+        if len(str(changed["token"])) == 32 and set(str(changed["token"])) <= set("0123456789abcdef"):
+            expected = tv.TokenNotFoundError  # it could be a reference
         assert seen(lambda: vault.detokenize(str(changed["token"]), good("after"))) is expected
     # By card. An empty token sorts before every page, so the row is found by no card.
     listed = seen(lambda: vault.tokens_of(scene.pan(token)))
@@ -267,10 +269,11 @@ def test_any_column_of_a_token_record_changed_to_anything_gives_no_card(scene: S
         "body",
         "seal",
     }
-    assert all(count >= 4 for count in tried.values()), tried
+    short = {"customer", "last4_key", "status", "created_ms"}  # empty, or a number: little else fits
+    assert all(count >= (1 if name in short else 4) for name, count in tried.items()), tried
     assert sum(tried.values()) >= 110, tried
     if every:
-        assert all(count >= 20 for count in tried.values()), tried
+        assert all(count >= (4 if name in short else 20) for name, count in tried.items()), tried
         assert sum(tried.values()) >= 400, tried
     assert Outcome.TAMPERED in {event.outcome for event in scene.events()}
     assert scene.vault.detokenize(scene.limited.token, good("after")).pan.reveal() == VISA
@@ -283,7 +286,7 @@ def test_text_that_is_no_text_is_refused(scene: Scene) -> None:
     genuine = scene.editor.rows("tokens")
     row = scene.token_row(scene.convergent)
     texts = [name for name, kind in scene.editor.columns("tokens").items() if kind == "TEXT"]
-    assert len(texts) == 3
+    assert len(texts) == 4
     for column in texts:
         changed = scene.editor.change_to_no_text("tokens", row, column)
         if column != "token":
@@ -470,15 +473,13 @@ def test_a_key_check_value_changed_refuses_the_vault(scene: Scene) -> None:
         assert vault.detokenize(scene.limited.token, good("before")).pan.reveal() == VISA
 
 
-def test_events_changed_are_not_seen_by_reads_and_do_not_stop_the_vault(
-    scene: Scene,
-) -> None:
-    """Verifying the trail is another task. Only a number taken before its turn costs a call, and no card."""
+def test_events_changed_stop_no_other_use_than_their_own(scene: Scene) -> None:
+    """Nothing is decided by half a ledger: a retry of a use whose event was changed is refused. Others go on."""
     genuine = scene.editor.rows("events")
     row = genuine[2]
     source = random.Random("events")
     tried = dict.fromkeys(scene.editor.columns("events"), 0)
-    refused = 0
+    refused = stopped = 0
     for column in tried:
         neighbors = [other[column] for other in genuine if other != row]
         for value in scene.share(other_values(row[column], neighbors, source)):
@@ -486,12 +487,16 @@ def test_events_changed_are_not_seen_by_reads_and_do_not_stop_the_vault(
                 continue
             tried[column] += 1
             with scene.fresh_vault() as vault:
-                assert vault.detokenize(scene.limited.token, good("before")).pan.reveal() == VISA
+                retried = seen(lambda: vault.detokenize(scene.limited.token, good("before")))  # at once
+                assert retried is tv.IntegrityError or isinstance(retried, tv.Card)
+                stopped += retried is tv.IntegrityError
+                assert vault.check(scene.limited.token, good("after")).allowed
                 assert vault.get(scene.limited.token).revision == 2
-            found = seen(lambda: scene.vault.detokenize(scene.limited.token, good("before")))
+            another = good(f"{column}-{tried[column]}")
+            found = seen(functools.partial(scene.vault.detokenize, scene.other.token, another))
             if found is tv.TokenStoreError:
                 refused += 1
-                found = seen(lambda: scene.vault.detokenize(scene.limited.token, good("before")))
+                found = seen(functools.partial(scene.vault.detokenize, scene.other.token, another))
             assert isinstance(found, tv.Card)
             scene.editor.restore("events", genuine)
     assert all(count >= 4 for count in tried.values()), tried

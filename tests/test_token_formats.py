@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.pan import luhn_valid
-from tokenvault.model.programs import TokenProgram
+from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.model.token_format import TokenFormat
 
 
@@ -72,6 +72,28 @@ def test_a_format_without_room_or_of_another_form_is_refused(arguments: dict[str
 def test_a_program_that_its_format_can_not_hold_is_refused() -> None:
     form = TokenFormat(bin="99991234", keep_last4=True)
     assert form.capacity(16) == 10**7
-    TokenProgram("fits", format=form, expected_tokens=5 * 10**6)
+    TokenProgram("fits", format=form, expected_tokens=5 * 10**6, accept_density=True)
     with pytest.raises(InvalidInputError, match="10000000 tokens"):
-        TokenProgram("does not", format=form, expected_tokens=5 * 10**6 + 1)
+        TokenProgram("does not", format=form, expected_tokens=5 * 10**6 + 1, accept_density=True)
+
+
+def test_a_guess_misses_unless_the_program_accepts_that_it_may_hit() -> None:
+    """At most one in a thousand of its numbers is a token, when all that are expected are issued."""
+    form = TokenFormat(bin="99991234", keep_last4=True)
+    TokenProgram("fits", format=form, expected_tokens=10**4)
+    with pytest.raises(InvalidInputError, match="accept_density") as refused:
+        TokenProgram("does not", format=form, expected_tokens=10**4 + 1)
+    assert refused.value.code == "PROGRAM_TOO_DENSE"
+
+
+def test_a_program_names_a_zone_that_there_is_and_customers_where_tokens_converge() -> None:
+    form = TokenFormat(bin="999912")
+    TokenProgram("p", format=form, making=Making.CONVERGENT, per_customer=True, expiry_zone="Asia/Shanghai")
+    for arguments in (
+        {"per_customer": True},
+        {"expiry_zone": "Asia/Peking"},
+        {"pans": None},
+        {"accept_density": 1},
+    ):
+        with pytest.raises(InvalidInputError):
+            TokenProgram("p", format=form, **arguments)

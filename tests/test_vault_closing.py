@@ -17,7 +17,7 @@ from tokenvault.audit.event import Event
 from tokenvault.keys import KeyStore
 from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.port import FoundUse, SealedRecord
 from tokenvault.vault import face
 
 
@@ -41,6 +41,11 @@ class Held(MemoryTokenStore):
         self.waiting.release()
         assert self.go.wait(30)
         return super()._get(tokens)
+
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        self.waiting.release()
+        assert self.go.wait(30)
+        return super()._get_use(name, use_ids)
 
 
 def test_threads_under_way_are_served_before_a_vault_closes(local_keys: KeyStore) -> None:

@@ -151,7 +151,7 @@ def assert_counts_match(load: Load, keys: KeyStore, store: TokenStore) -> None:
 
     def counted(token: Token) -> int:
         record, _ = ring.unseal(by_token[token.info.token])
-        ((_, value),) = record.usage.counters.values()
+        (value,) = (counter.value for counter in record.usage.counters)
         assert record.revision == 1 + value
         return value
 

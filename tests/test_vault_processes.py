@@ -128,7 +128,7 @@ def record_of(site: Site, store: TokenStore, token: str) -> TokenRecord:
 
 
 def counted(record: TokenRecord) -> int:
-    ((_, value),) = record.usage.counters.values()
+    (value,) = (counter.value for counter in record.usage.counters)
     return value
 
 
@@ -218,6 +218,18 @@ def test_one_transaction_retried_by_all_at_once_is_answered_to_all_and_counts_on
     record = record_of(site, store, token)
     assert (counted(record), record.revision) == (1, 2)
     assert_numbered_without_gap(store, 1 + 64)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_no_card_comes_out_of_another_process_once_a_suspension_has_returned(
+    site: Site, url: str, vault: tv.Vault, many: bool
+) -> None:
+    """Also where that process had decided on the use before: its event is written behind a fence."""
+    token = issue(vault).token
+    answer, *_ = site.crew.run(url, vault_workers.use_beside_suspension, vault_workers.LateUse(token, many))
+    assert answer == "refused"
+    outcomes = [event.outcome.name for event in vault.history(token) if event.action is Action.DETOKENIZE]
+    assert outcomes == ["DENIED"]
 
 
 # Convergence.

@@ -124,14 +124,17 @@ def test_a_statement_is_prepared_for_one_round_trip_more_once(
 def test_a_vault_reads_a_document_once(local_keys: KeyStore, store: PostgresTokenStore, count: Count) -> None:
     """A vault that meets a token's domain for the first time reads it; from then on it knows it.
 
-    Its first event costs one round trip more, by which its stream learns of the others.
+    Its first event costs one round trip more, by which its stream learns of the others; here these are closed, so
+    that it looks for the end of none.
     """
-    token = issue(vaults.open_vault(local_keys, store), domain=LIMITED).token
+    with vaults.open_vault(local_keys, store) as first:
+        token = issue(first, domain=LIMITED).token
     for _ in range(PREPARED_AFTER):
         warm = vaults.open_vault(local_keys, store)
         for number in range(2):  # the first event goes with a checkpoint, by another statement
             warm.detokenize(token, use(f"warm-{number}"))
         issue(warm, domain=LIMITED)
+        warm.close()
     vault = vaults.open_vault(local_keys, store)
     assert count(lambda: vault.detokenize(token, use("first"))) == 4
     assert count(lambda: vault.detokenize(token, use("second"))) == 2

@@ -18,7 +18,9 @@ import attrs
 
 import tokenvault as tv
 from tests import vaults
+from tokenvault.keys import KeyStore
 from tokenvault.model.pan import luhn_check_digit
+from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault.batch import run as batches
 
@@ -41,6 +43,7 @@ def card_number(number: int) -> str:
 class Place:
     """Where a job runs: one of several processes, with a vault of its own over the database of all."""
 
+    keys: KeyStore
     vault: tv.Vault
     store: TokenStore
     process: int
@@ -71,6 +74,14 @@ class Use:
     id: str
     amount: int
     outcome: str = ""
+
+
+@attrs.frozen
+class LateUse:
+    """A token whose use is written after it was suspended; many: by a batch."""
+
+    token: str
+    many: bool
 
 
 @attrs.frozen
@@ -113,6 +124,38 @@ def converge(place: Place, count: int) -> dict[int, str]:
     return {number: token for issued in place.threads(each, 4) for number, token in issued.items()}
 
 
+def use_beside_suspension(place: Place, uses: LateUse) -> str:
+    """One process decides on a use; another one suspends the token; then the first one writes the use's event."""
+    token, many = uses.token, uses.many
+    if place.process > 0:
+        place.together.wait(SECONDS_MAX)
+        if place.process == 1:
+            place.vault.suspend(token, by=tv.Actor.ISSUER)
+        place.together.wait(SECONDS_MAX)
+        return ""
+    decided: list[str] = []
+
+    class Late(Forwarding):
+        write_limits = place.store.write_limits
+
+        def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            if name == "append" and not decided:
+                decided.append(name)
+                place.together.wait(SECONDS_MAX)
+                place.together.wait(SECONDS_MAX)
+            return getattr(place.store, name)(*args, **kwargs)
+
+    with vaults.open_vault(place.keys, Late()) as late:
+        if many:
+            cards = late.detokenize_many([(token, vaults.use())])
+            return REDEEMED if not list(cards.errors) else "refused"
+        try:
+            late.detokenize(token, vaults.use())
+        except tv.DomainRestrictionError:
+            return "refused"
+        return REDEEMED
+
+
 def work(uri: str, process: int, together: Barrier, orders: Connection) -> None:
     """Open the keys once, then do one job after the other, until there is no more."""
     with closing(tv.open_key_store(uri)) as keys:
@@ -121,7 +164,7 @@ def work(uri: str, process: int, together: Barrier, orders: Connection) -> None:
             url, job, argument = order
             try:
                 with closing(tv.open_token_store(url)) as store, vaults.open_vault(keys, store) as vault:
-                    answer = job(Place(vault, store, process, together), argument)
+                    answer = job(Place(keys, vault, store, process, together), argument)
             except BaseException:  # noqa: BLE001 # told to the parent, which fails
                 orders.send((False, traceback.format_exc()))
                 together.abort()
@@ -203,6 +246,7 @@ def issue_for_ever(uri: str, url: str, first: int, told: Connection) -> None:
 def issue_batches(uri: str, url: str, chunk_items: int, number: int, program: str) -> None:
     """Issue tokens for so many cards in one batch."""
     with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
+        batches.CHUNK_USES = chunk_items  # type: ignore[misc] # likewise
         batches.CHUNK_ITEMS = chunk_items  # type: ignore[misc] # many chunks, so that a kill finds one under way
         vault = vaults.open_vault(keys, store)
         vault.issue_many(map(card_number, range(number)), requestor=vaults.SHOP, program=program)

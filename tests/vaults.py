@@ -25,12 +25,15 @@ ONLINE = tv.TokenProgram(
     format=tv.TokenFormat(bin="999914", luhn=False),
     domain=tv.Domain(channels={tv.Channel.ECOMMERCE}),
 )
-TINY = tv.TokenProgram("tiny", format=tv.TokenFormat(bin="99991500000", length=13), expected_tokens=5)
+TINY = tv.TokenProgram(
+    "tiny", format=tv.TokenFormat(bin="99991500000", length=13), expected_tokens=5, accept_density=True
+)
 TINY_CONVERGENT = tv.TokenProgram(
     "tiny-convergent",
     format=tv.TokenFormat(bin="99991600000", length=13),
     making=tv.Making.CONVERGENT,
     expected_tokens=5,
+    accept_density=True,
 )
 PROGRAMS = (RANDOM, CONVERGENT, ONLINE, TINY, TINY_CONVERGENT)
 REQUESTORS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.own_token_store import OwnTokenStore, Work
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord
 from tokenvault.stores.write_limits import WriteLimits
 
@@ -188,6 +188,13 @@ class SkipsEqualKeys(OwnTokenStore):
             use_id, stream, _ = place_of(after)
             after = cursor_of(use_id, stream, 2**63 - 1)
         return super()._events_about(reference, after, limit)
+
+
+class SkipsRowsOfOneReference(OwnTokenStore):
+    """Reads the index on behind the reference of the last row, as if each had one row."""
+
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        return super()._index_rows(after._replace(use_id=b"\xff" * 17), limit)
 
 
 class OrdersEventsByArrival(OwnTokenStore):

@@ -20,11 +20,20 @@ def domains(now: datetime) -> None:
         max_amount=tv.Money(250_00, "EUR"),
         limits=[tv.Limit(uses=10, per=timedelta(days=1)), tv.Limit(amount=tv.Money(1000_00, "EUR"))],
         cryptogram=tv.CryptogramRule.REQUIRED,
-        min_assurance="02",
+        assurances={"02", "12"},
+        kinds=tv.AllBut({tv.Kind.CASH}),
+        references={"order-1"},
+        agents=tv.AllBut(["agent-1"]),
+        min_amount=tv.Money(1, "EUR"),
+        min_interval=timedelta(hours=1),
+        strong_above=tv.Money(50_00, "EUR"),
+        strong_factors=3,
+        strong_max_age=timedelta(minutes=5),
+        follow_ups_without_original=True,
     )
-    assert_type(domain.requestors, frozenset[str] | None)
-    assert_type(domain.merchants, frozenset[str] | None)
-    assert_type(domain.channels, frozenset[tv.Channel] | None)
+    assert_type(domain.requestors, frozenset[str] | tv.AllBut[str] | None)
+    assert_type(domain.merchants, frozenset[str] | tv.AllBut[str] | None)
+    assert_type(domain.channels, frozenset[tv.Channel] | tv.AllBut[tv.Channel] | None)
     assert_type(domain.valid_until, datetime | None)
     assert_type(domain.max_amount, tv.Money | None)
     assert_type(domain.limits, tuple[tv.Limit, ...])
@@ -39,7 +48,8 @@ def limits() -> None:
     limit = tv.Limit(uses=10)
     assert_type(limit.uses, int | None)
     assert_type(limit.amount, tv.Money | None)
-    assert_type(limit.per, timedelta | None)
+    assert_type(limit.per, timedelta | tv.Period | None)
+    tv.Limit(uses=1, per=tv.Period.DAY, zone="Asia/Shanghai", channels=tv.AllBut({tv.Channel.ATM}))
     assert_type(tv.Money(1, "EUR").amount, int)
     assert_type(tv.Money(1, "EUR").currency, str)
     tv.Limit(10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

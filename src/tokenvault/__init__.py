@@ -1,14 +1,14 @@
 """Payment tokens bound to a domain: a token vault as a library.
 
-Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys` and `tokenvault.testing` hold the
-rest that is public. Nothing happens at import.
+Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys`, `tokenvault.rules` and
+`tokenvault.testing` hold the rest that is public. Nothing happens at import.
 """
 
 import pkgutil as _pkgutil
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.export import AuditEvent, export_audit
-from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind
+from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind, Grade
 from tokenvault.audit.verify.trusted_keys import audit_public_key
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.crypto import ff1
@@ -28,36 +28,49 @@ from tokenvault.errors import (
     Violation,
 )
 from tokenvault.keys import Custody, KeyPurpose, KeyStore, open_key_store
+from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.iso import add_codes
+from tokenvault.model.kinds import Kind
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.limits import Limit
+from tokenvault.model.listing import AllBut
 from tokenvault.model.money import Money
-from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule
+from tokenvault.model.periods import Period
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
+from tokenvault.model.remaining import Remaining
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock
 from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_store, open_token_store
 from tokenvault.vault.awaited import AsyncVault, provision_async
+from tokenvault.vault.batch.cards import CardToIssue
+from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Actor",
+    "AllBut",
     "AsyncTokenStore",
     "AsyncVault",
     "AuditEvent",
     "AuditFinding",
     "AuditReport",
+    "Authentication",
     "BatchResult",
     "Card",
+    "CardChange",
     "CardExpiry",
+    "CardToIssue",
     "Channel",
     "CheckpointPolicy",
     "Clock",
@@ -68,20 +81,28 @@ __all__ = [
     "Decision",
     "Domain",
     "DomainRestrictionError",
+    "Factor",
     "FindingKind",
+    "Grade",
+    "ImportedRow",
     "IntegrityError",
     "InvalidInputError",
     "IssueBatchResult",
     "KeyPurpose",
     "KeyStore",
     "KeyStoreError",
+    "Kind",
     "LifecycleError",
     "Limit",
     "Making",
     "Money",
     "Pan",
+    "PanRule",
+    "Period",
     "Permission",
     "PermissionDeniedError",
+    "Remaining",
+    "TokenChange",
     "TokenFormat",
     "TokenInfo",
     "TokenNotFoundError",
@@ -96,9 +117,11 @@ __all__ = [
     "Vault",
     "VaultlessTokenizer",
     "Violation",
+    "add_codes",
     "audit_public_key",
     "export_audit",
     "ff1",
+    "import_cards",
     "open_async_token_store",
     "open_key_store",
     "open_token_store",

@@ -10,15 +10,14 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import signal
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
-from types import CodeType
 from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
+
+from tokenvault.interrupts import is_interrupt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -313,9 +312,6 @@ def boundary_init(kind: C) -> C:
     return kind
 
 
-_OF_HANDLER: Final = "_raised_by_signal_handler"
-
-
 @boundary
 def _refuse_change(self: object, _name: str, _value: object = None) -> NoReturn:
     raise UnchangeableError(f"a {type(self).__name__} does not change: make another")
@@ -360,40 +356,13 @@ def _wrong_arguments(
 
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
-    if (
-        isinstance(error, Exception)
-        and not isinstance(error, TokenVaultError)
-        and not is_of_signal_handler(error)
-    ):
+    if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not is_interrupt(error):
         place = "an unknown place"
         for frame, line in traceback.walk_tb(error.__traceback__):
             place = f"{frame.f_globals.get('__name__')}:{line}"
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
-
-
-def is_of_signal_handler(error: BaseException) -> bool:
-    """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended.
-
-    It is marked, as a boundary within another one has taken its frames.
-    """
-    if getattr(error, _OF_HANDLER, False):
-        return True
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
-    if found:
-        with suppress(AttributeError):  # a frozen error, as of attrs
-            setattr(error, _OF_HANDLER, True)
-    return found
-
-
-def _code_of(handler: object) -> CodeType | None:
-    """The code of a function, of a method, or of an object that can be called."""
-    handler = getattr(handler, "func", handler)  # of functools.partial
-    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 # its code
-    code = getattr(function, "__code__", None)
-    return code if isinstance(code, CodeType) else None
 
 
 boundary_init(Violation)  # which stands above what it takes

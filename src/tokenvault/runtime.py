@@ -13,7 +13,8 @@ from functools import partial
 from itertools import repeat, starmap
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, is_of_signal_handler
+from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.interrupts import is_interrupt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class CheckedClock:
         try:
             now_ms = self._clock.now_ms()
         except Exception as error:  # its own, with whatever that holds
-            if is_of_signal_handler(error):
+            if is_interrupt(error):
                 raise
             raise InvalidInputError("clock failed in now_ms()", code="CLOCK") from None
         if type(now_ms) is not int or not 0 <= now_ms <= NOW_MS_MAX:
@@ -117,7 +118,8 @@ class Workers:
     """A pool of threads, at most `threads`, started with the first calls. A forked child starts its own.
 
     A call that has begun is awaited to its end, also where it is cancelled: nothing goes on after
-    the caller has its answer, and later calls see all that it did.
+    the caller has its answer, and later calls see all that it did. So this wait is as long as what is called waits,
+    for the module or the database: that has a bound.
     """
 
     def __init__(self, threads: int) -> None:

@@ -8,7 +8,8 @@ Layout of the payload, which follows the event's body, big endian:
         `event.leaf_hash`)
     1   number of unauthenticated rows, at most 64: streams whose latest checkpoint was read for a cross-reference and
         is a row that no vault wrote
-    1   number of cross-references, at most 64; each: 16 stream, 8 number of a checkpoint of it, 32 its leaf hash
+    1   number of cross-references, at most 64; each: 16 stream, 8 number of an event of it (its latest
+        checkpoint, or its last event), 32 its leaf hash
     8   id of the signing key: first 8 bytes of SHA-256 of its SubjectPublicKeyInfo (RFC 5280); zeros: not signed
     64  only if signed: ECDSA P-256 with SHA-256 (FIPS 186-5), r and s, of `signed_message`
 """
@@ -56,7 +57,10 @@ class CheckpointPolicy:
 
 @attrs.frozen
 class CrossReference:
-    """The latest checkpoint of another stream, as the writer of a checkpoint found it: stream, number, leaf hash."""
+    """The latest checkpoint of another stream, as the writer of a checkpoint found it: stream, number, leaf hash.
+
+    A stream's first checkpoint refers to the last event of the streams that no checkpoint closes too.
+    """
 
     stream: bytes
     number: int

@@ -1,15 +1,17 @@
 """Audit events: what was decided and changed, for whom and when. Never a PAN, never a whole token.
 
-Layout of an event's body, encoding version 1, big endian:
+Layout of an event's body, encoding version 3, big endian:
 
-    1   encoding version, 1
+    1   encoding version, 3
     8   time, milliseconds of the Unix epoch
     1   action, codes below
     1   outcome, codes below
     8   revision of the record that was written with this event; 0 where none was
     1   length of the requestor (0 or 11), then its digits
     1   length of the transaction id, then its ASCII
+    1   length of the operator, then its ASCII
     1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
+    ..  only of a use (action DETOKENIZE) of a token that there is: its note (`use_note`)
     ..  only of a checkpoint: its payload (`checkpoint`)
 
 Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
@@ -34,11 +36,12 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
+from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.index_rows import IndexRow
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.index_rows import NO_USE, IndexRow
+from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 
-ENCODING_VERSION: Final = 1
+ENCODING_VERSION: Final = 3
 
 AUTHENTICATED_BYTES: Final = 16
 """Bytes of the leaf hash that the MAC covers."""
@@ -64,6 +67,10 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_DOMAIN = 8
     LOOK_UP = 9
     CHECKPOINT = 10
+    UPDATE_TOKEN = 11
+    UPDATE_ASSURANCE = 12
+    WIND_DOWN = 13
+    CHECK = 14
 
 
 class Outcome(int, enum.Enum):
@@ -91,6 +98,8 @@ class Event(NamedTuple):
         transaction_id: of the use of a token; None for other actions.
         codes: violation codes, or the actor who suspends or resumes.
         revision: of the record that was written with this event; 0 where none was.
+        operator: the person behind a management call, as the host names them; None where it names none.
+        use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
         checkpoint: only of action CHECKPOINT: what it says.
     """
 
@@ -102,20 +111,25 @@ class Event(NamedTuple):
     transaction_id: str | None = None
     codes: tuple[str, ...] = ()
     revision: int = 0
+    operator: str | None = None
+    use: UseNote | None = None
     checkpoint: Checkpoint | None = None
 
     def index_rows(self) -> tuple[IndexRow, ...]:
-        """The rows of the index that lead to the event: from its token, or from its stream to a checkpoint."""
-        return (IndexRow(self.reference),) if self.reference else ()
+        """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream."""
+        if not self.reference:
+            return ()
+        use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=self.outcome is Outcome.DONE)
+        return tuple([IndexRow(self.reference, use_id) for use_id in use_ids])
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""
         fixed = _FIXED.pack(ENCODING_VERSION, self.time_ms, self.action, self.outcome, self.revision)
-        texts = prefixed(self.requestor or "") + prefixed(self.transaction_id or "") + chr(len(self.codes))
-        for code in self.codes:
-            texts += prefixed(code)
+        named = (self.requestor or "", self.transaction_id or "", self.operator or "")
+        texts = "".join(map(prefixed, named)) + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
+        use = b"" if self.use is None else self.use.pack()
         payload = b"" if self.checkpoint is None else self.checkpoint.payload()
-        return fixed + texts.encode("ascii") + payload
+        return fixed + texts.encode("ascii") + use + payload
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
@@ -128,17 +142,22 @@ class Event(NamedTuple):
         version, time_ms, action, outcome, revision = _FIXED.unpack(reader.take(_FIXED.size))
         if version != ENCODING_VERSION:
             raise ValueError(MALFORMED)
-        return cls(
+        event = cls(
             time_ms=time_ms,
             action=Action(action),
             outcome=Outcome(outcome),
             requestor=reader.text() or None,
             reference=row.reference,
             transaction_id=reader.text() or None,
+            operator=reader.text() or None,
             codes=tuple([reader.text() for _ in range(reader.byte())]),
             revision=revision,
-            checkpoint=Checkpoint.parse(reader.rest()) if action == Action.CHECKPOINT.value else None,
         )
+        if event.action is Action.CHECKPOINT:
+            return event._replace(checkpoint=Checkpoint.parse(reader.rest()))
+        if event.action is Action.DETOKENIZE and reader.more:
+            event = event._replace(use=UseNote.read(reader))
+        return event  # more bytes than that would not encode back
 
 
 class _Encoded(Protocol):
@@ -150,7 +169,7 @@ E = TypeVar("E", bound=_Encoded)
 
 def parsed(row: SealedEvent, read: Callable[[SealedEvent], E]) -> E:
     """What a reader makes of a row, if it encodes back to the same bytes. Raises IntegrityError."""
-    with suppress(struct.error, IndexError, ValueError):
+    with suppress(struct.error, IndexError, KeyError, ValueError):
         event = read(row)
         if event.body() == row.body:
             return event
@@ -180,6 +199,11 @@ class BodyReader:
         """A text after its length."""
         return self.take(self.byte()).decode("ascii")
 
+    @property
+    def more(self) -> bool:
+        """Whether anything is left."""
+        return self._at < len(self._body)
+
     def rest(self) -> bytes:
         """All that is left."""
         return self.take(len(self._body) - self._at)
@@ -194,6 +218,14 @@ def leaf_hash(stream: bytes, number: int, reference: bytes, body: bytes) -> byte
     """An event's leaf hash, 32 bytes: its leaf in the Merkle tree of its stream."""
     covered = b"".join((LEAF, stream, _POSITION.pack(number, len(reference)), reference, body))
     return hashlib.sha256(covered).digest()
+
+
+def is_open(row: SealedEvent) -> bool:
+    """Whether the stream of a row goes on after it, as far as the row says: it is no checkpoint that closes it."""
+    checkpoint = None
+    with suppress(IntegrityError):
+        checkpoint = Event.parse(row).checkpoint
+    return row != MALFORMED_EVENT and (checkpoint is None or not checkpoint.closes)
 
 
 def leaf_of(row: SealedEvent) -> bytes:

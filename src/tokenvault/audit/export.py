@@ -12,10 +12,13 @@ import attrs
 from tokenvault.audit.batch_event import BATCH, items, parse
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.macs import AuditKeys, check_events
+from tokenvault.audit.use_note import UseNote
 from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError, boundary_init, iterator_boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.kinds import Kind
+from tokenvault.model.money import Money
 from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
 
 HISTORY_MAX: Final = 1_000
@@ -37,6 +40,10 @@ class AuditEvent:
         requestor: id of the calling requestor, 11 digits; None for the host application itself.
         reference: of the token, 32 hexadecimal digits; None where none was found. Of a checkpoint, its stream.
         transaction_id: of the use of a token; masked where it could be a card number.
+        operator: the person behind a management call, as the host named them; None where it named none.
+        kind: of the use of a token; None for other actions, and where there is no such token.
+        amount: of the use, if it named one; of a capture, reversal or refund without one, all that there was.
+        retry: whether the use repeats one that was allowed before.
         codes: of the controls that failed, or the actor who suspends or resumes.
         revision: of the token's record that was written with this event; 0 where none was.
         stream: of the event, 32 hexadecimal digits.
@@ -49,6 +56,10 @@ class AuditEvent:
     requestor: str | None
     reference: str | None
     transaction_id: str | None
+    operator: str | None
+    kind: Kind | None
+    amount: Money | None
+    retry: bool
     codes: tuple[str, ...]
     revision: int
     stream: str
@@ -69,13 +80,21 @@ def audit_events(row: SealedEvent, reference: bytes | None = None) -> list[Audit
             requestor=item.requestor,
             reference=item.reference.hex() or None,
             transaction_id=item.transaction_id,
+            operator=item.operator,
+            kind=None if item.use is None else item.use.kind,
+            amount=None if item.use is None else _amount(item.use),
+            retry=item.use is not None and item.use.retry,
             codes=item.codes,
             revision=item.revision,
             stream=row.stream.hex(),
             number=row.number,
         )
-        for item in items(event, reference)
+        for item in items(event, None if reference is None else (reference,))
     ]
+
+
+def _amount(use: UseNote) -> Money | None:
+    return Money(use.amount, use.currency) if use.currency else None
 
 
 @iterator_boundary
@@ -129,6 +148,11 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
         "requestor": event.requestor,
         "reference": event.reference,
         "transaction_id": event.transaction_id,
+        "operator": event.operator,
+        "kind": None if event.kind is None else event.kind.name,
+        "amount": None if event.amount is None else event.amount.amount,
+        "currency": None if event.amount is None else event.amount.currency,
+        "retry": event.retry,
         "codes": list(event.codes),
         "revision": event.revision,
         "genuine": genuine,

@@ -270,8 +270,7 @@ class Journal:
         references = tuple(
             CrossReference(row.stream, row.number, leaf_of(row))
             for row in genuine
-            if row.reference == row.stream  # of a stream that has no checkpoint yet, another event may come
-            and row.number > stream.referenced.get(row.stream, 0)
+            if row.number > stream.referenced.get(row.stream, 0)
         )
         complete = attrs.evolve(
             checkpoint, cross_references=references, unauthenticated_rows=len(others) - len(genuine)

@@ -35,8 +35,8 @@ import attrs
 from tokenvault.cli.inputs import reason_of
 from tokenvault.errors import ConfigurationError, TokenVaultError
 from tokenvault.keys.port import Custody
+from tokenvault.model.checks import milliseconds
 from tokenvault.model.domain import Domain
-from tokenvault.model.domain_document import milliseconds
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
 

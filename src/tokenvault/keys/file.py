@@ -27,9 +27,10 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final, NoReturn, Self
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import attrs
 from cryptography.exceptions import InvalidTag
@@ -39,11 +40,15 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError, without_numbers
+from tokenvault.interrupts import is_interrupt
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
 from tokenvault.keys.private_files import open_lock, open_private
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
 from tokenvault.model import checks
+from tokenvault.runtime import put_result
+
+T = TypeVar("T")
 
 FILE_BYTES_MAX: Final = 4 * 2**20
 
@@ -51,6 +56,14 @@ FILE_BYTES_MAX: Final = 4 * 2**20
 SCRYPT: Final = {"n": 2**17, "r": 8, "p": 1}
 SALT_BYTES: Final = 16
 NONCE_BYTES: Final = 12
+
+LOCK_SECONDS_MAX: Final = 30.0
+"""How long creating and destroying wait for another process that does so, which takes less than a second."""
+
+_LOCK_POLL_SECONDS: Final = 0.01
+_LOCKED: Final = (
+    "another process held the key file's lock for too long; nothing was written: look for one that hangs"
+)
 
 
 @attrs.frozen
@@ -111,12 +124,14 @@ class FileKeyStore:
         """Generate the next version of a purpose's key; `version` as in the port. Raises KeyStoreError."""
         checks.instance("purpose", purpose, KeyPurpose)
         checks.instance("custody", custody, Custody)
-        with self._locked() as content:
+
+        def add(content: Content) -> KeyName:
             name = next_name(purpose, content.newest.get(purpose, 0), version)
             content.keys[name] = StoredKey(custody, secrets.token_bytes(KEY_BYTES))
             content.newest[purpose] = name.version
-            self._write(content)
-        return name
+            return name
+
+        return self._change(add)
 
     def signer(self) -> None:
         """None: checkpoints stay unsigned. Raises KeyStoreError."""
@@ -129,10 +144,12 @@ class FileKeyStore:
     def destroy(self, key: KeyName) -> None:
         """Remove one version from the file. Backups of the file still have it. Raises KeyStoreError."""
         checks.instance("key", key, KeyName)
-        with self._locked() as content:
+
+        def remove(content: Content) -> None:
             if content.keys.pop(key, None) is None:
                 raise KeyStoreError(f"the key file has no key {key}", code="KEY_STORE_KEY_MISSING")
-            self._write(content)
+
+        self._change(remove)
 
     def close(self) -> None:
         """Forget every key; idempotent. Ciphers that callers keep hold their keys themselves."""
@@ -182,26 +199,48 @@ class FileKeyStore:
                     os.fsync(file.fileno())
                     os.replace(file.name, self._path)
                 except BaseException:
-                    os.unlink(file.name)
+                    with suppress(FileNotFoundError):  # it has its place already, and then an interrupt came
+                        os.unlink(file.name)
                     raise
-            handle = os.open(folder, os.O_RDONLY)
+            handle: list[int] = []
             try:
-                os.fsync(handle)
+                put_result(handle, os.open, folder, os.O_RDONLY)
+                os.fsync(handle[0])
             finally:
-                os.close(handle)
+                if handle:
+                    os.close(handle[0])
 
-    @contextmanager
-    def _locked(self) -> Iterator[Content]:
-        """What the file holds, while no other thread or process can write it."""
+    def _change(self, change: Callable[[Content], T]) -> T:
+        """Write the file as a function changes what it holds, while no other thread or process can; its result."""
         self._require_open()
-        with ExitStack() as opened:
+        lock: list[
+            int
+        ] = []  # filled and emptied by one step each (see `runtime`): no interrupt leaves it held
+        try:
             with _explained("locked", "look at its folder"):
-                lock = open_lock(self._path + ".lock", os.O_WRONLY | os.O_CREAT)
-                opened.callback(os.close, lock)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                open_lock(lock, self._path + ".lock", os.O_WRONLY | os.O_CREAT)
+                _wait_for_lock(lock[0])
+            content = self._read()
+            result = change(content)
+            self._write(content)
+            return result
+        finally:
+            if lock:
                 # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the lock.
-                opened.callback(fcntl.flock, lock, fcntl.LOCK_UN)
-            yield self._read()
+                fcntl.flock(lock[0], fcntl.LOCK_UN)
+                os.close(lock[0])
+
+
+def _wait_for_lock(lock: int) -> None:
+    """Lock a file for this process alone. Raises KeyStoreError where others hold it for LOCK_SECONDS_MAX."""
+    until = time.monotonic() + LOCK_SECONDS_MAX
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > until:
+            raise KeyStoreError(_LOCKED, code="KEY_STORE_FILE_LOCKED")
+        time.sleep(_LOCK_POLL_SECONDS)
 
 
 @contextmanager
@@ -210,6 +249,8 @@ def _explained(done: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_interrupt(error):  # a time limit may be a TimeoutError
+            raise
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise KeyStoreError(
             f"the key file can not be {done} ({reason}): {advice}", code="KEY_STORE_FILE_FAILED"

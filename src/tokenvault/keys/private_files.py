@@ -16,6 +16,7 @@ import stat
 from typing import BinaryIO, Final
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.runtime import put_result
 
 PATHS_REMEMBERED_MAX: Final = 1_000
 
@@ -53,9 +54,12 @@ def _open_file(path: str, _flags: int) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def open_lock(path: str, flags: int) -> int:
-    """Open a lock file for its owner alone, and make it where there is none. A symbolic link is not followed."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def open_lock(place: list[int], path: str, flags: int) -> None:
+    """Open a lock file for its owner alone into a list, in one step; make it where there is none.
+
+    A symbolic link is not followed. Raises OSError.
+    """
+    put_result(place, os.open, path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _check_place(path: str, what: str) -> None:

@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.interrupts import is_interrupt
 from tokenvault.keys.private_files import open_private
 
 SECRET_BYTES_MAX: Final = 1_024
@@ -43,6 +44,8 @@ def read_secret_file(path: str, what: str) -> Secret:
         with open_private(path, f"the file that {what} names") as file:
             secret = _text(file.read(SECRET_BYTES_MAX + 1))
     except OSError as error:
+        if is_interrupt(error):  # a time limit may be a TimeoutError
+            raise
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
     if reason is not None:
         raise KeyStoreError(

@@ -5,23 +5,33 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final, TypeVar, cast
 
-from tokenvault.errors import InvalidInputError, is_of_signal_handler
-from tokenvault.model.iso import COUNTRIES, CURRENCIES
+from tokenvault.errors import InvalidInputError
+from tokenvault.interrupts import is_interrupt
+from tokenvault.model import iso
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
 TEXT_LENGTH_MAX: Final = 64
-SET_SIZE_MAX: Final = 1_000
+LONG_TEXT_LENGTH_MAX: Final = 256
+SET_SIZE_MAX: Final = 10_000
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 _TEXT: Final = re.compile(r"[!-~](?:[ -~]{0,62}[!-~])?")
+_LONG_TEXT: Final = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
 _REQUESTOR: Final = re.compile(r"[0-9]{11}")
 _TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
 _PAR: Final = re.compile(r"[0-9A-Z]{29}")
 _MERCHANT_CATEGORY: Final = re.compile(r"[0-9]{4}")
+_MERCHANT_CATEGORIES: Final = re.compile(r"([0-9]{4})-([0-9]{4})")
 _ASSURANCE: Final = re.compile(r"[0-9A-Z]{2}")
 _TEXT_ACCEPTS: Final = f"1 to {TEXT_LENGTH_MAX} printable ASCII characters, without a blank at either end"
+_LONG_TEXT_ACCEPTS: Final = (
+    f"1 to {LONG_TEXT_LENGTH_MAX} printable ASCII characters, without a blank at either end"
+)
 _TOKEN_ACCEPTS: Final = f"{PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits"
 
 T = TypeVar("T")
@@ -32,14 +42,19 @@ def text(name: str, value: object) -> str:
     return _matching(name, value, _TEXT, _TEXT_ACCEPTS)
 
 
+def long_text(name: str, value: object) -> str:
+    """1 to 256 printable ASCII characters with no space at either end."""
+    return _matching(name, value, _LONG_TEXT, _LONG_TEXT_ACCEPTS)
+
+
 def unpadded(value: T) -> T:
     """A value without blanks at its end, if it is a text: ISO 8583 pads its fields to their length (DE 41, DE 42)."""
     return cast(T, value.rstrip(" ")) if isinstance(value, str) else value
 
 
 def padded_text(name: str, value: object) -> str:
-    """A text that may be padded with blanks, without them."""
-    return text(name, unpadded(value))
+    """A long text that may be padded with blanks, without them."""
+    return long_text(name, unpadded(value))
 
 
 def requestor_id(name: str, value: object) -> str:
@@ -67,16 +82,26 @@ def merchant_category(value: object) -> str:
     return _matching("a merchant category", value, _MERCHANT_CATEGORY, "4 digits (ISO 18245)")
 
 
+def merchant_categories(value: object) -> str:
+    """A merchant category code, or a range of them such as "3000-3999"."""
+    bounds = _MERCHANT_CATEGORIES.fullmatch(value) if isinstance(value, str) else None
+    if bounds is None:
+        return merchant_category(value)
+    if bounds[1] >= bounds[2]:
+        raise InvalidInputError("a range of merchant categories begins before it ends")
+    return bounds[0]
+
+
 def country(value: object) -> str:
     """A country code (ISO 3166-1 alpha-2)."""
-    if not isinstance(value, str) or value not in COUNTRIES:
+    if not isinstance(value, str) or not iso.is_country(value):
         raise InvalidInputError('a country is an ISO 3166-1 code of two letters, such as "FR"')
     return value
 
 
 def currency(value: object) -> str:
     """A currency code (ISO 4217)."""
-    if not isinstance(value, str) or value not in CURRENCIES:
+    if not isinstance(value, str) or not iso.is_currency(value):
         raise InvalidInputError('a currency is an ISO 4217 code, such as "EUR"')
     return value
 
@@ -86,6 +111,49 @@ def whole_number(name: str, value: object, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise InvalidInputError(f"{name} is a whole number from {low} to {high}")
     return value
+
+
+def true_or_false(name: str, value: object) -> bool:
+    """A bool."""
+    if type(value) is not bool:
+        raise InvalidInputError(f"{name} is True or False")
+    return value
+
+
+def instant(name: str, value: object) -> datetime:
+    """An instant of the years 2000 to 2199, given with a time zone; in UTC, rounded down to the millisecond."""
+    if not isinstance(value, datetime) or value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidInputError(f"{name}: a datetime with a time zone")
+    try:
+        utc = value.astimezone(UTC)
+    except (OverflowError, ValueError):
+        utc = datetime.min
+    if not 2000 <= utc.year <= 2199:
+        raise InvalidInputError(f"{name}: a year from 2000 to 2199")
+    return utc.replace(microsecond=utc.microsecond // 1_000 * 1_000)
+
+
+def milliseconds(instant: datetime) -> int:
+    """An instant in milliseconds of the Unix epoch."""
+    return (instant - _EPOCH) // _MILLISECOND
+
+
+def utc(time_ms: int) -> datetime:
+    """The instant, in UTC, of milliseconds of the Unix epoch."""
+    return _EPOCH + time_ms * _MILLISECOND
+
+
+def whole_seconds(name: str, value: object, most: int) -> timedelta:
+    """A timedelta of whole seconds, from 1 to a number of them."""
+    span = instance(name, value, timedelta)
+    if span.microseconds or not 1 <= span.total_seconds() <= most:
+        raise InvalidInputError(f"{name} is whole seconds, from 1 second to {most // 86_400} days")
+    return span
+
+
+def seconds(span: timedelta) -> int:
+    """The whole seconds of a timedelta."""
+    return span.days * 86_400 + span.seconds
 
 
 def instance(name: str, value: object, kind: type[T]) -> T:
@@ -116,13 +184,13 @@ def listed(name: str, values: object, most: int) -> list[object]:
     try:
         return list(islice(values, most + 1))
     except Exception as error:  # the caller's own iterator failed, with whatever it holds
-        if is_of_signal_handler(error):
+        if is_interrupt(error):
             raise
         raise InvalidInputError(f"the iterable of {name} failed") from None
 
 
 def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset[T]:
-    """A set of 1 to 1,000 checked values. An empty one is refused: nothing would ever match it."""
+    """A set of 1 to 10,000 checked values. An empty one is refused: nothing would ever match it."""
     given = listed(name, values, SET_SIZE_MAX)
     if not 1 <= len(given) <= SET_SIZE_MAX:
         raise InvalidInputError(f"{name} has 1 to {SET_SIZE_MAX} values; leave it out to not restrict")

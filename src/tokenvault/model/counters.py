@@ -1,87 +1,153 @@
-"""What a token record remembers of its uses: counters for limits, transaction ids, the cryptogram counter."""
+"""What a token record remembers of its uses: velocity counters, the cryptogram counter, when it was used last.
+
+Two windows of each counter are kept, the latest and the one before it that was counted in. So a clock that was ahead
+once locks nothing: the windows between the two were never given, and may be. And a clock that is set back gives no
+window twice: nothing is left of a window before both.
+"""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from tokenvault.model.limits import VelocityCounter
-from tokenvault.model.transaction import Transaction
+import attrs
 
-REMEMBERED_USES_MAX: Final = 32
-"""Counted uses that a record remembers by their transaction id; an older one that comes again is a new use."""
+from tokenvault.model.periods import NEVER_MS, Window
 
 COUNTERS_MAX: Final = 64
-MEMORY_BYTES: Final = 32
-_ID_BYTES: Final = 16
-NO_COUNTERS: Final[Mapping[VelocityCounter, tuple[int, int]]] = {}
-_UNREAD: Final = (-1, 0)  # before every window
+KEY_BYTES: Final = 16
+NO_WINDOW: Final = -1
+"""The previous window of a counter that was counted in one only."""
+
+NONE: Final = -1
+"""No cryptogram counter or time yet."""
+
+USED_UP: Final = 2**62
+"""What is used of a window before both that are kept: more than any limit has."""
+
+CLOCK_AHEAD_MS_MAX: Final = 86_400_000
+"""A use that lies further ahead than a day was made by a clock that was ahead: it does not hold up the next."""
 
 
-class Seen(enum.Enum):
-    """Whether a transaction was counted before, and with which content."""
+class Counter(NamedTuple):
+    """A velocity counter: uses, or minor units, in the two latest windows that were counted in.
 
-    NEW = enum.auto()
-    SAME = enum.auto()
-    OTHER_CONTENT = enum.auto()
+    Attributes:
+        key: 16 bytes, of what is counted.
+        window: number of the latest window; for a token's life, 0.
+        value: uses or minor units in it.
+        previous_window: the one before it that was counted in, or -1.
+        previous_value: uses or minor units in that.
+        ends_ms: when the latest window is over, in milliseconds of the Unix epoch; 2**63 - 1: never.
+    """
+
+    key: bytes
+    window: int
+    value: int
+    previous_window: int = NO_WINDOW
+    previous_value: int = 0
+    ends_ms: int = NEVER_MS
+
+    def used(self, window: int) -> int:
+        """What is used of a window."""
+        if window == self.window:
+            return self.value
+        if window == self.previous_window:
+            return self.previous_value
+        return USED_UP if window < self.previous_window else 0
+
+    def added(self, window: Window, value: int) -> Counter:
+        """The counter after a use in a window."""
+        number = window.number
+        if number > self.window:
+            return Counter(self.key, number, value, self.window, self.value, window.ends_ms)
+        if number == self.window:
+            return self._replace(value=self.value + value)
+        if number > self.previous_window:
+            return self._replace(previous_window=number, previous_value=value)
+        return self._replace(previous_value=self.previous_value + value)
+
+    def given_back(self, window: int, value: int) -> Counter:
+        """The counter after something that was counted in a window is given back; dropped if that is long gone."""
+        if window == self.window:
+            return self._replace(value=max(0, self.value - value))
+        if window == self.previous_window:
+            return self._replace(previous_value=max(0, self.previous_value - value))
+        return self
+
+    def cleared(self, window: int) -> Counter:
+        """The counter after what was counted in a window is counted no more."""
+        return self.given_back(window, self.used(window))
 
 
-class Usage(NamedTuple):
+@attrs.frozen
+class Usage:
     """The uses of one token.
 
     Attributes:
-        counters: sorted, at most 64: of each the number of its window since the Unix epoch, and its value in
-            that window: uses, or minor units.
-        memories: `Transaction._memory` of the latest counted uses, oldest first; at most 32 of 32 bytes.
+        counters: sorted by key, at most 64.
         cryptogram_counter: the highest seen, or -1.
+        authenticated_ms: when a use with strong authentication last started counters again, or -1.
+        last_used_ms: when the latest use was made, in milliseconds of the Unix epoch, or -1.
+        used_before_ms: the one before it, at or before `last_used_ms`; or -1.
     """
 
-    counters: Mapping[VelocityCounter, tuple[int, int]] = NO_COUNTERS
-    memories: bytes = b""
-    cryptogram_counter: int = -1
+    counters: tuple[Counter, ...] = ()
+    cryptogram_counter: int = NONE
+    authenticated_ms: int = NONE
+    last_used_ms: int = NONE
+    used_before_ms: int = NONE
 
-    def seen(self, transaction: Transaction) -> Seen:
-        """Whether a transaction was counted before."""
-        memory = transaction._memory
-        start = self.memories.find(memory[:_ID_BYTES])
-        while start > 0 and start % MEMORY_BYTES:  # found across two ids, or in a content
-            start = self.memories.find(memory[:_ID_BYTES], start + 1)
-        if start < 0:
-            return Seen.NEW
-        same = self.memories[start : start + MEMORY_BYTES] == memory
-        return Seen.SAME if same else Seen.OTHER_CONTENT
+    def used(self, key: bytes, window: int) -> int:
+        """What is used of a window by a counter: uses, or minor units."""
+        for counter in self.counters:
+            if counter.key == key:
+                return counter.used(window)
+        return 0
 
-    def remembers(self, transaction: Transaction) -> bool:
-        """Whether a transaction was counted before with the same content."""
-        return transaction._memory in self.memories  # by chance across two of them: once in 2**256
+    def spaced(self, now_ms: int, interval_ms: int) -> bool:
+        """Whether a use now keeps a distance from the last ones.
 
-    def used(self, counter: VelocityCounter, now_ms: int) -> int:
-        """The value of a counter in the window of an instant: uses, or minor units."""
-        window, value = self.counters.get(counter, _UNREAD)
-        return value if window >= counter.window(now_ms) else 0
+        From one that lies ahead it is not kept, if that lies more than a day ahead: its clock was ahead then. Before
+        both, there is none: the clock was set back.
+        """
+        if now_ms >= self.last_used_ms:
+            return self.last_used_ms == NONE or now_ms - self.last_used_ms >= interval_ms
+        if self.last_used_ms - now_ms <= CLOCK_AHEAD_MS_MAX or now_ms < self.used_before_ms:
+            return False
+        return self.used_before_ms == NONE or now_ms - self.used_before_ms >= interval_ms
 
-    def after(
-        self, transaction: Transaction, velocity_counters: Sequence[VelocityCounter], now_ms: int
-    ) -> Usage:
-        """The usage after a transaction was added to these velocity counters, which are sorted."""
-        amount = transaction.amount.amount if transaction.amount else 0
-        others = dict(self.counters)
-        counters: dict[VelocityCounter, tuple[int, int]] = {}
-        for counter in velocity_counters:
-            now, value = counter.window(now_ms), amount if counter.currency else 1
-            window, before = others.pop(counter, _UNREAD)
-            # A counter of a later window stays: a clock that was set back must not hand out a window twice.
-            counters[counter] = (window, before + value) if window >= now else (now, value)
-        if others:  # of limits that are not set any more, or of another configuration
-            live = {counter: read for counter, read in others.items() if read[0] >= counter.window(now_ms)}
-            if len(counters) + len(live) <= COUNTERS_MAX:
-                counters = dict(sorted((counters | live).items()))
-        cryptogram_counter = transaction.cryptogram_counter
-        return Usage(
-            counters,
-            (self.memories + transaction._memory)[-REMEMBERED_USES_MAX * MEMORY_BYTES :],
-            self.cryptogram_counter
-            if cryptogram_counter is None
-            else max(cryptogram_counter, self.cryptogram_counter),
-        )
+    def used_at(self, now_ms: int) -> Usage:
+        """The usage after a use: the two latest are kept, whatever the clock."""
+        earlier, later = sorted((now_ms, self.last_used_ms))
+        return attrs.evolve(self, last_used_ms=later, used_before_ms=max(earlier, self.used_before_ms))
+
+    def unused_at(self, time_ms: int) -> Usage:
+        """The usage after a use of some time is given back."""
+        if time_ms == self.last_used_ms:
+            return attrs.evolve(self, last_used_ms=self.used_before_ms, used_before_ms=NONE)
+        if time_ms == self.used_before_ms:
+            return attrs.evolve(self, used_before_ms=NONE)
+        return self
+
+    def changed(self, key: bytes, change: Callable[[Counter], Counter]) -> Usage:
+        """The usage after a change of a counter, if it is there."""
+        counters = tuple(change(counter) if counter.key == key else counter for counter in self.counters)
+        return self if counters == self.counters else attrs.evolve(self, counters=counters)
+
+    def with_counters(self, changed: Iterable[Counter]) -> Usage:
+        """The usage with these counters in place of those of the same keys.
+
+        Beyond 64, those of limits that are not set any more go, first the ones that are over.
+        """
+        needed = {counter.key: counter for counter in changed}
+        others = [counter for counter in self.counters if counter.key not in needed]
+        room = COUNTERS_MAX - len(needed)
+        if len(others) > room:
+            others = sorted(others, key=lambda counter: counter.ends_ms)[len(others) - room :]
+        counters = tuple(sorted([*needed.values(), *others]))
+        return self if counters == self.counters else attrs.evolve(self, counters=counters)
+
+
+UNUSED: Final = Usage()
+"""Of a token that was not used yet."""

@@ -1,7 +1,7 @@
 """The document of a domain: canonical JSON out, strict JSON in.
 
-Canonical: ASCII, names sorted, no spaces, sets sorted, instants in milliseconds of the Unix epoch, unset
-controls left out. Equal domains have equal documents, so a document is addressed by its SHA-256.
+Canonical: ASCII, names sorted, no spaces, sets sorted, instants in milliseconds of the Unix epoch, spans in whole
+seconds, unset controls left out. Equal domains have equal documents, so a document is addressed by its SHA-256.
 """
 
 from __future__ import annotations
@@ -9,26 +9,33 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from tokenvault.errors import InvalidInputError
 from tokenvault.model import checks
-from tokenvault.model.limits import LIMIT_USES_MAX, WINDOW_SECONDS_MAX, Limit
+from tokenvault.model.kinds import Kind
+from tokenvault.model.limits import LIMIT_USES_MAX, SCOPES, UTC_ZONE, WINDOW_SECONDS_MAX, Limit
+from tokenvault.model.listing import AllBut
 from tokenvault.model.money import MINOR_UNITS_MAX, Money
+from tokenvault.model.periods import Period
 from tokenvault.model.transaction import Channel
 
-DOCUMENT_BYTES_MAX: Final = 65_536
+DOCUMENT_BYTES_MAX: Final = 4_194_304
+"""Room for a list of 10,000 merchants of 256 characters."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
+ALL_BUT: Final = "all_but"
 
 E = TypeVar("E", bound=enum.Enum)
 
 
 def encode(values: Mapping[str, object]) -> bytes:
     """The canonical document of the values of controls, by the controls' names."""
-    fields = {name: _out(value) for name, value in values.items()}
+    return canonical({name: _out(value) for name, value in values.items()})
+
+
+def canonical(fields: object) -> bytes:
+    """Canonical JSON of plain values."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -43,24 +50,50 @@ def decode(text: object, readers: Mapping[str, Callable[[object], object]]) -> d
     return {name: readers[name](value) for name, value in _object(fields, *readers).items()}
 
 
-def milliseconds(instant: datetime) -> int:
-    """An instant in milliseconds of the Unix epoch."""
-    return (instant - _EPOCH) // _MILLISECOND
+def counted_of(limit: Limit) -> dict[str, object]:
+    """What a limit counts: its fields without its maximum, plain."""
+    fields: dict[str, object] = {"counts": "uses" if limit.amount is None else limit.amount.currency}
+    if isinstance(limit.per, Period):
+        fields["per"] = limit.per.value
+        if limit.zone != UTC_ZONE:
+            fields["zone"] = limit.zone
+    elif limit.per is not None:
+        fields["per_seconds"] = checks.seconds(limit.per)
+    for name in ("since_authentication", "without_authentication"):
+        if getattr(limit, name):
+            fields[name] = True
+    for name in SCOPES:
+        if getattr(limit, name) is not None:
+            fields[name] = _out(getattr(limit, name))
+    return fields
 
 
 def _out(value: object) -> object:
     if isinstance(value, frozenset):
         return sorted(item.value if isinstance(item, enum.Enum) else item for item in value)
+    if isinstance(value, AllBut):
+        return {ALL_BUT: _out(value.values)}
     if isinstance(value, datetime):
-        return milliseconds(value)
+        return checks.milliseconds(value)
+    if isinstance(value, timedelta):
+        return checks.seconds(value)
     if isinstance(value, Money):
         return {"amount": value.amount, "currency": value.currency}
     if isinstance(value, Limit):
-        counted = {"uses": value.uses} if value.amount is None else {"amount": _out(value.amount)}
-        return counted if value.per is None else {**counted, "per_seconds": value._counter.window_seconds}
+        counted = counted_of(value)
+        del counted["counts"]
+        return {
+            **counted,
+            **({"uses": value.uses} if value.amount is None else {"amount": _out(value.amount)}),
+        }
     if isinstance(value, tuple):
         return [_out(item) for item in value]
     return value.value if isinstance(value, enum.Enum) else value
+
+
+def limit_order(limit: Limit) -> tuple[bool, str, bytes]:
+    """Where a limit stands in a domain: first those that hold for every use; by what is counted; by text."""
+    return limit.light, limit.amount.currency if limit.amount else "", canonical(_out(limit))
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -83,8 +116,14 @@ def _object(value: object, *names: str) -> Mapping[str, object]:
 # The readers, for the table of controls.
 
 
-def values_in(value: object) -> list[object]:
-    """The values of a JSON list."""
+def values_in(value: object) -> object:
+    """The values of a JSON list, or all but those of the list in an object."""
+    if isinstance(value, dict):
+        return AllBut(_list(_object(value, ALL_BUT).get(ALL_BUT)))
+    return _list(value)
+
+
+def _list(value: object) -> list[object]:
     if not isinstance(value, list):
         raise InvalidInputError("in a domain's document, a list")
     return value
@@ -98,14 +137,22 @@ def member_in(kind: type[E], value: object) -> E:
     return by_value[value]
 
 
-def channels_in(value: object) -> list[Channel]:
-    """The channels that have the values of a JSON list."""
-    return [member_in(Channel, item) for item in values_in(value)]
+def members_in(kind: type[E], value: object) -> object:
+    """As `values_in`, of the members of an enum."""
+    values = values_in(value)
+    if isinstance(values, AllBut):
+        return AllBut([member_in(kind, item) for item in values.values])
+    return [member_in(kind, item) for item in _list(values)]
 
 
 def instant_in(value: object) -> datetime:
     """The instant of so many milliseconds of the Unix epoch."""
-    return _EPOCH + checks.whole_number("an instant in ms", value, 0, 10**13) * _MILLISECOND
+    return checks.utc(checks.whole_number("an instant in ms", value, 0, 10**13))
+
+
+def span_in(value: object) -> timedelta:
+    """The span of so many seconds."""
+    return timedelta(seconds=checks.whole_number("a span in seconds", value, 1, WINDOW_SECONDS_MAX))
 
 
 def money_in(value: object) -> Money:
@@ -115,16 +162,36 @@ def money_in(value: object) -> Money:
     return Money(amount, checks.currency(fields.get("currency")))
 
 
+def true_in(value: object) -> bool:
+    """True; what is false is left out."""
+    if value is not True:
+        raise InvalidInputError("in a domain's document, true; or leave it out")
+    return True
+
+
 def limits_in(value: object) -> tuple[Limit, ...]:
-    """The limits of a JSON list of objects with uses or amount, and per_seconds."""
-    return tuple(map(_limit_in, values_in(value)))
+    """The limits of a JSON list of objects."""
+    return tuple(map(_limit_in, _list(value)))
+
+
+_LIMIT_READERS: Final[Mapping[str, Callable[[object], object]]] = {
+    "uses": lambda value: checks.whole_number("uses", value, 1, LIMIT_USES_MAX),
+    "amount": money_in,
+    "per": lambda value: member_in(Period, value),
+    "per_seconds": span_in,
+    "zone": lambda value: value,
+    "since_authentication": true_in,
+    "without_authentication": true_in,
+    "channels": lambda value: members_in(Channel, value),
+    "merchants": values_in,
+    "requestors": values_in,
+    "kinds": lambda value: members_in(Kind, value),
+}
 
 
 def _limit_in(value: object) -> Limit:
-    fields = _object(value, "uses", "amount", "per_seconds")
-    uses, amount, per = fields.get("uses"), fields.get("amount"), fields.get("per_seconds")
-    if uses is not None:
-        uses = checks.whole_number("uses", uses, 1, LIMIT_USES_MAX)
-    if per is not None:
-        per = timedelta(seconds=checks.whole_number("per_seconds", per, 1, WINDOW_SECONDS_MAX))
-    return Limit(uses=uses, amount=None if amount is None else money_in(amount), per=per)
+    fields = _object(value, *_LIMIT_READERS)
+    if {"per", "per_seconds"} <= fields.keys():
+        raise InvalidInputError("in a domain's document, a limit has per or per_seconds")
+    read = {name.removesuffix("_seconds"): _LIMIT_READERS[name](field) for name, field in fields.items()}
+    return Limit(**read)  # type: ignore[arg-type] # its constructor checks each of them

@@ -1,10 +1,19 @@
-"""Code lists: currencies (ISO 4217, 2026, less metals, funds and test codes) and countries (ISO 3166-1)."""
+"""Code lists: currencies (ISO 4217, 2026, less metals, funds and test codes) and countries (ISO 3166-1).
 
-# Codes are added, never taken away: records and domains under a withdrawn one must stay readable.
+A code that is not listed is refused, so that a slip of the pen is found where it is made. A code of tomorrow needs no
+release: `add_codes` takes it. Codes are added, never taken away: domains under a withdrawn one must stay readable.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Final
+
+from tokenvault.errors import InvalidInputError, boundary
+
+_CURRENCY: Final = re.compile(r"[A-Z]{3}")
+_COUNTRY: Final = re.compile(r"[A-Z]{2}")
 
 CURRENCIES: Final = frozenset(
     """
@@ -27,6 +36,40 @@ COUNTRIES: Final = frozenset(
     LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO MP MQ MR MS MT MU MV MW MX MY MZ NA
     NC NE NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW PY QA RE RO RS RU RW
     SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM TN TO
-    TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW
+    TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS XK YE YT ZA ZM ZW
     """.split()
 )
+
+_added: frozenset[str] = frozenset()  # of two letters and of three, beside those above
+
+
+@boundary
+def add_codes(*, currencies: Collection[str] = (), countries: Collection[str] = ()) -> None:
+    """Accept further codes in this process: of ISO 4217 (three letters) and of ISO 3166-1 alpha-2.
+
+    Every process that opens a vault calls it, when it starts: one that has not refuses to read a domain with such a
+    code. What is accepted stays so.
+
+    Raises:
+        InvalidInputError: a code has another form, or the codes are no list, tuple or set; then none is added.
+    """
+    global _added  # noqa: PLW0603 # one assignment, so that other threads see all of them or none
+    found = _checked(currencies, _CURRENCY, "a currency is three capital letters")
+    _added |= found | _checked(countries, _COUNTRY, "a country is two capital letters")
+
+
+def is_currency(code: str) -> bool:
+    """Whether a text is a currency code that is accepted."""
+    return code in CURRENCIES or (code in _added and len(code) == 3)
+
+
+def is_country(code: str) -> bool:
+    """Whether a text is a country code that is accepted."""
+    return code in COUNTRIES or (code in _added and len(code) == 2)
+
+
+def _checked(codes: Collection[str], form: re.Pattern[str], message: str) -> frozenset[str]:
+    fits = isinstance(codes, list | tuple | set | frozenset)
+    if not fits or not all(isinstance(code, str) and form.fullmatch(code) for code in codes):
+        raise InvalidInputError(message)
+    return frozenset(codes)

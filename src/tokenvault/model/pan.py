@@ -1,6 +1,7 @@
 """Primary account numbers and card expiry dates: strict parsing, and a PAN that does not leak.
 
-A PAN is 13 to 19 digits of which the last is a Luhn check digit (ISO/IEC 7812-1, annex B).
+A PAN is 13 to 19 digits of which the last is a Luhn check digit (ISO/IEC 7812-1, annex B). Some cards have 12 digits,
+or no check digit: a program that takes them says so by its `PanRule`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,22 @@ import attrs
 
 from tokenvault.columns.random import fresh_key
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
+from tokenvault.model.zones import day_begin_ms
 
 PAN_LENGTH_MIN: Final = 13
 PAN_LENGTH_MAX: Final = 19
+_LONG_BIN_FROM: Final = 16
+SHORTEST_PAN: Final = 12
+"""Digits of the shortest PAN that a `PanRule` may accept; `PAN_LENGTH_MIN` is what is accepted without one."""
+
+LAST_ZONE_MS: Final = 12 * 3_600_000
+"""How long after UTC a month ends in the last time zone of the earth, UTC-12."""
 
 _GROUPED_LENGTH_MAX: Final = 2 * PAN_LENGTH_MAX - 1
 _GROUPED: Final = re.compile(r"[0-9]+(?:[ -][0-9]+)*")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _RUNS: Final = re.compile(r"[0-9]+")
-_LONG_RUN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN}}}")
+_LONG_RUN: Final = re.compile(rf"[0-9]{{{SHORTEST_PAN}}}")
 _EXPIRY_FORM: Final = 'an expiry reads "YYYY-MM", such as "2029-12"'
 _EXPIRY: Final = re.compile(r"20[0-9]{2}-(?:0[1-9]|1[0-2])")
 # For what looks around in objects, not for who reads memory. A forked child goes on with the key and the numbers.
@@ -53,22 +61,59 @@ def luhn_check_digit(payload: str) -> str:
 
 
 def could_hold_pan(text: str) -> bool:
-    """Whether a text holds 13 to 19 digits in a row that pass the Luhn check, with or without separators.
+    """Whether a text holds 12 to 19 digits in a row that pass the Luhn check, with or without separators.
 
     One in ten of other numbers of that length does so by chance.
     """
     return holds_digits(text) and any(
-        PAN_LENGTH_MIN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
+        SHORTEST_PAN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
         for form in (text, text.replace(" ", "").replace("-", ""))
         for run in _RUNS.findall(form)
     )
 
 
 def holds_digits(text: str) -> bool:
-    """Whether a text holds 13 digits in a row, with or without separators: else no PAN stands in it."""
-    return (
-        len(text) >= PAN_LENGTH_MIN and _LONG_RUN.search(text.replace(" ", "").replace("-", "")) is not None
-    )
+    """Whether a text holds 12 digits in a row, with or without separators: else no PAN stands in it."""
+    return len(text) >= SHORTEST_PAN and _LONG_RUN.search(text.replace(" ", "").replace("-", "")) is not None
+
+
+@boundary_init
+@attrs.frozen(kw_only=True)
+class PanRule:
+    """Which numbers a program takes for PANs.
+
+    Attributes:
+        lengths: the fewest and the most digits, from 12 to 19.
+        luhn: whether the last digit has to be a Luhn check digit.
+
+    Raises:
+        InvalidInputError: a value is of another form.
+    """
+
+    lengths: tuple[int, int] = (PAN_LENGTH_MIN, PAN_LENGTH_MAX)
+    luhn: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        lengths = self.lengths
+        if (
+            not isinstance(lengths, tuple)
+            or len(lengths) != 2
+            or any(type(length) is not int for length in lengths)
+            or not SHORTEST_PAN <= lengths[0] <= lengths[1] <= PAN_LENGTH_MAX
+        ):
+            raise InvalidInputError(
+                f"a PanRule's lengths are the fewest and the most digits, {SHORTEST_PAN} to {PAN_LENGTH_MAX}"
+            )
+        if type(self.luhn) is not bool:
+            raise InvalidInputError("a PanRule's luhn is True or False")
+
+    def check(self, digits: str) -> None:
+        """Refuse digits that are no PAN by this rule. Raises InvalidInputError."""
+        fewest, most = self.lengths
+        if not fewest <= len(digits) <= most:
+            raise InvalidInputError(f"a PAN has {fewest} to {most} digits", code="PAN_LENGTH")
+        if self.luhn and not luhn_valid(digits):
+            raise InvalidInputError("the PAN's check digit is wrong (Luhn)", code="PAN_CHECK_DIGIT")
 
 
 class Pan:
@@ -91,13 +136,17 @@ class Pan:
 
     @staticmethod
     @boundary
-    def parse(text: str | Pan) -> Pan:
-        """Read a PAN: 13 to 19 ASCII digits, Luhn-valid; single spaces or hyphens may stand between groups.
+    def parse(text: str | Pan, rule: PanRule | None = None) -> Pan:
+        """Read a PAN: ASCII digits; single spaces or hyphens may stand between groups.
+
+        Args:
+            text: what to read.
+            rule: which numbers are PANs; without one, those of 13 to 19 digits that are Luhn-valid.
 
         Raises:
             InvalidInputError: saying which rule fails, not what was given.
         """
-        return read_pan(text)
+        return read_pan(text, rule or USUAL_PANS)
 
     def reveal(self) -> str:
         """The digits. Keep them out of logs, and out of variables that live long."""
@@ -114,9 +163,15 @@ class Pan:
         return self.reveal()[-4:]
 
     @property
+    def bin(self) -> str:
+        """The first six digits; eight where there are 16 or more (PCI DSS 3.4.1), four of 12."""
+        return self.reveal()[: bin_length(len(self))]
+
+    @property
     def masked(self) -> str:
-        """The first six and last four digits; the others as asterisks."""
-        return f"{self.reveal()[:6]}{'*' * (len(self) - 10)}{self.last4}"
+        """The first six and last four digits; the others as asterisks. Of 12 digits, the first four."""
+        first = min(6, bin_length(len(self)))
+        return f"{self.reveal()[:first]}{'*' * (len(self) - first - 4)}{self.last4}"
 
     def __len__(self) -> int:
         return len(self._masked)
@@ -155,22 +210,34 @@ class Pan:
         raise InvalidInputError("a Pan is not pickled; its token may be")
 
 
-def read_pan(text: str | Pan) -> Pan:
+USUAL_PANS: Final = PanRule()
+"""What is a PAN where no program says otherwise."""
+
+
+def read_pan(text: str | Pan, rule: PanRule = USUAL_PANS) -> Pan:
     """As `Pan.parse`, for callers within the boundary."""
+    if not isinstance(rule, PanRule):
+        raise InvalidInputError("rule is a PanRule")
     if isinstance(text, Pan):
+        rule.check(text.reveal())  # it may have been read by another rule
         return text
+    fewest, most = rule.lengths
     if not isinstance(text, str):
-        raise InvalidInputError("a PAN is text of 13 to 19 digits", code="PAN_CHARACTERS")
+        raise InvalidInputError(f"a PAN is text of {fewest} to {most} digits", code="PAN_CHARACTERS")
     if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
         raise InvalidInputError(
             "a PAN has ASCII digits only, with single spaces or hyphens between groups", code="PAN_CHARACTERS"
         )
     digits = text.replace(" ", "").replace("-", "")
-    if not PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX:
-        raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits", code="PAN_LENGTH")
-    if not luhn_valid(digits):
-        raise InvalidInputError("the PAN's check digit is wrong (Luhn)", code="PAN_CHECK_DIGIT")
+    rule.check(digits)
     return trusted_pan(digits)
+
+
+def bin_length(length: int) -> int:
+    """How many of the first digits of a PAN of a length may be shown beside the last four: eight, six or four."""
+    if length >= _LONG_BIN_FROM:
+        return 8
+    return 6 if length >= PAN_LENGTH_MIN else 4
 
 
 def trusted_pan(digits: str) -> Pan:
@@ -182,6 +249,12 @@ def trusted_pan(digits: str) -> Pan:
     return pan
 
 
+@functools.lru_cache(maxsize=4_800)  # 1,200 months in the few zones that programs name
+def _month_end_ms(year: int, month: int, zone: str | None) -> int:
+    days = date(year + month // 12, month % 12 + 1, 1).toordinal() - _EPOCH_ORDINAL
+    return days * 86_400_000 + LAST_ZONE_MS if zone is None else day_begin_ms(zone, days)
+
+
 def _mask(text: bytes, number: int) -> bytes:
     """Digits masked, or unmasked, with the keystream of a Pan's number."""
     pad = hashlib.blake2b(number.to_bytes(8), key=_MASK_KEY).digest()
@@ -191,7 +264,7 @@ def _mask(text: bytes, number: int) -> bytes:
 @boundary_init
 @attrs.frozen(order=True)
 class CardExpiry:
-    """A month of a year from 2000 to 2099. A card is valid through the last day of it (UTC here)."""
+    """A month of a year from 2000 to 2099. A card is valid through the last day of it, somewhere on earth."""
 
     year: int
     month: int
@@ -222,10 +295,14 @@ class CardExpiry:
         years, months = divmod(number - 1, 12)
         return CardExpiry(2000 + years, months + 1)
 
-    def passed(self, now_ms: int) -> bool:
-        """Whether the month is over at a time given in milliseconds of the Unix epoch (UTC)."""
-        next_month = date(self.year + self.month // 12, self.month % 12 + 1, 1)
-        return now_ms >= (next_month.toordinal() - _EPOCH_ORDINAL) * 86_400_000
+    def passed(self, now_ms: int, zone: str | None = None) -> bool:
+        """Whether the month is over.
+
+        Args:
+            now_ms: the time, in milliseconds of the Unix epoch.
+            zone: name of a time zone; None: the last one of the earth, UTC-12.
+        """
+        return now_ms >= _month_end_ms(self.year, self.month, zone)
 
     def __str__(self) -> str:
         return f"{self.year:04}-{self.month:02}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tokenvault.columns.digits import from_ascii, luhn_valid_many
 from tokenvault.errors import InvalidInputError
-from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Pan
+from tokenvault.model.pan import USUAL_PANS, Pan, PanRule
 
 _LINE: Final = ord("\n")
 
@@ -24,7 +24,7 @@ class PanColumns(NamedTuple):
 
     Attributes:
         values: uint64, the digits as a number; 0 where a row could not be read.
-        lengths: uint8, 13 to 19; 0 where a row could not be read.
+        lengths: uint8, 12 to 19; 0 where a row could not be read.
     """
 
     values: NDArray[np.uint64]
@@ -38,20 +38,23 @@ class PanColumns(NamedTuple):
         return f"{self.values[row]:0{self.lengths[row]}}"
 
 
-def parse_pans(items: Sequence[object]) -> tuple[PanColumns, dict[int, InvalidInputError]]:
+def parse_pans(
+    items: Sequence[object], rule: PanRule = USUAL_PANS
+) -> tuple[PanColumns, dict[int, InvalidInputError]]:
     """Read PANs as `Pan.parse` does.
 
     Args:
         items: what `Pan.parse` takes, any number of them.
+        rule: which numbers are PANs.
 
     Returns:
         A row for each item, and by row the error of each that could not be read.
     """
     columns = PanColumns(np.zeros(len(items), np.uint64), np.zeros(len(items), np.uint8))
     errors: dict[int, InvalidInputError] = {}
-    for row in _parse_plain(items, columns):
+    for row in _parse_plain(items, columns, rule):
         try:
-            digits = Pan.parse(items[row]).reveal()  # type: ignore[arg-type] # refuses what is not a PAN
+            digits = Pan.parse(items[row], rule).reveal()  # type: ignore[arg-type] # refuses what is not a PAN
             columns.values[row], columns.lengths[row] = int(digits), len(digits)
             del digits
         except InvalidInputError as error:
@@ -59,8 +62,8 @@ def parse_pans(items: Sequence[object]) -> tuple[PanColumns, dict[int, InvalidIn
     return columns, errors
 
 
-def _parse_plain(items: Sequence[object], columns: PanColumns) -> list[int]:
-    """Fill in the rows that are plain digits with a right check digit; return the others."""
+def _parse_plain(items: Sequence[object], columns: PanColumns, rule: PanRule) -> list[int]:
+    """Fill in the rows that are plain digits that are PANs by the rule; return the others."""
     every = list(range(len(items)))
     if set(map(type, items)) != {str}:
         return every
@@ -73,11 +76,13 @@ def _parse_plain(items: Sequence[object], columns: PanColumns) -> list[int]:
         return every
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts
-    for length in range(PAN_LENGTH_MIN, PAN_LENGTH_MAX + 1):
+    fewest, most = rule.lengths
+    for length in range(fewest, most + 1):
         rows = np.flatnonzero(lengths == length)
         if rows.size:
             numbers, plain = from_ascii(text[starts[rows][:, None] + np.arange(length)])
-            plain &= luhn_valid_many(numbers)
+            if rule.luhn:
+                plain &= luhn_valid_many(numbers)
             columns.values[rows] = np.where(plain, numbers, 0)
             columns.lengths[rows] = np.where(plain, length, 0)
     return np.flatnonzero(columns.lengths == 0).tolist()

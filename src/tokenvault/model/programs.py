@@ -11,11 +11,16 @@ import attrs
 from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
+from tokenvault.model.pan import USUAL_PANS, PanRule
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.words import Words
+from tokenvault.model.zones import zone_of
 
 HEADROOM: Final = 2
 """A program's format has room for this many times the tokens expected, so that random draws find free ones."""
+
+DENSITY: Final = 1_000
+"""A program's format has room for this many times the tokens expected, so that a guess misses."""
 
 EXPECTED_TOKENS_MAX: Final = 10**15
 _COMMON_PAN_LENGTH: Final = 16
@@ -25,7 +30,7 @@ class Making(Words):
     """How a program makes tokens.
 
     RANDOM: a new random token with each issue.
-    CONVERGENT: the same PAN, requestor and program give the same token.
+    CONVERGENT: the same PAN, requestor and program give the same token; where the program says so, the same customer.
     """
 
     RANDOM = "random"
@@ -51,7 +56,11 @@ class TokenProgram:
         making: RANDOM or CONVERGENT.
         domain: controls that hold for each token of the program.
         expected_tokens: how many tokens the program is planned for. With the format's length, or else with 16
-            digits, there must be room for twice as many.
+            digits, there must be room for a thousand times as many.
+        pans: which numbers it takes for PANs.
+        per_customer: whether a convergent token is one for each customer of a card.
+        accept_density: whether room for twice the expected tokens will do, though more guesses then hit one.
+        expiry_zone: name of the time zone in which a month of expiry ends; None: the last one of the earth, UTC-12.
 
     Raises:
         InvalidInputError: a value is of another form, or the format could not hold the program.
@@ -62,6 +71,10 @@ class TokenProgram:
     making: Making = attrs.field(default=Making.RANDOM, kw_only=True)
     domain: Domain = attrs.field(default=NO_RESTRICTION, kw_only=True)
     expected_tokens: int = attrs.field(default=100_000, kw_only=True)
+    pans: PanRule = attrs.field(default=USUAL_PANS, kw_only=True)
+    per_customer: bool = attrs.field(default=False, kw_only=True)
+    accept_density: bool = attrs.field(default=False, kw_only=True)
+    expiry_zone: str | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         checks.text("a program's name", self.name)
@@ -69,11 +82,26 @@ class TokenProgram:
         checks.instance("a program's making", self.making, Making)
         checks.instance("a program's domain", self.domain, Domain)
         checks.whole_number("expected_tokens", self.expected_tokens, 1, EXPECTED_TOKENS_MAX)
+        checks.instance("a program's pans", self.pans, PanRule)
+        checks.true_or_false("per_customer", self.per_customer)
+        checks.true_or_false("accept_density", self.accept_density)
+        if self.expiry_zone is not None:
+            zone_of(self.expiry_zone)
+        if self.per_customer and self.making is not Making.CONVERGENT:
+            raise InvalidInputError(
+                "per_customer is of a convergent program: a random one makes new tokens anyway"
+            )
+        self._check_capacity()
+
+    def _check_capacity(self) -> None:
         capacity = self.format.capacity(self.format.length or _COMMON_PAN_LENGTH)
-        if capacity < HEADROOM * self.expected_tokens:
+        wanted = (HEADROOM if self.accept_density else DENSITY) * self.expected_tokens
+        if capacity < wanted:
+            density = "" if self.accept_density else ", or accept_density where guesses may hit one"
             raise InvalidInputError(
                 f"the format has {capacity} tokens, but {self.expected_tokens} expected tokens need room for"
-                f" {HEADROOM * self.expected_tokens}: use a shorter BIN or a longer length"
+                f" {wanted}: use a shorter BIN or a longer length{density}",
+                code="PROGRAM_TOO_DENSE",
             )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import hmac
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,13 @@ PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
 
 KEY_CHECK_BYTES: Final = 3
+INDEX_KEY_BYTES: Final = 16
+_INDEX_LABEL: Final = b"tokenvault: key of the index of uses, last four digits and requests"
+_USE: Final = "use"
+_LAST4: Final = "last4"
+_REFERENCE: Final = "reference"
+_CHOICE: Final = "choice"
+_REQUEST: Final = "request"
 _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
@@ -71,6 +79,7 @@ class KeyRing:
             for version in reversed(versions[KeyPurpose.FINGERPRINT])
         )
         self._fingerprints = tuple(map(Cmac, self._fingerprint_ciphers))
+        self._index_keys = tuple(map(_index_key, self._fingerprints))
         self._cipher(KeyPurpose.AUDIT, versions[KeyPurpose.AUDIT][-1])  # it may be the one that blocks
         self.audit: Final = AuditKeys(key_store)
 
@@ -91,28 +100,62 @@ class KeyRing:
         """The 16-byte fingerprint of a PAN under the newest FINGERPRINT key."""
         return self._fingerprints[0].tag(pan.reveal().encode("ascii"))
 
-    def convergent_choice(self, pan_fingerprint: bytes, requestor: str, program: str, candidate: int) -> int:
-        """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key.
+    # Index keys work in this process, whatever the custody: what they find is found without a call of the module.
+
+    def use_ids(self, requestor: str, transaction_id: str) -> tuple[bytes, ...]:
+        """The 16-byte use id of a transaction under each FINGERPRINT key, newest first."""
+        return self._indexed(_USE, requestor, transaction_id)
+
+    def contents(self, content: bytes) -> tuple[bytes, ...]:
+        """The 16-byte keyed digest of a transaction's content under each FINGERPRINT key, newest first."""
+        return tuple(hmac.digest(key, content, "sha256")[:INDEX_KEY_BYTES] for key in self._index_keys)
+
+    def last4_keys(self, last4: str) -> tuple[bytes, ...]:
+        """The 16 bytes by which the tokens of cards with these last four digits are found, newest first."""
+        return self._indexed(_LAST4, last4)
+
+    def repeatable_references(self, requestor: str, program: str, idempotency_key: str) -> tuple[bytes, ...]:
+        """The 16-byte reference of the token that is issued under an idempotency key, newest first."""
+        return self._indexed(_REFERENCE, requestor, program, idempotency_key)
+
+    def request_digests(self, request: str) -> tuple[bytes, ...]:
+        """The 16 bytes by which a request with an idempotency key is recognised, newest first."""
+        return self._indexed(_REQUEST, request)
+
+    def repeatable_choice(self, requestor: str, program: str, idempotency_key: str, candidate: int) -> int:
+        """A number from 0 to 2**128 - 1, that chooses the token issued under an idempotency key."""
+        return int.from_bytes(self._indexed(_CHOICE, requestor, program, idempotency_key, str(candidate))[0])
+
+    def _indexed(self, *texts: str) -> tuple[bytes, ...]:
+        message = _SEPARATOR.join(texts).encode()
+        return tuple(hmac.digest(key, message, "sha256")[:INDEX_KEY_BYTES] for key in self._index_keys)
+
+    def metadata(self, record: TokenRecord) -> dict[str, str]:
+        """The caller's pairs of a record. Raises IntegrityError, KeyStoreError."""
+        if not record.metadata:
+            return {}
+        cipher = self._cipher_of(sealing.metadata_key_version(record.metadata))
+        return sealing.unseal_metadata(record.metadata, record.reference, cipher)
+
+    def seal_metadata(self, metadata: Mapping[str, str], reference: bytes) -> bytes:
+        """The caller's pairs as a record keeps them, under the newest SEAL key. Raises KeyStoreError."""
+        return sealing.seal_metadata(metadata, reference, *self._newest_seal)
+
+    def convergent_choice(
+        self, pan_fingerprint: bytes, requestor: str, program: str, customer: str, candidate: int
+    ) -> int:
+        """A number from 0 to 2**128 - 1: CMAC under the newest FINGERPRINT key; `customer` is empty if none counts.
 
         CMAC takes SHA-256 of fingerprint and scope: 32 bytes, a length that no PAN has.
         """
-        scope = _scope(requestor, program, candidate)
+        scope = _scope(requestor, program, customer, candidate)
         return int.from_bytes(self._fingerprints[0].tag(hashlib.sha256(pan_fingerprint + scope).digest()))
 
     # Batches: the same over columns.
 
-    def seal_many(
-        self,
-        tokens: Sequence[bytes],
-        references: Bytes,
-        pan_fingerprints: Bytes,
-        cards: CardColumns,
-        like: TokenRecord,
-    ) -> RecordBatch:
-        """Records like an example except these columns, sealed under the newest SEAL key. Raises KeyStoreError."""
-        return sealing_columns.seal_like(
-            *self._newest_seal, tokens, references, pan_fingerprints, cards, like
-        )
+    def seal_new(self, new: sealing_columns.NewRecords) -> RecordBatch:
+        """The records of new tokens, sealed under the newest SEAL key. Raises KeyStoreError."""
+        return sealing_columns.seal_new(*self._newest_seal, new)
 
     def seal_all(self, unsealed: Sequence[tuple[TokenRecord, Card | None]]) -> list[SealedRecord]:
         """As `seal`, for any records. Raises KeyStoreError."""
@@ -151,11 +194,18 @@ class KeyRing:
         return pan_fingerprints_of(pans, self._fingerprint_ciphers[0])
 
     def convergent_choices(
-        self, pan_fingerprints: Bytes, requestor: str, program: str, candidate: int
+        self,
+        pan_fingerprints: Bytes,
+        requestor: str,
+        program: str,
+        customers: Sequence[str],
+        candidate: int,
     ) -> list[int]:
-        """As `convergent_choice`, for each PAN fingerprint."""
-        scope = _scope(requestor, program, candidate)
-        hashes = [hashlib.sha256(each + scope).digest() for each in split(pan_fingerprints)]
+        """As `convergent_choice`, for each PAN fingerprint and customer."""
+        hashes = [
+            hashlib.sha256(each + _scope(requestor, program, customer, candidate)).digest()
+            for each, customer in zip(split(pan_fingerprints), customers, strict=True)
+        ]
         messages = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), 32)
         tags = cmac_columns.tag_many(self._fingerprint_ciphers[0], messages)
         return [int.from_bytes(tag) for tag in split(tags)]
@@ -190,5 +240,11 @@ def pan_fingerprints_of(pans: PanColumns, cipher: BlockCipher) -> Bytes:
     return fingerprints
 
 
-def _scope(requestor: str, program: str, candidate: int) -> bytes:
-    return f"{requestor}{_SEPARATOR}{program}{_SEPARATOR}{candidate}".encode("ascii")
+def _index_key(fingerprint: Cmac) -> bytes:
+    """The index key that belongs to a FINGERPRINT key, 32 bytes: CMAC of two texts, longer than any other input."""
+    return b"".join(fingerprint.tag(_INDEX_LABEL + bytes((half,))) for half in range(2))
+
+
+def _scope(requestor: str, program: str, customer: str, candidate: int) -> bytes:
+    named = (requestor, program, customer) if customer else (requestor, program)
+    return _SEPARATOR.join((*named, str(candidate))).encode("ascii")

@@ -1,22 +1,32 @@
 """The bytes of a token record, as docs/formats.md has them, big endian: its body, its digest and its seal.
 
-Body, encoding version 1:
+Body, encoding version 2:
 
-    1   encoding version, 1
-    1   status: 1 inactive, 2 active, 3 suspended, 4 deleted
+    1   encoding version, 2
+    1   which of the optional parts follow: the sum of their bits
+    1   status: 1 inactive, 2 active, 3 suspended, 4 deleted, 5 winding down
     1   suspended by: 1 issuer, 2 requestor, 4 cardholder, 8 vault, added up; not 0 exactly while suspended
     2   token expiry: months from January 2000, which is 1; 0: the card's own
     32  SHA-256 of the domain document
     8   created, milliseconds of the Unix epoch
     8   updated, likewise
-    2   assurance method, ASCII; or zeros
-    29  payment account reference, ASCII; or zeros
-    8   highest cryptogram counter plus 1; 0: none seen
     1   number of counters, at most 64
-    1   number of remembered transactions, at most 32
-    ..  counters, sorted by the first two fields, each: 3 currency (ASCII, or zeros for uses), 4 window in seconds
-        (0: for life), 8 window number, 8 value
-    ..  remembered transactions, 32 bytes each, oldest first
+    2   length of the sealed metadata
+    ..  the optional parts that there are, in this order; none is written whose fields are all unset:
+        bit 1   2 assurance method, ASCII; 8 when it was established, milliseconds of the Unix epoch, 0: not stated
+        bit 2   29 payment account reference, ASCII
+        bit 4   8 highest cryptogram counter plus 1, 0: none seen; 8 last strong authentication that started a
+                counter again, milliseconds of the Unix epoch plus 1, 0: none; 8 last counted use, likewise; 8 the one
+                before it, likewise
+        bit 8   8 when a token that winds down may be purged, milliseconds of the Unix epoch
+        bit 16  16 reference of the event of the batch that issued it
+        bit 32  16 reference of the token that it was issued from
+        bit 64  16 keyed digest of the request by which it was issued, where that had an idempotency key
+    ..  counters, sorted by key, each: 16 key of the velocity counter, 8 window number, 8 value, 8 number of the
+        window used before that plus 1 (0: none), 8 value in it, 8 end of the window, milliseconds of the Unix epoch
+        (2**63 - 1: never)
+    ..  sealed metadata: 4 version of the SEAL key, 13 nonce, the ciphertext and 16 tag, of AES-256-CCM over the
+        pairs as canonical JSON, with the reference as associated data
 
 Record digest: the first 20 bytes of SHA-256 over
 
@@ -25,10 +35,12 @@ Record digest: the first 20 bytes of SHA-256 over
     4   key version
     16  reference
     16  PAN fingerprint
+    16  last-four index key; zeros where there is none
     1   length of the token
     1   length of the requestor
     1   length of the program
-    ..  token, requestor, program, body
+    1   length of the customer
+    ..  token, requestor, program, customer, body
 
 The header states the length of each text, so no two records have the same input.
 
@@ -42,7 +54,7 @@ The seal is AES-256-CCM (NIST SP 800-38C); its associated data is the first 14 b
 plaintext is
 
     8   PAN as a number; 0 in a tombstone
-    2   high 4 bits: number of digits of the PAN, less 12, or 0 in a tombstone
+    2   high 4 bits: number of digits of the PAN, less 11, or 0 in a tombstone
         low 12 bits: card expiry in months from January 2000, which is 1, or 0 where there is none
     6   last 6 bytes of the record digest
 
@@ -59,21 +71,31 @@ from typing import Final
 
 import numpy as np
 
-from tokenvault.model.pan import PAN_LENGTH_MIN
+ENCODING_VERSION: Final = 2
 
-ENCODING_VERSION: Final = 1
-
-BODY: Final = struct.Struct(">BBBH32sQQ2s29sQBB")
-BODY_TIMES: Final = slice(37, 53)
+BODY: Final = struct.Struct(">BBBBH32sQQBH")
+BODY_TIMES: Final = slice(38, 54)
 """Where a body states when the record was created and updated."""
+BODY_STATUS: Final = 2
+BODY_CREATED: Final = slice(38, 46)
 
-COUNTER: Final = struct.Struct(">3sIQQ")
+ASSURANCE: Final = struct.Struct(">2sQ")
+PAR: Final = struct.Struct(">29s")
+USED: Final = struct.Struct(">QQQQ")
+PURGE: Final = struct.Struct(">Q")
+BATCH: Final = struct.Struct(">16s")
+SOURCE: Final = struct.Struct(">16s")
+REQUEST: Final = struct.Struct(">16s")
+
+COUNTER: Final = struct.Struct(">16sQQQQQ")
+
+METADATA_HEADER: Final = struct.Struct(">I13s")
 
 NONCE_BYTES: Final = 13
 DIGEST_BYTES: Final = 20
 ASSOCIATED_BYTES: Final = 14
 
-DIGEST_HEADER: Final = struct.Struct(">13sQI16s16sBBB")
+DIGEST_HEADER: Final = struct.Struct(">13sQI16s16s16sBBBB")
 DIGEST_HEADER_COLUMN: Final = np.dtype(
     [
         ("nonce", "u1", 13),
@@ -81,12 +103,20 @@ DIGEST_HEADER_COLUMN: Final = np.dtype(
         ("key_version", ">u4"),
         ("reference", "u1", 16),
         ("pan_fingerprint", "u1", 16),
-        ("lengths", "u1", 3),
+        ("last4_key", "u1", 16),
+        ("lengths", "u1", 4),
     ]
 )
 
 PLAINTEXT: Final = struct.Struct(">QH6s")
 PLAINTEXT_COLUMN: Final = np.dtype([("pan", ">u8"), ("shape", ">u2"), ("digest_end", "u1", 6)])
-LENGTH_OFFSET: Final = PAN_LENGTH_MIN - 1
+LENGTH_OFFSET: Final = 11
 EXPIRY_BITS: Final = 12
 EXPIRY_MASK: Final = (1 << EXPIRY_BITS) - 1
+
+
+def is_listed_as_it_is(body: bytes, status: int, created_ms: int) -> bool:
+    """Whether status and time of issue, by which a store lists a record, are those of its body."""
+    return body[BODY_STATUS : BODY_STATUS + 1] == bytes((status,)) and body[
+        BODY_CREATED
+    ] == created_ms.to_bytes(8)

@@ -5,32 +5,29 @@ A reader takes exactly what a writer writes: what parses encodes back to the sam
 
 from __future__ import annotations
 
-import functools
 import re
-from typing import Final, NamedTuple
+import struct
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from tokenvault.errors import IntegrityError
-from tokenvault.model.counters import COUNTERS_MAX, MEMORY_BYTES, REMEMBERED_USES_MAX, Usage
-from tokenvault.model.iso import CURRENCIES
-from tokenvault.model.lifecycle import Actor, TokenStatus
-from tokenvault.model.limits import WINDOW_SECONDS_MAX, VelocityCounter
+from tokenvault.model.counters import COUNTERS_MAX, Counter, Usage
+from tokenvault.model.lifecycle import Actor, TokenStatus, may_be_suspended
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.transaction import CRYPTOGRAM_COUNTER_MAX
-from tokenvault.records.layout import BODY, COUNTER, ENCODING_VERSION
+from tokenvault.records import layout
 from tokenvault.stores.port import SealedRecord
 
-_NO_ASSURANCE: Final = bytes(2)
-_NO_PAR: Final = bytes(29)
-_NO_CURRENCY: Final = bytes(3)
 _EXPIRY_MAX: Final = 1200
-_ASSURANCE: Final = re.compile(rb"[0-9A-Z]{2}|\x00{2}")
-_PAR: Final = re.compile(rb"[0-9A-Z]{29}|\x00{29}")
+_ASSURANCE: Final = re.compile(rb"[0-9A-Z]{2}")
+_PAR: Final = re.compile(rb"[0-9A-Z]{29}")
 _MALFORMED: Final = "a token record is not one that this library writes"
-_STATUS_CODES: Final = {
+STATUS_CODES: Final = {
     TokenStatus.INACTIVE: 1,
     TokenStatus.ACTIVE: 2,
     TokenStatus.SUSPENDED: 3,
     TokenStatus.DELETED: 4,
+    TokenStatus.WINDING_DOWN: 5,
 }
 _ACTOR_BITS: Final = {Actor.ISSUER: 1, Actor.REQUESTOR: 2, Actor.CARDHOLDER: 4, Actor.VAULT: 8}
 _ACTOR_SETS: Final = [
@@ -38,9 +35,9 @@ _ACTOR_SETS: Final = [
 ]
 _LIFECYCLES: Final = {
     (code, bits): (status, actors)
-    for status, code in _STATUS_CODES.items()
+    for status, code in STATUS_CODES.items()
     for bits, actors in enumerate(_ACTOR_SETS)
-    if (status is TokenStatus.SUSPENDED) == bool(actors)
+    if may_be_suspended(status, actors)
 }
 _LIFECYCLE_CODES: Final = {lifecycle: codes for codes, lifecycle in _LIFECYCLES.items()}
 
@@ -60,9 +57,18 @@ class TokenRecord(NamedTuple):
         created_ms, updated_ms: milliseconds of the Unix epoch.
         suspended_by: the actors who suspended it and have not resumed it.
         token_expiry: last month of validity; None: the card's own expiry.
+        customer: the caller's own id of whom the token is for; empty where none was given.
+        last4_key: 16 bytes by which tokens are found by the last four digits of the PAN; empty where they are not.
         assurance: token assurance method, 2 characters.
+        assurance_ms: when that was established; 0 where it is not stated.
         par: payment account reference, 29 characters.
-        usage: counters and remembered transactions.
+        purge_after_ms: when a token that winds down may be purged; 0 where it does not wind down.
+        batch: reference of the event of the batch that issued the token, 16 bytes; empty where it was issued singly.
+        source: reference of the token that it was issued from, 16 bytes; empty where it was issued for a card.
+        request: keyed digest of the request by which it was issued, 16 bytes; empty where that had no idempotency
+            key.
+        metadata: the caller's pairs, sealed (`sealing.seal_metadata`); empty where there are none.
+        usage: velocity counters, the cryptogram counter, and when the token was used.
     """
 
     token: str
@@ -77,8 +83,16 @@ class TokenRecord(NamedTuple):
     updated_ms: int
     suspended_by: frozenset[Actor] = frozenset()
     token_expiry: CardExpiry | None = None
+    customer: str = ""
+    last4_key: bytes = b""
     assurance: str | None = None
+    assurance_ms: int = 0
     par: str | None = None
+    purge_after_ms: int = 0
+    batch: bytes = b""
+    source: bytes = b""
+    request: bytes = b""
+    metadata: bytes = b""
     usage: Usage = Usage()
 
     def __repr__(self) -> str:
@@ -92,37 +106,29 @@ class TokenRecord(NamedTuple):
             IntegrityError: the body is not one that `body` writes.
         """
         body = row.body
-        if len(body) < BODY.size or body[0] != ENCODING_VERSION:
+        if len(body) < layout.BODY.size or body[0] != layout.ENCODING_VERSION:
             raise IntegrityError(
                 "a token record is cut short, or was written by a newer version of the library",
                 code="WRITTEN_BY_NEWER_VERSION",
             )
         (
             _,
+            parts,
             status_code,
             actor_bits,
             expiry,
             domain,
             created_ms,
             updated_ms,
-            assurance,
-            par,
-            cryptogram,
-            counters,
-            memories,
-        ) = BODY.unpack_from(body)
-        memories_start = BODY.size + counters * COUNTER.size
+            counters_count,
+            metadata_bytes,
+        ) = layout.BODY.unpack_from(body)
         lifecycle = _LIFECYCLES.get((status_code, actor_bits))
-        if (
-            lifecycle is None
-            or expiry > _EXPIRY_MAX
-            or not _ASSURANCE.fullmatch(assurance)
-            or not _PAR.fullmatch(par)
-            or cryptogram > CRYPTOGRAM_COUNTER_MAX + 1
-            or counters > COUNTERS_MAX
-            or memories > REMEMBERED_USES_MAX
-            or len(body) != memories_start + memories * MEMORY_BYTES
-        ):
+        if lifecycle is None or expiry > _EXPIRY_MAX or counters_count > COUNTERS_MAX or parts >= _PARTS_END:
+            raise IntegrityError(_MALFORMED)
+        optional, start = _read_parts(parts, body)
+        end = start + counters_count * layout.COUNTER.size
+        if len(body) != end + metadata_bytes or (row.status, row.created_ms) != (status_code, created_ms):
             raise IntegrityError(_MALFORMED)
         status, suspended_by = lifecycle
         return cls(
@@ -138,11 +144,11 @@ class TokenRecord(NamedTuple):
             updated_ms=updated_ms,
             suspended_by=suspended_by,
             token_expiry=CardExpiry.from_month_number(expiry) if expiry else None,
-            assurance=None if assurance == _NO_ASSURANCE else assurance.decode("ascii"),
-            par=None if par == _NO_PAR else par.decode("ascii"),
-            usage=Usage(
-                _parse_counters(body[BODY.size : memories_start]), body[memories_start:], cryptogram - 1
-            ),
+            customer=row.customer,
+            last4_key=row.last4_key,
+            metadata=body[end:],
+            usage=Usage(_read_counters(body[start:end]), *optional.pop("used", ())),
+            **optional,
         )
 
     def row(self, key_version: int, seal: bytes) -> SealedRecord:
@@ -157,6 +163,10 @@ class TokenRecord(NamedTuple):
             key_version=key_version,
             body=self.body(),
             seal=seal,
+            customer=self.customer,
+            last4_key=self.last4_key,
+            status=STATUS_CODES[self.status],
+            created_ms=self.created_ms,
         )
 
     def used(self, usage: Usage, now_ms: int) -> TokenRecord:
@@ -165,41 +175,136 @@ class TokenRecord(NamedTuple):
 
     def body(self) -> bytes:
         """The canonical encoding of the fields that the store does not look up by."""
-        usage = self.usage
-        fixed = BODY.pack(
-            ENCODING_VERSION,
+        parts, encoded = 0, [b""]
+        for part in _PARTS:
+            values = part.values(self)
+            if any(values):
+                parts |= part.bit
+                encoded.append(part.layout.pack(*values))
+        encoded[0] = layout.BODY.pack(
+            layout.ENCODING_VERSION,
+            parts,
             *_LIFECYCLE_CODES[self.status, self.suspended_by],
             self.token_expiry.month_number if self.token_expiry else 0,
             self.domain,
             self.created_ms,
             self.updated_ms,
-            self.assurance.encode("ascii") if self.assurance else _NO_ASSURANCE,
-            self.par.encode("ascii") if self.par else _NO_PAR,
-            usage.cryptogram_counter + 1,
-            len(usage.counters),
-            len(usage.memories) // MEMORY_BYTES,
+            len(self.usage.counters),
+            len(self.metadata),
         )
-        counters = [
-            COUNTER.pack(currency.encode("ascii") or _NO_CURRENCY, window_seconds, window, value)
-            for (currency, window_seconds), (window, value) in usage.counters.items()
-        ]
-        return b"".join((fixed, *counters, usage.memories))
+        for counter in self.usage.counters:
+            encoded.append(
+                layout.COUNTER.pack(*counter._replace(previous_window=counter.previous_window + 1))
+            )
+        encoded.append(self.metadata)
+        return b"".join(encoded)
 
 
-def _parse_counters(encoded: bytes) -> dict[VelocityCounter, tuple[int, int]]:
-    counters: dict[VelocityCounter, tuple[int, int]] = {}
-    last: VelocityCounter | None = None
-    for currency, window_seconds, window, value in COUNTER.iter_unpack(encoded):
-        counter = _counter(currency, window_seconds)
-        if last is not None and counter <= last:
+# The optional parts of a body.
+
+
+class _Part(NamedTuple):
+    """An optional part of a body.
+
+    Attributes:
+        bit: by which a body states that it is there.
+        layout: of its bytes.
+        values: what a record has for it, in the order of the bytes; all empty or 0 where it is left out.
+        fields: the arguments of a record that such values give. Raises ValueError for those no record has.
+    """
+
+    bit: int
+    layout: struct.Struct
+    values: Callable[[TokenRecord], tuple[Any, ...]]
+    fields: Callable[..., dict[str, Any]]
+
+
+def _assurance(method: bytes, established_ms: int) -> dict[str, Any]:
+    return {"assurance": _matched(_ASSURANCE, method), "assurance_ms": established_ms}
+
+
+def _used(cryptogram: int, authenticated: int, last_used: int, used_before: int) -> dict[str, Any]:
+    if cryptogram > CRYPTOGRAM_COUNTER_MAX + 1 or used_before > last_used:
+        raise ValueError(_MALFORMED)
+    return {"used": tuple(stored - 1 for stored in (cryptogram, authenticated, last_used, used_before))}
+
+
+def _matched(pattern: re.Pattern[bytes], text: bytes) -> str:
+    if pattern.fullmatch(text) is None:
+        raise ValueError(_MALFORMED)
+    return text.decode("ascii")
+
+
+_PARTS: Final = (
+    _Part(
+        1,
+        layout.ASSURANCE,
+        lambda record: ((record.assurance or "").encode("ascii"), record.assurance_ms),
+        _assurance,
+    ),
+    _Part(
+        2,
+        layout.PAR,
+        lambda record: ((record.par or "").encode("ascii"),),
+        lambda par: {"par": _matched(_PAR, par)},
+    ),
+    _Part(
+        4,
+        layout.USED,
+        lambda record: (
+            record.usage.cryptogram_counter + 1,
+            record.usage.authenticated_ms + 1,
+            record.usage.last_used_ms + 1,
+            record.usage.used_before_ms + 1,
+        ),
+        _used,
+    ),
+    _Part(
+        8,
+        layout.PURGE,
+        lambda record: (record.purge_after_ms,),
+        lambda purge_after_ms: {"purge_after_ms": purge_after_ms},
+    ),
+    _Part(16, layout.BATCH, lambda record: (record.batch,), lambda batch: {"batch": batch}),
+    _Part(32, layout.SOURCE, lambda record: (record.source,), lambda source: {"source": source}),
+    _Part(64, layout.REQUEST, lambda record: (record.request,), lambda request: {"request": request}),
+)
+_PARTS_END: Final = 2 * _PARTS[-1].bit
+
+
+def _read_parts(parts: int, body: bytes) -> tuple[dict[str, Any], int]:
+    """What the optional parts of a body say, and where they end. Raises IntegrityError."""
+    fields: dict[str, Any] = {}
+    at = layout.BODY.size
+    if not parts:
+        return fields, at
+    try:
+        for part in _PARTS:
+            if parts & part.bit:
+                values = part.layout.unpack_from(body, at)
+                _refuse_unset(values)
+                fields.update(part.fields(*values))
+                at += part.layout.size
+    except (struct.error, ValueError):
+        raise IntegrityError(_MALFORMED) from None
+    return fields, at
+
+
+def _refuse_unset(values: tuple[int | bytes, ...]) -> None:
+    if not any(map(_is_set, values)):  # the part would have been left out
+        raise ValueError(_MALFORMED)
+
+
+def _is_set(value: int | bytes) -> bool:
+    return any(value) if isinstance(value, bytes) else value != 0
+
+
+def _read_counters(encoded: bytes) -> tuple[Counter, ...]:
+    counters: list[Counter] = []
+    for fields in layout.COUNTER.iter_unpack(encoded):
+        counter = Counter(*fields)
+        counter = counter._replace(previous_window=counter.previous_window - 1)
+        if (counters and counter.key <= counters[-1].key) or counter.previous_window >= counter.window:
             raise IntegrityError(_MALFORMED)
-        counters[counter], last = (window, value), counter
-    return counters
-
-
-@functools.lru_cache(1_024)  # a vault's limits have few, which stand in every record
-def _counter(currency: bytes, window_seconds: int) -> VelocityCounter:
-    name = "" if currency == _NO_CURRENCY else currency.decode("latin-1")
-    if (name and name not in CURRENCIES) or window_seconds > WINDOW_SECONDS_MAX:
-        raise IntegrityError(_MALFORMED)
-    return VelocityCounter(name, window_seconds)
+        counters.append(counter)
+    return tuple(counters)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 from tokenvault.crypto import ccm
@@ -14,7 +16,17 @@ from tokenvault.errors import IntegrityError
 from tokenvault.model.pan import Card, CardExpiry, trusted_pan
 from tokenvault.records import layout
 from tokenvault.records.record import TokenRecord
-from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, SEAL_BYTES, SealedRecord
+from tokenvault.stores.port import (
+    LAST4_KEY_BYTES,
+    PAN_FINGERPRINT_BYTES,
+    REFERENCE_BYTES,
+    SEAL_BYTES,
+    SealedRecord,
+)
+
+METADATA_PAIRS_MAX: Final = 16
+METADATA_CHARACTERS_MAX: Final = 64
+"""Of a name, and of a value."""
 
 _CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
 
@@ -37,11 +49,42 @@ def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
     return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[: layout.ASSOCIATED_BYTES]), digest)
 
 
+def seal_metadata(
+    metadata: Mapping[str, str], reference: bytes, cipher: BlockCipher, key_version: int
+) -> bytes:
+    """The caller's pairs as a record keeps them; nothing for none. Raises KeyStoreError."""
+    if not metadata:
+        return b""
+    nonce = os.urandom(layout.NONCE_BYTES)
+    plaintext = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return layout.METADATA_HEADER.pack(key_version, nonce) + ccm.encrypt(cipher, nonce, plaintext, reference)
+
+
+def metadata_key_version(sealed: bytes) -> int:
+    """The version of the SEAL key that metadata is sealed under. Raises IntegrityError."""
+    if len(sealed) < layout.METADATA_HEADER.size:
+        raise IntegrityError(_CHANGED)
+    version, _ = layout.METADATA_HEADER.unpack_from(sealed)
+    return int(version)
+
+
+def unseal_metadata(sealed: bytes, reference: bytes, cipher: BlockCipher) -> dict[str, str]:
+    """The pairs that `seal_metadata` sealed, at least one. Raises IntegrityError, KeyStoreError."""
+    _, nonce = layout.METADATA_HEADER.unpack_from(sealed)
+    plaintext = ccm.decrypt(cipher, nonce, sealed[layout.METADATA_HEADER.size :], reference)
+    pairs: dict[str, str] = json.loads(plaintext)
+    return pairs
+
+
 def record_digest(row: SealedRecord) -> bytes:
     """The record digest of a row, 20 bytes; of the seal only the nonce goes in. Raises IntegrityError."""
     header = b""
     # Struct would cut or fill a byte string of another length.
-    if len(row.reference) == REFERENCE_BYTES and len(row.pan_fingerprint) == PAN_FINGERPRINT_BYTES:
+    if (
+        len(row.reference) == REFERENCE_BYTES
+        and len(row.pan_fingerprint) == PAN_FINGERPRINT_BYTES
+        and len(row.last4_key) in (0, LAST4_KEY_BYTES)
+    ):
         try:
             header = layout.DIGEST_HEADER.pack(
                 row.seal[: layout.NONCE_BYTES],
@@ -49,15 +92,17 @@ def record_digest(row: SealedRecord) -> bytes:
                 row.key_version,
                 row.reference,
                 row.pan_fingerprint,
+                row.last4_key,
                 len(row.token),
                 len(row.requestor),
                 len(row.program),
+                len(row.customer),
             )
         except struct.error:  # a number or length that no record has
             header = b""
     if not header:
         raise IntegrityError(_CHANGED)
-    texts = f"{row.token}{row.requestor}{row.program}".encode()
+    texts = f"{row.token}{row.requestor}{row.program}{row.customer}".encode()
     return hashlib.sha256(header + texts + row.body).digest()[: layout.DIGEST_BYTES]
 
 

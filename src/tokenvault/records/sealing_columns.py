@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tokenvault.columns.arrays import Bytes, place
+from tokenvault.columns.arrays import Bytes
 from tokenvault.crypto import ccm_columns
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.model.pan import Card
@@ -28,48 +28,54 @@ from tokenvault.stores.new_records import RecordBatch, split
 from tokenvault.stores.port import SEAL_BYTES, SealedRecord
 
 
-def seal_like(
-    cipher: BlockCipher,
-    key_version: int,
-    tokens: Sequence[bytes],
-    references: Bytes,
-    pan_fingerprints: Bytes,
-    cards: CardColumns,
-    like: TokenRecord,
-) -> RecordBatch:
-    """Seal records that differ from an example only in their card and in these columns, which are as in RecordBatch.
+@attrs.frozen(eq=False)
+class NewRecords:
+    """Records of new tokens before they are sealed: of one requestor and program, each with its card.
 
-    Raises KeyStoreError.
+    Attributes:
+        tokens, references, pan_fingerprints, requestor, program, bodies, customers, last4_keys, status, created_ms:
+            as in RecordBatch.
+        cards: a row for each.
     """
-    body = like.body()
-    nonces = _nonces(len(tokens))
-    digests: Bytes = np.empty((len(tokens), layout.DIGEST_BYTES), np.uint8)
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    for length in np.unique(lengths).tolist():
-        chosen = np.flatnonzero(lengths == length)
-        rows = len(chosen)
-        columns = RecordColumns(
-            tokens=_column(b"".join([tokens[row] for row in chosen.tolist()]), length),
-            references=references[chosen],
-            pan_fingerprints=pan_fingerprints[chosen],
-            requestors=_repeated(like.requestor.encode("ascii"), rows),
-            programs=_repeated(like.program.encode("ascii"), rows),
-            revisions=np.full(rows, like.revision),
-            key_versions=np.full(rows, key_version),
-            bodies=_repeated(body, rows),
-            seals=nonces[chosen],
-        )
-        digests[chosen] = _digests(columns)
+
+    tokens: Sequence[bytes]
+    references: Bytes
+    pan_fingerprints: Bytes
+    requestor: str
+    program: str
+    bodies: Sequence[bytes]
+    customers: Sequence[str]
+    last4_keys: Bytes
+    cards: CardColumns
+    status: int
+    created_ms: int
+
+
+def seal_new(cipher: BlockCipher, key_version: int, new: NewRecords) -> RecordBatch:
+    """Seal the records of new tokens. Raises KeyStoreError."""
+    rows, requestor, program = len(new.tokens), new.requestor.encode("ascii"), new.program.encode("ascii")
+    nonces = _nonces(rows)
+    header = _header(nonces, new.references, new.pan_fingerprints, new.last4_keys)
+    header["revision"], header["key_version"] = 1, key_version
+    customers = [customer.encode("ascii") for customer in new.customers]
+    texts = new.tokens, [requestor] * rows, [program] * rows, customers
+    for number, column in enumerate(texts):
+        header["lengths"][:, number] = np.fromiter(map(len, column), np.uint8, rows)
+    digests = _digests(header, (b"".join(parts) for parts in zip(*texts, new.bodies, strict=True)))
     return RecordBatch(
-        tokens=tokens,
-        references=references,
-        pan_fingerprints=pan_fingerprints,
-        requestor=like.requestor,
-        program=like.program,
-        revision=like.revision,
+        tokens=new.tokens,
+        references=new.references,
+        pan_fingerprints=new.pan_fingerprints,
+        requestor=new.requestor,
+        program=new.program,
+        revision=1,
         key_version=key_version,
-        body=body,
-        seals=_seals(cipher, nonces, cards, digests),
+        bodies=new.bodies,
+        seals=_seals(cipher, nonces, new.cards, digests),
+        customers=new.customers,
+        last4_keys=new.last4_keys,
+        status=new.status,
+        created_ms=new.created_ms,
     )
 
 
@@ -94,7 +100,7 @@ def unseal_many(
     Raises KeyStoreError.
     """
     if isinstance(rows, RecordColumns):
-        seals, digests = rows.seals, _digests(rows)
+        seals, digests = rows.seals, _digests_of_found(rows)
     else:
         seals = _column(b"".join([row.seal for row in rows]), SEAL_BYTES)
         digests = _column(b"".join(map(record_digest, rows)), layout.DIGEST_BYTES)
@@ -107,7 +113,7 @@ def unseal_many(
     fields = plaintexts.view(layout.PLAINTEXT_COLUMN).reshape(-1)
     # Every byte of every row is compared, whatever differs.
     unlike = np.bitwise_or.reduce(fields["digest_end"] ^ digests[:, layout.ASSOCIATED_BYTES :], axis=1)
-    genuine = genuine & (unlike == 0)
+    genuine = genuine & (unlike == 0) & _are_listed_as_they_are(rows)
     plaintexts *= genuine[:, None]
     lengths = (fields["shape"] >> layout.EXPIRY_BITS).astype(np.uint8)
     lengths[lengths > 0] += np.uint8(layout.LENGTH_OFFSET)
@@ -115,24 +121,47 @@ def unseal_many(
     return CardColumns(pans, (fields["shape"] & layout.EXPIRY_MASK).astype(np.uint16)), genuine
 
 
-def _digests(records: RecordColumns) -> Bytes:
-    """The record digests, shape (rows, 20); as in `record_digest`, of each seal only the nonce is there or counts."""
-    rows, texts = len(records), (records.tokens, records.requestors, records.programs)
-    header = np.empty(rows, layout.DIGEST_HEADER_COLUMN)
-    header["nonce"] = records.seals[:, : layout.NONCE_BYTES]
-    header["revision"] = records.revisions
-    header["key_version"] = records.key_versions
-    header["reference"] = records.references
-    header["pan_fingerprint"] = records.pan_fingerprints
+def _are_listed_as_they_are(rows: Sequence[SealedRecord]) -> npt.NDArray[np.bool_]:
+    """Where status and time of issue, by which a store lists records, are those of the sealed body."""
+    if isinstance(rows, RecordColumns):
+        bodies = np.ascontiguousarray(rows.bodies[:, layout.BODY_CREATED]).view(">i8").reshape(-1)
+        same: npt.NDArray[np.bool_] = (rows.bodies[:, layout.BODY_STATUS] == rows.statuses) & (
+            bodies == rows.created_ms
+        )
+        return same
+    return np.array(
+        [layout.is_listed_as_it_is(row.body, row.status, row.created_ms) for row in rows], np.bool_
+    )
+
+
+def _digests_of_found(records: RecordColumns) -> Bytes:
+    """The record digests of records as a store found them, shape (rows, 20); of each seal only the nonce counts."""
+    header = _header(
+        records.seals[:, : layout.NONCE_BYTES],
+        records.references,
+        records.pan_fingerprints,
+        records.last4_keys,
+    )
+    header["revision"], header["key_version"] = records.revisions, records.key_versions
+    texts = records.tokens, records.requestors, records.programs, records.customers
     header["lengths"] = [text.shape[1] for text in texts]
-    columns = header.view(np.uint8).reshape(rows, -1), *texts, records.bodies
-    inputs: Bytes = np.empty((rows, sum(column.shape[1] for column in columns)), np.uint8)
-    start = 0
-    for column in columns:
-        place(column, inputs, start)
-        start += column.shape[1]
-    each = struct.iter_unpack(f"{inputs.shape[1]}s", inputs.tobytes())
-    hashes = [hashlib.sha256(message).digest() for (message,) in each]
+    return _digests(header, split(np.hstack([*texts, records.bodies])))
+
+
+def _header(
+    nonces: Bytes, references: Bytes, pan_fingerprints: Bytes, last4_keys: Bytes
+) -> npt.NDArray[np.void]:
+    """The fixed parts of the inputs of record digests, shape (rows,); the numbers are still to be set."""
+    header = np.empty(len(nonces), layout.DIGEST_HEADER_COLUMN)
+    header["nonce"], header["reference"], header["pan_fingerprint"] = nonces, references, pan_fingerprints
+    header["last4_key"] = last4_keys if last4_keys.shape[1] else 0
+    return header
+
+
+def _digests(header: npt.NDArray[np.void], rest: Iterable[bytes]) -> Bytes:
+    """The record digests, shape (rows, 20), of the fixed part of each input, and the rest of it."""
+    fixed = split(header.view(np.uint8).reshape(len(header), -1))
+    hashes = [hashlib.sha256(start + end).digest() for start, end in zip(fixed, rest, strict=True)]
     return _column(b"".join(hashes), hashlib.sha256().digest_size)[:, : layout.DIGEST_BYTES]
 
 
@@ -156,10 +185,6 @@ def _seals(cipher: BlockCipher, nonces: Bytes, cards: CardColumns, digests: Byte
 
 def _nonces(rows: int) -> Bytes:
     return _column(os.urandom(rows * layout.NONCE_BYTES), layout.NONCE_BYTES)
-
-
-def _repeated(value: bytes, rows: int) -> Bytes:
-    return np.broadcast_to(np.frombuffer(value, np.uint8), (rows, len(value)))
 
 
 def _column(joined: bytes, width: int) -> Bytes:

@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, TypeVar, get_type_hints
 
-from tokenvault.errors import IntegrityError, InvalidInputError
-from tokenvault.stores.found_records import RecordColumns
-from tokenvault.stores.index_rows import CURSOR_BYTES, USE_ID_BYTES, IndexRow, place_of
+from tokenvault.errors import InvalidInputError
+from tokenvault.stores.index_rows import (
+    BEFORE_ALL_ROWS,
+    CURSOR_BYTES,
+    NO_USE,
+    USE_ID_BYTES,
+    IndexPlace,
+    IndexRow,
+    place_of,
+)
 from tokenvault.stores.new_records import IndexColumns, RecordBatch
 from tokenvault.stores.port import (
+    CUSTOMER_CHARACTERS_MAX,
     INTEGER_MAX,
+    LAST4_KEY_BYTES,
     MAC_BYTES,
-    MALFORMED_EVENT,
     META_NAME_CHARACTERS_MAX,
     META_VALUE_BYTES_MAX,
     PAGE_MAX,
@@ -25,10 +33,12 @@ from tokenvault.stores.port import (
     REFERENCE_BYTES,
     REQUESTOR_DIGITS,
     SEAL_BYTES,
+    STATUS_MAX,
     STREAM_BYTES,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
-    EventPage,
+    USE_IDS_MAX,
+    USE_PAIRS_MAX,
     Fence,
     SealedEvent,
     SealedRecord,
@@ -49,7 +59,8 @@ _RECORD_TYPES: Final = (*get_type_hints(SealedRecord).values(),)
 _EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)[:-1]
 
 
-def _is_digits(value: object, least: int, most: int) -> bool:
+def is_digits(value: object, least: int, most: int) -> bool:
+    """Whether a value is a text of so many ASCII digits."""
     return (
         type(value) is str
         and least <= len(value) <= most
@@ -58,7 +69,8 @@ def _is_digits(value: object, least: int, most: int) -> bool:
     )
 
 
-def _is_ascii(value: object, most: int) -> bool:
+def is_ascii(value: object, most: int) -> bool:
+    """Whether a value is a text of 1 to so many ASCII characters."""
     return type(value) is str and 1 <= len(value) <= most and value.isascii()
 
 
@@ -66,11 +78,13 @@ def _is_bytes(value: object, length: int) -> bool:
     return type(value) is bytes and len(value) == length
 
 
-def _is_bytes_up_to(value: object, length_max: int) -> bool:
+def is_bytes_up_to(value: object, length_max: int) -> bool:
+    """Whether a value is a byte string of at most so many bytes."""
     return type(value) is bytes and len(value) <= length_max
 
 
-def _is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
+def is_number(value: object, least: int, most: int = INTEGER_MAX) -> bool:
+    """Whether a value is an int, not a bool, within bounds."""
     return type(value) is int and least <= value <= most
 
 
@@ -92,7 +106,15 @@ def record_fits(record: SealedRecord) -> bool:
         and 1 <= record.key_version <= INTEGER_MAX
         and len(record.body) <= BODY_BYTES_MAX
         and len(record.seal) == SEAL_BYTES
+        and _is_customer(record.customer)
+        and len(record.last4_key) in (0, LAST4_KEY_BYTES)
+        and 1 <= record.status <= STATUS_MAX
+        and 0 <= record.created_ms <= INTEGER_MAX
     )
+
+
+def _is_customer(value: str) -> bool:
+    return len(value) <= CUSTOMER_CHARACTERS_MAX and value.isascii() and value.isprintable()
 
 
 def records_fit(records: Sequence[SealedRecord]) -> bool:
@@ -120,7 +142,7 @@ def checked_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """Tokens to read: at most PAGE_MAX."""
     checked = _checked_items(tokens, "tokens")
     for token in checked:
-        if not _is_digits(token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX):
+        if not is_digits(token, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX):
             raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
     return checked
 
@@ -191,9 +213,9 @@ def checked_fence(fence: Fence, records: Sequence[SealedRecord] = ()) -> Fence:
     checked = _checked_items(fence, "tokens of a fence")
     for item in checked:
         fits = (
-            type(item) is tuple and len(item) == 2 and _is_digits(item[0], TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
+            type(item) is tuple and len(item) == 2 and is_digits(item[0], TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
         )
-        if not (fits and _is_number(item[1], 1)):
+        if not (fits and is_number(item[1], 1)):
             raise InvalidInputError("a fence is pairs of a token and the revision of its record")
     if len({*(token for token, _ in checked), *(each.token for each in records)}) < len(checked) + len(
         records
@@ -236,29 +258,88 @@ def check_bytes(value: bytes | None, length: int, what: str) -> None:
 
 def check_page(after: str, limit: int) -> None:
     """Where a page of records begins and how long it is."""
-    if not _is_digits(after, 0, TOKEN_DIGITS_MAX):
+    if not is_digits(after, 0, TOKEN_DIGITS_MAX):
         raise InvalidInputError("after is the last token seen, or empty")
     check_limit(limit)
 
 
 def check_owner(requestor: str | None, program: str | None) -> None:
     """The filters of find."""
-    if requestor is not None and not _is_digits(requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS):
+    if requestor is not None and not is_digits(requestor, REQUESTOR_DIGITS, REQUESTOR_DIGITS):
         raise InvalidInputError("a requestor is 11 ASCII digits")
-    if program is not None and not _is_ascii(program, PROGRAM_CHARACTERS_MAX):
+    if program is not None and not is_ascii(program, PROGRAM_CHARACTERS_MAX):
         raise InvalidInputError("a program is 1 to 64 ASCII characters")
+
+
+def checked_use_ids(use_ids: Sequence[bytes]) -> Sequence[bytes]:
+    """Use ids of one use: at most 16."""
+    checked = _checked_items(use_ids, "use_ids")
+    if len(checked) > USE_IDS_MAX or not all(map(_is_use_id, checked)):
+        raise InvalidInputError(f"use_ids are at most {USE_IDS_MAX} byte strings of {USE_ID_BYTES} bytes")
+    return checked
+
+
+def checked_pairs(pairs: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    """Pairs of reference and use id."""
+    if type(pairs) is not list and type(pairs) is not tuple:
+        raise InvalidInputError("pairs are a list or a tuple")
+    if len(pairs) > USE_PAIRS_MAX:
+        raise InvalidInputError(f"at most {USE_PAIRS_MAX} pairs in one call; split the batch")
+    for pair in pairs:
+        fits = type(pair) is tuple and len(pair) == 2 and _is_bytes(pair[0], REFERENCE_BYTES)
+        if not (fits and _is_use_id(pair[1])):
+            raise InvalidInputError("each pair is a reference and a use id, of 16 bytes each")
+    return pairs
+
+
+def _is_use_id(value: object) -> bool:
+    return _is_bytes(value, USE_ID_BYTES) and value != NO_USE
+
+
+def check_name(name: str | bytes) -> None:
+    """A token or a reference."""
+    if not (is_digits(name, TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX) or _is_bytes(name, REFERENCE_BYTES)):
+        raise InvalidInputError("a name is a token of 13 to 19 ASCII digits, or a reference of 16 bytes")
+
+
+def check_group(requestor: str, program: str, status: int) -> None:
+    """What a list has in common."""
+    if requestor is None or program is None or not is_number(status, 1, STATUS_MAX):
+        raise InvalidInputError("a group is a requestor, a program and a status")
+    check_owner(requestor, program)
+
+
+def check_place(after: tuple[int, str], limit: int) -> None:
+    """Where a page of a list begins."""
+    if type(after) is not tuple or len(after) != 2 or not is_number(after[0], -1):
+        raise InvalidInputError("after is created_ms and token of the last record seen")
+    check_page(after[1], limit)
+
+
+def check_customer(customer: str) -> None:
+    """A customer to find the records of."""
+    if type(customer) is not str or not customer or not _is_customer(customer):
+        raise InvalidInputError("a customer is 1 to 64 printable ASCII characters")
+
+
+def checked_last4_keys(last4_keys: Sequence[bytes]) -> Sequence[bytes]:
+    """Keys to find records by: at most 16."""
+    checked = _checked_items(last4_keys, "last4_keys")
+    if len(checked) > USE_IDS_MAX or not all(_is_bytes(key, LAST4_KEY_BYTES) for key in checked):
+        raise InvalidInputError(f"last4_keys are at most {USE_IDS_MAX} byte strings of 16 bytes")
+    return checked
 
 
 def check_key_version(key_version: int | None) -> None:
     """The filter of scan."""
-    if key_version is not None and not _is_number(key_version, 1):
+    if key_version is not None and not is_number(key_version, 1):
         raise InvalidInputError("a key version is a whole number from 1")
 
 
 def check_stream_page(stream: bytes, after: int, limit: int) -> None:
     """Which events of a stream to read."""
     check_bytes(stream, STREAM_BYTES, "a stream")
-    if not _is_number(after, -1):
+    if not is_number(after, -1):
         raise InvalidInputError("after is a whole number from -1, below 2**63")
     check_limit(limit)
 
@@ -266,24 +347,39 @@ def check_stream_page(stream: bytes, after: int, limit: int) -> None:
 def check_page_about(reference: bytes, after: bytes, limit: int) -> None:
     """Which events of a reference to read."""
     check_bytes(reference, REFERENCE_BYTES, "a reference")
-    if not (_is_bytes(after, 0) or _is_cursor(after)):
+    if not (_is_bytes(after, 0) or is_cursor(after)):
         raise InvalidInputError("after is what the page before said, or empty")
     check_limit(limit)
 
 
-def _is_cursor(value: object) -> bool:
+def checked_index_page(after: IndexPlace | None, limit: int) -> IndexPlace:
+    """After which row of the index to read: of all, where no row was read yet."""
+    if after is not None and not index_place_fits(after):
+        raise InvalidInputError("after is the last row of the index that was read, or None")
+    check_limit(limit)
+    return after or BEFORE_ALL_ROWS
+
+
+def index_place_fits(place: IndexPlace) -> bool:
+    """Whether each field of a row of the index has the type and shape that IndexPlace states."""
+    fits = type(place) is IndexPlace and all(_is_bytes(name, REFERENCE_BYTES) for name in place[:3])
+    return fits and is_number(place.number, 1)
+
+
+def is_cursor(value: object) -> bool:
+    """Whether a value is a cursor of the index."""
     return isinstance(value, bytes) and _is_bytes(value, CURSOR_BYTES) and place_of(value)[2] <= INTEGER_MAX
 
 
 def check_limit(limit: int) -> None:
     """How many rows to read."""
-    if not _is_number(limit, 1, PAGE_MAX):
+    if not is_number(limit, 1, PAGE_MAX):
         raise InvalidInputError(f"limit is a whole number from 1 to {PAGE_MAX}")
 
 
 def check_document(document: bytes) -> None:
     """A domain document."""
-    if not _is_bytes_up_to(document, DOCUMENT_BYTES_MAX):
+    if not is_bytes_up_to(document, DOCUMENT_BYTES_MAX):
         raise InvalidInputError(f"a domain document is at most {DOCUMENT_BYTES_MAX} bytes")
 
 
@@ -295,9 +391,9 @@ def check_digest(digest: bytes, document: bytes) -> None:
 
 def check_meta(name: str, value: bytes = b"") -> None:
     """A named value."""
-    if not (_is_ascii(name, META_NAME_CHARACTERS_MAX) and name.isprintable()):
+    if not (is_ascii(name, META_NAME_CHARACTERS_MAX) and name.isprintable()):
         raise InvalidInputError(f"a name is 1 to {META_NAME_CHARACTERS_MAX} printable ASCII characters")
-    if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
+    if not is_bytes_up_to(value, META_VALUE_BYTES_MAX):
         raise InvalidInputError(f"a named value is at most {META_VALUE_BYTES_MAX} bytes")
 
 
@@ -313,65 +409,3 @@ def _checked_items(items: Sequence[T], what: str) -> Sequence[T]:
 def _check_count(items: Sequence[object], what: str) -> None:
     if len(items) > PAGE_MAX:
         raise InvalidInputError(f"at most {PAGE_MAX} {what} in one call; split the batch")
-
-
-# What an adapter read: the same is returned, or IntegrityError is raised.
-
-
-def sound_records(records: R) -> R:
-    """Records, each of the shape that was written."""
-    found: Sequence[SealedRecord] = records
-    if not (found.fit() if type(found) is RecordColumns else records_fit(found)):
-        raise IntegrityError("a stored token record has columns of other types or lengths than were written")
-    return records
-
-
-def sound_record_if_any(record: SealedRecord | None) -> SealedRecord | None:
-    """A record, or None."""
-    return None if record is None else sound_records([record])[0]
-
-
-def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
-    """Events, each of the shape that was written."""
-    if not all(map(event_fits, events)):
-        raise IntegrityError("a stored audit event has columns of other types or lengths than were written")
-    return events
-
-
-def sound_latest_checkpoints(events: list[SealedEvent]) -> list[SealedEvent]:
-    """The events, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
-    return [event if event_fits(event) else MALFORMED_EVENT for event in events]
-
-
-def sound_page_about(after: bytes, page: EventPage) -> EventPage:
-    """Events of a reference, with MALFORMED_EVENT likewise, and a cursor that leads on: no reader goes in circles."""
-    events, following = page
-    if following != b"" and not (_is_cursor(following) and following > after):
-        raise IntegrityError("a stored row of the index has a number that was not written")
-    return EventPage(sound_latest_checkpoints(events), following)
-
-
-def sound_document(digest: bytes, document: bytes | None) -> bytes | None:
-    """A domain document, if there is one: the one of its digest."""
-    if document is not None and (type(document) is not bytes or digest_of(document) != digest):
-        raise IntegrityError("a stored domain document is not the one of its digest")
-    return document
-
-
-def sound_value(value: bytes) -> bytes:
-    """A named value."""
-    if not _is_bytes_up_to(value, META_VALUE_BYTES_MAX):
-        raise IntegrityError("a stored named value is not the byte string that was written")
-    return value
-
-
-def sound_value_if_any(value: bytes | None) -> bytes | None:
-    """A named value, or None."""
-    return None if value is None else sound_value(value)
-
-
-def sound_streams(streams: list[bytes]) -> list[bytes]:
-    """Names of streams, of any length: verification checks it."""
-    if any(type(stream) is not bytes for stream in streams):
-        raise IntegrityError("a stored event stream has another name than was written")
-    return streams

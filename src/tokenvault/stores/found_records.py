@@ -14,11 +14,14 @@ import numpy.typing as npt
 
 from tokenvault.stores.new_records import Bytes, ColumnarRecords, split
 from tokenvault.stores.port import (
+    CUSTOMER_CHARACTERS_MAX,
+    LAST4_KEY_BYTES,
     PAN_FINGERPRINT_BYTES,
     PROGRAM_CHARACTERS_MAX,
     REFERENCE_BYTES,
     REQUESTOR_DIGITS,
     SEAL_BYTES,
+    STATUS_MAX,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
     SealedRecord,
@@ -28,16 +31,17 @@ from tokenvault.stores.write_limits import BODY_BYTES_MAX
 Integers: TypeAlias = npt.NDArray[np.int64]
 
 _ASCII_MAX: Final = 0x7F
+_PRINTABLE_MIN: Final = 0x20
 
 
 @attrs.frozen(eq=False, repr=False)
 class RecordColumns(ColumnarRecords):
-    """Records that have equally long tokens, requestors, programs and bodies; equal to a list of the same records.
+    """Records each of whose fields is equally long in all of them; equal to a list of the same records.
 
     Attributes:
-        tokens, requestors, programs: ASCII characters, arrays of shape (records, characters) and dtype uint8.
-        references, pan_fingerprints, bodies, seals: arrays of shape (records, bytes) and dtype uint8.
-        revisions, key_versions: arrays of shape (records,) and dtype int64.
+        tokens, requestors, programs, customers: ASCII characters, arrays of shape (records, characters), dtype uint8.
+        references, pan_fingerprints, bodies, seals, last4_keys: arrays of shape (records, bytes), dtype uint8.
+        revisions, key_versions, statuses, created_ms: arrays of shape (records,) and dtype int64.
     """
 
     tokens: Bytes
@@ -49,6 +53,10 @@ class RecordColumns(ColumnarRecords):
     key_versions: Integers
     bodies: Bytes
     seals: Bytes
+    customers: Bytes
+    last4_keys: Bytes
+    statuses: Integers
+    created_ms: Integers
 
     @classmethod
     def of(cls, records: Sequence[SealedRecord]) -> RecordColumns:
@@ -65,10 +73,15 @@ class RecordColumns(ColumnarRecords):
             and 1 <= self.programs.shape[1] <= PROGRAM_CHARACTERS_MAX
             and self.bodies.shape[1] <= BODY_BYTES_MAX
             and self.seals.shape[1] == SEAL_BYTES
+            and self.customers.shape[1] <= CUSTOMER_CHARACTERS_MAX
+            and self.last4_keys.shape[1] in (0, LAST4_KEY_BYTES)
             and _are_digits(self.tokens)
             and _are_digits(self.requestors)
             and bool((self.programs <= _ASCII_MAX).all())
+            and bool(((self.customers >= _PRINTABLE_MIN) & (self.customers < _ASCII_MAX)).all())
             and bool((self.revisions >= 1).all() and (self.key_versions >= 1).all())
+            and bool((self.statuses >= 1).all() and (self.statuses <= STATUS_MAX).all())
+            and bool((self.created_ms >= 0).all())
         )
 
     def token_texts(self) -> list[str]:
@@ -90,6 +103,10 @@ class RecordColumns(ColumnarRecords):
             self.key_versions.tolist(),
             split(self.bodies),
             split(self.seals),
+            _split_texts(self.customers),
+            split(self.last4_keys),
+            self.statuses.tolist(),
+            self.created_ms.tolist(),
         )
 
     def take(self, rows: npt.ArrayLike) -> RecordColumns:
@@ -121,4 +138,6 @@ def _column(values: Sequence[Any]) -> npt.NDArray[Any]:
 
 def _split_texts(column: Bytes) -> list[str]:
     text, width = column.tobytes().decode("ascii"), column.shape[1]
+    if not width:
+        return [""] * len(column)
     return [text[start : start + width] for start in range(0, len(text), width)]

@@ -20,10 +20,11 @@ from tokenvault.errors import (
     InvalidInputError,
     TokenStoreError,
     TokenVaultError,
-    is_of_signal_handler,
 )
+from tokenvault.interrupts import is_interrupt
 from tokenvault.runtime import run
-from tokenvault.stores import checks
+from tokenvault.stores import answers, checks
+from tokenvault.stores.index_rows import IndexPlace
 from tokenvault.stores.port import (
     DIGEST_BYTES,
     INTEGER_MAX,
@@ -33,8 +34,10 @@ from tokenvault.stores.port import (
     AsyncTokenStore,
     EventPage,
     Fence,
+    FoundUse,
     SealedEvent,
     SealedRecord,
+    TokenGroup,
     TokenStore,
     class_over,
 )
@@ -104,6 +107,31 @@ class Adapter(ABC):
     def _by_reference(self, reference: bytes) -> Answer[SealedRecord | None]: ...
 
     @abstractmethod
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> Answer[FoundUse]: ...
+
+    @abstractmethod
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> Answer[list[SealedEvent]]: ...
+
+    @abstractmethod
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> Answer[list[SealedRecord]]: ...
+
+    @abstractmethod
+    def _groups(self) -> Answer[list[TokenGroup]]: ...
+
+    @abstractmethod
+    def _count(self, requestor: str, program: str, status: int) -> Answer[int]: ...
+
+    @abstractmethod
+    def _find_customer(self, customer: str, after: str, limit: int) -> Answer[list[SealedRecord]]: ...
+
+    @abstractmethod
+    def _find_last4(
+        self, last4_keys: Sequence[bytes], after: str, limit: int
+    ) -> Answer[list[SealedRecord]]: ...
+
+    @abstractmethod
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> Answer[list[str]]: ...
@@ -121,6 +149,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> Answer[EventPage]: ...
+
+    @abstractmethod
+    def _index_rows(self, after: IndexPlace, limit: int) -> Answer[list[IndexPlace]]: ...
 
     @abstractmethod
     def _streams(self) -> Answer[list[bytes]]: ...
@@ -158,7 +189,7 @@ class _Guard(Adapter, ABC):
 
     def get(self, tokens: Sequence[str]) -> Asked[Sequence[SealedRecord]]:
         checked = checks.checked_tokens(tokens)
-        return self._get(checked) if checked else [], checks.sound_records
+        return self._get(checked) if checked else [], answers.sound_records
 
     def find(
         self, pan_fingerprint: bytes | Sequence[bytes], *, requestor: str | None = None, program: str | None = None,
@@ -167,11 +198,49 @@ class _Guard(Adapter, ABC):
         checked = checks.checked_pan_fingerprints(pan_fingerprint)
         checks.check_owner(requestor, program)
         checks.check_page(after, limit)
-        return self._find(checked, requestor, program, after, limit), checks.sound_records
+        return self._find(checked, requestor, program, after, limit), answers.sound_records
 
     def by_reference(self, reference: bytes) -> Asked[SealedRecord | None]:
         checks.check_bytes(reference, REFERENCE_BYTES, "a reference")
-        return self._by_reference(reference), checks.sound_record_if_any
+        return self._by_reference(reference), answers.sound_record_if_any
+
+    def get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> Asked[FoundUse]:
+        checks.check_name(name)
+        checked = checks.checked_use_ids(use_ids)
+        return self._get_use(name, checked), functools.partial(answers.sound_use, name)
+
+    def uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> Asked[list[SealedEvent]]:
+        checked = checks.checked_pairs(pairs)
+        return self._uses(checked) if checked else [], answers.sound_uses
+
+    def list_tokens(
+        self, requestor: str, program: str, status: int, *, after: tuple[int, str] = (-1, ""),
+        limit: int = PAGE_MAX,
+    ) -> Asked[list[SealedRecord]]:  # fmt: skip
+        checks.check_group(requestor, program, status)
+        checks.check_place(after, limit)
+        return self._list_tokens(requestor, program, status, after, limit), answers.sound_records
+
+    def groups(self) -> Asked[list[TokenGroup]]:
+        return self._groups(), answers.sound_groups
+
+    def count(self, requestor: str, program: str, status: int) -> Asked[int]:
+        checks.check_group(requestor, program, status)
+        return self._count(requestor, program, status), answers.sound_count
+
+    def find_customer(
+        self, customer: str, *, after: str = "", limit: int = PAGE_MAX
+    ) -> Asked[list[SealedRecord]]:
+        checks.check_customer(customer)
+        checks.check_page(after, limit)
+        return self._find_customer(customer, after, limit), answers.sound_records
+
+    def find_last4(
+        self, last4_keys: Sequence[bytes], *, after: str = "", limit: int = PAGE_MAX
+    ) -> Asked[list[SealedRecord]]:
+        checked = checks.checked_last4_keys(last4_keys)
+        checks.check_page(after, limit)
+        return self._find_last4(checked, after, limit) if checked else [], answers.sound_records
 
     def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
@@ -202,22 +271,28 @@ class _Guard(Adapter, ABC):
     def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> Asked[list[SealedEvent]]:
         checks.check_stream_page(stream, after, limit)
         if after == INTEGER_MAX:
-            return [], checks.sound_events
+            return [], answers.sound_events
         first = after + 1 if after >= 0 else INTEGER_MIN
-        return self._events_of_stream(stream, first, limit), checks.sound_events
+        return self._events_of_stream(stream, first, limit), answers.sound_events
 
     def events_about(
         self, reference: bytes, *, after: bytes = b"", limit: int = PAGE_MAX
     ) -> Asked[EventPage]:
         checks.check_page_about(reference, after, limit)
-        return self._events_about(reference, after, limit), functools.partial(checks.sound_page_about, after)
+        return self._events_about(reference, after, limit), functools.partial(answers.sound_page_about, after)
+
+    def index_rows(
+        self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX
+    ) -> Asked[list[IndexPlace]]:
+        place = checks.checked_index_page(after, limit)
+        return self._index_rows(place, limit), functools.partial(answers.sound_index_rows, place)
 
     def streams(self) -> Asked[list[bytes]]:
-        return self._streams(), checks.sound_streams
+        return self._streams(), answers.sound_streams
 
     def latest_checkpoints(self, limit: int) -> Asked[list[SealedEvent]]:
         checks.check_limit(limit)
-        return self._latest_checkpoints(limit), checks.sound_latest_checkpoints
+        return self._latest_checkpoints(limit), answers.sound_latest_checkpoints
 
     def put_domain(self, digest: bytes, document: bytes) -> Asked[None]:
         checks.check_document(document)
@@ -226,22 +301,22 @@ class _Guard(Adapter, ABC):
 
     def get_domain(self, digest: bytes) -> Asked[bytes | None]:
         checks.check_bytes(digest, DIGEST_BYTES, "a digest")
-        return self._get_domain(digest), functools.partial(checks.sound_document, digest)
+        return self._get_domain(digest), functools.partial(answers.sound_document, digest)
 
     def scan(
         self, *, after: str = "", limit: int = PAGE_MAX, key_version: int | None = None
     ) -> Asked[list[SealedRecord]]:
         checks.check_page(after, limit)
         checks.check_key_version(key_version)
-        return self._scan(after, limit, key_version), checks.sound_records
+        return self._scan(after, limit, key_version), answers.sound_records
 
     def get_meta(self, name: str) -> Asked[bytes | None]:
         checks.check_meta(name)
-        return self._get_meta(name), checks.sound_value_if_any
+        return self._get_meta(name), answers.sound_value_if_any
 
     def put_meta(self, name: str, value: bytes) -> Asked[bytes]:
         checks.check_meta(name, value)
-        return self._put_meta(name, value), checks.sound_value
+        return self._put_meta(name, value), answers.sound_value
 
     def close(self) -> Asked[None]:
         closed, self._closed = self._closed, True
@@ -273,9 +348,10 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
 def _failure(store: Adapter, name: str, error: Exception) -> Exception:
     """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning.
 
-    What a signal's handler raised in the middle passes as it is.
+    What a signal's handler or another thread raised in the middle passes as it is, without what was handled there.
     """
-    if is_of_signal_handler(error):
+    if is_interrupt(error):
+        error.__cause__ = error.__context__ = None
         return error
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:

@@ -30,6 +30,23 @@ class IndexRow(NamedTuple):
     use_id: bytes = NO_USE
 
 
+class IndexPlace(NamedTuple):
+    """One row of the index: a name under which an event is found, and the event; in the order of the index.
+
+    Attributes:
+        reference, use_id: as in IndexRow.
+        stream, number: of the event.
+    """
+
+    reference: bytes
+    use_id: bytes
+    stream: bytes
+    number: int
+
+
+BEFORE_ALL_ROWS: Final = IndexPlace(b"", b"", b"", 0)
+
+
 def cursor_of(use_id: bytes, stream: bytes, number: int) -> bytes:
     """Where the events of a reference are read on: behind one row of the index. 40 bytes, in the rows' order."""
     return use_id + stream + number.to_bytes(_NUMBER_BYTES)

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import give_all, put_result
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
-from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import NO_USE, IndexPlace, cursor_of, place_of
+from tokenvault.stores.port import (
+    MALFORMED_EVENT,
+    EventPage,
+    Fence,
+    FoundUse,
+    SealedEvent,
+    SealedRecord,
+    TokenGroup,
+    digest_of,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOCK_SECONDS_MAX: Final = 30.0
+"""How long a call waits for those of other threads, each of which takes milliseconds, or for a fork."""
+
+_HELD: Final = (
+    "other threads, or a fork that was interrupted, held the store for too long; nothing was written"
+)
+
+
+def _alone(
+    method: Callable[Concatenate[MemoryTokenStore, P], T],
+) -> Callable[Concatenate[MemoryTokenStore, P], T]:
+    """The method, while no other thread is in one. Raises TokenStoreError after LOCK_SECONDS_MAX."""
+
+    @functools.wraps(method)
+    def alone(self: MemoryTokenStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        end_interrupted_hold()
+        taken: list[bool] = []
+        try:
+            put_result(taken, self._mutex.acquire, True, LOCK_SECONDS_MAX)
+            if not taken[0]:
+                raise TokenStoreError(_HELD, code="STORE_BUSY")
+            return method(self, *args, **kwargs)
+        finally:
+            if taken and taken[0]:
+                self._mutex.release()
+
+    return alone
 
 
 class MemoryTokenStore(TokenStoreBase, Forkable):
@@ -47,23 +89,18 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         self._mutex = threading.Lock()
         self._held = []
 
-    @property
-    def _lock(self) -> threading.Lock:
-        """The lock, for a `with` alone: no interrupt comes between taking it there and its block."""
-        end_interrupted_hold()
-        return self._mutex
-
     def _provision(self) -> None:
         pass  # there is no schema
 
     def _check_schema(self) -> None:
         pass
 
+    @_alone
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
-        with self._lock:
-            records = self._records
-            return [records[token] for token in dict.fromkeys(tokens) if token in records]
+        records = self._records
+        return [records[token] for token in dict.fromkeys(tokens) if token in records]
 
+    @_alone
     def _find(
         self,
         pan_fingerprints: Sequence[bytes],
@@ -72,102 +109,161 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         after: str,
         limit: int,
     ) -> list[SealedRecord]:
-        with self._lock:
-            wanted = set(pan_fingerprints)
-            found = (
-                record
-                for record in self._above(after)
-                if record.pan_fingerprint in wanted
-                and requestor in (None, record.requestor)
-                and program in (None, record.program)
-            )
-            return list(islice(found, limit))
+        wanted = set(pan_fingerprints)
+        found = (
+            record
+            for record in self._above(after)
+            if record.pan_fingerprint in wanted
+            and requestor in (None, record.requestor)
+            and program in (None, record.program)
+        )
+        return list(islice(found, limit))
 
+    @_alone
     def _by_reference(self, reference: bytes) -> SealedRecord | None:
-        with self._lock:
-            return next((r for r in self._records.values() if r.reference == reference), None)
+        return next((r for r in self._records.values() if r.reference == reference), None)
 
+    @_alone
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        if isinstance(name, str):
+            record = self._records.get(name)
+        else:
+            record = next((r for r in self._records.values() if r.reference == name), None)
+        pairs = [] if record is None else [(record.reference, use_id) for use_id in use_ids]
+        return FoundUse(record, self._events_of_uses(pairs))
+
+    @_alone
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        return self._events_of_uses(pairs)
+
+    def _events_of_uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        found: dict[tuple[bytes, int], None] = {}
+        for reference, use_id in pairs:
+            rows = self._index.get(reference, [])
+            for named, stream, number in islice(rows, bisect.bisect_left(rows, (use_id, b"", 0)), None):
+                if named != use_id:
+                    break
+                found[stream, number] = None
+        return [self._events.get(key, MALFORMED_EVENT) for key in found]
+
+    @_alone
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> list[SealedRecord]:
+        group = TokenGroup(requestor, program, status)
+        listed = sorted((r.created_ms, r.token) for r in self._records.values() if _group_of(r) == group)
+        first = bisect.bisect_right(listed, after)
+        return [self._records[token] for _, token in listed[first : first + limit]]
+
+    @_alone
+    def _groups(self) -> list[TokenGroup]:
+        return sorted(set(map(_group_of, self._records.values())))
+
+    @_alone
+    def _count(self, requestor: str, program: str, status: int) -> int:
+        group = TokenGroup(requestor, program, status)
+        return sum(_group_of(record) == group for record in self._records.values())
+
+    @_alone
+    def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
+        return list(islice((r for r in self._above(after) if r.customer == customer), limit))
+
+    @_alone
+    def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
+        wanted = set(last4_keys)
+        return list(islice((r for r in self._above(after) if r.last4_key in wanted), limit))
+
+    @_alone
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
-        with self._lock:
-            existing = [record.token for record in records if record.token in self._records]
-            if existing:
-                return existing
-            if document is not None:
-                self._domains.setdefault(digest_of(document), document)
-            self._write_all(records, events)
-            return []
+        existing = [record.token for record in records if record.token in self._records]
+        if existing:
+            return existing
+        if document is not None:
+            self._domains.setdefault(digest_of(document), document)
+        self._write_all(records, events)
+        return []
 
+    @_alone
     def _replace(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
     ) -> list[str]:
-        with self._lock:
-            expected = [*((record.token, record.revision - 1) for record in records), *fence]
-            moved = [
-                token
-                for token, revision in expected
-                if token not in self._records or self._records[token].revision != revision
-            ]
-            if moved:
-                return moved
-            self._write_all(records, events)
-            return []
+        expected = [*((record.token, record.revision - 1) for record in records), *fence]
+        moved = [
+            token
+            for token, revision in expected
+            if token not in self._records or self._records[token].revision != revision
+        ]
+        if moved:
+            return moved
+        self._write_all(records, events)
+        return []
 
     def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
         return self._replace((), events, fence)
 
+    @_alone
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        with self._lock:
-            numbers = sorted(number for of, number in self._events if of == stream and number >= first)
-            return [self._events[stream, number] for number in numbers[:limit]]
+        numbers = sorted(number for of, number in self._events if of == stream and number >= first)
+        return [self._events[stream, number] for number in numbers[:limit]]
 
+    @_alone
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
-        with self._lock:
-            rows = self._index.get(reference, [])
-            first = bisect.bisect_right(rows, place_of(after)) if after else 0
-            page = rows[first : first + limit]
-            events = [self._events.get((stream, number), MALFORMED_EVENT) for _, stream, number in page]
-            return EventPage(events, cursor_of(*page[-1]) if len(page) == limit else b"")
+        rows = self._index.get(reference, [])
+        first = bisect.bisect_right(rows, place_of(after)) if after else 0
+        page = rows[first : first + limit]
+        events = [self._events.get((stream, number), MALFORMED_EVENT) for _, stream, number in page]
+        return EventPage(events, cursor_of(*page[-1]) if len(page) == limit else b"")
 
+    @_alone
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        rows = (
+            IndexPlace(reference, *row)
+            for reference in sorted(self._index)
+            if reference >= after.reference
+            for row in self._index[reference]
+        )
+        return list(islice((row for row in rows if row > after), limit))
+
+    @_alone
     def _streams(self) -> list[bytes]:
-        with self._lock:
-            return list({stream for stream, _ in self._events})
+        return list({stream for stream, _ in self._events})
 
+    @_alone
     def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        with self._lock:
-            newest = sorted({stream for stream, _ in self._events}, reverse=True)[:limit]
-            first = {
-                stream: self._events[stream, number] for stream, number in sorted(self._events, reverse=True)
-            }
-            last = {
-                stream: self._events.get((stream, number), MALFORMED_EVENT)
-                for name in newest
-                for use_id, stream, number in self._index.get(name, [])
-                if use_id == NO_USE and stream == name
-            }
-            return [last.get(stream, first[stream]) for stream in newest]
+        newest = sorted({stream for stream, _ in self._events}, reverse=True)[:limit]
+        first = {
+            stream: self._events[stream, number] for stream, number in sorted(self._events, reverse=True)
+        }
+        last = {
+            stream: self._events.get((stream, number), MALFORMED_EVENT)
+            for name in newest
+            for use_id, stream, number in self._index.get(name, [])
+            if use_id == NO_USE and stream == name
+        }
+        return [last.get(stream, first[stream]) for stream in newest]
 
+    @_alone
     def _put_domain(self, digest: bytes, document: bytes) -> None:
-        with self._lock:
-            self._domains.setdefault(digest, document)
+        self._domains.setdefault(digest, document)
 
+    @_alone
     def _get_domain(self, digest: bytes) -> bytes | None:
-        with self._lock:
-            return self._domains.get(digest)
+        return self._domains.get(digest)
 
+    @_alone
     def _scan(self, after: str, limit: int, key_version: int | None) -> list[SealedRecord]:
-        with self._lock:
-            found = (r for r in self._above(after) if key_version in (None, r.key_version))
-            return list(islice(found, limit))
+        found = (r for r in self._above(after) if key_version in (None, r.key_version))
+        return list(islice(found, limit))
 
+    @_alone
     def _get_meta(self, name: str) -> bytes | None:
-        with self._lock:
-            return self._meta.get(name)
+        return self._meta.get(name)
 
+    @_alone
     def _put_meta(self, name: str, value: bytes) -> bytes:
-        with self._lock:
-            return self._meta.setdefault(name, value)
+        return self._meta.setdefault(name, value)
 
     def _close(self) -> None:
         pass  # what tests look at afterwards stays
@@ -215,3 +311,7 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _index_one(self, event: SealedEvent) -> None:
         for reference, use_id in event.index_rows:
             bisect.insort(self._index.setdefault(reference, []), (use_id, event.stream, event.number))
+
+
+def _group_of(record: SealedRecord) -> TokenGroup:
+    return TokenGroup(record.requestor, record.program, record.status)

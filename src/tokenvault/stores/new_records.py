@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from tokenvault.errors import InvalidInputError
 from tokenvault.stores.index_rows import IndexRow
-from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, SEAL_BYTES, SealedRecord
+from tokenvault.stores.port import (
+    LAST4_KEY_BYTES,
+    PAN_FINGERPRINT_BYTES,
+    REFERENCE_BYTES,
+    SEAL_BYTES,
+    SealedRecord,
+)
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -50,14 +56,18 @@ class ColumnarRecords(Sequence[SealedRecord]):
 
 @attrs.frozen(eq=False, repr=False)
 class RecordBatch(ColumnarRecords):
-    """New records of one requestor and program: only token, reference, PAN fingerprint and seal differ.
+    """New records of one requestor and program, as columns.
 
     Attributes:
         tokens: a byte string of 13 to 19 ASCII digits for each record.
         references: an array of shape (records, 16) and dtype uint8.
         pan_fingerprints: an array of shape (records, 16) and dtype uint8.
-        requestor, program, revision, key_version, body: the fields that all records share, as in SealedRecord.
+        requestor, program, revision, key_version: the fields that all records share, as in SealedRecord.
+        status, created_ms: likewise.
+        bodies: a byte string for each record, of at most 8,192 bytes; often one object for all.
         seals: an array of shape (records, 45) and dtype uint8.
+        customers: a text for each record, empty where there is none.
+        last4_keys: an array of shape (records, 16) and dtype uint8; of width 0 where tokens are not found by them.
 
     Raises:
         InvalidInputError: a column has another dtype or shape, or a token another form.
@@ -70,8 +80,12 @@ class RecordBatch(ColumnarRecords):
     program: str
     revision: int
     key_version: int
-    body: bytes
+    bodies: Sequence[bytes]
     seals: Bytes
+    customers: Sequence[str]
+    last4_keys: Bytes
+    status: int
+    created_ms: int
 
     def __attrs_post_init__(self) -> None:
         rows = len(self.tokens)
@@ -79,21 +93,28 @@ class RecordBatch(ColumnarRecords):
             ("references", self.references, REFERENCE_BYTES),
             ("pan_fingerprints", self.pan_fingerprints, PAN_FINGERPRINT_BYTES),
             ("seals", self.seals, SEAL_BYTES),
+            ("last4_keys", self.last4_keys, self.last4_keys.shape[-1] and LAST4_KEY_BYTES),
         ):
             if type(column) is not np.ndarray or column.dtype != np.uint8 or column.shape != (rows, width):
                 raise InvalidInputError(f"{name} is an array of uint8 of shape (rows, {width})")
+        if len(self.bodies) != rows or len(self.customers) != rows:
+            raise InvalidInputError("each record has a body and a customer")
         lines = b"\n".join([*self.tokens, b""])
         if rows and (_are_tokens(lines) is None or lines.count(b"\n") != rows):
             raise InvalidInputError("a token is 13 to 19 ASCII digits")
 
     def take(self, rows: npt.NDArray[np.intp]) -> RecordBatch:
         """The records of some rows, in the order given."""
+        chosen = rows.tolist()
         return attrs.evolve(
             self,
-            tokens=[self.tokens[row] for row in rows.tolist()],
+            tokens=[self.tokens[row] for row in chosen],
             references=self.references[rows],
             pan_fingerprints=self.pan_fingerprints[rows],
+            bodies=[self.bodies[row] for row in chosen],
             seals=self.seals[rows],
+            customers=[self.customers[row] for row in chosen],
+            last4_keys=self.last4_keys[rows],
         )
 
     def with_rows(self, rows: npt.NDArray[np.intp], other: RecordBatch) -> RecordBatch:
@@ -105,7 +126,10 @@ class RecordBatch(ColumnarRecords):
             tokens=[*self.tokens, *other.tokens],
             references=np.concatenate((self.references, other.references)),
             pan_fingerprints=np.concatenate((self.pan_fingerprints, other.pan_fingerprints)),
+            bodies=[*self.bodies, *other.bodies],
             seals=np.concatenate((self.seals, other.seals)),
+            customers=[*self.customers, *other.customers],
+            last4_keys=np.concatenate((self.last4_keys, other.last4_keys)),
         )
         return both.take(places)
 
@@ -122,8 +146,12 @@ class RecordBatch(ColumnarRecords):
             repeat(self.program),
             repeat(self.revision),
             repeat(self.key_version),
-            repeat(self.body),
+            self.bodies,
             split(self.seals),
+            self.customers,
+            split(self.last4_keys),
+            repeat(self.status),
+            repeat(self.created_ms),
         )
 
     def _row(self, index: int) -> SealedRecord:

@@ -16,11 +16,20 @@ from collections.abc import Callable, Sequence
 from inspect import isfunction
 from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
-from tokenvault.stores.index_rows import IndexRow
+from tokenvault.stores.index_rows import IndexPlace, IndexRow
 from tokenvault.stores.write_limits import WriteLimits
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
+
+USE_IDS_MAX: Final = 16
+"""The most use ids that one use is looked for by: two names, each under some versions of a key."""
+
+USE_EVENTS_MAX: Final = 2_000
+"""The most events that one use is decided by: its own, and its original's with all that followed."""
+
+USE_PAIRS_MAX: Final = 8 * PAGE_MAX
+STATUS_MAX: Final = 127
 
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
@@ -33,6 +42,8 @@ REFERENCE_BYTES: Final = 16
 PAN_FINGERPRINT_BYTES: Final = 16
 REQUESTOR_DIGITS: Final = 11
 PROGRAM_CHARACTERS_MAX: Final = 64
+CUSTOMER_CHARACTERS_MAX: Final = 64
+LAST4_KEY_BYTES: Final = 16
 SEAL_BYTES: Final = 45
 STREAM_BYTES: Final = 16
 MAC_BYTES: Final = 16
@@ -52,8 +63,12 @@ class SealedRecord(NamedTuple):
         program: 1 to 64 ASCII characters.
         revision: 1 at insertion, one more with every replacement; below 2**63.
         key_version: version of the SEAL key of the seal.
-        body: the other fields, in the canonical encoding of docs/formats.md; at most 4,096 bytes.
+        body: the other fields, in the canonical encoding of docs/formats.md; at most 8,192 bytes.
         seal: 45 bytes: nonce, ciphertext, tag.
+        customer: the caller's own id of whom the token is for, up to 64 printable ASCII characters; empty: none.
+        last4_key: 16 bytes by which tokens are found by the last four digits of the PAN; empty: not found so.
+        status: 1 to 127, of the token; what lists are filtered by.
+        created_ms: when the token was issued, milliseconds of the Unix epoch, below 2**63: the order of lists.
     """
 
     token: str
@@ -65,6 +80,10 @@ class SealedRecord(NamedTuple):
     key_version: int
     body: bytes
     seal: bytes
+    customer: str = ""
+    last4_key: bytes = b""
+    status: int = 1
+    created_ms: int = 0
 
     def __repr__(self) -> str:
         return f"<SealedRecord {self.reference.hex()}, revision {self.revision}>"
@@ -93,6 +112,21 @@ class SealedEvent(NamedTuple):
 
 Fence: TypeAlias = Sequence[tuple[str, int]]
 """Tokens, each with the revision that its record has to have still."""
+
+
+class FoundUse(NamedTuple):
+    """A record, if there is one, and the events of some of its uses."""
+
+    record: SealedRecord | None
+    events: list[SealedEvent]
+
+
+class TokenGroup(NamedTuple):
+    """What a list of tokens has in common; fields as in SealedRecord."""
+
+    requestor: str
+    program: str
+    status: int
 
 
 class EventPage(NamedTuple):
@@ -176,6 +210,53 @@ class TokenStore(Protocol):
         """The record with this reference."""
         unwritten()
 
+    def get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        """The record of a token, or of a reference of 16 bytes, and the events of some uses of it: in one round trip.
+
+        The events are read with the record, or after it: never as they were before. Each that has an index row of the
+        record's reference and one of the use ids is there once, in no set order. At most 16 use ids, none of them
+        NO_USE; without any, the record alone.
+
+        Raises IntegrityError where over USE_EVENTS_MAX events have the use ids, or one of the index is not there.
+        """
+        unwritten()
+
+    def uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        """The events that have an index row among these pairs of reference and use id: each once, in no set order.
+
+        As of `get_use`, for many uses at once: at most USE_PAIRS_MAX pairs, few of which have any event, and at most
+        PAGE_MAX events.
+        """
+        unwritten()
+
+    def list_tokens(
+        self, requestor: str, program: str, status: int, *, after: tuple[int, str] = (-1, ""),
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of one group, ascending by (created_ms, token), that come after such a pair.
+
+        By an index: what is read depends on `limit` alone.
+        """
+        unwritten()
+
+    def groups(self) -> list[TokenGroup]:
+        """Every group that has records, ascending. What is read depends on their number, not on the records'."""
+        unwritten()
+
+    def count(self, requestor: str, program: str, status: int) -> int:
+        """How many records a group has, counted in an index."""
+        unwritten()
+
+    def find_customer(self, customer: str, *, after: str = "", limit: int = PAGE_MAX) -> list[SealedRecord]:
+        """The records of a customer whose token is greater than `after`, by token, ascending."""
+        unwritten()
+
+    def find_last4(
+        self, last4_keys: Sequence[bytes], *, after: str = "", limit: int = PAGE_MAX
+    ) -> list[SealedRecord]:
+        """The records with one of these keys, at most 16, whose token is greater than `after`, by token."""
+        unwritten()
+
     def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
     ) -> list[str]:
@@ -234,6 +315,13 @@ class TokenStore(Protocol):
         That order is the same whenever the rows came, also in a replica. An event with two rows of the reference
         comes twice. `after` is the `next` of the page before: rows may have come since, and none is skipped or
         repeated. What is read depends on the rows of this reference alone. `limit` is from 1 to PAGE_MAX.
+        """
+        unwritten()
+
+    def index_rows(self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX) -> list[IndexPlace]:
+        """The rows of the index behind one of them, in its order: reference, use id, stream and number, ascending.
+
+        Those of other lengths, or with a number below 1, may be left out: no vault wrote them.
         """
         unwritten()
 
@@ -308,6 +396,41 @@ class AsyncTokenStore(Protocol):
         """The record with this reference."""
         unwritten()
 
+    async def get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        """The record of a token or reference, and the events of some uses of it: in one round trip."""
+        unwritten()
+
+    async def uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        """The events that have an index row among these pairs of reference and use id."""
+        unwritten()
+
+    async def list_tokens(
+        self, requestor: str, program: str, status: int, *, after: tuple[int, str] = (-1, ""),
+        limit: int = PAGE_MAX,
+    ) -> list[SealedRecord]:  # fmt: skip
+        """The records of one group, ascending by (created_ms, token), that come after such a pair."""
+        unwritten()
+
+    async def groups(self) -> list[TokenGroup]:
+        """Every group that has records, ascending."""
+        unwritten()
+
+    async def count(self, requestor: str, program: str, status: int) -> int:
+        """How many records a group has."""
+        unwritten()
+
+    async def find_customer(
+        self, customer: str, *, after: str = "", limit: int = PAGE_MAX
+    ) -> list[SealedRecord]:
+        """The records of a customer whose token is greater than `after`, by token."""
+        unwritten()
+
+    async def find_last4(
+        self, last4_keys: Sequence[bytes], *, after: str = "", limit: int = PAGE_MAX
+    ) -> list[SealedRecord]:
+        """The records with one of these keys whose token is greater than `after`, by token."""
+        unwritten()
+
     async def insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None = None
     ) -> list[str]:
@@ -330,6 +453,10 @@ class AsyncTokenStore(Protocol):
 
     async def events_about(self, reference: bytes, *, after: bytes = b"", limit: int = PAGE_MAX) -> EventPage:
         """Events that have index rows of one reference, by these rows."""
+        unwritten()
+
+    async def index_rows(self, *, after: IndexPlace | None = None, limit: int = PAGE_MAX) -> list[IndexPlace]:
+        """The rows of the index behind one of them, in its order."""
         unwritten()
 
     async def streams(self) -> list[bytes]:

@@ -235,7 +235,7 @@ class KeyStoreContract:
         barrier = threading.Barrier(THREADS)
 
         def work(number: int) -> bool:
-            barrier.wait()
+            barrier.wait(CHILD_SECONDS)
             mine = slice(0, (number + 1) * BLOCK_BYTES)
             return all(
                 key_store.cipher(key).encrypt_blocks(_blocks(THREADS)[mine]) == expected[key][mine]
@@ -250,7 +250,7 @@ class KeyStoreContract:
         barrier = threading.Barrier(THREADS)
 
         def work(_: int) -> KeyName:
-            barrier.wait()
+            barrier.wait(CHILD_SECONDS)
             return key_store.create(KeyPurpose.FPE, self.custodies[0])
 
         with ThreadPoolExecutor(THREADS) as pool:

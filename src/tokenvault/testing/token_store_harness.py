@@ -20,6 +20,8 @@ from tokenvault.stores.write_limits import ROW_BYTES
 
 THREADS: Final = 8
 PROCESS_SECONDS_MAX: Final = 60.0
+"""How long the kit waits for a process, a thread or an answer of what it tries."""
+
 _RECORD_BYTES: Final = 200  # of the body of a sample
 _EVENT_BYTES: Final = 100
 
@@ -98,7 +100,7 @@ class TokenStoreOnALoop(Forwarding):
         """Run a coroutine on the loop, to its end."""
         if self._loop.is_closed():  # closed, as the store is: it says so without suspending
             return asyncio.run(call)
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(PROCESS_SECONDS_MAX)
 
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -106,7 +108,7 @@ class TokenStoreOnALoop(Forwarding):
         finally:
             if name == "close" and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
+                self._thread.join(PROCESS_SECONDS_MAX)
                 self._loop.close()
 
 
@@ -122,6 +124,10 @@ class RecordChanges(TypedDict, total=False):
     key_version: int
     body: bytes
     seal: bytes
+    customer: str
+    last4_key: bytes
+    status: int
+    created_ms: int
 
 
 def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
@@ -137,6 +143,10 @@ def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
         key_version=1,
         body=source.randbytes(_RECORD_BYTES),
         seal=source.randbytes(45),
+        customer="" if number % 3 else f"customer-{number}",
+        last4_key=b"" if number % 4 else source.randbytes(16),
+        status=1 + number % 5,
+        created_ms=number,
     )
     return record._replace(**changes)
 
@@ -179,7 +189,7 @@ def race(work: Callable[[int], _T]) -> list[_T]:
     barrier = threading.Barrier(THREADS)
 
     def run(n: int) -> _T:
-        barrier.wait()
+        barrier.wait(PROCESS_SECONDS_MAX)
         return work(n)
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 
 from tokenvault.errors import InvalidInputError, TokenStoreError
-from tokenvault.stores.index_rows import NO_USE, IndexRow
+from tokenvault.stores.index_rows import NO_USE, IndexPlace, IndexRow
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.write_limits import BODY_BYTES_MAX, ROW_BYTES
-from tokenvault.testing.token_store_harness import StoreHarness, a_record, an_event, as_read, most, replaced
+from tokenvault.testing.token_store_harness import (
+    PROCESS_SECONDS_MAX,
+    StoreHarness,
+    a_record,
+    an_event,
+    as_read,
+    most,
+    replaced,
+)
 from tokenvault.testing.token_store_isolation import IsolationContract
 
 _BY_ARRIVAL: Final = (
@@ -23,6 +31,10 @@ _BY_ARRIVAL: Final = (
 )
 _SKIPPED: Final = (
     "reading page by page gives other events than reading at once: a cursor takes use id, stream and number "
+    "together"
+)
+_INDEX_ORDER: Final = (
+    "the rows of the index do not come once each and in its order: by reference, use id, stream and number "
     "together"
 )
 _STALE: Final = (
@@ -90,6 +102,30 @@ class IndexContract(IsolationContract):
         for row in (0, 1, count // 2, count - 1):
             assert store.events_about(references[row].tobytes()).events == as_read(plain, used)
 
+    def test_rows_of_the_index(self, store: TokenStore) -> None:
+        """The index is read from its beginning or from any row on, in its order, by pages of any length."""
+        assert store.index_rows() == []
+        events = [
+            an_event(number, stream=stream)._replace(
+                index_rows=(IndexRow(reference * 16, use), IndexRow(reference * 16))
+            )
+            for number, (stream, reference, use) in enumerate(
+                itertools.product((3, 2**127, 1), (b"\xff", b"\x01", b"r"), (b"\xff" * 16, b"\x01" * 16)), 250
+            )
+        ]
+        for event in [*events[1::2], *events[::2]]:
+            store.append([event, an_event(event.number, stream=7)])
+        expected = sorted(
+            IndexPlace(*name, event.stream, event.number) for event in events for name in event.index_rows
+        )
+        assert store.index_rows() == expected, _INDEX_ORDER
+        for limit in (1, 2, 5, len(expected)):
+            found = store.index_rows(limit=limit)
+            while len(found) < len(expected) and (page := store.index_rows(after=found[-1], limit=limit)):
+                found += page
+            assert found == expected, _INDEX_ORDER
+        assert store.index_rows(after=expected[-1]) == []
+
     def test_an_index_of_a_refused_write(self, store: TokenStore) -> None:
         """Where a token is in the way nothing is indexed."""
         record = a_record(1)
@@ -145,8 +181,8 @@ class IndexContract(IsolationContract):
 
         with ThreadPoolExecutor(2) as pool:
             using, changing = pool.submit(use), pool.submit(replace)
-            changing.result()
-            written = using.result()
+            changing.result(PROCESS_SECONDS_MAX)
+            written = using.result(PROCESS_SECONDS_MAX)
         for revision, count_then in acknowledged:
             assert all(each >= revision for each in written[count_then:]), _STALE
 

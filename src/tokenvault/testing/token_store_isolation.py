@@ -19,6 +19,7 @@ import pytest
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing.token_store_harness import (
+    PROCESS_SECONDS_MAX,
     THREADS,
     Capability,
     StoreHarness,
@@ -198,7 +199,7 @@ class IsolationContract(WritingContract):
                 stop.set()
         assert not any(complaints), f"{_CHILD_FAILED} ({complaints})"
         try:
-            writing.result()
+            writing.result(PROCESS_SECONDS_MAX)
             assert store.insert([a_record(3)], []) == []
         except TokenStoreError as error:
             raise AssertionError(_PARENT_FAILED) from error
@@ -218,19 +219,19 @@ def _seen_by_readers(reads: Sequence[Callable[[], int]], write: Callable[[], obj
 
     def read(_: int) -> list[int]:
         seen = [read() for read in reads]
-        begun.wait()
+        begun.wait(PROCESS_SECONDS_MAX)
         while not done.is_set():
             seen += [read() for read in reads]
         return seen + [read() for read in reads]
 
     with ThreadPoolExecutor(_READERS) as pool:
         readers = [pool.submit(read, n) for n in range(_READERS)]
-        begun.wait()
+        begun.wait(PROCESS_SECONDS_MAX)
         try:
             write()
         finally:
             done.set()
-        return [reader.result() for reader in readers]
+        return [reader.result(PROCESS_SECONDS_MAX) for reader in readers]
 
 
 def _never_falls(seen: Iterable[int]) -> bool:
@@ -342,5 +343,6 @@ def _complaint_of_a_child(store: TokenStore, number: int, closes: bool) -> str:
         if closes:
             store.close()
     except Exception as error:  # noqa: BLE001  its text is told to the parent
-        return f"{type(error).__name__}: {error}"
+        cause = f" from {error.__cause__!r}" if error.__cause__ else ""  # with the adapter's unsafe_debug
+        return f"{type(error).__name__}: {error}{cause}"
     return ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.index_rows import NO_USE, IndexRow, cursor_of
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore, digest_of
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenGroup, TokenStore, digest_of
 from tokenvault.testing.token_store_harness import as_read
 
 # Few values, so that steps meet: the same tokens, PAN fingerprints, events again and again.
@@ -20,7 +20,9 @@ _REQUESTORS = ("1" * 11, "2" * 11)
 _PROGRAMS = ("p", "q")
 _REFERENCES = (b"r" * 16, b"s" * 16)
 _STREAMS = (b"t" * 16, b"u" * 16)
-_USES = (NO_USE, b"v" * 16)
+_USES = (NO_USE, b"v" * 16, b"w" * 16)
+_CUSTOMERS = ("c", "d")
+_LAST4_KEYS = (b"1" * 16, b"2" * 16)
 
 _pan_fingerprints = st.sampled_from(_PAN_FINGERPRINTS)
 _records = st.builds(
@@ -34,6 +36,10 @@ _records = st.builds(
     key_version=st.integers(1, 3),
     body=st.binary(max_size=8),
     seal=st.binary(min_size=45, max_size=45),
+    customer=st.sampled_from(("", *_CUSTOMERS)),
+    last4_key=st.sampled_from((b"", *_LAST4_KEYS)),
+    status=st.integers(1, 2),
+    created_ms=st.integers(0, 2),
 )
 _batches = st.lists(_records, max_size=3, unique_by=lambda record: record.token)
 _names = st.builds(
@@ -167,6 +173,51 @@ class TokenStoreMachine(RuleBasedStateMachine):
         bearers = [row for row in self.rows.values() if row.reference == reference]
         assert got in bearers if bearers else got is None
 
+    @rule(
+        token=st.sampled_from(_TOKENS), use_ids=st.lists(st.sampled_from(_USES[1:]), max_size=2, unique=True)
+    )
+    def get_use(self, token: str, use_ids: list[bytes]) -> None:
+        found = self.store.get_use(token, use_ids)
+        assert found.record == self.rows.get(token)
+        reference = None if found.record is None else found.record.reference
+        assert sorted(found.events) == self._of_uses({(reference, use_id) for use_id in use_ids})
+
+    @rule(pairs=st.lists(st.tuples(st.sampled_from(_REFERENCES), st.sampled_from(_USES[1:])), max_size=4))
+    def uses(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        assert sorted(self.store.uses(pairs)) == self._of_uses(set(pairs))
+
+    def _of_uses(self, pairs: Collection[tuple[bytes | None, bytes]]) -> list[SealedEvent]:
+        return sorted(self.log[key] for key in {row[2:] for row in self.index if row[:2] in pairs})
+
+    @rule(
+        requestor=st.sampled_from(_REQUESTORS),
+        program=st.sampled_from(_PROGRAMS),
+        status=st.integers(1, 2),
+        after=st.tuples(st.integers(-1, 2), st.sampled_from(("", *_TOKENS))),
+        limit=_limits,
+    )
+    def list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> None:
+        group = requestor, program, status
+        of_group = self._sorted(lambda row: (row.requestor, row.program, row.status) == group)
+        assert self.store.count(*group) == len(of_group)
+        listed = sorted(of_group, key=lambda row: (row.created_ms, row.token))
+        expected = [row for row in listed if (row.created_ms, row.token) > after]
+        assert self.store.list_tokens(*group, after=after, limit=limit) == expected[:limit]
+
+    @rule(
+        customer=st.sampled_from(_CUSTOMERS),
+        keys=st.lists(st.sampled_from(_LAST4_KEYS), max_size=2),
+        after=_after,
+        limit=_limits,
+    )
+    def find_by_customer_or_last4(self, customer: str, keys: list[bytes], after: str, limit: int) -> None:
+        of_customer = self._sorted(lambda row: row.customer == customer and row.token > after)
+        assert self.store.find_customer(customer, after=after, limit=limit) == of_customer[:limit]
+        of_keys = self._sorted(lambda row: row.last4_key in keys and row.token > after)
+        assert self.store.find_last4(keys, after=after, limit=limit) == of_keys[:limit]
+
     @rule(after=_after, limit=_limits, key_version=st.sampled_from((None, 1, 2, 3)))
     def scan(self, after: str, limit: int, key_version: int | None) -> None:
         expected = self._sorted(lambda row: row.token > after and key_version in (None, row.key_version))
@@ -189,6 +240,9 @@ class TokenStoreMachine(RuleBasedStateMachine):
     @invariant()
     def everything_is_the_same(self) -> None:
         assert self.store.scan() == self._sorted(lambda _: True)
+        assert self.store.groups() == sorted(
+            {TokenGroup(row.requestor, row.program, row.status) for row in self.rows.values()}
+        )
         streams = sorted({stream for stream, _ in self.log})
         assert sorted(self.store.streams()) == streams
         for stream in _STREAMS:

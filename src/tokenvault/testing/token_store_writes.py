@@ -34,7 +34,21 @@ def a_batch(numbers: Iterable[int]) -> RecordBatch:
     tokens = [f"{9 * 10**15 + n}".encode("ascii") + b"0" * (n % 2) for n in numbers]
     references = np.arange(len(tokens) * 16).astype(np.uint8).reshape(-1, 16)
     seals = np.arange(len(tokens) * 45).astype(np.uint8).reshape(-1, 45)
-    return RecordBatch(tokens, references, references[::-1].copy(), "1" * 11, "p", 1, 7, b"\0body\xff", seals)
+    return RecordBatch(
+        tokens=tokens,
+        references=references,
+        pan_fingerprints=references[::-1].copy(),
+        requestor="1" * 11,
+        program="p",
+        revision=1,
+        key_version=7,
+        bodies=[b"\0body\xff"] * len(tokens),
+        seals=seals,
+        customers=[""] * len(tokens),
+        last4_keys=np.zeros((len(tokens), 0), np.uint8),
+        status=2,
+        created_ms=1,
+    )
 
 
 class WritingContract:

@@ -33,7 +33,7 @@ from tokenvault.stores.port import (
     TokenStore,
     digest_of,
 )
-from tokenvault.stores.write_limits import DOCUMENT_BYTES_MAX, EVENT_BODY_BYTES_MAX
+from tokenvault.stores.write_limits import BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, EVENT_BODY_BYTES_MAX
 from tokenvault.testing.token_store_harness import (
     Capability,
     StoreHarness,
@@ -44,7 +44,7 @@ from tokenvault.testing.token_store_harness import (
     race,
     replaced,
 )
-from tokenvault.testing.token_store_index import IndexContract
+from tokenvault.testing.token_store_uses import UsesContract
 
 _AS_INTEGERS: Final = (
     "tokens are not in the order of strings: a store that compares them as integers puts '9999999999999' before "
@@ -52,7 +52,7 @@ _AS_INTEGERS: Final = (
 )
 
 
-class TokenStoreContract(IndexContract):
+class TokenStoreContract(UsesContract):
     """One test for each promise of `TokenStore`. A subclass overrides the fixture `harness`."""
 
     # Records that are looked up and scanned.
@@ -251,7 +251,7 @@ class TokenStoreContract(IndexContract):
             lambda: store.insert([], [an_event(n + 1) for n in range(too_many)]),
             lambda: store.insert([record, record], []),
             lambda: store.insert([record._replace(revision=2)], []),
-            lambda: store.insert([record._replace(body=bytes(4097))], []),
+            lambda: store.insert([record._replace(body=bytes(BODY_BYTES_MAX + 1))], []),
             lambda: store.find([record.pan_fingerprint, b"short"]),
             lambda: store.find([record.pan_fingerprint] * too_many),
             lambda: store.insert([record._replace(seal=b"")], [event]),
@@ -324,11 +324,19 @@ class TokenStoreContract(IndexContract):
             lambda: store.get([a_record(1).token]),
             lambda: store.find(a_record(1).pan_fingerprint),
             lambda: store.by_reference(a_record(1).reference),
+            lambda: store.get_use(a_record(1).token, []),
+            lambda: store.uses([(bytes(16), b"u" * 16)]),
+            lambda: store.list_tokens("1" * 11, "p", 1),
+            store.groups,
+            lambda: store.count("1" * 11, "p", 1),
+            lambda: store.find_customer("c"),
+            lambda: store.find_last4([bytes(16)]),
             lambda: store.insert([a_record(1)], []),
             lambda: store.replace([replaced(a_record(1))], []),
             lambda: store.append([an_event(1)]),
             lambda: store.events(stream=bytes(16)),
             lambda: store.events_about(bytes(16)),
+            store.index_rows,
             store.streams,
             lambda: store.latest_checkpoints(1),
             lambda: store.put_domain(digest_of(b""), b""),

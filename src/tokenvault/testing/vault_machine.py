@@ -249,7 +249,16 @@ class FaultyVaultMachine(RuleBasedStateMachine):
                 self._issued(answer, State(program, pan, domain))
 
     def _issued(self, info: TokenInfo, state: State) -> None:
-        self.tokens[info.token] = ModelToken(info.token, info.reference, {state})
+        """A convergent token takes over what a deleted one of its card had counted: which, the model leaves open."""
+        before = {
+            other.inherited + other.used
+            for token in self.tokens.values()
+            for other in token.states
+            if not other.live and (other.program, other.pan) == ("convergent", state.pan)
+        }
+        inherits = before if before and state.program == "convergent" else {()}
+        states = {attrs.evolve(state, inherited=uses) for uses in inherits}
+        self.tokens[info.token] = ModelToken(info.token, info.reference, states)
 
     # Use
 

@@ -38,6 +38,7 @@ PROGRAMS: Final = {
 REQUESTOR: Final = TokenRequestor("40012345678", programs=set(PROGRAMS))
 
 _Counter = tuple[str, int]
+_TOO_MUCH: Final = 2**62
 UNKNOWN: Final = "unknown"
 """The answer of a call that a fault met: it may have happened or not."""
 
@@ -62,7 +63,7 @@ Answer = str | frozenset[str] | Shown | type[TokenVaultError]
 
 @attrs.frozen
 class Use:
-    """A use that counted, and on which velocity counters."""
+    """An allowed use, and on which velocity counters it counted."""
 
     transaction: Transaction
     time_ms: int
@@ -79,6 +80,7 @@ class State:
     status: TokenStatus = TokenStatus.ACTIVE
     suspended_by: frozenset[Actor] = frozenset()
     used: tuple[Use, ...] = ()
+    inherited: tuple[Use, ...] = ()  # by a convergent token from the deleted one before it
     revision: int = 1
 
     @property
@@ -96,24 +98,31 @@ class State:
         def window(time_ms: int) -> int:
             return time_ms // 1000 // counter[1] if counter[1] else 0
 
-        counted = [u for u in self.used if counter in u.velocity_counters]
-        latest = max((window(u.time_ms) for u in counted), default=0)
-        if latest < window(now_ms):
-            return 0
-        # A clock that was set back adds to the latest window: it must not hand out one twice.
-        while counted and window(counted[0].time_ms) < latest:
-            counted = counted[1:]
+        counted = [use for use in (*self.inherited, *self.used) if counter in use.velocity_counters]
+        latest = previous = -1
+        for at in (window(use.time_ms) for use in counted):
+            if at > latest:
+                latest, previous = at, latest
+            elif at < latest:
+                previous = max(at, previous)
+        if (
+            window(now_ms) < previous
+        ):  # a clock that was set back so far gets nothing, lest it got a window twice
+            return _TOO_MUCH
+        counted = [use for use in counted if window(use.time_ms) == window(now_ms)]
         return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
 
     def _known(self, transaction: Transaction) -> Transaction | None:
-        return next((use.transaction for use in self.used if use.transaction.id == transaction.id), None)
+        """The one that was allowed before under its id; of two that came at once, the one that it repeats."""
+        same = [use.transaction for use in self.used if use.transaction.id == transaction.id]
+        return transaction if transaction in same else next(iter(same), None)
 
     def codes(self, transaction: Transaction, now_ms: int) -> frozenset[str]:
         """The code of every control that fails."""
         found = set()
         if self.status is not TokenStatus.ACTIVE:
             found.add(f"TOKEN_{self.status.name}")
-        known = self._known(transaction) if self._limits() else None
+        known = self._known(transaction)
         if known is not None and known != transaction:
             found.add("TRANSACTION_ID_REUSED")
         for limit in self._limits() if known != transaction else ():
@@ -136,10 +145,15 @@ class State:
         codes = self.codes(transaction, now_ms)
         if codes:
             return codes, self
-        if not self._limits() or self._known(transaction) is not None:
+        if self._known(transaction) is not None:
             return self.pan, self
-        use = Use(transaction, now_ms, frozenset(map(_counter, self._limits())))
-        return self.pan, self._changed(used=(*self.used, use))[1]
+        counters = frozenset(map(_counter, self._limits()))
+        used = (*self.used, Use(transaction, now_ms, counters))
+        return self.pan, self._changed(used=used)[1] if counters else self.noted(transaction, now_ms)
+
+    def noted(self, transaction: Transaction, now_ms: int) -> State:
+        """After a use that no limit counts."""
+        return attrs.evolve(self, used=(*self.used, Use(transaction, now_ms, frozenset())))
 
     def suspended(self, by: Actor) -> tuple[Answer, State]:
         if not self.live:
@@ -237,7 +251,8 @@ def refused(program: str, uses: Iterable[tuple[str, int]]) -> frozenset[str]:
 
 
 def _counter(limit: Limit) -> _Counter:
-    return limit.amount.currency if limit.amount else "", int(limit.per.total_seconds()) if limit.per else 0
+    seconds = int(limit.per.total_seconds()) if isinstance(limit.per, timedelta) else 0
+    return limit.amount.currency if limit.amount else "", seconds
 
 
 def _money(transaction: Transaction) -> int:

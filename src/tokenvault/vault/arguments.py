@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
 from tokenvault.errors import InvalidInputError
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
-from tokenvault.model.lifecycle import Actor
-from tokenvault.model.pan import CardExpiry, read_expiry
+from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.pan import CardExpiry, Pan, read_expiry
 from tokenvault.model.transaction import Transaction
-from tokenvault.vault.issue import Terms
+from tokenvault.vault.alterations import Properties
+from tokenvault.vault.core import Core
+from tokenvault.vault.manage import By
+from tokenvault.vault.orders import Terms
+from tokenvault.vault.search import Wanted
 
 AFTER_MAX: Final = 2**62
+METADATA_PAIRS_MAX: Final = 16
+METADATA_TEXT_MAX: Final = 64
+METADATA_CHARACTERS_MAX: Final = 4_000
+"""Of all pairs as JSON in ASCII: any that is ASCII itself fits."""
+
 _REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
+_LAST4: Final = re.compile(r"[0-9]{4}")
 
 
 def terms(
@@ -24,17 +37,19 @@ def terms(
     token_expiry: str | CardExpiry | None,
     assurance: str | None,
     active: bool,
+    accept_expired: bool,
+    operator: str | None,
 ) -> Terms:
     """How tokens are to be issued."""
-    if type(active) is not bool:
-        raise InvalidInputError("active is True or False")
     return Terms(
         requestor=checks.requestor_id("requestor", requestor),
         program=checks.text("program", program),
         domain=own_domain(domain),
         token_expiry=optional_expiry(token_expiry),
         assurance=None if assurance is None else checks.assurance("assurance", assurance),
-        active=active,
+        active=checks.true_or_false("active", active),
+        accept_expired=checks.true_or_false("accept_expired", accept_expired),
+        operator=optional_text("operator", operator),
     )
 
 
@@ -58,6 +73,95 @@ def token_or_reference(value: str) -> str | bytes:
 def transaction(value: Transaction) -> Transaction:
     """The transaction of a use."""
     return checks.instance("transaction", value, Transaction)
+
+
+def pan_or_name(core: Core, value: str | Pan) -> Pan | str | bytes:
+    """A PAN, or the token or reference of a token: a number in a token BIN is a token."""
+    if isinstance(value, str):
+        if _REFERENCE.fullmatch(value):
+            return bytes.fromhex(value)
+        if value.startswith(core.token_bins) and value.isdecimal():
+            return checks.token(value)
+    return core.pan(value)
+
+
+def optional_text(name: str, value: str | None) -> str | None:
+    """A text of 1 to 64 printable ASCII characters, or unset."""
+    return None if value is None else checks.text(name, value)
+
+
+def metadata(value: Mapping[str, str] | None) -> dict[str, str] | None:
+    """The caller's own pairs, or unset."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidInputError("metadata is a mapping of texts to texts")
+    pairs = checks.listed("metadata", value.items(), METADATA_PAIRS_MAX)
+    if len(pairs) > METADATA_PAIRS_MAX:
+        raise InvalidInputError(f"metadata has at most {METADATA_PAIRS_MAX} pairs", code="METADATA_TOO_LONG")
+    found = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InvalidInputError("metadata is a mapping of texts to texts")
+        found[_metadata_text(pair[0])] = _metadata_text(pair[1])
+    if len(json.dumps(found)) > METADATA_CHARACTERS_MAX:
+        raise InvalidInputError("metadata is too long in all", code="METADATA_TOO_LONG")
+    return found
+
+
+def _metadata_text(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidInputError("names and values of metadata are printable texts")
+    if not 1 <= len(value) <= METADATA_TEXT_MAX:
+        raise InvalidInputError(
+            f"names and values of metadata have 1 to {METADATA_TEXT_MAX} characters", code="METADATA_TOO_LONG"
+        )
+    return value
+
+
+def properties(
+    token_expiry: str | CardExpiry | None, customer: str | None, pairs: Mapping[str, str] | None
+) -> Properties:
+    """What `update_token` changes."""
+    return Properties(
+        token_expiry=optional_expiry(token_expiry),
+        customer=customer if customer == "" else optional_text("customer", customer),
+        metadata=metadata(pairs),
+    )
+
+
+def milliseconds(name: str, value: datetime) -> int:
+    """An instant, in milliseconds of the Unix epoch."""
+    return checks.milliseconds(checks.instant(name, value))
+
+
+def by(requestor: str | None, operator: str | None, by: Actor | None = None) -> By:
+    """Who changes a token."""
+    return By(caller(requestor), by, optional_text("operator", operator))
+
+
+def wanted(
+    requestor: str | None,
+    customer: str | None,
+    program: str | None,
+    status: TokenStatus | None,
+    last4: str | None,
+) -> Wanted:
+    """What tokens are looked for by."""
+    if last4 is not None and (not isinstance(last4, str) or not _LAST4.fullmatch(last4)):
+        raise InvalidInputError("last4 is four digits")
+    return Wanted(
+        requestor=caller(requestor),
+        customer=optional_text("customer", customer),
+        program=optional_text("program", program),
+        status=None if status is None else checks.instance("status", status, TokenStatus),
+        last4=last4,
+    )
+
+
+def after_token(value: str) -> str:
+    """The token that a page comes after; empty: none."""
+    return value if value == "" else checks.token(value)
 
 
 def actor(value: Actor) -> Actor:

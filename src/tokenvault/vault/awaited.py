@@ -5,37 +5,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
+from datetime import datetime
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
+from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary_init
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
-from tokenvault.model.lifecycle import Actor, Change
-from tokenvault.model.pan import Card, CardExpiry, Pan, read_pan
+from tokenvault.model.lifecycle import Actor, Change, TokenStatus
+from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
+from tokenvault.model.remaining import Remaining
 from tokenvault.model.transaction import Transaction
-from tokenvault.records.token_info import TokenInfo, info_of
+from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import arguments, history, issue, manage, use
+from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault.alterations import NewCard
+from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
+from tokenvault.vault.batch.cards import CardToIssue
+from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
-from tokenvault.vault.issue import Order
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
+from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import create_schema_and_keys
 
 
 @async_boundary
 async def provision_async(
-    keys: KeyStore, store: AsyncTokenStore, *, custody: Custody = Custody.IN_PROCESS
+    keys: KeyStore,
+    store: AsyncTokenStore,
+    *,
+    custody: Custody = Custody.IN_PROCESS,
+    find_by_last4: bool = False,
 ) -> None:
     """Create the database's schema and the keys that are missing. Idempotent.
 
@@ -43,6 +54,8 @@ async def provision_async(
         keys: where the keys are made.
         store: the database; it notes the check value of each key and is bound to them from then on.
         custody: of the keys that are made.
+        find_by_last4: whether `search` finds tokens by the last four digits of their card, by a keyed index; those
+            that are issued from then on by vaults that open later. It stays so.
 
     Raises:
         ConfigurationError: the database was made under other keys, or by a newer version of the library.
@@ -50,7 +63,9 @@ async def provision_async(
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     with closing(LoopRuntime()) as runtime:
-        await create_schema_and_keys(keys, store_with_coroutines(store), runtime, custody)
+        await create_schema_and_keys(
+            keys, store_with_coroutines(store), runtime, custody, find_by_last4=find_by_last4
+        )
 
 
 @boundary_init
@@ -120,12 +135,18 @@ class AsyncVault(AwaitedFace):
         assurance: str | None = None,
         par: str | None = None,
         active: bool = True,
+        customer: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        accept_expired: bool = False,
+        operator: str | None = None,
     ) -> TokenInfo:
         """Issue a token for a card.
 
         Args:
-            pan: 13 to 19 digits, Luhn-valid; single spaces or hyphens may stand between groups.
-            expiry: the card's, "YYYY-MM"; a card is valid through that month.
+            pan: digits as the program's PanRule takes them, 13 to 19 and Luhn-valid where it says nothing; single
+                spaces or hyphens may stand between groups.
+            expiry: the card's, "YYYY-MM"; a card is valid through that month, wherever on earth.
             requestor: id of the requestor that the token is issued to; needs Permission.ISSUE and the program.
             program: name of the token program.
             domain: the token's own domain; unset, only the program's and the requestor's restrict it, and only
@@ -134,36 +155,105 @@ class AsyncVault(AwaitedFace):
             assurance: token assurance method, 2 characters.
             par: payment account reference, 29 uppercase alphanumerics.
             active: False for a token that `activate` makes usable later, after identification and verification.
+            customer: the caller's own id of whom the token is for, 1 to 64 printable ASCII characters; `search` finds
+                the token by it.
+            metadata: the caller's own pairs, at most 16, of 1 to 64 printable characters each; they are sealed.
+            idempotency_key: names the request, 1 to 64 printable ASCII characters: the same one again, with the same
+                arguments, gives the same token, of whichever program. Unique to the requestor and the program.
+            accept_expired: whether a card may have expired already, as those that are imported.
+            operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the audit event.
 
         Returns:
-            The token. Of a CONVERGENT program: the one that this card has already, if it has one.
+            The token. Of a CONVERGENT program: the one that this card has already, if it has one, with the card's new
+            expiry, if that is later and the requestor has Permission.MANAGE.
 
         Raises:
-            InvalidInputError: an argument is not acceptable, the card has expired, the number is a token, or the
-                card has a convergent token with other properties already.
+            InvalidInputError: an argument is not acceptable, the card has expired, the number is a token, the card
+                has a convergent token with other properties already (TOKEN_EXISTS_WITH_OTHER_PROPERTIES), or the
+                idempotency key is of another request (IDEMPOTENCY_CONFLICT).
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
             TokenSpaceExhaustedError: the program has too few free tokens left.
         """
         core = self._open()
-        card = Card(read_pan(pan), arguments.optional_expiry(expiry))
-        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active)
-        order = Order(card, terms, None if par is None else checks.par(par))
-        return info_of(*await issue.issue(core, order))
+        terms = arguments.terms(
+            requestor, program, domain, token_expiry, assurance, active, accept_expired, operator
+        )
+        order = Order(
+            card=Card(core.pan(pan, terms.program), arguments.optional_expiry(expiry)),
+            terms=terms,
+            par=None if par is None else checks.par(par),
+            customer=arguments.optional_text("customer", customer),
+            metadata=arguments.metadata(metadata),
+            idempotency_key=arguments.optional_text("idempotency_key", idempotency_key),
+        )
+        return await core.info(await issue.issue(core, order))
 
     @async_call_boundary
-    async def check(self, token: str, transaction: Transaction) -> Decision:
+    async def issue_from(
+        self,
+        token_or_reference: str,
+        *,
+        requestor: str,
+        program: str,
+        domain: Domain | None = None,
+        token_expiry: str | CardExpiry | None = None,
+        assurance: str | None = None,
+        active: bool = True,
+        customer: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        operator: str | None = None,
+    ) -> TokenInfo:
+        """Issue a token for the card behind another token: for an agent, or a merchant of a marketplace.
+
+        The requestor that the source was issued to grants it: it needs Permission.ISSUE and the program. The new
+        token is `requestor`'s, with a life and domain of its own; deleting it revokes the grant. Whom the source was
+        issued to sees it by `tokens_from`, and may suspend, resume and delete it.
+
+        Args:
+            token_or_reference: the source: active, and at most 8 tokens away from one that was issued for a card.
+            requestor: id of the requestor that the new token is for.
+            program: name of the new token's program.
+            domain: of the new token; unset, only the program's and the requestor's restrict it.
+            token_expiry: "YYYY-MM"; unset, it expires with the card.
+            assurance: token assurance method, 2 characters.
+            active: False for a token that `activate` makes usable later.
+            customer: as of `issue`.
+            metadata: as of `issue`.
+            idempotency_key: as of `issue`.
+            operator: the person behind the call.
+
+        Raises:
+            InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError: as `issue`.
+            LifecycleError: the source is not active, or has expired.
+            TokenNotFoundError: there is no such source.
+        """
+        core = self._open()
+        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active, False, operator)
+        asked = Grant(
+            source=arguments.token_or_reference(token_or_reference),
+            terms=terms,
+            customer=arguments.optional_text("customer", customer),
+            metadata=arguments.metadata(metadata),
+            idempotency_key=arguments.optional_text("idempotency_key", idempotency_key),
+        )
+        return await core.info(await issue.issue_from(core, asked))
+
+    @async_call_boundary
+    async def check(self, token_or_reference: str, transaction: Transaction) -> Decision:
         """Decide on a use without making it: nothing is counted.
 
         Raises TokenNotFoundError, PermissionDeniedError.
         """
-        return await use.check(self._open(), checks.token(token), arguments.transaction(transaction))
+        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        return await use.check(core, name, arguments.transaction(transaction))
 
     @async_call_boundary
-    async def detokenize(self, token: str, transaction: Transaction) -> Card:
+    async def detokenize(self, token_or_reference: str, transaction: Transaction) -> Card:
         """The card behind a token, for a use that its domain allows. The use is counted and recorded first.
 
-        A retry with the same transaction gets the same answer and counts once, while the record remembers it
-        (the last 32 counted uses of the token).
+        What a use does to the money is its kind. A retry with the same transaction gets the same answer and counts
+        once, for as long as the audit trail keeps the event of the use.
 
         Raises:
             DomainRestrictionError: with every control that failed.
@@ -172,12 +262,13 @@ class AsyncVault(AwaitedFace):
             InvalidInputError: an argument is of another form, or the transaction holds the card number.
             ConflictError: others kept using the token; nothing was counted.
         """
-        return await use.detokenize(self._open(), checks.token(token), arguments.transaction(transaction))
+        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        return await use.detokenize(core, name, arguments.transaction(transaction))
 
     @async_call_boundary
     async def issue_many(
         self,
-        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None]],
+        cards: Iterable[str | Pan | tuple[str | Pan, str | CardExpiry | None] | CardToIssue],
         *,
         requestor: str,
         program: str,
@@ -185,12 +276,16 @@ class AsyncVault(AwaitedFace):
         token_expiry: str | CardExpiry | None = None,
         assurance: str | None = None,
         active: bool = True,
+        accept_expired: bool = False,
+        operator: str | None = None,
     ) -> IssueBatchResult[TokenInfo]:
         """Issue a token for each of many cards, as `issue` does; its arguments are here those of every token.
 
-        Cards are PANs, or pairs of PAN and expiry, in any iterable, such as a list or an iterator. They are taken
-        in chunks of 8,000. Each chunk is written in one step with one audit event. A batch that is cut short leaves
-        whole chunks; the same batch of a CONVERGENT program completes it, with the same tokens.
+        Cards are PANs, pairs of PAN and expiry, or CardToIssue where a token has a domain, a customer or anything
+        else of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those
+        with an idempotency key or a PAR one by one. Each chunk is written in one step with one audit event. A batch
+        that is cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same
+        tokens.
 
         Returns:
             For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key
@@ -201,18 +296,20 @@ class AsyncVault(AwaitedFace):
             PermissionDeniedError: the requestor is unknown or may not issue tokens of this program.
         """
         core = self._open()
-        terms = arguments.terms(requestor, program, domain, token_expiry, assurance, active)
+        terms = arguments.terms(
+            requestor, program, domain, token_expiry, assurance, active, accept_expired, operator
+        )
         return await batches.issue_all(core, cards, terms)
 
     @async_call_boundary
     async def detokenize_many(self, uses: Iterable[tuple[str, Transaction]]) -> BatchResult[Card]:
         """The cards behind many tokens, as `detokenize` gives each. All uses are counted and recorded first.
 
-        Uses are taken in chunks of 8,000. Each chunk is written in one step with one audit event, and a token used
-        twice sees its first use.
+        Uses are of any kinds, and taken in chunks of 4,000. Each chunk is written in one step with one audit event,
+        and a token used twice sees its first use.
 
         Args:
-            uses: pairs of token and transaction; one Transaction may go with many tokens, as in
+            uses: pairs of token or reference and transaction; one Transaction may go with many tokens, as in
                 `zip(tokens, itertools.repeat(transaction))`.
 
         Returns:
@@ -232,23 +329,106 @@ class AsyncVault(AwaitedFace):
         return await batches.check_all(self._open(), uses)
 
     @async_call_boundary
-    async def activate(self, token: str) -> TokenInfo:
-        """Make an inactive token active, after identification and verification. No requestor may do this.
-
-        Raises as `suspend`.
-        """
-        return await manage.change_status(self._open(), checks.token(token), Change.ACTIVATE)
+    async def get_many(self, tokens_or_references: Iterable[str]) -> BatchResult[TokenInfo]:
+        """The properties of many tokens, as `get` gives each: for each, in order, its TokenInfo or the error."""
+        return await batches.get_all(self._open(), tokens_or_references)
 
     @async_call_boundary
-    async def suspend(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+    async def delete_many(
+        self,
+        tokens_or_references: Iterable[str],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Delete many tokens, as `delete` does each.
+
+        Tokens are taken in chunks of 8,000. Each chunk is written in one step with one audit event, or not at all
+        where others keep changing its tokens: these items then have a ConflictError.
+
+        Returns:
+            For each token, in order, its TokenInfo or the error that `delete` would raise; see `issue_many`.
+
+        Raises:
+            PermissionDeniedError: the requestor is unknown or has no Permission.MANAGE.
+            InvalidInputError: the iterable failed.
+        """
+        by = arguments.by(requestor, operator)
+        items = tokens_or_references
+        return await batches.change_all(self._open(), Action.DELETE, by, change.to_delete, items, "tokens")
+
+    @async_call_boundary
+    async def update_domain_many(
+        self,
+        changes: Iterable[tuple[str, Domain | None]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Give many tokens other domains, as `update_domain` does each: pairs of token and domain.
+
+        Takes, returns and raises otherwise what `delete_many` does.
+        """
+        by, reader = arguments.by(requestor, operator), change.domain_to_update
+        return await batches.change_all(self._open(), Action.UPDATE_DOMAIN, by, reader, changes, "changes")
+
+    @async_call_boundary
+    async def update_token_many(
+        self,
+        changes: Iterable[tuple[str, TokenChange]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[TokenInfo]:
+        """Give many tokens other properties, as `update_token` does each: pairs of token and TokenChange.
+
+        Takes, returns and raises otherwise what `delete_many` does.
+        """
+        by, reader = arguments.by(requestor, operator), change.token_to_update
+        return await batches.change_all(self._open(), Action.UPDATE_TOKEN, by, reader, changes, "changes")
+
+    @async_call_boundary
+    async def update_card_many(
+        self,
+        changes: Iterable[tuple[str | Pan, CardChange]],
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> BatchResult[list[TokenInfo]]:
+        """Put new PANs or expiries behind many tokens or cards, as an account updater lists them.
+
+        Pairs of PAN, token or reference, and CardChange, taken in chunks of 1,000; each is done as by `update_card`.
+
+        Returns:
+            For each, in order, the tokens that changed, or the error that `update_card` would raise.
+
+        Raises:
+            PermissionDeniedError, InvalidInputError: as `delete_many`.
+        """
+        return await batches.update_cards(self._open(), arguments.by(requestor, operator), changes)
+
+    @async_call_boundary
+    async def activate(self, token: str, *, operator: str | None = None) -> TokenInfo:
+        """Make an inactive token active, after identification and verification. No requestor may do this.
+
+        A token that was suspended before it took another card is suspended still. Raises as `suspend`.
+        """
+        core, name = self._open(), arguments.token_or_reference(token)
+        return await manage.change_status(core, name, Change.ACTIVATE, arguments.by(None, operator))
+
+    @async_call_boundary
+    async def suspend(
+        self, token: str, *, by: Actor, requestor: str | None = None, operator: str | None = None
+    ) -> TokenInfo:
         """Suspend a token on behalf of an actor.
 
         Args:
-            token: the token.
+            token: the token, or its reference.
             by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
             requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
-                its own tokens are open to it. Unset, the host application itself acts. The same holds for other
-                methods.
+                its own tokens are open to it, and here and to `resume` and `delete` those that were issued from them.
+                Unset, the host application itself acts. The same holds for other methods.
+            operator: the person behind the call.
 
         Raises:
             LifecycleError: the token's status does not allow that.
@@ -256,72 +436,171 @@ class AsyncVault(AwaitedFace):
             PermissionDeniedError: the requestor may not do that.
             ConflictError: others kept changing the token; nothing was done.
         """
-        return await manage.change_status(
-            self._open(),
-            checks.token(token),
-            Change.SUSPEND,
-            arguments.actor(by),
-            arguments.caller(requestor),
-        )
+        core, name = self._open(), arguments.token_or_reference(token)
+        who = arguments.by(requestor, operator, arguments.actor(by))
+        return await manage.change_status(core, name, Change.SUSPEND, who)
 
     @async_call_boundary
-    async def resume(self, token: str, *, by: Actor, requestor: str | None = None) -> TokenInfo:
+    async def resume(
+        self, token: str, *, by: Actor, requestor: str | None = None, operator: str | None = None
+    ) -> TokenInfo:
         """Lift an actor's own suspension; the last one lifted makes the token active. Raises as `suspend`."""
-        return await manage.change_status(
-            self._open(), checks.token(token), Change.RESUME, arguments.actor(by), arguments.caller(requestor)
-        )
+        core, name = self._open(), arguments.token_or_reference(token)
+        who = arguments.by(requestor, operator, arguments.actor(by))
+        return await manage.change_status(core, name, Change.RESUME, who)
 
     @async_call_boundary
-    async def delete(self, token: str, *, requestor: str | None = None) -> TokenInfo:
+    async def wind_down(
+        self,
+        token: str,
+        *,
+        purge_after: datetime,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> TokenInfo:
+        """Let a token take no new payments, only captures, reversals, refunds and disputes of those that it made.
+
+        Args:
+            token: the token, or its reference.
+            purge_after: when the last of these may come, with a time zone and in the future: the token may be purged
+                then.
+            requestor: as of `suspend`.
+            operator: the person behind the call.
+
+        Raises as `suspend`.
+        """
+        core, name = self._open(), arguments.token_or_reference(token)
+        purge_after_ms = arguments.milliseconds("purge_after", purge_after)
+        return await manage.begin_winding_down(core, name, purge_after_ms, arguments.by(requestor, operator))
+
+    @async_call_boundary
+    async def delete(
+        self, token: str, *, requestor: str | None = None, operator: str | None = None
+    ) -> TokenInfo:
         """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
-        return await manage.change_status(
-            self._open(), checks.token(token), Change.DELETE, None, arguments.caller(requestor)
-        )
+        core, name = self._open(), arguments.token_or_reference(token)
+        return await manage.change_status(core, name, Change.DELETE, arguments.by(requestor, operator))
 
     @async_call_boundary
     async def update_domain(
-        self, token: str, domain: Domain | None, *, requestor: str | None = None
+        self,
+        token: str,
+        domain: Domain | None,
+        *,
+        requestor: str | None = None,
+        operator: str | None = None,
     ) -> TokenInfo:
         """Give a token another domain of its own. What was counted stays counted. Raises as `suspend`."""
-        return await manage.update_domain(
-            self._open(), checks.token(token), arguments.own_domain(domain), arguments.caller(requestor)
+        core, name = self._open(), arguments.token_or_reference(token)
+        own = arguments.own_domain(domain)
+        return await manage.update_domain(core, name, own, arguments.by(requestor, operator))
+
+    @async_call_boundary
+    async def update_token(
+        self,
+        token: str,
+        *,
+        token_expiry: str | CardExpiry | None = None,
+        customer: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        requestor: str | None = None,
+        operator: str | None = None,
+    ) -> TokenInfo:
+        """Give a token another expiry, customer or metadata; what is unset stays.
+
+        Args:
+            token: the token, or its reference.
+            token_expiry: "YYYY-MM", not passed yet; it may lie behind the card's.
+            customer: as of `issue`; empty to take it away. It is what a convergent token of a program with
+                `per_customer` converges on, and there it stays.
+            metadata: takes the place of all pairs; an empty one takes them away.
+            requestor: as of `suspend`.
+            operator: the person behind the call.
+
+        Raises:
+            InvalidInputError: nothing is set, the expiry has passed, or a text holds the card number.
+            LifecycleError, TokenNotFoundError, PermissionDeniedError, ConflictError: as `suspend`.
+        """
+        core, name = self._open(), arguments.token_or_reference(token)
+        properties = arguments.properties(token_expiry, customer, metadata)
+        return await manage.update_token(core, name, properties, arguments.by(requestor, operator))
+
+    @async_call_boundary
+    async def update_assurance(
+        self,
+        token: str,
+        method: str | None,
+        *,
+        at: datetime | None = None,
+        operator: str | None = None,
+    ) -> TokenInfo:
+        """State how the cardholder was identified and verified. No requestor may do this.
+
+        Args:
+            token: the token, or its reference.
+            method: token assurance method, 2 characters; None: none holds any more.
+            at: when, with a time zone, not in the future; unset, now.
+            operator: the person behind the call.
+
+        Raises as `suspend`.
+        """
+        core, name = self._open(), arguments.token_or_reference(token)
+        return await manage.update_assurance(
+            core,
+            name,
+            None if method is None else checks.assurance("method", method),
+            None if at is None else arguments.milliseconds("at", at),
+            arguments.by(None, operator),
         )
 
     @async_call_boundary
     async def update_card(
         self,
-        pan: str | Pan,
+        pan_or_token_or_reference: str | Pan,
         *,
         new_pan: str | Pan | None = None,
         expiry: str | CardExpiry | None = None,
         requestor: str | None = None,
+        operator: str | None = None,
     ) -> list[TokenInfo]:
-        """Put a new PAN, a new expiry or both behind all live tokens of a card; returns those that changed.
+        """Put a new PAN, a new expiry or both behind a token, or behind all live tokens of a card.
 
-        Each token changes in one step of its own. After an error some may have changed: call again.
+        Each token changes in one step of its own. After an error some may have changed: call again. A token whose PAN
+        a requestor changes is inactive from then on, and without assurance: what was verified was another card.
 
         Args:
-            pan: the card's PAN so far.
+            pan_or_token_or_reference: the card's PAN so far, or the token that is to change.
             new_pan: its new PAN; unset, it stays.
             expiry: its new expiry, "YYYY-MM"; unset, it stays.
             requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
+            operator: the person behind the call.
+
+        Returns:
+            The tokens that changed.
 
         Raises:
-            TokenNotFoundError: the card has no live token here.
-            PermissionDeniedError, ConflictError: as `suspend`.
+            TokenNotFoundError: the card has no live token here, or there is no such token.
+            LifecycleError, PermissionDeniedError, ConflictError: as `suspend`.
         """
-        return await manage.update_card(
-            self._open(),
-            read_pan(pan),
-            new_pan=None if new_pan is None else read_pan(new_pan),
-            expiry=arguments.optional_expiry(expiry),
-            requestor=arguments.caller(requestor),
-        )
+        core = self._open()
+        new = NewCard(None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry))
+        name = arguments.pan_or_name(core, pan_or_token_or_reference)
+        return await manage.update_card(core, name, new, arguments.by(requestor, operator))
 
     @async_call_boundary
     async def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
         """The live tokens of a card, by token; with a requestor, its own only. Raises PermissionDeniedError."""
-        return await manage.tokens_of(self._open(), read_pan(pan), arguments.caller(requestor))
+        core = self._open()
+        return await manage.tokens_of(core, core.pan(pan), arguments.caller(requestor))
+
+    @async_call_boundary
+    async def tokens_from(self, token_or_reference: str, *, requestor: str | None = None) -> list[TokenInfo]:
+        """The live tokens that were issued from a token, directly or one from another, by token.
+
+        With a requestor, only of a token that was issued to it. Raises TokenNotFoundError, PermissionDeniedError.
+        """
+        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        return await manage.tokens_from(core, name, arguments.caller(requestor))
 
     @async_call_boundary
     async def get(self, token_or_reference: str) -> TokenInfo:
@@ -330,6 +609,69 @@ class AsyncVault(AwaitedFace):
         Raises TokenNotFoundError.
         """
         return await manage.get(self._open(), arguments.token_or_reference(token_or_reference))
+
+    @async_call_boundary
+    async def domain(self, token: str) -> Domain:
+        """The token's own domain. Raises TokenNotFoundError."""
+        return await manage.domain(self._open(), arguments.token_or_reference(token))
+
+    @async_call_boundary
+    async def remaining(self, token: str) -> tuple[Remaining, ...]:
+        """What is left of each limit that binds a token in its owner's hands: the program's, the owner's, its own.
+
+        Raises TokenNotFoundError.
+        """
+        return await manage.remaining(self._open(), arguments.token_or_reference(token))
+
+    @async_call_boundary
+    async def search(
+        self,
+        *,
+        requestor: str | None = None,
+        customer: str | None = None,
+        program: str | None = None,
+        status: TokenStatus | None = None,
+        last4: str | None = None,
+        after: str = "",
+        limit: int = search.SEARCH_DEFAULT,
+    ) -> list[TokenInfo]:
+        """Tokens that have all that is asked for, by an index: a page of them.
+
+        Args:
+            requestor: id of the requestor that they were issued to.
+            customer: as at issue.
+            program: name of their program.
+            status: theirs.
+            last4: the last four digits of their cards, where `provision` was told so (`find_by_last4`).
+            after: the last token of the page before; empty for the first page.
+            limit: the most tokens of a page, from 1 to 1,000.
+
+        Returns:
+            Tokens in the order of issue; with a customer or last four digits, by token. An empty page is behind the
+            last one.
+
+        Raises:
+            TokenNotFoundError: there is no token `after`.
+            ConfigurationError: tokens are not found by their last four digits here.
+        """
+        wanted = arguments.wanted(requestor, customer, program, status, last4)
+        return await search.search(
+            self._open(),
+            wanted,
+            after=arguments.after_token(after),
+            limit=checks.whole_number("limit", limit, 1, search.SEARCH_MAX),
+        )
+
+    @async_call_boundary
+    async def count(
+        self,
+        *,
+        program: str | None = None,
+        requestor: str | None = None,
+        status: TokenStatus | None = None,
+    ) -> int:
+        """How many tokens there are, of a program, a requestor, a status, or several of them: by an index."""
+        return await search.count(self._open(), arguments.wanted(requestor, None, program, status, None))
 
     @async_call_boundary
     async def history(

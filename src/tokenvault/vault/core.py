@@ -20,10 +20,11 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import Card, Pan, could_hold_pan
+from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
 from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
@@ -69,12 +70,20 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
+    finds_last4: bool = False
     deliveries: Deliveries | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
+    _any_pan: PanRule = attrs.field(init=False)
 
     @token_bins.default
     def _bins_of_programs(self) -> tuple[str, ...]:
         return tuple(program.format.bin for program in self.programs.values())
+
+    @_any_pan.default
+    def _rule_of_any_program(self) -> PanRule:
+        rules = [program.pans for program in self.programs.values()] or [USUAL_PANS]
+        fewest, most = zip(*(rule.lengths for rule in rules), strict=True)
+        return PanRule(lengths=(min(fewest), max(most)), luhn=all(rule.luhn for rule in rules))
 
     # Permissions
 
@@ -106,6 +115,7 @@ class Core:
         *codes: str,
         reference: bytes = b"",
         transaction_id: str | None = None,
+        operator: str | None = None,
         outcome: Outcome = Outcome.DENIED,
     ) -> None:
         """Note that something was refused. Raises TokenStoreError."""
@@ -117,6 +127,7 @@ class Core:
                 requestor=requestor,
                 reference=reference,
                 transaction_id=transaction_id,
+                operator=operator,
                 codes=codes,
             )
         )
@@ -125,39 +136,62 @@ class Core:
 
     async def read(
         self,
-        token: str,
+        name: str | bytes,
         action: Action | None,
         requestor: str | None = None,
         transaction_id: str | None = None,
     ) -> Unsealed:
-        """The record of a token, authenticated; with an action, a failure is noted as one of it.
+        """The record of a token or reference, authenticated; with an action, a failure is noted as one of it.
 
         Raises TokenNotFoundError, IntegrityError, KeyStoreError, TokenStoreError.
         """
-        rows = await self.store.get([token])
+        if isinstance(name, bytes):
+            row = await self.store.by_reference(name)
+        else:
+            rows = await self.store.get([name])
+            row = rows[0] if rows else None
+        return await self.found(name, row, action, requestor, transaction_id)
+
+    async def found(
+        self,
+        name: str | bytes,
+        row: SealedRecord | None,
+        action: Action | None,
+        requestor: str | None = None,
+        transaction_id: str | None = None,
+    ) -> Unsealed:
+        """As `read`, of what the store found under the name."""
         failure: TokenVaultError
-        if rows:
-            outcome, reference = Outcome.TAMPERED, rows[0].reference  # as the row claims it
+        if row is not None:
+            outcome, reference = Outcome.TAMPERED, row.reference  # as the row claims it
             try:
-                return await self.open(rows[0], token)
+                return await self.open(row, name)
             except IntegrityError as error:
                 failure = error
         else:
             outcome, reference = Outcome.NOT_FOUND, b""
-            failure = TokenNotFoundError("no such token in this vault")
+            named = "no such token" if isinstance(name, str) else "no token with this reference"
+            failure = TokenNotFoundError(f"{named} in this vault")
         if action is not None:
             shown = safe_id(transaction_id)
             await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
         raise failure
 
-    def open(self, row: SealedRecord, token: str | None = None) -> Coroutine[Any, Any, Unsealed]:
-        """The record of a row, authenticated: of this token, if given. Raises IntegrityError, KeyStoreError."""
-        return self.runtime.call(self._unseal, row, token)
+    def open(self, row: SealedRecord, name: str | bytes | None = None) -> Coroutine[Any, Any, Unsealed]:
+        """The record of a row, authenticated: of this token or reference. Raises IntegrityError, KeyStoreError."""
+        return self.runtime.call(self._unseal, row, name)
 
-    def _unseal(self, row: SealedRecord, token: str | None) -> Unsealed:
-        if token is not None and row.token != token:
+    def _unseal(self, row: SealedRecord, name: str | bytes | None) -> Unsealed:
+        if name is not None and name not in (row.token, row.reference):
             raise IntegrityError(OTHERS_RECORD)
         return unsealed(*self.keys.unseal(row))
+
+    async def info(self, unsealed: Unsealed) -> TokenInfo:
+        """What the vault returns of a record. Raises IntegrityError, KeyStoreError."""
+        record, card = unsealed
+        if not record.metadata:
+            return info_of(record, card)
+        return info_of(record, card, await self.runtime.call(self.keys.metadata, record))
 
     async def of_card(
         self, pan_fingerprints: Sequence[bytes], requestor: str | None, program: str | None = None
@@ -201,6 +235,14 @@ class Core:
         return attempts + 1
 
     # Configuration
+
+    def pan(self, value: str | Pan, program: str | None = None) -> Pan:
+        """A PAN, by the rule of a program; without one, or of one that there is not, as any program takes it.
+
+        Raises InvalidInputError.
+        """
+        known = self.programs.get(program or "")
+        return read_pan(value, self._any_pan if known is None else known.pans)
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""

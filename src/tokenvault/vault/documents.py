@@ -33,7 +33,7 @@ class Documents:
         self._programs = programs
         self._requestors = requestors
         self._domains: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
-        self._restrictions: dict[tuple[str, str, bytes], Restrictions] = {}
+        self._restrictions: dict[tuple[str, str, bytes, str], Restrictions] = {}
         self._document_bytes = 0
 
     async def get(self, digest: bytes) -> Domain:
@@ -81,20 +81,31 @@ class Documents:
         self._domains[domain.digest] = domain
         self._document_bytes += size
 
-    async def restrictions(self, record: TokenRecord) -> Restrictions:
-        """The three documents that apply to a token. Raises ConfigurationError, IntegrityError, TokenStoreError."""
-        key = record.program, record.requestor, record.domain
+    async def restrictions(self, record: TokenRecord, acting: str) -> Restrictions:
+        """The documents that apply to a token in the hands of a requestor.
+
+        Raises ConfigurationError, IntegrityError, TokenStoreError.
+        """
+        key = record.program, record.requestor, record.domain, acting
         cached = self._restrictions.get(key)
         if cached is not None:
             return cached
-        program, requestor = self._programs.get(record.program), self._requestors.get(record.requestor)
-        if program is None or requestor is None:
+        program, owner = self._programs.get(record.program), self._requestors.get(record.requestor)
+        if program is None or owner is None:
             missing = "program" if program is None else "requestor"
             raise ConfigurationError(
                 f"the token's {missing} is not among the {missing}s of this vault: add it",
                 code="PROGRAM_OR_REQUESTOR_MISSING",
             )
-        restrictions = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
+        other = None if acting == record.requestor else self._requestors[acting]
+        restrictions = Restrictions(
+            program=program.domain,
+            requestor=owner.domain,
+            token=await self.get(record.domain),
+            acting=None if other is None else other.domain,
+            acting_id="" if other is None else other.id,
+            expiry_zone=program.expiry_zone,
+        )
         if len(self._restrictions) >= DOMAINS_CACHED_MAX:
             self._restrictions = {}
         self._restrictions[key] = restrictions

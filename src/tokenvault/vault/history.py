@@ -5,10 +5,9 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Final
 
-from tokenvault.audit.batch_event import BATCH
-from tokenvault.audit.event import Action
 from tokenvault.audit.export import AuditEvent, audit_events
 from tokenvault.errors import IntegrityError, TokenNotFoundError
+from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 from tokenvault.vault.core import Core
 
@@ -21,18 +20,29 @@ PAGES_MAX: Final = 10_000
 async def history(core: Core, name: str | bytes, after: int, limit: int) -> list[AuditEvent]:
     """The events of a token, given the token or its reference, authenticated, by time, stream and number.
 
-    The index leads to them: what is read depends on this token's events alone, but for one that a batch issued, whose
-    first event is looked for among those of all such batches. In which order they reached the database makes no
-    difference. Rows that the vault did not write are left out: verification reports them.
+    The index leads to them, and the record to the batch that issued it, if one did: what is read depends on this
+    token's events alone. In which order they reached the database makes no difference. Rows that the vault did not
+    write are left out: verification reports them.
     """
-    reference = name if isinstance(name, bytes) else (await core.read(name, None)).record.reference
+    record = await _record(core, name)
+    reference = name if isinstance(name, bytes) else record.reference if record is not None else b""
     found = await _about(core, reference, reference)
-    if not any(event.action is Action.ISSUE and event.revision for event in found):
-        found += await _about(core, BATCH, reference)
-    if not found and isinstance(name, bytes):
+    if record is not None and record.batch:
+        found += await _about(core, record.batch, reference)
+    if not found and record is None:
         raise TokenNotFoundError("no token with this reference in this vault")
     found.sort(key=attrgetter("time", "stream", "number"))
     return found[after : after + limit]
+
+
+async def _record(core: Core, name: str | bytes) -> TokenRecord | None:
+    """The record of a token; None where there is none of a reference: its events may be there still."""
+    try:
+        return (await core.read(name, None)).record
+    except (TokenNotFoundError, IntegrityError):
+        if isinstance(name, str):
+            raise
+        return None
 
 
 async def _about(core: Core, indexed_by: bytes, reference: bytes) -> list[AuditEvent]:

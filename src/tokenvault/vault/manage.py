@@ -1,119 +1,125 @@
-"""Reading and changing tokens: status, domain, card."""
+"""Reading and changing tokens: status, domain, card, properties.
+
+What a change makes of a record stands in `alterations`; who may make it, and how it is written, is the same for all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
+from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
-    IntegrityError,
     InvalidInputError,
     LifecycleError,
     PermissionDeniedError,
     TokenNotFoundError,
 )
+from tokenvault.model import remaining as left_of
 from tokenvault.model.domain import Domain
-from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
-from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.lifecycle import Actor, Change
+from tokenvault.model.pan import Pan
 from tokenvault.model.programs import Permission
-from tokenvault.records.token_info import TokenInfo, info_of
+from tokenvault.model.remaining import Remaining
+from tokenvault.records.record import TokenRecord
+from tokenvault.records.token_info import TokenInfo
+from tokenvault.vault.alterations import (
+    Alteration,
+    NewCard,
+    Properties,
+    assurance_change,
+    card_change,
+    domain_change,
+    property_change,
+    refuse_card,
+    status_change,
+    winding_down,
+)
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import expired
+from tokenvault.vault.issue import SOURCES_MAX
+from tokenvault.vault.orders import expired
+
+NOT_ITS_TOKEN: Final = "NOT_ITS_TOKEN"  # noqa: S105 # a code
+LIFECYCLE_CODE: Final = "LIFECYCLE"
+_FOR_SOURCE: Final = (Action.SUSPEND, Action.RESUME, Action.DELETE)
+"""What the holder of a token may do to those that were issued from it."""
+
+
+class By(NamedTuple):
+    """Who changes a token.
+
+    Attributes:
+        requestor: id of the calling requestor; None for the host application itself.
+        actor: on whose behalf a token is suspended or resumed.
+        operator: the person behind the call, as the host names them; stands in the event.
+    """
+
+    requestor: str | None = None
+    actor: Actor | None = None
+    operator: str | None = None
+
+    @property
+    def host(self) -> bool:
+        """Whether the host application itself acts, which may know the card."""
+        return self.requestor is None
+
+
+HOST: Final = By()
+
+
+# Reading.
 
 
 async def get(core: Core, name: str | bytes) -> TokenInfo:
     """The properties of a token, given the token or its reference."""
-    if isinstance(name, str):
-        return info_of(*await core.read(name, None))
-    row = await core.store.by_reference(name)
-    if row is None:
-        raise TokenNotFoundError("no token with this reference in this vault")
-    if row.reference != name:
-        raise IntegrityError("the database answered with another reference's record")
-    return info_of(*await core.open(row))
+    return await core.info(await core.read(name, None))
+
+
+async def domain(core: Core, name: str | bytes) -> Domain:
+    """The token's own domain."""
+    return await core.documents.get((await core.read(name, None)).record.domain)
+
+
+async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
+    """What is left of each limit that applies to a token."""
+    record = (await core.read(name, None)).record
+    restrictions = await core.documents.restrictions(record, record.requestor)
+    return left_of.remaining(restrictions, record.usage, core.clock.now_ms())
 
 
 async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
-    """The tokens of a card that are not deleted, by token."""
+    """The tokens of a card that are not deleted, by token. What a requestor does not find leaves an event."""
     if requestor is not None:
         await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
-    return [info_of(*unsealed) for unsealed in await _live(core, pan, requestor)]
+    live = await live_tokens(core, pan, requestor)
+    if requestor is not None and not live:
+        await core.deny(Action.LOOK_UP, requestor, outcome=Outcome.NOT_FOUND)
+    return [await core.info(unsealed) for unsealed in live]
 
 
-async def change_status(
-    core: Core, token: str, change: Change, by: Actor | None = None, requestor: str | None = None
-) -> TokenInfo:
-    """Change the status of a token."""
+async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
+    """The tokens that were issued from a token, directly or not, and are not deleted, by token."""
+    source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
+    if source.card is None:
+        return []
+    live = await live_tokens(core, source.card.pan, None)
+    by_reference = {unsealed.record.reference: unsealed for unsealed in live}
+    wanted = source.record.reference
 
-    def alter(unsealed: Unsealed) -> Unsealed:
-        record, card = unsealed
-        status, suspended_by = transition(record.status, record.suspended_by, change, by)
-        kept = None if status is TokenStatus.DELETED else card
-        return Unsealed(record._replace(status=status, suspended_by=suspended_by), kept)
+    def comes_from(record: TokenRecord) -> bool:
+        for _ in range(SOURCES_MAX):
+            if record.source == wanted:
+                return True
+            before = by_reference.get(record.source)
+            if before is None:
+                return False
+            record = before.record
+        return False
 
-    return await _change(core, token, Action[change.name], alter, requestor, by)
-
-
-async def update_domain(core: Core, token: str, domain: Domain, requestor: str | None) -> TokenInfo:
-    """Give a token another domain of its own."""
-    (_, card), _ = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
-    # For the host only, which may know the card. A requestor could test guesses of the card by it.
-    if requestor is None and card is not None and domain.contains_pan(card.pan):
-        raise InvalidInputError(
-            "the domain holds the card number: use ids that do not", code="CARD_NUMBER_IN_TEXT"
-        )
-    await core.documents.put(domain)
-
-    def alter(unsealed: Unsealed) -> Unsealed:
-        record, card = unsealed
-        if card is None:
-            raise LifecycleError("a deleted token has no domain")
-        return Unsealed(record._replace(domain=domain.digest), card)
-
-    return await _change(core, token, Action.UPDATE_DOMAIN, alter, requestor)
+    return [await core.info(unsealed) for unsealed in live if comes_from(unsealed.record)]
 
 
-async def update_card(
-    core: Core, pan: Pan, *, new_pan: Pan | None, expiry: CardExpiry | None, requestor: str | None
-) -> list[TokenInfo]:
-    """Put a new PAN or expiry behind all tokens of a card; each token in a step of its own."""
-    if new_pan is None and expiry is None:
-        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
-    if requestor is not None:
-        await core.permit(requestor, Permission.MANAGE, Action.UPDATE_CARD)
-    if new_pan is not None:
-        core.refuse_token_as_pan(new_pan)
-    if expiry is not None and expiry.passed(core.clock.now_ms()):
-        raise expired("the card")
-    pan_fingerprint = None if new_pan is None else await core.runtime.call(core.keys.pan_fingerprint, new_pan)
-
-    def alter(unsealed: Unsealed) -> Unsealed:
-        record, card = unsealed
-        if card is None or card.pan not in (pan, new_pan):
-            raise LifecycleError("the token was deleted or given another card meanwhile")
-        changed = record._replace(pan_fingerprint=pan_fingerprint or record.pan_fingerprint)
-        return Unsealed(changed, Card(new_pan or card.pan, expiry or card.expiry))
-
-    # All are read before the first is changed: a changed one moves to another PAN fingerprint.
-    live = [record for record, _ in await _live(core, pan, requestor)]
-    if not live:
-        raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
-    if new_pan is not None:
-        for record in live:
-            domain = await core.documents.get(record.domain)
-            if domain.contains_pan(new_pan) or new_pan.stands_in(record.par or ""):
-                raise InvalidInputError(
-                    "a token's domain or par holds the new card number: change that first"
-                )
-    infos = []
-    for record in live:
-        with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
-            infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, requestor))
-    return infos
-
-
-async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
+async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
     """The records of a card that are not tombstones."""
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
     return [
@@ -123,24 +129,104 @@ async def _live(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
     ]
 
 
-async def _change(
-    core: Core,
-    token: str,
-    action: Action,
-    alter: Callable[[Unsealed], Unsealed],
-    requestor: str | None,
-    actor: Actor | None = None,
+# Changing.
+
+
+async def change_status(core: Core, name: str | bytes, change: Change, by: By = HOST) -> TokenInfo:
+    """Change the status of a token."""
+    return await _change(core, name, Action[change.name], status_change(change, by.actor), by)
+
+
+async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
+    """Allow no new payments with a token, only follow-ups."""
+    if purge_after_ms <= core.clock.now_ms():
+        raise InvalidInputError("purge_after lies in the future", code="PURGE_AFTER_PASSED")
+    return await _change(core, name, Action.WIND_DOWN, winding_down(purge_after_ms), by)
+
+
+async def update_domain(core: Core, name: str | bytes, domain: Domain, by: By) -> TokenInfo:
+    """Give a token another domain of its own."""
+    return await _change(core, name, Action.UPDATE_DOMAIN, domain_change(core, domain, by_host=by.host), by)
+
+
+async def update_token(core: Core, name: str | bytes, properties: Properties, by: By) -> TokenInfo:
+    """Give a token another expiry, customer or metadata."""
+    refuse_properties(core, properties)
+    alter = property_change(core, properties, by_host=by.host)
+    return await _change(core, name, Action.UPDATE_TOKEN, alter, by)
+
+
+def refuse_properties(core: Core, properties: Properties) -> None:
+    """Raise InvalidInputError if properties change nothing, or the new expiry has passed."""
+    if properties == Properties():
+        raise InvalidInputError("update_token takes a token_expiry, a customer, metadata, or several of them")
+    if properties.token_expiry is not None and properties.token_expiry.passed(core.clock.now_ms()):
+        raise expired("the token")
+
+
+async def update_assurance(
+    core: Core, name: str | bytes, method: str | None, at_ms: int | None, by: By
 ) -> TokenInfo:
+    """State how the cardholder was identified and verified."""
+    now_ms = core.clock.now_ms()
+    if at_ms is not None and at_ms > now_ms:
+        raise InvalidInputError(
+            "an assurance was established in the past: at lies ahead", code="ASSURANCE_AHEAD"
+        )
+    alter = assurance_change(method, now_ms if at_ms is None else at_ms)
+    return await _change(core, name, Action.UPDATE_ASSURANCE, alter, by)
+
+
+async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By) -> list[TokenInfo]:
+    """Put a new PAN or expiry behind a token, or behind all tokens of a card; each in a step of its own."""
+    if by.requestor is not None:
+        await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
+    refuse_new_card(core, new)
+    pan_fingerprint = b""
+    if new.pan is not None:
+        pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, new.pan)
+    pan = name if isinstance(name, Pan) else None
+    alter = card_change(core, pan, new, pan_fingerprint, by_host=by.host)
+    if not isinstance(name, Pan):
+        return [await _change(core, name, Action.UPDATE_CARD, alter, by)]
+    # All are read before the first is changed: a changed one moves to another PAN fingerprint.
+    live = [record for record, _ in await live_tokens(core, name, by.requestor)]
+    if not live:
+        await core.deny(Action.UPDATE_CARD, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
+        raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
+    if new.pan is not None:
+        for record in live:
+            await refuse_card(core, record, new.pan)
+    infos = []
+    for record in live:
+        with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
+            infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, by))
+    return infos
+
+
+def refuse_new_card(core: Core, new: NewCard) -> None:
+    """Raise InvalidInputError if there is nothing new, if the new PAN is a token, or the new expiry has passed."""
+    if new.pan is None and new.expiry is None:
+        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
+    if new.pan is not None:
+        core.refuse_token_as_pan(new.pan)
+    if new.expiry is not None and new.expiry.passed(core.clock.now_ms()):
+        raise expired("the card")
+
+
+async def _change(core: Core, name: str | bytes, action: Action, alter: Alteration, by: By) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
-    codes = () if actor is None else (actor.name,)
+    codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
     while True:
-        unsealed, acting = await _manageable(core, token, action, requestor, actor)
+        unsealed, acting = await manageable(core, name, action, by)
         before = unsealed.record
         try:
-            record, card = alter(unsealed)
+            record, card = await alter(unsealed)
         except LifecycleError:
-            await core.deny(action, acting, "LIFECYCLE", *codes, reference=before.reference)
+            await core.deny(
+                action, acting, LIFECYCLE_CODE, *codes, reference=before.reference, operator=by.operator
+            )
             raise
         now_ms, revision = core.clock.now_ms(), before.revision + 1
         changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)
@@ -152,34 +238,60 @@ async def _change(
             reference=before.reference,
             codes=codes,
             revision=revision,
+            operator=by.operator,
         )
         if not await core.replace(changed, event):
-            return info_of(*changed)
+            return await core.info(changed)
         conflicts = await core.conflict(conflicts)
 
 
-async def _manageable(
-    core: Core, token: str, action: Action, requestor: str | None, actor: Actor | None = None
-) -> tuple[Unsealed, str | None]:
+async def manageable(core: Core, name: str | bytes, action: Action, by: By) -> tuple[Unsealed, str | None]:
     """The record of a token, and the requestor that acts, named or as the actor; None for the host itself.
 
     Raises PermissionDeniedError, once it is noted that whoever acts may not manage the token.
     """
-    if requestor is not None:
-        await core.permit(requestor, Permission.MANAGE, action)
-        if actor not in (None, Actor.REQUESTOR):
-            await core.deny(action, requestor, "ACTOR_NOT_ALLOWED")
+    if by.requestor is not None:
+        await core.permit(by.requestor, Permission.MANAGE, action)
+        if by.actor not in (None, Actor.REQUESTOR):
+            await core.deny(action, by.requestor, "ACTOR_NOT_ALLOWED", operator=by.operator)
             raise PermissionDeniedError(
                 "a requestor acts as Actor.REQUESTOR, for no other actor", code="ACTOR_NOT_ALLOWED"
             )
-    unsealed = await core.read(token, action, requestor)
-    record, acting = unsealed.record, requestor
-    if requestor is None and actor is Actor.REQUESTOR:
+    unsealed = await core.read(name, action, by.requestor)
+    record, acting = unsealed.record, by.requestor
+    if by.requestor is None and by.actor is Actor.REQUESTOR:
         acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
-    if acting is not None and acting != record.requestor:
-        await core.deny(action, acting, "NOT_ITS_TOKEN", reference=record.reference)
-        raise PermissionDeniedError(
-            "a requestor manages only the tokens that were issued to it", code="NOT_ITS_TOKEN"
-        )
+    if acting is not None and not await may_manage(core, record, action, acting):
+        await core.deny(action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator)
+        raise not_its_token()
     return unsealed, acting
+
+
+async def may_manage(core: Core, record: TokenRecord, action: Action, requestor: str) -> bool:
+    """Whether a token is a requestor's, or was issued from one of its tokens and this may be done to such."""
+    return requestor == record.requestor or (
+        action in _FOR_SOURCE and await _holds_source(core, record, requestor)
+    )
+
+
+def not_its_token() -> PermissionDeniedError:
+    """The error for a token of others."""
+    return PermissionDeniedError(
+        "a requestor manages only the tokens that were issued to it, and ends those issued from them",
+        code=NOT_ITS_TOKEN,
+    )
+
+
+async def _holds_source(core: Core, record: TokenRecord, requestor: str) -> bool:
+    """Whether any of the tokens that a token was issued from is a requestor's."""
+    for _ in range(SOURCES_MAX):
+        if not record.source:
+            return False
+        try:
+            record = (await core.read(record.source, None)).record
+        except TokenNotFoundError:
+            return False
+        if record.requestor == requestor:
+            return True
+    return False

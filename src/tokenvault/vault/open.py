@@ -18,7 +18,7 @@ from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.observer import Deliveries, Observer
-from tokenvault.vault.provision import check_keys
+from tokenvault.vault.provision import check_keys, finds_last4
 
 T = TypeVar("T")
 
@@ -63,6 +63,7 @@ async def open_core(
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
+        finds_last4=await finds_last4(store),
         deliveries=None if observer is None else Deliveries(observer),
     )
 

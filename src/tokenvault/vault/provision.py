@@ -15,13 +15,16 @@ from tokenvault.stores.port import AsyncTokenStore
 PROVISIONED: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT)
 """The keys that are created, in this order, before the signer."""
 
+_LAST4_INDEX: Final = "index/last4"
+
 
 async def create_schema_and_keys(
-    keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody
+    keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody, *, find_by_last4: bool = False
 ) -> None:
     """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
     checks.instance("custody", custody, Custody)
+    checks.true_or_false("find_by_last4", find_by_last4)
     await store.provision()
     await store.check_schema()
     # First: no key is made for a database that belongs to other keys.
@@ -30,6 +33,13 @@ async def create_schema_and_keys(
         await runtime.call(_create_first, keys, purpose, custody)
     await runtime.call(keys.create_signer)
     await check_keys(keys, store, runtime)
+    if find_by_last4:
+        await store.put_meta(_LAST4_INDEX, b"1")
+
+
+async def finds_last4(store: AsyncTokenStore) -> bool:
+    """Whether tokens are found by the last four digits of their cards here."""
+    return await store.get_meta(_LAST4_INDEX) is not None
 
 
 def _create_first(keys: KeyStore, purpose: KeyPurpose, custody: Custody) -> None:

@@ -5,96 +5,168 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import DomainRestrictionError, IntegrityError, InvalidInputError, TokenVaultError
-from tokenvault.model.decision import Decision, Restrictions, decide
+from tokenvault.model import accounting
+from tokenvault.model.decision import Decision, decide
+from tokenvault.model.kinds import KINDS
+from tokenvault.model.ledger import LedgerEntry, Uses
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
+from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import Transaction
+from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.vault.core import ONLY_DELETED, Core, Unsealed, safe_id
+from tokenvault.vault.uses import UseNames, genuine_events
 
 CONTAINS_PAN_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
 CONTAINS_PAN: Final = "a field of the transaction holds the card number: use ids that do not"
 
 
-async def check(core: Core, token: str, transaction: Transaction) -> Decision:
+class Case(NamedTuple):
+    """A use of a token, with all that it is decided by.
+
+    Attributes:
+        unsealed: the token's record and card.
+        restrictions: the domains that apply.
+        names: by which the ledger knows the transaction.
+        uses: what the ledger has on it.
+        transaction: the use.
+        now_ms: when, in milliseconds of the Unix epoch.
+    """
+
+    unsealed: Unsealed
+    restrictions: Restrictions
+    names: UseNames
+    uses: Uses
+    transaction: Transaction
+    now_ms: int
+
+
+class Judgment(NamedTuple):
+    """What comes of a use.
+
+    Attributes:
+        refusal: why the card is not handed out; None where it is.
+        codes: of the controls that failed.
+        note: what the event notes.
+        entry: what it adds to the ledger; None where it is refused, or a retry.
+        changed: the record as it has to be written with the event; None: the event is written alone.
+    """
+
+    refusal: TokenVaultError | None
+    codes: tuple[str, ...]
+    note: UseNote
+    entry: LedgerEntry | None = None
+    changed: TokenRecord | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the use ended."""
+        return Outcome.DONE if self.refusal is None else Outcome.DENIED
+
+    def event(self, case: Case) -> Event:
+        """The event of the use."""
+        record, card = case.unsealed
+        # The card number stands in no field of a use that is allowed.
+        masked = None if self.refusal is None or card is None else card.pan
+        return Event(
+            time_ms=case.now_ms,
+            action=Action.DETOKENIZE,
+            outcome=self.outcome,
+            requestor=case.transaction.requestor,
+            reference=record.reference,
+            transaction_id=safe_id(case.transaction.id, masked),
+            codes=self.codes,
+            revision=0 if self.changed is None else self.changed.revision,
+            use=self.note,
+        )
+
+
+async def check(core: Core, name: str | bytes, transaction: Transaction) -> Decision:
     """Decide on a use. Nothing is counted, and no event is left but for a missing permission."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
-    unsealed = await core.read(token, None)
-    restrictions = await core.documents.restrictions(unsealed.record)
-    return decision_on(unsealed, restrictions, transaction, core.clock.now_ms())
+    return decision_on(await _case(core, name, transaction, UseNames.of(core.keys, transaction), None))
 
 
-def decision_on(
-    unsealed: Unsealed, restrictions: Restrictions, transaction: Transaction, now_ms: int
-) -> Decision:
-    """Decide on a use. Raises InvalidInputError where it is allowed, but its transaction holds the card number."""
-    record, card = unsealed
-    decision = decide(record, effective_expiry(record, card), restrictions, transaction, now_ms)
-    if decision.allowed and card is not None and transaction.contains_pan(card.pan):
-        raise InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE)
-    return decision
-
-
-async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
+async def detokenize(core: Core, name: str | bytes, transaction: Transaction) -> Card:
     """Decide on a use, record it, and only then hand out the card."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
+    names = UseNames.of(core.keys, transaction)
     conflicts = 0
     while True:
-        unsealed = await core.read(token, Action.DETOKENIZE, transaction.requestor, transaction.id)
-        record, card = unsealed
-        restrictions = await core.documents.restrictions(record)
-        now_ms = core.clock.now_ms()
-        event, counts, refusal = judge(unsealed, restrictions, transaction, now_ms)
-        if not counts:
-            # What is handed out was decided on this revision: a change that was acknowledged since must hold.
-            fence = () if refusal is not None else ((token, record.revision),)
-            if not await core.trail.note(event, fence):
-                break
-            conflicts = await core.conflict(conflicts)
-            continue
-        usage = record.usage.after(transaction, restrictions.velocity_counters, now_ms)
-        if not await core.replace(Unsealed(record.used(usage, now_ms), card), event):
+        case = await _case(core, name, transaction, names, Action.DETOKENIZE)
+        judgment = judge(case)
+        if not await _write(core, case, judgment):
             break
         conflicts = await core.conflict(conflicts)
-    if refusal is not None:
-        raise refusal
+    if judgment.refusal is not None:
+        raise judgment.refusal
+    card = case.unsealed.card
     if card is None:  # no use of a deleted token is allowed
         raise IntegrityError(ONLY_DELETED)
     return card
 
 
-class Judgment(NamedTuple):
-    """What comes of a use: its event, whether the record has to count it, and why the card is not handed out."""
+async def _case(
+    core: Core, name: str | bytes, transaction: Transaction, names: UseNames, action: Action | None
+) -> Case:
+    """Read what a use is decided by, in one round trip where its domain is known.
 
-    event: Event
-    counts: bool
-    refusal: TokenVaultError | None
+    With an action, a failure is noted as one of it.
+    """
+    found = await core.store.get_use(name, names.every)
+    unsealed = await core.found(name, found.record, action, transaction.requestor, transaction.id)
+    record = unsealed.record
+    restrictions = await core.documents.restrictions(record, transaction.requestor)
+    uses = names.uses(await genuine_events(core, found.events, (record.reference,)), transaction)
+    return Case(unsealed, restrictions, names, uses, transaction, core.clock.now_ms())
 
 
-def judge(unsealed: Unsealed, restrictions: Restrictions, transaction: Transaction, now_ms: int) -> Judgment:
+async def _write(core: Core, case: Case, judgment: Judgment) -> list[str]:
+    """Write what comes of a use. Returns the token if another change came first: then nothing is written."""
+    record, card = case.unsealed
+    event = judgment.event(case)
+    if judgment.changed is not None:
+        return await core.replace(Unsealed(judgment.changed, card), event)
+    # What is handed out was decided on this revision: a change that was acknowledged since must hold.
+    fence = () if judgment.refusal is not None else ((record.token, record.revision),)
+    return await core.trail.note(event, fence)
+
+
+def decision_on(case: Case) -> Decision:
+    """Decide on a use. Raises InvalidInputError where it is allowed, but its transaction holds the card number."""
+    decision, card = _decide(case), case.unsealed.card
+    if decision.allowed and card is not None and case.transaction.contains_pan(card.pan):
+        raise InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE)
+    return decision
+
+
+def judge(case: Case) -> Judgment:
     """Decide on a use to be made."""
-    record, card = unsealed
-    decision = decide(record, effective_expiry(record, card), restrictions, transaction, now_ms)
+    record, card = case.unsealed
+    decision = _decide(case)
     refusal: TokenVaultError | None = None
     codes: tuple[str, ...] = ()
     if card is None or not decision.allowed:
         refusal = DomainRestrictionError(decision.violations)
         codes = tuple(violation.code for violation in decision.violations)
-    elif transaction.contains_pan(card.pan):
+    elif case.transaction.contains_pan(card.pan):
         # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
         refusal, codes = InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE), (CONTAINS_PAN_CODE,)
-    counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
-    # The card number stands in no field of a use that is allowed.
-    masked = None if refusal is None or card is None else card.pan
-    event = Event(
-        time_ms=now_ms,
-        action=Action.DETOKENIZE,
-        outcome=Outcome.DONE if refusal is None else Outcome.DENIED,
-        requestor=transaction.requestor,
-        reference=record.reference,
-        transaction_id=safe_id(transaction.id, masked),
-        codes=codes,
-        revision=record.revision + 1 if counts else 0,
-    )
-    return Judgment(event, counts, refusal)
+    if refusal is not None:
+        return Judgment(refusal, codes, case.names.note(case.transaction, None, allowed=False))
+    recorded = accounting.record(record.usage, case.restrictions, case.transaction, case.now_ms, case.uses)
+    note = case.names.note(case.transaction, recorded.entry, allowed=True)
+    # Follow-ups of one use change what the next one may do: each goes through the record's compare-and-swap.
+    follows_up = recorded.entry is not None and KINDS[case.transaction.kind].follow_up
+    if recorded.usage is record.usage and not follows_up:
+        return Judgment(None, (), note, recorded.entry)
+    return Judgment(None, (), note, recorded.entry, record.used(recorded.usage, case.now_ms))
+
+
+def _decide(case: Case) -> Decision:
+    record, card = case.unsealed
+    expiry = effective_expiry(record, card)
+    return decide(record, expiry, case.restrictions, case.transaction, case.now_ms, case.uses)

@@ -16,9 +16,18 @@ MALFORMED_MAX: Final = 10_000
 """Malformed rows of a stream that are passed over; the events after so many are not read."""
 
 
-def stream_pages(store: TokenStore, stream: bytes) -> Iterator[list[SealedEvent] | int]:
-    """The events of a stream by number, in pages; an int instead of a page is the number of a malformed row."""
-    after, malformed, size = 0, 0, PAGE
+def stream_pages(
+    store: TokenStore, stream: bytes, *, after: int = 0, size: int = PAGE
+) -> Iterator[list[SealedEvent] | int]:
+    """The events of a stream by number, in pages; an int instead of a page is the number of a malformed row.
+
+    Args:
+        store: the database.
+        stream: which.
+        after: the number that the first page begins behind.
+        size: events of the first page.
+    """
+    malformed = 0
     while malformed < MALFORMED_MAX:
         page = _page(store, stream, after, size)
         if page is None and size > 1:

@@ -19,6 +19,17 @@ ANCHOR_FORMAT: Final = "tokenvault-anchor-1"
 ANCHOR_CHARACTERS_MAX: Final = 2**28
 
 
+class Grade(Words):
+    """How sure it is that somebody changed the database.
+
+    WRONG: no vault leaves a trail like this.
+    OPEN: a vault that was killed leaves the same; an auditor compares it with what is known of the process.
+    """
+
+    WRONG = "wrong"
+    OPEN = "open"
+
+
 class FindingKind(Words):
     """What was done to the trail or to a record.
 
@@ -31,6 +42,8 @@ class FindingKind(Words):
     REVISION_FELL: an older row of a record was put back: its events state a newer revision, or one revision twice.
     RECORD_REMOVED: a record that events are about is missing.
     UNSIGNED: with a public key: nothing that is signed speaks for the last checkpoint of a stream, or it has none.
+    GAP: no event has this number, and no checkpoint commits to it: a process that was killed may not have written it,
+        or it was removed since. The one kind of grade OPEN.
     """
 
     EDITED = "edited"
@@ -42,6 +55,7 @@ class FindingKind(Words):
     REVISION_FELL = "revision fell"
     RECORD_REMOVED = "record removed"
     UNSIGNED = "unsigned"
+    GAP = "gap"
 
 
 @boundary_init
@@ -66,6 +80,11 @@ class AuditFinding:
     reference: str | None = None
     revision: int | None = None
 
+    @property
+    def grade(self) -> Grade:
+        """How sure it is that somebody changed the database."""
+        return Grade.OPEN if self.kind is FindingKind.GAP else Grade.WRONG
+
 
 @attrs.frozen
 class AnchorEntry:
@@ -81,7 +100,7 @@ class AuditReport:
     """The outcome of a verification.
 
     Attributes:
-        findings: what is wrong, at most 10,000.
+        findings: what is wrong, of grade WRONG, at most 10,000.
         findings_omitted: how many more there were.
         streams, events, records: how many were read.
         checkpoints: how many of the events are checkpoints; with keys, only those with a right MAC.
@@ -89,8 +108,9 @@ class AuditReport:
         covered: events that an authenticated checkpoint commits to. Each of the others is authenticated too if keys
             were given, but only records, other streams and `since` show whether some are missing.
         uncovered: how many others each stream has, by its name in hexadecimal.
-        gaps: numbers above the last checkpoint of their stream that no event has. Not a finding: a process that
-            is killed leaves such.
+        gaps: numbers above the last checkpoint of their stream that no event has. A process that is killed leaves
+            such, and one that is at work for the moment.
+        open_findings: the same as findings of grade OPEN, at most 10,000; runs of numbers are one.
         anchor_entries: for `anchor`, by stream.
     """
 
@@ -104,11 +124,12 @@ class AuditReport:
     covered: int
     uncovered: Mapping[str, int] = attrs.field(repr=False)
     gaps: int
+    open_findings: tuple[AuditFinding, ...]
     anchor_entries: Mapping[bytes, AnchorEntry] = attrs.field(repr=False)
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether nothing is wrong. What `open_findings` names may be there."""
         return not self.findings
 
     def anchor(self) -> str:
@@ -156,6 +177,7 @@ class Findings:
 
     def __init__(self) -> None:
         self.found: list[AuditFinding] = []
+        self.open: list[AuditFinding] = []
         self.omitted = 0
 
     def add(
@@ -170,8 +192,9 @@ class Findings:
         revision: int | None = None,
     ) -> None:
         """Note a finding, with attributes as in AuditFinding; past FINDINGS_MAX, only count it."""
-        if len(self.found) >= FINDINGS_MAX:
-            self.omitted += 1
+        found = self.open if kind is FindingKind.GAP else self.found
+        if len(found) >= FINDINGS_MAX:
+            self.omitted += found is self.found
             return
         finding = AuditFinding(
             kind=kind,
@@ -182,4 +205,4 @@ class Findings:
             reference=None if reference is None else reference.hex(),
             revision=revision,
         )
-        self.found.append(finding)
+        found.append(finding)

@@ -9,13 +9,13 @@ from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.event import Event
 from tokenvault.audit.macs import CheckedEvent
 from tokenvault.audit.merkle import Tree
+from tokenvault.audit.verify.event_index import IndexAudit
 from tokenvault.audit.verify.misplaced import InvalidMac, InvalidMacs
 from tokenvault.audit.verify.pages import begins_below_one, pages_about, stream_pages
 from tokenvault.audit.verify.report import AnchorEntry, FindingKind, Findings
 from tokenvault.audit.verify.revisions import Revisions
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.index_rows import NO_USE, cursor_of
 from tokenvault.stores.port import SealedEvent, TokenStore
 
 
@@ -35,7 +35,7 @@ class StreamAudit:
 
     Attributes:
         anchor_entry: the state of the stream when it was verified before.
-        revisions, invalid_macs: collected over all streams, for the checks that follow.
+        revisions, invalid_macs, index: collected over all streams, for the checks that follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         vouched: numbers of the checkpoints that signatures speak for.
@@ -52,6 +52,7 @@ class StreamAudit:
     anchor_entry: AnchorEntry | None = None
     revisions: Revisions = attrs.field(factory=Revisions)
     invalid_macs: InvalidMacs = attrs.field(factory=InvalidMacs)
+    index: IndexAudit = attrs.field(factory=IndexAudit)
     checkpoints: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     unauthenticated: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     vouched: set[int] = attrs.field(factory=set)
@@ -60,7 +61,6 @@ class StreamAudit:
     gaps: int = 0
     tree: Tree = attrs.field(factory=Tree)
     whole: bool = True
-    _led_to: set[int] = attrs.field(factory=set)  # numbers of the checkpoints that the index leads to
     _invalid: list[InvalidMac] = attrs.field(factory=list)
     _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
 
@@ -78,7 +78,6 @@ class StreamAudit:
         """Find the checkpoints. They are read before the events, so all that they commit to is there by then."""
         for page in pages_about(self.store, self.stream):
             own = [row for row in page if row.stream == row.reference == self.stream]
-            self._led_to.update(row.number for row in own)
             for event in self.trusted.check(own):
                 if event.genuine is not False:
                     self._note_checkpoint(event)
@@ -142,19 +141,9 @@ class StreamAudit:
             return
         for reference, revision in changes_of(row):
             self.revisions.add(reference, revision)
-        if row.reference == self.stream and row.number not in self._led_to:
-            self._check_index(row.number)
+        self.index.add(row)
         if self.whole:
             self._append(leaf)
-
-    def _check_index(self, number: int) -> None:
-        """Note a checkpoint that the index does not lead to, unless it was written since that was read."""
-        after = cursor_of(NO_USE, self.stream, number - 1)
-        page = self.store.events_about(self.stream, after=after, limit=1)
-        if [each.number for each in page.events] != [number]:
-            self._note(
-                FindingKind.EDITED, "the row of the index that led to this checkpoint is not there", number
-            )
 
     def _advance(self, number: int) -> None:
         """Go on to a number; those in between are missing, unless a killed process may have left them out."""
@@ -171,7 +160,16 @@ class StreamAudit:
                 first,
                 min(last, committed),
             )
-        self.gaps += max(0, last - max(first - 1, committed))
+        open_from = max(first, committed + 1)
+        if open_from <= last:
+            self.gaps += last - open_from + 1
+            self._note(
+                FindingKind.GAP,
+                "no event has this number: a killed process left it out, or the event was removed before a checkpoint"
+                " committed to it",
+                open_from,
+                last,
+            )
         self.invalid_macs.note_missing(self.stream, first, last)
 
     def _note_invalid(self, row: SealedEvent, after_end: bool) -> None:

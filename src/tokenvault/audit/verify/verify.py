@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenvault.audit.checkpoint import CrossReference
 from tokenvault.audit.event import leaf_of
+from tokenvault.audit.verify.event_index import IndexAudit
 from tokenvault.audit.verify.misplaced import InvalidMacs, find_origins
 from tokenvault.audit.verify.report import AnchorEntry, AuditReport, FindingKind, Findings, parse_anchor
 from tokenvault.audit.verify.revisions import Revisions
@@ -24,7 +25,7 @@ def verify_audit(
     public_key: str | None = None,
     since: AuditReport | str | None = None,
 ) -> AuditReport:
-    """Verify the whole audit trail of a database, and its records against it. Vaults may go on meanwhile.
+    """Verify the whole audit trail of a database, its records and its index against it. Vaults may go on meanwhile.
 
     Events are read in pages. Checkpoints stay in memory, and for each token the revisions that stand in events: about
     150 bytes a token.
@@ -47,11 +48,13 @@ def verify_audit(
     before: dict[bytes, AnchorEntry] = {}
     if since is not None:
         before = dict(since.anchor_entries) if isinstance(since, AuditReport) else parse_anchor(since)
-    findings, revisions, invalid_macs = Findings(), Revisions(), InvalidMacs()
+    findings, revisions, invalid_macs, index = Findings(), Revisions(), InvalidMacs(), IndexAudit()
     audits = {}
     for name in sorted(store.streams()):
         if len(name) == STREAM_BYTES:
-            audit = StreamAudit(store, name, trusted, findings, before.get(name), revisions, invalid_macs)
+            audit = StreamAudit(
+                store, name, trusted, findings, before.get(name), revisions, invalid_macs, index
+            )
             audits[name] = audit
         else:
             findings.add(FindingKind.EDITED, "an event's stream has a name of another length", name)
@@ -61,6 +64,7 @@ def verify_audit(
     for audit in audits.values():
         audit.check_unauthenticated_rows()
         audit.read()
+    index.check(store, trusted, {name: audit.last for name, audit in audits.items()}, findings)
     find_origins(invalid_macs, trusted, store, findings)
     _check_cross_references(audits, before, store, findings)
     if public_key is not None:
@@ -88,6 +92,7 @@ def _report(
         covered=sum(covered.values()),
         uncovered={name.hex(): audit.events - covered[name] for name, audit in audits.items()},
         gaps=sum(audit.gaps for audit in audits.values()),
+        open_findings=tuple(findings.open),
         anchor_entries=anchor_entries,
     )
 
@@ -149,7 +154,7 @@ def _check_cross_reference(
         if now is None:
             findings.add(
                 FindingKind.TRUNCATED,
-                "another stream refers to a checkpoint of this one that is not there",
+                "another stream refers to an event of this one that is not there",
                 stream,
                 audit.last + 1,
                 number,
@@ -157,7 +162,7 @@ def _check_cross_reference(
     elif now is None or leaf_of(now) != reference.leaf:
         findings.add(
             FindingKind.EDITED,
-            "another stream refers to a checkpoint here, which is not there, or another one",
+            "another stream refers to an event here, which is not there, or another one",
             stream,
             number,
         )

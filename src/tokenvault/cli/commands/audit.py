@@ -159,6 +159,7 @@ def _show(session: Session, report: AuditReport, more: dict[str, str]) -> None:
         "intact": report.intact,
         "findings": report.findings,
         "findings_omitted": report.findings_omitted,
+        "open_findings": report.open_findings,
         **numbers,
         **more,
     }
@@ -170,15 +171,17 @@ def _show(session: Session, report: AuditReport, more: dict[str, str]) -> None:
         ),
         facts({name: f"{number:,}" for name, number in numbers.items()} | more),
     ]
-    if report.findings:
+    listed = (*report.findings, *report.open_findings)
+    if listed:
         shown.append(
             listing(
                 ("finding", "stream", "number", "what"),
-                map(_finding_row, report.findings[:FINDINGS_SHOWN_MAX]),
+                map(_finding_row, listed[:FINDINGS_SHOWN_MAX]),
             )
         )
-    if count > FINDINGS_SHOWN_MAX:
-        shown.append(f"and {count - FINDINGS_SHOWN_MAX:,} more: --json has them")
+    hidden = len(listed) + report.findings_omitted - FINDINGS_SHOWN_MAX
+    if hidden > 0:
+        shown.append(f"and {hidden:,} more: --json has them")
     session.output.result(document, *shown)
 
 

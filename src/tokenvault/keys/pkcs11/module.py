@@ -80,7 +80,6 @@ class Module:
 
     def __init__(self, path: str, *, parent: Module | None) -> None:
         self.worker: Final = Worker()
-        self.lock: Final = self.worker.lock
         self.limits: Final = BlockLimits()
         self.without_ecb: bool = parent is not None and parent.without_ecb
         self.library: Final[Library] = Library(path, parent=None if parent is None else parent.library)

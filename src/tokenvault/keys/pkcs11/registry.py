@@ -8,6 +8,7 @@ free of calls, since a copy taken in the middle of one is not sound.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Final
 
 from tokenvault.keys.pkcs11.module import Module
@@ -20,7 +21,7 @@ FORK_WAIT_SECONDS: Final = 5.0
 _modules: Final[dict[tuple[int, str], Module]] = {}
 _inherited: Final[dict[str, Module]] = {}
 _hooks: Final[list[int]] = []
-_held_for_fork: Final[list[Module]] = []
+_held_for_fork: Final[list[threading.RLock]] = []
 
 
 def module_at(path: str, real_path: str) -> Module:
@@ -53,13 +54,14 @@ def _parent_of(real_path: str) -> Module | None:
 def _before_fork() -> None:
     pid = os.getpid()
     for key, module in sorted(_modules.items()):
-        if key[0] == pid and module.lock.acquire(timeout=FORK_WAIT_SECONDS):
-            _held_for_fork.append(module)
+        lock = module.worker.lock
+        if key[0] == pid and lock.acquire(timeout=FORK_WAIT_SECONDS):
+            _held_for_fork.append(lock)  # where an interrupt comes before it, the worker takes another lock
 
 
 def _after_fork() -> None:
     while _held_for_fork:
-        _held_for_fork.pop().lock.release()
+        _held_for_fork.pop().release()
 
 
 def _after_fork_in_child() -> None:

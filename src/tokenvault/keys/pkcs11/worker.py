@@ -24,6 +24,9 @@ CALL_SECONDS: Final = 20
 HANGING_SECONDS: Final = 0.5
 """How long, where it has not answered for longer than that already."""
 
+FORK_SECONDS_MAX: Final = 10.0
+"""How long the worker waits for a fork to be over: past that, an interrupt has ended the hook that gives it back."""
+
 _DOING: Final[dict[int, str]] = {}
 
 
@@ -103,11 +106,12 @@ class Worker:
     """Runs tasks one after the other in a thread of its own.
 
     Attributes:
-        lock: held while a task runs, so that a fork can wait for its end.
+        lock: held while a task runs, so that a fork can wait for its end. Another one takes its place where a fork
+            does not give it back.
     """
 
     def __init__(self) -> None:
-        self.lock: Final = threading.RLock()
+        self.lock = threading.RLock()
         self._tasks: queue.SimpleQueue[Task[object]] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._up = False
@@ -180,9 +184,11 @@ class Worker:
     def _serve(self) -> None:
         self._up = True
         while True:
-            task = self._tasks.get()
-            with self.lock:
-                self._ident, self._since, self._task = threading.get_ident(), time.monotonic(), task
-                task.run()
-                self._ident, self._since, self._task = 0, 0.0, None
+            task = self._tasks.get()  # without a bound: who leaves a task waits for it, not this thread
+            while not (lock := self.lock).acquire(timeout=FORK_SECONDS_MAX):
+                self.lock = threading.RLock()
+            self._ident, self._since, self._task = threading.get_ident(), time.monotonic(), task
+            task.run()
+            self._ident, self._since, self._task = 0, 0.0, None
+            lock.release()
             del task

@@ -144,8 +144,12 @@ def _batch_columns(records: RecordBatch) -> list[Column]:
         Column.of_one(records.program.encode("ascii"), rows),
         Column.of_one(_big_endian(records.revision, ">i8").tobytes(), rows),
         Column.of_one(_big_endian(records.key_version, ">i8").tobytes(), rows),
-        Column.of_one(records.body, rows),
+        Column.of_bytes(records.bodies),
         Column(records.seals),
+        Column.of_texts(records.customers),
+        Column(records.last4_keys),
+        Column.of_one(_big_endian(records.status, ">i8").tobytes(), rows),
+        Column.of_one(_big_endian(records.created_ms, ">i8").tobytes(), rows),
     ]
 
 

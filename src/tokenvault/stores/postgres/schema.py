@@ -19,7 +19,7 @@ from tokenvault.stores.postgres.connection import Connection
 from tokenvault.stores.postgres.errors import MISSING, PRESENT
 from tokenvault.stores.postgres.statements import DOMAINS, EVENT_INDEX, EVENTS, META, TOKENS
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _is_role: Final = re.compile("[A-Za-z0-9_.@$-]{1,63}").fullmatch
 _VERSION: Final = '"{schema}".schema_version'
@@ -122,12 +122,16 @@ def _tables(partitions: int) -> list[str]:
         f"""CREATE TABLE {TOKENS} (
             revision bigint NOT NULL,
             key_version bigint NOT NULL,
+            status bigint NOT NULL,
+            created_ms bigint NOT NULL,
             reference bytea NOT NULL,
             pan_fingerprint bytea NOT NULL,
             seal bytea NOT NULL,
             requestor text COLLATE "C" NOT NULL,
             token text COLLATE "C" NOT NULL PRIMARY KEY,
             program bytea NOT NULL,
+            last4_key bytea NOT NULL,
+            customer text COLLATE "C" NOT NULL,
             body bytea NOT NULL
         ) {"PARTITION BY HASH (token)" if partitions else _FILLFACTOR}""",
         *(
@@ -137,6 +141,9 @@ def _tables(partitions: int) -> list[str]:
         ),
         f"CREATE INDEX tokens_by_reference ON {TOKENS} (reference)",
         f"CREATE INDEX tokens_by_pan_fingerprint ON {TOKENS} (pan_fingerprint, token)",
+        f"CREATE INDEX tokens_by_group ON {TOKENS} (requestor, program, status, created_ms, token)",
+        f"CREATE INDEX tokens_by_customer ON {TOKENS} (customer, token) WHERE customer <> ''",
+        f"CREATE INDEX tokens_by_last4_key ON {TOKENS} (last4_key, token) WHERE length(last4_key) > 0",
         f"""CREATE TABLE {EVENTS} (
             number bigint NOT NULL,
             stream bytea NOT NULL,

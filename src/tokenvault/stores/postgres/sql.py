@@ -51,8 +51,9 @@ def _select_records(rest: str, *takes: Kind) -> Statement:
 
 def _find(condition: str, kind: Kind) -> Statement:
     return _select_records(
-        f"WHERE pan_fingerprint {condition} AND ($2::text IS NULL OR requestor = $2)"
-        " AND ($3::bytea IS NULL OR program = $3) AND token > $4 ORDER BY token LIMIT $5",
+        # Filters that no index could serve: a card has few tokens, and a requestor millions.
+        f"WHERE pan_fingerprint {condition} AND coalesce(requestor = $2, true)"
+        " AND coalesce(program = $3, true) AND token > $4 ORDER BY token LIMIT $5",
         kind, nullable(TEXT), nullable(ASCII_BYTEA), TEXT, INT8,
     )  # fmt: skip
 
@@ -65,6 +66,45 @@ BY_REFERENCE: Final = _select_records("WHERE reference = $1 LIMIT 1", BYTEA)
 SCAN: Final = _select_records("WHERE token > $1 ORDER BY token LIMIT $2", TEXT, INT8)
 SCAN_KEY_VERSION: Final = _select_records(
     "WHERE token > $1 AND key_version = $3 ORDER BY token LIMIT $2", TEXT, INT8, INT8
+)
+LIST: Final = _select_records(
+    "WHERE requestor = $1 AND program = $2 AND status = $3 AND (created_ms, token) > ($4, $5)"
+    " ORDER BY created_ms, token LIMIT $6",
+    TEXT, ASCII_BYTEA, INT8, INT8, TEXT, INT8,
+)  # fmt: skip
+# What an index on some rows is used for has to say so again.
+FIND_CUSTOMER: Final = _select_records(
+    "WHERE customer = $1 AND customer <> '' AND token > $2 ORDER BY token LIMIT $3", TEXT, TEXT, INT8
+)
+# Each key by itself: asked for any of several in the order of tokens, the planner walks the primary key.
+FIND_LAST4: Final = Statement(
+    f"""
+    SELECT {RECORD_COLUMNS} FROM (SELECT DISTINCT unnest($1) AS wanted) AS keys CROSS JOIN LATERAL (
+        SELECT * FROM {TOKENS}
+        WHERE last4_key = wanted AND length(last4_key) > 0 AND token > $2 ORDER BY token LIMIT $3
+    ) AS found ORDER BY token LIMIT $3""",
+    (array_of(BYTEA), TEXT, INT8),
+    _ONE_RECORD,
+)
+COUNT: Final = Statement(
+    f"SELECT count(*) FROM {TOKENS} WHERE requestor = $1 AND program = $2 AND status = $3",
+    (TEXT, ASCII_BYTEA, INT8),
+    (INT8,),
+)
+# One index look-up a group, where DISTINCT reads every record.
+GROUPS: Final = Statement(
+    f"""
+    WITH RECURSIVE groups (requestor, program, status) AS (
+        (SELECT requestor, program, status FROM {TOKENS} ORDER BY requestor, program, status LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM groups CROSS JOIN LATERAL (
+            SELECT t.requestor, t.program, t.status FROM {TOKENS} t
+            WHERE (t.requestor, t.program, t.status) > (groups.requestor, groups.program, groups.status)
+            ORDER BY t.requestor, t.program, t.status LIMIT 1
+        ) AS next
+    ) SELECT * FROM groups""",
+    (),
+    (TEXT, ASCII_BYTEA, INT8),
 )
 EXISTING: Final = Statement(f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,))
 
@@ -80,6 +120,10 @@ _MANY_RECORDS: Final = (*map(array_of, _ONE_RECORD),)
 _MANY_EVENTS: Final = (*map(array_of, _ONE_EVENT),)
 _FENCE: Final = array_of(TEXT), array_of(INT8)
 _INDEX_ROWS: Final = (*map(array_of, INDEX.values()),)
+_AFTER_RECORD: Final = 1 + len(RECORD)
+_EVENTS_PLACE: Final = _AFTER_RECORD
+_INDEX_PLACE: Final = _EVENTS_PLACE + len(EVENT)
+_FENCE_PLACE: Final = _INDEX_PLACE + len(INDEX)
 _REPLACED: Final = ", ".join(name for name in RECORD if name != "token")
 _NEW: Final = ", ".join(f"new.{name}" for name in RECORD if name != "token")
 
@@ -124,7 +168,8 @@ _INSERT: Final = f"""written AS (
         ON CONFLICT (token) DO NOTHING RETURNING 1
     )"""
 _INSERT_WITH_DOCUMENT: Final = f"""{_INSERT}, kept AS (
-        INSERT INTO {DOMAINS} SELECT $10, $11 FROM written ON CONFLICT (digest) DO NOTHING
+        INSERT INTO {DOMAINS} SELECT ${_AFTER_RECORD}, ${_AFTER_RECORD + 1} FROM written
+        ON CONFLICT (digest) DO NOTHING
     )"""
 _REPLACE: Final = f"""written AS (
         UPDATE {TOKENS} SET ({_REPLACED}) = ROW ({_places(2, _ONE_RECORD[1:])})
@@ -147,9 +192,10 @@ def _replace_many(lock: str) -> Statement:
         SELECT * FROM unnest({_places(1, _MANY_RECORDS)}) AS new ({RECORD_COLUMNS})
     ), expected AS MATERIALIZED (
         SELECT token, revision - 1 AS revision FROM new
-        UNION ALL SELECT * FROM unnest({_places(19, _FENCE)})
+        UNION ALL SELECT * FROM unnest({_places(_FENCE_PLACE, _FENCE)})
     ), locked AS MATERIALIZED (
-        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[] || $19::text[]) ORDER BY token {lock}
+        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[] || ${_FENCE_PLACE}::text[])
+        ORDER BY token {lock}
     ), moved AS MATERIALIZED (
         SELECT token FROM expected LEFT JOIN locked USING (token)
         WHERE locked.revision IS DISTINCT FROM expected.revision
@@ -160,8 +206,8 @@ def _replace_many(lock: str) -> Statement:
         SELECT WHERE NOT EXISTS (SELECT FROM moved)
     ), noted AS (
         INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM unmoved,
-        unnest({_places(10, _MANY_EVENTS)}) AS noted
-    ), {_index(15, "unmoved,")} SELECT token FROM moved"""
+        unnest({_places(_EVENTS_PLACE, _MANY_EVENTS)}) AS noted
+    ), {_index(_INDEX_PLACE, "unmoved,")} SELECT token FROM moved"""
     return Statement(sql, _MANY_RECORDS + _MANY_EVENTS + _INDEX_ROWS + _FENCE, (TEXT,))
 
 
@@ -205,6 +251,54 @@ EVENTS_ABOUT: Final = Statement(
     ) AS i LEFT JOIN {EVENTS} AS e USING (stream, number) ORDER BY use_id, stream, number""",
     (BYTEA, BYTEA, BYTEA, INT8, INT8),
     (BYTEA, *_ONE_EVENT),
+)
+# An event that is not there is one without a MAC, which is none; no event at all is one without a number.
+_EVENT_OR_NONE: Final = (
+    "coalesce(e.stream, ''), coalesce(e.number, 0), coalesce(e.reference, ''), coalesce(e.body, ''),"
+    " coalesce(e.mac, '')"
+)
+
+
+def _get_use(condition: str, kind: Kind) -> Statement:
+    columns = ", ".join(f"r.{name}" for name in RECORD)
+    return Statement(
+        f"""
+    SELECT {columns}, {_EVENT_OR_NONE}
+    FROM (SELECT * FROM {TOKENS} WHERE {condition} LIMIT 1) AS r LEFT JOIN LATERAL (
+        SELECT i.stream, i.number, e.reference, e.body, e.mac FROM (
+            SELECT DISTINCT stream, number FROM {EVENT_INDEX}
+            WHERE reference = r.reference AND use_id = ANY($2) LIMIT $3
+        ) AS i LEFT JOIN {EVENTS} AS e USING (stream, number)
+    ) AS e ON true""",
+        (kind, array_of(BYTEA), INT8),
+        (*_ONE_RECORD, *_ONE_EVENT),
+    )
+
+
+USE_OF_TOKEN: Final = _get_use("token = $1", TEXT)
+USE_OF_REFERENCE: Final = _get_use("reference = $1", BYTEA)
+"""The record in each row, with one of the events; with an event of number 0 where there is none."""
+
+USES: Final = Statement(
+    f"""
+    SELECT {_EVENT_OR_NONE} FROM (
+        SELECT i.stream, i.number, e.reference, e.body, e.mac FROM (
+            SELECT DISTINCT i.stream, i.number FROM unnest($1::bytea[], $2::bytea[]) AS p (reference, use_id)
+            JOIN {EVENT_INDEX} AS i USING (reference, use_id) LIMIT $3
+        ) AS i LEFT JOIN {EVENTS} AS e USING (stream, number)
+    ) AS e""",
+    (array_of(BYTEA), array_of(BYTEA), INT8),
+    _ONE_EVENT,
+)
+
+INDEX_ROWS: Final = Statement(
+    f"""
+    SELECT {INDEX_COLUMNS} FROM {EVENT_INDEX}
+    WHERE (reference, use_id, stream, number) > ($1, $2, $3, $4)
+        AND length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16 AND number > 0
+    ORDER BY reference, use_id, stream, number LIMIT $5""",
+    (*INDEX.values(), INT8),
+    (*INDEX.values(),),
 )
 # One index look-up a stream, where DISTINCT reads every event.
 STREAMS: Final = Statement(

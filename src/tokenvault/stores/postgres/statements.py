@@ -44,6 +44,10 @@ RECORD: Final = {
     "key_version": INT8,
     "body": BYTEA,
     "seal": BYTEA,
+    "customer": TEXT,
+    "last4_key": BYTEA,
+    "status": INT8,
+    "created_ms": INT8,
 }
 """The columns of a token record, in the order of the fields of SealedRecord."""
 

@@ -16,8 +16,18 @@ from psycopg.pq.abc import PGresult
 
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
-from tokenvault.stores.index_rows import cursor_of, place_of
-from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
+from tokenvault.stores.port import (
+    PAGE_MAX,
+    USE_EVENTS_MAX,
+    EventPage,
+    Fence,
+    FoundUse,
+    SealedEvent,
+    SealedRecord,
+    TokenGroup,
+    digest_of,
+)
 from tokenvault.stores.postgres import sql
 from tokenvault.stores.postgres.address import parse_address
 from tokenvault.stores.postgres.arguments import columns_of, event_columns, event_values
@@ -167,6 +177,36 @@ class _PostgresStore(Adapter, Forkable):
     async def _by_reference(self, reference: bytes) -> SealedRecord | None:
         return next(iter(await self._records(sql.BY_REFERENCE, reference)), None)
 
+    async def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        statement = sql.USE_OF_TOKEN if isinstance(name, str) else sql.USE_OF_REFERENCE
+        rows = statement.rows(await self._run(statement, name, use_ids, USE_EVENTS_MAX + 1))
+        if not rows:
+            return FoundUse(None, [])
+        width = len(RECORD)
+        events = [SealedEvent(*row[width:]) for row in rows]
+        return FoundUse(SealedRecord._make(rows[0][:width]), [event for event in events if event.number])
+
+    async def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        return await self._events(sql.USES, *columns_of(pairs, ("reference", "use_id")), PAGE_MAX + 1)
+
+    async def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> list[SealedRecord]:
+        return await self._records(sql.LIST, requestor, program, status, *after, limit)
+
+    async def _groups(self) -> list[TokenGroup]:
+        return list(starmap(TokenGroup, sql.GROUPS.rows(await self._run(sql.GROUPS))))
+
+    async def _count(self, requestor: str, program: str, status: int) -> int:
+        (count,) = await self._firsts(sql.COUNT, requestor, program, status)
+        return int(count)
+
+    async def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
+        return await self._records(sql.FIND_CUSTOMER, customer, after, limit)
+
+    async def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
+        return await self._records(sql.FIND_LAST4, last4_keys, after, limit)
+
     async def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
@@ -206,6 +246,11 @@ class _PostgresStore(Adapter, Forkable):
         rows = about.rows(await self._run(about, reference, *place_of(after), limit))
         events = [SealedEvent(*fields) for _, *fields in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    async def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        return list(
+            map(IndexPlace._make, sql.INDEX_ROWS.rows(await self._run(sql.INDEX_ROWS, *after, limit)))
+        )
 
     async def _streams(self) -> list[bytes]:
         return await self._firsts(sql.STREAMS)

@@ -15,15 +15,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
+from tokenvault.interrupts import is_interrupt
 from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
 _BUSY_PAUSE_SECONDS_MAX: Final = 0.004
-_ROW_BYTES_MAX: Final = 2**21  # the largest event of a batch is half of it
+_ROW_BYTES_MAX: Final = 2**23  # the largest document is half of it
 _JOURNAL_BYTES_KEPT_MAX: Final = 64 * 2**20
 
 _SCHEMA: Final = (
@@ -36,10 +37,17 @@ _SCHEMA: Final = (
         revision INTEGER NOT NULL,
         key_version INTEGER NOT NULL,
         body BLOB NOT NULL,
-        seal BLOB NOT NULL
+        seal BLOB NOT NULL,
+        customer TEXT NOT NULL,
+        last4_key BLOB NOT NULL,
+        status INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL
     ) STRICT""",
     "CREATE INDEX tokens_by_reference ON tokens (reference)",
     "CREATE INDEX tokens_by_pan_fingerprint ON tokens (pan_fingerprint, token)",
+    "CREATE INDEX tokens_by_group ON tokens (requestor, program, status, created_ms, token)",
+    "CREATE INDEX tokens_by_customer ON tokens (customer, token) WHERE customer <> ''",
+    "CREATE INDEX tokens_by_last4_key ON tokens (last4_key, token) WHERE last4_key <> x''",
     """CREATE TABLE events (
         stream BLOB NOT NULL,
         number INTEGER NOT NULL,
@@ -216,7 +224,9 @@ class SqliteFile:
             return None
         try:
             found = os.stat(self._path)
-        except OSError:
+        except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -246,7 +256,9 @@ class SqliteFile:
     def _file_there(self) -> tuple[int, int] | None:
         try:
             found = os.stat(self._path)
-        except OSError:
+        except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             return None
         return found.st_dev, found.st_ino
 

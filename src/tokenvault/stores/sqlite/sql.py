@@ -10,8 +10,8 @@ _Key = TypeVar("_Key", str, bytes)
 _KEYS_OF_ONE_STATEMENT: Final = (1, 16, 256)
 
 _RECORD: Final = (
-    "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
-    " FROM tokens "
+    "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal,"
+    " customer, last4_key, status, created_ms FROM tokens "
 )
 _REVISIONS: Final = "SELECT token, revision FROM tokens "
 _NAMES: Final = "SELECT token FROM tokens "
@@ -19,7 +19,7 @@ _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 FIND: Final = {
     (n, by_requestor, by_program): _RECORD
-    + f"WHERE pan_fingerprint IN ({', '.join('?' * n)}) AND token > ?"
+    + f"INDEXED BY tokens_by_pan_fingerprint WHERE pan_fingerprint IN ({', '.join('?' * n)}) AND token > ?"
     + (" AND requestor = ?" if by_requestor else "")
     + (" AND program = ?" if by_program else "")
     + " ORDER BY token LIMIT ?"
@@ -28,6 +28,30 @@ FIND: Final = {
     for by_program in (False, True)
 }
 BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
+# What an index on some rows is used for has to say so again.
+FIND_CUSTOMER: Final = _RECORD + "WHERE customer = ? AND customer <> '' AND token > ? ORDER BY token LIMIT ?"
+FIND_LAST4: Final = {
+    n: _RECORD
+    + f"WHERE last4_key IN ({', '.join('?' * n)}) AND last4_key <> x'' AND token > ? ORDER BY token LIMIT ?"
+    for n in _KEYS_OF_ONE_STATEMENT
+}
+LIST: Final = (
+    _RECORD + "INDEXED BY tokens_by_group WHERE requestor = ? AND program = ? AND status = ?"
+    " AND (created_ms, token) > (?, ?) ORDER BY created_ms, token LIMIT ?"
+)
+COUNT: Final = (
+    "SELECT count(*) FROM tokens INDEXED BY tokens_by_group"
+    " WHERE requestor = ? AND program = ? AND status = ?"
+)
+# One index look-up a group, where DISTINCT reads every record. SQLite begins at what is equal to the row that it is
+# given, and steps on from there: that row is one behind every record of the group, not each of them.
+NEXT_GROUP: Final = (
+    "SELECT requestor, program, status FROM tokens INDEXED BY tokens_by_group"
+    " WHERE (requestor, program, status, created_ms, token) > (?, ?, ?, 9223372036854775807, ':')"
+    " ORDER BY requestor, program, status, created_ms, token LIMIT 1"
+)
+EVENTS_OF_USE: Final = "SELECT stream, number FROM event_index WHERE reference = ? AND use_id = ?"
+ONE_EVENT: Final = _EVENT + "WHERE stream = ? AND number = ?"
 SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
 SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
 EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
@@ -40,6 +64,11 @@ EVENTS_ABOUT: Final = """
     WHERE i.reference = ? AND (use_id, i.stream, i.number) > (?, ?, ?)
         AND length(use_id) = 16 AND length(i.stream) = 16 AND i.number > 0
     ORDER BY use_id, i.stream, i.number LIMIT ?"""
+INDEX_ROWS: Final = """
+    SELECT reference, use_id, stream, number FROM event_index
+    WHERE (reference, use_id, stream, number) > (?, ?, ?, ?)
+        AND length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16 AND number > 0
+    ORDER BY reference, use_id, stream, number LIMIT ?"""
 # One index look-up a stream, where DISTINCT reads every event.
 STREAMS: Final = """
     WITH RECURSIVE streams (stream) AS (
@@ -66,18 +95,22 @@ LATEST_CHECKPOINTS: Final = """
 
 EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 REVISIONS: Final = {n: _REVISIONS + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
-INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
-# The usual replacement keeps reference and pan_fingerprint. SQLite rewrites the indexes of every column that it is
-# told to set, changed or not: a statement that leaves those two alone writes half the pages.
+INSERT: Final = (
+    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
+)
+# The usual replacement keeps what records are looked up by. SQLite rewrites the indexes of every column that it is
+# told to set, changed or not: a statement that leaves those alone writes half the pages.
 REPLACE: Final = (
-    "UPDATE tokens SET requestor = :requestor, program = :program, revision = :revision,"
-    " key_version = :key_version, body = :body, seal = :seal"
+    "UPDATE tokens SET revision = :revision, key_version = :key_version, body = :body, seal = :seal"
     " WHERE token = :token AND revision = :revision - 1"
-    " AND reference = :reference AND pan_fingerprint = :pan_fingerprint"
+    " AND reference = :reference AND pan_fingerprint = :pan_fingerprint AND requestor = :requestor"
+    " AND program = :program AND customer = :customer AND last4_key = :last4_key AND status = :status"
+    " AND created_ms = :created_ms"
 )
 REPLACE_ALL: Final = (
     "UPDATE tokens SET reference = :reference, pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
-    " program = :program, revision = :revision, key_version = :key_version, body = :body, seal = :seal"
+    " program = :program, revision = :revision, key_version = :key_version, body = :body, seal = :seal,"
+    " customer = :customer, last4_key = :last4_key, status = :status, created_ms = :created_ms"
     " WHERE token = :token AND revision = :revision - 1"
 )
 PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"

@@ -18,11 +18,22 @@ from itertools import starmap
 from typing import Any, Final, TypeVar
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError, boundary
+from tokenvault.interrupts import is_interrupt
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
-from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.port import (
+    MALFORMED_EVENT,
+    PAGE_MAX,
+    EventPage,
+    Fence,
+    FoundUse,
+    SealedEvent,
+    SealedRecord,
+    TokenGroup,
+    digest_of,
+)
 from tokenvault.stores.sqlite import sql
 from tokenvault.stores.sqlite.backup import back_up
 from tokenvault.stores.sqlite.file import (
@@ -86,6 +97,8 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         try:
             self._pool_here().read(lambda connection: back_up(connection, name))
         except (sqlite3.Error, OSError) as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise TokenStoreError(self._explain(error), code=self._code(error)) from None
 
     def _new_pool(self) -> Pool:
@@ -126,6 +139,19 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     def _read(self, statement: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
         try:
             return self._pool_here().read(lambda connection: connection.run(statement, values))
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if is_unreadable(error):
+                raise IntegrityError("a stored row has a text or a size that was not written") from None
+            raise
+
+    def _read_each(self, statement: str, values: Sequence[tuple[bytes | int, ...]]) -> list[Any]:
+        """The rows of one statement for each of many values."""
+
+        def work(connection: Connection) -> list[Any]:
+            return [row for each in values for row in connection.run(statement, each)]
+
+        try:
+            return self._pool_here().read(work) if values else []
         except (sqlite3.Error, UnicodeDecodeError) as error:
             if is_unreadable(error):
                 raise IntegrityError("a stored row has a text or a size that was not written") from None
@@ -187,6 +213,50 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         rows = self._read(sql.BY_REFERENCE, (reference,))
         return SealedRecord._make(rows[0]) if rows else None
 
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        # The record first: what is written in between is then seen in the events, or not at all.
+        if isinstance(name, bytes):
+            record = self._by_reference(name)
+        else:
+            rows = self._read(sql.BY_TOKENS[1], (name,))
+            record = SealedRecord._make(rows[0]) if rows else None
+        if record is None:
+            return FoundUse(None, [])
+        return FoundUse(record, self._uses([(record.reference, use_id) for use_id in use_ids]))
+
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        places = dict.fromkeys(self._read_each(sql.EVENTS_OF_USE, pairs))
+        if len(places) > PAGE_MAX:
+            return [MALFORMED_EVENT] * len(places)  # too many for any answer
+        events = [SealedEvent(*fields) for fields in self._read_each(sql.ONE_EVENT, list(places))]
+        return events + [MALFORMED_EVENT] * (len(places) - len(events))
+
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> list[SealedRecord]:
+        rows = self._read(sql.LIST, (requestor, program, status, *after, limit))
+        return list(map(SealedRecord._make, rows))
+
+    def _groups(self) -> list[TokenGroup]:
+        groups = [TokenGroup("", "", 0)]
+        while found := self._read(sql.NEXT_GROUP, groups[-1]):
+            groups.append(TokenGroup(*found[0]))
+        return groups[1:]
+
+    def _count(self, requestor: str, program: str, status: int) -> int:
+        ((count,),) = self._read(sql.COUNT, (requestor, program, status))
+        return int(count)
+
+    def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
+        rows = self._read(sql.FIND_CUSTOMER, (customer, after, limit))
+        return list(map(SealedRecord._make, rows))
+
+    def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
+        rows: list[Any] = []
+        for size, chunk in sql.statements_of(last4_keys):
+            rows += self._read(sql.FIND_LAST4[size], (*chunk, after, limit))
+        return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
+
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
@@ -207,6 +277,9 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         rows = self._read(sql.EVENTS_ABOUT, (reference, *place_of(after), limit))
         events = [SealedEvent(*fields) for _, *fields in rows]
         return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
+
+    def _index_rows(self, after: IndexPlace, limit: int) -> list[IndexPlace]:
+        return list(map(IndexPlace._make, self._read(sql.INDEX_ROWS, (*after, limit))))
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read(sql.STREAMS)]

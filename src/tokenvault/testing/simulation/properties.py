@@ -102,6 +102,7 @@ def read(history: History) -> None:
         events = [event for event in rows if event.action is not Action.CHECKPOINT]
         records = {callers.name(row.token): row for row in commit.records}
         history.references.update((name, row.reference) for name, row in records.items())
+        names = {reference: name for name, reference in history.references.items()}
         after = dict(before)
         if call is not None:
             for name in records:
@@ -111,10 +112,20 @@ def read(history: History) -> None:
                     if name in before
                     else asked(call.arguments)
                 )
+            for event in events if not records else ():
+                used = names.get(event.reference)
+                if used is not None and call is not None and event.use is not None and _is_new(event):
+                    # A use that no limit counts is known from then on, without a change of its record.
+                    use = a_use(call.arguments["id"], call.arguments["merchant"])
+                    after[used] = before[used].noted(use, event.time_ms)
         history.written.append(Written(commit, call, events, records, before, after))
-        if records:
+        if after != before:
             history.worlds.append((commit.step, after))
         before = after
+
+
+def _is_new(event: Event) -> bool:
+    return event.outcome is Outcome.DONE and event.use is not None and not event.use.retry
 
 
 Findings: TypeAlias = Iterator[str]
@@ -144,7 +155,7 @@ def changes_follow_the_model(history: History) -> Findings:
             before, after, record = each.before.get(name), each.after[name], TokenRecord.parse(row)
             stands = State(
                 after.program, after.pan, _DOMAIN_OF[record.domain], record.status, record.suspended_by,
-                after.used, record.revision,
+                after.used, after.inherited, record.revision,
             )  # fmt: skip
             if before == after:
                 yield f"step {each.commit.step}: {each.call} changes {name}, which forbids it"
@@ -229,11 +240,12 @@ def limits_hold(history: History) -> Findings:
                     counted.setdefault(name, {}).setdefault(event.transaction_id or "", event.time_ms)
     for name, uses in counted.items():
         for limit in PROGRAMS[history.written[-1].after[name].program].domain.limits:
-            window_ms = 1_000 * int(limit.per.total_seconds()) if limit.per else 2**63
             spent = Counter[int]()
             for transaction_id, time_ms in uses.items():
                 amount = a_use(transaction_id).amount
-                spent[time_ms // window_ms] += 1 if limit.amount is None or amount is None else amount.amount
+                spent[limit.window(time_ms).number] += (
+                    1 if limit.amount is None or amount is None else amount.amount
+                )
             most = limit.uses if limit.amount is None else limit.amount.amount
             if max(spent.values(), default=0) > (most or 0):
                 yield f"{name} is used beyond {limit}"

@@ -12,16 +12,23 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.stores.new_records import Bytes, split
 from tokenvault.stores.port import PAGE_MAX, SealedRecord
 from tokenvault.vault.core import Core, Unsealed, unsealed
-from tokenvault.vault.issue import Terms
+from tokenvault.vault.orders import Terms
 
 PAGES_MAX: Final = 8
 """Pages of records read for a chunk; with more, its cards are looked up one by one."""
 
 
 async def find_existing(
-    core: Core, terms: Terms, pan_fingerprints: Sequence[Bytes], pans: PanColumns
+    core: Core,
+    terms: Terms,
+    pan_fingerprints: Sequence[Bytes],
+    pans: PanColumns,
+    customers: Sequence[str] | None,
 ) -> dict[int, Unsealed | None]:
-    """Find the tokens of cards: of their PANs, all different, and the fingerprints of these under each key.
+    """Find the tokens of cards: of their PANs and the fingerprints of these under each key, and of their customers.
+
+    No two have one PAN, or one PAN and customer where customers are given: their tokens are then those of the
+    customer only.
 
     Returns:
         By row, the token of each card that has exactly one, and never had another; None for cards that are to be
@@ -37,7 +44,12 @@ async def find_existing(
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
     found: dict[int, Unsealed | None] = {}
     for card, fingerprints in enumerate(zip(*by_key, strict=True)):
-        candidates = [place for fingerprint in fingerprints for place in places.get(fingerprint, ())]
+        candidates = [
+            place
+            for fingerprint in fingerprints
+            for place in places.get(fingerprint, ())
+            if customers is None or rows[place].customer == customers[card]
+        ]
         own = [
             place
             for place in candidates

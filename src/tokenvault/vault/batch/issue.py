@@ -10,28 +10,32 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import BatchEventBuilder, Kind
+from tokenvault.audit.batch_event import NO_NAME, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.columns.arrays import Words
 from tokenvault.errors import InvalidInputError, TokenVaultError
-from tokenvault.model.pan import CardExpiry
-from tokenvault.model.programs import Making
+from tokenvault.model.lifecycle import TokenStatus
+from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.record import STATUS_CODES
+from tokenvault.records.sealing_columns import NewRecords
 from tokenvault.records.token_info import info_of
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
-from tokenvault.stores.port import REFERENCE_BYTES
-from tokenvault.vault import issue
-from tokenvault.vault.batch.cards import in_token_bins, read_cards
+from tokenvault.stores.port import LAST4_KEY_BYTES, REFERENCE_BYTES
+from tokenvault.vault import issue, orders
+from tokenvault.vault.batch.cards import NOTHING, Own, in_token_bins, read_cards
 from tokenvault.vault.batch.draw import DRAWS_MAX, LAST4, NONE, among, draw, make, repeated
 from tokenvault.vault.batch.existing_tokens import find_existing
-from tokenvault.vault.batch.results import Rows, TokenInfoResults, token_texts
+from tokenvault.vault.batch.results import Rows, TokenInfoResults, bins_of, token_texts
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import Order, Terms
+from tokenvault.vault.orders import Order, Terms
 
 WRITES_MAX: Final = 3
 """How often convergent tokens are written without those in the way, before all are left to single calls."""
@@ -44,7 +48,9 @@ class _Chunk:
     Attributes:
         cards: a row each; without a card where none could be read.
         results: what came of each. A row has a reference from the start, and its token once that is drawn.
+        own: what tokens have of their own, by row; of others nothing.
         now_ms: milliseconds of the Unix epoch.
+        name: of the batch, by which the records that are written lead to its event, 16 bytes.
         pan_fingerprints: of the cards, under the newest key or under each, newest first; set before any is written.
     """
 
@@ -52,20 +58,44 @@ class _Chunk:
     terms: Terms
     cards: CardColumns
     results: TokenInfoResults
+    own: Mapping[int, Own]
     now_ms: int
+    name: bytes
     pan_fingerprints: Sequence[Bytes] = ()
+
+    @property
+    def program(self) -> TokenProgram:
+        """The program of all tokens."""
+        return self.core.programs[self.terms.program]
 
     def order(self, row: int) -> Order:
         """The order of one card."""
-        return Order(self.cards.card(row), self.terms)
+        own, terms = self.own.get(row, NOTHING), self.terms
+        return Order(
+            card=self.cards.card(row),
+            terms=terms._replace(
+                domain=own.domain or terms.domain,
+                token_expiry=own.token_expiry or terms.token_expiry,
+                assurance=own.assurance or terms.assurance,
+            ),
+            par=own.par,
+            customer=own.customer,
+            metadata=dict(own.metadata) or None,
+            idempotency_key=own.idempotency_key,
+        )
+
+    def customer(self, row: int) -> str:
+        """Whom a token is for; empty where that is not said."""
+        return self.own.get(row, NOTHING).customer or ""
 
     def rows(self) -> Rows:
         """The cards that were not refused so far."""
         return np.flatnonzero(~self.results.failed)
 
     def example(self, row: int) -> Unsealed:
-        """A new record as those of all cards: they differ in token, reference, PAN fingerprint and card only."""
-        return issue.new(self.order(row), "", b"", b"", self.now_ms)
+        """A new record as those of all cards with the same properties: these differ in token, reference and card."""
+        record, card = orders.new(self.order(row), "", b"", b"", self.now_ms)
+        return Unsealed(record._replace(batch=self.name), card)
 
     def references(self, rows: Rows) -> Bytes:
         """The references of rows, shape (rows, 16)."""
@@ -75,39 +105,55 @@ class _Chunk:
 
 async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> TokenInfoResults:
     """Issue a token for each card of a chunk: a PAN, or a pair of PAN and expiry."""
-    cards, unreadable = read_cards(items)
-    chunk = _Chunk(core, terms, cards, TokenInfoResults(len(items)), core.clock.now_ms())
+    cards, unreadable, own = read_cards(items, core.programs[terms.program].pans)
+    results, now_ms = TokenInfoResults(len(items)), core.clock.now_ms()
+    chunk = _Chunk(core, terms, cards, results, own, now_ms, os.urandom(REFERENCE_BYTES))
     for row, error in unreadable.items():
         chunk.results.fail(row, error)
     _refuse(chunk)
-    rows = chunk.rows()
+    await _put_domains(chunk)
+    # A PAR has to be compared with those of all tokens of its card.
+    named = [row for row, each in own.items() if (each.idempotency_key or each.par) and results.answered(row)]
+    rows = np.setdiff1d(chunk.rows(), np.array(named, np.intp))
     if len(rows):
         references = os.urandom(len(items) * REFERENCE_BYTES)
         chunk.results.issued["reference"] = np.frombuffer(references, f"V{REFERENCE_BYTES}")
-        convergent = core.programs[terms.program].making is Making.CONVERGENT
+        convergent = chunk.program.making is Making.CONVERGENT
         await (_issue_convergent if convergent else _issue_random)(chunk, rows)
+    await _issue_singly(chunk, named)
     return chunk.results
+
+
+async def _put_domains(chunk: _Chunk) -> None:
+    """Keep the domains that tokens have of their own in the database, before the tokens."""
+    own = {row: each.domain for row, each in chunk.own.items() if chunk.results.answered(row)}
+    for domain in dict.fromkeys(domain for domain in own.values() if domain is not None):
+        await chunk.core.documents.put(domain)
 
 
 def _refuse(chunk: _Chunk) -> None:
     """Refuse the cards that `issue` refuses, for the same reason first."""
     core, terms, cards, results = chunk.core, chunk.terms, chunk.cards, chunk.results
     suspect = in_token_bins(cards.pans, core.programs.values())
+    suspect[list(chunk.own)] = True
+    suspect &= ~results.failed
     if terms.domain._could_contain_pan:
         suspect |= ~results.failed
     for row in np.flatnonzero(suspect).tolist():
         order = chunk.order(row)
         try:
             core.refuse_token_as_pan(order.card.pan)
-            issue.refuse_mention(order)
+            orders.refuse_mention(order)
+            orders.refuse_expired(order, chunk.program, chunk.now_ms)
         except InvalidInputError as error:
             results.fail(row, error)
     rows = chunk.rows()
     for month in np.unique(cards.months[rows]).tolist():
-        if month and CardExpiry.from_month_number(month).passed(chunk.now_ms):
-            results.fail(rows[cards.months[rows] == month], issue.expired("the card"))
-    if terms.token_expiry is not None and terms.token_expiry.passed(chunk.now_ms):
-        results.fail(chunk.rows(), issue.expired("the token"))
+        same = rows[cards.months[rows] == month]
+        try:  # the rest of an order is alike for all
+            orders.refuse_expired(Order(chunk.cards.card(int(same[0])), terms), chunk.program, chunk.now_ms)
+        except InvalidInputError as error:
+            results.fail(same, error)
 
 
 # Random tokens.
@@ -125,7 +171,7 @@ async def _issue_random(chunk: _Chunk, rows: Rows) -> None:
 
 async def _write_random(chunk: _Chunk, rows: Rows) -> Rows:
     """Draw tokens and write them, those that exist already with other digits. Returns the rows that were written."""
-    token_format, pans = chunk.core.programs[chunk.terms.program].format, chunk.cards.pans
+    token_format, pans = chunk.program.format, chunk.cards.pans
     tokens = chunk.results.issued
     rows = np.setdiff1d(rows, draw(token_format, pans, tokens, rows, rows))
     rows = rows[np.argsort(tokens["token"][rows])]  # as databases write them, where all are equally long
@@ -160,20 +206,26 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
 
 async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     """Issue convergent tokens, but for rows whose card gets a new one by an earlier row: those are returned."""
-    rows_of_cards: dict[bytes, list[int]] = defaultdict(list)
-    names = split(chunk.pan_fingerprints[0])
+    rows_of_cards: dict[tuple[bytes, str], list[int]] = defaultdict(list)
+    names, per_customer = split(chunk.pan_fingerprints[0]), chunk.program.per_customer
     for row in rows:
-        rows_of_cards[names[row]].append(row)
+        rows_of_cards[names[row], chunk.customer(row) if per_customer else ""].append(row)
     firsts = np.array([same[0] for same in rows_of_cards.values()])
     pan_fingerprints = [column[firsts] for column in chunk.pan_fingerprints]
-    existing = await find_existing(chunk.core, chunk.terms, pan_fingerprints, chunk.cards.take(firsts).pans)
+    customers = [customer for _, customer in rows_of_cards] if per_customer else None
+    existing = await find_existing(
+        chunk.core, chunk.terms, pan_fingerprints, chunk.cards.take(firsts).pans, customers
+    )
     again: dict[int, Unsealed] = {}
     fresh: list[int] = []
     singly: list[int] = []
     waiting: list[int] = []
     for card, same in enumerate(rows_of_cards.values()):
         token = existing.get(card)
-        if token is not None:
+        renewed = token is not None and any(
+            orders.renews(chunk.core, chunk.order(row), token) for row in same
+        )
+        if token is not None and not renewed:
             again.update(dict.fromkeys(_as_ordered(chunk, same, token), token))
         elif card in existing:
             singly += same
@@ -192,11 +244,11 @@ def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int
     found = []
     for row in rows:
         try:
-            issue.refuse_different(chunk.order(row), token)
+            orders.refuse_different(chunk.order(row), token)
         except InvalidInputError as error:
             chunk.results.fail(row, error)
         else:
-            chunk.results.put(row, token)
+            chunk.results.put(row, token, info_of(*token, dict(chunk.own.get(row, NOTHING).metadata)))
             found.append(row)
     return found
 
@@ -207,14 +259,19 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
         return rows
     core, terms, tokens = chunk.core, chunk.terms, chunk.results.issued
     numbers = await core.runtime.call(
-        core.keys.convergent_choices, chunk.pan_fingerprints[0][rows], terms.requestor, terms.program, 0
+        core.keys.convergent_choices,
+        chunk.pan_fingerprints[0][rows],
+        terms.requestor,
+        terms.program,
+        [chunk.customer(row) if chunk.program.per_customer else "" for row in rows.tolist()],
+        0,
     )
     number_of = dict(zip(rows.tolist(), numbers, strict=True))
 
     def choose(same: Rows, below: int) -> Words:
         return np.array([number_of[row] % below for row in same.tolist()], np.uint64)
 
-    make(core.programs[terms.program].format, chunk.cards.pans, tokens, rows, choose)
+    make(chunk.program.format, chunk.cards.pans, tokens, rows, choose)
     return np.setdiff1d(rows, repeated(tokens, rows))
 
 
@@ -236,14 +293,47 @@ async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsea
 
 async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
     """The records of new tokens."""
-    return await chunk.core.runtime.call(
-        chunk.core.keys.seal_many,
-        token_texts(chunk.results.issued[rows]).tolist(),
-        chunk.references(rows),
-        chunk.pan_fingerprints[0][rows],
-        chunk.cards.take(rows),
-        chunk.example(int(rows[0])).record,
-    )
+    keys, terms, listed = chunk.core.keys, chunk.terms, rows.tolist()
+    references = chunk.references(rows)
+
+    def seal() -> RecordBatch:
+        bodies: dict[Own, bytes] = {}
+        each = []
+        for row, reference in zip(listed, split(references), strict=True):
+            own = chunk.own.get(row, NOTHING)
+            if own.metadata:  # sealed for this token alone
+                metadata = keys.seal_metadata(dict(own.metadata), reference)
+                each.append(chunk.example(row).record._replace(metadata=metadata).body())
+                continue
+            alike = own._replace(customer=None)
+            if alike not in bodies:
+                bodies[alike] = chunk.example(row).record.body()
+            each.append(bodies[alike])
+        new = NewRecords(
+            tokens=token_texts(chunk.results.issued[rows]).tolist(),
+            references=references,
+            pan_fingerprints=chunk.pan_fingerprints[0][rows],
+            requestor=terms.requestor,
+            program=terms.program,
+            bodies=each,
+            customers=[chunk.customer(row) for row in listed],
+            last4_keys=_last4_keys(chunk, rows),
+            cards=chunk.cards.take(rows),
+            status=STATUS_CODES[TokenStatus.ACTIVE if terms.active else TokenStatus.INACTIVE],
+            created_ms=chunk.now_ms,
+        )
+        return keys.seal_new(new)
+
+    return await chunk.core.runtime.call(seal)
+
+
+def _last4_keys(chunk: _Chunk, rows: Rows) -> Bytes:
+    """By what the last four digits of cards find tokens, shape (rows, 16); (rows, 0) where they do not."""
+    if not chunk.core.finds_last4:
+        return np.zeros((len(rows), 0), np.uint8)
+    known = lru_cache(maxsize=None)(lambda last4: chunk.core.keys.last4_keys(f"{last4:04}")[0])
+    keys = [known(last4) for last4 in (chunk.cards.pans.values[rows] % LAST4).tolist()]
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, LAST4_KEY_BYTES)
 
 
 async def _write(
@@ -259,7 +349,7 @@ async def _write(
     notes.note_many(rows, chunk.references(rows), 1, done)
     for row, token in again.items():
         notes.note(row, token.record.reference, 0, done)
-    event = notes.event(chunk.now_ms, Action.ISSUE)
+    event = notes.event(chunk.now_ms, Action.ISSUE, chunk.name if len(rows) else NO_NAME)
     if event is None:
         return []
     if records is None:
@@ -274,18 +364,26 @@ def _answer_new(chunk: _Chunk, rows: Rows) -> None:
     """Set the results of cards whose new tokens were written."""
     if not len(rows):
         return
-    issued, cards, expiry = chunk.results.issued, chunk.cards, chunk.terms.token_expiry
+    issued, cards = chunk.results.issued, chunk.cards
     issued["last4"][rows] = cards.pans.values[rows] % LAST4
-    issued["expiry_month"][rows] = cards.months[rows] if expiry is None else expiry.month_number
+    issued["bin"][rows] = bins_of(cards.take(rows).pans)
+    issued["card_month"][rows] = cards.months[rows]
     issued["created_ms"][rows] = issued["updated_ms"][rows] = chunk.now_ms
     issued["revision"][rows] = 1
-    chunk.results.put_common(rows, info_of(*chunk.example(int(rows[0]))))
+    alike: dict[Own, list[int]] = defaultdict(list)
+    for row in rows.tolist():
+        alike[chunk.own.get(row, NOTHING)].append(row)
+    for own, same in alike.items():
+        expiry = own.token_expiry or chunk.terms.token_expiry
+        issued["expiry_month"][same] = cards.months[same] if expiry is None else expiry.month_number
+        chunk.results.put_common(np.array(same), info_of(*chunk.example(same[0]), dict(own.metadata)))
 
 
 async def _issue_singly(chunk: _Chunk, rows: Iterable[int]) -> None:
     """Issue tokens by single calls, one after the other, each with an event of its own."""
     for row in rows:
         try:
-            chunk.results.put(row, await issue.issue(chunk.core, chunk.order(row)))
+            token = await issue.issue(chunk.core, chunk.order(row))
+            chunk.results.put(row, token, await chunk.core.info(token))
         except TokenVaultError as error:
             chunk.results.fail(row, error)

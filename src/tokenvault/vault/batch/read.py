@@ -23,7 +23,7 @@ class StoredTokens:
     """The stored records of a chunk's tokens.
 
     Attributes:
-        places: where each token that was found stands in the columns below.
+        places: where each token or reference that was found stands in the columns below.
         rows: the records as stored.
         references: shape (places,) times 16 bytes, dtype uint8.
         cards: of the records that are genuine, but for tombstones.
@@ -33,13 +33,13 @@ class StoredTokens:
         unreadable: tokens whose record the store itself refuses.
     """
 
-    places: dict[str, int]
+    places: dict[str | bytes, int]
     rows: Sequence[SealedRecord]
     references: Bytes
     cards: CardColumns
     genuine: list[bool]
     decision_keys: list[Hashable]
-    unreadable: dict[str, IntegrityError]
+    unreadable: dict[str | bytes, IntegrityError]
 
     def card(self, place: int) -> Card | None:
         """The card of a genuine record; None of a tombstone."""
@@ -50,17 +50,27 @@ class StoredTokens:
         return unsealed(TokenRecord.parse(self.rows[place]), self.card(place))
 
 
-async def read(core: Core, tokens: list[str]) -> StoredTokens:
-    """Read and authenticate the records of tokens, all different.
+async def read(core: Core, names: list[str | bytes]) -> StoredTokens:
+    """Read and authenticate the records of tokens, given these or their references, all different.
 
     Raises IntegrityError where the database answers with the records of others.
     """
-    unreadable: dict[str, IntegrityError] = {}
+    unreadable: dict[str | bytes, IntegrityError] = {}
+    tokens = [name for name in names if isinstance(name, str)]
     rows = await _readable(core, tokens, unreadable)
+    by_reference = [
+        row
+        for name in names
+        if isinstance(name, bytes) and (row := await _of_reference(core, name, unreadable)) is not None
+    ]
+    if by_reference:
+        known = {row.token for row in rows}
+        rows = [*rows, *{row.token: row for row in by_reference if row.token not in known}.values()]
     found = rows.token_texts() if isinstance(rows, RecordColumns) else [row.token for row in rows]
-    places = {token: place for place, token in enumerate(found)}
-    if len(places) != len(rows) or not places.keys() <= set(tokens):
+    places: dict[str | bytes, int] = {token: place for place, token in enumerate(found)}
+    if len(places) != len(rows) or not places.keys() <= {*tokens, *(row.token for row in by_reference)}:
         raise IntegrityError(OTHERS_RECORD)
+    places.update({row.reference: places[row.token] for row in by_reference})
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
     return StoredTokens(
         places=places,
@@ -74,7 +84,7 @@ async def read(core: Core, tokens: list[str]) -> StoredTokens:
 
 
 async def _readable(
-    core: Core, tokens: list[str], unreadable: dict[str, IntegrityError]
+    core: Core, tokens: list[str], unreadable: dict[str | bytes, IntegrityError]
 ) -> Sequence[SealedRecord]:
     """The records of tokens; where the store refuses one, those of the others, found by halving."""
     if not tokens:
@@ -90,6 +100,20 @@ async def _readable(
         *await _readable(core, tokens[:half], unreadable),
         *await _readable(core, tokens[half:], unreadable),
     ]
+
+
+async def _of_reference(
+    core: Core, reference: bytes, unreadable: dict[str | bytes, IntegrityError]
+) -> SealedRecord | None:
+    """The record of a reference. Raises IntegrityError where the database answers with another's."""
+    try:
+        row = await core.store.by_reference(reference)
+    except IntegrityError as error:
+        unreadable[reference] = error
+        return None
+    if row is not None and row.reference != reference:
+        raise IntegrityError(OTHERS_RECORD)
+    return row
 
 
 def _references(rows: Sequence[SealedRecord]) -> Bytes:

@@ -18,12 +18,14 @@ import numpy.typing as npt
 from tokenvault.columns import digits
 from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError, bare, boundary
 from tokenvault.model.decision import Decision
-from tokenvault.model.pan import Card, CardExpiry
+from tokenvault.model.pan import Card, CardExpiry, bin_length
+from tokenvault.model.pan_columns import PanColumns
 from tokenvault.records.card_columns import CardColumns
-from tokenvault.records.token_info import TokenInfo, effective_expiry, info_of, instant
+from tokenvault.records.token_info import TokenInfo, effective_expiry, instant
 from tokenvault.vault.core import Unsealed
 
 T = TypeVar("T")
+U = TypeVar("U")
 T_co = TypeVar("T_co", covariant=True)
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -37,16 +39,18 @@ ISSUED: Final = np.dtype(
         ("length", "u1"),
         ("reference", "V16"),
         ("last4", "u2"),
+        ("bin", "S8"),
+        ("card_month", "u2"),
         ("expiry_month", "u2"),
         ("created_ms", "i8"),
         ("updated_ms", "i8"),
         ("revision", "u8"),
     ]
 )
-"""What each token of a batch has of its own, in 53 bytes; otherwise as in TokenInfo:
+"""What each token of a batch has of its own, in 63 bytes; otherwise as in TokenInfo:
 
-token and last4 are digits as a number, length is how many digits the token has, expiry_month counts from January
-2000, which is 1 (0: none), and times are in milliseconds of the Unix epoch.
+token and last4 are digits as a number, length is how many digits the token has, months count from January 2000, which
+is 1 (0: none), and times are in milliseconds of the Unix epoch.
 """
 
 
@@ -68,6 +72,10 @@ class ChunkResults(ABC, Generic[T_co]):
         violations = error.violations if isinstance(error, DomainRestrictionError) else ()
         self._errors[rows] = self._known.setdefault((type(error), str(error), violations), error)
 
+    def answered(self, row: int) -> bool:
+        """Whether an item has not failed."""
+        return self._errors[row] is None
+
     @property
     def failed(self) -> Mask:
         """The items that failed."""
@@ -81,6 +89,31 @@ class ChunkResults(ABC, Generic[T_co]):
     @abstractmethod
     def result(self, row: int) -> T_co:
         """The result of an item that did not fail."""
+
+
+class ObjectResults(ChunkResults[T]):
+    """Results of any kind."""
+
+    __slots__ = ("_objects",)
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self._objects: dict[int, T] = {}
+
+    def put(self, row: int, result: T) -> None:
+        """Set the result of an item."""
+        self._objects[row] = result
+
+    def first(self: ObjectResults[list[U]]) -> ObjectResults[U]:
+        """The only result of each item, of results that are lists."""
+        found = ObjectResults[U](len(self))
+        found._errors = self._errors
+        found._objects = {row: listed[0] for row, listed in self._objects.items()}
+        return found
+
+    def result(self, row: int) -> T:
+        """The result of an item."""
+        return self._objects[row]
 
 
 class CardResults(ChunkResults[Card]):
@@ -126,24 +159,26 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
         self.issued = np.zeros(rows, ISSUED)
         self._examples: Objects = np.full(rows, None, np.object_)
 
-    def put(self, row: int, token: Unsealed) -> None:
-        """Set the result of one item."""
+    def put(self, row: int, token: Unsealed, info: TokenInfo) -> None:
+        """Set the result of one item, from its record and from what the vault returns of that."""
         record, card = token
         expiry = effective_expiry(record, card)
         own = self.issued[row]
         own["token"], own["length"] = int(record.token), len(record.token)
         own["reference"] = np.void(record.reference)
         own["last4"] = 0 if card is None else int(card.pan.last4)
+        own["bin"] = b"" if card is None else card.pan.bin.encode("ascii")
+        own["card_month"] = 0 if card is None or card.expiry is None else card.expiry.month_number
         own["expiry_month"] = 0 if expiry is None else expiry.month_number
         own["created_ms"], own["updated_ms"] = record.created_ms, record.updated_ms
         own["revision"] = record.revision
-        self.put_common(row, info_of(record, card))
+        self.put_common(row, info)
 
     def put_common(self, rows: Rows | int, example: TokenInfo) -> None:
         """Set what items have in common, besides `issued`, to that of an example."""
         common = (
             example.program, example.requestor, example.status, example.suspended_by, example.par,
-            example.assurance,
+            example.assurance, example.customer, tuple(sorted(example.metadata.items())), example.last_used,
         )  # fmt: skip
         self._examples[rows] = self._known.setdefault(common, example)
 
@@ -151,7 +186,9 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
         """The token of an item."""
         common: TokenInfo = self._examples[row]
         # As in ISSUED: one call for all is several times as fast as names.
-        token, length, reference, last4, month, created_ms, updated_ms, revision = self.issued[row].item()
+        (
+            token, length, reference, last4, bin_digits, card_month, month, created_ms, updated_ms, revision,
+        ) = self.issued[row].item()  # fmt: skip
         return TokenInfo(
             token=f"{token:0{length}}",
             reference=reference.hex(),
@@ -160,11 +197,16 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
             status=common.status,
             suspended_by=common.suspended_by,
             token_expiry=CardExpiry.from_month_number(month) if month else None,
-            last4=f"{last4:04}",
+            card_expiry=CardExpiry.from_month_number(card_month) if card_month else None,
+            bin=bin_digits.decode("ascii") or None,
+            last4=f"{last4:04}" if bin_digits else None,
             par=common.par,
             assurance=common.assurance,
+            customer=common.customer,
+            metadata=common.metadata,
             created=instant(created_ms),
             updated=instant(updated_ms),
+            last_used=common.last_used,
             revision=revision,
         )
 
@@ -245,6 +287,17 @@ class IssueBatchResult(BatchResult[T_co]):
             if isinstance(chunk, TokenInfoResults):
                 every.append(np.where(chunk.failed, np.zeros(1, ISSUED), chunk.issued))
         return token_texts(np.concatenate(every))
+
+
+def bins_of(pans: PanColumns) -> npt.NDArray[np.bytes_]:
+    """The first digits of PANs, as `Pan.bin` has them, dtype "S8"."""
+    bins = np.zeros(len(pans.values), "S8")
+    for length in np.unique(pans.lengths).tolist():
+        chosen = pans.lengths == length
+        shown = bin_length(length)
+        leading = pans.values[chosen] // np.uint64(10 ** (length - shown))
+        bins[chosen] = digits.to_ascii(leading, shown).view(f"S{shown}").reshape(-1)
+    return bins
 
 
 def token_texts(tokens: npt.NDArray[Any]) -> npt.NDArray[np.bytes_]:

@@ -14,12 +14,16 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from tokenvault.audit.batch_event import ITEMS_MAX
-from tokenvault.errors import InvalidInputError, TokenVaultError, is_of_signal_handler
+from tokenvault.audit.batch_event import ITEMS_MAX, USES_MAX
+from tokenvault.audit.event import Action
+from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.interrupts import is_interrupt
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
+from tokenvault.model.programs import Permission
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault import issue
+from tokenvault.vault import orders
+from tokenvault.vault.batch.change import CARDS_MAX, Reader, card_to_update, change_chunk, get_chunk
 from tokenvault.vault.batch.issue import issue_chunk
 from tokenvault.vault.batch.results import (
     BatchResult,
@@ -27,29 +31,38 @@ from tokenvault.vault.batch.results import (
     ChunkResults,
     DecisionResults,
     IssueBatchResult,
+    ObjectResults,
     TokenInfoResults,
 )
 from tokenvault.vault.batch.use import check_chunk, detokenize_chunk
 from tokenvault.vault.core import Core
-from tokenvault.vault.issue import Terms
+from tokenvault.vault.manage import By
+from tokenvault.vault.orders import Terms
 
 C = TypeVar("C", bound=ChunkResults[Any])
 
 CHUNK_ITEMS: Final = ITEMS_MAX
+CHUNK_USES: Final = USES_MAX
 ROWS_OF_AN_ISSUE: Final = 1
 """A record, or a row of the index for a token that is there already."""
 
+ROWS_OF_A_CHANGE: Final = 2
+"""A record, and a row of the index."""
+
 ROWS_OF_A_USE: Final = 3
 """A record, and rows of the index for its use and for the one that it follows."""
+
+EVENT_BYTES_OF_A_USE: Final = 256
+"""What a batch's event needs at most for a use: as of other items, and its note, with COUNTED_BYTES_EACH."""
 
 FAILED_CHUNKS_MAX: Final = 2
 
 
 async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueBatchResult[TokenInfo]:
     """Check what all cards have in common, and issue a token for each."""
-    await issue.permitted_program(core, terms)
-    if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms()):
-        raise issue.expired("the token")
+    program = await orders.permitted_program(core, terms, terms.requestor)
+    if terms.token_expiry is not None and terms.token_expiry.passed(core.clock.now_ms(), program.expiry_zone):
+        raise orders.expired("the token")
     await core.documents.put(terms.domain)
     return IssueBatchResult(
         await _chunks(
@@ -64,14 +77,45 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
     return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core), size))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
     return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core), size))
+
+
+async def get_all(core: Core, names: Iterable[object]) -> BatchResult[TokenInfo]:
+    """The properties of each token."""
+    size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
+    results = await _chunks("tokens", names, ObjectResults[TokenInfo], partial(get_chunk, core), size)
+    return BatchResult(results)
+
+
+async def change_all(
+    core: Core, action: Action, by: By, reader: Reader, items: Iterable[object], name: str
+) -> BatchResult[TokenInfo]:
+    """Change the token of each item. Raises PermissionDeniedError, once that is noted."""
+    changed = await _changes(core, action, by, reader, items, name, CHUNK_ITEMS)
+    return BatchResult([chunk.first() for chunk in changed])
+
+
+async def update_cards(core: Core, by: By, changes: Iterable[object]) -> BatchResult[list[TokenInfo]]:
+    """Change the tokens of each card. Raises PermissionDeniedError, once that is noted."""
+    changed = await _changes(core, Action.UPDATE_CARD, by, card_to_update, changes, "changes", CARDS_MAX)
+    return BatchResult(changed)
+
+
+async def _changes(
+    core: Core, action: Action, by: By, reader: Reader, items: Iterable[object], name: str, most: int
+) -> list[ObjectResults[list[TokenInfo]]]:
+    if by.requestor is not None:
+        await core.permit(by.requestor, Permission.MANAGE, action)
+    size = core.store.write_limits.items(ROWS_OF_A_CHANGE, most)
+    work = partial(change_chunk, core, action, by, reader)
+    return await _chunks(name, items, ObjectResults[list[TokenInfo]], work, size)
 
 
 async def _chunks(
@@ -105,7 +149,7 @@ def _next(name: str, items: Iterator[object], size: int) -> list[object]:
     try:
         return list(islice(items, size))
     except Exception as error:  # the caller's own iterator failed, with whatever it holds
-        if is_of_signal_handler(error):
+        if is_interrupt(error):
             raise
         raise InvalidInputError(
             f"the iterable of {name} failed; what it gave in whole chunks before is done"

@@ -1,20 +1,22 @@
 """Using many tokens: a chunk is read at once, decided on, and written with one event.
 
-Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens with the
-same decision key share a decision; where limits count, each use is decided on by itself, after those before it.
+Each use is answered as `detokenize` or `check` answers it. Uses by one transaction of tokens with the same decision
+key share a decision. Where limits count, a token comes more than once, or the ledger has something on a use, each is
+decided on by itself, after those before it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 import numpy as np
 
-from tokenvault.audit.batch_event import BatchEventBuilder, Kind
-from tokenvault.audit.event import Action, Outcome
+from tokenvault.audit.batch_event import Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
+from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
     ConfigurationError,
     IntegrityError,
@@ -22,15 +24,17 @@ from tokenvault.errors import (
     TokenNotFoundError,
     TokenVaultError,
 )
-from tokenvault.model import checks
-from tokenvault.model.decision import Restrictions
+from tokenvault.model.kinds import KINDS
+from tokenvault.model.ledger import LedgerEntry
 from tokenvault.model.programs import Permission
+from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import Transaction
-from tokenvault.stores.port import Fence
-from tokenvault.vault import use
+from tokenvault.stores.port import Fence, SealedEvent
+from tokenvault.vault import arguments, use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
 from tokenvault.vault.core import Core, Unsealed, safe_id
+from tokenvault.vault.uses import UseNames, genuine_events
 
 ATTEMPTS_MAX: Final = 8
 """How often a chunk starts over because others changed its records first."""
@@ -38,15 +42,28 @@ ATTEMPTS_MAX: Final = 8
 PATIENT_ATTEMPTS: Final = 3
 """After so many, the tokens that others keep changing are left to single calls."""
 
+COUNTED_BYTES_FREE: Final = 2_000
+COUNTED_BYTES_EACH: Final = 50
+"""What the sets of counters of a chunk's event take, and more for each use; others are left to single calls."""
+
 R = TypeVar("R", CardResults, DecisionResults)
 
-Use: TypeAlias = tuple[str, Transaction]
+Name: TypeAlias = str | bytes
+"""A token, or a reference of 16 bytes."""
+
+Use: TypeAlias = tuple[Name, Transaction]
 """A requested use: a token and its transaction."""
 
 
 @attrs.frozen
 class _Chunk(Generic[R]):
-    """A chunk of uses, by their row, and what came of each; `notes` is what the event is to say of it."""
+    """A chunk of uses, by their row, and what came of each; `notes` is what the event is to say of it.
+
+    Attributes:
+        names: of each transaction, by the id of the object.
+        events: what the ledger has on the uses, with its row, by the token's reference.
+        repeated: tokens that come more than once.
+    """
 
     core: Core
     uses: dict[int, Use]
@@ -54,11 +71,28 @@ class _Chunk(Generic[R]):
     results: R
     notes: BatchEventBuilder
     now_ms: int
+    names: dict[int, UseNames]
+    events: Mapping[bytes, list[tuple[SealedEvent, Event]]]
+    repeated: frozenset[int]
 
     def place(self, row: int) -> int:
         """Where the record of a use's token stands in `stored`."""
-        token, _ = self.uses[row]
-        return self.stored.places[token]
+        name, _ = self.uses[row]
+        return self.stored.places[name]
+
+    def names_of(self, transaction: Transaction) -> UseNames:
+        """By what the ledger knows a transaction."""
+        return self.names[id(transaction)]
+
+    def stands_alone(self, row: int) -> bool:
+        """Whether a use needs nothing but its token and transaction to be decided on, where no limit counts."""
+        place, (_, transaction) = self.place(row), self.uses[row]
+        return (
+            transaction.original is None
+            and KINDS[transaction.kind].live
+            and place not in self.repeated
+            and self.stored.references[place].tobytes() not in self.events
+        )
 
 
 @attrs.frozen
@@ -73,26 +107,50 @@ class _Group:
     token: Unsealed
     restrictions: Restrictions
 
+    def case(self, chunk: _Chunk[Any], unsealed: Unsealed, later: Sequence[LedgerEntry] = ()) -> use.Case:
+        """What a use is decided by, of a token as it is after `later`."""
+        names = chunk.names_of(self.transaction)
+        events = chunk.events.get(unsealed.record.reference, ())
+        uses = names.uses(events, self.transaction, later)
+        return use.Case(unsealed, self.restrictions, names, uses, self.transaction, chunk.now_ms)
+
+
+@attrs.define
+class _Used:
+    """What the uses of a chunk have made of a token so far.
+
+    Attributes:
+        unsealed: its record as it is, and its card.
+        written: whether the record has to be written.
+        entries: what they add to the ledger.
+    """
+
+    unsealed: Unsealed
+    written: bool = False
+    entries: list[LedgerEntry] = attrs.Factory(list)
+
 
 async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
     """The cards behind tokens, for pairs of token and transaction; the uses are recorded first."""
-    contended: set[str] = set()  # tokens that others keep changing
+    contended: set[Name] = set()  # tokens that others keep changing
     for attempt in range(ATTEMPTS_MAX + 1):
         results = CardResults(len(items))
         uses = _uses(items, results)
         if attempt == ATTEMPTS_MAX:
-            contended.update(token for token, _ in uses.values())
+            contended.update(name for name, _ in uses.values())
         chunk = await _read(core, {row: use for row, use in uses.items() if use[0] not in contended}, results)
-        changed_by_others = await _detokenize(chunk)
+        changed_by_others = await _detokenize(chunk, contended)
         if not changed_by_others:
             break
         if attempt >= PATIENT_ATTEMPTS:
-            contended.update(changed_by_others)
+            others = set(changed_by_others)
+            places = chunk.stored.places
+            contended.update(name for name in places if chunk.stored.rows[places[name]].token in others)
         await core.conflict(attempt)
-    for row, (token, transaction) in uses.items():
-        if token in contended:
+    for row, (name, transaction) in uses.items():
+        if name in contended:
             try:
-                results.cards.put_card(row, await use.detokenize(core, token, transaction))
+                results.cards.put_card(row, await use.detokenize(core, name, transaction))
             except TokenVaultError as error:
                 results.fail(row, error)
     return results
@@ -104,8 +162,7 @@ async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
     chunk = await _read(core, _uses(items, results), results)
     for group in await _groups(chunk):
         try:
-            decision = use.decision_on(group.token, group.restrictions, group.transaction, chunk.now_ms)
-            results.put(group.rows, decision)
+            results.put(group.rows, use.decision_on(group.case(chunk, group.token)))
         except InvalidInputError as error:
             results.fail(group.rows, error)
     await _write(chunk, {})
@@ -126,16 +183,40 @@ def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
 def _use(item: object) -> Use:
     if (type(item) is not tuple and type(item) is not list) or len(item) != 2:
         raise InvalidInputError("each use is a pair of token and transaction")
-    token = checks.token(item[0])
-    if type(token) is not str:  # it could compare unlike its digits
+    name = arguments.token_or_reference(item[0])
+    if type(item[0]) is not str:  # it could compare unlike its digits
         raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
-    return token, checks.instance("transaction", item[1], Transaction)
+    return name, arguments.transaction(item[1])
 
 
 async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
-    stored = await read(core, list(dict.fromkeys(token for token, _ in uses.values())))
-    notes = BatchEventBuilder(len(results))
-    return _Chunk(core, uses, stored, results, notes, core.clock.now_ms())
+    stored = await read(core, list(dict.fromkeys(name for name, _ in uses.values())))
+    names = {}
+    for _, transaction in uses.values():
+        if id(transaction) not in names:
+            names[id(transaction)] = UseNames.of(core.keys, transaction)
+    pairs = {
+        (stored.references[stored.places[name]].tobytes(), use_id)
+        for name, transaction in uses.values()
+        if name in stored.places
+        for use_id in names[id(transaction)].every
+    }
+    rows = await core.store.uses(sorted(pairs)) if pairs else []
+    events = defaultdict(list)
+    for row, event in await genuine_events(core, rows, {reference for reference, _ in pairs}):
+        events[event.reference].append((row, event))
+    times = Counter(stored.places[name] for name, _ in uses.values() if name in stored.places)
+    return _Chunk(
+        core=core,
+        uses=uses,
+        stored=stored,
+        results=results,
+        notes=BatchEventBuilder(len(results)),
+        now_ms=core.clock.now_ms(),
+        names=names,
+        events=events,
+        repeated=frozenset(place for place, count in times.items() if count > 1),
+    )
 
 
 async def _groups(chunk: _Chunk[R]) -> list[_Group]:
@@ -149,12 +230,12 @@ async def _by_decision_key(chunk: _Chunk[R]) -> dict[Hashable, list[int]]:
     requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
     denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
     found: dict[Hashable, list[int]] = defaultdict(list)
-    for row, (token, transaction) in chunk.uses.items():
-        denial, place = denials[transaction.requestor], chunk.stored.places.get(token)
+    for row, (name, transaction) in chunk.uses.items():
+        denial, place = denials[transaction.requestor], chunk.stored.places.get(name)
         if denial is not None:
             _refuse(chunk, row, denial, Outcome.DENIED, codes=("PERMISSION_DENIED",))
-        elif token in chunk.stored.unreadable:
-            chunk.results.fail(row, chunk.stored.unreadable[token])
+        elif name in chunk.stored.unreadable:
+            chunk.results.fail(row, chunk.stored.unreadable[name])
         elif place is None:
             _refuse(chunk, row, TokenNotFoundError("no such token in this vault"), Outcome.NOT_FOUND)
         elif chunk.stored.genuine[place]:
@@ -172,23 +253,27 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
         for row in rows:
             await _reject(chunk, row)
         return []
-    try:
-        restrictions = await chunk.core.documents.restrictions(token.record)
-    except (ConfigurationError, IntegrityError) as error:
-        chunk.results.fail(np.array(rows), error)
-        return []
     by_transaction: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         by_transaction[id(chunk.uses[row][1])].append(row)
     groups = []
     for same in by_transaction.values():
         _, transaction = chunk.uses[same[0]]
-        if transaction._could_contain_pan:  # whose card number that is, each card has to be compared with
-            for row in same:
-                own = token._replace(card=chunk.stored.card(chunk.place(row)))
+        try:
+            restrictions = await chunk.core.documents.restrictions(token.record, transaction.requestor)
+        except (ConfigurationError, IntegrityError) as error:
+            chunk.results.fail(np.array(same), error)
+            continue
+        alike = []
+        for row in same:
+            # A card number in a transaction has to be compared with each card.
+            if chunk.stands_alone(row) and not transaction._could_contain_pan:
+                alike.append(row)
+            else:
+                own = chunk.stored.unsealed(chunk.place(row))
                 groups.append(_Group(np.array([row]), transaction, own, restrictions))
-        else:
-            groups.append(_Group(np.array(same), transaction, token, restrictions))
+        if alike:
+            groups.append(_Group(np.array(alike), transaction, token, restrictions))
     return groups
 
 
@@ -220,73 +305,88 @@ def _refuse(
         chunk.notes.note(row, reference, 0, kind, safe_id(transaction.id))
 
 
-async def _detokenize(chunk: _Chunk[CardResults]) -> list[str]:
-    """Answer uses and record them; returns the tokens whose records others changed meanwhile: then none is."""
-    counted: dict[int, Restrictions] = {}
+async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[str]:
+    """Answer uses and record them; returns the tokens whose records others changed meanwhile: then none is.
+
+    Uses for which the event has no room are left to single calls, and `contended` gets their tokens.
+    """
+    one_by_one: dict[int, _Group] = {}
     for group in await _groups(chunk):
-        if group.restrictions.counted:
-            counted.update(dict.fromkeys(group.rows.tolist(), group.restrictions))
+        first = int(group.rows[0])
+        if group.restrictions.counted or not chunk.stands_alone(first):
+            one_by_one.update(dict.fromkeys(group.rows.tolist(), group))
         else:
             _answer(chunk, group)
-    used: dict[str, Unsealed] = {}
-    for row in sorted(counted):
-        _count(chunk, row, counted[row], used)
-    return await _write(chunk, used, _fence(chunk, used))
+    used: dict[str, _Used] = {}
+    room = COUNTED_BYTES_FREE + COUNTED_BYTES_EACH * len(chunk.results)
+    for row in sorted(one_by_one):
+        name, _ = chunk.uses[row]
+        if name in contended or chunk.notes.counted_bytes > room:
+            contended.add(name)
+        else:
+            _use_one(chunk, row, one_by_one[row], used)
+    written = {token: each.unsealed for token, each in used.items() if each.written}
+    return await _write(chunk, written, _fence(chunk, written))
 
 
-def _fence(chunk: _Chunk[CardResults], used: Mapping[str, Unsealed]) -> Fence:
+def _fence(chunk: _Chunk[CardResults], written: Mapping[str, Unsealed]) -> Fence:
     """The tokens whose cards are handed out and whose records are not written, with what was decided on."""
-    answered = {token for row, (token, _) in chunk.uses.items() if not chunk.results.failed[row]}
-    rows, places = chunk.stored.rows, chunk.stored.places
-    return [(token, rows[places[token]].revision) for token in sorted(answered - used.keys())]
+    rows = chunk.stored.rows
+    places = {chunk.place(row) for row in chunk.uses if chunk.results.answered(row)}
+    answered = {rows[place].token: rows[place].revision for place in places}
+    return [(token, answered[token]) for token in sorted(answered.keys() - written.keys())]
 
 
 def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
     """Answer uses that do not count."""
-    event, _, refusal = use.judge(group.token, group.restrictions, group.transaction, chunk.now_ms)
+    case = group.case(chunk, group.token)
+    judgment = use.judge(case)
+    event = judgment.event(case)
     kind = Kind(event.outcome, event.requestor, event.codes)
     places = np.array([chunk.place(row) for row in group.rows.tolist()])
-    chunk.notes.note_many(group.rows, chunk.stored.references[places], 0, kind, event.transaction_id)
-    if refusal is None:
+    references = chunk.stored.references[places]
+    chunk.notes.note_many(group.rows, references, 0, kind, event.transaction_id, event.use)
+    if judgment.refusal is None:
         chunk.results.cards.put(group.rows, chunk.stored.cards.take(places))
     else:
-        chunk.results.fail(group.rows, refusal)
+        chunk.results.fail(group.rows, judgment.refusal)
 
 
-def _count(
-    chunk: _Chunk[CardResults], row: int, restrictions: Restrictions, used: dict[str, Unsealed]
-) -> None:
-    """Answer a use that counts, after those before it.
+def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str, _Used]) -> None:
+    """Answer a use after those before it.
 
     The token's record as it is to be written goes into `used`: one revision, however many uses it counts.
     """
-    token, transaction = chunk.uses[row]
     place = chunk.place(row)
-    current = used[token] if token in used else chunk.stored.unsealed(place)
-    event, counts, refusal = use.judge(current, restrictions, transaction, chunk.now_ms)
-    record, card = current
+    stored = chunk.stored.rows[place]
+    before = used.setdefault(stored.token, _Used(chunk.stored.unsealed(place)))
+    case = group.case(chunk, before.unsealed, before.entries)
+    judgment = use.judge(case)
     revision = 0
-    if counts:
-        revision = chunk.stored.rows[place].revision + 1
-        usage = record.usage.after(transaction, restrictions.velocity_counters, chunk.now_ms)
-        used[token] = Unsealed(record.used(usage, chunk.now_ms)._replace(revision=revision), card)
+    if judgment.changed is not None:
+        revision = stored.revision + 1
+        before.unsealed = Unsealed(judgment.changed._replace(revision=revision), before.unsealed.card)
+        before.written = True
+    if judgment.entry is not None:
+        before.entries.append(judgment.entry)
+    event = judgment.event(case)
     kind = Kind(event.outcome, event.requestor, event.codes)
-    chunk.notes.note(row, record.reference, revision, kind, event.transaction_id)
-    if refusal is not None:
-        chunk.results.fail(row, refusal)
-    elif card is not None:
-        chunk.results.cards.put_card(row, card)
+    chunk.notes.note(row, event.reference, revision, kind, event.transaction_id, event.use)
+    if judgment.refusal is not None:
+        chunk.results.fail(row, judgment.refusal)
+    elif before.unsealed.card is not None:
+        chunk.results.cards.put_card(row, before.unsealed.card)
 
 
-async def _write(chunk: _Chunk[R], used: dict[str, Unsealed], fence: Fence = ()) -> list[str]:
+async def _write(chunk: _Chunk[R], written: dict[str, Unsealed], fence: Fence = ()) -> list[str]:
     """Write the event, with the records of tokens that were used; returns those that others changed first."""
     core, event = chunk.core, chunk.notes.event(chunk.now_ms, Action.DETOKENIZE)
     if event is None:
         return []
-    if not used:
+    if not written:
         return await core.trail.note(event, fence)
     return await core.trail.write(
         event,
-        lambda: core.keys.seal_all(list(used.values())),
+        lambda: core.keys.seal_all(list(written.values())),
         lambda events, rows: core.store.replace(rows, events, fence),
     )

@@ -1,0 +1,172 @@
+"""What changes make of a token's record: for one token and for many.
+
+Each gives the record but for its revision and time. It raises LifecycleError where the change can not be, which its
+caller notes, and InvalidInputError where the change itself is not acceptable for this token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from tokenvault.errors import InvalidInputError, LifecycleError
+from tokenvault.model.domain import Domain
+from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
+from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.records.record import TokenRecord
+from tokenvault.vault.core import Core, Unsealed
+
+Alteration: TypeAlias = Callable[[Unsealed], Coroutine[Any, Any, Unsealed]]
+
+
+class Properties(NamedTuple):
+    """What `update_token` changes of a token; what is None stays.
+
+    Attributes:
+        token_expiry: the last month of validity.
+        customer: empty to take it away.
+        metadata: replaces all pairs there are.
+    """
+
+    token_expiry: CardExpiry | None = None
+    customer: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+class NewCard(NamedTuple):
+    """What `update_card` puts behind tokens: a new PAN, a new expiry, or both; what is None stays."""
+
+    pan: Pan | None
+    expiry: CardExpiry | None
+
+
+def status_change(change: Change, actor: Actor | None = None) -> Alteration:
+    """Another status."""
+
+    async def alter(unsealed: Unsealed) -> Unsealed:
+        record, card = unsealed
+        status, suspended_by = transition(record.status, record.suspended_by, change, actor)
+        kept = None if status is TokenStatus.DELETED else card
+        if kept is None:  # a tombstone keeps nothing that tells of the card
+            record = record._replace(last4_key=b"", metadata=b"", par=None)
+        return Unsealed(record._replace(status=status, suspended_by=suspended_by), kept)
+
+    return alter
+
+
+def winding_down(purge_after_ms: int) -> Alteration:
+    """No new payments; follow-ups until it may be purged."""
+
+    async def alter(unsealed: Unsealed) -> Unsealed:
+        record, card = _living(unsealed)
+        status, suspended_by = transition(record.status, record.suspended_by, Change.WIND_DOWN)
+        changed = record._replace(status=status, suspended_by=suspended_by, purge_after_ms=purge_after_ms)
+        return Unsealed(changed, card)
+
+    return alter
+
+
+def domain_change(core: Core, domain: Domain, *, by_host: bool) -> Alteration:
+    """Another domain of its own."""
+
+    async def alter(unsealed: Unsealed) -> Unsealed:
+        record, card = _living(unsealed)
+        # For the host only, which may know the card. A requestor could test guesses of the card by it.
+        if by_host and domain.contains_pan(card.pan):
+            raise _mentions("the domain")
+        await core.documents.put(domain)
+        return Unsealed(record._replace(domain=domain.digest), card)
+
+    return alter
+
+
+def assurance_change(method: str | None, established_ms: int) -> Alteration:
+    """Another token assurance method."""
+
+    async def alter(unsealed: Unsealed) -> Unsealed:
+        record, card = _living(unsealed)
+        changed = record._replace(assurance=method, assurance_ms=established_ms if method else 0)
+        return Unsealed(changed, card)
+
+    return alter
+
+
+def property_change(core: Core, properties: Properties, *, by_host: bool) -> Alteration:
+    """Other properties."""
+    customer, metadata = properties.customer, properties.metadata
+
+    async def alter(unsealed: Unsealed) -> Unsealed:
+        record, card = _living(unsealed)
+        texts = (customer or "", *(metadata or {}), *(metadata or {}).values())
+        if by_host and any(card.pan.stands_in(text) for text in texts):
+            raise _mentions("the customer or the metadata")
+        if customer not in (None, record.customer) and core.programs[record.program].per_customer:
+            raise LifecycleError(
+                "the token converges on its customer: issue one for another", code="CUSTOMER_FIXED"
+            )
+        sealed = record.metadata
+        if metadata is not None:
+            sealed = await core.runtime.call(core.keys.seal_metadata, metadata, record.reference)
+        changed = record._replace(
+            token_expiry=properties.token_expiry or record.token_expiry,
+            customer=record.customer if customer is None else customer,
+            metadata=sealed,
+        )
+        return Unsealed(changed, card)
+
+    return alter
+
+
+def card_change(
+    core: Core, pan: Pan | None, new: NewCard, pan_fingerprint: bytes, *, by_host: bool
+) -> Alteration:
+    """Another PAN, another expiry, or both.
+
+    Args:
+        core: has the domains that may not hold the new PAN, and makes the key of its last four digits.
+        pan: the PAN so far, where the change is of a card and not of a token: another one is not changed.
+        new: the new card.
+        pan_fingerprint: of the new PAN, if there is one.
+        by_host: whether the host vouches for the new card. Otherwise nobody has verified it: the token is then
+            inactive and without assurance.
+    """
+
+    async def alter(unsealed: Unsealed) -> Unsealed:
+        record, card = _living(unsealed)
+        if pan is not None and card.pan not in (pan, new.pan):
+            raise LifecycleError("the token was given another card meanwhile")
+        if new.pan is not None and new.pan != card.pan:
+            await refuse_card(core, record, new.pan)
+            record = record._replace(pan_fingerprint=pan_fingerprint)
+            if core.finds_last4:
+                record = record._replace(last4_key=core.keys.last4_keys(new.pan.last4)[0])
+            if not by_host:
+                status, suspended_by = transition(record.status, record.suspended_by, Change.NEW_CARD)
+                record = record._replace(
+                    status=status, suspended_by=suspended_by, assurance=None, assurance_ms=0
+                )
+        return Unsealed(record, Card(new.pan or card.pan, new.expiry or card.expiry))
+
+    return alter
+
+
+async def refuse_card(core: Core, record: TokenRecord, new_pan: Pan) -> None:
+    """Raise InvalidInputError if a token can not have a PAN behind it."""
+    core.programs[record.program].pans.check(new_pan.reveal())
+    own = await core.documents.get(record.domain)
+    if own.contains_pan(new_pan) or any(
+        new_pan.stands_in(text) for text in (record.par or "", record.customer)
+    ):
+        raise _mentions("the token's domain, par or customer")
+
+
+def _living(unsealed: Unsealed) -> tuple[TokenRecord, Card]:
+    record, card = unsealed
+    if card is None:
+        raise LifecycleError("the token is deleted: it has no card, and never changes again")
+    return record, card
+
+
+def _mentions(what: str) -> InvalidInputError:
+    message = f"{what} holds the card number: use ids that do not"
+    return InvalidInputError(message, code="CARD_NUMBER_IN_TEXT")

@@ -1,0 +1,312 @@
+"""Changing many tokens: a chunk is read at once, changed, and written with one event.
+
+Each item is answered as the single call answers it. Tokens that others change at the same time are read again; where
+they keep doing so, the items of the chunk fail, and nothing of it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias, TypedDict, TypeVar
+
+import attrs
+import numpy as np
+
+from tokenvault.audit.batch_event import ITEMS_MAX, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
+from tokenvault.audit.event import Action, Outcome
+from tokenvault.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    LifecycleError,
+    TokenNotFoundError,
+    TokenVaultError,
+)
+from tokenvault.model.domain import Domain
+from tokenvault.model.lifecycle import Change
+from tokenvault.model.pan import CardExpiry, Pan
+from tokenvault.records.token_info import TokenInfo
+from tokenvault.vault import arguments, manage
+from tokenvault.vault.alterations import (
+    Alteration,
+    NewCard,
+    card_change,
+    domain_change,
+    property_change,
+    status_change,
+)
+from tokenvault.vault.batch.read import StoredTokens, read
+from tokenvault.vault.batch.results import ObjectResults
+from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.manage import By
+
+ATTEMPTS_MAX: Final = 32
+"""How often a chunk starts over because others changed its records first."""
+
+CARDS_MAX: Final = 1_000
+"""Items of a chunk that name a card: each may have several tokens."""
+
+T = TypeVar("T")
+Name: TypeAlias = str | bytes
+
+
+class TokenChange(TypedDict, total=False):
+    """What `update_token_many` changes of a token; each is as of `update_token`, and unset, it stays."""
+
+    token_expiry: str | CardExpiry | None
+    customer: str | None
+    metadata: Mapping[str, str] | None
+
+
+class CardChange(TypedDict, total=False):
+    """What `update_card_many` changes of a card; each is as of `update_card`, and unset, it stays."""
+
+    new_pan: str | Pan | None
+    expiry: str | CardExpiry | None
+
+
+class Wanted(NamedTuple):
+    """What an item wants: the tokens that it names, or the card that they stand for, and what becomes of each."""
+
+    name: Name | Pan
+    alter: Alteration
+
+
+Reader: TypeAlias = Callable[[Core, By, object], Wanted]
+"""Reads an item. Raises InvalidInputError where it is not acceptable."""
+
+
+class _Step(NamedTuple):
+    """One token of one item."""
+
+    item: int
+    name: Name
+    alter: Alteration
+
+
+@attrs.frozen
+class _Chunk:
+    core: Core
+    action: Action
+    by: By
+    stored: StoredTokens
+    notes: BatchEventBuilder
+    now_ms: int
+    found: dict[int, list[TokenInfo]] = attrs.Factory(dict)
+    failed: dict[int, TokenVaultError] = attrs.Factory(dict)
+    changed: dict[str, Unsealed] = attrs.Factory(dict)
+
+
+# Items.
+
+
+def to_delete(_core: Core, _by: By, item: object) -> Wanted:
+    """A token to delete."""
+    return Wanted(_name(item), status_change(Change.DELETE))
+
+
+def to_get(_core: Core, _by: By, item: object) -> Name:
+    """A token to look at."""
+    return _name(item)
+
+
+def domain_to_update(core: Core, by: By, item: object) -> Wanted:
+    """A pair of token and domain."""
+    name, domain = _pair(item, "domain")
+    if domain is not None and not isinstance(domain, Domain):
+        raise InvalidInputError("domain is a Domain")
+    return Wanted(_name(name), domain_change(core, arguments.own_domain(domain), by_host=by.host))
+
+
+def token_to_update(core: Core, by: By, item: object) -> Wanted:
+    """A pair of token and TokenChange."""
+    name, given = _pair(item, "TokenChange")
+    change = _given(given, TokenChange)
+    properties = arguments.properties(
+        change.get("token_expiry"), change.get("customer"), change.get("metadata")
+    )
+    manage.refuse_properties(core, properties)
+    return Wanted(_name(name), property_change(core, properties, by_host=by.host))
+
+
+def card_to_update(core: Core, by: By, item: object) -> Wanted:
+    """A pair of PAN, token or reference, and CardChange."""
+    name, given = _pair(item, "CardChange")
+    change = _given(given, CardChange)
+    pan, expiry = change.get("new_pan"), change.get("expiry")
+    new = NewCard(None if pan is None else core.pan(pan), arguments.optional_expiry(expiry))
+    manage.refuse_new_card(core, new)
+    if not isinstance(name, str | Pan):
+        raise InvalidInputError("a card is named by its PAN, or by the token or reference of a token")
+    wanted = arguments.pan_or_name(core, name)
+    fingerprint = b"" if new.pan is None else core.keys.pan_fingerprint(new.pan)
+    card = wanted if isinstance(wanted, Pan) else None
+    return Wanted(wanted, card_change(core, card, new, fingerprint, by_host=by.host))
+
+
+def _name(item: object) -> Name:
+    if type(item) is not str:  # it could compare unlike its digits
+        raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
+    return arguments.token_or_reference(item)
+
+
+def _pair(item: object, what: str) -> tuple[object, object]:
+    if (type(item) is not tuple and type(item) is not list) or len(item) != 2:
+        raise InvalidInputError(f"each item is a pair of token and {what}")
+    return item[0], item[1]
+
+
+def _given(value: object, kind: type[T]) -> T:
+    names = kind.__annotations__
+    if not isinstance(value, Mapping) or not value.keys() <= names.keys():
+        raise InvalidInputError(f"a change is a {kind.__name__}: {', '.join(names)}")
+    return value  # type: ignore[return-value] # its values are checked where they are used
+
+
+# Chunks.
+
+
+async def change_chunk(
+    core: Core, action: Action, by: By, reader: Reader, items: Sequence[object]
+) -> ObjectResults[list[TokenInfo]]:
+    """Change the tokens of items; of each, the tokens that changed."""
+    results = ObjectResults[list[TokenInfo]](len(items))
+    wanted = await core.runtime.call(_read_items, core, by, reader, items, results)
+    steps = await _steps(core, action, by, wanted, results)
+    for attempt in range(ATTEMPTS_MAX):
+        chunk = await _change(core, action, by, steps)
+        if not await _write(chunk):
+            break
+        await core.conflict(attempt)
+    else:
+        error = ConflictError("others keep changing these tokens; nothing was done: retry later")
+        results.fail(np.array(sorted({step.item for step in steps}), np.intp), error)
+        return results
+    for item in {step.item for step in steps}:
+        if item in chunk.found:
+            results.put(item, chunk.found[item])
+        else:  # none of its tokens changed
+            results.fail(item, chunk.failed[item])
+    return results
+
+
+async def get_chunk(core: Core, items: Sequence[object]) -> ObjectResults[TokenInfo]:
+    """The properties of tokens."""
+    results = ObjectResults[TokenInfo](len(items))
+    names: dict[int, Name] = {}
+    for row, item in enumerate(items):
+        try:
+            names[row] = _name(item)
+        except InvalidInputError as error:
+            results.fail(row, error)
+    stored = await read(core, list(dict.fromkeys(names.values())))
+    for row, name in names.items():
+        try:
+            results.put(row, await core.info(_unsealed(stored, name)))
+        except TokenVaultError as error:
+            results.fail(row, error)
+    return results
+
+
+def _read_items(
+    core: Core, by: By, reader: Reader, items: Sequence[object], results: ObjectResults[list[TokenInfo]]
+) -> dict[int, Wanted]:
+    wanted = {}
+    for row, item in enumerate(items):
+        try:
+            wanted[row] = reader(core, by, item)
+        except InvalidInputError as error:
+            results.fail(row, error)
+    return wanted
+
+
+async def _steps(
+    core: Core, action: Action, by: By, wanted: dict[int, Wanted], results: ObjectResults[list[TokenInfo]]
+) -> list[_Step]:
+    """The tokens of each item; an item whose card has none fails."""
+    steps: list[_Step] = []
+    for item, (name, alter) in wanted.items():
+        if not isinstance(name, Pan):
+            steps.append(_Step(item, name, alter))
+            continue
+        live = await manage.live_tokens(core, name, by.requestor)
+        steps += [_Step(item, record.token, alter) for record, _ in live]
+        if not live:
+            await core.deny(action, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
+            message = "this card has no token in this vault"
+            results.fail(item, TokenNotFoundError(message, code="CARD_HAS_NO_TOKEN"))
+        if len(steps) > ITEMS_MAX:
+            raise InvalidInputError("the cards of a chunk have too many tokens: change them one by one")
+    return steps
+
+
+async def _change(core: Core, action: Action, by: By, steps: list[_Step]) -> _Chunk:
+    """What becomes of the tokens, as they are stored now."""
+    stored = await read(core, list(dict.fromkeys(step.name for step in steps)))
+    chunk = _Chunk(core, action, by, stored, BatchEventBuilder(len(steps)), core.clock.now_ms())
+    for row, step in enumerate(steps):
+        try:
+            await _change_one(chunk, row, step)
+        except TokenVaultError as error:
+            chunk.failed[step.item] = error
+    return chunk
+
+
+async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
+    """Change one token, after those before it, and note it. Raises what the single call does."""
+    core, by, note = chunk.core, chunk.by, chunk.notes.note
+    try:
+        stored = _unsealed(chunk.stored, step.name)
+    except TokenNotFoundError:
+        note(row, b"", 0, Kind(Outcome.NOT_FOUND, by.requestor, operator=by.operator))
+        raise
+    except IntegrityError:
+        note(row, b"", 0, Kind(Outcome.TAMPERED, by.requestor, operator=by.operator))
+        raise
+    before = chunk.changed.get(stored.record.token, stored)
+    reference = before.record.reference
+    if by.requestor is not None and not await manage.may_manage(
+        core, before.record, chunk.action, by.requestor
+    ):
+        codes = (manage.NOT_ITS_TOKEN,)
+        note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
+        raise manage.not_its_token()
+    try:
+        record, card = await step.alter(before)
+    except LifecycleError:
+        codes = (manage.LIFECYCLE_CODE,)
+        note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
+        raise
+    revision = stored.record.revision + 1
+    changed = Unsealed(record._replace(updated_ms=chunk.now_ms, revision=revision), card)
+    info = await core.info(changed)
+    chunk.changed[record.token] = changed
+    chunk.found.setdefault(step.item, []).append(info)
+    note(row, reference, revision, Kind(Outcome.DONE, by.requestor, operator=by.operator))
+
+
+def _unsealed(stored: StoredTokens, name: Name) -> Unsealed:
+    """A record that was read. Raises TokenNotFoundError, IntegrityError."""
+    if name in stored.unreadable:
+        raise stored.unreadable[name]
+    place = stored.places.get(name)
+    if place is None:
+        raise TokenNotFoundError("no such token in this vault")
+    if not stored.genuine[place]:
+        raise IntegrityError("a token record is not one that this library writes")
+    return stored.unsealed(place)
+
+
+async def _write(chunk: _Chunk) -> list[str]:
+    """Write the records and the event of a chunk; returns the tokens that others changed first: then nothing is."""
+    core, event = chunk.core, chunk.notes.event(chunk.now_ms, chunk.action)
+    if event is None:
+        return []
+    if not chunk.changed:
+        return await core.trail.note(event)
+    return await core.trail.write(
+        event,
+        lambda: core.keys.seal_all(list(chunk.changed.values())),
+        lambda events, rows: core.store.replace(rows, events),
+    )

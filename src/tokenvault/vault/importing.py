@@ -1,0 +1,294 @@
+"""Importing cards from files as they are: with the spellings that exports and spreadsheets have.
+
+Rows are issued in chunks, in their order. What was reported is in the database, so an import that ended early goes on
+after the last line that it reported; where rows have an id of their own, also from the start, as the same id gives
+the same token.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple, TextIO, TypeAlias
+
+import attrs
+
+from tokenvault.errors import InvalidInputError, TokenVaultError, boundary_init, iterator_boundary
+from tokenvault.model import checks
+from tokenvault.model.domain import Domain
+from tokenvault.model.pan import CardExpiry, could_hold_pan
+from tokenvault.records.token_info import TokenInfo
+from tokenvault.vault.batch.cards import CardToIssue
+from tokenvault.vault.blocking import Vault
+
+CHUNK_ROWS: Final = 4_000
+"""Rows that are issued at once."""
+
+CELL_CHARACTERS_MAX: Final = 4_096
+LINE_CHARACTERS_MAX: Final = 65_536
+SAMPLE_CHARACTERS: Final = 4_096
+
+COLUMNS: Final[Mapping[str, frozenset[str]]] = {
+    "pan": frozenset(
+        {
+            "pan",
+            "cardnumber",
+            "number",
+            "ccnumber",
+            "creditcardnumber",
+            "accountnumber",
+            "primaryaccountnumber",
+            "card",
+        }
+    ),
+    "expiry": frozenset(
+        {"expiry", "exp", "expdate", "expirydate", "expirationdate", "expiration", "validthru"}
+    ),
+    "month": frozenset({"expmonth", "expirymonth", "expirationmonth", "month"}),
+    "year": frozenset({"expyear", "expiryyear", "expirationyear", "year"}),
+    "customer": frozenset({"customer", "customerid", "clientid", "userid", "accountid"}),
+    "par": frozenset({"par", "paymentaccountreference"}),
+    "id": frozenset({"id", "rowid", "cardid", "tokenid", "reference", "paymentmethodid"}),
+}
+"""The columns that are known, each by its names: without regard to case, blanks and signs."""
+
+_MONTHS: Final = {
+    name: number
+    for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)
+}
+_ROUNDED: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE][+]?[0-9]+")
+_PATTERNS: Final = (
+    re.compile(
+        r"(?P<y>20[0-9]{2})[-/. ]?(?P<m>0[1-9]|1[0-2])(?:[-/.](?:0[1-9]|[12][0-9]|3[01]))?(?:[T ].*)?"
+    ),
+    re.compile(r"(?P<m>0?[1-9]|1[0-2])[-/. ](?P<y>20[0-9]{2}|[0-9]{2})"),
+    re.compile(r"(?P<m>0[1-9]|1[0-2])(?P<y>20[0-9]{2}|[0-9]{2})"),
+    re.compile(r"(?P<m>[1-9])(?P<y>[0-9]{2})"),  # a spreadsheet dropped the first 0
+    re.compile(r"(?P<m>[a-z]{3})[a-z]*[-/. ]+(?P<y>20[0-9]{2}|[0-9]{2})"),
+)
+
+Source: TypeAlias = Path | TextIO | Iterable[Mapping[str, object]]
+
+
+@boundary_init
+@attrs.frozen(kw_only=True)
+class ImportedRow:
+    """What came of a row. Never its card number.
+
+    Attributes:
+        line: number of the line in the file, from 1, where its row ends; of a mapping, its place, from 1.
+        id: the row's own id, if it has one that could be no card number.
+        token: the token that was issued; None where the row was rejected.
+        code: why it was rejected, as `TokenVaultError.code`; None where it was not.
+        message: the same in words.
+    """
+
+    line: int
+    id: str | None
+    token: TokenInfo | None
+    code: str | None
+    message: str | None
+
+
+class _Row(NamedTuple):
+    line: int
+    id: str | None
+    card: CardToIssue | InvalidInputError
+
+
+@iterator_boundary
+def import_cards(
+    vault: Vault,
+    source: Source,
+    *,
+    requestor: str,
+    program: str,
+    domain: Domain | None = None,
+    columns: Mapping[str, str] | None = None,
+    after_line: int = 0,
+    operator: str | None = None,
+) -> Iterator[ImportedRow]:
+    """Issue a token for each row of a file, also for cards that have expired.
+
+    Expiries are read as "12/29", "1229", "12/2029", "2029-12", "202912", "Dec-29" and the like; card numbers with
+    blanks, hyphens, a leading apostrophe or a trailing ".0" of spreadsheets. A number that a spreadsheet has rounded
+    is rejected (PAN_ROUNDED). Rows without anything in them are passed over.
+
+    Args:
+        vault: where the tokens are issued.
+        source: path of a CSV file in UTF-8, with or without a byte order mark, separated by commas, semicolons or
+            tabs; an open one; or mappings of column to value, as csv.DictReader gives them.
+        requestor: id of the requestor that the tokens are issued to.
+        program: name of their program.
+        domain: of each token; unset, only the program's and the requestor's restrict it.
+        columns: which column is which: of "pan", "expiry", "month", "year", "customer", "par" and "id", the name of
+            each that is not recognised by its name. The values of a column "id" are idempotency keys.
+        after_line: the line up to which the file is imported already.
+        operator: the person behind the import.
+
+    Yields:
+        Each row's outcome, in the order of the file, once its chunk of 4,000 is in the database.
+
+    Raises:
+        InvalidInputError: an argument is not acceptable, or the file is no CSV; nothing of it is repeated.
+        PermissionDeniedError, KeyStoreError, TokenStoreError: as `Vault.issue_many`.
+    """
+    checks.instance("vault", vault, Vault)
+    rows = _rows(source, columns or {}, checks.whole_number("after_line", after_line, 0, 2**62))
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        cards = [row.card for row in chunk if not isinstance(row.card, InvalidInputError)]
+        results = iter(
+            vault.issue_many(
+                cards,
+                requestor=requestor,
+                program=program,
+                domain=domain,
+                accept_expired=True,
+                operator=operator,
+            )
+        )
+        for row in chunk:
+            yield _outcome(row, row.card if isinstance(row.card, InvalidInputError) else next(results))
+
+
+def _outcome(row: _Row, result: TokenInfo | TokenVaultError) -> ImportedRow:
+    if isinstance(result, TokenInfo):
+        return ImportedRow(line=row.line, id=row.id, token=result, code=None, message=None)
+    return ImportedRow(line=row.line, id=row.id, token=None, code=result.code, message=str(result))
+
+
+def _rows(source: Source, columns: Mapping[str, str], after_line: int) -> Iterator[_Row]:
+    if isinstance(source, Path):
+        try:
+            file = source.open(encoding="utf-8-sig", newline="")
+        except OSError:
+            raise InvalidInputError("the file of cards can not be opened") from None
+        with file:
+            yield from _rows(file, columns, after_line)
+        return
+    lines = _of_file(source) if isinstance(source, io.TextIOBase) else _of_mappings(source)
+    names: dict[str, str] | None = None
+    for line, cells in lines:
+        if names is None:
+            names = _names(cells, columns)
+        if line > after_line and any(str(value or "").strip() for value in cells.values()):
+            yield _row(line, cells, names)
+
+
+def _of_mappings(source: object) -> Iterator[tuple[int, Mapping[str, object]]]:
+    if isinstance(source, str | bytes) or not isinstance(source, Iterable):
+        raise InvalidInputError("source is a Path, an open text file, or an iterable of mappings")
+    for place, cells in enumerate(source, start=1):
+        if not isinstance(cells, Mapping):
+            raise InvalidInputError("each row is a mapping of column to value")
+        yield place, cells
+
+
+def _of_file(file: io.TextIOBase) -> Iterator[tuple[int, Mapping[str, object]]]:
+    line = 0
+    try:
+        header = file.readline(SAMPLE_CHARACTERS).lstrip("\ufeff")
+        separator = max(",;\t", key=header.count)
+        reader = csv.reader(_bounded(header, file), delimiter=separator)
+        names = next(reader, [])
+        for cells in reader:
+            line = reader.line_num
+            # A row of another length has no card that could be trusted.
+            yield (
+                line,
+                dict(zip(names, cells, strict=True))
+                if len(cells) == len(names)
+                else _misshapen(names, cells),
+            )
+    except (csv.Error, UnicodeDecodeError, OSError):
+        problem = f"the file of cards is no CSV in UTF-8, behind line {line}"
+    else:
+        return
+    raise InvalidInputError(problem)
+
+
+def _misshapen(names: list[str], cells: list[str]) -> Mapping[str, object]:
+    return {**dict.fromkeys(names), _SHAPE: True} if any(cells) else {}
+
+
+_SHAPE: Final = "\0shape"  # no column of a CSV is called so
+
+
+def _bounded(header: str, file: io.TextIOBase) -> Iterator[str]:
+    """The lines of a file, none longer than LINE_CHARACTERS_MAX; old Macs' line ends too."""
+    yield header
+    while line := file.readline(LINE_CHARACTERS_MAX):
+        yield line
+
+
+def _names(cells: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, str]:
+    """The column of each property. Raises InvalidInputError."""
+    if not columns.keys() <= COLUMNS.keys():
+        raise InvalidInputError(f"columns names some of: {', '.join(COLUMNS)}")
+    found = dict(columns)
+    for name in cells:
+        plain = re.sub(r"[^a-z]", "", str(name).lower())
+        for known, spellings in COLUMNS.items():
+            if plain in spellings and known not in columns and found.setdefault(known, name) != name:
+                raise InvalidInputError(
+                    f"two columns could be the {known}: say by `columns` which one is", code="COLUMNS_UNCLEAR"
+                )
+    if found.get("pan") not in cells:
+        raise InvalidInputError(
+            "no column holds card numbers by its name: say by `columns` which one does",
+            code="COLUMNS_UNCLEAR",
+        )
+    return found
+
+
+def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _Row:
+    def cell(known: str) -> str:
+        value = cells.get(names[known]) if known in names else None
+        return "" if value is None else str(value).strip().strip("\u00a0")[:CELL_CHARACTERS_MAX]
+
+    if _SHAPE in cells:
+        message = "the row has more or fewer cells than the first line"
+        return _Row(line, None, InvalidInputError(message, code="ROW_MISSHAPEN"))
+    name = cell("id")
+    try:
+        key = checks.text("the id", name) if name else None
+        card = CardToIssue(
+            pan=_number(cell("pan")),
+            expiry=_expiry(cell("expiry"), cell("month"), cell("year")),
+            customer=cell("customer") or None,
+            par=cell("par") or None,
+            idempotency_key=key,
+        )
+        # An id that could be a card number is not repeated.
+        return _Row(line, None if could_hold_pan(name) else key, card)
+    except InvalidInputError as error:
+        return _Row(line, None, error)
+
+
+def _number(text: str) -> str:
+    """A card number as `issue` reads it. Raises InvalidInputError."""
+    if _ROUNDED.fullmatch(text):
+        raise InvalidInputError(
+            "a spreadsheet has rounded this number: export its column as text", code="PAN_ROUNDED"
+        )
+    digits = text.lstrip("'\u2019").removesuffix(".0")
+    return re.sub(r"[\s\u00a0-]+", " ", digits).strip()
+
+
+def _expiry(text: str, month: str, year: str) -> CardExpiry | None:
+    """The expiry of one cell or two. Raises InvalidInputError."""
+    joined = text or (f"{month}/{year}" if month or year else "")
+    if not joined:
+        return None
+    plain = re.sub(r"[\s\u00a0]*([-/.])[\s\u00a0]*", r"\1", joined.lstrip("'").lower())
+    for pattern in _PATTERNS:
+        found = pattern.fullmatch(plain)
+        if found is not None:
+            number = _MONTHS.get(found["m"]) or (int(found["m"]) if found["m"].isdecimal() else 0)
+            if number:
+                return CardExpiry(2000 + int(found["y"][-2:]), number)
+    raise InvalidInputError('an expiry of another form than "12/29", "1229" or "2029-12"', code="EXPIRY_FORM")

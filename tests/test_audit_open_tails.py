@@ -1,0 +1,104 @@
+"""A vault is killed, and someone edits the open end of its stream: before the next vault opens, and after."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import tokenvault as tv
+from tests import vaults
+from tests.vaults import issue, use
+from tokenvault import FindingKind, Grade
+from tokenvault.keys import KeyStore
+from tokenvault.stores.sqlite.store import SqliteTokenStore
+
+ONCE = tv.Domain(limits=(tv.Limit(uses=1),))
+
+
+class Killed:
+    """A database whose only vault was killed after a single-use token was used."""
+
+    def __init__(self, keys: KeyStore, path: Path, *, later_events: int) -> None:
+        self.keys, self.path = keys, path
+        self.store = SqliteTokenStore(str(path))
+        tv.provision(keys, self.store)
+        vault = self.open()
+        self.token = issue(vault, domain=ONCE).token
+        self.unused = self._run("SELECT * FROM tokens WHERE token = ?", self.token)[0]
+        vault.detokenize(self.token, use(1))
+        ((self.use,),) = self._run("SELECT max(number) FROM events")
+        for _ in range(later_events):
+            issue(vault)
+        vault._core = None  # killed: nothing closes its stream
+        vault._unclosed.clear()
+
+    def open(self) -> tv.Vault:
+        return tv.Vault(self.keys, self.store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS)
+
+    def next_vault(self) -> None:
+        with self.open() as vault:
+            issue(vault)
+
+    def roll_back(self) -> None:
+        """Take the event of the use away, and put the unused record back."""
+        self._run(
+            "DELETE FROM events WHERE number = ? AND stream = (SELECT min(stream) FROM events)",
+            self.use,
+        )
+        self._run("DELETE FROM tokens WHERE token = ?", self.token)
+        self._run(f"INSERT INTO tokens VALUES ({', '.join('?' * len(self.unused))})", *self.unused)
+
+    def verify(self) -> tv.AuditReport:
+        return tv.verify_audit(self.store, keys=self.keys)
+
+    def _run(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as shell:
+            return shell.execute(sql, values).fetchall()
+
+
+@pytest.mark.parametrize("before_the_next_opens", [True, False])
+def test_an_event_taken_from_within_an_open_tail_is_named(
+    local_keys: KeyStore, tmp_path: Path, before_the_next_opens: bool
+) -> None:
+    killed = Killed(local_keys, tmp_path / "vault.db", later_events=2)
+    if not before_the_next_opens:
+        killed.next_vault()
+    killed.roll_back()
+    if before_the_next_opens:
+        killed.next_vault()
+    found = [(each.kind, each.grade, each.number) for each in killed.verify().open_findings]
+    assert found == [(FindingKind.GAP, Grade.OPEN, killed.use)]
+
+
+def test_the_next_vault_closes_the_end_of_a_killed_one(local_keys: KeyStore, tmp_path: Path) -> None:
+    killed = Killed(local_keys, tmp_path / "vault.db", later_events=0)
+    killed.next_vault()
+    assert killed.verify().findings == ()
+    killed.roll_back()
+    report = killed.verify()
+    assert not report.intact
+    assert [(each.kind, each.number) for each in report.findings] == [(FindingKind.TRUNCATED, killed.use)]
+
+
+@pytest.mark.parametrize("events", [0, 1, 2, 3, 7, 8, 9, 30])
+def test_the_last_event_is_found_whatever_the_length_of_the_tail(
+    local_keys: KeyStore, tmp_path: Path, events: int
+) -> None:
+    killed = Killed(local_keys, tmp_path / "vault.db", later_events=events)
+    killed.next_vault()
+    killed._run(
+        "DELETE FROM events WHERE (stream, number) IN"
+        " (SELECT stream, max(number) FROM events GROUP BY stream ORDER BY stream LIMIT 1)"
+    )
+    kinds = {each.kind for each in killed.verify().findings}
+    assert FindingKind.TRUNCATED in kinds
+
+
+def test_until_the_next_vault_what_no_checkpoint_covers_is_counted_by_stream(
+    local_keys: KeyStore, tmp_path: Path
+) -> None:
+    killed = Killed(local_keys, tmp_path / "vault.db", later_events=2)
+    assert list(killed.verify().uncovered.values()) == [5]

@@ -1,0 +1,523 @@
+"""Kinds of use: what each does to the money, to limits and to what may follow."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.pure_token import OWNER, PureToken
+from tests.strategies import DAY_MS, NOW_MS
+from tokenvault.errors import InvalidInputError
+from tokenvault.model.authentication import Authentication, Factor
+from tokenvault.model.controls import CryptogramRule
+from tokenvault.model.domain import Domain
+from tokenvault.model.kinds import KINDS, Kind
+from tokenvault.model.ledger import FOLLOW_UPS_MAX, UseLedger
+from tokenvault.model.lifecycle import Actor, TokenStatus
+from tokenvault.model.limits import Limit
+from tokenvault.model.listing import AllBut
+from tokenvault.model.money import MINOR_UNITS_MAX, Money
+from tokenvault.model.pan import CardExpiry
+from tokenvault.model.periods import Period
+from tokenvault.model.remaining import remaining
+from tokenvault.model.transaction import CONTRADICTIONS, Channel, Transaction
+
+OTHER = "40087654321"
+NEW = [kind for kind, rule in KINDS.items() if not rule.follow_up]
+PAYMENTS = [kind for kind, rule in KINDS.items() if rule.counts_use]
+FOLLOW_UPS = [kind for kind, rule in KINDS.items() if rule.follow_up]
+LATE = [kind for kind in FOLLOW_UPS if not KINDS[kind].live]
+ids = itertools.count()
+
+
+def euros(cents: int | None) -> Money | None:
+    return None if cents is None else Money(cents, "EUR")
+
+
+class Shop(PureToken):
+    """A token that a shop uses; a transaction is told by its kind and amount in cents."""
+
+    def told(self, kind: Kind, cents: int | None = None, *, days: float = 0, **fields: Any) -> str:
+        """The codes of what was refused; "" where it was allowed."""
+        fields.setdefault("id", f"id-{next(ids)}")
+        fields.setdefault("requestor", OWNER)
+        fields.setdefault("amount", euros(cents))
+        decision = self.do(Transaction(kind=kind, **fields), NOW_MS + int(days * DAY_MS))
+        return ",".join(violation.code for violation in decision.violations)
+
+    def pay(self, cents: int | None = None, **fields: Any) -> str:
+        return self.told(Kind.PURCHASE, cents, **fields)
+
+    def left(self, days: float = 0) -> list[int]:
+        now_ms = NOW_MS + int(days * DAY_MS)
+        return [found.left for found in remaining(self.restrictions(OWNER), self.usage, now_ms)]
+
+
+def monthly(cents: int = 100_00) -> Limit:
+    return Limit(amount=Money(cents, "EUR"), per=Period.MONTH)
+
+
+def strong(days: float = 0, factors: int = 2) -> Authentication:
+    at = datetime.fromtimestamp(NOW_MS / 1_000, UTC) + timedelta(days=days)
+    return Authentication(factors=list(Factor)[:factors], at=at)
+
+
+# A payment and what becomes of it.
+
+
+def test_a_declined_payment_is_given_back_and_the_next_attempt_passes() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1, per=Period.MONTH), monthly()), min_interval=timedelta(days=1)))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.pay(100_00) == "TOO_SOON,USES_EXCEEDED,AMOUNT_EXCEEDED"
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.left() == [1, 100_00]
+    assert shop.pay(100_00, id="b") == ""
+    assert shop.told(Kind.REVERSAL, original="b") == ""
+    assert shop.pay(100_00) == ""
+
+
+def test_a_late_retry_of_a_reversed_payment_is_refused() -> None:
+    """It would be a use that no limit counts."""
+    shop = Shop(Domain(limits=(Limit(uses=1),)))
+    assert shop.pay(5, id="a") == ""
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.pay(5, id="b") == ""
+    assert shop.pay(5, id="a") == "TRANSACTION_REVERSED"
+    assert shop.pay(5, id="b") == ""
+
+
+def test_captures_in_parts_count_once_and_the_last_releases_the_rest() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1), monthly())))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(Kind.CAPTURE, 30_00, original="a", final=False) == ""
+    assert shop.left() == [0, 0]
+    assert shop.told(Kind.CAPTURE, 70_01, original="a") == "CAPTURE_EXCEEDS"
+    assert shop.told(Kind.CAPTURE, 30_00, original="a") == ""
+    assert shop.left() == [0, 40_00]
+    assert shop.told(Kind.CAPTURE, 1, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.REVERSAL, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.INCREMENT, 1, original="a") == "ORIGINAL_CLOSED"
+
+
+def test_increments_add_to_what_is_authorised_and_to_limits_of_money_only() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1), monthly()), max_amount=Money(90_00, "EUR")))
+    assert shop.pay(50_00, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 40_01, original="a") == "AMOUNT_TOO_HIGH"
+    assert shop.told(Kind.INCREMENT, 40_00, original="a") == ""
+    assert shop.left() == [0, 10_00]
+    assert shop.told(Kind.CAPTURE, 90_01, original="a") == "CAPTURE_EXCEEDS"
+    assert shop.told(Kind.CAPTURE, 60_00, original="a") == ""
+    assert shop.left() == [0, 40_00]
+
+
+def test_a_part_that_is_given_back_stays_authorised_for_the_rest() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1), monthly())))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(Kind.REVERSAL, 60_00, original="a") == ""
+    assert shop.left() == [0, 60_00]
+    assert shop.told(Kind.CAPTURE, 40_01, original="a") == "CAPTURE_EXCEEDS"
+    assert shop.told(Kind.REVERSAL, 40_01, original="a") == "REVERSAL_EXCEEDS"
+    assert shop.told(Kind.CAPTURE, original="a") == ""
+    assert shop.told(Kind.REFUND, 40_01, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, 40_00, original="a") == ""
+
+
+def test_what_is_captured_can_not_be_reversed_and_the_rest_can() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1), monthly())))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(Kind.CAPTURE, 60_00, original="a", final=False) == ""
+    assert shop.told(Kind.REVERSAL, 40_01, original="a") == "REVERSAL_EXCEEDS"
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.left() == [0, 40_00], "the use itself stays: it was captured in part"
+    assert shop.told(Kind.REVERSAL, original="a") == "ORIGINAL_CLOSED"
+
+
+def test_refunds_are_at_most_what_was_captured_less_what_was_refunded() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1), monthly())))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(Kind.CAPTURE, 80_00, original="a") == ""
+    left = shop.left()
+    assert shop.told(Kind.REFUND, 50_00, original="a") == ""
+    assert shop.told(Kind.REFUND, 30_01, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, original="a") == ""
+    assert shop.told(Kind.REFUND, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, 1, original="a") == "REFUND_EXCEEDS"
+    assert shop.left() == left, "limits count no refund"
+
+
+def test_a_refund_of_what_was_never_captured_in_words_says_that_it_was() -> None:
+    shop = Shop(Domain(limits=(monthly(),)))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(Kind.REFUND, 40_00, original="a") == ""
+    for kind in (Kind.CAPTURE, Kind.REVERSAL):
+        assert shop.told(kind, 10_00, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.REFUND, 60_01, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, 60_00, original="a") == ""
+
+
+def test_a_refund_of_a_reversed_use_is_refused() -> None:
+    shop = Shop()
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.told(Kind.REFUND, 1, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, original="a") == "REFUND_EXCEEDS"
+
+
+def test_money_is_given_back_to_the_window_in_which_it_was_counted() -> None:
+    shop = Shop(Domain(limits=(Limit(amount=Money(100, "EUR"), per=timedelta(days=1)),)))
+    assert shop.pay(70, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 60, original="a", days=1) == ""
+    assert shop.left(1) == [40]
+    assert shop.told(Kind.REVERSAL, 80, original="a", days=1) == ""
+    assert shop.left(1) == [100], "the increment's first: it came last"
+    assert shop.left(0) == [50]
+    assert shop.pay(100, days=2) == ""
+    assert shop.told(Kind.REVERSAL, original="a", days=2) == ""
+    assert shop.left(2) == [0], "what an older window counted is given back to none"
+
+
+def test_a_limit_that_came_after_a_use_gives_nothing_back_for_it() -> None:
+    """It was never counted there."""
+    shop = Shop()
+    assert shop.pay(50_00, id="a") == ""
+    shop.domain = Domain(limits=(Limit(uses=1), monthly()))
+    assert shop.pay(90_00) == ""
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.left() == [0, 10_00]
+
+
+def test_a_use_without_an_amount_is_followed_up_without_one() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=1),)))
+    assert shop.pay(id="a") == ""
+    for kind in (Kind.CAPTURE, Kind.REVERSAL, Kind.REFUND):
+        assert shop.told(kind, 1, original="a") == "CURRENCY_DIFFERS"
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.left() == [1]
+    assert shop.pay(id="b") == ""
+    assert shop.told(Kind.CAPTURE, original="b") == ""
+    assert shop.told(Kind.REFUND, original="b") == ""
+
+
+@pytest.mark.parametrize("kind", [Kind.INCREMENT, Kind.CAPTURE, Kind.REVERSAL, Kind.REFUND])
+def test_a_follow_up_in_another_currency_is_refused(kind: Kind) -> None:
+    shop = Shop()
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(kind, amount=Money(1, "USD"), original="a") == "CURRENCY_DIFFERS"
+
+
+def test_a_verification_takes_no_money_and_counts_nowhere() -> None:
+    limits = (Limit(uses=1), monthly())
+    shop = Shop(Domain(limits=limits, min_amount=Money(1, "EUR"), min_interval=timedelta(days=1),
+                       strong_above=Money(0, "EUR"), currencies={"EUR"}))  # fmt: skip
+    for _ in range(3):
+        assert shop.told(Kind.VERIFICATION, id="v") == ""
+    assert shop.left() == [1, 100_00]
+    assert shop.usage.last_used_ms == -1
+    assert shop.told(Kind.VERIFICATION, 0) == ""
+    for kind in (Kind.CAPTURE, Kind.REVERSAL):
+        assert shop.told(kind, original="v") == "ORIGINAL_CLOSED"
+    assert "ORIGINAL_CLOSED" in shop.told(Kind.INCREMENT, 1, original="v")
+    assert shop.told(Kind.REFUND, 1, original="v") == "CURRENCY_DIFFERS"
+    assert shop.told(Kind.DISPUTE, original="v") == ""
+
+
+def test_a_verification_answers_to_all_other_controls() -> None:
+    shop = Shop(Domain(merchants={"M-1"}, cryptogram=CryptogramRule.REQUIRED, kinds=AllBut({Kind.CASH})))
+    assert shop.told(Kind.VERIFICATION) == "MERCHANT_NOT_ALLOWED,CRYPTOGRAM_REQUIRED"
+    assert shop.told(Kind.VERIFICATION, merchant="M-1", cryptogram_counter=4) == ""
+    assert shop.told(Kind.VERIFICATION, merchant="M-1", cryptogram_counter=4) == "CRYPTOGRAM_REQUIRED"
+
+
+# What a kind needs.
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("status", TokenStatus)
+def test_a_token_s_status_stops_payments_and_lets_follow_ups_go_on(kind: Kind, status: TokenStatus) -> None:
+    shop = Shop()
+    assert shop.pay(100_00, id="a") == ""
+    shop.status = status
+    if status is TokenStatus.SUSPENDED:
+        shop.suspended_by = frozenset(Actor) - {Actor.VAULT}
+    follows: dict[str, Any] = {"original": "a"} if KINDS[kind].follow_up else {}
+    cents = None if kind is Kind.VERIFICATION else 1
+    going_on = (TokenStatus.ACTIVE, TokenStatus.SUSPENDED, TokenStatus.WINDING_DOWN)
+    allowed = status is TokenStatus.ACTIVE or (kind in LATE and status in going_on)
+    assert shop.told(kind, cents, **follows) == ("" if allowed else f"TOKEN_{status.name}")
+
+
+@pytest.mark.parametrize("kind", LATE)
+@pytest.mark.parametrize("status", [TokenStatus.SUSPENDED, TokenStatus.WINDING_DOWN])
+def test_a_suspension_by_the_vault_stops_follow_ups_too(kind: Kind, status: TokenStatus) -> None:
+    shop = Shop()
+    assert shop.pay(100_00, id="a") == ""
+    shop.status, shop.suspended_by = status, frozenset({Actor.VAULT, Actor.ISSUER})
+    assert shop.told(kind, original="a") == "TOKEN_SUSPENDED"
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_an_expired_token_takes_follow_ups_only(kind: Kind) -> None:
+    shop = Shop(Domain(valid_until=datetime.fromtimestamp(NOW_MS / 1_000 + 86_400, UTC)))
+    shop.expiry = CardExpiry(2026, 5)
+    assert shop.pay(100_00, id="a") == ""
+    follows: dict[str, Any] = {"original": "a"} if KINDS[kind].follow_up else {}
+    cents = None if kind is Kind.VERIFICATION else 1
+    expected = "" if kind in LATE else "TOKEN_EXPIRED,NO_LONGER_VALID"
+    assert shop.told(kind, cents, days=30, **follows) == expected
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_a_follow_up_is_bound_by_lists_where_it_says_otherwise_than_its_use(kind: Kind) -> None:
+    shop = Shop(Domain(merchants={"M-1"}, max_amount=Money(10, "EUR"), channels={Channel.ECOMMERCE}))
+    assert shop.pay(10, id="a", merchant="M-1", channel=Channel.ECOMMERCE) == ""
+    assert shop.told(kind, original="a", merchant="M-2") == "MERCHANT_NOT_ALLOWED"
+    assert shop.told(kind, original="a") == ""
+
+
+@pytest.mark.parametrize("kind", [Kind.REFUND, Kind.DISPUTE])
+def test_a_refund_and_a_dispute_name_their_original_unless_a_domain_lets_them(kind: Kind) -> None:
+    assert Shop().told(kind, 1) == "ORIGINAL_REQUIRED"
+    lets = Domain(follow_ups_without_original=True)
+    assert Shop(lets).told(kind, 1) == ""
+    assert Shop(program=lets).told(kind, 1) == ""
+    bound = Shop(Domain(merchants={"M-1"}, max_amount=Money(5, "EUR"), follow_ups_without_original=True))
+    assert bound.told(kind, 6) == "MERCHANT_NOT_ALLOWED,AMOUNT_TOO_HIGH"
+    assert Shop(lets).told(kind, 1, original="never") == "ORIGINAL_UNKNOWN"
+
+
+@pytest.mark.parametrize("kind", FOLLOW_UPS)
+def test_an_original_is_a_use_of_this_token_by_this_requestor(kind: Kind) -> None:
+    shop = Shop(Domain(requestors={OWNER, OTHER}))
+    assert shop.pay(100_00, id="a") == ""
+    assert shop.told(kind, 1, original="b") == "ORIGINAL_UNKNOWN"
+    assert shop.told(kind, 1, original="a", requestor=OTHER) == "ORIGINAL_UNKNOWN"
+    assert shop.told(Kind.CAPTURE, 1, id="c", original="a", final=False) == ""
+    assert shop.told(kind, 1, original="c") == "ORIGINAL_NOT_A_USE"
+    assert (
+        Shop(Domain(kinds={Kind.PURCHASE})).told(kind, 1, original="a") == "ORIGINAL_UNKNOWN,KIND_NOT_ALLOWED"
+    )
+
+
+def test_a_merchant_s_payment_may_rest_on_the_cardholder_s() -> None:
+    """It is no follow-up of it: it counts for itself, and gives back nothing of the other."""
+    shop = Shop(Domain(limits=(Limit(uses=2), monthly())))
+    mit = {"channel": Channel.MERCHANT_INITIATED, "original": "cit"}
+    assert shop.pay(10_00, **mit) == "ORIGINAL_UNKNOWN"
+    assert shop.told(Kind.VERIFICATION, id="cit") == ""
+    assert shop.pay(10_00, id="mit", **mit) == ""
+    assert shop.told(Kind.REVERSAL, original="mit") == ""
+    assert shop.left() == [2, 100_00]
+    assert shop.pay(10_00, **mit | {"original": "mit"}) == "", "a reversed use was a use"
+
+
+@pytest.mark.parametrize("kind", FOLLOW_UPS)
+def test_a_follow_up_is_idempotent_by_its_own_id(kind: Kind) -> None:
+    shop = Shop(Domain(limits=(monthly(),)))
+    assert shop.pay(50_00, id="a") == ""
+    assert shop.told(kind, 10_00, id="f", original="a") == ""
+    usage, entries = shop.usage, list(shop.entries)
+    assert shop.told(kind, 10_00, id="f", original="a") == ""
+    assert (shop.usage, shop.entries) == (usage, entries)
+    assert "TRANSACTION_ID_REUSED" in shop.told(kind, 10_01, id="f", original="a")
+    assert "TRANSACTION_ID_REUSED" in shop.pay(10_00, id="f")
+    assert (shop.usage, shop.entries) == (usage, entries)
+
+
+def test_a_use_has_a_bounded_number_of_follow_ups() -> None:
+    shop = Shop()
+    assert shop.pay(100_00, id="a") == ""
+    for _ in range(FOLLOW_UPS_MAX):
+        assert shop.told(Kind.DISPUTE, original="a") == ""
+    for kind in LATE:
+        assert shop.told(kind, 1, original="a") == "FOLLOW_UPS_EXCEEDED"
+
+
+def test_no_use_grows_past_what_an_amount_can_say() -> None:
+    shop = Shop()
+    assert shop.pay(MINOR_UNITS_MAX, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 1, original="a") == "INCREMENT_EXCEEDS"
+
+
+# Limits with scopes, strong authentication, and several documents.
+
+
+def test_once_with_the_cardholder_then_monthly_by_the_merchant_is_one_domain() -> None:
+    first, then = {Channel.ECOMMERCE}, {Channel.MERCHANT_INITIATED}
+    shop = Shop(
+        Domain(
+            channels=first | then,
+            limits=(
+                Limit(uses=1, channels=first),
+                Limit(amount=Money(100_00, "EUR"), channels=first),
+                Limit(amount=Money(20_00, "EUR"), per=Period.MONTH, channels=then),
+            ),
+        )
+    )
+    assert shop.pay(100_00, channel=Channel.ECOMMERCE) == ""
+    assert shop.pay(1, channel=Channel.ECOMMERCE) == "USES_EXCEEDED,AMOUNT_EXCEEDED"
+    assert shop.pay(20_00, channel=Channel.MERCHANT_INITIATED) == ""
+    assert shop.pay(1, channel=Channel.MERCHANT_INITIATED) == "AMOUNT_EXCEEDED"
+    assert shop.pay(20_00, channel=Channel.MERCHANT_INITIATED, days=31) == ""
+
+
+def test_a_use_that_does_not_say_its_channel_is_within_every_scope() -> None:
+    shop = Shop(
+        Domain(limits=(Limit(uses=1, channels={Channel.ATM}), Limit(uses=1, merchants=AllBut({"M-1"}))))
+    )
+    assert shop.pay(channel=Channel.CHIP, merchant="M-1") == ""
+    assert shop.left() == [1, 1]
+    assert shop.pay() == ""
+    assert shop.pay() == "USES_EXCEEDED,USES_EXCEEDED"
+    assert shop.left() == [0, 0]
+
+
+def test_an_increment_is_within_the_scope_of_its_use() -> None:
+    shop = Shop(Domain(limits=(Limit(amount=Money(100, "EUR"), kinds={Kind.PURCHASE}),)))
+    assert shop.pay(90, id="a") == ""
+    assert shop.told(Kind.CASH, 90, id="b") == ""
+    assert shop.told(Kind.INCREMENT, 11, original="a") == "AMOUNT_EXCEEDED"
+    assert shop.told(Kind.INCREMENT, 11, original="b") == ""
+
+
+def test_a_strong_use_passes_and_starts_the_limit_again() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=2, since_authentication=True),)))
+    assert [shop.pay(1), shop.pay(1), shop.pay(1)] == ["", "", "STRONG_AUTHENTICATION_REQUIRED"]
+    assert shop.pay(1, authentication=strong(factors=1)) == "STRONG_AUTHENTICATION_REQUIRED"
+    assert shop.pay(1, authentication=strong()) == ""
+    assert shop.left() == [2]
+
+
+def test_a_use_before_a_strong_one_is_not_given_back_to_what_came_after() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=2, since_authentication=True),)))
+    assert shop.pay(1, id="a") == ""
+    assert shop.pay(1, authentication=strong(), days=1) == ""
+    assert shop.pay(1, id="b", days=2) == ""
+    assert shop.told(Kind.REVERSAL, original="a", days=2) == ""
+    assert shop.left() == [1]
+    assert shop.told(Kind.REVERSAL, original="b", days=2) == ""
+    assert shop.left() == [2]
+
+
+def test_a_refused_use_tells_what_to_present_and_passes_with_it() -> None:
+    shop = Shop(Domain(strong_above=Money(50, "EUR"), strong_max_age=timedelta(minutes=5)))
+    transaction = Transaction(id="a", requestor=OWNER, amount=Money(51, "EUR"))
+    (violation,) = shop.do(transaction, NOW_MS).violations
+    assert (violation.code, violation.response_code) == ("STRONG_AUTHENTICATION_REQUIRED", "1A")
+    assert violation.message == (
+        "above 50 minor units of EUR present an authentication of the cardholder with 2 different factors of"
+        " possession, knowledge, inherence, no older than 0:05:00"
+    )
+    for days, told in ((-5.1 / 1_440, violation.code), (-5 / 1_440, ""), (1, "AUTHENTICATION_IN_FUTURE")):
+        assert shop.pay(51, authentication=strong(days)).startswith(told)
+    assert shop.pay(50) == ""
+    assert shop.pay(51, id="a", authentication=strong()) == ""
+    assert shop.pay(51, id="a", authentication=strong(), days=1) == "", "a retry is not held against its age"
+
+
+def test_what_is_strong_for_one_domain_starts_no_limit_of_a_stricter_one() -> None:
+    limit = Limit(uses=2, since_authentication=True)
+    shop = Shop(Domain(limits=(limit,), strong_factors=1), program=Domain(limits=(limit,), strong_factors=3))
+    assert shop.pay() == ""
+    assert shop.pay(authentication=strong(factors=2)) == ""
+    assert shop.left() == [0, 2]
+    assert shop.pay(authentication=strong(factors=2)) == "STRONG_AUTHENTICATION_REQUIRED"
+    assert shop.pay(authentication=strong(factors=3)) == ""
+
+
+def test_who_uses_another_s_token_is_bound_by_its_own_domain() -> None:
+    """And its limits count its own uses, not those of others."""
+    agent = Domain(channels={Channel.AGENT}, max_amount=Money(50_00, "EUR"), limits=(Limit(uses=1),))
+    shop = Shop(Domain(requestors={OWNER, OTHER}, limits=(Limit(uses=3),)), acting={OTHER: agent})
+    assert shop.pay(900_00, channel=Channel.ECOMMERCE) == ""
+    told = shop.pay(900_00, channel=Channel.ECOMMERCE, requestor=OTHER)
+    assert told == "CHANNEL_NOT_ALLOWED,AMOUNT_TOO_HIGH"
+    assert shop.pay(50_00, channel=Channel.AGENT, requestor=OTHER) == ""
+    assert shop.pay(50_00, channel=Channel.AGENT, requestor=OTHER) == "USES_EXCEEDED"
+    assert shop.pay(50_00) == ""
+    assert shop.pay(50_00) == "USES_EXCEEDED"
+
+
+def test_a_restricted_interval_is_kept_between_uses() -> None:
+    shop = Shop(Domain(min_interval=timedelta(hours=1)))
+    assert [shop.pay(days=hour / 24) for hour in (0, 0.99, 1, 1.5, 2)] == ["", "TOO_SOON", "", "TOO_SOON", ""]
+
+
+def test_remaining_tells_what_is_left_and_until_when() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=3, per=timedelta(days=1)), Limit(amount=Money(10, "EUR")))))
+    assert shop.pay(4) == ""
+    by_uses, by_amount = remaining(shop.restrictions(OWNER), shop.usage, NOW_MS)
+    assert (by_uses.used, by_uses.left, by_uses.limit) == (1, 2, Limit(uses=3, per=timedelta(days=1)))
+    assert (by_amount.used, by_amount.left, by_amount.resets_at) == (4, 6, None)
+    midnight = datetime.fromtimestamp((NOW_MS // DAY_MS + 1) * DAY_MS / 1_000, UTC)
+    assert by_uses.resets_at == midnight
+
+
+# What is refused where it is written.
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        *(({"kind": kind, "channel": channel}, "KIND_CONTRADICTS_CHANNEL")
+          for kind, channels in CONTRADICTIONS.items() for channel in channels),
+        *(({"kind": kind}, "ORIGINAL_REQUIRED") for kind in (Kind.CAPTURE, Kind.REVERSAL)),
+        ({"kind": Kind.INCREMENT, "amount": Money(1, "EUR")}, "ORIGINAL_REQUIRED"),
+        ({"kind": Kind.INCREMENT, "original": "a"}, "AMOUNT_REQUIRED"),
+        ({"kind": Kind.INCREMENT, "original": "a", "amount": Money(0, "EUR")}, "AMOUNT_REQUIRED"),
+        ({"kind": Kind.VERIFICATION, "amount": Money(1, "EUR")}, "KIND_TAKES_NO_AMOUNT"),
+        ({"kind": Kind.REFUND, "original": "tx"}, "ORIGINAL_IS_ITSELF"),
+        ({"original": "a"}, "KIND_TAKES_NO_ORIGINAL"),
+        ({"original": "a", "channel": Channel.ECOMMERCE}, "KIND_TAKES_NO_ORIGINAL"),
+        ({"kind": Kind.CASH, "original": "a"}, "KIND_TAKES_NO_ORIGINAL"),
+        *(({"kind": kind, "original": "a", "final": False}, "KIND_TAKES_NO_FINAL")
+          for kind in (Kind.REFUND, Kind.REVERSAL)),
+        ({"final": False}, "KIND_TAKES_NO_FINAL"),
+        ({"kind": "refund"}, "INVALID_INPUT"),
+        ({"final": 0}, "INVALID_INPUT"),
+        ({"token_expiry": "2030-13"}, "EXPIRY_FORM"),
+        ({"authentication": True}, "INVALID_INPUT"),
+        ({"reference": "x" * 257}, "INVALID_INPUT"),
+        ({"agent": ""}, "INVALID_INPUT"),
+    ],
+)  # fmt: skip
+def test_a_transaction_that_contradicts_itself_is_refused(fields: dict[str, Any], code: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        Transaction(**{"id": "tx", "requestor": OWNER, **fields})
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"factors": [], "at": datetime.now(UTC)}, {"factors": ["pin"], "at": datetime.now(UTC)},
+        {"factors": [Factor.KNOWLEDGE], "at": datetime(2026, 1, 1)}, {"factors": [Factor.KNOWLEDGE], "at": None},
+        {"factors": [Factor.KNOWLEDGE], "at": datetime.now(UTC), "method": "x" * 65},
+    ],
+)  # fmt: skip
+def test_an_authentication_of_another_form_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        Authentication(**fields)
+
+
+def test_the_table_of_kinds_is_the_design_s() -> None:
+    counts = {
+        kind: (rule.counts_use, rule.counts_money, rule.follow_up, rule.live) for kind, rule in KINDS.items()
+    }
+    assert counts == {
+        Kind.PURCHASE: (True, True, False, True),
+        Kind.CASH: (True, True, False, True),
+        Kind.TRANSFER: (True, True, False, True),
+        Kind.VERIFICATION: (False, False, False, True),
+        Kind.INCREMENT: (False, True, True, True),
+        Kind.CAPTURE: (False, False, True, False),
+        Kind.REVERSAL: (False, False, True, False),
+        Kind.REFUND: (False, False, True, False),
+        Kind.DISPUTE: (False, False, True, False),
+    }
+
+
+def test_a_ledger_of_no_use_is_none() -> None:
+    assert UseLedger.of([], bytes(16)) is None
