@@ -20,7 +20,7 @@ from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 SQLITE_PLANS = {
     "list_tokens": (sqlite.LIST, "INDEX tokens_by_group"),
-    "count": (sqlite.COUNT, "COVERING INDEX tokens_by_group"),
+    "count": (sqlite.COUNT, "PRIMARY KEY"),
     "groups": (sqlite.NEXT_GROUP, "COVERING INDEX tokens_by_group"),
     "find_customer": (sqlite.FIND_CUSTOMER, "INDEX tokens_by_customer"),
     **{f"find_last4 of {n}": (text, "INDEX tokens_by_last4_key") for n, text in sqlite.FIND_LAST4.items()},
@@ -29,7 +29,7 @@ SQLITE_PLANS = {
 }
 POSTGRES_PLANS = {
     "list_tokens": (postgres.LIST, {"tokens_by_group"}),
-    "count": (postgres.COUNT, {"tokens_by_group"}),
+    "count": (postgres.COUNT, {"token_counts_pkey"}),
     "groups": (postgres.GROUPS, {"tokens_by_group"}),
     "find_customer": (postgres.FIND_CUSTOMER, {"tokens_by_customer"}),
     "find_last4": (postgres.FIND_LAST4, {"tokens_by_last4_key"}),

@@ -28,6 +28,7 @@ from tokenvault.keys import KeyStore
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import TokenStore
+from tokenvault.testing.token_store_harness import assert_counted
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 
@@ -303,6 +304,7 @@ def assert_nothing_half_done(site: Site, database: Database, told: dict[int, str
         assert all((event.action, event.outcome) == (Action.ISSUE, Outcome.DONE) for event in noted)
         assert {event.reference for event in noted} == references
         assert len(noted) == len(references) == len(rows)
+        assert_counted(store)
         assert set(told.values()) <= {row.token for row in rows}
         assert len(rows) <= len(told) + rounds * WRITER_THREADS, (
             "at most one a thread was written and not told"

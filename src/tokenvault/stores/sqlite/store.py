@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any, Final, TypeVar
@@ -44,6 +45,7 @@ from tokenvault.stores.sqlite.file import (
     is_unreadable,
 )
 from tokenvault.stores.sqlite.pool import Pool
+from tokenvault.stores.token_counts import changes, counts_of, group_of, sorted_changes
 
 T = TypeVar("T")
 
@@ -244,8 +246,8 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         return groups[1:]
 
     def _count(self, requestor: str, program: str, status: int) -> int:
-        ((count,),) = self._read(sql.COUNT, (requestor, program, status))
-        return int(count)
+        rows = self._read(sql.COUNT, (requestor, program, status))
+        return int(rows[0][0]) if rows else 0
 
     def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
         rows = self._read(sql.FIND_CUSTOMER, (customer, after, limit))
@@ -359,7 +361,9 @@ def _insert_all(
         existing = _existing(connection, [record.token for record in records])
         if existing:
             return existing
-        connection.statement.executemany(sql.INSERT, records)
+        # In the order of two of the indexes: the pages that come next are those of the row before.
+        connection.statement.executemany(sql.INSERT, sorted(records))
+    _count_all(connection, counts_of(records))
     if document is not None:
         connection.statement.execute(sql.PUT_DOMAIN, (digest_of(document), document))
     return _append_all(connection, events)
@@ -377,11 +381,25 @@ def _replace_all(
 ) -> list[str]:
     execute = connection.statement.execute
     moved = _moved(connection, fence)
+    left: list[TokenGroup] = []
+    entered: list[TokenGroup] = []
     for record in records:
         values = record._asdict()
-        if not (execute(sql.REPLACE, values).rowcount or execute(sql.REPLACE_ALL, values).rowcount):
+        if execute(sql.REPLACE, values).rowcount:
+            continue
+        left += starmap(TokenGroup, execute(sql.GROUP_OF, (record.token,)).fetchall())
+        entered.append(group_of(record))
+        if not execute(sql.REPLACE_ALL, values).rowcount:
             moved.append(record.token)
-    return moved or _append_all(connection, events)
+    if moved:
+        return moved
+    _count_all(connection, changes(left, entered))
+    return _append_all(connection, events)
+
+
+def _count_all(connection: Connection, counts: Counter[TokenGroup]) -> None:
+    for group, number in sorted_changes(counts):
+        connection.statement.execute(sql.ADD_TO_COUNT, (*group, number))
 
 
 def _moved(connection: Connection, fence: Fence) -> list[str]:
