@@ -335,11 +335,12 @@ USES: Final = Statement(
     _ONE_EVENT,
 )
 
+# As three conditions of their own, the lengths would have the planner expect one row, and sort all that lie behind.
 INDEX_ROWS: Final = Statement(
     f"""
     SELECT {INDEX_COLUMNS} FROM {EVENT_INDEX}
-    WHERE (reference, use_id, stream, number) > ($1, $2, $3, $4)
-        AND length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16 AND number > 0
+    WHERE (reference, use_id, stream, number) > ($1, $2, $3, $4) AND number > 0
+        AND coalesce(length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16, false)
     ORDER BY reference, use_id, stream, number LIMIT $5""",
     (*INDEX.values(), INT8),
     (*INDEX.values(),),
