@@ -150,6 +150,48 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
     wrong_adapters.OrdersEventsByArrival: [
         (lambda contract, _, store: contract.test_events_about_a_reference(store), "order of arrival"),
     ],
+    wrong_adapters.CountsWhatWasInserted: [
+        (lambda contract, _, store: contract.test_counts_follow_every_write(store), "count does not agree"),
+        (lambda contract, _, store: contract.test_counts_by_threads(store), "count does not agree"),
+    ],
+    wrong_adapters.CountsBesideTheTransaction: [
+        (
+            lambda contract, _, store: contract.test_an_interrupted_write(store, "insert", 1),
+            "count does not agree",
+        ),
+        (
+            lambda contract, _, store: contract.test_an_interrupted_write(store, "replace", 3),
+            "count does not agree",
+        ),
+    ],
+    wrong_adapters.ReadsTheUseBeforeItsRecord: [
+        (
+            lambda contract, _, store: contract.test_a_use_is_not_older_than_its_record(store),
+            "older than its record",
+        ),
+    ],
+    wrong_adapters.FindsUsesOfAnyToken: [
+        (lambda contract, _, store: contract.test_a_use_with_its_record(store), "other uses or tokens"),
+    ],
+    wrong_adapters.GivesAnEventForEachName: [
+        (lambda contract, _, store: contract.test_a_use_with_its_record(store), "one of them came twice"),
+        (lambda contract, _, store: contract.test_many_uses(store), "one of them came twice"),
+    ],
+    wrong_adapters.LosesPairs: [
+        (lambda contract, _, store: contract.test_many_uses(store), "a use id"),
+    ],
+    wrong_adapters.ListsByTheTimeAlone: [
+        (lambda contract, _, store: contract.test_lists_in_the_order_of_issue(store), "one millisecond"),
+    ],
+    wrong_adapters.RemembersGroups: [
+        (lambda contract, _, store: contract.test_lists_in_the_order_of_issue(store), "groups are not"),
+    ],
+    wrong_adapters.FindsCustomersInAnyCase: [
+        (lambda contract, _, store: contract.test_customers_and_last_four(store), "by another text"),
+    ],
+    wrong_adapters.FindsLastFourKeyByKey: [
+        (lambda contract, _, store: contract.test_customers_and_last_four(store), "all together"),
+    ],
     wrong_adapters.TakesFewerRowsThanItSays: [
         (
             lambda contract, harness, store: contract.test_the_write_of_most_rows(store, harness),

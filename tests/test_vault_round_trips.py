@@ -96,7 +96,7 @@ def calls(local_keys: KeyStore, store: PostgresTokenStore) -> dict[str, tuple[Ca
         "detokenize, unknown": (unknown, 2),
         "check": (lambda: vault.check(limited, use(next(numbers))), 1),
         "get": (lambda: vault.get(free), 1),
-        "suspend and resume": (suspend_and_resume, 4),
+        "suspend and resume": (suspend_and_resume, 6),  # each reads, and a status changes by a statement of its own
     }  # fmt: skip
 
 

@@ -73,6 +73,8 @@ class Use:
 
     id: str
     amount: int
+    kind: tv.Kind = tv.Kind.PURCHASE
+    original: str | None = None
     outcome: str = ""
 
 
@@ -99,7 +101,8 @@ def redeem(place: Place, tries: Tries) -> list[Use]:
         return [one(use) for use in tries.uses[place.process][thread]]
 
     def one(use: Use) -> Use:
-        transaction = vaults.use(use.id, amount=tv.Money(use.amount, "EUR"))
+        amount = tv.Money(use.amount, "EUR")
+        transaction = vaults.use(use.id, amount=amount, kind=use.kind, original=use.original)
         try:
             card = place.vault.detokenize(tries.token, transaction)
         except tv.DomainRestrictionError as refused:

@@ -26,6 +26,7 @@ from tokenvault.testing.token_store_harness import (
     a_record,
     an_event,
     as_read,
+    assert_counted,
     most,
     race,
     replaced,
@@ -162,7 +163,7 @@ class IsolationContract(WritingContract):
             events = [an_event(first + n, reference=record.reference) for n, record in enumerate(records)]
             if kind == "replace":
                 assert store.insert(records, []) == []
-                records = list(map(replaced, records))
+                records = [replaced(record)._replace(status=7) for record in records]
             return records, events
 
         written, write = [], store.insert if kind == "insert" else store.replace
@@ -173,6 +174,7 @@ class IsolationContract(WritingContract):
             written.append((records, events))
         for records, events in written:
             assert _is_whole(store, records, events), _HALF.format(f"{kind} of {count} record(s)")
+        assert_counted(store)
         gc.collect()  # here, where the warnings are expected
 
     # Forks.
