@@ -12,7 +12,8 @@ from tests.pure_token import OWNER, PureToken
 from tests.strategies import DAY_MS, NOW_MS
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.authentication import Authentication, Factor
-from tokenvault.model.controls import CryptogramRule
+from tokenvault.model.controls import LIMITS_MAX, CryptogramRule
+from tokenvault.model.counters import COUNTERS_MAX
 from tokenvault.model.domain import Domain
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import FOLLOW_UPS_MAX, UseLedger
@@ -372,6 +373,18 @@ def test_a_use_that_does_not_say_its_channel_is_within_every_scope() -> None:
     assert shop.pay() == ""
     assert shop.pay() == "USES_EXCEEDED,USES_EXCEEDED"
     assert shop.left() == [0, 0]
+
+
+def test_limits_that_come_and_go_make_no_other_limit_forget_what_it_does_not_bind() -> None:
+    program = Domain(limits=(Limit(uses=1, per=Period.MONTH, channels={Channel.ATM}),))
+    shop = Shop(program=program)
+    assert shop.pay(channel=Channel.ATM) == ""
+    for turn in range(2 * COUNTERS_MAX // LIMITS_MAX):
+        names = [f"M-{turn}-{place}" for place in range(LIMITS_MAX)]
+        shop.domain = Domain(limits=[Limit(uses=9, merchants={name}) for name in names])
+        assert shop.pay(channel=Channel.ECOMMERCE) == ""
+        assert len(shop.usage.counters) <= COUNTERS_MAX
+    assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED"
 
 
 def test_an_increment_is_within_the_scope_of_its_use() -> None:
