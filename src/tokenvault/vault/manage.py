@@ -100,10 +100,12 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
 async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
     """The tokens that were issued from a token, directly or not, and are not deleted, by token."""
     source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
-    if source.card is None:
-        return []
-    live = await live_tokens(core, source.card.pan, None)
-    by_reference = {unsealed.record.reference: unsealed for unsealed in live}
+    # By fingerprint: a token that is deleted has no card any more, and those that came from it live on.
+    pan_fingerprints = {source.record.pan_fingerprint}
+    if source.card is not None:
+        pan_fingerprints.update(await core.runtime.call(core.keys.pan_fingerprints, source.card.pan))
+    of_card = [unsealed async for unsealed in core.of_card(sorted(pan_fingerprints), None)]
+    by_reference = {unsealed.record.reference: unsealed for unsealed in of_card}
     wanted = source.record.reference
 
     def comes_from(record: TokenRecord) -> bool:
@@ -116,7 +118,11 @@ async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> l
             record = before.record
         return False
 
-    return [await core.info(unsealed) for unsealed in live if comes_from(unsealed.record)]
+    return [
+        await core.info(unsealed)
+        for unsealed in of_card
+        if unsealed.card is not None and comes_from(unsealed.record)
+    ]
 
 
 async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
