@@ -31,7 +31,7 @@ from tokenvault.stores.port import TokenStore
 TESTS = str(Path(__file__).parent)
 NEEDLES = (VISA, VISA[:12], VISA[-12:])
 ANY: Any = tv  # for calls that are wrong on purpose
-PROTOCOLS = {tv.AsyncTokenStore, tv.Clock, tv.KeyStore, tv.TokenStore}
+PROTOCOLS = {tv.AsyncTokenStore, tv.Clock, tv.Directory, tv.KeyStore, tv.TokenStore}
 """What a caller writes a class for: it has no constructor."""
 
 

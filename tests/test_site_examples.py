@@ -237,6 +237,12 @@ def test_the_model(page: str, local_keys: KeyStore) -> None:
             run_examples(page, {"keys": local_keys, "store": store, "vault": vault, "token": token})
 
 
+def test_parties(local_keys: KeyStore) -> None:
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        run_examples("howto/parties.md", {"keys": local_keys, "store": store})
+
+
 def test_payments(local_keys: KeyStore) -> None:
     program = tv.TokenProgram(
         "card-on-file", format=tv.TokenFormat(bin="999912"), making=tv.Making.CONVERGENT

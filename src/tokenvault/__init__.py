@@ -52,6 +52,7 @@ from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
@@ -79,6 +80,7 @@ __all__ = [
     "CryptogramRule",
     "Custody",
     "Decision",
+    "Directory",
     "Domain",
     "DomainRestrictionError",
     "Factor",
@@ -102,6 +104,8 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "StaticDirectory",
+    "StoredDirectory",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",

@@ -71,6 +71,9 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_ASSURANCE = 12
     WIND_DOWN = 13
     CHECK = 14
+    PUT_PROGRAM = 60
+    PUT_REQUESTOR = 61
+    DISABLE_REQUESTOR = 62
 
 
 class Outcome(int, enum.Enum):

@@ -60,6 +60,13 @@ class AuditKeys:
             left = [at for at in left if not genuine[at]]
         return list(map(CheckedEvent, rows, leaves, genuine))
 
+    def is_genuine(self, leaf: bytes, tag: bytes) -> bool:
+        """Whether a MAC is of a leaf hash, under the AUDIT key of any version."""
+        return any(
+            hmac.compare_digest(self._mac(version).tag(leaf[:AUTHENTICATED_BYTES]), tag)
+            for version in reversed(self._keys.versions(KeyPurpose.AUDIT))
+        )
+
     def genuine(self, rows: Sequence[SealedEvent]) -> list[SealedEvent]:
         """Those of the events whose MAC is right."""
         return [each.row for each in self.check(rows) if each.genuine]

@@ -126,6 +126,7 @@ class TokenRequestor:
         programs: names of the programs that it may issue tokens of.
         permissions: what it may do: ISSUE tokens, DETOKENIZE those whose domain allows it, MANAGE its own.
         domain: controls that hold for each token issued to it.
+        disabled: whether it may do nothing now. Its tokens still serve the others that their domains name.
 
     Raises:
         InvalidInputError: a value is of another form.
@@ -137,7 +138,9 @@ class TokenRequestor:
         default=frozenset(Permission), converter=_permissions, kw_only=True
     )
     domain: Domain = attrs.field(default=NO_RESTRICTION, kw_only=True)
+    disabled: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         checks.requestor_id("a requestor's id", self.id)
         checks.instance("a requestor's domain", self.domain, Domain)
+        checks.true_or_false("disabled", self.disabled)

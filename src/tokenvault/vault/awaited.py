@@ -33,11 +33,13 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
+from tokenvault.vault.directory import Directory, StoredDirectory
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.stored_parties import DirectoryChange
 
 
 @async_boundary
@@ -85,6 +87,8 @@ class AsyncVault(AwaitedFace):
         store: the token store, as `open_async_token_store` opens it.
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
+        directory: in place of both, where they are looked up: a StoredDirectory, which this vault changes, or one of
+            the host's own.
         clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
@@ -107,6 +111,7 @@ class AsyncVault(AwaitedFace):
         *,
         programs: Iterable[TokenProgram] = (),
         requestors: Iterable[TokenRequestor] = (),
+        directory: Directory | StoredDirectory | None = None,
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
@@ -116,6 +121,7 @@ class AsyncVault(AwaitedFace):
             keys,
             programs=programs,
             requestors=requestors,
+            directory=directory,
             clock=clock,
             checkpoints=checkpoints,
             observer=observer,
@@ -178,6 +184,7 @@ class AsyncVault(AwaitedFace):
         terms = arguments.terms(
             requestor, program, domain, token_expiry, assurance, active, accept_expired, operator
         )
+        await core.parties.refresh(terms.program)
         order = Order(
             card=Card(core.pan(pan, terms.program), arguments.optional_expiry(expiry)),
             terms=terms,
@@ -583,6 +590,7 @@ class AsyncVault(AwaitedFace):
             LifecycleError, PermissionDeniedError, ConflictError: as `suspend`.
         """
         core = self._open()
+        await core.parties.refresh()
         new = NewCard(None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry))
         name = arguments.pan_or_name(core, pan_or_token_or_reference)
         return await manage.update_card(core, name, new, arguments.by(requestor, operator))
@@ -591,6 +599,7 @@ class AsyncVault(AwaitedFace):
     async def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
         """The live tokens of a card, by token; with a requestor, its own only. Raises PermissionDeniedError."""
         core = self._open()
+        await core.parties.refresh()
         return await manage.tokens_of(core, core.pan(pan), arguments.caller(requestor))
 
     @async_call_boundary
@@ -692,6 +701,49 @@ class AsyncVault(AwaitedFace):
             after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
             limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
         )
+
+    @async_call_boundary
+    async def put_program(self, program: TokenProgram, *, operator: str | None = None) -> None:
+        """Add a program, or change the one of its name, in the database of a vault with a StoredDirectory.
+
+        Every running vault sees it within the directory's `max_age_seconds`. Its audit event comes first.
+
+        Raises:
+            ConfigurationError: this vault has no StoredDirectory.
+            ConflictError: others keep changing the same program.
+        """
+        checks.instance("program", program, TokenProgram)
+        change = DirectoryChange(Action.PUT_PROGRAM, program, arguments.optional_text("operator", operator))
+        await self._open().changing.put(change)
+
+    @async_call_boundary
+    async def put_requestor(self, requestor: TokenRequestor, *, operator: str | None = None) -> None:
+        """Add a requestor, or change the one of its id, in the database of a vault with a StoredDirectory.
+
+        Every running vault sees it within the directory's `max_age_seconds`. Its audit event comes first.
+
+        Raises:
+            InvalidInputError: it has a program that the directory does not have.
+            ConfigurationError, ConflictError: as `put_program`.
+        """
+        checks.instance("requestor", requestor, TokenRequestor)
+        change = DirectoryChange(
+            Action.PUT_REQUESTOR, requestor, arguments.optional_text("operator", operator)
+        )
+        await self._open().changing.put(change)
+
+    @async_call_boundary
+    async def disable_requestor(self, requestor: str, *, operator: str | None = None) -> None:
+        """Let a requestor do nothing more. Its tokens still serve the others that their domains name.
+
+        `put_requestor` lets it act again.
+
+        Raises:
+            InvalidInputError: there is no such requestor.
+            ConfigurationError, ConflictError: as `put_program`.
+        """
+        named = checks.requestor_id("requestor", requestor)
+        await self._open().changing.disable(named, arguments.optional_text("operator", operator))
 
     @async_boundary
     async def close(self) -> None:

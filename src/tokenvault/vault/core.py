@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Final, NamedTuple
 
 import attrs
@@ -20,8 +20,8 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
-from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
+from tokenvault.model.pan import Card, Pan, could_hold_pan, read_pan
+from tokenvault.model.programs import Permission, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo, info_of
@@ -29,6 +29,8 @@ from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.observer import ConflictMet, Deliveries
+from tokenvault.vault.parties import Parties
+from tokenvault.vault.stored_parties import Registry, not_stored
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -60,7 +62,7 @@ def unsealed(record: TokenRecord, card: Card | None) -> Unsealed:
 
 @attrs.frozen
 class Core:
-    """The ports and configuration of one vault."""
+    """The ports and configuration of one vault; `registry` is there where the vault changes its parties."""
 
     store: AsyncTokenStore
     runtime: Runtime
@@ -68,22 +70,10 @@ class Core:
     keys: KeyRing
     trail: Trail
     documents: Documents
-    programs: Mapping[str, TokenProgram]
-    requestors: Mapping[str, TokenRequestor]
+    parties: Parties
+    registry: Registry | None = None
     finds_last4: bool = False
     deliveries: Deliveries | None = None
-    token_bins: tuple[str, ...] = attrs.field(init=False)
-    _any_pan: PanRule = attrs.field(init=False)
-
-    @token_bins.default
-    def _bins_of_programs(self) -> tuple[str, ...]:
-        return tuple(program.format.bin for program in self.programs.values())
-
-    @_any_pan.default
-    def _rule_of_any_program(self) -> PanRule:
-        rules = [program.pans for program in self.programs.values()] or [USUAL_PANS]
-        fewest, most = zip(*(rule.lengths for rule in rules), strict=True)
-        return PanRule(lengths=(min(fewest), max(most)), luhn=all(rule.luhn for rule in rules))
 
     # Permissions
 
@@ -91,22 +81,12 @@ class Core:
         self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once that is noted."""
-        denied = self.denial(requestor, permission)
-        if denied is not None:
+        registered = await self.parties.requestor(requestor)
+        denied = denial_of(registered, permission)
+        if denied is not None or registered is None:
             await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
-            raise denied
-        return self.requestors[requestor]
-
-    def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
-        """Why a requestor may not do something; None if it may."""
-        registered = self.requestors.get(requestor)
-        if registered is None:
-            return PermissionDeniedError(
-                "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
-            )
-        if permission not in registered.permissions:
-            return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
-        return None
+            raise denied or PermissionDeniedError()
+        return registered
 
     async def deny(
         self,
@@ -241,15 +221,35 @@ class Core:
 
         Raises InvalidInputError.
         """
-        known = self.programs.get(program or "")
-        return read_pan(value, self._any_pan if known is None else known.pans)
+        known = self.parties.known.by_name.get(program or "")
+        return read_pan(value, self.parties.known.any_pan if known is None else known.pans)
+
+    @property
+    def changing(self) -> Registry:
+        """What changes programs and requestors. Raises ConfigurationError where they are not in the database."""
+        if self.registry is None:
+            raise not_stored()
+        return self.registry
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""
-        if pan.reveal().startswith(self.token_bins):
+        if pan.reveal().startswith(self.parties.known.token_bins):
             raise InvalidInputError(
                 "this number lies in a token BIN: it is a token already, not a PAN", code="PAN_IS_TOKEN"
             )
+
+
+def denial_of(registered: TokenRequestor | None, permission: Permission) -> PermissionDeniedError | None:
+    """Why a requestor may not do something; None if it may."""
+    if registered is None:
+        return PermissionDeniedError(
+            "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
+        )
+    if registered.disabled:
+        return PermissionDeniedError("this requestor is disabled", code="REQUESTOR_DISABLED")
+    if permission not in registered.permissions:
+        return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
+    return None
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:

@@ -16,7 +16,7 @@ from tokenvault.errors import (
 from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
-from tokenvault.model.programs import Making, Permission, TokenProgram
+from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
@@ -51,8 +51,10 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
     terms = grant.terms
     record, card = await core.read(grant.source, Action.ISSUE)
     program = await permitted_program(core, terms, record.requestor)
-    if terms.requestor not in core.requestors:
-        raise core.denial(terms.requestor, Permission.DETOKENIZE) or PermissionDeniedError()
+    if await core.parties.requestor(terms.requestor) is None:
+        raise PermissionDeniedError(
+            "the requestor that the token is for is not registered with the vault", code="REQUESTOR_UNKNOWN"
+        )
     now_ms = core.clock.now_ms()
     expiry = effective_expiry(record, card)
     if card is None or record.status is not TokenStatus.ACTIVE:
@@ -294,7 +296,7 @@ def _converges(
 
 async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
     """Issue an existing token again: unchanged, but for the expiry of a card that was renewed."""
-    renewed = renews(core, order, unsealed)
+    renewed = renews(await core.parties.requestor(order.terms.requestor), order, unsealed)
     refuse_different(order, unsealed, renewed=renewed)
     if renewed:
         unsealed = await _renew(core, order, unsealed.record.token)
@@ -308,7 +310,8 @@ async def _renew(core: Core, order: Order, token: str) -> Unsealed:
     while True:
         unsealed = await core.read(token, None)
         record, card = unsealed
-        if card is None or card.pan != order.card.pan or not renews(core, order, unsealed):
+        requestor = await core.parties.requestor(order.terms.requestor)
+        if card is None or card.pan != order.card.pan or not renews(requestor, order, unsealed):
             return unsealed  # others changed it meanwhile: the caller looks at it as it is now
         now_ms, revision = core.clock.now_ms(), record.revision + 1
         changed = Unsealed(

@@ -83,7 +83,7 @@ async def domain(core: Core, name: str | bytes) -> Domain:
 async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
     """What is left of each limit that applies to a token."""
     record = (await core.read(name, None)).record
-    restrictions = await core.documents.restrictions(record, record.requestor)
+    restrictions = await core.documents.restrictions(core.parties, record, record.requestor)
     return left_of.remaining(restrictions, record.usage, core.clock.now_ms())
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Journal
@@ -16,14 +15,12 @@ from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
+from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.observer import Deliveries, Observer
+from tokenvault.vault.parties import DirectorySource, Parties, age_of
 from tokenvault.vault.provision import check_keys, finds_last4
-
-T = TypeVar("T")
-
-CONFIGURED_MAX = 100_000
-"""The most programs, and the most requestors, of one vault."""
+from tokenvault.vault.stored_parties import Registry, StoredParties
 
 
 async def open_core(
@@ -33,20 +30,14 @@ async def open_core(
     *,
     programs: Iterable[TokenProgram],
     requestors: Iterable[TokenRequestor],
+    directory: Directory | StoredDirectory | None,
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
     observer: Observer | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
-    by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
-    by_id = _named("requestors", requestors, TokenRequestor, lambda requestor: requestor.id)
-    for requestor in by_id.values():
-        if not requestor.programs <= by_name.keys():
-            raise ConfigurationError(
-                "a requestor may issue tokens of a program that this vault does not have",
-                code="PROGRAM_OR_REQUESTOR_MISSING",
-            )
+    chosen = _directory(directory, programs, requestors)
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     if clock is not None:
@@ -54,31 +45,43 @@ async def open_core(
     await store.check_schema()
     ring = await runtime.call(KeyRing, keys)
     await check_keys(keys, store, runtime)
+    documents, trail = Documents(store), Trail(store, runtime, Journal(ring.audit, checkpoints))
+    ticking = SystemClock() if clock is None else CheckedClock(clock)
+    registry = None
+    if isinstance(chosen, StoredDirectory):
+        stored = StoredParties(store, runtime, ring.audit, documents)
+        parties = Parties(stored, chosen.max_age_seconds)
+        registry = Registry(stored, parties, trail, documents, ticking)
+    else:
+        parties = Parties(DirectorySource(chosen, runtime), age_of(chosen))
+    await parties.refresh()
     return Core(
         store=store,
         runtime=runtime,
-        clock=SystemClock() if clock is None else CheckedClock(clock),
+        clock=ticking,
         keys=ring,
-        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
-        documents=Documents(store, by_name, by_id),
-        programs=by_name,
-        requestors=by_id,
+        trail=trail,
+        documents=documents,
+        parties=parties,
+        registry=registry,
         finds_last4=await finds_last4(store),
         deliveries=None if observer is None else Deliveries(observer),
     )
 
 
-def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:
-    """The programs or requestors of an argument by their names: each of its kind, no two with one name."""
-    listed = [
-        checks.instance(f"each of {argument}", value, kind)
-        for value in checks.listed(argument, values, CONFIGURED_MAX)
-    ]
-    if len(listed) > CONFIGURED_MAX:
+def _directory(
+    directory: Directory | StoredDirectory | None,
+    programs: Iterable[TokenProgram],
+    requestors: Iterable[TokenRequestor],
+) -> Directory | StoredDirectory:
+    """The directory of a vault: the one given, or one of its programs and requestors."""
+    if directory is None:
+        return StaticDirectory(programs, requestors)
+    if programs != () or requestors != ():
         raise ConfigurationError(
-            f"a vault has at most {CONFIGURED_MAX} {argument}", code="TOO_MANY_CONFIGURED"
+            "a vault has a directory, or programs and requestors: not both", code="DIRECTORY_AND_PARTIES"
         )
-    named = {name_of(value): value for value in listed}
-    if len(named) != len(listed):
-        raise ConfigurationError(f"two {argument} have the same name", code="NAME_TAKEN")
-    return named
+    if not isinstance(directory, StoredDirectory):
+        checks.offers("directory", directory, "requestor", "a Directory")
+        checks.offers("directory", directory, "program", "a Directory")
+    return directory

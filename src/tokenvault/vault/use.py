@@ -119,7 +119,7 @@ async def _case(
     found = await core.store.get_use(name, names.every)
     unsealed = await core.found(name, found.record, action, transaction.requestor, transaction.id)
     record = unsealed.record
-    restrictions = await core.documents.restrictions(record, transaction.requestor)
+    restrictions = await core.documents.restrictions(core.parties, record, transaction.requestor)
     uses = names.uses(await genuine_events(core, found.events, (record.reference,)), transaction)
     return Case(unsealed, restrictions, names, uses, transaction, core.clock.now_ms())
 

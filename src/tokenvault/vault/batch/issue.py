@@ -56,17 +56,13 @@ class _Chunk:
 
     core: Core
     terms: Terms
+    program: TokenProgram
     cards: CardColumns
     results: TokenInfoResults
     own: Mapping[int, Own]
     now_ms: int
     name: bytes
     pan_fingerprints: Sequence[Bytes] = ()
-
-    @property
-    def program(self) -> TokenProgram:
-        """The program of all tokens."""
-        return self.core.programs[self.terms.program]
 
     def order(self, row: int) -> Order:
         """The order of one card."""
@@ -103,11 +99,13 @@ class _Chunk:
         return chosen.reshape(-1, REFERENCE_BYTES)
 
 
-async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> TokenInfoResults:
+async def issue_chunk(
+    core: Core, terms: Terms, program: TokenProgram, items: Sequence[object]
+) -> TokenInfoResults:
     """Issue a token for each card of a chunk: a PAN, or a pair of PAN and expiry."""
-    cards, unreadable, own = read_cards(items, core.programs[terms.program].pans)
+    cards, unreadable, own = read_cards(items, program.pans)
     results, now_ms = TokenInfoResults(len(items)), core.clock.now_ms()
-    chunk = _Chunk(core, terms, cards, results, own, now_ms, os.urandom(REFERENCE_BYTES))
+    chunk = _Chunk(core, terms, program, cards, results, own, now_ms, os.urandom(REFERENCE_BYTES))
     for row, error in unreadable.items():
         chunk.results.fail(row, error)
     _refuse(chunk)
@@ -134,7 +132,7 @@ async def _put_domains(chunk: _Chunk) -> None:
 def _refuse(chunk: _Chunk) -> None:
     """Refuse the cards that `issue` refuses, for the same reason first."""
     core, terms, cards, results = chunk.core, chunk.terms, chunk.cards, chunk.results
-    suspect = in_token_bins(cards.pans, core.programs.values())
+    suspect = in_token_bins(cards.pans, core.parties.known.by_name.values())
     suspect[list(chunk.own)] = True
     suspect &= ~results.failed
     if terms.domain._could_contain_pan:
@@ -217,14 +215,13 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
         chunk.core, chunk.terms, pan_fingerprints, chunk.cards.take(firsts).pans, customers
     )
     again: dict[int, Unsealed] = {}
+    requestor = await chunk.core.parties.requestor(chunk.terms.requestor)
     fresh: list[int] = []
     singly: list[int] = []
     waiting: list[int] = []
     for card, same in enumerate(rows_of_cards.values()):
         token = existing.get(card)
-        renewed = token is not None and any(
-            orders.renews(chunk.core, chunk.order(row), token) for row in same
-        )
+        renewed = token is not None and any(orders.renews(requestor, chunk.order(row), token) for row in same)
         if token is not None and not renewed:
             again.update(dict.fromkeys(_as_ordered(chunk, same, token), token))
         elif card in existing:

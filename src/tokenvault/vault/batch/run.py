@@ -70,7 +70,7 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
             "cards",
             cards,
             TokenInfoResults,
-            partial(issue_chunk, core, terms),
+            partial(issue_chunk, core, terms, program),
             core.store.write_limits.items(ROWS_OF_AN_ISSUE, CHUNK_ITEMS, body_bytes_each=NEW_BODY_BYTES_MAX),
         )
     )

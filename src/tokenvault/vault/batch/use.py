@@ -33,7 +33,7 @@ from tokenvault.stores.port import Fence, SealedEvent
 from tokenvault.vault import arguments, use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
-from tokenvault.vault.core import Core, Unsealed, safe_id
+from tokenvault.vault.core import Core, Unsealed, denial_of, safe_id
 from tokenvault.vault.uses import UseNames, events_of, genuine_events
 
 ATTEMPTS_MAX: Final = 8
@@ -228,7 +228,10 @@ async def _groups(chunk: _Chunk[R]) -> list[_Group]:
 async def _by_decision_key(chunk: _Chunk[R]) -> dict[Hashable, list[int]]:
     """Group uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
     requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
-    denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
+    denials = {
+        requestor: denial_of(await chunk.core.parties.requestor(requestor), Permission.DETOKENIZE)
+        for requestor in requestors
+    }
     found: dict[Hashable, list[int]] = defaultdict(list)
     for row, (name, transaction) in chunk.uses.items():
         denial, place = denials[transaction.requestor], chunk.stored.places.get(name)
@@ -260,7 +263,9 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
     for same in by_transaction.values():
         _, transaction = chunk.uses[same[0]]
         try:
-            restrictions = await chunk.core.documents.restrictions(token.record, transaction.requestor)
+            restrictions = await chunk.core.documents.restrictions(
+                chunk.core.parties, token.record, transaction.requestor
+            )
         except (ConfigurationError, IntegrityError) as error:
             chunk.results.fail(np.array(same), error)
             continue
