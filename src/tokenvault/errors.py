@@ -156,8 +156,21 @@ class Called(Protocol):
 
     _calls: list[None]
 
+    def _begin(self) -> None:
+        """Do what has to be done before each call."""
+
+
+class Awaited(Protocol):
+    """As `Called`, with coroutines."""
+
+    _calls: list[None]
+
+    async def _begin(self) -> None:
+        """Do what has to be done before each call."""
+
 
 S = TypeVar("S", bound=Called)
+A = TypeVar("A", bound=Awaited)
 
 
 def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -168,6 +181,7 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
         calls = self._calls
         calls.append(None)
         try:
+            self._begin()
             return call(self, *args, **kwargs)
         except BaseException as error:
             failure = bare(error)
@@ -180,15 +194,16 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 
 
 def async_call_boundary(
-    call: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    call: Callable[Concatenate[A, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[A, P], Coroutine[Any, Any, T]]:
     """As `async_boundary`, for a method that closing waits for."""
 
     @functools.wraps(call)
-    async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def bounded(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
         calls = self._calls
         calls.append(None)
         try:
+            await self._begin()
             return await call(self, *args, **kwargs)
         except BaseException as error:
             failure = bare(error)

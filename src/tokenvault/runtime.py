@@ -122,7 +122,8 @@ class Workers:
 
 
 class _Keys(Protocol):
-    blocking: bool
+    @property
+    def blocking(self) -> bool: ...
 
 
 class LoopRuntime:

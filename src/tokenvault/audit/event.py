@@ -63,6 +63,12 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_DOMAIN = 8
     LOOK_UP = 9
     CHECKPOINT = 10
+    ADD_KEY_VERSION = 41
+    MAKE_PRIMARY = 42
+    RESEAL = 43
+    REFINGERPRINT = 44
+    RETIRE_KEY = 45
+    DESTROY_KEY = 46
 
 
 class Outcome(int, enum.Enum):

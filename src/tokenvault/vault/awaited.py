@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from datetime import timedelta
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
@@ -29,12 +30,16 @@ from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
 from tokenvault.vault.issue import Order
 from tokenvault.vault.open import open_core
-from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
 
 
 @async_boundary
 async def provision_async(
-    keys: KeyStore, store: AsyncTokenStore, *, custody: Custody = Custody.IN_PROCESS
+    keys: KeyStore,
+    store: AsyncTokenStore,
+    *,
+    custody: Custody = Custody.IN_PROCESS,
+    key_delay: timedelta = KEY_DELAY,
 ) -> None:
     """Create the database's schema and the keys that are missing. Idempotent.
 
@@ -42,6 +47,8 @@ async def provision_async(
         keys: where the keys are made.
         store: the database; it notes the check value of each key and is bound to them from then on.
         custody: of the keys that are made.
+        key_delay: how long a running vault may take to notice that keys are rotated, from 0.1 to 600 seconds; of a
+            database that has none yet. A vault asks the database twice in this time; rotation waits for it.
 
     Raises:
         ConfigurationError: the database was made under other keys, or by a newer version of the library.
@@ -49,7 +56,7 @@ async def provision_async(
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     with closing(LoopRuntime()) as runtime:
-        await create_schema_and_keys(keys, store_with_coroutines(store), runtime, custody)
+        await create_schema_and_keys(keys, store_with_coroutines(store), runtime, custody, key_delay)
 
 
 @boundary_init

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from datetime import timedelta
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
@@ -31,12 +32,16 @@ from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import BlockingFace
 from tokenvault.vault.issue import Order
 from tokenvault.vault.open import open_core
-from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
 
 
 @boundary
 def provision(
-    keys: KeyStore, store: TokenStore, *, custody: Custody = Custody.IN_PROCESS
+    keys: KeyStore,
+    store: TokenStore,
+    *,
+    custody: Custody = Custody.IN_PROCESS,
+    key_delay: timedelta = KEY_DELAY,
 ) -> None:
     """Create the database's schema and the keys that are missing. Idempotent.
 
@@ -44,6 +49,8 @@ def provision(
         keys: where the keys are made.
         store: the database; it notes the check value of each key and is bound to them from then on.
         custody: of the keys that are made.
+        key_delay: how long a running vault may take to notice that keys are rotated, from 0.1 to 600 seconds; of a
+            database that has none yet. A vault asks the database twice in this time; rotation waits for it.
 
     Raises:
         ConfigurationError: the database was made under other keys, or by a newer version of the library.
@@ -51,7 +58,7 @@ def provision(
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     with closing(BlockingRuntime()) as runtime:
-        run(create_schema_and_keys(keys, BlockingStore(store), runtime, custody))
+        run(create_schema_and_keys(keys, BlockingStore(store), runtime, custody, key_delay))
 
 
 @boundary_init

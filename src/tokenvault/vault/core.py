@@ -27,6 +27,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.key_versions import KeyVersions
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -63,7 +64,7 @@ class Core:
     store: AsyncTokenStore
     runtime: Runtime
     clock: Clock
-    keys: KeyRing
+    key_versions: KeyVersions
     trail: Trail
     documents: Documents
     programs: Mapping[str, TokenProgram]
@@ -73,6 +74,17 @@ class Core:
     @token_bins.default
     def _bins_of_programs(self) -> tuple[str, ...]:
         return tuple(program.format.bin for program in self.programs.values())
+
+    @property
+    def keys(self) -> KeyRing:
+        """The keys, by the key table in force. What has to fit together comes from one ring: ask for it once."""
+        return self.key_versions.ring
+
+    async def rekeyed(self, keys: KeyRing) -> bool:
+        """Whether other keys are in force by now than those of a ring; read again where that is due."""
+        if self.key_versions.stale:
+            await self.key_versions.refresh()
+        return self.keys is not keys
 
     # Permissions
 

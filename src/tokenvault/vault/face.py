@@ -39,6 +39,12 @@ class Face:
             raise ConfigurationError(CLOSED if self._opened else not_open)
         return self._core
 
+    async def _renew(self) -> None:
+        """Read the key table again before the call, where that is due."""
+        core = self._core
+        if core is not None and core.key_versions.stale:
+            await core.key_versions.refresh()
+
     async def _close(self) -> None:
         """Wait for calls under way, and close the trail."""
         core, self._core = self._core, None
@@ -62,6 +68,11 @@ class BlockingFace(Face):
         self._opened = True
         self._core = run(opening(BlockingStore(store), BlockingRuntime()))
 
+    def _begin(self) -> None:
+        core = self._core
+        if core is not None and core.key_versions.stale:
+            run(self._renew())
+
     def __enter__(self) -> Self:
         return self
 
@@ -74,6 +85,8 @@ class AwaitedFace(Face):
         self._store: Final = store
         self._opening: Final = opening
 
+    _begin = Face._renew
+
     @async_boundary
     async def __aenter__(self) -> Self:
         if self._opened:
@@ -85,7 +98,7 @@ class AwaitedFace(Face):
         except BaseException:
             runtime.close()
             raise
-        runtime.keys = core.keys
+        runtime.keys = core.key_versions
         self._core = core
         return self
 

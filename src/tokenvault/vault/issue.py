@@ -116,16 +116,16 @@ async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) ->
 async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
     """Issue the token that this card, requestor and program converge on."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
-    choices = token_format.choices(len(pan))
+    keys, choices = core.keys, token_format.choices(len(pan))
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
-    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
     stored = [unsealed async for unsealed in core.of_card(pan_fingerprints, requestor, program.name)]
     existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
     tombstones = sum(unsealed.card is None for unsealed in stored)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(
-            core.keys.convergent_choice, pan_fingerprints[0], requestor, program.name, number
+            keys.convergent_choice, pan_fingerprints[0], requestor, program.name, number
         )
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
@@ -134,9 +134,13 @@ async def _converge(core: Core, order: Order, program: TokenProgram, now_ms: int
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
         return await _again(core, order, existing[0], now_ms)
+    if await core.key_versions.settle():
+        return await _converge(core, order, program, now_ms)
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
+        if await core.rekeyed(keys):
+            return await _converge(core, order, program, now_ms)
         issued = await _insert(core, order, token, pan_fingerprints[0], now_ms)
         if issued is not None:
             return issued

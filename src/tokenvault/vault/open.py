@@ -18,7 +18,8 @@ from tokenvault.runtime import Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
-from tokenvault.vault.provision import check_keys
+from tokenvault.vault.key_versions import KeyVersions
+from tokenvault.vault.provision import table_of
 
 T = TypeVar("T")
 
@@ -47,18 +48,25 @@ async def open_core(
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     await store.check_schema()
-    ring = await runtime.call(KeyRing, keys)
-    await check_keys(keys, store, runtime)
+    versions = await open_keys(keys, store, runtime)
     return Core(
         store=store,
         runtime=runtime,
         clock=SystemClock() if clock is None else clock,
-        keys=ring,
-        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
+        key_versions=versions,
+        trail=Trail(store, runtime, Journal(versions.ring.audit, checkpoints)),
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
     )
+
+
+async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> KeyVersions:
+    """The keys of a vault over a database, checked to be those that it was made under; errors as in `Vault`."""
+    await runtime.call(KeyRing, keys)  # tells which purpose has no key yet
+    stored = await table_of(keys, store, runtime)
+    ring = await runtime.call(KeyRing, keys, stored.table)
+    return KeyVersions(keys, store, runtime, stored, ring)
 
 
 def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:

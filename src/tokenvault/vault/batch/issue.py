@@ -22,6 +22,7 @@ from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.programs import Making
 from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.keyring import KeyRing
 from tokenvault.records.token_info import info_of
 from tokenvault.stores.new_records import Bytes, RecordBatch, split
 from tokenvault.stores.port import REFERENCE_BYTES
@@ -45,6 +46,7 @@ class _Chunk:
         cards: a row each; without a card where none could be read.
         results: what came of each. A row has a reference from the start, and its token once that is drawn.
         now_ms: milliseconds of the Unix epoch.
+        keys: the vault's when the chunk began.
         pan_fingerprints: of the cards, under the newest key or under each, newest first; set before any is written.
     """
 
@@ -53,6 +55,7 @@ class _Chunk:
     cards: CardColumns
     results: TokenInfoResults
     now_ms: int
+    keys: KeyRing
     pan_fingerprints: Sequence[Bytes] = ()
 
     def order(self, row: int) -> Order:
@@ -76,7 +79,7 @@ class _Chunk:
 async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> TokenInfoResults:
     """Issue a token for each card of a chunk: a PAN, or a pair of PAN and expiry."""
     cards, unreadable = read_cards(items)
-    chunk = _Chunk(core, terms, cards, TokenInfoResults(len(items)), core.clock.now_ms())
+    chunk = _Chunk(core, terms, cards, TokenInfoResults(len(items)), core.clock.now_ms(), core.keys)
     for row, error in unreadable.items():
         chunk.results.fail(row, error)
     _refuse(chunk)
@@ -152,7 +155,7 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
     Of cards that stand in the chunk more than once, the first gets a token, and the others find it in a next round.
     """
     core = chunk.core
-    chunk.pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, chunk.cards.pans)
+    chunk.pan_fingerprints = await core.runtime.call(chunk.keys.pan_fingerprints_many, chunk.cards.pans)
     waiting: list[int] = rows.tolist()
     while waiting:
         waiting = await _issue_round(chunk, waiting)
@@ -160,6 +163,7 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
 
 async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     """Issue convergent tokens, but for rows whose card gets a new one by an earlier row: those are returned."""
+    await chunk.core.key_versions.settle()
     rows_of_cards: dict[bytes, list[int]] = defaultdict(list)
     names = split(chunk.pan_fingerprints[0])
     for row in rows:
@@ -207,7 +211,7 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
         return rows
     core, terms, tokens = chunk.core, chunk.terms, chunk.results.issued
     numbers = await core.runtime.call(
-        core.keys.convergent_choices, chunk.pan_fingerprints[0][rows], terms.requestor, terms.program, 0
+        chunk.keys.convergent_choices, chunk.pan_fingerprints[0][rows], terms.requestor, terms.program, 0
     )
     number_of = dict(zip(rows.tolist(), numbers, strict=True))
 
@@ -220,6 +224,8 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
 
 async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsealed]) -> Rows:
     """Write candidates, and the event of all; returns the rows that were written: other tokens exist already."""
+    if len(rows) and await chunk.core.rekeyed(chunk.keys):
+        rows = NONE  # single calls derive them anew
     records = await _seal(chunk, rows) if len(rows) else None
     for _ in range(WRITES_MAX):
         in_the_way = await _write(chunk, rows, records, again)

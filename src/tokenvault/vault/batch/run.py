@@ -46,22 +46,26 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
         raise issue.expired("the token")
     await core.documents.put(terms.domain)
     return IssueBatchResult(
-        await _chunks("cards", cards, TokenInfoResults, partial(issue_chunk, core, terms))
+        await _chunks(core, "cards", cards, TokenInfoResults, partial(issue_chunk, core, terms))
     )
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
-    return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core)))
+    return BatchResult(await _chunks(core, "uses", uses, CardResults, partial(detokenize_chunk, core)))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
-    return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core)))
+    return BatchResult(await _chunks(core, "uses", uses, DecisionResults, partial(check_chunk, core)))
 
 
 async def _chunks(
-    name: str, items: Iterable[object], kind: type[C], work: Callable[[list[object]], Coroutine[Any, Any, C]]
+    core: Core,
+    name: str,
+    items: Iterable[object],
+    kind: type[C],
+    work: Callable[[list[object]], Coroutine[Any, Any, C]],
 ) -> list[C]:
     """Work on chunk after chunk. Returns the results of each: where the work failed, that error for every item."""
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
@@ -72,6 +76,8 @@ async def _chunks(
     while chunk := _next(name, rest):
         if len(failures) < FAILED_CHUNKS_MAX:
             try:
+                if core.key_versions.stale:
+                    await core.key_versions.refresh()
                 done.append(await work(chunk))
                 failures.clear()
                 continue
