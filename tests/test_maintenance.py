@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -295,3 +296,58 @@ def test_arguments_outside_their_bounds_are_refused(
         maintenance.reseal(keys, store, **wrong)
     with pytest.raises(tv.InvalidInputError):
         tv.provision(keys, store, key_delay=timedelta(0))
+
+
+def test_the_inventory_is_a_cyclonedx_document_with_every_key_and_no_secret(
+    softhsm_uri: str, tmp_path: Path
+) -> None:
+    with (
+        closing(tv.open_key_store(softhsm_uri)) as keys,
+        closing(tv.open_token_store(f"sqlite:///{tmp_path}/vault.db")) as store,
+    ):
+        tv.provision(keys, store, key_delay=DELAY)
+        with vaults.open_vault(keys, store) as vault:
+            issue(vault)
+        maintenance.add_key_version(keys, store, SEAL, tv.Custody.IN_MODULE)
+        maintenance.make_primary(keys, store, SEAL, 2)
+        with vaults.open_vault(keys, store) as vault:
+            issue(vault)
+        document = maintenance.inventory(keys, store)
+        assert "tokenvault:rows" not in str(maintenance.inventory(keys, store, rows=False))
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    references = [component["bom-ref"] for component in document["components"]]
+    assert len(set(references)) == len(references)
+    assert {
+        "key/seal/1",
+        "key/seal/2",
+        "key/fingerprint/1",
+        "key/fpe/1",
+        "key/audit/1",
+        "key/signing",
+    } <= set(references)
+    facts = {}
+    for component in document["components"]:
+        assert component["type"] == "cryptographic-asset"
+        properties = component["cryptoProperties"]
+        if properties["assetType"] == "algorithm":
+            assert properties["algorithmProperties"]["primitive"] in (
+                "ae",
+                "mac",
+                "block-cipher",
+                "signature",
+            )
+            continue
+        material = properties["relatedCryptoMaterialProperties"]
+        assert material["algorithmRef"] in references
+        assert material["state"] in ("active", "deactivated", "destroyed")
+        assert "value" not in material
+        facts[component["bom-ref"]] = {each["name"]: each["value"] for each in component["properties"]}
+    assert facts["key/seal/1"]["tokenvault:rows"] == facts["key/seal/2"]["tokenvault:rows"] == "1"
+    assert facts["key/fingerprint/1"]["tokenvault:rows"] == "2"
+    assert int(facts["key/audit/1"]["tokenvault:rows"]) > 4
+    assert (facts["key/seal/1"]["tokenvault:custody"], facts["key/seal/2"]["tokenvault:custody"]) == (
+        "process",
+        "module",
+    )
+    assert facts["key/seal/2"]["tokenvault:state"] == "primary"
+    assert json.loads(json.dumps(document)) == document

@@ -6,6 +6,7 @@
 from tokenvault.maintenance.blocking import (
     add_key_version,
     destroy,
+    inventory,
     make_primary,
     refingerprint,
     reseal,
@@ -19,6 +20,7 @@ __all__ = [
     "Usage",
     "add_key_version",
     "destroy",
+    "inventory",
     "make_primary",
     "refingerprint",
     "reseal",

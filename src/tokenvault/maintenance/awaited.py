@@ -14,6 +14,7 @@ from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.audit.event import Action
 from tokenvault.errors import async_boundary
 from tokenvault.keys.port import VERSION_MAX, Custody, KeyName, KeyPurpose, KeyStore
+from tokenvault.maintenance import inventory as materials
 from tokenvault.maintenance import renewal, rotation
 from tokenvault.maintenance.renewal import PAGE, Progress, Report
 from tokenvault.maintenance.rotation import Usage
@@ -198,3 +199,26 @@ async def destroy(
         return await upkeep(
             keys, store_with_coroutines(store), runtime, clock, partial(rotation.destroy, name)
         )
+
+
+@async_boundary
+async def inventory(
+    keys: KeyStore, store: AsyncTokenStore, *, rows: bool = True, clock: Clock | None = None
+) -> dict[str, Any]:
+    """The cryptographic inventory as a CycloneDX 1.6 document, for `json.dumps` (PCI DSS 4.0.1, 12.3.3).
+
+    Keys by purpose, with algorithm, version, custody, check value, when they came into the key table, and the rows
+    under each; never a key. A retired version stands in it, and a destroyed one too.
+
+    Args:
+        keys: the key store.
+        store: the database.
+        rows: whether rows are counted, which reads all of them.
+        clock: the source of the time; unset, the machine's.
+
+    Raises:
+        ConfigurationError, KeyStoreError, TokenStoreError: as `add_key_version`.
+    """
+    with closing(LoopRuntime()) as runtime:
+        task = partial(materials.inventory, rows)
+        return await upkeep(keys, store_with_coroutines(store), runtime, clock, task)
