@@ -14,8 +14,7 @@ from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.audit.event import Action
 from tokenvault.errors import async_boundary
 from tokenvault.keys.port import VERSION_MAX, Custody, KeyName, KeyPurpose, KeyStore
-from tokenvault.maintenance import inventory as materials
-from tokenvault.maintenance import renewal, rotation
+from tokenvault.maintenance import bill_of_materials, renewal, rotation
 from tokenvault.maintenance.renewal import PAGE, Progress, Report
 from tokenvault.maintenance.rotation import Usage
 from tokenvault.maintenance.upkeep import Upkeep, upkeep
@@ -220,5 +219,5 @@ async def inventory(
         ConfigurationError, KeyStoreError, TokenStoreError: as `add_key_version`.
     """
     with closing(LoopRuntime()) as runtime:
-        task = partial(materials.inventory, rows)
+        task = partial(bill_of_materials.inventory, rows)
         return await upkeep(keys, store_with_coroutines(store), runtime, clock, task)

@@ -15,8 +15,7 @@ from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.audit.event import Action
 from tokenvault.errors import boundary
 from tokenvault.keys.port import VERSION_MAX, Custody, KeyName, KeyPurpose, KeyStore
-from tokenvault.maintenance import inventory as materials
-from tokenvault.maintenance import renewal, rotation
+from tokenvault.maintenance import bill_of_materials, renewal, rotation
 from tokenvault.maintenance.renewal import PAGE, Progress, Report
 from tokenvault.maintenance.rotation import Usage
 from tokenvault.maintenance.upkeep import Upkeep, upkeep
@@ -221,5 +220,5 @@ def inventory(
         ConfigurationError, KeyStoreError, TokenStoreError: as `add_key_version`.
     """
     with closing(BlockingRuntime()) as runtime:
-        task = partial(materials.inventory, rows)
+        task = partial(bill_of_materials.inventory, rows)
         return run(upkeep(keys, BlockingStore(store), runtime, clock, task))

@@ -9,7 +9,6 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
-
 from tokenvault.audit.checkpoint import key_id_of
 from tokenvault.keys.port import KEY_BYTES, KeyPurpose
 from tokenvault.maintenance.rotation import usage_of
