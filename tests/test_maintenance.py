@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def test_steps_out_of_order_are_refused_and_steps_done_are_not_done_twice(
         maintenance.retire(keys, store, SEAL, 1)
     for _ in range(2):
         maintenance.destroy(keys, store, SEAL, 1)
+        maintenance.retire(keys, store, SEAL, 1)
     with pytest.raises(tv.LifecycleError, match=r"older|readable"):
         maintenance.make_primary(keys, store, SEAL, 1)
     assert table(store).number == 5
@@ -298,6 +300,20 @@ def test_arguments_outside_their_bounds_are_refused(
         tv.provision(keys, store, key_delay=timedelta(0))
 
 
+def assert_allowed(value: Any, schema: dict[str, Any]) -> None:
+    """What a JSON schema says of names, of enumerations and of types, all the way down."""
+    if "enum" in schema:
+        assert value in schema["enum"]
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        assert name in schema["properties"]
+        assert_allowed(inner, schema["properties"][name])
+    for item in value if isinstance(value, list) else ():
+        assert_allowed(item, schema["items"])
+    kinds = {"string": str, "integer": int, "object": dict, "array": list}
+    if schema.get("type") in kinds:
+        assert isinstance(value, kinds[schema["type"]])
+
+
 def test_the_inventory_is_a_cyclonedx_document_with_every_key_and_no_secret(
     softhsm_uri: str, tmp_path: Path
 ) -> None:
@@ -325,21 +341,17 @@ def test_the_inventory_is_a_cyclonedx_document_with_every_key_and_no_secret(
         "key/audit/1",
         "key/signing",
     } <= set(references)
+    text = resources.files("cyclonedx.schema").joinpath("_res/bom-1.6.SNAPSHOT.schema.json").read_text()
+    schema = json.loads(text)["definitions"]
     facts = {}
     for component in document["components"]:
         assert component["type"] == "cryptographic-asset"
         properties = component["cryptoProperties"]
+        assert_allowed(properties, schema["cryptoProperties"])
         if properties["assetType"] == "algorithm":
-            assert properties["algorithmProperties"]["primitive"] in (
-                "ae",
-                "mac",
-                "block-cipher",
-                "signature",
-            )
             continue
         material = properties["relatedCryptoMaterialProperties"]
         assert material["algorithmRef"] in references
-        assert material["state"] in ("active", "deactivated", "destroyed")
         assert "value" not in material
         facts[component["bom-ref"]] = {each["name"]: each["value"] for each in component["properties"]}
     assert facts["key/seal/1"]["tokenvault:rows"] == facts["key/seal/2"]["tokenvault:rows"] == "1"

@@ -81,7 +81,7 @@ async def make_primary(name: KeyName, force: bool, at: Upkeep) -> None:
 async def retire(name: KeyName, at: Upkeep) -> Usage:
     """Retire a version once a scan has proved that no record needs it."""
     entry = at.versions.table.entry(name)
-    if entry is not None and entry.state is KeyState.RETIRED:
+    if entry is not None and entry.state in (KeyState.RETIRED, KeyState.DESTROYED):
         return Usage(0, 0)
     if name.purpose not in ROTATED:
         raise InvalidInputError(
