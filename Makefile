@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check typing docs docs-check wheel nightly modules bench release clean
+.PHONY: help demo test check typing docs docs-check wheel nightly modules mutants bench release clean
 .DEFAULT_GOAL := test
 
 help:  ## this list
@@ -56,6 +56,13 @@ nightly: wheel  ## the long tests
 modules: wheel  ## real PKCS#11 modules, with their daemons: as root
 	./scripts/system-packages.sh modules
 	$(BIN)/python -m scripts.wheel_tests -m modules
+
+# ROOM is one of scripts/mutants/rooms.py; PART=2/8 tries every eighth change, from the second on.
+ROOM ?= crypto
+PART ?= 1/1
+mutants: $(VENV)/.installed  ## small changes planted in ROOM, one at a time: those that no test notices
+	./scripts/system-packages.sh tests
+	$(BIN)/python -m scripts.mutants $(ROOM) --part $(PART)
 
 # Peers are installed one by one: the benchmark runs without those that can not be, and says so.
 $(VENV)/.peers: $(VENV)/.installed benchmarks/peers.txt

@@ -36,9 +36,9 @@ def trail(keys: KeyStore, path: Path, events: int) -> SqliteTokenStore:
         events_of_stream = (_event(number, revisions) for number in numbers)
         while batch := list(islice(events_of_stream, BATCH)):
             store.append(list(_rows(journal, batch, store)))
-        closing_entry = journal.begin_closing()
+        closing_entry = journal.closing_entry()
         assert closing_entry is not None
-        store.append(journal.seal(closing_entry, 1))
+        store.append(journal.seal(journal.begin_closing(closing_entry), 1))
     records = [_record(number, revision) for number, revision in enumerate(revisions)]
     with closing(sqlite3.connect(path)) as sql:  # the port inserts revision 1 only
         values = [
@@ -72,7 +72,7 @@ def edit(path: Path, event: SealedEvent) -> None:
 
 def _rows(journal: Journal, batch: list[Event], store: SqliteTokenStore) -> Iterator[SealedEvent]:
     for event in batch:
-        entry = journal.begin(event, checkpoint=True)
+        entry = journal.begin(journal.entry(event), event.time_ms, checkpoint=True)
         others = store.latest_checkpoints(64) if entry.checkpoint else ()
         yield from journal.seal(entry, event.time_ms, others)
         journal.written(entry)

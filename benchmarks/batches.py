@@ -22,8 +22,8 @@ from benchmarks.single import MEMORY, PROGRAMS, REQUESTOR, row
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.model.pan import luhn_check_digit
-from tokenvault.stores.port import TokenStore
-from tokenvault.stores.postgres.copy import Copy
+from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.postgres.copy import Copy, copy_of
 from tokenvault.stores.postgres.statements import in_schema
 from tokenvault.stores.postgres.store import PostgresTokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
@@ -67,21 +67,23 @@ def postgres(keys: KeyStore, sizes: Sequence[int] = SIZES, cases: Sequence[str] 
 
 
 class RecordingStore(PostgresTokenStore):
-    """Notes what it copies, a chunk each, in `chunks`."""
+    """Notes the records that it copies, a chunk each, in `chunks`."""
 
-    chunks: list[tuple[Copy, ...]]
+    chunks: list[Copy]
 
-    async def _copy(self, copies: Sequence[Copy], tokens: Sequence[bytes]) -> list[str]:
-        existing = await super()._copy(copies, tokens)
+    async def _insert_batch(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    ) -> list[str]:
+        existing = await super()._insert_batch(records, events)
         if not existing:
-            self.chunks.append(tuple(copies))
+            self.chunks.append(copy_of(records))
         return existing
 
 
 def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> None:
     listed = list(cards(size))
 
-    def issue() -> tuple[float, list[tuple[Copy, ...]]]:
+    def issue() -> tuple[float, list[Copy]]:
         schema = new_name()
         with closing(RecordingStore(server.url(), schema=schema)) as store:
             tv.provision(keys, store)
@@ -90,17 +92,15 @@ def _issue_into_postgres(server: PostgresServer, keys: KeyStore, size: int) -> N
                 seconds = _seconds(lambda: vault.issue_many(listed, requestor=REQUESTOR, program="random"))
         return seconds, store.chunks
 
-    def bare(chunks: list[tuple[Copy, ...]]) -> float:
+    def bare(chunks: list[Copy]) -> float:
         twin = new_name()
         with closing(PostgresTokenStore(server.url(), schema=twin)) as store:
             tv.provision(keys, store)
 
         def write() -> None:
-            for copies in chunks:
-                with connection.transaction():
-                    for each in copies:
-                        with connection.cursor().copy(in_schema(each.sql, twin)) as copy:
-                            copy.write(each.rows)
+            for each in chunks:
+                with connection.transaction(), connection.cursor().copy(in_schema(each.sql, twin)) as copy:
+                    copy.write(each.rows)
 
         with server.raw() as connection:
             return _seconds(write)
@@ -178,7 +178,7 @@ def _executemany(path: Path, twin: Path) -> float:
     with closing(sqlite3.connect(path)) as connection:
         records = connection.execute("SELECT * FROM tokens ORDER BY rowid").fetchall()
         events = connection.execute(
-            "SELECT stream, number, reference, body, mac FROM events WHERE length(body) > 200 ORDER BY position"
+            "SELECT stream, number, reference, body, mac FROM events WHERE length(body) > 200 ORDER BY rowid"
         ).fetchall()
     with closing(sqlite3.connect(twin, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
@@ -190,9 +190,7 @@ def _executemany(path: Path, twin: Path) -> float:
                     "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     records[8_000 * number : 8_000 * (number + 1)],
                 )
-                connection.execute(
-                    "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)", event
-                )
+                connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", event)
                 connection.execute("COMMIT")
 
         return _seconds(write)

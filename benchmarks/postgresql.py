@@ -29,7 +29,7 @@ from benchmarks.single import LIMITED, PROGRAMS, REQUESTOR, UNLIMITED, new_keys,
 from tests.postgres_server import PASSWORD, PostgresServer
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord
-from tokenvault.stores.postgres.copy import copies_of
+from tokenvault.stores.postgres.copy import copy_of
 from tokenvault.stores.postgres.sql import GET_MANY
 from tokenvault.stores.postgres.statements import in_schema
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
@@ -111,12 +111,11 @@ def batches(server: PostgresServer) -> None:
             tokens = [record.token for record in records]
             gc.collect()
             with _timed(taken["insert"]):
-                stores[0].insert(records, events)
-            copies = [(in_schema(copy.sql, twin), copy.rows) for copy in copies_of(records, events)]
-            with _timed(taken["COPY"]), connection.transaction():
-                for statement, rows in copies:
-                    with connection.cursor().copy(statement) as out:
-                        out.write(rows)
+                stores[0].insert(records, events[:1])
+            copy = copy_of(records)
+            statement = in_schema(copy.sql, twin)
+            with _timed(taken["COPY"]), connection.cursor().copy(statement) as out:
+                out.write(copy.rows)
             with _timed(taken["get"]):
                 stores[0].get(tokens)
             select = in_schema(GET_MANY.sql, twin).replace(b"$1", b"%s")

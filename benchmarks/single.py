@@ -96,11 +96,11 @@ def recorded_sql() -> Iterator[None]:
     """While this lasts, new SQLite connections note what they run."""
     open_unchecked = SqliteFile.open_unchecked
 
-    def recording(file: SqliteFile) -> Connection:
-        connection = open_unchecked(file)
+    def recording(file: SqliteFile, place: list[Connection]) -> None:
+        open_unchecked(file, place)
+        connection = place[-1]
         connection.statement.close()
         connection.statement = _RecordingCursor(connection)
-        return connection
 
     with mock.patch.object(SqliteFile, "open_unchecked", recording):
         yield

@@ -184,6 +184,7 @@ def link_to_public_name(
     for public in (
         "tokenvault",
         "tokenvault.keys",
+        "tokenvault.observers",
         "tokenvault.stores",
         "tokenvault.testing",
     ):

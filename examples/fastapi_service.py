@@ -10,6 +10,8 @@
 - Card numbers and tokens stand in bodies, never in a URL: proxies, browsers and access logs keep URLs. Since a
   caller may err, Uvicorn's access log is turned off; a line here names the endpoint.
 - What is refused is told by field, not by value: FastAPI's own answer would repeat the card number.
+- An amount is a whole number of minor units: neither "42.00" nor 42.0 nor true is taken for one.
+- What the service offers is told to callers alone, as its OpenAPI document: FastAPI's own pages are open to anyone.
 - Every error has the answer for ISO 8583 data element 39.
 """
 
@@ -29,7 +31,7 @@ from typing import Annotated, Any
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, SecretStr, StrictInt
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -80,7 +82,7 @@ class Order(Strict):
 class Money(Strict):
     """Minor units and an ISO 4217 code."""
 
-    amount: int
+    amount: StrictInt
     currency: str
 
 
@@ -134,7 +136,7 @@ class AccessLog:
         await self.app(scope, receive, noting if scope["type"] == "http" else send)
 
 
-app = FastAPI(title="Tokens", lifespan=lifespan)
+app = FastAPI(title="Tokens", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
 
 @app.middleware("http")
@@ -250,11 +252,21 @@ async def look_up(reference: str, requestor: Caller, vault: Vault) -> JSONRespon
     return answer(told(info))
 
 
+@app.get("/docs", include_in_schema=False)
+@app.get("/redoc", include_in_schema=False)
+@app.get("/openapi.json", include_in_schema=False)
+async def describe(_: Caller) -> JSONResponse:
+    """What the service offers: its OpenAPI document, for a caller to load where it likes."""
+    return answer(app.openapi())
+
+
 @app.exception_handler(tv.TokenVaultError)
 async def refuse(_: Request, error: tv.TokenVaultError) -> JSONResponse:
     """An error of the library, which holds nothing secret. What is the service's own fault is for its log."""
-    status = STATUSES.get(type(error), 500)
+    status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
     content: dict[str, object] = {"response_code": error.response_code, "message": str(error)}
+    if status < 500:
+        content["code"] = error.code
     if isinstance(error, tv.DomainRestrictionError):
         content["violations"] = violations_of(error)
     if status >= 500:

@@ -30,7 +30,7 @@ NAMES: Final = {
     "async_call_boundary": "call_boundary",
     "open_async_token_store": "open_token_store",
     "provision_async": "provision",
-    "store_with_coroutines": "BlockingStore",
+    "store_with_coroutines": "store_without_coroutines",
 }
 
 SENTENCES: Final = (
@@ -45,12 +45,11 @@ SENTENCES: Final = (
     ),
     (
         "from tokenvault.runtime import Clock, LoopRuntime\n",
-        "from tokenvault.runtime import BlockingRuntime, Clock, run\n"
-        "from tokenvault.stores.forwarding import BlockingStore\n",
+        "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
     ),
     (
         "from tokenvault.vault.face import AwaitedFace, store_with_coroutines\n",
-        "from tokenvault.vault.face import BlockingFace\n",
+        "from tokenvault.vault.face import BlockingFace, store_without_coroutines\n",
     ),
     (
         """\
@@ -73,7 +72,7 @@ MAINTENANCE_NAMES: Final = {
     "AsyncTokenStore": "TokenStore",
     "LoopRuntime": "BlockingRuntime",
     "async_boundary": "boundary",
-    "store_with_coroutines": "BlockingStore",
+    "store_with_coroutines": "store_without_coroutines",
 }
 
 MAINTENANCE_SENTENCES: Final = (
@@ -84,10 +83,8 @@ MAINTENANCE_SENTENCES: Final = (
     ),
     (
         "from tokenvault.runtime import Clock, LoopRuntime\n",
-        "from tokenvault.runtime import BlockingRuntime, Clock, run\n"
-        "from tokenvault.stores.forwarding import BlockingStore\n",
+        "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
     ),
-    ("from tokenvault.vault.face import store_with_coroutines\n", ""),
 )
 
 

@@ -13,11 +13,14 @@ from hypothesis import settings
 import tokenvault as tv
 from tests import faces, softhsm, vaults
 from tests.faces import open_on_a_loop
+from tests.interrupts import handled, untraced
 from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
+
+__all__ = ["handled", "untraced"]  # fixtures
 
 settings.register_profile("without deadline", deadline=None)  # how long a call takes proves nothing here
 settings.load_profile("without deadline")

@@ -12,7 +12,8 @@ from typing import Any, Final
 from tokenvault.errors import ConfigurationError
 from tokenvault.stores import TokenStoreBase
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
-from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, reference BLOB,"
@@ -21,13 +22,14 @@ SCHEMA: Final = (
     "CREATE INDEX IF NOT EXISTS by_reference ON tokens (reference)",
     "CREATE INDEX IF NOT EXISTS by_fingerprint ON tokens (pan_fingerprint, token)",
     "CREATE TABLE IF NOT EXISTS events (stream BLOB, number INTEGER, reference BLOB,"
-    " body BLOB, mac BLOB, position INTEGER PRIMARY KEY, UNIQUE (stream, number))",
-    "CREATE INDEX IF NOT EXISTS events_by_reference ON events (reference, position)",
+    " body BLOB, mac BLOB, PRIMARY KEY (stream, number))",
+    "CREATE TABLE IF NOT EXISTS event_index (reference BLOB, use_id BLOB, stream BLOB,"
+    " number INTEGER, PRIMARY KEY (reference, use_id, stream, number))",
     "CREATE TABLE IF NOT EXISTS domains (digest BLOB PRIMARY KEY, document BLOB)",
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)",
     "PRAGMA user_version = 1",
 )
-EVENT: Final = "SELECT stream, number, reference, body, mac FROM events"
+EVENT: Final = "SELECT stream, number, events.reference, body, mac FROM events"
 Work = Callable[[sqlite3.Connection], list[str]]
 
 
@@ -103,7 +105,9 @@ class OwnTokenStore(TokenStoreBase, Forkable):
 
         return self._write(work)
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         sql = (
             "UPDATE tokens SET reference = :reference,"
             " pan_fingerprint = :pan_fingerprint, requestor = :requestor,"
@@ -111,20 +115,31 @@ class OwnTokenStore(TokenStoreBase, Forkable):
             " body = :body, seal = :seal"
             " WHERE token = :token AND revision = :revision - 1"
         )
+        look = "SELECT revision FROM tokens WHERE token = ?"
 
         def work(connection: sqlite3.Connection) -> list[str]:
             moved = [
+                token
+                for token, revision in fence
+                if connection.execute(look, (token,)).fetchone() != (revision,)
+            ]
+            moved += [
                 record.token for record in records if not connection.execute(sql, record._asdict()).rowcount
             ]
             return moved or self._append_to(connection, events)
 
         return self._write(work)
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        self._write(lambda connection: self._append_to(connection, events))
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._replace((), events, fence)
 
     def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
-        connection.executemany("INSERT INTO events VALUES (?,?,?,?,?,NULL)", events)
+        for event in events:
+            connection.execute("INSERT INTO events VALUES (?,?,?,?,?)", event[:5])
+            connection.executemany(
+                "INSERT OR IGNORE INTO event_index VALUES (?,?,?,?)",
+                [(*name, event.stream, event.number) for name in event.index_rows],
+            )
         return []
 
     def _get(self, tokens: Sequence[str]) -> list[SealedRecord]:
@@ -169,18 +184,28 @@ class OwnTokenStore(TokenStoreBase, Forkable):
         sql = f"{EVENT} WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
         return [SealedEvent(*row) for row in self._read(sql, stream, first, limit)]
 
-    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        sql = f"{EVENT} WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
-        return [SealedEvent(*row) for row in self._read(sql, reference, limit, after)]
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
+        sql = (
+            "SELECT use_id, i.stream, i.number, e.reference, body, mac FROM event_index AS i"
+            " LEFT JOIN events AS e USING (stream, number)"
+            " WHERE i.reference = ? AND (use_id, i.stream, i.number) > (?, ?, ?)"
+            " ORDER BY use_id, i.stream, i.number LIMIT ?"
+        )
+        rows = self._read(sql, reference, *place_of(after), limit)
+        events = [SealedEvent(*row[1:]) for row in rows]
+        return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read("SELECT DISTINCT stream FROM events")]
 
     def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        own = "WHERE stream = ? AND reference = ? ORDER BY position DESC LIMIT 1"
+        own = (
+            "JOIN event_index USING (stream, number) WHERE event_index.reference = stream"
+            " AND use_id = zeroblob(16) AND stream = ? ORDER BY number DESC LIMIT 1"
+        )
         first = f"{EVENT} WHERE stream = ? ORDER BY number LIMIT 1"
         newest = sorted(self._streams(), reverse=True)[:limit]
-        rows = [self._read(f"{EVENT} {own}", name, name) or self._read(first, name) for name in newest]
+        rows = [self._read(f"{EVENT} {own}", name) or self._read(first, name) for name in newest]
         return [SealedEvent(*row) for (row,) in rows]
 
     def _provision(self) -> None:

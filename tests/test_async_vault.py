@@ -156,7 +156,7 @@ def test_64_tasks_that_redeem_a_token_for_ten_uses_get_ten_cards(keys: KeyStore,
             assert [card.pan.reveal() for card in cards] == [VISA] * 10
             refused = [answer for answer in answers if isinstance(answer, tv.DomainRestrictionError)]
             assert [error.violations[0].code for error in refused] == ["USES_EXCEEDED"] * 54
-            rows = await store.events(reference=bytes.fromhex(info.reference))
+            rows, _ = await store.events_about(bytes.fromhex(info.reference))
             outcomes = Counter(event.outcome for event in map(Event.parse, rows[1:]))
             assert outcomes == {Outcome.DONE: 10, Outcome.DENIED: 54}
             await assert_consistent(store)

@@ -230,7 +230,7 @@ def restore(shell: Shell) -> None:
         rows = kept.execute("SELECT * FROM events").fetchall()
     shell.sql.execute("BEGIN")
     shell.sql.execute("DELETE FROM events")
-    shell.sql.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
+    shell.sql.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
     shell.sql.execute("COMMIT")
 
 

@@ -112,9 +112,12 @@ def test_a_stream_that_only_begins_is_no_planted_one(database: Database) -> None
     (kept,) = database.sql.execute(
         "SELECT * FROM events WHERE stream = ? AND number = 1", (youngest,)
     ).fetchall()
-    database.sql.execute("DELETE FROM events WHERE stream = ? AND number = 1", (youngest,))
+    for table in ("events", "event_index"):
+        database.sql.execute(f"DELETE FROM {table} WHERE stream = ? AND number = 1", (youngest,))
     with open_vault(database.keys, database.store) as vault:
         vault.detokenize(database.token, use(2))
-        database.sql.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", kept)
+        database.sql.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", kept)
+        name = (youngest, bytes(16), youngest, 1)
+        database.sql.execute("INSERT INTO event_index VALUES (?, ?, ?, ?)", name)
     beginning.close()
     assert database.found() == []

@@ -24,7 +24,7 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.verify.report import parse_anchor
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import Fence, SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -148,11 +148,13 @@ def test_events_written_under_an_older_key_verify_after_a_rotation(
 ) -> None:
     with closing(SqliteTokenStore(tmp_path / "vault.db")) as store:
         tv.provision(fresh_keys, store)
+        clock = ManualClock(NOW_MS)
         for _ in range(3):
-            with vaults.open_vault(fresh_keys, store) as vault:
+            with vaults.open_vault(fresh_keys, store, clock) as vault:
                 token = issue(vault).token
             fresh_keys.create(tv.KeyPurpose.AUDIT, custody)
-        with vaults.open_vault(fresh_keys, store) as vault:
+        clock.advance(1)
+        with vaults.open_vault(fresh_keys, store, clock) as vault:
             vault.detokenize(token, use())
             assert [event.action for event in vault.history(token)] == [Action.ISSUE, Action.DETOKENIZE]
         report = tv.verify_audit(store, keys=fresh_keys)
@@ -258,11 +260,13 @@ class Lossy(MemoryTokenStore):
         super().__init__()
         self.failing: Callable[[], str] = lambda: ""
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         fate = self.failing()
         if fate == "before":
             raise OSError
-        moved = super()._replace(records, events)
+        moved = super()._replace(records, events, fence)
         if fate == "after":
             raise OSError
         return moved
@@ -297,14 +301,14 @@ class Late(MemoryTokenStore):
 
     late: Sequence[SealedEvent] | None = ()
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
         if self.late is None:
             self.late = events
             raise OSError
         landing, self.late = self.late, ()
         if landing:
-            super()._append(landing)
-        super()._append(events)
+            super()._append(landing, ())
+        return super()._append(events, fence)
 
 
 @pytest.mark.parametrize("events", [1, 2, 1_000])
@@ -336,8 +340,8 @@ def test_a_closing_checkpoint_fills_what_conflicts_left_free(local_keys: KeyStor
     issue(vault)
     journal = vault._core.trail.journal  # type: ignore[union-attr] # it is open
     event = Event(time_ms=NOW_MS, action=Action.LOOK_UP, outcome=Outcome.DENIED)
-    given_back = [journal.begin(event) for _ in range(3)]
-    written = journal.begin(event)
+    given_back = [journal.begin(journal.entry(event), NOW_MS) for _ in range(3)]
+    written = journal.begin(journal.entry(event), NOW_MS)
     store.append(journal.seal(written, NOW_MS))
     journal.written(written)
     for entry in given_back:
@@ -355,7 +359,9 @@ def test_numbers_lost_with_a_killed_process_are_gaps_and_no_findings(local_keys:
     tv.provision(local_keys, store)
     vault = open_vault(local_keys, store, 1_000)
     issue(vault)
-    vault._core.trail.journal.begin(Event(time_ms=NOW_MS, action=Action.ISSUE, outcome=Outcome.DONE))  # type: ignore[union-attr] # open
+    journal = vault._core.trail.journal  # type: ignore[union-attr] # it is open
+    event = Event(time_ms=NOW_MS, action=Action.ISSUE, outcome=Outcome.DONE)
+    journal.begin(journal.entry(event), NOW_MS)
     issue(vault)
     report = tv.verify_audit(store, keys=local_keys)
     assert report.findings == ()

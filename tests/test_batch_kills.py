@@ -14,8 +14,8 @@ import tokenvault as tv
 from tests import vault_workers, vaults
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import card_number
-from tests.vaults import SHOP, all_records, issue
-from tokenvault.audit.batch_event import BATCH, items, parse
+from tests.vaults import SHOP, all_records, batch_events, issue
+from tokenvault.audit.batch_event import items, parse
 
 CARDS = 40_000
 CHUNK_ITEMS = 100
@@ -42,7 +42,7 @@ def kill_batches(keys_uri: str, url: str, rounds: int, program: str = "card-on-f
             try:
                 wanted = written + source.randint(1, CHUNKS_MAX)
                 deadline = time.monotonic() + SECONDS_MAX
-                while len(store.events(reference=BATCH)) < wanted:
+                while len(batch_events(store)) < wanted:
                     assert writer.is_alive(), "the writer ended by itself"
                     assert time.monotonic() < deadline, "the writer does not write"
                 time.sleep(source.uniform(0, 0.01))  # anywhere within the next chunks
@@ -50,7 +50,7 @@ def kill_batches(keys_uri: str, url: str, rounds: int, program: str = "card-on-f
                 writer.kill()
                 writer.join(SECONDS_MAX)
                 writer.close()
-            events = [parse(row) for row in store.events(reference=BATCH)]
+            events = [parse(row) for row in batch_events(store)]
             written = len(events)
             listed = [item.reference for event in events for item in items(event) if item.revision]
             records = all_records(store)

@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_its_types_its_license_and_no_more(wheel: zi
     assert {name.split("/")[0] for name in names - package} == {
         f"payment_tokenvault-{tv.__version__}.dist-info"
     }
-    assert rest == {"METADATA", "WHEEL", "RECORD", "licenses/LICENSE"}
+    assert rest == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
 
 def test_the_metadata_names_the_distribution_and_what_it_needs(wheel: zipfile.ZipFile) -> None:
@@ -84,7 +84,7 @@ def test_the_metadata_names_the_distribution_and_what_it_needs(wheel: zipfile.Zi
     required = [text for text in told.get_all("Requires-Dist", []) if "extra ==" not in text]
     needed = {re.split(r"[<>=!~ \[]", text)[0] for text in required}
     assert needed == {"attrs", "cryptography", "numpy"}
-    assert {"postgres", "testing", "arrow", "examples"} <= set(told.get_all("Provides-Extra", []))
+    assert {"postgres", "testing", "arrow", "cli", "examples"} <= set(told.get_all("Provides-Extra", []))
     urls = {text.split(",")[0] for text in told.get_all("Project-URL", [])}
     assert {"Documentation", "Source", "Issues", "Changelog"} <= urls
 

@@ -109,6 +109,11 @@ def misuses(token: str) -> list[tuple[str, str, dict[str, Any], int, str]]:
         ("POST", "/tokens/detokenize", {"json": use(token, 1, merchant=VISA)}, 403, "57"),
         ("POST", "/tokens/detokenize", {"json": use(token, 1, channel=VISA)}, 422, "30"),
         ("POST", "/tokens/detokenize", {"json": use(token, 1, amount={"amount": 1, "currency": VISA})}, 422, "12"),
+        *(
+            ("POST", "/tokens/check", {"json": use(token, 1, amount={"amount": wrong, "currency": "EUR"})}, 422, "30")
+            for wrong in ("4200", 42.0, 42.5, True, VISA, [42], None, 1e3)
+        ),
+        ("POST", "/tokens/check", {"json": use(token, 1, amount={"amount": -1, "currency": "EUR"})}, 422, "12"),
         ("POST", "/tokens/suspend", {"json": {"token": VISA}}, 404, "14"),
         ("POST", "/tokens/delete", {"json": {"token": {VISA: VISA}}}, 422, "30"),
         ("GET", f"/tokens/{VISA}", {}, 404, "14"),
@@ -138,6 +143,11 @@ def test_the_service_over_http(server: Server) -> None:
         refused = client.post("/tokens/detokenize", json=use(token, 1), headers=headers)
         assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert refused.json()["response_code"] == "58"
+    for page in ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"):
+        status = 404 if page.endswith("redirect") else 401
+        assert client.get(page).status_code == status, page
+    described = client.get("/openapi.json", headers=bearer(SHOP))
+    assert "/tokens/detokenize" in described.json()["paths"]
     for method, path, content, status in (
         ("POST", "/tokens", "[" * 10_000, 400),
         ("POST", "/tokens", "[" * 100_000, 413),
@@ -164,6 +174,7 @@ def test_the_service_over_http(server: Server) -> None:
     )
     assert refused.status_code == 403
     assert {each["code"]: each["response_code"] for each in refused.json()["violations"]} == codes
+    assert refused.json()["code"] in codes
     assert refused.json()["response_code"] in codes.values()
 
     # Three uses, each retried, in two workers at once: three cards.

@@ -163,8 +163,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
     root = hashlib.sha256(b"\1" + leaf + leaf).digest()
     tree = Tree()
-    tree.append(leaf)
-    tree.append(leaf)
+    tree = tree.with_leaf(leaf)
+    tree = tree.with_leaf(leaf)
     assert tree.root() == root
     reference = checkpoint.CrossReference(bytes(range(0x30, 0x40)), 5, b"\xaa" * 32)
     stated = checkpoint.Checkpoint(

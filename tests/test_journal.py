@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.audit.journal import Journal
+from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.macs import AuditKeys
 from tokenvault.stores.port import SealedEvent
 
@@ -32,8 +32,12 @@ class NoKeys(AuditKeys):
         return list(rows)
 
 
+def begin(journal: Journal) -> Entry:
+    return journal.begin(journal.entry(EVENT), EVENT.time_ms)
+
+
 def seal(journal: Journal) -> SealedEvent:
-    return journal.seal(journal.begin(EVENT), EVENT.time_ms)[0]
+    return journal.seal(begin(journal), EVENT.time_ms)[0]
 
 
 def test_threads_that_begin_together_in_a_forked_child_share_one_stream(
@@ -62,36 +66,25 @@ def test_threads_that_begin_together_in_a_forked_child_share_one_stream(
     assert sorted(row.number for row in rows) == [1, 2, 3, 4]
 
 
-class Waited:
-    """A lock that tells when somebody comes to it."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.lock, self.somebody = lock, threading.Event()
-
-    def __enter__(self) -> None:
-        self.somebody.set()
-        self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-
-def test_no_event_follows_a_closing_checkpoint_though_its_thread_found_the_stream_open() -> None:
+@pytest.mark.parametrize(
+    "found_open", [True, False], ids=["which closing sees", "which sees that it is closed"]
+)
+def test_no_event_follows_a_closing_checkpoint_though_its_thread_found_the_stream_open(
+    found_open: bool,
+) -> None:
     journal = Journal(NoKeys())
-    first = journal.begin(EVENT)
+    first = begin(journal)
     journal.seal(first, EVENT.time_ms)
     journal.written(first)
-    stream = first.stream
-    lock = stream.lock
-    waited = Waited(lock)
-    with ThreadPoolExecutor(1) as pool:
-        with lock:
-            stream.lock = waited  # type: ignore[assignment] # the other thread waits here
-            later = pool.submit(journal.begin, EVENT)
-            assert waited.somebody.wait(10)
-            stream.lock = threading.Lock()
-            closing = journal.begin_closing()
-        assert closing is not None
-        assert closing.checkpoint is not None
-        assert closing.checkpoint.closes
-        assert later.result().stream is not stream
+    later = journal.entry(EVENT)
+    closing = journal.closing_entry()
+    assert closing is not None
+    if found_open:
+        journal.begin(later, EVENT.time_ms)
+    journal.begin_closing(closing)
+    if not found_open:
+        journal.begin(later, EVENT.time_ms)
+    assert closing.checkpoint is not None
+    assert closing.checkpoint.closes == (not found_open)
+    assert (later.stream is first.stream) == found_open
+    assert begin(journal).stream is later.stream

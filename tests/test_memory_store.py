@@ -14,7 +14,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tokenvault.stores.memory import MemoryTokenStore
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import Fence, SealedEvent, SealedRecord, TokenStore
 from tokenvault.testing import (
     Capability,
     StoreHarness,
@@ -69,19 +69,23 @@ class PartialInsert(MemoryTokenStore):
         for record in records:
             refused += super()._insert([record], [], document)
         if not refused:
-            super()._append(events)
+            super()._append(events, ())
         return refused
 
 
 class BlindReplace(MemoryTokenStore):
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         self._records.update((r.token, r) for r in records if r.token in self._records)
-        return super()._replace([], events)
+        return super()._replace([], events, fence)
 
 
 class LosesEvents(MemoryTokenStore):
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return super()._replace(records, [])
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return super()._replace(records, [], fence)
 
 
 class OverwritesEvents(MemoryTokenStore):

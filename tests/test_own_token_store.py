@@ -125,6 +125,40 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
         (lambda contract, _, store: contract.test_an_interrupted_write(store, "insert", 3), "half done"),
         (lambda contract, _, store: contract.test_an_interrupted_write(store, "replace", 3), "half done"),
     ],
+    wrong_adapters.IndexInASecondStep: [
+        (lambda contract, _, store: contract.test_an_interrupted_write(store, "insert", 1), "half done"),
+        (lambda contract, _, store: contract.test_an_interrupted_write(store, "replace", 1), "half done"),
+        (
+            lambda contract, _, store: contract.test_record_and_event_are_seen_together(store),
+            "one transaction",
+        ),
+    ],
+    wrong_adapters.LooksAtTheFenceBefore: [
+        (
+            lambda contract, _, store: contract.test_a_fence_holds_from_the_moment_a_replacement_returns(
+                store, 1
+            ),
+            "behind a fence",
+        ),
+    ],
+    wrong_adapters.SkipsEqualKeys: [
+        (lambda contract, _, store: contract.test_events_about_a_reference(store), "cursor takes"),
+    ],
+    wrong_adapters.OrdersEventsByArrival: [
+        (lambda contract, _, store: contract.test_events_about_a_reference(store), "order of arrival"),
+    ],
+    wrong_adapters.TakesFewerRowsThanItSays: [
+        (
+            lambda contract, harness, store: contract.test_the_write_of_most_rows(store, harness),
+            "write_limits",
+        ),
+    ],
+    wrong_adapters.TakesFewerBytesThanItSays: [
+        (
+            lambda contract, harness, store: contract.test_the_write_of_most_bytes(store, harness),
+            "write_limits",
+        ),
+    ],
 }
 
 

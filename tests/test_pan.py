@@ -102,7 +102,7 @@ def test_a_pan_refuses_pickle_json_change_and_construction() -> None:
     with pytest.raises(InvalidInputError):
         pan.other = "x"
     with pytest.raises(InvalidInputError):
-        del pan._digits
+        del pan._masked
     with pytest.raises(InvalidInputError):
         Pan(KNOWN)
     assert not hasattr(pan, "__dict__")

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.coalescer import Coalescer, _Request
 from tokenvault.keys.pkcs11.worker import Worker
 
 PATIENCE_SECONDS = 30
@@ -181,3 +181,21 @@ def test_a_request_that_takes_too_long_is_taken_back_and_told() -> None:
         assert coalescer.waiting == 0
         gate.let_through.release(2)
         assert coalescer.encrypt(block(7)) == invert(block(7))
+
+
+def test_a_request_that_was_taken_back_ends_its_turn_however_busy_others_are() -> None:
+    """Its caller was interrupted between leaving it and waiting for it; others leave requests without end."""
+    calls: list[bytes] = []
+
+    def call(blocks: bytes) -> bytes:
+        calls.append(blocks)
+        assert len(calls) < 100
+        coalescer._queue.append(_Request(block(len(calls)), coalescer._serve))
+        return invert(blocks)
+
+    coalescer = Coalescer(call, Worker(), blocks_per_call_max=1)
+    coalescer._queue.append(_Request(block(0), coalescer._serve))
+    taken_back = _Request(block(1), coalescer._serve)
+    with pytest.raises(KeyStoreError, match="interrupted"):
+        coalescer._serve(taken_back)
+    assert not calls

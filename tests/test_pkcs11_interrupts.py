@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import random
-import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
+from tests.interrupts import interrupt
 from tokenvault.keys import Custody, KeyName, KeyPurpose
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 
 SEAL = KeyPurpose.SEAL
 INTERRUPTS = 400
-LONGEST_SECONDS = 0.002
-
-
-class InterruptedAtRandomError(Exception):
-    """What the handler raises."""
-
-
-@pytest.fixture
-def untraced() -> Iterator[None]:
-    """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait."""
-    here, elsewhere = sys.gettrace(), threading.gettrace()
-    sys.settrace(None)
-    threading.settrace(None)
-    yield
-    threading.settrace(elsewhere)
-    sys.settrace(here)
-
-
-@pytest.fixture
-def handled(untraced: None) -> Iterator[None]:
-    def handler(number: int, frame: object) -> None:
-        raise InterruptedAtRandomError
-
-    before = signal.signal(signal.SIGALRM, handler)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def interrupt(action: Callable[[], object], chance: random.Random) -> bool:
-    """Whether an action was interrupted by the handler's exception."""
-    try:
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, LONGEST_SECONDS))
-        action()
-        while True:  # the signal is on its way: it strikes here, at the latest
-            time.sleep(LONGEST_SECONDS)
-    except InterruptedAtRandomError:
-        return True
 
 
 def check(keys: Pkcs11KeyStore, before: bytes) -> None:

@@ -14,8 +14,8 @@ from psycopg.copy import LibpqWriter
 
 from tests.postgres_server import PostgresServer
 from tokenvault.stores import open_token_store
-from tokenvault.stores.port import SealedEvent, SealedRecord
-from tokenvault.stores.postgres.copy import Column, by_first, copy_rows, event_columns, record_columns
+from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.postgres.copy import Column, by_first, copy_rows, record_columns
 from tokenvault.testing import a_record, an_event
 
 RECORD = ["text", "bytea", "bytea", "text", "bytea", "int8", "int8", "bytea", "bytea"]
@@ -33,14 +33,6 @@ records = st.builds(
     key_version=integers,
     body=st.binary(max_size=200),
     seal=st.binary(min_size=45, max_size=45),
-)
-events = st.builds(
-    SealedEvent,
-    stream=st.binary(min_size=16, max_size=16),
-    number=integers,
-    reference=st.sampled_from([b"", bytes(16)]),
-    body=st.binary(max_size=200),
-    mac=st.binary(min_size=16, max_size=16),
 )
 
 
@@ -81,13 +73,6 @@ def test_records_are_what_psycopg_writes_of_them(
 ) -> None:
     values = [(*row[:4], row.program.encode(), *row[5:]) for row in rows]
     assert copy_rows(record_columns(rows)) == psycopg_rows(connection, RECORD, values)
-
-
-@given(rows=st.lists(events, min_size=1, max_size=5))
-def test_events_are_what_psycopg_writes_of_them(
-    connection: psycopg.Connection, rows: list[SealedEvent]
-) -> None:
-    assert copy_rows(event_columns(rows)) == psycopg_rows(connection, EVENT, [tuple(row) for row in rows])
 
 
 @given(rows=st.lists(records, min_size=1, max_size=5))

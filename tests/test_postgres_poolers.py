@@ -25,8 +25,7 @@ from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.keys import KeyStore
 from tokenvault.stores import open_token_store
 from tokenvault.stores.port import SealedRecord, TokenStore
-from tokenvault.stores.postgres import answers, session, sql
-from tokenvault.stores.postgres import connection as connections
+from tokenvault.stores.postgres import address, session, sql
 from tokenvault.stores.postgres.errors import unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name
 from tokenvault.stores.postgres.store import PostgresTokenStore
@@ -418,8 +417,7 @@ def test_a_call_is_bounded_where_the_server_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A statement that waits for a lock is given up by its caller, and the next one goes over another connection."""
-    for module in (connections, answers):
-        monkeypatch.setattr(module, "ANSWER_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(address, "ANSWER_MARGIN_SECONDS", 0.5 - address.STATEMENT_SECONDS)
     schema = new_name()
     with (
         running(postgres_server, pool_mode="transaction") as pooler,
@@ -494,29 +492,31 @@ def test_too_many_connections_are_told(postgres_server: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "told", "code"),
     [
-        ("FATAL:  sorry, too many clients already", "too many connections.*53300, severity FATAL"),
-        ("FATAL:  the database system is starting up", "starting or stopping.*57P03"),
-        ('FATAL:  role "alice" is not permitted to log in', "may not log in.*28000"),
-        ('FATAL:  no pg_hba.conf entry for host "h", user "alice", no encryption', "sslmode=verify-full.*28000"),
-        ('FATAL:  no pg_hba.conf entry for host "h", user "alice", SSL encryption', "pg_hba.conf has no line"),
-        ('FATAL:  permission denied for database "alice"', "CONNECT.*42501"),
-        ("FATAL:  SSL required", "the pooler demands TLS"),
-        ("FATAL:  no such database: alice", r"section \[databases\]"),
-        ("FATAL:  server login has been failing, try again later (server_login_retry)", "can not log in"),
-        ("server does not support SSL, but SSL was required", "has no TLS"),
-        ("SSL error: certificate verify failed", "TLS failed"),
-        ('server certificate for "alice" does not match host name "h"', "TLS failed"),
-        ('could not translate host name "alice" to address: no', "host .* has no address"),
-        ("Connection refused", "can not be reached"),
-        ("FATAL:  alice", r"refused the connection.*\(severity FATAL\)"),
-        ("FATALE:  alice", "can not be reached"),
+        ("FATAL:  sorry, too many clients already", "connections.*53300, severity FATAL", "TOO_MANY_CONNECTIONS"),
+        ("FATAL:  the database system is starting up", "starting or stopping.*57P03", "STARTING"),
+        ('FATAL:  role "alice" is not permitted to log in', "may not log in.*28000", "USER_UNKNOWN"),
+        ('FATAL:  no pg_hba.conf entry for host "h", user "alice", no encryption', "sslmode=verify-full", "TLS"),
+        ('FATAL:  no pg_hba.conf entry for host "h", user "alice", SSL encryption', "has no line", "REFUSED"),
+        ('FATAL:  permission denied for database "alice"', "CONNECT.*42501", "PERMISSION"),
+        ("FATAL:  SSL required", "the pooler demands TLS", "TLS"),
+        ("FATAL:  no such database: alice", r"section \[databases\]", "DATABASE_UNKNOWN"),
+        ("FATAL:  server login has been failing, try again later (server_login_retry)", "can not log in", "POOLER"),
+        ("server does not support SSL, but SSL was required", "has no TLS", "TLS"),
+        ("SSL error: certificate verify failed", "TLS failed", "TLS"),
+        ('server certificate for "alice" does not match host name "h"', "TLS failed", "TLS"),
+        ('could not translate host name "alice" to address: no', "host .* has no address", "HOST_UNKNOWN"),
+        ("Connection refused", "can not be reached", "UNREACHABLE"),
+        ("FATAL:  alice", r"refused the connection.*\(severity FATAL\)", "REFUSED"),
+        ("FATALE:  alice", "can not be reached", "UNREACHABLE"),
     ],
 )  # fmt: skip
-def test_a_refused_connection_is_explained_by_its_cause(said: str, told: str) -> None:
+def test_a_refused_connection_is_explained_by_its_cause(said: str, told: str, code: str) -> None:
     """In words of our own: those of libpq name hosts and users."""
     text = f'connection failed: connection to server at "h", port 5432 failed: {said}'
-    explained = str(unconnected(psycopg.OperationalError(text)))
+    error = unconnected(psycopg.OperationalError(text))
+    explained = str(error)
+    assert error.code == f"STORE_{code}"
     assert re.search(told, explained), explained
     assert "alice" not in explained

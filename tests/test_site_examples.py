@@ -211,9 +211,9 @@ def test_batches(local_keys: KeyStore) -> None:
 
 @needs_the_public_face
 def test_testing_your_own_code(tmp_path: Path) -> None:
-    fixtures, payments, lost_answers = examples_of("howto/testing.md")
+    fixtures, *tests = examples_of("howto/testing.md")
     (tmp_path / "conftest.py").write_text(fixtures)
-    (tmp_path / "test_payments.py").write_text(f"{payments}\n{lost_answers}")
+    (tmp_path / "test_payments.py").write_text("\n".join(tests))
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)],
         cwd=tmp_path,
@@ -222,7 +222,7 @@ def test_testing_your_own_code(tmp_path: Path) -> None:
         timeout=SECONDS_MAX,
     )
     assert ran.returncode == 0, ran.stdout
-    assert "3 passed" in ran.stdout
+    assert "6 passed" in ran.stdout
 
 
 @pytest.mark.parametrize("page", ["model/domains.md", "model/limits.md", "model/lifecycle.md"])

@@ -398,8 +398,14 @@ def test_a_row_that_was_removed_is_a_token_that_does_not_exist(scene: Scene) -> 
 
 
 def test_every_table_has_its_test_here(scene: Scene) -> None:
-    """But for the number of PostgreSQL's schema, which has one at the store (`test_a_newer_schema_is_refused`)."""
-    assert set(scene.editor.tables()) - {"schema_version"} == {"domains", "events", "meta", "tokens"}
+    """But for the number of PostgreSQL's schema, which has one at the store (`test_another_schema_is_refused`)."""
+    assert set(scene.editor.tables()) - {"schema_version"} == {
+        "domains",
+        "event_index",
+        "events",
+        "meta",
+        "tokens",
+    }
 
 
 def test_a_domain_document_changed_moved_or_removed_gives_no_card(scene: Scene) -> None:
@@ -496,7 +502,25 @@ def test_events_changed_are_not_seen_by_reads_and_do_not_stop_the_vault(
 def test_an_event_planted_at_the_next_number_costs_one_refused_call(scene: Scene) -> None:
     """No event, no card; and the call after it works."""
     last = max(scene.editor.rows("events"), key=lambda row: int(row["number"]))
-    scene.editor.put("events", {**last, "position": 10**6, "number": int(last["number"]) + 1})
+    scene.editor.put("events", {**last, "number": int(last["number"]) + 1})
     assert seen(lambda: scene.vault.detokenize(scene.limited.token, good("x"))) is tv.TokenStoreError
     assert scene.vault.get(scene.limited.token).revision == 2, "nothing was counted"
     assert scene.vault.detokenize(scene.limited.token, good("x")).pan.reveal() == VISA
+
+
+def test_rows_planted_in_the_index_change_no_history_and_stop_no_write(scene: Scene) -> None:
+    """What they lead to says itself which token it is about; one for an event to come is in nobody's way."""
+    token = scene.limited.token
+    before = scene.vault.history(token)
+    rows = scene.editor.rows("event_index")
+    last = max(rows, key=lambda row: int(row["number"]))
+    foreign = next(row for row in rows if row["reference"] != bytes.fromhex(scene.limited.reference))
+    names = {"reference": bytes.fromhex(scene.limited.reference), "use_id": bytes(16)}
+    scene.editor.put("event_index", {**foreign, **names})
+    scene.editor.put("event_index", {**last, **names, "number": 10**6})
+    scene.editor.put("event_index", {**last, **names, "number": -1})
+    scene.editor.put("event_index", {**last, **names, "stream": b"short"})
+    scene.editor.put("event_index", {**last, **names, "number": int(last["number"]) + 1})
+    assert scene.vault.history(token) == before
+    assert scene.vault.detokenize(token, good("x")).pan.reveal() == VISA
+    assert len(scene.vault.history(token)) == len(before) + 1

@@ -7,6 +7,7 @@ from typing import Any
 import tokenvault as tv
 from tests.faces import open_face
 from tests.strategies import NOW_MS
+from tokenvault.audit.batch_event import BATCH
 from tokenvault.keys import KeyStore
 from tokenvault.runtime import Clock
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
@@ -64,3 +65,9 @@ def all_events(store: TokenStore, stream: bytes) -> list[SealedEvent]:
     while page := store.events(stream=stream, after=found[-1].number if found else 0):
         found += page
     return found
+
+
+def batch_events(store: TokenStore) -> list[SealedEvent]:
+    """The events of batches, stream after stream."""
+    streams = [all_events(store, stream) for stream in sorted(store.streams())]
+    return [row for rows in streams for row in rows if row.reference == BATCH]

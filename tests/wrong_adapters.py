@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tests.own_token_store import OwnTokenStore, Work
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord
+from tokenvault.stores.write_limits import WriteLimits
 
 CHUNK = 500
 
@@ -36,16 +38,18 @@ class EventInASecondCommit(_ChecksEvents):
             self._check_new(events)
         refused = super()._insert(records, [], document)
         if not refused:
-            self._append(events)
+            OwnTokenStore._replace(self, (), events, ())
         return refused
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         stored = self._get([record.token for record in records])
         if {(r.token, r.revision + 1) for r in stored} == {(r.token, r.revision) for r in records}:
             self._check_new(events)
-        refused = super()._replace(records, [])
+        refused = super()._replace(records, [], fence)
         if not refused:
-            self._append(events)
+            OwnTokenStore._replace(self, (), events, ())
         return refused
 
 
@@ -151,3 +155,79 @@ class CommitsHalfOfAnInterruptedWrite(_KeepsAConnection):
                 raise
             connection.execute("ROLLBACK" if refused else "COMMIT")
             return refused
+
+
+class IndexInASecondStep(OwnTokenStore):
+    """Commits an event, and then the rows of the index that lead to it."""
+
+    def _write(self, work: Work) -> list[str]:
+        self._events: list[SealedEvent] = []
+        refused = super()._write(work)
+        events, self._events = self._events, []
+        if events and not refused:
+            super()._write(lambda connection: self._index(connection, events))
+        return refused
+
+    def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
+        super()._append_to(connection, [event._replace(index_rows=()) for event in events])
+        self._events += events
+        return []
+
+    def _index(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
+        for event in events:
+            names = [(*name, event.stream, event.number) for name in event.index_rows]
+            connection.executemany("INSERT INTO event_index VALUES (?,?,?,?)", names)
+        return []
+
+
+class SkipsEqualKeys(OwnTokenStore):
+    """Reads on behind the stream of the last event, as if a token had one event of each."""
+
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
+        if after:
+            use_id, stream, _ = place_of(after)
+            after = cursor_of(use_id, stream, 2**63 - 1)
+        return super()._events_about(reference, after, limit)
+
+
+class OrdersEventsByArrival(OwnTokenStore):
+    """Gives the events of a token as they came, behind an offset that it takes for a cursor."""
+
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
+        sql = (
+            "SELECT stream, number, e.reference, body, mac FROM event_index AS i JOIN events AS e"
+            " USING (stream, number) WHERE i.reference = ? ORDER BY e.rowid LIMIT ? OFFSET ?"
+        )
+        offset = place_of(after)[2]
+        rows = self._read(sql, reference, limit, offset)
+        end = cursor_of(bytes(16), bytes(16), offset + limit)
+        return EventPage([SealedEvent(*row) for row in rows], end if len(rows) == limit else b"")
+
+
+class TakesFewerRowsThanItSays(OwnTokenStore):
+    """Keeps the limits of the base class, and has a database that takes fewer rows in a transaction."""
+
+    def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
+        if sum(len(event.index_rows) for event in events) > CHUNK:
+            raise sqlite3.OperationalError("too many actions")
+        return super()._append_to(connection, events)
+
+
+class TakesFewerBytesThanItSays(OwnTokenStore):
+    """Says 4 MB of a database that takes values of 100 kB."""
+
+    write_limits = WriteLimits(rows=10_000, bytes=4_000_000, event_bytes=400_000)
+
+    def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
+        if any(len(event.body) > 100_000 for event in events):
+            raise sqlite3.OperationalError("value too large")
+        return super()._append_to(connection, events)
+
+
+class LooksAtTheFenceBefore(OwnTokenStore):
+    """Looks at the revisions of a fence, and then begins its transaction."""
+
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        look = "SELECT revision FROM tokens WHERE token = ?"
+        moved = [token for token, revision in fence if self._read(look, token) != [(revision,)]]
+        return moved or super()._append(events, ())

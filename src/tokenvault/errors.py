@@ -8,15 +8,32 @@ caller passed in. And an error leaves a public call without the frames below it:
 from __future__ import annotations
 
 import functools
+import inspect
+import re
+import signal
+import time
 import traceback
-from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
+from types import CodeType
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
 
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+B_co = TypeVar("B_co", covariant=True)
+
+_LONG_NUMBER: Final = re.compile(r"[0-9](?:[^0-9A-Za-z]?[0-9]){12,}")
+_ARGUMENT: Final = re.compile("[A-Za-z_]{1,40}[0-9]?")
+_END: Final = object()
+_OF_HANDLER: Final = "_raised_by_signal_handler"
+
+
+def without_numbers(text: str) -> str:
+    """A text to show: of each number that could be a card's, with or without separators, the last four digits."""
+    return _LONG_NUMBER.sub(lambda number: f"************{number[0][-4:]}", text)
 
 
 @attrs.frozen
@@ -40,26 +57,43 @@ class TokenVaultError(Exception):
     """Base of every error that the library raises.
 
     Attributes:
+        code: what happened, in upper case: stable, for programs and alarms; docs/reference/codes.md lists all.
         response_code: the answer for ISO 8583 data element 39, two characters, where the error ends a payment.
     """
 
+    code: str = "DEFECT"
     response_code: str = "96"  # system malfunction
+
+    def __init__(self, *args: object, code: str | None = None) -> None:
+        super().__init__(*args)
+        if code is not None:  # kept by the instance, so that pickle and copy take it along
+            self.code = code
 
 
 class InvalidInputError(TokenVaultError, ValueError):
     """An argument is outside what the call accepts; the message says what is accepted."""
 
+    code = "INVALID_INPUT"
     response_code = "12"  # invalid transaction
+
+
+class ArgumentsError(InvalidInputError, TypeError):
+    """A call with other arguments than it takes: a misspelt one, one too few or too many (a TypeError in Python)."""
+
+
+class UnchangeableError(InvalidInputError, attrs.exceptions.FrozenInstanceError):
+    """An object that does not change was to be changed."""
 
 
 class TokenNotFoundError(TokenVaultError):
     """No such token or reference in this vault."""
 
+    code = "TOKEN_NOT_FOUND"
     response_code = "14"  # no such card number
 
 
 class DomainRestrictionError(TokenVaultError):
-    """The token's domain does not allow this use.
+    """The token's domain does not allow this use. Its codes are those of the first violation.
 
     Attributes:
         violations: every control that failed, in a stable order; never empty.
@@ -70,6 +104,7 @@ class DomainRestrictionError(TokenVaultError):
     def __init__(self, violations: tuple[Violation, ...]) -> None:
         super().__init__("; ".join(violation.message for violation in violations))
         self.violations = violations
+        self.code = violations[0].code
         self.response_code = violations[0].response_code
 
     def __reduce__(self) -> tuple[type[DomainRestrictionError], tuple[tuple[Violation, ...]]]:
@@ -79,46 +114,54 @@ class DomainRestrictionError(TokenVaultError):
 class LifecycleError(TokenVaultError):
     """The token's status does not allow this change."""
 
+    code = "STATUS_NOT_FITTING"
     response_code = "57"  # not permitted
 
 
 class PermissionDeniedError(TokenVaultError):
     """The requestor is unknown or may not do this."""
 
+    code = "PERMISSION_DENIED"
     response_code = "58"  # not permitted to this acceptor
 
 
 class IntegrityError(TokenVaultError):
     """What was read is not what the vault wrote: changed, moved, or sealed under another key."""
 
+    code = "INTEGRITY"
+
 
 class KeyStoreError(TokenVaultError):
     """The key store failed; the message says what to check."""
 
+    code = "KEY_STORE_FAILED"
     response_code = "91"  # issuer or switch inoperative
 
 
 class TokenStoreError(TokenVaultError):
     """The database failed; whether a write happened is then unknown: retry with the same ids."""
 
+    code = "STORE_FAILED"
     response_code = "91"
 
 
 class ConflictError(TokenVaultError):
     """Others kept changing the same record; nothing was done. Retry."""
 
+    code = "CONFLICT"
     response_code = "91"
 
 
 class TokenSpaceExhaustedError(TokenVaultError):
     """A program has too few free tokens left to draw one."""
 
+    code = "TOKEN_SPACE_EXHAUSTED"
+
 
 class ConfigurationError(TokenVaultError):
     """Programs, requestors, keys and database do not fit together."""
 
-
-# The boundary.
+    code = "CONFIGURATION"
 
 
 def boundary(call: Callable[P, T]) -> Callable[P, T]:
@@ -129,7 +172,7 @@ def boundary(call: Callable[P, T]) -> Callable[P, T]:
         try:
             return call(*args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, args, kwargs)
         del args, kwargs
         raise failure
 
@@ -144,33 +187,59 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
         try:
             return await call(*args, **kwargs)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, args, kwargs)
         del args, kwargs
         raise failure
 
     return bounded
 
 
-class Called(Protocol):
-    """Counts its calls under way, by an entry each: `append` and `pop` of a list are atomic between threads."""
+def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """As `boundary`, for a generator function: also for each step of what it gives."""
 
-    _calls: list[None]
+    @functools.wraps(call)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        try:
+            return _BoundedIterator(call(*args, **kwargs))
+        except BaseException as error:
+            failure = _outgoing(error, call, args, kwargs)
+        del args, kwargs
+        raise failure
 
-    def _begin(self) -> None:
+    return bounded
+
+
+class _BoundedIterator(Iterator[T], Generic[T]):
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+
+    def __next__(self) -> T:
+        item = self._step()
+        if item is _END:
+            raise StopIteration
+        return item  # type: ignore[return-value] # the source's, not the mark of its end
+
+    @boundary
+    def _step(self) -> T | object:
+        return next(self._source, _END)
+
+
+CallEnd: TypeAlias = Callable[[str, int, object, BaseException | None], None]
+"""Is told a method's name, when it began (`time.perf_counter_ns`), and its result or its error."""
+
+
+class Called(Protocol[B_co]):
+    """Knows its calls under way, by a mark each: to put one into a set, and to take it out, is one step."""
+
+    _calls: set[object]
+    _ended: CallEnd | None
+
+    def _begin(self) -> B_co:
         """Do what has to be done before each call."""
 
 
-class Awaited(Protocol):
-    """As `Called`, with coroutines."""
-
-    _calls: list[None]
-
-    async def _begin(self) -> None:
-        """Do what has to be done before each call."""
-
-
-S = TypeVar("S", bound=Called)
-A = TypeVar("A", bound=Awaited)
+S = TypeVar("S", bound=Called[None])
+A = TypeVar("A", bound=Called[Coroutine[Any, Any, None]])
 
 
 def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -178,15 +247,22 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 
     @functools.wraps(call)
     def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        calls = self._calls
-        calls.append(None)
+        mark, calls, ended = object(), self._calls, self._ended
+        begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
+            calls.add(mark)
             self._begin()
-            return call(self, *args, **kwargs)
+            result = call(self, *args, **kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, result, None)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, (self, *args), kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, None, failure)
+        else:
+            return result
         finally:
-            calls.pop()
+            calls.discard(mark)
         del args, kwargs
         raise failure
 
@@ -200,15 +276,22 @@ def async_call_boundary(
 
     @functools.wraps(call)
     async def bounded(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        calls = self._calls
-        calls.append(None)
+        mark, calls, ended = object(), self._calls, self._ended
+        begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
+            calls.add(mark)
             await self._begin()
-            return await call(self, *args, **kwargs)
+            result = await call(self, *args, **kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, result, None)
         except BaseException as error:
-            failure = bare(error)
+            failure = _outgoing(error, call, (self, *args), kwargs)
+            if ended is not None:
+                ended(call.__name__, begun_ns, None, failure)
+        else:
+            return result
         finally:
-            calls.pop()
+            calls.discard(mark)
         del args, kwargs
         raise failure
 
@@ -216,19 +299,100 @@ def async_call_boundary(
 
 
 def boundary_init(kind: C) -> C:
-    """As `boundary`, for the constructor of a class."""
+    """The boundary of a class that callers make objects of.
+
+    Errors of its constructor come out as those of `boundary`. Where its objects do not change (attrs.frozen), an
+    attempt to change one leaves no frame with the value either. Where it has a repr of its own, that shows no number
+    that could be a card's: a caller may have put one into any field.
+    """
     kind.__init__ = boundary(kind.__init__)  # type: ignore[misc] # mypy lets no __init__ be assigned; its signature stays
+    methods: dict[str, Any] = {}
+    if attrs.has(kind) and kind.__setattr__ is not object.__setattr__:
+        methods["__setattr__"] = methods["__delattr__"] = _refuse_change
+    shown: Callable[[object], str] = vars(kind).get("__repr__", object.__repr__)
+    if shown is not object.__repr__:
+        methods["__repr__"] = lambda self: without_numbers(shown(self))
+    for name, method in methods.items():
+        setattr(kind, name, method)
     return kind
+
+
+@boundary
+def _refuse_change(self: object, _name: str, _value: object = None) -> NoReturn:
+    raise UnchangeableError(f"a {type(self).__name__} does not change: make another")
+
+
+def _outgoing(
+    error: BaseException, call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> BaseException:
+    """What leaves a call in place of an error: without frames, and without what it was raised from."""
+    where = error.__traceback__
+    if isinstance(error, TypeError) and where is not None and where.tb_next is None:
+        return _wrong_arguments(call, args, kwargs)
+    return bare(error)
+
+
+def _wrong_arguments(
+    call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> ArgumentsError:
+    """The error for a call that Python could not make. A name given by the caller is shown if it can be one."""
+    parameters = inspect.signature(call).parameters
+    names = [name for name in parameters if name not in ("self", "cls")]
+    by_position = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY]
+    misspelt = [
+        f"'{name}'" if _ARGUMENT.fullmatch(name) else "of such a name" for name in kwargs if name not in names
+    ]
+    missing = [
+        name
+        for name, each in parameters.items()
+        if each.default is each.empty and name not in kwargs and name not in by_position[: len(args)]
+    ]
+    if misspelt:
+        wrong = f"has no argument {', '.join(misspelt)}"
+    elif len(args) > len(by_position):
+        wrong = f"takes at most {len(by_position) - (len(parameters) - len(names))} arguments by position"
+    elif missing:
+        wrong = f"needs {', '.join(missing)}"
+    else:
+        wrong = "has an argument given twice, by position and by name"
+    called = call.__qualname__.removesuffix(".__init__")
+    return ArgumentsError(f"{called} {wrong}; its arguments are: {', '.join(names)}")
 
 
 def bare(error: BaseException) -> BaseException:
     """An error without frames and without what it was raised from; one that is not the library's is a defect."""
-    where = error.__traceback__
-    misspelt = isinstance(error, TypeError) and where is not None and where.tb_next is None  # wrong arguments
-    if isinstance(error, Exception) and not isinstance(error, TokenVaultError) and not misspelt:
+    if isinstance(error, Exception) and not (
+        isinstance(error, TokenVaultError) or is_of_signal_handler(error)
+    ):
         place = "an unknown place"
-        for frame, line in traceback.walk_tb(where):
+        for frame, line in traceback.walk_tb(error.__traceback__):
             place = f"{frame.f_globals.get('__name__')}:{line}"
         return TokenVaultError(f"{type(error).__name__} in {place}: please report this as a defect")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+def is_of_signal_handler(error: BaseException) -> bool:
+    """Whether a signal's handler raised an error: a time limit that the caller set, and no fault of what it ended.
+
+    It is marked, as a boundary within another one has taken its frames.
+    """
+    if getattr(error, _OF_HANDLER, False):
+        return True
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    found = any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+    if found:
+        with suppress(AttributeError):  # a frozen error, as of attrs
+            setattr(error, _OF_HANDLER, True)
+    return found
+
+
+def _code_of(handler: object) -> CodeType | None:
+    """The code of a function, of a method, or of an object that can be called."""
+    handler = getattr(handler, "func", handler)  # of functools.partial
+    function = handler if hasattr(handler, "__code__") else getattr(type(handler), "__call__", None)  # noqa: B004 # its code
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+boundary_init(Violation)  # which stands above what it takes

@@ -6,17 +6,22 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat, starmap
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, InvalidInputError, is_of_signal_handler
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CLOSED = "this vault is closed: open another"
+
+NOW_MS_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999, the last one that Python's dates have."""
 
 MODULE_THREADS: Final = 16
 """Blocks that wait in several threads go to the module in one call (see `keys.pkcs11.coalescer`)."""
@@ -36,6 +41,28 @@ class SystemClock:
     def now_ms(self) -> int:
         """Milliseconds of the Unix epoch."""
         return time.time_ns() // 1_000_000
+
+
+class CheckedClock:
+    """A clock of the caller's, whose times are checked: what it raises or gives can be anything."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now_ms(self) -> int:
+        """Milliseconds of the Unix epoch. Raises InvalidInputError."""
+        try:
+            now_ms = self._clock.now_ms()
+        except Exception as error:  # its own, with whatever that holds
+            if is_of_signal_handler(error):
+                raise
+            raise InvalidInputError("clock failed in now_ms()", code="CLOCK") from None
+        if type(now_ms) is not int or not 0 <= now_ms <= NOW_MS_MAX:
+            raise InvalidInputError(
+                "clock gives milliseconds of the Unix epoch by now_ms(): a whole number, from 1970 to 9999",
+                code="CLOCK",
+            )
+        return now_ms
 
 
 class Runtime(Protocol):
@@ -143,7 +170,7 @@ class LoopRuntime:
     async def block(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread of its own."""
         if self._closed:
-            raise ConfigurationError(CLOSED)
+            raise ConfigurationError(CLOSED, code="VAULT_NOT_OPEN")
         return await self._workers.call(function, *args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:
@@ -154,3 +181,59 @@ class LoopRuntime:
         """Let the threads end; later calls are refused."""
         self._closed = True
         self._workers.close()
+
+
+# Steps that nothing comes between: no exception of a signal's handler, and no other thread.
+#
+# A handler that raises (a time limit of a task queue, `signal.alarm`), and an exception that a thread sets
+# in another, strike where the interpreter looks for them: at the start of a Python function, at a jump
+# back, and behind each call. So a function written in C that calls no Python function is one step: the
+# exception comes before it or after it. The steps here hand something over from one place to another, so
+# that it is in one of the two at any instant: whoever finds the place, finds what is in it, also if the
+# caller is gone.
+#
+# What follows for code that has to give something back: the place is made before the `try`, filled by one
+# step within it, and emptied by one step that is the first call of the `finally`, not by a Python function
+# of its own. docs/decisions/13-interrupts.md tells how this was found out.
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Closable(Protocol):
+    """What can be closed, more than once."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+C = TypeVar("C", bound=Closable)
+
+
+def put_result(place: list[T], function: Callable[..., T], *arguments: object) -> None:
+    """Call a function written in C, and put what it returns at the end of a list. Raises what it raises."""
+    place.extend(starmap(function, (arguments,)))
+
+
+def give_all(source: list[T], give: Callable[[T], object]) -> None:
+    """Call a function written in C with each item of a list, which is empty then. Raises IndexError as `move_all`."""
+    deque(map(give, map(list.pop, repeat(source, len(source)))), maxlen=0)
+
+
+def move_all(source: dict[K, V], target: dict[K, V]) -> None:
+    """Move all items of a dict to another. Raises KeyError where another thread took some: none is left then."""
+    target.update(map(dict.popitem, repeat(source, len(source))))
+
+
+def move(key: K, source: dict[K, V], target: dict[K, V]) -> None:
+    """Move one item of a dict to another. Raises KeyError where it is not there."""
+    target.update(zip((key,), map(source.pop, (key,)), strict=True))
+
+
+def close_all(place: list[C]) -> None:
+    """Close what is in a list; each stays there until it is closed."""
+    while place:
+        last = place[-1]
+        last.close()
+        with contextlib.suppress(ValueError):  # another thread closed it too
+            place.remove(last)

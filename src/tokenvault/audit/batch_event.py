@@ -18,13 +18,15 @@ Layout of its body, encoding version 2, big endian:
     ..  the reference of each item, 16 bytes, zeros where none was found
 
 Kinds, codes and transaction ids stand in the order in which items first have them. The row's own reference is 16 zero
-bytes, by which all events of batches are found.
+bytes. The event is found by the reference of each item, but for items that it issued: to index those would cost as
+much as to write their records. Events that issued tokens are found by 16 zero bytes.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -41,12 +43,12 @@ from tokenvault.audit.event import (
     prefixed,
 )
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.new_records import Bytes, split
+from tokenvault.stores.new_records import Bytes, IndexColumns, split
 from tokenvault.stores.port import REFERENCE_BYTES, SealedEvent
 
 ENCODING_VERSION: Final = 2
 BATCH: Final = bytes(REFERENCE_BYTES)
-"""The reference of every batch's event."""
+"""The reference of every batch's event, and what those that issued tokens are found by."""
 
 ITEMS_MAX: Final = 8_000
 """So many that an event stays below 1 MiB, whatever its items are."""
@@ -94,6 +96,17 @@ class BatchEvent(NamedTuple):
         """The reference of the row."""
         return BATCH
 
+    def index_rows(self) -> IndexColumns:
+        """The rows of the index that lead to the event."""
+        led_to = self.references.any(axis=1)
+        if self.action is not Action.ISSUE:
+            return IndexColumns.of(self.references[led_to])
+        issued = self.revisions > 0
+        own = self.references[led_to & ~issued]
+        return IndexColumns.of(
+            np.concatenate((own, np.zeros((int(issued.any()), REFERENCE_BYTES), np.uint8)))
+        )
+
     def body(self) -> bytes:
         """The canonical encoding."""
         codes = list(dict.fromkeys(code for kind in self.kinds for code in kind.codes))
@@ -118,13 +131,14 @@ class BatchEvent(NamedTuple):
         parts.append(self.references.tobytes())
         return b"".join(parts)
 
-    def items(self) -> Iterator[Event]:
-        """What the event says of each token, as an event of its own."""
-        for reference, revision, kind_index, id_index in zip(
-            split(self.references),
-            self.revisions.tolist(),
-            self.kind_of.tolist(),
-            self.id_of.tolist(),
+    def items(self, reference: bytes | None = None) -> Iterator[Event]:
+        """What the event says of each token, or of one of them, as an event of its own."""
+        rows = slice(None) if reference is None else self._rows_of(reference)
+        for item, revision, kind_index, id_index in zip(
+            split(self.references[rows]),
+            self.revisions[rows].tolist(),
+            self.kind_of[rows].tolist(),
+            self.id_of[rows].tolist(),
             strict=True,
         ):
             kind = self.kinds[kind_index]
@@ -133,11 +147,15 @@ class BatchEvent(NamedTuple):
                 action=self.action,
                 outcome=kind.outcome,
                 requestor=kind.requestor,
-                reference=reference if reference != BATCH else b"",
+                reference=item if item != BATCH else b"",
                 transaction_id=self.transaction_ids[id_index],
                 codes=kind.codes,
                 revision=revision,
             )
+
+    def _rows_of(self, reference: bytes) -> npt.NDArray[np.intp]:
+        same = (self.references == np.frombuffer(reference, np.uint8)).all(axis=1)
+        return np.flatnonzero(same)
 
     @classmethod
     def read(cls, row: SealedEvent) -> BatchEvent:
@@ -183,13 +201,15 @@ def parse(row: SealedEvent) -> Event | BatchEvent:
     return parsed(row, BatchEvent.read) if _is_batch(row) else Event.parse(row)
 
 
-def items(event: Event | BatchEvent) -> Iterator[Event]:
-    """What an event of either form says of each token, as an event of its own."""
-    return event.items() if isinstance(event, BatchEvent) else iter((event,))
+def items(event: Event | BatchEvent, reference: bytes | None = None) -> Iterator[Event]:
+    """What an event of either form says of each token, or of one of them, as an event of its own."""
+    if isinstance(event, BatchEvent):
+        return event.items(reference)
+    return iter((event,) if reference in (None, event.reference) else ())
 
 
-def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
-    """The records that were written with an event of either form: the reference and revision of each.
+def changes_of(row: SealedEvent, only: bytes | None = None) -> set[tuple[bytes, int]]:
+    """The records that were written with an event of either form, or one of them: the reference and revision of each.
 
     Of an event with a form of its own, the rest of the body may be anything.
     """
@@ -201,8 +221,19 @@ def changes_of(row: SealedEvent) -> set[tuple[bytes, int]]:
             event = parsed(row, BatchEvent.read)
         except IntegrityError:
             return set()
-        changes = list(zip(split(event.references), event.revisions.tolist(), strict=True))
-    return {(reference, revision) for reference, revision in changes if revision}
+        rows = slice(None) if only is None else event._rows_of(only)
+        changes = list(zip(split(event.references[rows]), event.revisions[rows].tolist(), strict=True))
+    return {
+        (reference, revision) for reference, revision in changes if revision and only in (None, reference)
+    }
+
+
+def references_of(row: SealedEvent) -> list[bytes]:
+    """By which references an event of either form can be found, the most telling first."""
+    if _is_batch(row):
+        with suppress(IntegrityError):
+            return [each.reference for each in parsed(row, BatchEvent.read).index_rows()[-1:]]
+    return [row.reference] if row.reference else []
 
 
 def _is_batch(row: SealedEvent) -> bool:

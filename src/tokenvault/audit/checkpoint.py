@@ -21,6 +21,7 @@ from typing import Final
 
 import attrs
 
+from tokenvault.errors import boundary_init
 from tokenvault.model import checks
 
 CROSS_REFERENCES_MAX: Final = 64
@@ -35,6 +36,7 @@ _UNSIGNED: Final = bytes(KEY_ID_BYTES)
 _LABEL: Final = b"tokenvault checkpoint 1\x00"
 
 
+@boundary_init
 @attrs.frozen
 class CheckpointPolicy:
     """How often a vault writes a checkpoint into its audit trail, besides the first event and `close`.

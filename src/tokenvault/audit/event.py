@@ -35,6 +35,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
 from tokenvault.errors import IntegrityError
+from tokenvault.stores.index_rows import IndexRow
 from tokenvault.stores.port import SealedEvent
 
 ENCODING_VERSION: Final = 1
@@ -108,6 +109,10 @@ class Event(NamedTuple):
     codes: tuple[str, ...] = ()
     revision: int = 0
     checkpoint: Checkpoint | None = None
+
+    def index_rows(self) -> tuple[IndexRow, ...]:
+        """The rows of the index that lead to the event: from its token, or from its stream to a checkpoint."""
+        return (IndexRow(self.reference),) if self.reference else ()
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""

@@ -13,8 +13,9 @@ from tokenvault.audit.batch_event import BATCH, items, parse
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.macs import AuditKeys, check_events
 from tokenvault.audit.verify import pages
-from tokenvault.errors import IntegrityError
+from tokenvault.errors import IntegrityError, boundary_init, iterator_boundary
 from tokenvault.keys.port import KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import STREAM_BYTES, SealedEvent, TokenStore
 
 HISTORY_MAX: Final = 1_000
@@ -24,6 +25,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS_MAX: Final = 253_402_300_799_999  # the last of the year 9999
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class AuditEvent:
     """One event of the audit trail. Never a PAN, never a whole token.
@@ -53,8 +55,11 @@ class AuditEvent:
     number: int
 
 
-def audit_events(row: SealedEvent) -> list[AuditEvent]:
-    """The event of a row; of a batch, one for each item. Raises IntegrityError for what is no event."""
+def audit_events(row: SealedEvent, reference: bytes | None = None) -> list[AuditEvent]:
+    """The event of a row; of a batch, one for each item. With a reference, only what it says of that token.
+
+    Raises IntegrityError for what is no event.
+    """
     event = parse(row)
     return [
         AuditEvent(
@@ -69,10 +74,11 @@ def audit_events(row: SealedEvent) -> list[AuditEvent]:
             stream=row.stream.hex(),
             number=row.number,
         )
-        for item in items(event)
+        for item in items(event, reference)
     ]
 
 
+@iterator_boundary
 def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator[str]:
     """All events of a database as JSON Lines: a line of ASCII for each, or each item of a batch, without its end.
 
@@ -80,9 +86,11 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
     is right, and is null without keys. An event that can not be read has "stream", "number" and "genuine" only.
 
     Raises:
+        InvalidInputError: an argument is of another kind.
         KeyStoreError, TokenStoreError: as lines are read.
         IntegrityError: in a stream with 10,000 malformed rows, after the lines of these.
     """
+    checks.blocking_store("store", store)
     audit_keys = None if keys is None else AuditKeys(keys)
     for stream in sorted(name for name in store.streams() if len(name) == STREAM_BYTES):
         malformed = 0
@@ -94,7 +102,10 @@ def export_audit(store: TokenStore, *, keys: KeyStore | None = None) -> Iterator
             for row, _, genuine in check_events(audit_keys, page):
                 yield from _lines(row, genuine)
         if malformed >= pages.MALFORMED_MAX:
-            raise IntegrityError("too many rows of a stream are malformed: what follows them was not read")
+            raise IntegrityError(
+                "too many rows of a stream are malformed: what follows them was not read",
+                code="TOO_MANY_EVENTS",
+            )
 
 
 def _lines(row: SealedEvent, genuine: bool | None) -> list[str]:

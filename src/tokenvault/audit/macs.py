@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from tokenvault.audit.event import AUTHENTICATED_BYTES, leaf_of
 from tokenvault.crypto.cmac import TAG_BYTES, Cmac
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import SealedEvent
 
 
@@ -31,6 +32,7 @@ class AuditKeys:
     """
 
     def __init__(self, keys: KeyStore) -> None:
+        checks.offers("keys", keys, "versions", "a key store, as open_key_store opens one")
         self._keys: Final = keys
         self._macs: dict[int, Cmac] = {}
         self._primary = max(keys.versions(KeyPurpose.AUDIT), default=0)

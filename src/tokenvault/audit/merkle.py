@@ -6,40 +6,37 @@ The hash of a leaf is made with a byte 00 in front, that of two nodes with a byt
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Final, NamedTuple
 
 HASH_BYTES: Final = 32
 LEAF: Final = b"\x00"
 NODE: Final = b"\x01"
 
 
-class Tree:
-    """A tree that grows and states its root: it keeps one node a level, O(log n) in all.
+class Tree(NamedTuple):
+    """A tree that states its root, and is never changed: a leaf more makes another tree.
 
     Attributes:
         size: the number of leaves.
+        peaks: the roots of its complete subtrees, the largest first: O(log n) in all.
     """
 
-    __slots__ = ("_nodes", "size")
+    size: int = 0
+    peaks: tuple[bytes, ...] = ()
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._nodes: list[bytes] = []  # roots of complete subtrees, the largest first
-
-    def append(self, leaf: bytes) -> None:
-        """Add the hash of a leaf, 32 bytes."""
-        nodes, size, node = self._nodes, self.size, leaf
-        self.size = size + 1
+    def with_leaf(self, leaf: bytes) -> Tree:
+        """The tree that has the hash of one leaf more, 32 bytes."""
+        peaks, size, node = list(self.peaks), self.size, leaf
         while size & 1:
-            node = hashlib.sha256(NODE + nodes.pop() + node).digest()
+            node = hashlib.sha256(NODE + peaks.pop() + node).digest()
             size >>= 1
-        nodes.append(node)
+        return Tree(self.size + 1, (*peaks, node))
 
     def root(self) -> bytes:
         """The tree's hash, 32 bytes; of an empty tree, SHA-256 of no bytes."""
-        if not self._nodes:
+        if not self.peaks:
             return hashlib.sha256().digest()
-        node = self._nodes[-1]
-        for left in reversed(self._nodes[:-1]):
+        node = self.peaks[-1]
+        for left in reversed(self.peaks[:-1]):
             node = hashlib.sha256(NODE + left + node).digest()
         return node

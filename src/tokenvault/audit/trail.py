@@ -17,7 +17,7 @@ from tokenvault.audit.event import Event
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.errors import IntegrityError
 from tokenvault.runtime import Runtime
-from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, SealedEvent
+from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, Fence, SealedEvent
 
 T = TypeVar("T")
 Change: TypeAlias = Callable[[tuple[SealedEvent, ...], T], Coroutine[Any, Any, list[str] | None]]
@@ -34,9 +34,12 @@ class Trail:
     runtime: Runtime
     journal: Journal
 
-    async def note(self, event: Event | BatchEvent) -> None:
-        """Write an event alone, without a change of the store. Raises TokenStoreError, KeyStoreError."""
-        await self.write(event, _nothing, self._append)
+    async def note(self, event: Event | BatchEvent, fence: Fence = ()) -> list[str]:
+        """Write an event alone, if the records of a fence have its revisions still. Returns the tokens that moved.
+
+        Raises TokenStoreError, KeyStoreError.
+        """
+        return await self.write(event, _nothing, lambda rows, _: self.store.append(rows, fence))
 
     async def write(self, event: Event | BatchEvent, seal: Callable[[], T], change: Change[T]) -> list[str]:
         """Write an event together with a change of the store.
@@ -55,8 +58,12 @@ class Trail:
         """
         if doubts := self.journal.doubts():
             await self._settle(doubts)
-        entry = self.journal.begin(event, checkpoint=True)
-        return await self._complete(entry, event.time_ms, seal, change)
+        entry = self.journal.entry(event)
+        try:
+            self.journal.begin(entry, event.time_ms, checkpoint=True)
+            return await self._complete(entry, event.time_ms, seal, change)
+        finally:
+            entry.over = True
 
     async def close(self, time_ms: int) -> None:
         """Close this process's stream, if it wrote one, by a checkpoint that commits to all of it.
@@ -66,17 +73,21 @@ class Trail:
         """
         await self._settle(self.journal.doubts())
         for _ in range(CLOSING_MAX):
-            entry = self.journal.begin_closing()
+            entry = self.journal.closing_entry()
             if entry is None:
                 return
-            await self._complete(entry, time_ms, _nothing, self._append)
-            if entry.number == entry.stream.last:  # otherwise it took one that was given back
+            try:
+                self.journal.begin_closing(entry)
+                await self._complete(entry, time_ms, _nothing, self._append)
+            finally:
+                entry.over = True
+            if not self.journal.filled_a_gap(entry):
                 return
 
     async def _complete(
         self, entry: Entry, time_ms: int, seal: Callable[[], T], change: Change[T]
     ) -> list[str]:
-        """Seal an entry and write it, and report to the journal how that ended."""
+        """Seal an entry and write it, and report to the journal how that ended, where it is known."""
         journal = self.journal
         try:
             if entry.checkpoint is None:
@@ -87,11 +98,7 @@ class Trail:
         except BaseException:
             journal.withdraw(entry)
             raise
-        try:
-            in_the_way = await change(rows, sealed) or []
-        except BaseException:
-            journal.doubt(entry)
-            raise
+        in_the_way = await change(rows, sealed) or []
         if in_the_way:
             journal.withdraw(entry)
         else:
@@ -114,18 +121,20 @@ class Trail:
 
     async def _settle(self, doubts: list[Entry]) -> None:
         """Find out which failed writes happened after all, so that no number is left out or used twice."""
-        while doubts:
+        for doubtful in doubts:
+            entry = self.journal.heir(doubtful)
             try:
-                found = await self._found_instead(doubts[-1])
-            except BaseException:
-                for doubtful in doubts:
-                    self.journal.doubt(doubtful)
-                raise
-            entry = doubts.pop()
-            if found is None:
-                self.journal.written(entry)
-            else:
-                self.journal.withdraw(entry, found)
+                if self.journal.take_over(doubtful, entry):
+                    await self._settle_one(entry)
+            finally:
+                entry.over = True
+
+    async def _settle_one(self, entry: Entry) -> None:
+        found = await self._found_instead(entry)
+        if found is None:
+            self.journal.written(entry)
+        else:
+            self.journal.withdraw(entry, found)
 
     async def _found_instead(self, entry: Entry) -> Sequence[SealedEvent] | None:
         """None if an entry was written; otherwise the genuine events that have its numbers.
@@ -134,13 +143,15 @@ class Trail:
         Rows in the entry's place that no vault wrote count as the entry: verification reports them.
         """
         found: list[SealedEvent] = []
+        if not entry.rows:  # interrupted before it was sealed
+            return found
         try:
             for row in entry.rows:
                 page = await self.store.events(stream=row.stream, after=row.number - 1, limit=1)
                 found += [each for each in page if each.number == row.number]
         except IntegrityError:  # a malformed row
             return None
-        if tuple(found) == entry.rows:
+        if found == [row._replace(index_rows=()) for row in entry.rows]:
             return None
         genuine = await self.runtime.block(self.journal.keys.genuine, found)
         return None if len(genuine) < len(found) == len(entry.rows) else genuine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.ma
 import numpy.typing as npt
 
 from tokenvault.errors import InvalidInputError

@@ -9,6 +9,11 @@ import numpy as np
 from tokenvault.columns.arrays import Words
 
 
+def fresh_key() -> bytes:
+    """32 random bytes."""
+    return os.urandom(32)
+
+
 def uniform(count: int, below: int) -> Words:
     """Uniform random numbers from 0 to `below - 1`, which is at most 2**64 - 1.
 

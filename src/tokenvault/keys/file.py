@@ -38,8 +38,9 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.errors import InvalidInputError, KeyStoreError, without_numbers
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
+from tokenvault.keys.private_files import open_lock, open_private
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
 from tokenvault.model import checks
@@ -96,7 +97,9 @@ class FileKeyStore:
         checks.instance("key", key, KeyName)
         stored = self._read().keys.get(key)
         if stored is None:
-            raise KeyStoreError(f"the key file has no key {key}: create it (provision does)")
+            raise KeyStoreError(
+                f"the key file has no key {key}: create it (provision does)", code="KEY_STORE_KEY_MISSING"
+            )
         return LocalBlockCipher(stored.value)
 
     def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
@@ -128,7 +131,7 @@ class FileKeyStore:
         checks.instance("key", key, KeyName)
         with self._locked() as content:
             if content.keys.pop(key, None) is None:
-                raise KeyStoreError(f"the key file has no key {key}")
+                raise KeyStoreError(f"the key file has no key {key}", code="KEY_STORE_KEY_MISSING")
             self._write(content)
 
     def close(self) -> None:
@@ -143,14 +146,14 @@ class FileKeyStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"FileKeyStore({self._path!r})"
+        return without_numbers(f"FileKeyStore({self._path!r})")
 
     def __reduce__(self) -> NoReturn:
         raise InvalidInputError("a key store can not be pickled or copied: open it where it is needed")
 
     def _require_open(self) -> None:
         if self._closed:
-            raise KeyStoreError("this key store is closed: open another")
+            raise KeyStoreError("this key store is closed: open another", code="KEY_STORE_CLOSED")
 
     def _aead(self, salt: bytes) -> AESGCM:
         aead = self._aeads.get(salt)
@@ -162,7 +165,7 @@ class FileKeyStore:
         self._require_open()
         with _explained("read", "correct the path or its mode"):
             try:
-                with open(self._path, "rb") as file:
+                with open_private(self._path, "the key file") as file:
                     text = file.read(FILE_BYTES_MAX + 1)
             except FileNotFoundError:
                 return Content()
@@ -193,7 +196,7 @@ class FileKeyStore:
         self._require_open()
         with ExitStack() as opened:
             with _explained("locked", "look at its folder"):
-                lock = os.open(self._path + ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
+                lock = open_lock(self._path + ".lock", os.O_WRONLY | os.O_CREAT)
                 opened.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 # Not by closing alone: a child forked meanwhile has a copy of the handle, which would keep the lock.
@@ -208,7 +211,9 @@ def _explained(done: str, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise KeyStoreError(f"the key file can not be {done} ({reason}): {advice}") from None
+        raise KeyStoreError(
+            f"the key file can not be {done} ({reason}): {advice}", code="KEY_STORE_FILE_FAILED"
+        ) from None
 
 
 def _passphrase(uri: FileUri) -> Secret:
@@ -218,7 +223,8 @@ def _passphrase(uri: FileUri) -> Secret:
     if not passphrase:
         raise KeyStoreError(
             "there is no passphrase for the key file: set the environment variable TOKENVAULT_PASSPHRASE "
-            "(or the one that passphrase-env names), or write passphrase-source=file:... into the URI"
+            "(or the one that passphrase-env names), or write passphrase-source=file:... into the URI",
+            code="KEY_STORE_PASSPHRASE_MISSING",
         )
     return Secret(passphrase)
 
@@ -255,10 +261,12 @@ def parse(text: bytes, aead_of: Callable[[bytes], AESGCM]) -> Content:
     try:
         return _content(text, aead_of)
     except InvalidTag:
+        code = "KEY_STORE_PASSPHRASE_WRONG"
         reason = "the passphrase is not the one that the key file was written with, or the file was changed"
     except (ValueError, TypeError, LookupError, RecursionError):  # what reading something else raises
+        code = "KEY_STORE_FILE_DAMAGED"
         reason = "the key file is damaged, was changed, or is no key file: restore it from a backup"
-    raise KeyStoreError(reason)  # after the except: the original holds what was decrypted
+    raise KeyStoreError(reason, code=code)  # after the except: the original holds what was decrypted
 
 
 def _content(text: bytes, aead_of: Callable[[bytes], AESGCM]) -> Content:

@@ -6,19 +6,19 @@ CCM and key derivation are built on it, so that a batch of any size costs a cons
 
 from __future__ import annotations
 
-import enum
 from typing import Final, Protocol
 
 import attrs
 
 from tokenvault.crypto.block_cipher import BlockCipher
-from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.errors import InvalidInputError, KeyStoreError, boundary_init
+from tokenvault.model.words import Words
 
 KEY_BYTES: Final = 32
 VERSION_MAX: Final = 9_999
 
 
-class KeyPurpose(enum.Enum):
+class KeyPurpose(Words):
     """What a key is for. Each purpose has its own AES-256 key and its own version history."""
 
     SEAL = "seal"
@@ -27,7 +27,7 @@ class KeyPurpose(enum.Enum):
     AUDIT = "audit"
 
 
-class Custody(enum.Enum):
+class Custody(Words):
     """Where a key version does its work.
 
     IN_MODULE: every block is encrypted by the module; the key never leaves it.
@@ -38,6 +38,7 @@ class Custody(enum.Enum):
     IN_PROCESS = "process"
 
 
+@boundary_init
 @attrs.frozen
 class KeyName:
     """Names one key: a purpose and a version from 1 to 9,999. The newest version writes, older ones read."""
@@ -60,10 +61,13 @@ def next_name(purpose: KeyPurpose, newest: int, version: int | None) -> KeyName:
     following = newest + 1
     if version is not None and version != following:
         raise KeyStoreError(
-            f"the next version of the {purpose.value} key is {following}: look at versions() before you ask again"
+            f"the next version of the {purpose.value} key is {following}: look at versions() before you ask again",
+            code="KEY_STORE_VERSION_TAKEN",
         )
     if following > VERSION_MAX:
-        raise KeyStoreError(f"a purpose has at most {VERSION_MAX} versions")
+        raise KeyStoreError(
+            f"a purpose has at most {VERSION_MAX} versions", code="KEY_STORE_VERSIONS_USED_UP"
+        )
     return KeyName(purpose, following)
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from tokenvault.errors import InvalidInputError, KeyStoreError
+from tokenvault.keys.private_files import open_private
 
 SECRET_BYTES_MAX: Final = 1_024
 
@@ -33,22 +34,26 @@ def read_secret_file(path: str, what: str) -> Secret:
     """Read a secret from a file: UTF-8 text, less one line end.
 
     Raises:
-        KeyStoreError: the file can not be read, or does not hold 1 to 1,024 bytes of text. The message names
-            `what`, never the content.
+        KeyStoreError: others can write the file, it can not be read, or does not hold 1 to 1,024 bytes of text. The
+            message names `what`, never the content.
     """
     reason = None
     secret = None
     try:
-        with open(path, "rb") as file:
+        with open_private(path, f"the file that {what} names") as file:
             secret = _text(file.read(SECRET_BYTES_MAX + 1))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
     if reason is not None:
         raise KeyStoreError(
-            f"the file that {what} names can not be read ({reason}): correct the path or its mode"
+            f"the file that {what} names can not be read ({reason}): correct the path or its mode",
+            code="KEY_STORE_SECRET_UNREADABLE",
         )
     if secret is None:
-        raise KeyStoreError(f"the file that {what} names holds no secret: one line of UTF-8 text is expected")
+        raise KeyStoreError(
+            f"the file that {what} names holds no secret: one line of UTF-8 text is expected",
+            code="KEY_STORE_SECRET_UNREADABLE",
+        )
     return secret
 
 
@@ -64,7 +69,8 @@ def read_secret_variable(name: str, what: str) -> Secret:
     if secret is None:
         raise KeyStoreError(
             f"the environment variable {name} that {what} names "
-            + ("is not set" if content is None else "holds no secret: one line of UTF-8 text is expected")
+            + ("is not set" if content is None else "holds no secret: one line of UTF-8 text is expected"),
+            code="KEY_STORE_SECRET_UNREADABLE",
         )
     return secret
 

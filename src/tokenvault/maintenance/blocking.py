@@ -21,8 +21,8 @@ from tokenvault.maintenance.rotation import Usage
 from tokenvault.maintenance.upkeep import Upkeep, upkeep
 from tokenvault.model import checks
 from tokenvault.runtime import BlockingRuntime, Clock, run
-from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
+from tokenvault.vault.face import store_without_coroutines
 
 REST_PERCENT_MAX: Final = 10_000
 
@@ -64,7 +64,7 @@ def add_key_version(
         checks.whole_number("version", version, 1, VERSION_MAX)
     task = partial(rotation.add_key_version, purpose, custody, version)
     with closing(BlockingRuntime()) as runtime:
-        return run(upkeep(keys, BlockingStore(store), runtime, clock, task))
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
 
 
 @boundary
@@ -90,7 +90,7 @@ def make_primary(
     name = KeyName(purpose, version)
     with closing(BlockingRuntime()) as runtime:
         task = partial(rotation.make_primary, name, checks.instance("force", force, bool))
-        run(upkeep(keys, BlockingStore(store), runtime, clock, task))
+        run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
 
 
 @boundary
@@ -126,7 +126,7 @@ def reseal(
     """
     task = _renewal(Action.RESEAL, page, rest_percent, progress)
     with closing(BlockingRuntime()) as runtime:
-        return run(upkeep(keys, BlockingStore(store), runtime, clock, task))
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
 
 
 @boundary
@@ -145,7 +145,7 @@ def refingerprint(
     """
     task = _renewal(Action.REFINGERPRINT, page, rest_percent, progress)
     with closing(BlockingRuntime()) as runtime:
-        return run(upkeep(keys, BlockingStore(store), runtime, clock, task))
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
 
 
 def _renewal(
@@ -178,7 +178,7 @@ def retire(
     name = KeyName(purpose, version)
     with closing(BlockingRuntime()) as runtime:
         return run(upkeep(
-            keys, BlockingStore(store), runtime, clock, partial(rotation.retire, name)
+            keys, store_without_coroutines(store), runtime, clock, partial(rotation.retire, name)
         ))
 
 
@@ -197,7 +197,7 @@ def destroy(
     name = KeyName(purpose, version)
     with closing(BlockingRuntime()) as runtime:
         return run(upkeep(
-            keys, BlockingStore(store), runtime, clock, partial(rotation.destroy, name)
+            keys, store_without_coroutines(store), runtime, clock, partial(rotation.destroy, name)
         ))
 
 
@@ -221,4 +221,4 @@ def inventory(
     """
     with closing(BlockingRuntime()) as runtime:
         task = partial(bill_of_materials.inventory, rows)
-        return run(upkeep(keys, BlockingStore(store), runtime, clock, task))
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))

@@ -51,7 +51,9 @@ async def add_key_version(purpose: KeyPurpose, custody: Custody, version: int | 
     known = at.versions.table.entry(name)
     if known is not None:
         if known.state in (KeyState.RETIRED, KeyState.DESTROYED):
-            raise LifecycleError(f"{name} is {known.state.name.lower()}: make a new version")
+            raise LifecycleError(
+                f"{name} is {known.state.name.lower()}: make a new version", code="KEY_STATE_NOT_FITTING"
+            )
         if await at.objection() is not None:
             await at.change(KeyTable.restated)
         return name
@@ -102,7 +104,9 @@ async def destroy(name: KeyName, at: Upkeep) -> Usage:
     there = name.version in await at.runtime.block(at.keys.versions, name.purpose)
     if entry is None or entry.state not in (KeyState.RETIRED, KeyState.DESTROYED):
         found = "not in the key table" if entry is None else entry.state.name.lower()
-        raise LifecycleError(f"{name} is {found}: only a retired version is destroyed")
+        raise LifecycleError(
+            f"{name} is {found}: only a retired version is destroyed", code="KEY_STATE_NOT_FITTING"
+        )
     usage = Usage(0, 0)
     if there:
         await at.until_seen()
@@ -132,11 +136,14 @@ def _refuse_needed(name: KeyName, usage: Usage) -> None:
             KeyPurpose.FINGERPRINT: "refingerprint moves them to the primary version",
             KeyPurpose.AUDIT: "it is needed to authenticate these events for as long as they are kept",
         }[name.purpose]
-        raise LifecycleError(f"{usage.needed_by} of {usage.looked_at} rows need {name}: {what}")
+        raise LifecycleError(
+            f"{usage.needed_by} of {usage.looked_at} rows need {name}: {what}", code="KEY_IN_USE"
+        )
     if usage.unreadable:
         raise LifecycleError(
             f"{usage.unreadable} of {usage.looked_at} records are not what a vault wrote, so nobody knows which key"
-            " they need: verify the trail, and restore or remove them"
+            " they need: verify the trail, and restore or remove them",
+            code="KEY_IN_USE",
         )
 
 

@@ -79,7 +79,8 @@ class Upkeep:
                 if await self.objection() is not None:
                     raise LifecycleError(
                         "a running vault has looked at the key table and its key store lacks a key of it: bring the"
-                        " key there, and call add_key_version again, or use force"
+                        " key there, and call add_key_version again, or use force",
+                        code="KEY_MISSING_ELSEWHERE",
                     )
                 return
         raise ConflictError("others keep changing the key table: retry later")

@@ -23,6 +23,7 @@ from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.limits import Limit, VelocityCounter
 from tokenvault.model.money import Money
 from tokenvault.model.transaction import FIELD_CHECKS, Transaction
+from tokenvault.model.words import Words
 
 LIMITS_MAX: Final = 8
 VALUES_SHOWN_MAX: Final = 5
@@ -34,7 +35,7 @@ _LISTED: Final[dict[str, Callable[[object], object]]] = {
 }
 
 
-class CryptogramRule(enum.Enum):
+class CryptogramRule(Words):
     """What a domain requires of the cryptogram of a use.
 
     REQUIRED: the caller has verified one, and its counter is above the last one seen with this token.

@@ -14,9 +14,10 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import Violation
+from tokenvault.errors import Violation, boundary_init
 from tokenvault.model.controls import Control, TokenState, Use
 from tokenvault.model.counters import Seen
+from tokenvault.model.disclosure import told
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.limits import VelocityCounter
@@ -34,6 +35,7 @@ _STATUS_VIOLATIONS: Final = {
 }
 
 
+@boundary_init
 @attrs.frozen
 class Decision:
     """The decision on one use.
@@ -115,7 +117,7 @@ def decide(
         given = control.given(use)
         if not control.holds(value, given) and not (retry and control.counted):
             violations.append(control.violation(value, given))
-    return Decision(tuple(dict.fromkeys(violations))) if violations else _ALLOWED
+    return Decision(told(tuple(dict.fromkeys(violations)))) if violations else _ALLOWED
 
 
 def _token_violations(

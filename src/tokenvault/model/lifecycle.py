@@ -6,9 +6,10 @@ import enum
 from typing import Final
 
 from tokenvault.errors import LifecycleError
+from tokenvault.model.words import Words
 
 
-class TokenStatus(enum.Enum):
+class TokenStatus(Words):
     """Status of a token. Expired is not one: it follows from the clock."""
 
     INACTIVE = "inactive"
@@ -17,7 +18,7 @@ class TokenStatus(enum.Enum):
     DELETED = "deleted"
 
 
-class Actor(enum.Enum):
+class Actor(Words):
     """Who suspends or resumes a token. Each lifts only its own suspension."""
 
     ISSUER = "issuer"
@@ -62,7 +63,10 @@ def transition(
     if change is Change.RESUME:
         if actor not in suspended_by:
             names = ", ".join(sorted(suspender.value for suspender in suspended_by))
-            raise LifecycleError(f"the token is suspended by: {names}; each lifts only its own suspension")
+            raise LifecycleError(
+                f"the token is suspended by: {names}; each lifts only its own suspension",
+                code="SUSPENDED_BY_OTHERS",
+            )
         remaining = suspended_by - {actor}
         return (TokenStatus.SUSPENDED if remaining else to), remaining
     return to, frozenset()

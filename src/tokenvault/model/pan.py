@@ -6,13 +6,16 @@ A PAN is 13 to 19 digits of which the last is a Luhn check digit (ISO/IEC 7812-1
 from __future__ import annotations
 
 import functools
+import hashlib
 import hmac
+import itertools
 import re
 from datetime import date
 from typing import Final, NoReturn, Self
 
 import attrs
 
+from tokenvault.columns.random import fresh_key
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
 
 PAN_LENGTH_MIN: Final = 13
@@ -25,6 +28,9 @@ _RUNS: Final = re.compile(r"[0-9]+")
 _LONG_RUN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN}}}")
 _EXPIRY_FORM: Final = 'an expiry reads "YYYY-MM", such as "2029-12"'
 _EXPIRY: Final = re.compile(r"20[0-9]{2}-(?:0[1-9]|1[0-2])")
+# For what looks around in objects, not for who reads memory. A forked child goes on with the key and the numbers.
+_MASK_KEY: Final = fresh_key()
+_pans: Final = itertools.count()
 # What a digit adds to the Luhn sum, in a place that is doubled and in one that is not; indexed by ASCII code.
 _PLAIN: Final = bytes(code - 48 if 48 <= code <= 57 else 0 for code in range(256))
 _DOUBLED: Final = bytes(sum(divmod(2 * (code - 48), 10)) if 48 <= code <= 57 else 0 for code in range(256))
@@ -69,12 +75,16 @@ class Pan:
     """A card number that shows itself only on request.
 
     `repr`, `str` and `format` are masked to the first six and last four digits (PCI DSS 3.4.1). Pickle is
-    refused; `attrs.asdict` and `json` see an opaque object. Equality takes constant time.
+    refused; `attrs.asdict` and `json` see an opaque object. What walks attributes, slots or referents (DeepDiff, an
+    inspector) finds the digits masked under a key of this process; what calls `reveal`, or reads the process's
+    memory, has them. Equality takes constant time.
     """
 
-    __slots__ = ("_digits",)
-    _digits: str
+    __slots__ = ("_masked", "_number")
+    _masked: bytes
+    _number: int
 
+    @boundary
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         """Refused: `Pan.parse` makes one."""
         raise InvalidInputError("make a Pan with Pan.parse(text)")
@@ -91,24 +101,25 @@ class Pan:
 
     def reveal(self) -> str:
         """The digits. Keep them out of logs, and out of variables that live long."""
-        return self._digits
+        return _mask(self._masked, self._number).decode("ascii")
 
     def stands_in(self, text: str) -> bool:
         """Whether a text holds the digits, in one piece or with spaces or hyphens between them."""
-        return self._digits in text or self._digits in text.replace(" ", "").replace("-", "")
+        digits = self.reveal()
+        return digits in text or digits in text.replace(" ", "").replace("-", "")
 
     @property
     def last4(self) -> str:
         """The last four digits."""
-        return self._digits[-4:]
+        return self.reveal()[-4:]
 
     @property
     def masked(self) -> str:
         """The first six and last four digits; the others as asterisks."""
-        return f"{self._digits[:6]}{'*' * (len(self._digits) - 10)}{self._digits[-4:]}"
+        return f"{self.reveal()[:6]}{'*' * (len(self) - 10)}{self.last4}"
 
     def __len__(self) -> int:
-        return len(self._digits)
+        return len(self._masked)
 
     def __repr__(self) -> str:
         return f"<Pan {self.masked}>"
@@ -119,11 +130,12 @@ class Pan:
         return repr(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pan) and hmac.compare_digest(self._digits, other._digits)
+        return isinstance(other, Pan) and hmac.compare_digest(self.reveal(), other.reveal())
 
     def __hash__(self) -> int:
-        return hash((Pan, self._digits))
+        return hash(hashlib.blake2b(self.reveal().encode("ascii"), key=_MASK_KEY, digest_size=8).digest())
 
+    @boundary
     def __setattr__(self, _name: str, _value: object) -> NoReturn:
         raise InvalidInputError("a Pan does not change")
 
@@ -148,22 +160,32 @@ def read_pan(text: str | Pan) -> Pan:
     if isinstance(text, Pan):
         return text
     if not isinstance(text, str):
-        raise InvalidInputError("a PAN is text of 13 to 19 digits")
+        raise InvalidInputError("a PAN is text of 13 to 19 digits", code="PAN_CHARACTERS")
     if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
-        raise InvalidInputError("a PAN has ASCII digits only, with single spaces or hyphens between groups")
+        raise InvalidInputError(
+            "a PAN has ASCII digits only, with single spaces or hyphens between groups", code="PAN_CHARACTERS"
+        )
     digits = text.replace(" ", "").replace("-", "")
     if not PAN_LENGTH_MIN <= len(digits) <= PAN_LENGTH_MAX:
-        raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits")
+        raise InvalidInputError(f"a PAN has {PAN_LENGTH_MIN} to {PAN_LENGTH_MAX} digits", code="PAN_LENGTH")
     if not luhn_valid(digits):
-        raise InvalidInputError("the PAN's check digit is wrong (Luhn)")
+        raise InvalidInputError("the PAN's check digit is wrong (Luhn)", code="PAN_CHECK_DIGIT")
     return trusted_pan(digits)
 
 
 def trusted_pan(digits: str) -> Pan:
     """A Pan of digits that are known to be one: they were checked, or checked when they were sealed."""
     pan = object.__new__(Pan)
-    object.__setattr__(pan, "_digits", digits)
+    number = next(_pans)
+    object.__setattr__(pan, "_masked", _mask(digits.encode("ascii"), number))
+    object.__setattr__(pan, "_number", number)
     return pan
+
+
+def _mask(text: bytes, number: int) -> bytes:
+    """Digits masked, or unmasked, with the keystream of a Pan's number."""
+    pad = hashlib.blake2b(number.to_bytes(8), key=_MASK_KEY).digest()
+    return (int.from_bytes(text) ^ int.from_bytes(pad[: len(text)])).to_bytes(len(text))
 
 
 @boundary_init
@@ -176,9 +198,11 @@ class CardExpiry:
 
     def __attrs_post_init__(self) -> None:
         if type(self.year) is not int or type(self.month) is not int:
-            raise InvalidInputError("an expiry is a year and a month, whole numbers")
+            raise InvalidInputError("an expiry is a year and a month, whole numbers", code="EXPIRY_FORM")
         if not 2000 <= self.year <= 2099 or not 1 <= self.month <= 12:
-            raise InvalidInputError("an expiry is a month (1 to 12) of a year from 2000 to 2099")
+            raise InvalidInputError(
+                "an expiry is a month (1 to 12) of a year from 2000 to 2099", code="EXPIRY_FORM"
+            )
 
     @staticmethod
     @boundary
@@ -212,13 +236,24 @@ def read_expiry(text: str | CardExpiry) -> CardExpiry:
     if isinstance(text, CardExpiry):
         return text
     if not isinstance(text, str) or _EXPIRY.fullmatch(text) is None:
-        raise InvalidInputError(_EXPIRY_FORM)
+        raise InvalidInputError(_EXPIRY_FORM, code="EXPIRY_FORM")
     return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))
 
 
+@boundary_init
 @attrs.frozen
 class Card:
-    """What a token stands for: a PAN and, where it was given, the card's expiry."""
+    """What a token stands for: a PAN and, where it was given, the card's expiry.
+
+    Raises:
+        InvalidInputError: a value is of another kind.
+    """
 
     pan: Pan
     expiry: CardExpiry | None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.pan, Pan):
+            raise InvalidInputError("pan is a Pan: make one with Pan.parse(text)")
+        if self.expiry is not None and not isinstance(self.expiry, CardExpiry):
+            raise InvalidInputError("expiry is a CardExpiry, or None")

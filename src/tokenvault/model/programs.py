@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -13,6 +12,7 @@ from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.token_format import TokenFormat
+from tokenvault.model.words import Words
 
 HEADROOM: Final = 2
 """A program's format has room for this many times the tokens expected, so that random draws find free ones."""
@@ -21,7 +21,7 @@ EXPECTED_TOKENS_MAX: Final = 10**15
 _COMMON_PAN_LENGTH: Final = 16
 
 
-class Making(enum.Enum):
+class Making(Words):
     """How a program makes tokens.
 
     RANDOM: a new random token with each issue.
@@ -32,7 +32,7 @@ class Making(enum.Enum):
     CONVERGENT = "convergent"
 
 
-class Permission(enum.Enum):
+class Permission(Words):
     """What a requestor may do."""
 
     ISSUE = "issue"

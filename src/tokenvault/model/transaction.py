@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -14,12 +13,13 @@ from tokenvault.errors import boundary_init
 from tokenvault.model import checks
 from tokenvault.model.money import Money
 from tokenvault.model.pan import Pan, holds_digits
+from tokenvault.model.words import Words
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
 _SEPARATOR: Final = "\x1f"  # in no field: they are printable
 
 
-class Channel(enum.Enum):
+class Channel(Words):
     """How a payment is made."""
 
     ECOMMERCE = "ecommerce"
@@ -37,16 +37,20 @@ class Channel(enum.Enum):
 
 # The optional fields, in the order in which a record's memory of a use spells them, and the check of each.
 FIELD_CHECKS: Final[dict[str, Callable[[object], object]]] = {
-    "merchant": partial(checks.text, "a merchant"),
+    "merchant": partial(checks.padded_text, "a merchant"),
     "merchant_category": checks.merchant_category,
     "channel": partial(checks.instance, "a channel", kind=Channel),
     "country": checks.country,
-    "device": partial(checks.text, "a device"),
+    "device": partial(checks.padded_text, "a device"),
     "amount": partial(checks.instance, "a transaction's amount", kind=Money),
     "cryptogram_counter": partial(
         checks.whole_number, "a cryptogram counter", low=0, high=CRYPTOGRAM_COUNTER_MAX
     ),
 }
+
+
+def _unpadded(value: str | None) -> str | None:
+    return checks.unpadded(value)
 
 
 @boundary_init
@@ -57,11 +61,11 @@ class Transaction:
     Attributes:
         id: names the use: the same id again is a retry. 1 to 64 printable ASCII characters; required.
         requestor: id of the token requestor who uses the token, 11 digits; required.
-        merchant: merchant id (ISO 8583 data element 42).
+        merchant: merchant id (ISO 8583 data element 42); blanks that pad it are taken off.
         merchant_category: ISO 18245, 4 digits.
         channel: how the payment is made.
         country: ISO 3166-1 alpha-2, of the merchant.
-        device: device id.
+        device: device id, such as a terminal's (ISO 8583 data element 41); blanks that pad it are taken off.
         amount: what is paid.
         cryptogram_counter: the counter of a cryptogram that the caller has verified, 0 to 2**32 - 1.
 
@@ -71,11 +75,11 @@ class Transaction:
 
     id: str = ""
     requestor: str = ""
-    merchant: str | None = None
+    merchant: str | None = attrs.field(default=None, converter=_unpadded)
     merchant_category: str | None = None
     channel: Channel | None = None
     country: str | None = None
-    device: str | None = None
+    device: str | None = attrs.field(default=None, converter=_unpadded)
     amount: Money | None = None
     cryptogram_counter: int | None = None
     _text: str = attrs.field(init=False, repr=False, eq=False)

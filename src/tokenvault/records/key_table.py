@@ -132,7 +132,7 @@ class KeyTable:
             if entry.state is KeyState.PRIMARY:
                 return entry.name.version
         raise ConfigurationError(
-            f"the key table has no primary {purpose.value} key: run tokenvault.provision"
+            f"the key table has no primary {purpose.value} key: run tokenvault.provision", code="KEY_MISSING"
         )
 
     # Changes: each gives the next table.
@@ -142,7 +142,9 @@ class KeyTable:
         if any(entry.name.version >= name.version for entry in self.of(name.purpose)):
             raise InvalidInputError(f"the key table has {name} or a newer version already")
         if len(self.entries) >= ENTRIES_MAX:
-            raise LifecycleError(f"a key table has room for {ENTRIES_MAX} key versions")
+            raise LifecycleError(
+                f"a key table has room for {ENTRIES_MAX} key versions", code="KEY_TABLE_FULL"
+            )
         return self._next({name: KeyEntry(name, KeyState.READABLE, custody, check, now_ms)})
 
     def restated(self) -> KeyTable:
@@ -154,7 +156,9 @@ class KeyTable:
         entry = self._require(name, KeyState.READABLE)
         former = self.entry(KeyName(name.purpose, self.primary(name.purpose)))
         if former is None or former.name.version > name.version:
-            raise LifecycleError("an older version is not made primary again: make a new one")
+            raise LifecycleError(
+                "an older version is not made primary again: make a new one", code="KEY_STATE_NOT_FITTING"
+            )
         return self._next(
             {
                 name: attrs.evolve(entry, state=KeyState.PRIMARY),
@@ -176,7 +180,9 @@ class KeyTable:
         entry = self.entry(name)
         if entry is None or entry.state is not state:
             found = "not in the key table" if entry is None else entry.state.name.lower()
-            raise LifecycleError(f"{name} is {found}: it has to be {state.name.lower()}")
+            raise LifecycleError(
+                f"{name} is {found}: it has to be {state.name.lower()}", code="KEY_STATE_NOT_FITTING"
+            )
         return entry
 
     def _next(self, changed: dict[KeyName, KeyEntry]) -> KeyTable:

@@ -49,7 +49,9 @@ class SealPrimary:
     def current(self) -> tuple[BlockCipher, int]:
         """The key and its version. Raises ConfigurationError before there is one."""
         if self._current is None:
-            raise ConfigurationError("there is no seal key: run tokenvault.provision first")
+            raise ConfigurationError(
+                "there is no seal key: run tokenvault.provision first", code="KEY_MISSING"
+            )
         return self._current
 
     def advance(self, cipher: BlockCipher, version: int) -> None:
@@ -71,6 +73,7 @@ class KeyRing:
 
     Attributes:
         audit: the keys of the audit trail; a ring shares them with its former one.
+        audit_version: the version that events are written under, once the ring is in use.
         blocking: whether any key works outside this process, so that a call may take its time.
 
     Raises:
@@ -88,7 +91,9 @@ class KeyRing:
         for purpose, found in versions.items():
             if not found:
                 name = purpose.value
-                raise ConfigurationError(f"the key store has no {name} key: run tokenvault.provision first")
+                raise ConfigurationError(
+                    f"the key store has no {name} key: run tokenvault.provision first", code="KEY_MISSING"
+                )
         primary = {
             purpose: found[-1] if table is None else table.primary(purpose)
             for purpose, found in versions.items()
@@ -111,7 +116,9 @@ class KeyRing:
         self._fingerprints = tuple(map(Cmac, self._fingerprint_ciphers))
         self._cipher(KeyPurpose.AUDIT, primary[KeyPurpose.AUDIT])  # it may be the one that blocks
         self.audit: Final[AuditKeys] = AuditKeys(key_store) if former is None else former.audit
-        self.audit.write_under(primary[KeyPurpose.AUDIT])
+        self.audit_version: Final = primary[KeyPurpose.AUDIT]
+        if former is None:
+            self.audit.write_under(self.audit_version)
 
     @property
     def _newest_seal(self) -> tuple[BlockCipher, int]:
@@ -265,7 +272,9 @@ class KeyRing:
         cipher = self._seal_ciphers.get(version)
         if cipher is None:
             if version not in self._readable():
-                raise IntegrityError("a token record names a seal key that the vault does not have")
+                raise IntegrityError(
+                    "a token record names a seal key that the vault does not have", code="SEAL_KEY_MISSING"
+                )
             cipher = self._seal_ciphers[version] = self._cipher(KeyPurpose.SEAL, version)
         return cipher
 

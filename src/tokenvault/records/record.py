@@ -94,7 +94,8 @@ class TokenRecord(NamedTuple):
         body = row.body
         if len(body) < BODY.size or body[0] != ENCODING_VERSION:
             raise IntegrityError(
-                "a token record is cut short, or was written by a newer version of the library"
+                "a token record is cut short, or was written by a newer version of the library",
+                code="WRITTEN_BY_NEWER_VERSION",
             )
         (
             _,

@@ -7,6 +7,7 @@ from typing import Final
 
 import attrs
 
+from tokenvault.errors import boundary_init
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.records.record import TokenRecord
@@ -19,6 +20,7 @@ def _masked(token: str) -> str:
     return f"'{'*' * (len(token) - 4)}{token[-4:]}'"
 
 
+@boundary_init
 @attrs.frozen(kw_only=True, slots=False)  # without slots it is made in half the time, at each issue
 class TokenInfo:
     """A token as the vault has it.

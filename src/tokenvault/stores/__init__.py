@@ -16,6 +16,7 @@ from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
+from tokenvault.stores.sqlite.file import schema_sql as sqlite_schema_sql
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ __all__ = [
     "ThreadedTokenStore",
     "TokenStore",
     "TokenStoreBase",
+    "grants_sql",
     "open_async_token_store",
     "open_token_store",
+    "schema_sql",
 ]
 
 
@@ -44,9 +47,10 @@ def open_token_store(url: str) -> TokenStore:
         url: "memory:" keeps everything in this process, for tests. "sqlite:///vault.db" is a file under
             the current folder, "sqlite:////var/lib/vault.db" an absolute path; a percent sign, '?' and '#'
             in a path are "%25", "%3F" and "%23". "postgresql://user:password@host:port/database" is a PostgreSQL
-            server, with options of libpq after a '?', such as "sslmode=verify-full", and two more: "schema=..."
-            that the tables lie in, "tokenvault" unless set, and "partitions=..." that provisioning divides
-            the tokens into. Only PostgreSQL's address takes options.
+            server, with options of libpq after a '?', such as "sslmode=verify-full", and more: "schema=..."
+            that the tables lie in, "tokenvault" unless set, "partitions=..." that provisioning divides
+            the tokens into, and "connections=...", "wait_seconds=..." and "statement_seconds=..." as
+            `PostgresTokenStore` takes them. Only PostgreSQL's address takes options.
 
     Opening creates nothing: `tokenvault.provision` does that, once.
 
@@ -81,6 +85,53 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
         return ThreadedTokenStore(open_token_store(url))
     store: AsyncTokenStore = _postgres_store("AsyncPostgresTokenStore", url)
     return store
+
+
+@boundary
+def schema_sql(url: str) -> list[str]:
+    """The SQL that makes the schema of a token store, for a database's administrator to run. Connects to nothing.
+
+    Args:
+        url: as for `open_token_store`; of PostgreSQL's, the options "schema" and "partitions" matter.
+
+    Raises:
+        InvalidInputError: the address is not one of a database that has a schema.
+        ConfigurationError: the database's library is missing or too old.
+    """
+    if type(url) is str and url.startswith("sqlite:"):
+        return sqlite_schema_sql()
+    if type(url) is not str or not url.startswith("postgresql:"):
+        raise InvalidInputError(
+            "a database with a schema has an address that begins with sqlite: or postgresql:"
+        )
+    try:
+        from tokenvault.stores.postgres import address, schema  # noqa: PLC0415 # as for a store
+    except ImportError:
+        raise ConfigurationError(_NO_PSYCOPG, code="STORE_LIBRARY_MISSING") from None
+    place = address.parse_address(url)
+    return schema.schema_sql(place.schema, place.partitions)
+
+
+@boundary
+def grants_sql(url: str, *, vault: str, auditor: str | None = None) -> list[str]:
+    """The SQL that gives roles of PostgreSQL the least rights that they need. Connects to nothing.
+
+    Args:
+        url: as for `open_token_store`; the option "schema" matters.
+        vault: the role that runs a vault: it may change records, and add to all else; nothing is changed or deleted.
+        auditor: a role that verifies the trail and reads alone; none unless set.
+
+    Raises:
+        InvalidInputError: the address is not one of PostgreSQL, or a role's name is of another form.
+        ConfigurationError: the database's library is missing or too old.
+    """
+    if type(url) is not str or not url.startswith("postgresql:"):
+        raise InvalidInputError("a database with roles has an address that begins with postgresql:")
+    try:
+        from tokenvault.stores.postgres import address, schema  # noqa: PLC0415 # as for a store
+    except ImportError:
+        raise ConfigurationError(_NO_PSYCOPG, code="STORE_LIBRARY_MISSING") from None
+    return schema.grants_sql(address.parse_address(url).schema, vault, auditor)
 
 
 def _open_memory(rest: str) -> TokenStore:
@@ -121,7 +172,7 @@ def _postgres_store(name: str, url: str) -> Any:
     except ImportError:
         store = None
     if store is None:
-        raise ConfigurationError(_NO_PSYCOPG)
+        raise ConfigurationError(_NO_PSYCOPG, code="STORE_LIBRARY_MISSING")
     return store(url)
 
 

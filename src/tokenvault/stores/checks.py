@@ -11,11 +11,9 @@ from typing import Final, TypeVar, get_type_hints
 
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores.found_records import RecordColumns
-from tokenvault.stores.new_records import RecordBatch
+from tokenvault.stores.index_rows import CURSOR_BYTES, USE_ID_BYTES, IndexRow, place_of
+from tokenvault.stores.new_records import IndexColumns, RecordBatch
 from tokenvault.stores.port import (
-    BODY_BYTES_MAX,
-    DOCUMENT_BYTES_MAX,
-    EVENT_BODY_BYTES_MAX,
     INTEGER_MAX,
     MAC_BYTES,
     MALFORMED_EVENT,
@@ -30,16 +28,25 @@ from tokenvault.stores.port import (
     STREAM_BYTES,
     TOKEN_DIGITS_MAX,
     TOKEN_DIGITS_MIN,
+    EventPage,
+    Fence,
     SealedEvent,
     SealedRecord,
     digest_of,
+)
+from tokenvault.stores.write_limits import (
+    BODY_BYTES_MAX,
+    DOCUMENT_BYTES_MAX,
+    EVENT_BODY_BYTES_MAX,
+    ROW_BYTES,
+    WriteLimits,
 )
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Sequence[SealedRecord])
 
 _RECORD_TYPES: Final = (*get_type_hints(SealedRecord).values(),)
-_EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)
+_EVENT_TYPES: Final = (*get_type_hints(SealedEvent).values(),)[:-1]
 
 
 def _is_digits(value: object, least: int, most: int) -> bool:
@@ -97,7 +104,7 @@ def event_fits(event: SealedEvent) -> bool:
     """Whether each field has the type and shape that SealedEvent states."""
     return (
         type(event) is SealedEvent
-        and (*map(type, event),) == _EVENT_TYPES
+        and (*map(type, event[:-1]),) == _EVENT_TYPES
         and len(event.stream) == STREAM_BYTES
         and 1 <= event.number <= INTEGER_MAX
         and len(event.reference) in (0, REFERENCE_BYTES)
@@ -157,7 +164,68 @@ def checked_events(events: Sequence[SealedEvent]) -> Sequence[SealedEvent]:
     checked = _checked_items(events, "events")
     if not all(map(event_fits, checked)):
         raise InvalidInputError("an event has the field types and lengths that SealedEvent states")
+    if not all(_index_fits(event.index_rows) for event in checked):
+        raise InvalidInputError("an event's index is a tuple of distinct IndexRow, or an IndexColumns")
     return checked
+
+
+def _index_fits(index: Sequence[IndexRow]) -> bool:
+    if type(index) is IndexColumns:  # it checked itself
+        return True
+    return (
+        type(index) is tuple
+        and len(set(index)) == len(index)
+        and all(
+            type(row) is IndexRow
+            and _is_bytes(row.reference, REFERENCE_BYTES)
+            and _is_bytes(row.use_id, USE_ID_BYTES)
+            for row in index
+        )
+    )
+
+
+def checked_fence(fence: Fence, records: Sequence[SealedRecord] = ()) -> Fence:
+    """Tokens and revisions: at most PAGE_MAX, of distinct tokens, none of which is replaced."""
+    if not fence:
+        return ()
+    checked = _checked_items(fence, "tokens of a fence")
+    for item in checked:
+        fits = (
+            type(item) is tuple and len(item) == 2 and _is_digits(item[0], TOKEN_DIGITS_MIN, TOKEN_DIGITS_MAX)
+        )
+        if not (fits and _is_number(item[1], 1)):
+            raise InvalidInputError("a fence is pairs of a token and the revision of its record")
+    if len({*(token for token, _ in checked), *(each.token for each in records)}) < len(checked) + len(
+        records
+    ):
+        raise InvalidInputError(
+            "the tokens of a fence are distinct, and none is of a record that is replaced"
+        )
+    return checked
+
+
+def check_write(
+    limits: WriteLimits,
+    records: Sequence[SealedRecord],
+    events: Sequence[SealedEvent],
+    document: bytes | None = None,
+    fence: Fence = (),
+) -> None:
+    """What is written in one step, and looked at in it: within what the store takes."""
+    rows = len(records) + len(events) + len(fence) + (document is not None)
+    size = len(document or b"")
+    for event in events:
+        rows += len(event.index_rows)
+        size += len(event.body)
+        if len(event.body) > limits.event_bytes:
+            raise InvalidInputError(f"this store takes events of at most {limits.event_bytes} bytes")
+    if rows > limits.rows:
+        raise InvalidInputError(f"this store takes at most {limits.rows} rows in one write")
+    size += ROW_BYTES * rows
+    if size + len(records) * BODY_BYTES_MAX > limits.bytes:  # seldom, so that bodies are seldom looked at
+        size += sum(len(record.body) for record in records)
+    if size > limits.bytes:
+        raise InvalidInputError(f"this store takes at most {limits.bytes} bytes in one write")
 
 
 def check_bytes(value: bytes | None, length: int, what: str) -> None:
@@ -187,17 +255,24 @@ def check_key_version(key_version: int | None) -> None:
         raise InvalidInputError("a key version is a whole number from 1")
 
 
-def check_event_page(stream: bytes | None, reference: bytes | None, after: int, limit: int) -> None:
-    """Which events to read."""
-    if (stream is None) == (reference is None):
-        raise InvalidInputError("events are read by stream or by reference: give exactly one of them")
-    if stream is not None:
-        check_bytes(stream, STREAM_BYTES, "a stream")
-    else:
-        check_bytes(reference, REFERENCE_BYTES, "a reference")
-    if not _is_number(after, 0 if stream is None else -1):
-        raise InvalidInputError("after is a whole number from 0, for a stream from -1, below 2**63")
+def check_stream_page(stream: bytes, after: int, limit: int) -> None:
+    """Which events of a stream to read."""
+    check_bytes(stream, STREAM_BYTES, "a stream")
+    if not _is_number(after, -1):
+        raise InvalidInputError("after is a whole number from -1, below 2**63")
     check_limit(limit)
+
+
+def check_page_about(reference: bytes, after: bytes, limit: int) -> None:
+    """Which events of a reference to read."""
+    check_bytes(reference, REFERENCE_BYTES, "a reference")
+    if not (_is_bytes(after, 0) or _is_cursor(after)):
+        raise InvalidInputError("after is what the page before said, or empty")
+    check_limit(limit)
+
+
+def _is_cursor(value: object) -> bool:
+    return isinstance(value, bytes) and _is_bytes(value, CURSOR_BYTES) and place_of(value)[2] <= INTEGER_MAX
 
 
 def check_limit(limit: int) -> None:
@@ -266,6 +341,14 @@ def sound_events(events: list[SealedEvent]) -> list[SealedEvent]:
 def sound_latest_checkpoints(events: list[SealedEvent]) -> list[SealedEvent]:
     """The events, with MALFORMED_EVENT for each that is malformed: one bad row does not hide the others."""
     return [event if event_fits(event) else MALFORMED_EVENT for event in events]
+
+
+def sound_page_about(after: bytes, page: EventPage) -> EventPage:
+    """Events of a reference, with MALFORMED_EVENT likewise, and a cursor that leads on: no reader goes in circles."""
+    events, following = page
+    if following != b"" and not (_is_cursor(following) and following > after):
+        raise IntegrityError("a stored row of the index has a number that was not written")
+    return EventPage(sound_latest_checkpoints(events), following)
 
 
 def sound_document(digest: bytes, document: bytes | None) -> bytes | None:

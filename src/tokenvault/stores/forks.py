@@ -5,22 +5,28 @@ SQLite keeps its file locks per process in memory that the child copies: the chi
 locks that it does not hold, and the parent's last close would then delete the write-ahead log under it,
 with what the child had committed to it.
 
-Python runs these hooks in `os.fork`, and so for multiprocessing and preforking servers in Python.
+Python runs these hooks in `os.fork`, and so for multiprocessing and preforking servers in Python. An exception in
+them, of a signal's handler that raises, ends a hook but not the fork. So whatever a hook does may be done twice, and
+a hold that outlived its fork is ended by the next call of the thread that forked: `end_interrupted_hold`.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import weakref
+from contextlib import suppress
 from typing import Final
+
+from tokenvault.runtime import give_all, put_result
 
 HOLD_SECONDS_MAX: Final = 60.0
 """How long a fork waits for calls under way. Past that it goes on; the child then refuses the store."""
 
 
 class Forkable:
-    """What can hold still around a fork. What it does not write does nothing."""
+    """What can hold still around a fork. What it does not write does nothing; each may be called twice for a fork."""
 
     def before_fork(self, seconds_max: float) -> None:
         """Wait for the calls under way, and let no other begin."""
@@ -33,45 +39,65 @@ class Forkable:
 
 
 class _Watch:
+    """What holds still, and the fork under way: one at a time.
+
+    Attributes:
+        turn: of the thread that forks; it is in `taken` meanwhile.
+        held: what holds still for it, until all of it went on.
+    """
+
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.items: weakref.WeakSet[Forkable] = weakref.WeakSet()
-        self.held: list[Forkable] = []
+        self.items: Final[set[weakref.ref[Forkable]]] = set()
         self.installed = False
-        self.locked = False
+        self.held: list[Forkable] = []
+        self.thread = 0
+        self._new_turn()
+
+    def _new_turn(self) -> None:
+        self.taken: list[None] = []
+        self.turn: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.turn.put(None)
 
     def before(self) -> None:
-        self.locked = self.lock.acquire(timeout=HOLD_SECONDS_MAX)
-        self.held = list(self.items)
+        self.end_interrupted_hold()
+        with suppress(queue.Empty):
+            put_result(self.taken, self.turn.get, True, HOLD_SECONDS_MAX)
+        self.thread = threading.get_ident()
+        self.held = [item for known in tuple(self.items) if (item := known()) is not None]
         for item in self.held:
             item.before_fork(HOLD_SECONDS_MAX)
 
     def in_parent(self) -> None:
-        held, self.held = self.held, []
-        try:
-            for item in held:
-                item.after_fork_in_parent()
-        finally:
-            if self.locked:
-                self.locked = False
-                self.lock.release()
+        for item in self.held:
+            item.after_fork_in_parent()
+        self.held = []
+        with suppress(IndexError):
+            give_all(self.taken, self.turn.put)
 
     def in_child(self) -> None:
-        # The lock may be another thread's if the wait ran out.
-        held, self.held, self.lock = self.held or list(self.items), [], threading.Lock()
+        held, self.held = self.held, []
         for item in held:
             item.after_fork_in_child()
+        self._new_turn()
+
+    def end_interrupted_hold(self) -> None:
+        if self.held and self.thread == threading.get_ident():
+            self.in_parent()
 
 
 _watch = _Watch()
 
 
+def end_interrupted_hold() -> None:
+    """Let what this thread held still for a fork go on, where the hook that does it was interrupted."""
+    _watch.end_interrupted_hold()
+
+
 def hold_still_at_forks(item: Forkable) -> None:
     """Make an item hold still at forks, as long as it lives. The first item installs the hooks, not the import."""
-    with _watch.lock:
-        _watch.items.add(item)
-        if not _watch.installed and hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_watch.before, after_in_parent=_watch.in_parent, after_in_child=_watch.in_child
-            )
-            _watch.installed = True
+    _watch.items.add(weakref.ref(item, _watch.items.discard))
+    if not _watch.installed and hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_watch.before, after_in_parent=_watch.in_parent, after_in_child=_watch.in_child
+        )
+        _watch.installed = True  # after it: hooks that run twice do no harm

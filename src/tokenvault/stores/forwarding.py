@@ -59,6 +59,7 @@ class BlockingStore(_Lifted):
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
+        self.write_limits = store.write_limits
 
 
 class ThreadedTokenStore(AsyncForwarding):
@@ -72,13 +73,14 @@ class ThreadedTokenStore(AsyncForwarding):
 
     def __init__(self, store: TokenStore) -> None:
         self._store: Final = store
+        self.write_limits = store.write_limits
         self._closed = False
         self._workers: Final = Workers(THREADS)
 
     async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if name != "close":
             if self._closed:
-                raise TokenStoreError(CLOSED)
+                raise TokenStoreError(CLOSED, code="STORE_CLOSED")
             return await self._workers.call(getattr(self._store, name), *args, **kwargs)
         closed, self._closed = self._closed, True
         if closed:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from tokenvault.stores.new_records import Bytes, ColumnarRecords, split
 from tokenvault.stores.port import (
-    BODY_BYTES_MAX,
     PAN_FINGERPRINT_BYTES,
     PROGRAM_CHARACTERS_MAX,
     REFERENCE_BYTES,
@@ -24,6 +23,7 @@ from tokenvault.stores.port import (
     TOKEN_DIGITS_MIN,
     SealedRecord,
 )
+from tokenvault.stores.write_limits import BODY_BYTES_MAX
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 

@@ -20,6 +20,7 @@ from tokenvault.errors import (
     InvalidInputError,
     TokenStoreError,
     TokenVaultError,
+    is_of_signal_handler,
 )
 from tokenvault.runtime import run
 from tokenvault.stores import checks
@@ -30,11 +31,14 @@ from tokenvault.stores.port import (
     PAGE_MAX,
     REFERENCE_BYTES,
     AsyncTokenStore,
+    EventPage,
+    Fence,
     SealedEvent,
     SealedRecord,
     TokenStore,
     class_over,
 )
+from tokenvault.stores.write_limits import WriteLimits
 
 T = TypeVar("T")
 
@@ -66,9 +70,16 @@ class Adapter(ABC):
     its cause warns of it. Never set it where a vault works, though a vault passes no cause on.
     """
 
+    write_limits: WriteLimits = WriteLimits()
+    """What the database takes in one transaction; an adapter whose database takes less than this says so here."""
+
     def _explain(self, error: Exception) -> str:
         """The message for a caller about an exception: what to check next, and never row data."""
         return UNEXPLAINED
+
+    def _code(self, error: Exception) -> str:
+        """The code of what a caller sees of an exception: one of those that docs/reference/codes.md lists."""
+        return TokenStoreError.code
 
     @abstractmethod
     def _provision(self) -> Answer[None]: ...
@@ -99,17 +110,17 @@ class Adapter(ABC):
 
     @abstractmethod
     def _replace(
-        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
     ) -> Answer[list[str]]: ...
 
     @abstractmethod
-    def _append(self, events: Sequence[SealedEvent]) -> Answer[None]: ...
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> Answer[list[str]]: ...
 
     @abstractmethod
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> Answer[list[SealedEvent]]: ...
 
     @abstractmethod
-    def _events_about(self, reference: bytes, after: int, limit: int) -> Answer[list[SealedEvent]]: ...
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> Answer[EventPage]: ...
 
     @abstractmethod
     def _streams(self) -> Answer[list[bytes]]: ...
@@ -170,27 +181,36 @@ class _Guard(Adapter, ABC):
             checks.check_document(document)
         elif not (records or events):
             return [], _unchanged
+        checks.check_write(self.write_limits, records, events, document)
         return self._insert(records, events, document), _unchanged
 
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> Asked[list[str]]:
+    def replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence = ()
+    ) -> Asked[list[str]]:
         records, events = checks.checked_records(records, 2, INTEGER_MAX), checks.checked_events(events)
-        return self._replace(records, events) if records or events else [], _unchanged
+        fence = checks.checked_fence(fence, records)
+        checks.check_write(self.write_limits, records, events, fence=fence)
+        if not records:
+            return self._append(events, fence) if events else [], _unchanged
+        return self._replace(records, events, fence), _unchanged
 
-    def append(self, events: Sequence[SealedEvent]) -> Asked[None]:
-        checked = checks.checked_events(events)
-        return self._append(checked) if checked else None, _nothing
+    def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> Asked[list[str]]:
+        checked, fence = checks.checked_events(events), checks.checked_fence(fence)
+        checks.check_write(self.write_limits, (), checked, fence=fence)
+        return self._append(checked, fence) if checked else [], _unchanged
 
-    def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> Asked[list[SealedEvent]]:  # fmt: skip
-        checks.check_event_page(stream, reference, after, limit)
-        if stream is None:
-            return self._events_about(reference or b"", after, limit), checks.sound_events
+    def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> Asked[list[SealedEvent]]:
+        checks.check_stream_page(stream, after, limit)
         if after == INTEGER_MAX:
             return [], checks.sound_events
         first = after + 1 if after >= 0 else INTEGER_MIN
         return self._events_of_stream(stream, first, limit), checks.sound_events
+
+    def events_about(
+        self, reference: bytes, *, after: bytes = b"", limit: int = PAGE_MAX
+    ) -> Asked[EventPage]:
+        checks.check_page_about(reference, after, limit)
+        return self._events_about(reference, after, limit), functools.partial(checks.sound_page_about, after)
 
     def streams(self) -> Asked[list[bytes]]:
         return self._streams(), checks.sound_streams
@@ -243,15 +263,20 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
         error.__cause__ = error.__context__ = None
         return error
     if isinstance(error, TokenVaultError):
-        return TokenStoreError(str(error))
+        return TokenStoreError(str(error), code=error.code)
     try:
-        return TokenStoreError(store._explain(error))
+        return TokenStoreError(store._explain(error), code=store._code(error))
     except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
         return TokenStoreError(UNEXPLAINED)
 
 
-def _failure(store: Adapter, name: str, error: Exception) -> TokenVaultError:
-    """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning."""
+def _failure(store: Adapter, name: str, error: Exception) -> Exception:
+    """The same; where the author of the adapter asked to see what it raised, chained to that, with a warning.
+
+    What a signal's handler raised in the middle passes as it is.
+    """
+    if is_of_signal_handler(error):
+        return error
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:
         failure.__cause__ = error
@@ -265,7 +290,7 @@ def _guarded(name: str) -> Callable[..., Any]:
 
     def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
-            raise TokenStoreError(CLOSED)
+            raise TokenStoreError(CLOSED, code="STORE_CLOSED")
         try:
             answer, sound = ask(store, *args, **kwargs)
             return sound(run(answer) if type(answer) is CoroutineType else answer)
@@ -286,7 +311,7 @@ def _async_guarded(name: str) -> Callable[..., Any]:
 
     async def method(store: Adapter, /, *args: Any, **kwargs: Any) -> Any:
         if store._closed and name != "close":
-            raise TokenStoreError(CLOSED)
+            raise TokenStoreError(CLOSED, code="STORE_CLOSED")
         try:
             answer, sound = ask(store, *args, **kwargs)
             return sound(await answer if hasattr(answer, "__await__") else answer)

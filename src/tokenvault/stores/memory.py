@@ -5,40 +5,53 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.forks import Forkable, hold_still_at_forks
+from tokenvault.runtime import give_all, put_result
+from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import NO_USE, cursor_of, place_of
+from tokenvault.stores.port import MALFORMED_EVENT, EventPage, Fence, SealedEvent, SealedRecord, digest_of
 
 
 class MemoryTokenStore(TokenStoreBase, Forkable):
-    """Dicts under one lock. A forked child goes on with a copy of its own."""
+    """Dicts under one lock, which nobody holds while it waits. A forked child goes on with a copy of its own."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held = False  # by a fork
+        self._mutex = threading.Lock()
+        self._held: list[bool] = []  # whether a fork holds it
         self._records: dict[str, SealedRecord] = {}
         self._tokens: list[str] = []  # sorted
-        self._events: dict[tuple[bytes, int], SealedEvent] = {}  # in the order of writing
+        self._events: dict[tuple[bytes, int], SealedEvent] = {}
+        self._index: dict[bytes, list[tuple[bytes, bytes, int]]] = {}  # by reference, each sorted
         self._domains: dict[bytes, bytes] = {}
         self._meta: dict[str, bytes] = {}
         hold_still_at_forks(self)
 
     def before_fork(self, seconds_max: float) -> None:
         """Wait for the call under way."""
-        self._held = self._lock.acquire(timeout=seconds_max)
+        if not self._held:
+            put_result(self._held, self._mutex.acquire, True, seconds_max)
+            if not all(self._held):
+                self._held.clear()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        if self._held:
-            self._held = False
-            self._lock.release()
+        with suppress(IndexError):
+            give_all(self._held, self._mutex.__exit__)  # type: ignore[arg-type] # it takes anything
 
     def after_fork_in_child(self) -> None:
         """Go on."""
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
+        self._held = []
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """The lock, for a `with` alone: no interrupt comes between taking it there and its block."""
+        end_interrupted_hold()
+        return self._mutex
 
     def _provision(self) -> None:
         pass  # there is no schema
@@ -86,32 +99,36 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             self._write_all(records, events)
             return []
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
         with self._lock:
+            expected = [*((record.token, record.revision - 1) for record in records), *fence]
             moved = [
-                record.token
-                for record in records
-                if record.token not in self._records
-                or self._records[record.token].revision != record.revision - 1
+                token
+                for token, revision in expected
+                if token not in self._records or self._records[token].revision != revision
             ]
             if moved:
                 return moved
             self._write_all(records, events)
             return []
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        with self._lock:
-            self._write_all((), events)
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._replace((), events, fence)
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         with self._lock:
             numbers = sorted(number for of, number in self._events if of == stream and number >= first)
             return [self._events[stream, number] for number in numbers[:limit]]
 
-    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
         with self._lock:
-            about = [event for event in self._events.values() if event.reference == reference]
-            return about[after : after + limit]
+            rows = self._index.get(reference, [])
+            first = bisect.bisect_right(rows, place_of(after)) if after else 0
+            page = rows[first : first + limit]
+            events = [self._events.get((stream, number), MALFORMED_EVENT) for _, stream, number in page]
+            return EventPage(events, cursor_of(*page[-1]) if len(page) == limit else b"")
 
     def _streams(self) -> list[bytes]:
         with self._lock:
@@ -123,7 +140,12 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
             first = {
                 stream: self._events[stream, number] for stream, number in sorted(self._events, reverse=True)
             }
-            last = {event.reference: event for event in self._events.values() if event.reference in newest}
+            last = {
+                stream: self._events.get((stream, number), MALFORMED_EVENT)
+                for name in newest
+                for use_id, stream, number in self._index.get(name, [])
+                if use_id == NO_USE and stream == name
+            }
             return [last.get(stream, first[stream]) for stream in newest]
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
@@ -161,6 +183,9 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         new = [key for key in keys if key not in self._events]
         try:
             self._append_all(events)
+            for event in events:
+                if (event.stream, event.number) in new:
+                    self._index_one(event)
             for record in records:
                 if record.token not in self._records:
                     bisect.insort(self._tokens, record.token)
@@ -168,6 +193,8 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         except BaseException:
             for key in new:
                 self._events.pop(key, None)
+            for rows in [self._index.get(row.reference, []) for event in events for row in event.index_rows]:
+                rows[:] = [row for row in rows if row[1:] not in new]
             for token, stood in before:
                 if stood is None:
                     self._records.pop(token, None)
@@ -179,6 +206,12 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _append_all(self, events: Sequence[SealedEvent]) -> None:
         keys = {(event.stream, event.number) for event in events}
         if len(keys) != len(events) or not self._events.keys().isdisjoint(keys):
-            raise TokenStoreError("an audit event exists already; nothing was written")
+            raise TokenStoreError(
+                "an audit event exists already; nothing was written", code="STORE_EVENT_EXISTS"
+            )
         for event in events:
-            self._events[event.stream, event.number] = event
+            self._events[event.stream, event.number] = event._replace(index_rows=())
+
+    def _index_one(self, event: SealedEvent) -> None:
+        for reference, use_id in event.index_rows:
+            bisect.insort(self._index.setdefault(reference, []), (use_id, event.stream, event.number))

@@ -1,6 +1,7 @@
-"""New token records as columns: what a batch hands to `TokenStore.insert`.
+"""New token records and index rows as columns: what a batch hands to a token store.
 
-A `RecordBatch` is a sequence of `SealedRecord`, so any adapter may iterate it; a tuned one writes its columns.
+A `RecordBatch` is a sequence of `SealedRecord` and `IndexColumns` one of `IndexRow`, so any adapter may iterate them;
+a tuned one writes their columns.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import repeat, starmap
 from typing import Final, TypeAlias, overload
 
 import attrs
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.errors import InvalidInputError
+from tokenvault.stores.index_rows import IndexRow
 from tokenvault.stores.port import PAN_FINGERPRINT_BYTES, REFERENCE_BYTES, SEAL_BYTES, SealedRecord
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
+_INDEX_COLUMN: Final = "index rows are arrays of uint8 of shape (rows, 16)"
 _are_tokens: Final = re.compile(rb"(?:[0-9]{13,19}\n)+").fullmatch
 
 
@@ -125,6 +128,59 @@ class RecordBatch(ColumnarRecords):
 
     def _row(self, index: int) -> SealedRecord:
         return next(iter(self.take(np.array([index]))))
+
+
+@attrs.frozen(eq=False, repr=False)
+class IndexColumns(Sequence[IndexRow]):
+    """The index rows of one event: distinct, and in the order of the index, in which databases write them fastest.
+
+    Attributes:
+        references, use_ids: arrays of shape (rows, 16) and dtype uint8.
+    """
+
+    references: Bytes
+    use_ids: Bytes
+
+    @classmethod
+    def of(cls, references: Bytes, use_ids: Bytes | None = None) -> IndexColumns:
+        """The rows of references, each with its use id or with none; in any order, the same ones several times too.
+
+        Raises InvalidInputError for an array of another dtype or shape.
+        """
+        if use_ids is None:
+            use_ids = np.zeros_like(references)
+        for column in (references, use_ids):
+            if type(column) is not np.ndarray or column.dtype != np.uint8:
+                raise InvalidInputError(_INDEX_COLUMN)
+            if column.shape != (len(references), REFERENCE_BYTES):
+                raise InvalidInputError(_INDEX_COLUMN)
+        rows = np.concatenate((references, use_ids), axis=1)
+        words = rows.view(">u8")
+        rows = rows[np.lexsort(words.T[::-1])]
+        new = np.ones(len(rows), np.bool_)
+        new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+        rows = rows[new]
+        return cls(*(np.ascontiguousarray(half) for half in np.hsplit(rows, 2)))
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __iter__(self) -> Iterator[IndexRow]:
+        return starmap(IndexRow, self.names())
+
+    def names(self) -> Iterator[tuple[bytes, bytes]]:
+        """The reference and use id of each row."""
+        return zip(split(self.references), split(self.use_ids), strict=True)
+
+    @overload
+    def __getitem__(self, index: int) -> IndexRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[IndexRow]: ...
+    def __getitem__(self, index: int | slice) -> IndexRow | Sequence[IndexRow]:
+        return list(self)[index]
+
+    def __repr__(self) -> str:
+        return f"<IndexColumns of {len(self)}>"
 
 
 def split(column: Bytes) -> list[bytes]:

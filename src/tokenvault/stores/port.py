@@ -2,7 +2,8 @@
 
 Only single-key operations: read by key, insert if absent, replace if the revision is still the one read.
 No constraint across rows, no lock, no read-modify-write in SQL: any database can do this, sharded ones too.
-The store does not know what a row means: it keeps columns to look up by, and two opaque byte strings.
+The store does not know what a row means: it keeps columns to look up by, and two opaque byte strings. How much one
+atomic write may hold it says itself, by its `write_limits`.
 
 `tokenvault.testing` has the conformance kit by which an adapter proves itself.
 """
@@ -12,7 +13,11 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from inspect import isfunction
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
+
+from tokenvault.stores.index_rows import IndexRow
+from tokenvault.stores.write_limits import WriteLimits
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
@@ -28,13 +33,10 @@ REFERENCE_BYTES: Final = 16
 PAN_FINGERPRINT_BYTES: Final = 16
 REQUESTOR_DIGITS: Final = 11
 PROGRAM_CHARACTERS_MAX: Final = 64
-BODY_BYTES_MAX: Final = 4_096
 SEAL_BYTES: Final = 45
 STREAM_BYTES: Final = 16
-EVENT_BODY_BYTES_MAX: Final = 2**20
 MAC_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
-DOCUMENT_BYTES_MAX: Final = 65_536
 META_NAME_CHARACTERS_MAX: Final = 64
 META_VALUE_BYTES_MAX: Final = 4_096
 
@@ -77,6 +79,8 @@ class SealedEvent(NamedTuple):
         reference: 16 bytes of the token record it is about, or empty; of a checkpoint, its stream.
         body: the event in its canonical encoding, at most 1 MiB; only a batch has events above 4,096 bytes.
         mac: 16 bytes, CMAC under an AUDIT key.
+        index_rows: by which `events_about` finds it, distinct: a tuple, or a `stores.new_records.IndexColumns`.
+            Of an event that was read it is empty, whatever was written.
     """
 
     stream: bytes
@@ -84,6 +88,24 @@ class SealedEvent(NamedTuple):
     reference: bytes
     body: bytes
     mac: bytes
+    index_rows: Sequence[IndexRow] = ()
+
+
+Fence: TypeAlias = Sequence[tuple[str, int]]
+"""Tokens, each with the revision that its record has to have still."""
+
+
+class EventPage(NamedTuple):
+    """Events of a reference, in the order of the index.
+
+    Attributes:
+        events: one for each row of the index that was read. MALFORMED_EVENT takes the place of one that is not there,
+            or has other types or lengths.
+        next: where the next page begins, as `events_about` takes it; empty after the last one.
+    """
+
+    events: list[SealedEvent]
+    next: bytes
 
 
 def digest_of(document: bytes) -> bytes:
@@ -108,14 +130,19 @@ class TokenStore(Protocol):
 
     Safe to share between threads and to use in a forked child. It raises only the errors listed here.
 
+    Attributes:
+        write_limits: the most that it takes in one atomic step. A constant of the store.
+
     Raises:
         TokenStoreError: the database failed. After one from a write, the write may have
             happened or not, wholly, never in part.
         IntegrityError: a row does not have the types and lengths that SealedRecord and SealedEvent state,
             or a domain document is not the one of its digest. What else may be wrong with a row is for
             its seal to show.
-        InvalidInputError: an argument is outside what the call states; nothing was done.
+        InvalidInputError: an argument is outside what the call states, or above `write_limits`; nothing was done.
     """
+
+    write_limits: WriteLimits = WriteLimits()
 
     def provision(self) -> None:
         """Create the schema where it is missing. Idempotent, and safe when many processes do it at once.
@@ -165,31 +192,48 @@ class TokenStore(Protocol):
         """
         unwritten()
 
-    def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    def replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence = ()
+    ) -> list[str]:
         """Replace each record whose stored revision is one less than its own, and append the events.
 
         No two of the records have one token; each has revision 2 or more, and any field may be new. One
         atomic step: where any record is missing or has another revision, nothing is written. An event that exists
-        already is a TokenStoreError, unless a revision has moved too: then that is the answer.
+        already is a TokenStoreError, unless a revision has moved too: then that is the answer. A fence is as of
+        `append`, of other tokens than the records'.
 
         Returns:
             The tokens whose revision had moved (or that do not exist); empty when everything was written.
         """
         unwritten()
 
-    def append(self, events: Sequence[SealedEvent]) -> None:
-        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+    def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> list[str]:
+        """Append events in one atomic step, if the records of a fence still have the revisions that it states.
+
+        The records are looked at and the events written in one step with respect to `replace`: of a replacement
+        that was acknowledged before the events are, either the revision is seen to have moved, or it comes after the
+        events, and waited for them. An event that exists already is a TokenStoreError, unless a revision has moved
+        too: then that is the answer. At most PAGE_MAX tokens, all different.
+
+        Returns:
+            The tokens whose revision had moved (or that do not exist); empty when everything was written.
+        """
         unwritten()
 
-    def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]:  # fmt: skip
-        """Events of one stream with a number above `after`, ascending; or of one reference.
+    def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:
+        """Events of one stream with a number above `after`, ascending.
 
-        Exactly one of `stream` and `reference` is given. By reference, the order is that of writing as the
-        database saw it and `after` is the number of events to pass over. By stream, with `after` -1, also rows are
-        looked at whose number is below 1: an IntegrityError, where someone planted them.
+        With `after` -1, also rows are looked at whose number is below 1: an IntegrityError, where someone planted
+        them.
+        """
+        unwritten()
+
+    def events_about(self, reference: bytes, *, after: bytes = b"", limit: int = PAGE_MAX) -> EventPage:
+        """Events that have index rows of one reference, by these rows: by use id, stream and number, ascending.
+
+        That order is the same whenever the rows came, also in a replica. An event with two rows of the reference
+        comes twice. `after` is the `next` of the page before: rows may have come since, and none is skipped or
+        repeated. What is read depends on the rows of this reference alone. `limit` is from 1 to PAGE_MAX.
         """
         unwritten()
 
@@ -200,9 +244,9 @@ class TokenStore(Protocol):
     def latest_checkpoints(self, limit: int) -> list[SealedEvent]:
         """The newest streams' last checkpoints, in one round trip, in no particular order.
 
-        Of the `limit` streams with the greatest names: of each the event written last whose reference is the
-        stream's own name; of a stream without one, its first event. MALFORMED_EVENT takes the place of a
-        row of other types or lengths. `limit` is from 1 to PAGE_MAX.
+        Of the `limit` streams with the greatest names: of each the last event with an index row whose reference is
+        the stream's own name and that has no use; of a stream without one, its first event. MALFORMED_EVENT takes
+        the place of a row of other types or lengths, and of one that is not there. `limit` is from 1 to PAGE_MAX.
         """
         unwritten()
 
@@ -239,6 +283,8 @@ class TokenStore(Protocol):
 class AsyncTokenStore(Protocol):
     """A database as `TokenStore` describes it, method by method, whose methods are coroutines."""
 
+    write_limits: WriteLimits = WriteLimits()
+
     async def provision(self) -> None:
         """Create the schema where it is missing. Idempotent."""
         unwritten()
@@ -268,19 +314,22 @@ class AsyncTokenStore(Protocol):
         """Insert all, or, where a token exists already, nothing. Returns the tokens that already existed."""
         unwritten()
 
-    async def replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
+    async def replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence = ()
+    ) -> list[str]:
         """Replace all, or, where a revision has moved, nothing. Returns the tokens whose revision had moved."""
         unwritten()
 
-    async def append(self, events: Sequence[SealedEvent]) -> None:
-        """Append events in one atomic step. An event that exists already is a TokenStoreError."""
+    async def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> list[str]:
+        """Append events, if the records of a fence have the revisions that it states. Returns those that moved."""
         unwritten()
 
-    async def events(
-        self, *, stream: bytes | None = None, reference: bytes | None = None,
-        after: int = 0, limit: int = PAGE_MAX,
-    ) -> list[SealedEvent]:  # fmt: skip
-        """Events of one stream with a number above `after`, ascending; or of one reference, as they were written."""
+    async def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:
+        """Events of one stream with a number above `after`, ascending."""
+        unwritten()
+
+    async def events_about(self, reference: bytes, *, after: bytes = b"", limit: int = PAGE_MAX) -> EventPage:
+        """Events that have index rows of one reference, by these rows."""
         unwritten()
 
     async def streams(self) -> list[bytes]:
@@ -318,11 +367,13 @@ class AsyncTokenStore(Protocol):
         unwritten()
 
 
-METHODS: Final = tuple(name for name in vars(TokenStore) if not name.startswith("_"))
+METHODS: Final = tuple(
+    name for name, value in vars(TokenStore).items() if isfunction(value) and name[0] != "_"
+)
 """The names of the methods of both ports."""
 
 
 def class_over(port: type, method_of: Callable[[str], Callable[..., Any]]) -> type:
     """A class with every method of a port, each made by its name, with the signature and docstring of the port's."""
     methods = {name: functools.wraps(getattr(port, name))(method_of(name)) for name in METHODS}
-    return type(f"{port.__name__}Methods", (), methods)
+    return type(f"{port.__name__}Methods", (), {**methods, "write_limits": WriteLimits()})

@@ -9,6 +9,8 @@
 | `FaultyVaultMachine` | several vaults over your store and your keys, whose calls fail and lose their answers |
 | `FaultyTokenStore`, `FaultyAsyncTokenStore`, `FaultyKeyStore` | fail where a plan says |
 | `ManualClock` | a clock to set |
+| `simulate` | a vault's life under faults of every kind, at every suspension, from a seed |
+| `SimulatedWorld` | the same for coroutines of yours |
 
 The contracts and the machines need pytest and Hypothesis, which the extra `testing` installs, and are imported when
 they are first used. All else needs neither.
@@ -31,6 +33,8 @@ from tokenvault.testing.faults import (
     FaultyKeyStore,
     FaultyTokenStore,
 )
+from tokenvault.testing.simulation.simulate import PropertyViolatedError, simulate
+from tokenvault.testing.simulation.world import SimulatedWorld
 from tokenvault.testing.token_store_harness import (
     Capability,
     StoreHarness,
@@ -59,12 +63,15 @@ __all__ = [
     "FaultyVaultMachine",
     "KeyStoreContract",
     "ManualClock",
+    "PropertyViolatedError",
+    "SimulatedWorld",
     "StoreHarness",
     "TokenStoreContract",
     "TokenStoreMachine",
     "TokenStoreOnALoop",
     "a_record",
     "an_event",
+    "simulate",
 ]
 
 _OF_THE_EXTRA: Final = {

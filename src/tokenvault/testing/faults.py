@@ -144,6 +144,7 @@ class FaultyTokenStore(Forwarding):
 
     def __init__(self, store: TokenStore, plan: FaultPlan) -> None:
         self._store = store
+        self.write_limits = store.write_limits
         self._plan = plan
 
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -161,6 +162,7 @@ class FaultyAsyncTokenStore(AsyncForwarding):
 
     def __init__(self, store: AsyncTokenStore, plan: FaultPlan) -> None:
         self._store = store
+        self.write_limits = store.write_limits
         self._plan = plan
 
     async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -14,10 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 from tokenvault.stores.forwarding import Forwarding
-from tokenvault.stores.port import AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.index_rows import IndexRow
+from tokenvault.stores.port import PAGE_MAX, AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.write_limits import ROW_BYTES
 
 THREADS: Final = 8
 PROCESS_SECONDS_MAX: Final = 60.0
+_RECORD_BYTES: Final = 200  # of the body of a sample
+_EVENT_BYTES: Final = 100
 
 _T = TypeVar("_T")
 
@@ -85,6 +89,7 @@ class TokenStoreOnALoop(Forwarding):
         new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self.store: Final = store
+        self.write_limits = store.write_limits
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -130,21 +135,37 @@ def a_record(number: int, **changes: Unpack[RecordChanges]) -> SealedRecord:
         program="card-on-file",
         revision=1,
         key_version=1,
-        body=source.randbytes(200),
+        body=source.randbytes(_RECORD_BYTES),
         seal=source.randbytes(45),
     )
     return record._replace(**changes)
 
 
 def an_event(number: int, *, stream: int = 0, reference: bytes = b"") -> SealedEvent:
-    """A well-shaped event."""
+    """A well-shaped event; with a reference, one that the index leads to."""
     source = random.Random(number)  # noqa: S311  the same on every run
     return SealedEvent(
         stream=stream.to_bytes(16, "big"),
         number=number,
         reference=reference,
-        body=source.randbytes(100),
+        body=source.randbytes(_EVENT_BYTES),
         mac=source.randbytes(16),
+        index_rows=(IndexRow(reference),) if reference else (),
+    )
+
+
+def as_read(*events: SealedEvent) -> list[SealedEvent]:
+    """Events as a store gives them back: without their rows of the index."""
+    return [event._replace(index_rows=()) for event in events]
+
+
+def most(store: TokenStore, rows_each: int = 1, bytes_each: int = 0) -> int:
+    """How many records with so much else a store takes in one write, with one event more; at most PAGE_MAX."""
+    limits = store.write_limits
+    return min(
+        PAGE_MAX,
+        (limits.rows - 1) // rows_each,
+        (limits.bytes - ROW_BYTES - _EVENT_BYTES) // (rows_each * (ROW_BYTES + _RECORD_BYTES) + bytes_each),
     )
 
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tokenvault.errors import TokenStoreError
+from tokenvault.stores.index_rows import NO_USE, IndexRow, cursor_of
 from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore, digest_of
+from tokenvault.testing.token_store_harness import as_read
 
 # Few values, so that steps meet: the same tokens, PAN fingerprints, events again and again.
 _TOKENS = ("0" * 13, "0" * 14, "1" * 13, "1" * 19, "12" * 8, "9" * 16)
@@ -18,6 +20,7 @@ _REQUESTORS = ("1" * 11, "2" * 11)
 _PROGRAMS = ("p", "q")
 _REFERENCES = (b"r" * 16, b"s" * 16)
 _STREAMS = (b"t" * 16, b"u" * 16)
+_USES = (NO_USE, b"v" * 16)
 
 _pan_fingerprints = st.sampled_from(_PAN_FINGERPRINTS)
 _records = st.builds(
@@ -33,6 +36,11 @@ _records = st.builds(
     seal=st.binary(min_size=45, max_size=45),
 )
 _batches = st.lists(_records, max_size=3, unique_by=lambda record: record.token)
+_names = st.builds(
+    IndexRow,
+    reference=st.sampled_from((*_REFERENCES, *_STREAMS)),
+    use_id=st.sampled_from(_USES),
+)
 _events = st.lists(
     st.builds(
         SealedEvent,
@@ -41,6 +49,7 @@ _events = st.lists(
         reference=st.sampled_from((b"", *_REFERENCES, *_STREAMS)),
         body=st.binary(max_size=8),
         mac=st.binary(min_size=16, max_size=16),
+        index_rows=st.lists(_names, max_size=2, unique=True).map(tuple),
     ),
     max_size=2,
 )
@@ -48,6 +57,9 @@ _offsets = st.lists(st.sampled_from((1, 1, 1, 1, 0, 2)), min_size=3, max_size=3)
 _documents = st.binary(max_size=2)  # few, so that some are there already
 _after = st.sampled_from(("", "1", *_TOKENS))
 _limits = st.integers(1, 4)
+_cursors = st.just(b"") | st.builds(
+    cursor_of, st.sampled_from(_USES), st.sampled_from(_STREAMS), st.integers(0, 6)
+)
 
 
 class TokenStoreMachine(RuleBasedStateMachine):
@@ -61,7 +73,8 @@ class TokenStoreMachine(RuleBasedStateMachine):
         self.store = self.open_store()
         self.store.provision()
         self.rows: dict[str, SealedRecord] = {}
-        self.log: dict[tuple[bytes, int], SealedEvent] = {}  # in the order of writing
+        self.log: dict[tuple[bytes, int], SealedEvent] = {}
+        self.index: set[tuple[bytes, bytes, bytes, int]] = set()
         self.documents: dict[bytes, bytes] = {}
         self.values: dict[str, bytes] = {}
 
@@ -164,11 +177,14 @@ class TokenStoreMachine(RuleBasedStateMachine):
         expected = [event for event in self._stream(stream) if event.number > after]
         assert self.store.events(stream=stream, after=after, limit=limit) == expected[:limit]
 
-    @rule(reference=st.sampled_from(_REFERENCES), after=st.integers(0, 6), limit=_limits)
-    def events_about(self, reference: bytes, after: int, limit: int) -> None:
-        expected = [event for event in self.log.values() if event.reference == reference]
-        got = self.store.events(reference=reference, after=after, limit=limit)
-        assert got == expected[after : after + limit]
+    @rule(reference=st.sampled_from((*_REFERENCES, *_STREAMS)), after=_cursors, limit=_limits)
+    def events_about(self, reference: bytes, after: bytes, limit: int) -> None:
+        rows = sorted(row for row in self.index if row[0] == reference and cursor_of(*row[1:]) > after)
+        expected = [self.log[row[2:]] for row in rows[:limit]]
+        following = cursor_of(*rows[limit - 1][1:]) if len(rows) >= limit else b""
+        got = self.store.events_about(reference, after=after, limit=limit)
+        assert got.events == expected
+        assert got.next in (following, b"" if len(rows) == limit else following)
 
     @invariant()
     def everything_is_the_same(self) -> None:
@@ -179,7 +195,7 @@ class TokenStoreMachine(RuleBasedStateMachine):
             assert self.store.events(stream=stream) == self._stream(stream)
         for limit in (1, 2):
             checkpoints = [
-                [event for event in self.log.values() if event.reference == stream][-1:]
+                [self.log[row[2:]] for row in sorted(self.index) if row[:3] == (stream, NO_USE, stream)][-1:]
                 or self._stream(stream)[:1]
                 for stream in streams[-limit:]
             ]
@@ -203,5 +219,8 @@ class TokenStoreMachine(RuleBasedStateMachine):
         assert sorted(write() or []) == sorted(refused)
         if refused:
             return False
-        self.log.update(zip(keys, events, strict=True))
+        self.log.update(zip(keys, as_read(*events), strict=True))
+        self.index.update(
+            (*name, event.stream, event.number) for event in events for name in event.index_rows
+        )
         return True

@@ -19,14 +19,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import closing
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import pytest
 
 from tokenvault.errors import IntegrityError, InvalidInputError, TokenStoreError, TokenVaultError
+from tokenvault.stores.index_rows import CURSOR_BYTES, IndexRow
 from tokenvault.stores.port import (
-    DOCUMENT_BYTES_MAX,
-    EVENT_BODY_BYTES_MAX,
     INTEGER_MAX,
     META_VALUE_BYTES_MAX,
     PAGE_MAX,
@@ -34,15 +33,18 @@ from tokenvault.stores.port import (
     TokenStore,
     digest_of,
 )
+from tokenvault.stores.write_limits import DOCUMENT_BYTES_MAX, EVENT_BODY_BYTES_MAX
 from tokenvault.testing.token_store_harness import (
     Capability,
     StoreHarness,
     a_record,
     an_event,
+    as_read,
+    most,
     race,
     replaced,
 )
-from tokenvault.testing.token_store_isolation import IsolationContract
+from tokenvault.testing.token_store_index import IndexContract
 
 _AS_INTEGERS: Final = (
     "tokens are not in the order of strings: a store that compares them as integers puts '9999999999999' before "
@@ -50,7 +52,7 @@ _AS_INTEGERS: Final = (
 )
 
 
-class TokenStoreContract(IsolationContract):
+class TokenStoreContract(IndexContract):
     """One test for each promise of `TokenStore`. A subclass overrides the fixture `harness`."""
 
     # Records that are looked up and scanned.
@@ -64,9 +66,9 @@ class TokenStoreContract(IsolationContract):
         assert store.by_reference(bytes(16)) is None
 
     def test_get_of_a_full_batch(self, store: TokenStore) -> None:
-        """PAGE_MAX records are written by one call, read by one call and replaced by one call."""
-        records = [a_record(n) for n in range(PAGE_MAX)]
-        assert store.insert(records, [an_event(n + 1) for n in range(PAGE_MAX)]) == []
+        """As many records as one call takes, at most PAGE_MAX, are written, read and replaced by one call each."""
+        records = [a_record(n) for n in range(most(store, 2))]
+        assert store.insert(records, [an_event(n + 1) for n in range(len(records))]) == []
         assert sorted(store.get([record.token for record in records])) == records
         assert store.replace([replaced(record) for record in records], []) == []
         assert store.scan() == [replaced(record) for record in records]
@@ -161,17 +163,6 @@ class TokenStoreContract(IsolationContract):
         assert store.events(stream=b"?" * 16) == []
         assert sorted(store.streams()) == [an_event(1, stream=n).stream for n in (0, 5, 2**128 - 1)]
 
-    def test_events_about_a_reference(self, store: TokenStore) -> None:
-        """Events of a reference from all streams in the order of writing, in pages by count."""
-        reference = b"r" * 16
-        about = [an_event(n, stream=9 - n, reference=reference) for n in (3, 1, 2, 5, 4)]
-        for event in about:
-            store.append([event, an_event(event.number, stream=100)])
-        assert store.events(reference=reference) == about
-        assert store.events(reference=reference, after=1, limit=2) == about[1:3]
-        assert store.events(reference=reference, after=5) == []
-        assert store.events(reference=b"?" * 16) == []
-
     def test_append_is_all_or_nothing(self, store: TokenStore, harness: StoreHarness) -> None:
         """One event that exists fails the whole call with TokenStoreError and stays as it was."""
         store.append([an_event(2)])
@@ -192,16 +183,16 @@ class TokenStoreContract(IsolationContract):
         assert store.events(stream=events[0].stream) == events
 
     def test_latest_checkpoints(self, store: TokenStore) -> None:
-        """Of the streams with the greatest names, each one's checkpoint written last, or its first event."""
+        """Of the streams with the greatest names, each one's last checkpoint, or its first event."""
         assert store.latest_checkpoints(10) == []
         names = {n: an_event(1, stream=n).stream for n in (3, 5, 7, 2**127)}
         for n, name in names.items():
             store.append([an_event(2, stream=n), an_event(1, stream=n, reference=b"r" * 16)])
             if n != 5:
-                store.append([an_event(3, stream=n, reference=name)])
                 store.append([an_event(9, stream=n, reference=name), an_event(10, stream=n)])
-        expected = [an_event(9, stream=n, reference=names[n]) for n in (2**127, 7, 5, 3)]
-        expected[2] = an_event(1, stream=5, reference=b"r" * 16)
+                store.append([an_event(3, stream=n, reference=name)])  # which waited, and comes later
+        expected = as_read(*(an_event(9, stream=n, reference=names[n]) for n in (2**127, 7, 5, 3)))
+        (expected[2],) = as_read(an_event(1, stream=5, reference=b"r" * 16))
         for limit, count in ((1, 1), (2, 2), (3, 3), (4, 4), (PAGE_MAX, 4)):
             found = sorted(store.latest_checkpoints(limit), key=lambda event: event.stream, reverse=True)
             assert found == expected[:count]
@@ -243,7 +234,7 @@ class TokenStoreContract(IsolationContract):
         record, event = a_record(1), an_event(1)
         too_many = PAGE_MAX + 1
         too_long = bytes(DOCUMENT_BYTES_MAX + 1)
-        calls: list[Callable[[], object]] = [
+        _all_refused(
             lambda: store.get([record.token] * too_many),
             lambda: store.get(record.token),
             lambda: store.get(["4" * 12]),
@@ -261,7 +252,6 @@ class TokenStoreContract(IsolationContract):
             lambda: store.insert([record, record], []),
             lambda: store.insert([record._replace(revision=2)], []),
             lambda: store.insert([record._replace(body=bytes(4097))], []),
-            lambda: store.append([event._replace(body=bytes(EVENT_BODY_BYTES_MAX + 1))]),
             lambda: store.find([record.pan_fingerprint, b"short"]),
             lambda: store.find([record.pan_fingerprint] * too_many),
             lambda: store.insert([record._replace(seal=b"")], [event]),
@@ -273,11 +263,6 @@ class TokenStoreContract(IsolationContract):
             lambda: store.insert([], [], cast(bytes, bytearray(b"{}"))),
             lambda: store.replace([record], []),
             lambda: store.replace([record._replace(revision=INTEGER_MAX + 1)], []),
-            lambda: store.append([event._replace(mac=b"")]),
-            store.events,
-            lambda: store.events(stream=event.stream, reference=record.reference),
-            lambda: store.events(stream=event.stream, after=-2),
-            lambda: store.events(stream=event.stream, limit=0),
             lambda: store.latest_checkpoints(0),
             lambda: store.latest_checkpoints(too_many),
             lambda: store.put_domain(digest_of(too_long), too_long),
@@ -287,10 +272,34 @@ class TokenStoreContract(IsolationContract):
             lambda: store.get_meta(""),
             lambda: store.put_meta("n" * 65, b""),
             lambda: store.put_meta("n", bytes(META_VALUE_BYTES_MAX + 1)),
-        ]
-        for number, call in enumerate(calls):
-            with pytest.raises(InvalidInputError):
-                _ = (number, call())
+        )
+        assert harness.raw_counts() == (0, 0)
+
+    def test_limits_of_events(self, store: TokenStore, harness: StoreHarness) -> None:
+        """Likewise what is beyond the limits of events, of their index and of a fence."""
+        record, event = a_record(1), an_event(1)
+        too_many = PAGE_MAX + 1
+        _all_refused(
+            lambda: store.append([event._replace(body=bytes(EVENT_BODY_BYTES_MAX + 1))]),
+            lambda: store.append([event._replace(mac=b"")]),
+            lambda: store.append([event._replace(index_rows=cast(Any, [IndexRow(record.reference)]))]),
+            lambda: store.append([event._replace(index_rows=(IndexRow(record.reference),) * 2)]),
+            lambda: store.append([event._replace(index_rows=(IndexRow(b"short"),))]),
+            lambda: store.append([event._replace(index_rows=(IndexRow(record.reference, b"short"),))]),
+            lambda: store.append([event], [("4" * 12, 1)]),
+            lambda: store.append([event], [(record.token, 0)]),
+            lambda: store.append([event], [(record.token, 1), (record.token, 2)]),
+            lambda: store.append([event], [(record.token, 1)] * too_many),
+            lambda: store.replace([record._replace(revision=2)], [event], [(record.token, 1)]),
+            lambda: store.events(b"short"),
+            lambda: store.events(event.stream, after=-2),
+            lambda: store.events(event.stream, limit=0),
+            lambda: store.events_about(b"short"),
+            lambda: store.events_about(record.reference, after=b"short"),
+            lambda: store.events_about(record.reference, after=b"\xff" * CURSOR_BYTES),
+            lambda: store.events_about(record.reference, limit=0),
+            lambda: store.events_about(record.reference, limit=too_many),
+        )
         assert harness.raw_counts() == (0, 0)
 
     def test_empty_arguments(self, store: TokenStore, harness: StoreHarness) -> None:
@@ -319,6 +328,7 @@ class TokenStoreContract(IsolationContract):
             lambda: store.replace([replaced(a_record(1))], []),
             lambda: store.append([an_event(1)]),
             lambda: store.events(stream=bytes(16)),
+            lambda: store.events_about(bytes(16)),
             store.streams,
             lambda: store.latest_checkpoints(1),
             lambda: store.put_domain(digest_of(b""), b""),
@@ -373,3 +383,9 @@ def _paged(read: Callable[..., list[SealedRecord]], limit: int) -> list[SealedRe
     assert all(len(page) == limit for page in pages[:-1])
     assert not pages or len(pages[-1]) <= limit
     return [record for page in pages for record in page]
+
+
+def _all_refused(*calls: Callable[[], object]) -> None:
+    for number, call in enumerate(calls):
+        with pytest.raises(InvalidInputError):
+            _ = (number, call())

@@ -96,9 +96,13 @@ class State:
         def window(time_ms: int) -> int:
             return time_ms // 1000 // counter[1] if counter[1] else 0
 
-        counted = [
-            u for u in self.used if counter in u.velocity_counters and window(u.time_ms) == window(now_ms)
-        ]
+        counted = [u for u in self.used if counter in u.velocity_counters]
+        latest = max((window(u.time_ms) for u in counted), default=0)
+        if latest < window(now_ms):
+            return 0
+        # A clock that was set back adds to the latest window: it must not hand out one twice.
+        while counted and window(counted[0].time_ms) < latest:
+            counted = counted[1:]
         return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
 
     def _known(self, transaction: Transaction) -> Transaction | None:

@@ -29,6 +29,7 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
 from tokenvault.vault.issue import Order
+from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
 
@@ -78,6 +79,8 @@ class AsyncVault(AwaitedFace):
         requestors: the parties that may use the vault.
         clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
+        observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
+            hold it up. Unset, nothing is told.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -98,9 +101,16 @@ class AsyncVault(AwaitedFace):
         requestors: Iterable[TokenRequestor] = (),
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
+        observer: Observer | None = None,
     ) -> None:
         opening = partial(
-            open_core, keys, programs=programs, requestors=requestors, clock=clock, checkpoints=checkpoints
+            open_core,
+            keys,
+            programs=programs,
+            requestors=requestors,
+            clock=clock,
+            checkpoints=checkpoints,
+            observer=observer,
         )
         super().__init__(store, opening)
 
@@ -332,7 +342,7 @@ class AsyncVault(AwaitedFace):
     async def history(
         self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
     ) -> list[AuditEvent]:
-        """What the audit trail says of a token, each event authenticated, in the order of writing.
+        """What the audit trail says of a token, each event authenticated, by time, stream and number.
 
         By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
 

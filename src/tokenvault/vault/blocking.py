@@ -24,13 +24,13 @@ from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import BlockingRuntime, Clock, run
-from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault import arguments, history, issue, manage, use
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.face import BlockingFace
+from tokenvault.vault.face import BlockingFace, store_without_coroutines
 from tokenvault.vault.issue import Order
+from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
 
@@ -58,7 +58,7 @@ def provision(
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     with closing(BlockingRuntime()) as runtime:
-        run(create_schema_and_keys(keys, BlockingStore(store), runtime, custody, key_delay))
+        run(create_schema_and_keys(keys, store_without_coroutines(store), runtime, custody, key_delay))
 
 
 @boundary_init
@@ -74,6 +74,8 @@ class Vault(BlockingFace):
         requestors: the parties that may use the vault.
         clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
+        observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
+            hold it up. Unset, nothing is told.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -94,9 +96,16 @@ class Vault(BlockingFace):
         requestors: Iterable[TokenRequestor] = (),
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
+        observer: Observer | None = None,
     ) -> None:
         opening = partial(
-            open_core, keys, programs=programs, requestors=requestors, clock=clock, checkpoints=checkpoints
+            open_core,
+            keys,
+            programs=programs,
+            requestors=requestors,
+            clock=clock,
+            checkpoints=checkpoints,
+            observer=observer,
         )
         super().__init__(store, opening)
 
@@ -328,7 +337,7 @@ class Vault(BlockingFace):
     def history(
         self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
     ) -> list[AuditEvent]:
-        """What the audit trail says of a token, each event authenticated, in the order of writing.
+        """What the audit trail says of a token, each event authenticated, by time, stream and number.
 
         By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
 

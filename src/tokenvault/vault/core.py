@@ -28,6 +28,7 @@ from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.key_versions import KeyVersions
+from tokenvault.vault.observer import ConflictMet, Deliveries
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -69,6 +70,7 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
+    deliveries: Deliveries | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
 
     @token_bins.default
@@ -102,7 +104,9 @@ class Core:
         """Why a requestor may not do something; None if it may."""
         registered = self.requestors.get(requestor)
         if registered is None:
-            return PermissionDeniedError("this requestor is not registered with the vault")
+            return PermissionDeniedError(
+                "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
+            )
         if permission not in registered.permissions:
             return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
         return None
@@ -185,7 +189,8 @@ class Core:
                 return
             after = rows[-1].token
         raise TokenStoreError(
-            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's"
+            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's",
+            code="TOO_MANY_TOKENS",
         )
 
     def replace(self, changed: Unsealed, event: Event) -> Coroutine[Any, Any, list[str]]:
@@ -201,6 +206,8 @@ class Core:
         """Wait a little before a change starts over. Returns the attempts so far; raises ConflictError after many."""
         if attempts >= CONFLICTS_MAX:
             raise ConflictError("others keep changing this token; nothing was done: retry later")
+        if self.deliveries is not None:
+            self.deliveries.put(ConflictMet(attempts=attempts + 1))
         ceiling_us = min(100 << min(attempts, 16), BACKOFF_MICROSECONDS_MAX)
         await self.runtime.sleep(secrets.randbelow(ceiling_us) / 1e6)
         return attempts + 1
@@ -210,7 +217,9 @@ class Core:
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""
         if pan.reveal().startswith(self.token_bins):
-            raise InvalidInputError("this number lies in a token BIN: it is a token already, not a PAN")
+            raise InvalidInputError(
+                "this number lies in a token BIN: it is a token already, not a PAN", code="PAN_IS_TOKEN"
+            )
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:

@@ -13,10 +13,15 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import AsyncTokenStore, digest_of
 
 DOMAINS_CACHED_MAX: Final = 10_000
+DOCUMENT_BYTES_CACHED_MAX: Final = 8 * 2**20
+"""Of the documents of all cached domains together; in memory a domain takes some four times its document."""
 
 
 class Documents:
-    """Domain documents by their SHA-256. They are immutable, so a cached one stays right."""
+    """Domain documents by their SHA-256. They are immutable, so a cached one stays right.
+
+    The cache is bounded by their number and by their bytes: whoever issues tokens chooses how large they are.
+    """
 
     def __init__(
         self,
@@ -29,6 +34,7 @@ class Documents:
         self._requestors = requestors
         self._domains: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
         self._restrictions: dict[tuple[str, str, bytes], Restrictions] = {}
+        self._document_bytes = 0
 
     async def get(self, digest: bytes) -> Domain:
         """The domain kept under a digest. Raises IntegrityError, TokenStoreError."""
@@ -41,7 +47,10 @@ class Documents:
         try:
             domain = Domain.from_json(document)
         except InvalidInputError:
-            raise IntegrityError("a domain document was written by a newer version of the library") from None
+            raise IntegrityError(
+                "a domain document was written by a newer version of the library",
+                code="WRITTEN_BY_NEWER_VERSION",
+            ) from None
         self.written(domain)
         return domain
 
@@ -58,10 +67,19 @@ class Documents:
 
     def written(self, domain: Domain) -> None:
         """Note that a domain is in the database."""
-        if len(self._domains) >= DOMAINS_CACHED_MAX:
-            # In one step, as other threads read meanwhile: the empty domain stands in no database.
+        if domain.digest in self._domains:
+            return
+        size = len(domain.document)
+        if (
+            len(self._domains) >= DOMAINS_CACHED_MAX
+            or self._document_bytes + size > DOCUMENT_BYTES_CACHED_MAX
+        ):
+            # Each in one step, as other threads read meanwhile: the empty domain stands in no database.
             self._domains = {NO_RESTRICTION.digest: NO_RESTRICTION}
+            self._restrictions = {}  # which hold domains too
+            self._document_bytes = 0
         self._domains[domain.digest] = domain
+        self._document_bytes += size
 
     async def restrictions(self, record: TokenRecord) -> Restrictions:
         """The three documents that apply to a token. Raises ConfigurationError, IntegrityError, TokenStoreError."""
@@ -73,10 +91,11 @@ class Documents:
         if program is None or requestor is None:
             missing = "program" if program is None else "requestor"
             raise ConfigurationError(
-                f"the token's {missing} is not among the {missing}s of this vault: add it"
+                f"the token's {missing} is not among the {missing}s of this vault: add it",
+                code="PROGRAM_OR_REQUESTOR_MISSING",
             )
         restrictions = Restrictions(program.domain, requestor.domain, await self.get(record.domain))
         if len(self._restrictions) >= DOMAINS_CACHED_MAX:
-            self._restrictions.clear()
+            self._restrictions = {}
         self._restrictions[key] = restrictions
         return restrictions

@@ -6,10 +6,12 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, async_boundary
-from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, run
+from tokenvault.errors import CallEnd, ConfigurationError, InvalidInputError, TokenVaultError, async_boundary
+from tokenvault.model import checks
+from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, put_result, run
 from tokenvault.stores.forwarding import BlockingStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
 from tokenvault.vault.core import Core
@@ -24,11 +26,13 @@ Opening: TypeAlias = Callable[[AsyncTokenStore, Runtime], Coroutine[Any, Any, Co
 
 
 class Face:
-    """The core of a vault while it is open, and its calls under way: one entry each."""
+    """The core of a vault while it is open, and its calls under way: a mark each."""
 
     def __init__(self) -> None:
         self._core: Core | None = None
-        self._calls: list[None] = []
+        self._unclosed: list[Core] = []  # the core, until its trail is closed
+        self._calls: set[object] = set()
+        self._ended: CallEnd | None = None
         self._pid: Final = os.getpid()
         self._opened = False
 
@@ -36,7 +40,7 @@ class Face:
         """The core. Raises ConfigurationError unless the vault is open."""
         if self._core is None:
             not_open = "this vault is not open: open one with 'async with'"
-            raise ConfigurationError(CLOSED if self._opened else not_open)
+            raise ConfigurationError(CLOSED if self._opened else not_open, code="VAULT_NOT_OPEN")
         return self._core
 
     async def _renew(self) -> None:
@@ -45,19 +49,39 @@ class Face:
         if core is not None and core.key_versions.stale:
             await core.key_versions.refresh()
 
+    def _start(self, core: Core) -> None:
+        """Open the vault."""
+        self._unclosed.append(core)
+        self._ended = None if core.deliveries is None else core.deliveries.call_ended
+        self._core = core
+
     async def _close(self) -> None:
-        """Wait for calls under way, and close the trail."""
-        core, self._core = self._core, None
-        if core is None:
-            return
+        """Wait for calls under way, and close the trail. After an interrupt, closing again goes on."""
+        self._core = None
+        closing: list[Core] = []
+        try:
+            with suppress(IndexError):  # closed already, or another thread does it
+                put_result(closing, self._unclosed.pop)
+            if closing:
+                await self._close_core(closing[0])
+                closing.pop()
+        except TokenVaultError:  # it is closed all the same
+            closing[0].runtime.close()
+            closing.pop()
+            raise
+        finally:
+            if closing:
+                self._unclosed.append(closing[0])
+
+    async def _close_core(self, core: Core) -> None:
         # A forked child does not know which of the calls are its own.
         until = time.monotonic() + (CLOSING_SECONDS_MAX if os.getpid() == self._pid else 0)
-        try:
-            while self._calls and time.monotonic() < until:
-                await core.runtime.sleep(_POLL_SECONDS)
-            await core.trail.close(core.clock.now_ms())
-        finally:
-            core.runtime.close()
+        while self._calls and time.monotonic() < until:
+            await core.runtime.sleep(_POLL_SECONDS)
+        await core.trail.close(core.clock.now_ms())
+        if core.deliveries is not None:
+            await core.runtime.block(core.deliveries.close)
+        core.runtime.close()
 
 
 class BlockingFace(Face):
@@ -65,8 +89,9 @@ class BlockingFace(Face):
 
     def __init__(self, store: TokenStore, opening: Opening) -> None:
         super().__init__()
+        blocking = store_without_coroutines(store)
         self._opened = True
-        self._core = run(opening(BlockingStore(store), BlockingRuntime()))
+        self._start(run(opening(blocking, BlockingRuntime())))
 
     def _begin(self) -> None:
         core = self._core
@@ -90,7 +115,7 @@ class AwaitedFace(Face):
     @async_boundary
     async def __aenter__(self) -> Self:
         if self._opened:
-            raise ConfigurationError("this vault was opened before: make another")
+            raise ConfigurationError("this vault was opened before: make another", code="VAULT_NOT_OPEN")
         self._opened = True
         runtime = LoopRuntime()
         try:
@@ -99,15 +124,21 @@ class AwaitedFace(Face):
             runtime.close()
             raise
         runtime.keys = core.key_versions
-        self._core = core
+        self._start(core)
         return self
+
+
+def store_without_coroutines(store: TokenStore) -> AsyncTokenStore:
+    """A blocking store as the flows take it. Raises InvalidInputError for one with coroutines."""
+    checks.blocking_store("store", store)
+    return BlockingStore(store)
 
 
 def store_with_coroutines(store: AsyncTokenStore) -> AsyncTokenStore:
     """A store that an AsyncVault takes. Raises InvalidInputError for a blocking one."""
     if not inspect.iscoroutinefunction(getattr(store, "check_schema", None)):
         raise InvalidInputError(
-            "an AsyncVault takes a token store with coroutines: open it with open_async_token_store, or put a"
+            "store is a token store with coroutines: open it with open_async_token_store, or put a"
             " blocking one into a ThreadedTokenStore"
         )
     return store

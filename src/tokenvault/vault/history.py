@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-import heapq
 from operator import attrgetter
 from typing import Final
 
 from tokenvault.audit.batch_event import BATCH
+from tokenvault.audit.event import Action
 from tokenvault.audit.export import AuditEvent, audit_events
 from tokenvault.errors import IntegrityError, TokenNotFoundError
+from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 from tokenvault.vault.core import Core
 
-BATCH_PAGE: Final = 16
-"""Events of batches read at once: each may be 1 MiB."""
+PAGE: Final = 64
+"""Events read at once: one of a batch may be 1 MiB."""
 
-READS_MAX: Final = 100_000
+PAGES_MAX: Final = 10_000
 
 
 async def history(core: Core, name: str | bytes, after: int, limit: int) -> list[AuditEvent]:
-    """The events of a token, given the token or its reference, authenticated, in the order of writing.
+    """The events of a token, given the token or its reference, authenticated, by time, stream and number.
 
-    Those of batches are looked through one after the other, and put among the token's own by their time.
-    Rows that the vault did not write are left out: verification reports them.
+    The index leads to them: what is read depends on this token's events alone, but for one that a batch issued, whose
+    first event is looked for among those of all such batches. In which order they reached the database makes no
+    difference. Rows that the vault did not write are left out: verification reports them.
     """
     reference = name if isinstance(name, bytes) else (await core.read(name, None)).record.reference
-    own = await _about(core, reference, reference, after + limit)
-    batches = await _about(core, BATCH, reference, after + limit)
-    if not own and not batches and isinstance(name, bytes):
+    found = await _about(core, reference, reference)
+    if not any(event.action is Action.ISSUE and event.revision for event in found):
+        found += await _about(core, BATCH, reference)
+    if not found and isinstance(name, bytes):
         raise TokenNotFoundError("no token with this reference in this vault")
-    return list(heapq.merge(own, batches, key=attrgetter("time", "stream", "number")))[after : after + limit]
+    found.sort(key=attrgetter("time", "stream", "number"))
+    return found[after : after + limit]
 
 
-async def _about(core: Core, stored_under: bytes, reference: bytes, count: int) -> list[AuditEvent]:
-    """What the events stored under one reference say of a token: the first `count` of them."""
-    found: list[AuditEvent] = []
-    start, size = 0, BATCH_PAGE
-    for _ in range(READS_MAX):
-        try:
-            rows = await core.store.events(reference=stored_under, after=start, limit=size)
-        except IntegrityError:  # one is malformed: look for it, and pass it over
-            start, size = start + (size == 1), max(size // 2, 1)
-            continue
-        found += [
-            event
-            for row in await core.runtime.block(core.keys.audit.genuine, rows)
-            if row.reference == stored_under
-            for event in audit_events(row)
-            if event.reference == reference.hex()
-        ]
-        if len(rows) < size or len(found) >= count:
-            return found[:count]
-        start, size = start + len(rows), min(2 * size, BATCH_PAGE)
-    raise IntegrityError("too many audit events stand for this token: verify the trail")
+async def _about(core: Core, indexed_by: bytes, reference: bytes) -> list[AuditEvent]:
+    """What the events that the index leads to from one reference say of a token."""
+    found: dict[SealedEvent, list[AuditEvent]] = {}  # an event of a use may have two rows
+    cursor = b""
+    for _ in range(PAGES_MAX):
+        page = await core.store.events_about(indexed_by, after=cursor, limit=PAGE)
+        rows = [row for row in page.events if row != MALFORMED_EVENT and row not in found]
+        for row in await core.runtime.block(core.keys.audit.genuine, rows):
+            found[row] = audit_events(row, reference)
+        cursor = page.next
+        if not cursor:
+            return [event for events in found.values() for event in events]
+    raise IntegrityError(
+        "too many audit events stand for this token: verify the trail", code="TOO_MANY_EVENTS"
+    )

@@ -64,11 +64,14 @@ async def permitted_program(core: Core, terms: Terms) -> TokenProgram:
     program = core.programs.get(terms.program)
     if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
-        raise InvalidInputError(f"no such program; this requestor may issue tokens of: {named}")
+        raise InvalidInputError(
+            f"no such program; this requestor may issue tokens of: {named}", code="PROGRAM_UNKNOWN"
+        )
     if program.name not in requestor.programs:
         await core.deny(Action.ISSUE, requestor.id, "PROGRAM_NOT_ALLOWED")
         raise PermissionDeniedError(
-            "this requestor may not issue tokens of this program: add it to its programs"
+            "this requestor may not issue tokens of this program: add it to its programs",
+            code="PROGRAM_NOT_ALLOWED",
         )
     return program
 
@@ -77,12 +80,17 @@ def refuse_mention(order: Order) -> None:
     """Raise InvalidInputError if the card number stands in what the vault keeps in the clear."""
     pan = order.card.pan
     if order.terms.domain.contains_pan(pan) or (order.par is not None and pan.stands_in(order.par)):
-        raise InvalidInputError("the domain or the par holds the card number: use ids that do not")
+        raise InvalidInputError(
+            "the domain or the par holds the card number: use ids that do not", code="CARD_NUMBER_IN_TEXT"
+        )
 
 
 def expired(name: str) -> InvalidInputError:
     """The error for an expiry that has passed."""
-    return InvalidInputError(f"{name} has expired already; a card is valid through its expiry month")
+    return InvalidInputError(
+        f"{name} has expired already; a card is valid through its expiry month",
+        code="CARD_EXPIRED" if name == "the card" else "TOKEN_EXPIRED",
+    )
 
 
 async def _draw(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
@@ -210,7 +218,10 @@ def refuse_different(order: Order, unsealed: Unsealed) -> None:
         if differs
     ]
     if others:
-        raise InvalidInputError(f"this card has a token here already, with another {', '.join(others)}")
+        raise InvalidInputError(
+            f"this card has a token here already, with another {', '.join(others)}",
+            code="TOKEN_EXISTS_WITH_OTHER_PROPERTIES",
+        )
 
 
 def new(order: Order, token: str, reference: bytes, pan_fingerprint: bytes, now_ms: int) -> Unsealed:

@@ -34,18 +34,18 @@ async def prove(ring: KeyRing, store: AsyncTokenStore, runtime: Runtime) -> None
         authentic, cards, right = await runtime.block(_look_at, ring, rows)
         genuine += authentic
         if cards and not right:
-            raise ConfigurationError(_other(KeyPurpose.FINGERPRINT))
+            raise _other(KeyPurpose.FINGERPRINT)
         if cards:
             break
         after = rows[-1].token
     if records and not genuine:
-        raise ConfigurationError(_other(KeyPurpose.SEAL))
+        raise _other(KeyPurpose.SEAL)
     try:
         events = await store.latest_checkpoints(CROSS_REFERENCES_MAX)
     except IntegrityError:
         events = []
     if (events or records) and not await runtime.block(ring.audit.genuine, events):
-        raise ConfigurationError(_other(KeyPurpose.AUDIT))
+        raise _other(KeyPurpose.AUDIT)
 
 
 def _look_at(ring: KeyRing, rows: list[SealedRecord]) -> tuple[int, int, bool]:
@@ -62,8 +62,9 @@ def _look_at(ring: KeyRing, rows: list[SealedRecord]) -> tuple[int, int, bool]:
     return int(genuine.sum()), len(live), right
 
 
-def _other(purpose: KeyPurpose) -> str:
-    return (
+def _other(purpose: KeyPurpose) -> ConfigurationError:
+    return ConfigurationError(
         f"this database was made under another {purpose.value} key, and its key table is gone: open it with its own"
-        " key store"
+        " key store",
+        code="KEYS_OF_OTHER_VAULT",
     )

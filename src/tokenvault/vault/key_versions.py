@@ -106,11 +106,13 @@ def _refuse_doubtful(keys: KeyStore, doubtful: KeyTable, found: KeyTable | None)
         require_keys(keys, doubtful)
         raise ConfigurationError(
             f"this database was made under another {KeyName(KeyPurpose.AUDIT, version)} key: open it with its own"
-            " key store"
+            " key store",
+            code="KEYS_OF_OTHER_VAULT",
         )
     if version not in keys.versions(KeyPurpose.AUDIT):
         raise KeyStoreError(
-            f"the key table is authenticated under audit version {version}, which this key store does not have"
+            f"the key table is authenticated under audit version {version}, which this key store does not have",
+            code="KEY_STORE_KEY_MISSING",
         )
 
 
@@ -119,7 +121,8 @@ def require_keys(keys: KeyStore, table: KeyTable) -> None:
     for name in missing_keys(keys, table):
         raise ConfigurationError(
             f"this database was made under a {name} key, which this key store does not have: open it with its own"
-            " key store, or restore the key"
+            " key store, or restore the key",
+            code="KEYS_OF_OTHER_VAULT",
         )
 
 
@@ -134,7 +137,8 @@ def missing_keys(keys: KeyStore, table: KeyTable) -> list[KeyName]:
             missing.append(entry.name)
         elif not hmac.compare_digest(key_check_value(keys.cipher(entry.name)), entry.check):
             raise ConfigurationError(
-                f"this database was made under another {entry.name} key: open it with its own key store"
+                f"this database was made under another {entry.name} key: open it with its own key store",
+                code="KEYS_OF_OTHER_VAULT",
             )
     return missing
 
@@ -262,7 +266,8 @@ class KeyVersions:
         for name in missing:
             if found.table.primary(name.purpose) == name.version:
                 raise KeyStoreError(
-                    f"this key store does not have the key {name}, which vaults write under now"
+                    f"this key store does not have the key {name}, which vaults write under now",
+                    code="KEY_STORE_KEY_MISSING",
                 )
         if missing:
             await self._store.put_meta(objection_name(found), str(missing[0]).encode("ascii"))
@@ -274,6 +279,8 @@ class KeyVersions:
             settled_at = time.monotonic() + self._delay(found)
         with self._lock:
             if found.table.number > self._state.stored.table.number:
+                # First: after an interrupt between the two, the table is still to be read again.
+                ring.audit.write_under(ring.audit_version)
                 self._state = _State(found, ring, settled_at)
 
     async def settle(self) -> bool:

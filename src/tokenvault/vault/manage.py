@@ -60,7 +60,9 @@ async def update_domain(core: Core, token: str, domain: Domain, requestor: str |
     (_, card), _ = await _manageable(core, token, Action.UPDATE_DOMAIN, requestor)
     # For the host only, which may know the card. A requestor could test guesses of the card by it.
     if requestor is None and card is not None and domain.contains_pan(card.pan):
-        raise InvalidInputError("the domain holds the card number: use ids that do not")
+        raise InvalidInputError(
+            "the domain holds the card number: use ids that do not", code="CARD_NUMBER_IN_TEXT"
+        )
     await core.documents.put(domain)
 
     def alter(unsealed: Unsealed) -> Unsealed:
@@ -96,7 +98,7 @@ async def update_card(
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
     live = [record for record, _ in await _live(core, pan, requestor)]
     if not live:
-        raise TokenNotFoundError("this card has no token in this vault")
+        raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
     if new_pan is not None:
         for record in live:
             domain = await core.documents.get(record.domain)
@@ -167,7 +169,9 @@ async def _manageable(
         await core.permit(requestor, Permission.MANAGE, action)
         if actor not in (None, Actor.REQUESTOR):
             await core.deny(action, requestor, "ACTOR_NOT_ALLOWED")
-            raise PermissionDeniedError("a requestor acts as Actor.REQUESTOR, for no other actor")
+            raise PermissionDeniedError(
+                "a requestor acts as Actor.REQUESTOR, for no other actor", code="ACTOR_NOT_ALLOWED"
+            )
     unsealed = await core.read(token, action, requestor)
     record, acting = unsealed.record, requestor
     if requestor is None and actor is Actor.REQUESTOR:
@@ -175,5 +179,7 @@ async def _manageable(
         await core.permit(acting, Permission.MANAGE, action)
     if acting is not None and acting != record.requestor:
         await core.deny(action, acting, "NOT_ITS_TOKEN", reference=record.reference)
-        raise PermissionDeniedError("a requestor manages only the tokens that were issued to it")
+        raise PermissionDeniedError(
+            "a requestor manages only the tokens that were issued to it", code="NOT_ITS_TOKEN"
+        )
     return unsealed, acting

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import TypeVar
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Journal
 from tokenvault.audit.trail import Trail
-from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
-from tokenvault.runtime import Clock, Runtime, SystemClock
+from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.key_versions import KeyVersions
+from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.provision import table_of
 
 T = TypeVar("T")
@@ -36,28 +36,34 @@ async def open_core(
     requestors: Iterable[TokenRequestor],
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
+    observer: Observer | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
+    checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
     by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
     by_id = _named("requestors", requestors, TokenRequestor, lambda requestor: requestor.id)
     for requestor in by_id.values():
         if not requestor.programs <= by_name.keys():
             raise ConfigurationError(
-                "a requestor may issue tokens of a program that this vault does not have"
+                "a requestor may issue tokens of a program that this vault does not have",
+                code="PROGRAM_OR_REQUESTOR_MISSING",
             )
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
+    if clock is not None:
+        checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
     await store.check_schema()
     versions = await open_keys(keys, store, runtime)
     return Core(
         store=store,
         runtime=runtime,
-        clock=SystemClock() if clock is None else clock,
+        clock=SystemClock() if clock is None else CheckedClock(clock),
         key_versions=versions,
         trail=Trail(store, runtime, Journal(versions.ring.audit, checkpoints)),
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
+        deliveries=None if observer is None else Deliveries(observer),
     )
 
 
@@ -71,14 +77,15 @@ async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) ->
 
 def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:
     """The programs or requestors of an argument by their names: each of its kind, no two with one name."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{argument} is a list of {kind.__name__}")
     listed = [
-        checks.instance(f"each of {argument}", value, kind) for value in islice(values, CONFIGURED_MAX + 1)
+        checks.instance(f"each of {argument}", value, kind)
+        for value in checks.listed(argument, values, CONFIGURED_MAX)
     ]
     if len(listed) > CONFIGURED_MAX:
-        raise ConfigurationError(f"a vault has at most {CONFIGURED_MAX} {argument}")
+        raise ConfigurationError(
+            f"a vault has at most {CONFIGURED_MAX} {argument}", code="TOO_MANY_CONFIGURED"
+        )
     named = {name_of(value): value for value in listed}
     if len(named) != len(listed):
-        raise ConfigurationError(f"two {argument} have the same name")
+        raise ConfigurationError(f"two {argument} have the same name", code="NAME_TAKEN")
     return named

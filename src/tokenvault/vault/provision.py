@@ -23,6 +23,7 @@ async def create_schema_and_keys(
     keys: KeyStore, store: AsyncTokenStore, runtime: Runtime, custody: Custody, key_delay: timedelta
 ) -> None:
     """Create the schema and the keys that are missing, and note in the database which keys it is made under."""
+    checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
     checks.instance("custody", custody, Custody)
     delay_ms = checks.instance("key_delay", key_delay, timedelta) // timedelta(milliseconds=1)
     if not DELAY_MS_MIN <= delay_ms <= DELAY_MS_MAX:

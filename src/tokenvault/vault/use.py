@@ -32,7 +32,7 @@ def decision_on(
     record, card = unsealed
     decision = decide(record, effective_expiry(record, card), restrictions, transaction, now_ms)
     if decision.allowed and card is not None and transaction.contains_pan(card.pan):
-        raise InvalidInputError(CONTAINS_PAN)
+        raise InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE)
     return decision
 
 
@@ -47,8 +47,12 @@ async def detokenize(core: Core, token: str, transaction: Transaction) -> Card:
         now_ms = core.clock.now_ms()
         event, counts, refusal = judge(unsealed, restrictions, transaction, now_ms)
         if not counts:
-            await core.trail.note(event)
-            break
+            # What is handed out was decided on this revision: a change that was acknowledged since must hold.
+            fence = () if refusal is not None else ((token, record.revision),)
+            if not await core.trail.note(event, fence):
+                break
+            conflicts = await core.conflict(conflicts)
+            continue
         usage = record.usage.after(transaction, restrictions.velocity_counters, now_ms)
         if not await core.replace(Unsealed(record.used(usage, now_ms), card), event):
             break
@@ -79,7 +83,7 @@ def judge(unsealed: Unsealed, restrictions: Restrictions, transaction: Transacti
         codes = tuple(violation.code for violation in decision.violations)
     elif transaction.contains_pan(card.pan):
         # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
-        refusal, codes = InvalidInputError(CONTAINS_PAN), (CONTAINS_PAN_CODE,)
+        refusal, codes = InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE), (CONTAINS_PAN_CODE,)
     counts = refusal is None and restrictions.counted and not record.usage.remembers(transaction)
     # The card number stands in no field of a use that is allowed.
     masked = None if refusal is None or card is None else card.pan

@@ -66,10 +66,12 @@ class KeptDigits:
     def detokenize(self, token: str) -> Pan:
         """The PAN of a token. Raises InvalidInputError for what is none."""
         if not self.last and not luhn_valid(token):
-            raise InvalidInputError("not a token of this tokenizer: its check digit is wrong")
+            raise InvalidInputError(
+                "not a token of this tokenizer: its check digit is wrong", code="NOT_A_TOKEN"
+            )
         pan = self._permuted(trusted_pan(token), ff1.decrypt_digits)
         if not luhn_valid(pan.reveal()):
-            raise InvalidInputError("not a token of this tokenizer")
+            raise InvalidInputError("not a token of this tokenizer", code="NOT_A_TOKEN")
         return pan
 
     def tokenize_many(self, pans: Words, length: int) -> tuple[Words, Lengths, Mask]:
@@ -162,7 +164,7 @@ class OwnBin:
             if payload.reveal()[:1] == "1" and len(payload) >= PAN_LENGTH_MIN:
                 start = trusted_pan(payload.reveal()[1:])
                 return trusted_pan(start.reveal() + luhn_check_digit(start.reveal()))
-        raise InvalidInputError("not a token of this tokenizer")
+        raise InvalidInputError("not a token of this tokenizer", code="NOT_A_TOKEN")
 
     def tokenize_many(self, pans: Words, length: int) -> tuple[Words, Lengths, Mask]:
         """The tokens of PANs of one length, their lengths, and which rows are valid."""

@@ -77,6 +77,7 @@ class VaultlessTokenizer:
         key_version: int | None = None,
         format: TokenFormat | None = None,  # noqa: A002 # the name that programs have for it
     ) -> None:
+        checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
         checks.text("program", program)
         checks.requestor_id("requestor", requestor)
         checks.whole_number("keep_first", keep_first, 0, KEEP_FIRST_MAX)
@@ -179,7 +180,9 @@ def _fpe_cipher(keys: KeyStore, key_version: int | None) -> BlockCipher:
     versions = keys.versions(KeyPurpose.FPE)
     version = (versions or (0,))[-1] if key_version is None else key_version
     if version not in versions:
-        raise ConfigurationError("the key store has no such FPE key: run tokenvault.provision first")
+        raise ConfigurationError(
+            "the key store has no such FPE key: run tokenvault.provision first", code="KEY_MISSING"
+        )
     return keys.cipher(KeyName(KeyPurpose.FPE, version))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
-from tokenvault.audit.verify.pages import reference_pages
+from tokenvault.audit.batch_event import references_of
+from tokenvault.audit.verify.pages import pages_about
 from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.stores.port import SealedEvent, TokenStore
@@ -73,7 +74,7 @@ def _origin(
     if moved is not None:
         message = f"the vault wrote this event as number {moved.number} of stream {moved.stream.hex()}"
         return FindingKind.MOVED, message
-    for page in reference_pages(store, row.reference) if row.reference else ():
+    for page in chain.from_iterable(pages_about(store, reference) for reference in references_of(row)):
         same = [each for each in page if (each.mac, each.body) == (row.mac, row.body)]
         original = _first_genuine(same, trusted)
         if original is not None:

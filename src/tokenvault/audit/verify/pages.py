@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.port import SealedEvent, TokenStore
+from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent, TokenStore
 
 PAGE: Final = 2_000
+ABOUT_PAGE: Final = 64
+"""Events about one token that are read at once: one of a batch may be 1 MiB."""
+
 MALFORMED_MAX: Final = 10_000
 """Malformed rows of a stream that are passed over; the events after so many are not read."""
 
@@ -36,19 +39,13 @@ def begins_below_one(store: TokenStore, stream: bytes) -> bool:
     return _page(store, stream, -1, 1) is None and _page(store, stream, 0, 1) is not None
 
 
-def reference_pages(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
-    """The events of a reference in the order of writing, in pages; malformed rows are left out."""
-    after, size = 0, PAGE
-    while True:
-        try:
-            page = store.events(reference=reference, after=after, limit=size)
-        except IntegrityError:
-            after, size = after + (size == 1), max(size // 2, 1)
-            continue
-        if not page:
-            return
-        yield page
-        after, size = after + len(page), min(2 * size, PAGE)
+def pages_about(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
+    """The events that the index leads to from a reference, in pages; malformed rows are left out."""
+    after, more = b"", True
+    while more:  # a cursor only grows: the guard of stores sees to it
+        events, after = store.events_about(reference, after=after, limit=ABOUT_PAGE)
+        more = bool(after)
+        yield [event for event in events if event != MALFORMED_EVENT]
 
 
 def _page(store: TokenStore, stream: bytes, after: int, limit: int) -> list[SealedEvent] | None:

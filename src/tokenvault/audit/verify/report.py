@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,7 +10,8 @@ from typing import Any, Final
 import attrs
 
 from tokenvault.audit.merkle import HASH_BYTES
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, boundary_init
+from tokenvault.model.words import Words
 from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES
 
 FINDINGS_MAX: Final = 10_000
@@ -19,7 +19,7 @@ ANCHOR_FORMAT: Final = "tokenvault-anchor-1"
 ANCHOR_CHARACTERS_MAX: Final = 2**28
 
 
-class FindingKind(enum.Enum):
+class FindingKind(Words):
     """What was done to the trail or to a record.
 
     EDITED: an event is not the one that the vault wrote there.
@@ -44,6 +44,7 @@ class FindingKind(enum.Enum):
     UNSIGNED = "unsigned"
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class AuditFinding:
     """One thing that is wrong.
@@ -74,6 +75,7 @@ class AnchorEntry:
     root: bytes
 
 
+@boundary_init
 @attrs.frozen(kw_only=True)
 class AuditReport:
     """The outcome of a verification.

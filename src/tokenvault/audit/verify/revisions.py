@@ -1,18 +1,20 @@
 """Verifies records against events: each revision of a record stands in exactly one event, and no record falls back.
 
 Memory: about 150 bytes for each token, and 60 for each change whose event is read before that of the change before
-it, as happens to tokens that several processes use at once.
+it, as happens to tokens that several processes use at once; some 500 for each record that is not the one which the
+events told of, and was issued by no event of its own.
+
+What such a record costs to look into again depends on its own events: those of batches that issued tokens are read
+once, for all records.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenvault.audit.batch_event import BATCH, changes_of
-from tokenvault.audit.verify.pages import reference_pages
+from tokenvault.audit.verify.pages import pages_about
 from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
@@ -27,6 +29,13 @@ _SEEN: Final = -1
 """Replaces the run of a record once that record was read."""
 
 
+class _Unexplained(NamedTuple):
+    """A record that events tell of otherwise, or not at all: its revision, and those that events state."""
+
+    revision: int
+    stated: set[int]
+
+
 class Revisions:
     """The revisions of each record that stand in events.
 
@@ -39,6 +48,7 @@ class Revisions:
         self._repeated: list[tuple[bytes, int]] = []
         self._repeated_count = 0
         self._explained: set[tuple[bytes, int]] = set()
+        self._unexplained: dict[bytes, _Unexplained] = {}
 
     def add(self, reference: bytes, revision: int) -> None:
         """Note that a revision stands in an event."""
@@ -82,6 +92,7 @@ class Revisions:
                     FindingKind.EDITED,
                     "a record has another shape than was written: it and the records behind it were not read",
                 )
+                self._explain_by_batches(store, trusted, findings)
                 return count
             for record in page:
                 self._check_record(record, store, trusted, findings)
@@ -89,6 +100,7 @@ class Revisions:
             if not page:
                 break
             after = page[-1].token
+        self._explain_by_batches(store, trusted, findings)
         for reference, run in self._runs.items():
             if run != _SEEN:
                 message = "events tell of this token, and its record is not there"
@@ -99,44 +111,58 @@ class Revisions:
         self, record: SealedRecord, store: TokenStore, trusted: TrustedKeys, findings: Findings
     ) -> None:
         reference, revision = record.reference, record.revision
-        note = functools.partial(findings.add, reference=reference)
         run = self._runs.get(reference, 0)
         if run == _SEEN:
-            note(FindingKind.INSERTED, "two records have this reference", revision=revision)
+            message = "two records have this reference"
+            findings.add(FindingKind.INSERTED, message, reference=reference, revision=revision)
             return
         self._runs[reference] = _SEEN
         above = self._above.get(reference, set())
         newest = max({run, *above})
         if newest > revision:
-            note(
+            findings.add(
                 FindingKind.REVISION_FELL,
                 f"the record has revision {revision}, and an event tells of {newest}: an older row was put back",
+                reference=reference,
                 revision=revision,
             )
         if run == revision:
             return
         # Some may have been written since the streams were read.
         stated = {*range(1, run + 1), *above} | _stated_now(store, trusted, reference)
-        if not stated:
-            note(
-                FindingKind.REMOVED,
-                "no event tells of this record: they were removed, or the record was planted",
-                revision=revision,
-            )
+        unexplained = _Unexplained(revision, stated)
+        if 1 in stated:
+            self._note_missing(reference, unexplained, findings)
+        else:
+            self._unexplained[reference] = unexplained
+
+    def _explain_by_batches(self, store: TokenStore, trusted: TrustedKeys, findings: Findings) -> None:
+        """Look for records that no event of their own issued among those that batches issued, and note the rest."""
+        for page in pages_about(store, BATCH) if self._unexplained else ():
+            for row, _, genuine in trusted.check(page):
+                for reference, revision in changes_of(row) if genuine is not False else ():
+                    if reference in self._unexplained:
+                        self._unexplained[reference].stated.add(revision)
+        for reference, unexplained in self._unexplained.items():
+            self._note_missing(reference, unexplained, findings)
+
+    def _note_missing(self, reference: bytes, record: _Unexplained, findings: Findings) -> None:
+        """Note the revisions of a record that no event states."""
+        if not record.stated:
+            message = "no event tells of this record: they were removed, or the record was planted"
+            findings.add(FindingKind.REMOVED, message, reference=reference, revision=record.revision)
             return
-        for first, last in self._missing_runs(record, stated):
+        for first, last in self._missing_runs(reference, record):
             up_to = f" up to {last}" if last > first else ""
             message = f"no event tells of the change to revision {first}{up_to}"
-            note(FindingKind.REMOVED, message, revision=first)
+            findings.add(FindingKind.REMOVED, message, reference=reference, revision=first)
 
-    def _missing_runs(self, record: SealedRecord, stated: set[int]) -> Iterator[tuple[int, int]]:
+    def _missing_runs(self, reference: bytes, record: _Unexplained) -> Iterator[tuple[int, int]]:
         """The first and the last of the revisions, run by run, that no event states."""
-        first, last = 0, min(record.revision, len(stated) + REPEATED_MAX)
+        first, last = 0, min(record.revision, len(record.stated) + REPEATED_MAX)
         for number in range(1, last + 2):  # one more, which ends the last run
-            missing = (
-                number <= last and number not in stated and (record.reference, number) not in self._explained
-            )
-            if missing:
+            stated = number in record.stated or (reference, number) in self._explained
+            if number <= last and not stated:
                 first = first or number
             elif first:
                 yield first, number - 1
@@ -144,12 +170,12 @@ class Revisions:
 
 
 def _stated_now(store: TokenStore, trusted: TrustedKeys, reference: bytes) -> set[int]:
-    """The revisions of a record that stand in events, read again."""
+    """The revisions of a record that its own events state, read again."""
     found = set()
-    for page in itertools.chain(reference_pages(store, reference), reference_pages(store, BATCH)):
+    for page in pages_about(store, reference):
         for row, _, genuine in trusted.check(page):
             if genuine is not False:
-                found |= {revision for changed, revision in changes_of(row) if changed == reference}
+                found |= {revision for _, revision in changes_of(row, reference)}
     return found
 
 

@@ -10,11 +10,12 @@ from tokenvault.audit.event import Event
 from tokenvault.audit.macs import CheckedEvent
 from tokenvault.audit.merkle import Tree
 from tokenvault.audit.verify.misplaced import InvalidMac, InvalidMacs
-from tokenvault.audit.verify.pages import begins_below_one, reference_pages, stream_pages
+from tokenvault.audit.verify.pages import begins_below_one, pages_about, stream_pages
 from tokenvault.audit.verify.report import AnchorEntry, FindingKind, Findings
 from tokenvault.audit.verify.revisions import Revisions
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
+from tokenvault.stores.index_rows import NO_USE, cursor_of
 from tokenvault.stores.port import SealedEvent, TokenStore
 
 
@@ -59,6 +60,7 @@ class StreamAudit:
     gaps: int = 0
     tree: Tree = attrs.field(factory=Tree)
     whole: bool = True
+    _led_to: set[int] = attrs.field(factory=set)  # numbers of the checkpoints that the index leads to
     _invalid: list[InvalidMac] = attrs.field(factory=list)
     _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
 
@@ -74,8 +76,10 @@ class StreamAudit:
 
     def find_checkpoints(self) -> None:
         """Find the checkpoints. They are read before the events, so all that they commit to is there by then."""
-        for page in reference_pages(self.store, self.stream):
-            for event in self.trusted.check([row for row in page if row.stream == self.stream]):
+        for page in pages_about(self.store, self.stream):
+            own = [row for row in page if row.stream == row.reference == self.stream]
+            self._led_to.update(row.number for row in own)
+            for event in self.trusted.check(own):
                 if event.genuine is not False:
                     self._note_checkpoint(event)
 
@@ -138,8 +142,19 @@ class StreamAudit:
             return
         for reference, revision in changes_of(row):
             self.revisions.add(reference, revision)
+        if row.reference == self.stream and row.number not in self._led_to:
+            self._check_index(row.number)
         if self.whole:
             self._append(leaf)
+
+    def _check_index(self, number: int) -> None:
+        """Note a checkpoint that the index does not lead to, unless it was written since that was read."""
+        after = cursor_of(NO_USE, self.stream, number - 1)
+        page = self.store.events_about(self.stream, after=after, limit=1)
+        if [each.number for each in page.events] != [number]:
+            self._note(
+                FindingKind.EDITED, "the row of the index that led to this checkpoint is not there", number
+            )
 
     def _advance(self, number: int) -> None:
         """Go on to a number; those in between are missing, unless a killed process may have left them out."""
@@ -171,7 +186,7 @@ class StreamAudit:
 
     def _append(self, leaf: bytes) -> None:
         """Add an event to the tree, and compare its root where something commits to the events up to here."""
-        self.tree.append(leaf)
+        self.tree = self.tree.with_leaf(leaf)
         size = self.tree.size
         roots = self._roots.get(size)
         if roots is None or roots == {self.tree.root()}:

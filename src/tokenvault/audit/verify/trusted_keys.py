@@ -16,6 +16,7 @@ from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, 
 from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
 from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import SealedEvent
 
 PUBLIC_KEYS_MAX: Final = 100
@@ -85,6 +86,7 @@ def audit_public_key(keys: KeyStore) -> str | None:
 
     Raises KeyStoreError.
     """
+    checks.offers("keys", keys, "signer", "a key store, as open_key_store opens one")
     signer = keys.signer()
     if signer is None:
         return None

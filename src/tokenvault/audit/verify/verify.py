@@ -12,6 +12,7 @@ from tokenvault.audit.verify.stream import StreamAudit
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError, boundary
 from tokenvault.keys.port import KeyStore
+from tokenvault.model import checks
 from tokenvault.stores.port import MALFORMED_EVENT, STREAM_BYTES, SealedEvent, TokenStore
 
 
@@ -41,6 +42,7 @@ def verify_audit(
         InvalidInputError: neither keys nor a public key, or an argument of another form.
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
+    checks.blocking_store("store", store)
     trusted = TrustedKeys(keys, public_key)
     before: dict[bytes, AnchorEntry] = {}
     if since is not None:

@@ -93,10 +93,10 @@ class Coalescer:
 
     def _serve(self, request: _Request) -> bytes:
         """Make calls for the oldest requests that fit into one, until this one is answered."""
-        while self._queue and not request.task.finished:
+        while request in self._queue:
             self._serve_some()
         if not request.task.finished:  # taken out of the queue meanwhile: nobody waits for it
-            raise KeyStoreError(_INTERRUPTED)
+            raise KeyStoreError(_INTERRUPTED, code="KEY_STORE_INTERRUPTED")
         return b""  # the answer was handed over; this one does not count
 
     def _serve_some(self) -> None:
@@ -107,11 +107,11 @@ class Coalescer:
             answer = self._call(b"".join(request.blocks for request in batch))
         except KeyStoreError as error:
             for request in batch:
-                request.task.fail(KeyStoreError(str(error)))
+                request.task.fail(KeyStoreError(str(error), code=error.code))
         except BaseException as error:  # noqa: BLE001 # a fault of this library: the first of the callers raises it
             batch[0].task.fail(error)
             for request in batch[1:]:
-                request.task.fail(KeyStoreError(_INTERRUPTED))
+                request.task.fail(KeyStoreError(_INTERRUPTED, code="KEY_STORE_INTERRUPTED"))
         else:
             _hand_over(batch, answer, size)
 
@@ -137,5 +137,5 @@ def _hand_over(batch: list[_Request], answer: bytes, size: int) -> None:
         if len(answer) == size:
             request.task.finish(answer[start:end])
         else:
-            request.task.fail(KeyStoreError(_WRONG_LENGTH))
+            request.task.fail(KeyStoreError(_WRONG_LENGTH, code="KEY_STORE_MODULE_UNFIT"))
         start = end

@@ -72,9 +72,13 @@ class CollisionError(Exception):
 class PinRefusedError(KeyStoreError):
     """The token refused the PIN, which is not tried again: tokens lock themselves after a few wrong ones."""
 
+    code = "KEY_STORE_PIN_REFUSED"
+
 
 class LoginFailedError(KeyStoreError):
     """The token refused the login for a reason that may be the PIN: not to be tried again by the same call."""
+
+    code = "KEY_STORE_LOGIN_REFUSED"
 
 
 class DoubtfulError(KeyStoreError):
@@ -88,24 +92,44 @@ class DoubtfulError(KeyStoreError):
 class UnfitModuleError(KeyStoreError):
     """The module does otherwise than it was asked."""
 
+    code = "KEY_STORE_MODULE_UNFIT"
+
 
 class TokenMissingError(DoubtfulError):
     """No token fits the URI: reported only if none fits after the library was initialized again."""
 
+    code = "KEY_STORE_TOKEN_MISSING"
 
-def advice(error: CallError) -> str:
-    """The message for a failed call: what to do, the function, and what it returned."""
+
+def again(error: KeyStoreError) -> KeyStoreError:
+    """The same error once more, without what it was raised from: for another caller, or after other attempts."""
+    return KeyStoreError(str(error), code=error.code)
+
+
+def explained(error: CallError) -> KeyStoreError:
+    """The error for a failed call, with what to do, the function, and what it returned."""
     code = error.code
     if code == Code.USER_NOT_LOGGED_IN:
-        return f"the token is logged out again and again ({error}): look for other code that uses it in this process"
+        return KeyStoreError(
+            f"the token is logged out again and again ({error}): look for other code that uses it in this process",
+            code="KEY_STORE_LOGGED_OUT",
+        )
     if code in (Code.SESSION_COUNT, Code.DEVICE_MEMORY, Code.HOST_MEMORY):
-        return f"the module is out of sessions or memory ({error}): close other users of the token"
+        return KeyStoreError(
+            f"the module is out of sessions or memory ({error}): close other users of the token",
+            code="KEY_STORE_OUT_OF_SESSIONS",
+        )
     if code == Code.TOKEN_WRITE_PROTECTED:
-        return f"the token is write-protected ({error}): allow writing to create or destroy keys"
+        return KeyStoreError(
+            f"the token is write-protected ({error}): allow writing to create or destroy keys",
+            code="KEY_STORE_READ_ONLY",
+        )
     if code in NOT_OFFERED:
-        return f"the module does not offer what the vault needs ({error}): see docs/howto/hsm.md"
+        text = f"the module does not offer what the vault needs ({error}): see docs/howto/hsm.md"
+        return KeyStoreError(text, code="KEY_STORE_MODULE_UNFIT")
     if code in PERMANENT:
-        return (
+        text = (
             f"the module refuses what the vault asks for ({error}): it, its policy or its user does not fit"
         )
-    return f"{_LOST} ({error})"
+        return KeyStoreError(text, code="KEY_STORE_MODULE_UNFIT")
+    return KeyStoreError(f"{_LOST} ({error})", code="KEY_STORE_UNREACHABLE")

@@ -18,7 +18,8 @@ def host_lock(path: str) -> Iterator[bool]:
     """Hold a lock on a file; after a bounded wait, or when it can not be opened, go on without, and tell so."""
     handle = -1
     with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A link is followed, as mounted secrets are links, and nothing is made or written; a pipe is not waited for.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     held = False
     try:
         until = time.monotonic() + HOST_WAIT_SECONDS

@@ -120,7 +120,10 @@ def _initialize_with_python_pkcs11(path: str) -> bool:
 
 def _load(path: str) -> Cryptoki:
     if not os.path.isfile(path):
-        raise KeyStoreError("there is no file at module-path: install the PKCS#11 module or correct the path")
+        raise KeyStoreError(
+            "there is no file at module-path: install the PKCS#11 module or correct the path",
+            code="KEY_STORE_MODULE_MISSING",
+        )
     try:
         return Cryptoki(path)
     except OSError as error:
@@ -129,4 +132,7 @@ def _load(path: str) -> Cryptoki:
         told = str(error)
     except AttributeError:
         told = "it has no function C_GetFunctionList"
-    raise KeyStoreError(f"the library at module-path can not be loaded as a PKCS#11 module: {told}")
+    raise KeyStoreError(
+        f"the library at module-path can not be loaded as a PKCS#11 module: {told}",
+        code="KEY_STORE_MODULE_UNFIT",
+    )

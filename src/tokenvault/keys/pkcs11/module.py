@@ -33,7 +33,6 @@ from tokenvault.keys.pkcs11.errors import (
     LOST,
     NOT_FOUND,
     LoginFailedError,
-    PinRefusedError,
     TokenMissingError,
 )
 from tokenvault.keys.pkcs11.host_lock import host_lock
@@ -112,7 +111,8 @@ class Module:
             # The module would not look at the PIN, being logged in: without this check any PIN would do.
             raise KeyStoreError(
                 "this process is logged in to the token with another PIN: check pin-source, or close the "
-                "other key stores on this token first"
+                "other key stores on this token first",
+                code="KEY_STORE_PIN_OTHER",
             )
         login.users.add(user)
         return login
@@ -249,7 +249,9 @@ class Module:
         if not fitting:
             raise TokenMissingError(f"{NOT_FOUND} (C_GetSlotList: {len(slots)} tokens{failures})")
         if len(fitting) > 1:
-            raise KeyStoreError("several tokens fit the URI: add serial= to it")
+            raise KeyStoreError(
+                "several tokens fit the URI: add serial= to it", code="KEY_STORE_TOKEN_AMBIGUOUS"
+            )
         return fitting[0]
 
     def _open(self, token: Token) -> Session:
@@ -314,7 +316,7 @@ class Module:
             return
         if pins.speaks_of_pin(code):
             pins.note_refused(token, pin, code)
-            raise PinRefusedError(pins.refusal(code))
+            raise pins.refused(code)
         if code in TRANSIENT:
             raise CallError("C_Login", code)
         raise LoginFailedError(

@@ -105,7 +105,8 @@ def find_signer(session: Session, kind: ObjectClass) -> int | None:
     found = find_signers(session, kind)
     if len(found) > 1:
         raise DoubtfulError(
-            f"the token holds more than one key {SIGNER_LABEL}: remove the one that is not used"
+            f"the token holds more than one key {SIGNER_LABEL}: remove the one that is not used",
+            code="KEY_STORE_KEY_DUPLICATE",
         )
     return found[0] if found else None
 
@@ -137,7 +138,8 @@ def verify_signer(session: Session, key: int) -> None:
     wrong = _differences(session, key, _REQUIRED_OF_SIGNER)
     if wrong:
         raise DoubtfulError(
-            f"the key {SIGNER_LABEL} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used"
+            f"the key {SIGNER_LABEL} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used",
+            code="KEY_STORE_KEY_UNFIT",
         )
 
 
@@ -213,7 +215,8 @@ def duplicate(name: KeyName) -> KeyStoreError:
     """The error for two keys of one name."""
     return KeyStoreError(
         f"the token holds more than one key {name}: find out with the module's own tools which one is in use "
-        "and remove the other"
+        "and remove the other",
+        code="KEY_STORE_KEY_DUPLICATE",
     )
 
 
@@ -273,7 +276,8 @@ def unfit(name: KeyName, wrong: list[str]) -> DoubtfulError:
     """The error for a key with wrong attributes."""
     return DoubtfulError(
         f"the key {name} has unsafe or unfit attributes ({', '.join(wrong)}) and is not used: it may "
-        "have been imported, changed or planted; make a new version"
+        "have been imported, changed or planted; make a new version",
+        code="KEY_STORE_KEY_UNFIT",
     )
 
 

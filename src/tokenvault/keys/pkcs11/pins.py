@@ -28,15 +28,31 @@ _NOT_AGAIN: Final = (
     "It is not tried again in this process, since tokens lock after a few wrong ones: " + _CORRECT_IT
 )
 
-_REFUSALS: Final[dict[int, str]] = {
-    Code.PIN_INCORRECT: f"the token refused the PIN ({{}}). {_NOT_AGAIN}",
-    Code.PIN_INVALID: f"the token refused the PIN ({{}}): no PIN has the characters of this one. {_NOT_AGAIN}",
-    Code.PIN_LEN_RANGE: f"the token refused the PIN ({{}}): it is too short or too long. {_NOT_AGAIN}",
-    Code.PIN_EXPIRED: f"the token's PIN has expired ({{}}): set another with its own tools, and {_CORRECT_IT}",
-    Code.PIN_LOCKED: "the token's PIN is locked ({}): let its security officer set a new one",
-    Code.USER_PIN_NOT_INITIALIZED: "the token has no user PIN yet ({}): let its security officer set one",
+_REFUSED: Final = "KEY_STORE_PIN_REFUSED"
+_REFUSALS: Final[dict[int, tuple[str, str]]] = {
+    Code.PIN_INCORRECT: (_REFUSED, f"the token refused the PIN ({{}}). {_NOT_AGAIN}"),
+    Code.PIN_INVALID: (
+        _REFUSED,
+        f"the token refused the PIN ({{}}): no PIN has the characters of this one. {_NOT_AGAIN}",
+    ),
+    Code.PIN_LEN_RANGE: (
+        _REFUSED,
+        f"the token refused the PIN ({{}}): it is too short or too long. {_NOT_AGAIN}",
+    ),
+    Code.PIN_EXPIRED: (
+        "KEY_STORE_PIN_EXPIRED",
+        f"the token's PIN has expired ({{}}): set another with its own tools, and {_CORRECT_IT}",
+    ),
+    Code.PIN_LOCKED: (
+        "KEY_STORE_PIN_LOCKED",
+        "the token's PIN is locked ({}): let its security officer set a new one",
+    ),
+    Code.USER_PIN_NOT_INITIALIZED: (
+        "KEY_STORE_PIN_UNSET",
+        "the token has no user PIN yet ({}): let its security officer set one",
+    ),
 }
-"""Return codes of C_Login that speak of the PIN, and what to do."""
+"""Return codes of C_Login that speak of the PIN: our code, and what to do."""
 
 # Digests of refused PINs, each with its token. One dictionary, changed in single steps, for all threads.
 _refused: Final[OrderedDict[bytes, int]] = OrderedDict()
@@ -52,16 +68,19 @@ def check_state(token: Token) -> None:
     flags = token.flags
     if flags & TokenFlag.USER_PIN_LOCKED:
         raise KeyStoreError(
-            "the token's PIN is locked, so none was tried: let its security officer set a new one"
+            "the token's PIN is locked, so none was tried: let its security officer set a new one",
+            code="KEY_STORE_PIN_LOCKED",
         )
     if flags & TokenFlag.USER_PIN_FINAL_TRY:
         raise KeyStoreError(
             "one more wrong PIN would lock the token, so none was tried: find out what tries wrong ones, then log in "
-            "once with the module's own tools, which ends this state"
+            "once with the module's own tools, which ends this state",
+            code="KEY_STORE_PIN_FINAL_TRY",
         )
     if not flags & TokenFlag.USER_PIN_INITIALIZED:
         raise KeyStoreError(
-            "the token has no user PIN yet, so none was tried: let its security officer set one"
+            "the token has no user PIN yet, so none was tried: let its security officer set one",
+            code="KEY_STORE_PIN_UNSET",
         )
 
 
@@ -69,7 +88,7 @@ def check_untried(token: Token, pin: Secret) -> None:
     """Raise PinRefusedError for a PIN that this token refused before."""
     code = _refused.get(_digest(_identity(token), pin))
     if code is not None:
-        raise PinRefusedError(f"this PIN was tried before: {refusal(code)}")
+        raise refused(code, "this PIN was tried before: ")
 
 
 def note_refused(token: Token, pin: Secret, code: int) -> None:
@@ -79,9 +98,10 @@ def note_refused(token: Token, pin: Secret, code: int) -> None:
         _refused.popitem(last=False)
 
 
-def refusal(code: int) -> str:
-    """What to do about a return code of C_Login that speaks of the PIN."""
-    return _REFUSALS[code].format(f"C_Login: {code_name(code)}")
+def refused(code: int, before: str = "") -> PinRefusedError:
+    """The error for a return code of C_Login that speaks of the PIN, with what to do about it."""
+    name, text = _REFUSALS[code]
+    return PinRefusedError(before + text.format(f"C_Login: {code_name(code)}"), code=name)
 
 
 def speaks_of_pin(code: int) -> bool:

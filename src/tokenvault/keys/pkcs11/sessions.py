@@ -20,7 +20,8 @@ from tokenvault.keys.pkcs11.errors import (
     DoubtfulError,
     LoginFailedError,
     TokenMissingError,
-    advice,
+    again,
+    explained,
 )
 from tokenvault.keys.pkcs11.module import Login, Module
 from tokenvault.keys.pkcs11.registry import module_at
@@ -69,7 +70,7 @@ class State:
     coalescers: dict[KeyName, Coalescer] = attrs.field(factory=dict)
     failures: int = 0
     failed_at: float = 0.0
-    failure: str = ""
+    failure: KeyStoreError = attrs.field(factory=lambda: KeyStoreError(GIVEN_UP, code="KEY_STORE_ABANDONED"))
 
 
 class TokenSessions:
@@ -100,7 +101,7 @@ class TokenSessions:
         """
         state = self.state()
         if self.closed:
-            raise KeyStoreError(CLOSED)
+            raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
         self.back_off(state)
         return state.module.worker.do(lambda: self.attempt(state, action), self._call_seconds)
 
@@ -108,7 +109,7 @@ class TokenSessions:
         """Run an action of several `run`s while nobody else of this process uses the module. Raises KeyStoreError."""
         state = self.state()
         if self.closed:
-            raise KeyStoreError(CLOSED)
+            raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
         self.back_off(state)
         return state.module.worker.do(action, self._call_seconds)
 
@@ -122,13 +123,13 @@ class TokenSessions:
         """Run an action in the worker's thread, a few times if need be. Raises KeyStoreError."""
         worker = state.module.worker
         if state.failures and worker.submitted < state.failed_at:
-            raise KeyStoreError(state.failure)  # it waited while the token was found to be away
+            raise again(state.failure)  # it waited while the token was found to be away
         attempts = ATTEMPTS_WHILE_AWAY if state.failures else range(len(PAUSES_SECONDS))
-        failure = ""
+        failure = KeyStoreError(GIVEN_UP, code="KEY_STORE_ABANDONED")
         lost = bool(state.failures)
         for attempt in attempts:
             if self.closed:
-                raise KeyStoreError(CLOSED)
+                raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
             if worker.abandoned:
                 break
             time.sleep(PAUSES_SECONDS[attempt])
@@ -139,13 +140,13 @@ class TokenSessions:
                 self._log_in(state)
                 result = action(state)
             except DoubtfulError as error:
-                failure = str(error)
+                failure = again(error)
                 lost = lost or isinstance(error, TokenMissingError)
             except LoginFailedError as error:
-                failure, lost = str(error), True
+                failure, lost = again(error), True
                 break
             except CallError as error:
-                failure = advice(error)
+                failure = explained(error)
                 lost = error.code not in PERMANENT
                 self._renew_session(state)
                 if not lost:
@@ -155,7 +156,7 @@ class TokenSessions:
                 return result
         if lost:
             state.failures, state.failed_at, state.failure = state.failures + 1, time.monotonic(), failure
-        raise KeyStoreError(failure or GIVEN_UP)
+        raise again(failure)
 
     def close(self) -> None:
         """Close what is open and leave the login. A module that hangs is left as it is."""
@@ -263,7 +264,8 @@ class TokenSessions:
     def _fail_for_absence(self, state: State, name: KeyName) -> NoReturn:
         state.module.check(_login(state))  # or nothing was found because the token is gone
         raise DoubtfulError(
-            f"the token has no key {name}: create it (provision does), or check that this is the right token"
+            f"the token has no key {name}: create it (provision does), or check that this is the right token",
+            code="KEY_STORE_KEY_MISSING",
         )
 
     def _log_in(self, state: State) -> None:
@@ -291,10 +293,13 @@ class TokenSessions:
             return read_secret_variable(uri.pin_env, "pin-source")
         if uri.pin_value is not None:
             return Secret(uri.pin_value)
-        raise KeyStoreError("the token wants a PIN: add pin-source=file:... or pin-source=env:... to the URI")
+        raise KeyStoreError(
+            "the token wants a PIN: add pin-source=file:... or pin-source=env:... to the URI",
+            code="KEY_STORE_PIN_MISSING",
+        )
 
 
 def _login(state: State) -> Login:
     if state.login is None:
-        raise KeyStoreError(CLOSED)
+        raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
     return state.login

@@ -46,7 +46,9 @@ class ModuleSigner:
         def sign(session: Session) -> bytes:
             key = objects.find_signer(session, ObjectClass.PRIVATE_KEY)
             if key is None:
-                raise DoubtfulError(f"the token has no key {objects.SIGNER_LABEL} that signs")
+                raise DoubtfulError(
+                    f"the token has no key {objects.SIGNER_LABEL} that signs", code="KEY_STORE_KEY_MISSING"
+                )
             objects.verify_signer(session, key)
             return session.sign(key, Mechanism.ECDSA, digest)
 
@@ -58,7 +60,10 @@ class ModuleSigner:
         except InvalidSignature:
             valid = False
         if not valid:
-            raise KeyStoreError(f"the module's signature does not fit the public key {objects.SIGNER_LABEL}")
+            raise KeyStoreError(
+                f"the module's signature does not fit the public key {objects.SIGNER_LABEL}",
+                code="KEY_STORE_KEY_UNFIT",
+            )
         return signature
 
 
@@ -74,7 +79,9 @@ def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
         )
     except ValueError:
         pass
-    raise KeyStoreError(f"the public key {objects.SIGNER_LABEL} is no point of P-256: remove it")
+    raise KeyStoreError(
+        f"the public key {objects.SIGNER_LABEL} is no point of P-256: remove it", code="KEY_STORE_KEY_UNFIT"
+    )
 
 
 def create_signer(sessions: TokenSessions) -> ModuleSigner | None:

@@ -127,7 +127,7 @@ class Pkcs11KeyStore:
         """
         checks.instance("key", key, KeyName)
         if self._sessions.closed:
-            raise KeyStoreError(CLOSED)
+            raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
         data_key = self._data_keys.get(key)
         return self._sessions.alone(lambda: self._cipher(key)) if data_key is None else data_key
 
@@ -171,7 +171,8 @@ class Pkcs11KeyStore:
                 lost = error.version
             _pause()
         raise KeyStoreError(
-            "too many processes create keys at once: nothing was created here, try again later"
+            "too many processes create keys at once: nothing was created here, try again later",
+            code="KEY_STORE_VERSION_TAKEN",
         )
 
     def _create(self, purpose: KeyPurpose, custody: Custody, version: int | None, lost: int) -> KeyName:
@@ -181,7 +182,8 @@ class Pkcs11KeyStore:
         if 0 < lost < name.version:
             raise KeyStoreError(
                 f"another process created {purpose.value} version {lost} at the same moment; "
-                "nothing was created here: look at versions() before you ask again"
+                "nothing was created here: look at versions() before you ask again",
+                code="KEY_STORE_VERSION_TAKEN",
             )
         try:
             return self._generate(name, custody)
@@ -216,7 +218,8 @@ class Pkcs11KeyStore:
                 _pause(1 + attempt)
         raise KeyStoreError(
             f"the token holds more than one key {objects.SIGNER_LABEL}, or processes keep making them at once: "
-            "find out with the module's own tools, and remove the one that is not used"
+            "find out with the module's own tools, and remove the one that is not used",
+            code="KEY_STORE_KEY_DUPLICATE",
         )
 
     def destroy(self, key: KeyName) -> None:
@@ -254,7 +257,7 @@ class Pkcs11KeyStore:
 
     def _encrypt(self, name: KeyName, blocks: bytes) -> bytes:
         if self._sessions.closed:
-            raise KeyStoreError(CLOSED)
+            raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
         if not blocks:
             return b""
         state = self._sessions.state()
@@ -331,7 +334,8 @@ class Pkcs11KeyStore:
         if key.custody is Custody.IN_MODULE:
             raise KeyStoreError(
                 "the module has no AES-ECB (C_EncryptInit: CKR_MECHANISM_INVALID), which keys in custody IN_MODULE "
-                "need; custody IN_PROCESS gets along with AES-CBC"
+                "need; custody IN_PROCESS gets along with AES-CBC",
+                code="KEY_STORE_MODULE_UNFIT",
             )
         # With an initialization vector of zeros, CBC of one block is ECB of that block (SP 800-38A).
         answers = []

@@ -173,7 +173,8 @@ class Worker:
         doing = _DOING.get(self._ident, "a call")
         return KeyStoreError(
             f"the module did not answer: it has been busy for {seconds:.0f} seconds, last with {doing}. What was "
-            "asked for may still happen. Check the device or its daemon; no restart is needed once it answers"
+            "asked for may still happen. Check the device or its daemon; no restart is needed once it answers",
+            code="KEY_STORE_TIMEOUT",
         )
 
     def _serve(self) -> None:

@@ -18,18 +18,23 @@ PARTITIONS_MAX: Final = 1_024
 CONNECT_SECONDS_MAX: Final = 5
 """How long a server may take to accept a connection."""
 
-STATEMENT_SECONDS_MAX: Final = 20
-"""How long the server works on one statement, waiting for locks included, before it gives up."""
+ANSWER_MARGIN_SECONDS: Final = 5
+"""How much longer a call waits for an answer than the server takes to give up, in case the server hangs."""
 
-ANSWER_SECONDS_MAX: Final = 25
-"""How long a call waits for an answer: longer than the server takes to give up, in case the server hangs."""
+CONNECTIONS: Final = 16
+CONNECTIONS_MAX: Final = 1_000
+WAIT_SECONDS: Final = 10
+STATEMENT_SECONDS: Final = 20
+SECONDS_MAX: Final = 3_600
+"""Of both."""
 
 _KEEPALIVE_SECONDS: Final = 10
 _KEEPALIVES_MAX: Final = 3
 
 _MALFORMED: Final = (
-    "a PostgreSQL address is 'postgresql://user:password@host:port/database', with options of libpq and 'schema' and "
-    "'partitions' after a '?'; percent-encode what has a meaning in URLs"
+    "a PostgreSQL address is 'postgresql://user:password@host:port/database', with options of libpq and 'schema', "
+    "'partitions', 'connections', 'wait_seconds' and 'statement_seconds' after a '?'; percent-encode what has a "
+    "meaning in URLs"
 )
 _DEFAULTS: Final = {
     "application_name": "tokenvault",
@@ -43,6 +48,14 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": str(_KEEPALIVE_SECONDS * _KEEPALIVES_MAX * 1_000),
 }
 
+_BOUNDS: Final = {
+    "partitions": (0, PARTITIONS_MAX),
+    "connections": (1, CONNECTIONS_MAX),
+    "wait_seconds": (0, SECONDS_MAX),
+    "statement_seconds": (1, SECONDS_MAX),
+}
+"""The numbers of an address, with the least and the most that each may be."""
+
 _is_count: Final = re.compile("[0-9]{1,4}").fullmatch
 _is_schema: Final = re.compile("[a-z_][a-z0-9_]{0,62}").fullmatch
 
@@ -55,11 +68,23 @@ class PostgresAddress:
         parameters: those of libpq, including the password.
         schema: that the tables lie in; its name needs no quotes.
         partitions: of the table of tokens, where it is made; 0 is a plain table.
+        connections: the most that are open, for each store and process.
+        wait_seconds: how long a caller waits for one of them to come free.
+        statement_seconds: how long the server works on one statement, waiting for locks included, before it gives
+            up. Behind a pooler the server is not told: the call gives up a little later.
     """
 
     parameters: dict[str, str] = attrs.field(repr=False)
     schema: str
-    partitions: int
+    partitions: int = 0
+    connections: int = CONNECTIONS
+    wait_seconds: int = WAIT_SECONDS
+    statement_seconds: int = STATEMENT_SECONDS
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long a call waits for an answer."""
+        return self.statement_seconds + ANSWER_MARGIN_SECONDS
 
     @property
     def options(self) -> str:
@@ -71,12 +96,14 @@ class PostgresAddress:
             raise InvalidInputError(
                 "a schema's name is 1 to 63 of a-z, 0-9 and '_', not beginning with a digit or 'pg_'"
             )
-        if type(self.partitions) is not int or not 0 <= self.partitions <= PARTITIONS_MAX:
-            raise InvalidInputError(f"partitions is a whole number from 0 to {PARTITIONS_MAX}")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise InvalidInputError(f"{name} is a whole number from {least} to {most}")
 
 
-def parse_address(url: str, schema: str | None = None, partitions: int | None = None) -> PostgresAddress:
-    """Parse an address; the arguments `schema` and `partitions` override its own.
+def parse_address(url: str, schema: str | None = None, **numbers: int | None) -> PostgresAddress:
+    """Parse an address; `schema`, and what is given of `partitions` and the other numbers, override its own.
 
     Raises:
         InvalidInputError: it is not of the form that the message says.
@@ -90,12 +117,12 @@ def parse_address(url: str, schema: str | None = None, partitions: int | None = 
         given = {}
     if not given and url != "postgresql://":
         raise InvalidInputError(_MALFORMED)
-    count = own.get("partitions", "0")
-    partitions_of_url = int(count) if _is_count(count) else -1
+    counts = {name: int(own[name]) if _is_count(own[name]) else -1 for name in _BOUNDS if name in own}
+    counts |= {name: number for name, number in numbers.items() if number is not None}
     return PostgresAddress(
         {**_DEFAULTS, **given, "client_encoding": "UTF8"},
         own.get("schema", SCHEMA_NAME) if schema is None else schema,
-        partitions_of_url if partitions is None else partitions,
+        **counts,
     )
 
 
@@ -105,7 +132,7 @@ def _without_own_options(url: str) -> tuple[str, dict[str, str]]:
     others: list[str] = []
     for option in query.split("&") if mark else ():
         name, _, value = option.partition("=")
-        if name in ("schema", "partitions") and name not in own:
+        if name in ("schema", *_BOUNDS) and name not in own:
             own[name] = urllib.parse.unquote(value)
         else:
             others.append(option)

@@ -14,8 +14,6 @@ import psycopg
 from psycopg import generators
 from psycopg.pq.abc import PGresult
 
-from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX
-
 CANCEL_SECONDS_MAX: Final = 5.0
 """How long a statement that was cancelled is waited for: first for the server to take it, then for its end."""
 
@@ -28,10 +26,11 @@ class Answers:
     While the socket is registered, psycopg must not wait on it: its connection calls `leave` before.
     """
 
-    __slots__ = ("_came", "_connection", "_loop", "_socket")
+    __slots__ = ("_came", "_connection", "_loop", "_seconds_max", "_socket")
 
-    def __init__(self, connection: psycopg.AsyncConnection) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection, seconds_max: float) -> None:
         self._connection = connection
+        self._seconds_max = seconds_max
         self._socket = connection.pgconn.socket
         self._loop: asyncio.AbstractEventLoop | None = None  # where the socket is registered
         self._came: asyncio.Future[None] | None = None
@@ -43,7 +42,7 @@ class Answers:
         """
         pgconn = self._connection.pgconn
         if pgconn.flush():  # more than the socket takes at once
-            return await self._connection.wait(generators.execute(pgconn), timeout=ANSWER_SECONDS_MAX)
+            return await self._connection.wait(generators.execute(pgconn), timeout=self._seconds_max)
         results: list[PGresult] = []
         while True:
             if pgconn.is_busy():
@@ -66,7 +65,7 @@ class Answers:
             loop = self._loop = asyncio.get_running_loop()
             loop.add_reader(self._socket, self._read)
         came = self._came = loop.create_future()
-        late = loop.call_later(ANSWER_SECONDS_MAX, _give_up, came)
+        late = loop.call_later(self._seconds_max, _give_up, came)
         try:
             await came
         except asyncio.CancelledError:

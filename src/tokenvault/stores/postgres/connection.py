@@ -21,7 +21,7 @@ from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
 from tokenvault.stores.postgres import session
-from tokenvault.stores.postgres.address import ANSWER_SECONDS_MAX, PostgresAddress
+from tokenvault.stores.postgres.address import ANSWER_MARGIN_SECONDS, STATEMENT_SECONDS, PostgresAddress
 from tokenvault.stores.postgres.answers import Answers
 from tokenvault.stores.postgres.copy import Copy
 from tokenvault.stores.postgres.errors import UNPREPARED, unconnected
@@ -41,10 +41,11 @@ class Connection(ABC):
         used: when the last caller was done.
     """
 
-    def __init__(self, connection: psycopg.BaseConnection[Any], schema: str) -> None:
+    def __init__(self, connection: psycopg.BaseConnection[Any], address: PostgresAddress) -> None:
         self.connection = connection
         self.opened = self.used = time.monotonic()
-        self._schema: Final = schema
+        self._schema: Final = address.schema
+        self._answer_seconds: Final = address.answer_seconds
         self._prepares = False  # until `open` knows better
         self._prepared: dict[Statement, bytes] = {}  # their names
         self._checked: set[Statement] = set()  # a prepared statement keeps its types
@@ -58,24 +59,24 @@ class Connection(ABC):
     async def open(cls, address: PostgresAddress) -> Self:
         """Connect, and see that the session fits. Raises TokenStoreError, which says what is wrong."""
         try:
-            connection = await cls._open(make_conninfo("", **address.parameters), address.schema)
+            connection = await cls._open(make_conninfo("", **address.parameters), address)
         except psycopg.Error as error:
             failure = unconnected(error)
         else:
             try:
-                await connection._set_up(address.options)
+                await connection._set_up(address)
             except BaseException:
                 connection.close()
                 raise
             return connection
         raise failure
 
-    async def _set_up(self, options: str) -> None:
+    async def _set_up(self, address: PostgresAddress) -> None:
         # psycopg would prepare what runs often, under names of its own.
         self.connection.prepare_threshold = None
         (row,) = await self.rows(session.question(self.connection.pgconn.backend_pid))
-        if session.is_own(row, options):
-            await self.rows(session.setting(options))
+        if session.is_own(row, address.options):
+            await self.rows(session.setting(address.options, address.statement_seconds))
             self._prepares = True
 
     async def run(self, statement: Statement, values: Sequence[bytes | None]) -> PGresult:
@@ -134,7 +135,7 @@ class Connection(ABC):
 
     @classmethod
     @abstractmethod
-    async def _open(cls, conninfo: str, schema: str) -> Self: ...
+    async def _open(cls, conninfo: str, address: PostgresAddress) -> Self: ...
 
     @abstractmethod
     async def _results(self) -> list[PGresult]:
@@ -159,13 +160,17 @@ class BlockingConnection(Connection):
     connection: psycopg.Connection
 
     @classmethod
-    async def _open(cls, conninfo: str, schema: str) -> Self:
-        return cls(_BlockingPsycopg.connect(conninfo, autocommit=True), schema)
+    async def _open(cls, conninfo: str, address: PostgresAddress) -> Self:
+        connection = _BlockingPsycopg.connect(conninfo, autocommit=True)
+        connection.answer_seconds = address.answer_seconds
+        return cls(connection, address)
 
     async def _results(self) -> list[PGresult]:
         # Not Connection.wait: an interrupted connection is closed, so that nothing needs to be cancelled.
         pgconn = self.connection.pgconn
-        return waiting.wait(generators.execute(pgconn), pgconn.socket, _INTERVAL_SECONDS, ANSWER_SECONDS_MAX)
+        return waiting.wait(
+            generators.execute(pgconn), pgconn.socket, _INTERVAL_SECONDS, self._answer_seconds
+        )
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
@@ -194,14 +199,16 @@ class LoopConnection(Connection):
 
     connection: psycopg.AsyncConnection
 
-    def __init__(self, connection: _LoopPsycopg, schema: str) -> None:
-        super().__init__(connection, schema)
-        self.answers: Final = Answers(connection)
+    def __init__(self, connection: _LoopPsycopg, address: PostgresAddress) -> None:
+        super().__init__(connection, address)
+        self.answers: Final = Answers(connection, address.answer_seconds)
         connection.answers = self.answers
 
     @classmethod
-    async def _open(cls, conninfo: str, schema: str) -> Self:
-        return cls(await _LoopPsycopg.connect(conninfo, autocommit=True), schema)
+    async def _open(cls, conninfo: str, address: PostgresAddress) -> Self:
+        connection = await _LoopPsycopg.connect(conninfo, autocommit=True)
+        connection.answer_seconds = address.answer_seconds
+        return cls(connection, address)
 
     async def _results(self) -> list[PGresult]:
         return await self.answers.next()
@@ -230,20 +237,27 @@ class LoopConnection(Connection):
 
 
 class _BlockingPsycopg(psycopg.Connection):
-    """Waits for an answer for at most ANSWER_SECONDS_MAX."""
+    """Waits for an answer for so long and no longer.
+
+    Attributes:
+        answer_seconds: until it is connected, the time that connecting takes bounds it too.
+    """
+
+    answer_seconds: float = STATEMENT_SECONDS + ANSWER_MARGIN_SECONDS
 
     def wait(self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> RV:
-        return super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
+        return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
 
 
 class _LoopPsycopg(psycopg.AsyncConnection):
     """Waits for an answer so long and no longer, with the socket for itself."""
 
     answers: Answers | None = None
+    answer_seconds: float = STATEMENT_SECONDS + ANSWER_MARGIN_SECONDS
 
     async def wait(
         self, gen: PQGen[RV], interval: float = _INTERVAL_SECONDS, timeout: float | None = None
     ) -> RV:
         if self.answers is not None:
             self.answers.leave()
-        return await super().wait(gen, interval, ANSWER_SECONDS_MAX if timeout is None else timeout)
+        return await super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)

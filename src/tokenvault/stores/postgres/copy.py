@@ -20,12 +20,11 @@ import numpy.typing as npt
 
 from tokenvault.columns.arrays import Bytes, place
 from tokenvault.stores.new_records import RecordBatch, joined
-from tokenvault.stores.port import SealedEvent, SealedRecord
-from tokenvault.stores.postgres.statements import EVENT, EVENT_COLUMNS, EVENTS, RECORD, RECORD_COLUMNS, TOKENS
+from tokenvault.stores.port import SealedRecord
+from tokenvault.stores.postgres.statements import RECORD, RECORD_COLUMNS, TOKENS
 from tokenvault.stores.postgres.values import ASCII_BYTEA, BYTEA, INT8, TEXT, Kind
 
 _COPY_RECORDS: Final = f"COPY {TOKENS} ({RECORD_COLUMNS}) FROM STDIN (FORMAT binary)"
-_COPY_EVENTS: Final = f"COPY {EVENTS} ({EVENT_COLUMNS}) FROM STDIN (FORMAT binary)"
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
 _COUNT_BYTES: Final = 2
@@ -150,11 +149,6 @@ def _batch_columns(records: RecordBatch) -> list[Column]:
     ]
 
 
-def event_columns(events: Sequence[SealedEvent]) -> list[Column]:
-    """The columns of events, at least one, in the order of the fields of SealedEvent."""
-    return _columns(events, EVENT.values())
-
-
 def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:
     """The order of rows by their first field, for `copy_rows`; None where they are in that order."""
     first = np.ascontiguousarray(columns[0].data)
@@ -165,16 +159,11 @@ def by_first(columns: Sequence[Column]) -> npt.NDArray[np.intp] | None:
 # What is copied.
 
 
-def copies_of(records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[Copy]:
-    """The COPY statements that insert records and events, in order."""
-    copies = []
-    if records:
-        written = record_columns(records)
-        # In the order of tokens, two batches that write the same ones can not wait for each other.
-        copies.append(Copy(_COPY_RECORDS, copy_rows(written, by_first(written))))
-    if events:
-        copies.append(Copy(_COPY_EVENTS, copy_rows(event_columns(events))))
-    return copies
+def copy_of(records: Sequence[SealedRecord]) -> Copy:
+    """The COPY statement that inserts records, at least one."""
+    written = record_columns(records)
+    # In the order of tokens, two batches that write the same ones can not wait for each other.
+    return Copy(_COPY_RECORDS, copy_rows(written, by_first(written)))
 
 
 def tokens_of(records: Sequence[SealedRecord]) -> Sequence[bytes]:

@@ -8,26 +8,22 @@ docs/decisions/09-postgresql.md has the figures. Here, whoever needs a connectio
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import queue
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from contextlib import suppress
+from typing import Final, TypeAlias, TypeVar
 
 import psycopg
 
 from tokenvault.errors import TokenStoreError
+from tokenvault.runtime import close_all, give_all, put_result
+from tokenvault.stores.postgres.address import CONNECTIONS, WAIT_SECONDS
 from tokenvault.stores.postgres.connection import Connection
 
 T = TypeVar("T")
-
-CONNECTIONS_MAX: Final = 16
-"""Per store and process. More callers than this wait for one another."""
-
-WAIT_SECONDS_MAX: Final = 10.0
-"""How long a caller waits for a connection to come free."""
 
 IDLE_SECONDS_MAX: Final = 300.0
 """A connection that was idle for longer is closed instead of used again: a firewall may have forgotten it."""
@@ -44,23 +40,35 @@ _OTHER_LOOP: Final = (
 )
 
 
+Opening: TypeAlias = Callable[[], Awaitable[Connection]]
+Slot: TypeAlias = list[Connection]
+"""Holds the connection that a caller uses. One that is left in a free slot is of a caller that was interrupted."""
+
+
 class Pool(ABC):
     """The connections of one process.
 
-    At most CONNECTIONS_MAX callers are inside at once; each holds one connection, and one is opened only where none
-    is idle, so there are never more. The connection that was used last is used first: where fewer are needed than
-    before, the others grow old and are closed.
+    Each caller has a slot for itself, of `connections`; it takes an idle connection into it, or opens one where
+    none is idle, so there are never more. The connection that was used last is used first: where fewer are needed
+    than before, the others grow old and are closed.
 
-    No method needs a lock: each takes from the lists, and puts into them, in one atomic step.
+    No method needs a lock: each takes from the lists, and puts into them, in one step. A connection is idle or in a
+    slot at any instant, and a slot is free or has a caller who gives it back: a signal's handler may raise anywhere.
 
     Args:
         open_connection: opens one that is fit for use, or raises.
+        connections: the most that are open; more callers than this wait for one another.
+        wait_seconds: how long a caller waits for its turn.
     """
 
-    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(
+        self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
         self._open_connection: Final = open_connection
-        self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._wait_seconds: Final = wait_seconds
+        self._slots: Final[tuple[Slot, ...]] = tuple([] for _ in range(connections))
+        self._idle: Final[list[Connection]] = []
+        self._unwanted: Final[list[Connection]] = []  # to be closed
         self._closed = False
 
     @property
@@ -68,38 +76,51 @@ class Pool(ABC):
         """Connections open now, in use or idle."""
         return len(self._open)
 
+    @property
+    def _open(self) -> set[Connection]:
+        return {*self._idle, *self._unwanted, *(connection for slot in self._slots for connection in slot)}
+
     async def use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a piece of work with a connection of its own, and return what it returns.
 
         The connection is kept only where nothing is in doubt: after an error other than a unique violation it is
         closed.
         """
-        if not await self._enter():
-            raise TokenStoreError(_STALLED)
+        taken: list[Slot] = []
         try:
-            connection = self._take_idle() or await self._open_new()
-            try:
-                result = await work(connection)
-            except psycopg.errors.UniqueViolation:
-                self._keep(connection)
-                raise
-            except BaseException:
-                self._drop(connection)
-                raise
-            self._keep(connection)
-            return result
+            await self._take(taken)
+            return await self._use(taken[0], work)
         finally:
-            self._leave()
+            if taken:
+                self._give(taken[0])
+
+    async def _use(self, slot: Slot, work: Callable[[Connection], Awaitable[T]]) -> T:
+        if slot:
+            close_all(slot)
+        try:
+            self._take_idle(slot)
+            if not slot:
+                slot.append(await self._open_connection())
+            result = await work(slot[0])
+        except psycopg.errors.UniqueViolation:
+            self._keep(slot)
+            raise
+        except BaseException:
+            close_all(slot)
+            raise
+        self._keep(slot)
+        return result
 
     def close(self) -> None:
         """Close idle connections now and the others as they come back."""
         self._closed = True
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return
-            self._drop(connection)
+        self._close_idle()
+        self._sweep()
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):
+            give_all(self._idle, self._unwanted.append)
+        close_all(self._unwanted)
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's sockets, without disconnecting from the server.
@@ -108,7 +129,7 @@ class Pool(ABC):
         """
         nowhere = os.open(os.devnull, os.O_RDWR)
         for connection in self._open:
-            with contextlib.suppress(OSError, psycopg.Error):
+            with suppress(OSError, psycopg.Error):
                 os.dup2(nowhere, connection.connection.fileno(), inheritable=False)
         os.close(nowhere)
 
@@ -117,45 +138,38 @@ class Pool(ABC):
         """Whether a new pool has to replace this one. Raises TokenStoreError where another event loop uses it."""
 
     @abstractmethod
-    async def _enter(self) -> bool:
-        """Wait until fewer than CONNECTIONS_MAX callers are inside; False where that took too long."""
+    async def _take(self, taken: list[Slot]) -> None:
+        """Put a free slot into a list. Raises TokenStoreError where none came free in time."""
+
+    _give: Callable[[Slot], None]
+    """Lets another caller have a slot."""
 
     @abstractmethod
-    def _leave(self) -> None:
-        """Let another caller in."""
+    def _sweep(self) -> None:
+        """Close what interrupted callers left in free slots."""
 
-    async def _open_new(self) -> Connection:
-        connection = await self._open_connection()
-        self._open.add(connection)
-        return connection
-
-    def _take_idle(self) -> Connection | None:
-        """An idle connection that is fit for use."""
-        while True:
+    def _take_idle(self, slot: Slot) -> None:
+        """Put an idle connection that is fit for use into a slot, if there is one."""
+        while self._idle and not slot:
             try:
-                connection = self._idle.pop()
+                put_result(slot, self._idle.pop)
             except IndexError:
-                return None
-            if _usable(connection):
-                return connection
-            self._drop(connection)
+                return  # another thread took it
+            if slot and not _usable(slot[0]):
+                close_all(slot)
 
-    def _keep(self, connection: Connection) -> None:
+    def _keep(self, slot: Slot) -> None:
         """Keep a connection for the next caller, and close one that has been idle for too long."""
-        now = connection.used = time.monotonic()
-        self._idle.append(connection)
+        now = slot[0].used = time.monotonic()
+        put_result(self._idle, slot.pop)
         try:
             if now - self._idle[0].used > IDLE_SECONDS_MAX:
-                self._drop(self._idle.pop(0))
+                put_result(self._unwanted, self._idle.pop, 0)
+                close_all(self._unwanted)
         except IndexError:
-            pass  # others take and keep meanwhile; dropping any one will do
-        if self._closed:  # checked after the append: a thread that closes meanwhile sees the connection
-            self.close()
-
-    def _drop(self, connection: Connection) -> None:
-        """Close a connection for good."""
-        self._open.discard(connection)
-        connection.close()
+            pass  # others take and keep meanwhile; closing any one will do
+        if self._closed:  # looked at after it was given back: a thread that closes meanwhile finds it
+            self._close_idle()
 
 
 def _usable(connection: Connection) -> bool:
@@ -173,34 +187,48 @@ def _usable(connection: Connection) -> bool:
 class BlockingPool(Pool):
     """For threads."""
 
-    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
-        super().__init__(open_connection)
-        # A semaphore, but in C: that takes a fifth of the time of `threading.Semaphore`.
-        self._tickets: Final[queue.SimpleQueue[None]] = queue.SimpleQueue()
-        for _ in range(CONNECTIONS_MAX):
-            self._tickets.put(None)
+    def __init__(
+        self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
+        super().__init__(open_connection, connections, wait_seconds)
+        # In C, unlike `threading.Semaphore`: that takes a fifth of its time, and no interrupt leaves it half done.
+        self._free: Final[queue.SimpleQueue[Slot]] = queue.SimpleQueue()
+        self._give = self._free.put
+        for slot in self._slots:
+            self._free.put(slot)
 
     def is_over(self) -> bool:
         """Never."""
         return False
 
-    async def _enter(self) -> bool:
+    async def _take(self, taken: list[Slot]) -> None:
         try:
-            self._tickets.get(timeout=WAIT_SECONDS_MAX)
+            put_result(taken, self._free.get, True, self._wait_seconds)
         except queue.Empty:
-            return False
-        return True
+            raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED") from None
 
-    def _leave(self) -> None:
-        self._tickets.put(None)
+    def _sweep(self) -> None:
+        for _ in range(self._free.qsize()):
+            taken: list[Slot] = []
+            try:
+                with suppress(queue.Empty):  # in use by now
+                    put_result(taken, self._free.get, False)
+                    close_all(taken[0])
+            finally:
+                if taken:
+                    self._give(taken[0])
 
 
 class LoopPool(Pool):
     """The connections for the tasks of one event loop: the one that runs when the pool is made."""
 
-    def __init__(self, open_connection: Callable[[], Awaitable[Connection]]) -> None:
-        super().__init__(open_connection)
-        self._semaphore: Final = asyncio.Semaphore(CONNECTIONS_MAX)
+    def __init__(
+        self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
+        super().__init__(open_connection, connections, wait_seconds)
+        self._semaphore: Final = asyncio.Semaphore(connections)
+        self._free: Final = list(self._slots)
+        self._give = self._give_back
         self._loop: Final = asyncio.get_running_loop()
 
     def is_over(self) -> bool:
@@ -209,16 +237,23 @@ class LoopPool(Pool):
             return False
         if self._loop.is_closed():
             return True
-        raise TokenStoreError(_OTHER_LOOP)
+        raise TokenStoreError(_OTHER_LOOP, code="STORE_OTHER_LOOP")
 
-    async def _enter(self) -> bool:
+    async def _take(self, taken: list[Slot]) -> None:
         if not self._semaphore.locked():  # at once; a timer would take a fourth of the time of a look-up
-            return await self._semaphore.acquire()
-        try:
-            async with asyncio.timeout(WAIT_SECONDS_MAX):
-                return await self._semaphore.acquire()
-        except TimeoutError:
-            return False
+            await self._semaphore.acquire()
+        else:
+            try:
+                async with asyncio.timeout(self._wait_seconds):
+                    await self._semaphore.acquire()
+            except TimeoutError:
+                raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED") from None
+        put_result(taken, self._free.pop)
 
-    def _leave(self) -> None:
+    def _give_back(self, slot: Slot) -> None:
+        self._free.append(slot)
         self._semaphore.release()
+
+    def _sweep(self) -> None:
+        for slot in self._free:
+            close_all(slot)

@@ -10,15 +10,18 @@ Text collates as "C": by character code, whatever locale and library the server 
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Final
 
-from tokenvault.errors import ConfigurationError
+from tokenvault.errors import ConfigurationError, InvalidInputError
 from tokenvault.stores.postgres.connection import Connection
 from tokenvault.stores.postgres.errors import MISSING, PRESENT
-from tokenvault.stores.postgres.statements import DOMAINS, EVENTS, META, TOKENS
+from tokenvault.stores.postgres.statements import DOMAINS, EVENT_INDEX, EVENTS, META, TOKENS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
+_is_role: Final = re.compile("[A-Za-z0-9_.@$-]{1,63}").fullmatch
 _VERSION: Final = '"{schema}".schema_version'
 _PROVISIONING_LOCK: Final = 0x746B7674  # "tkvt"
 # Room on its page for the new version of a replaced row: then no index has to be updated.
@@ -35,6 +38,10 @@ _NEWER: Final = (
     "the PostgreSQL database has a schema newer than this release of tokenvault reads and writes: "
     "install the release that wrote it, or a later one"
 )
+_OLDER: Final = (
+    "the PostgreSQL database has the schema of an older release of tokenvault, which this one does not read: "
+    "provision another schema"
+)
 
 
 async def check_version(connection: Connection) -> None:
@@ -42,12 +49,14 @@ async def check_version(connection: Connection) -> None:
     try:
         rows = await connection.rows(f"SELECT version FROM {_VERSION}")
     except MISSING:
-        raise ConfigurationError(_UNPROVISIONED) from None
+        raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
     versions = [version for (version,) in rows]
     if len(versions) != 1 or type(versions[0]) is not int or versions[0] < 1:
-        raise ConfigurationError(_FOREIGN)
+        raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
     if versions[0] > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER)
+        raise ConfigurationError(_NEWER, code="STORE_NEWER")
+    if versions[0] < SCHEMA_VERSION:
+        raise ConfigurationError(_OLDER, code="STORE_OLDER")
 
 
 async def provision(connection: Connection, partitions: int) -> None:
@@ -56,7 +65,7 @@ async def provision(connection: Connection, partitions: int) -> None:
         async with connection.transaction():
             await _provision(connection, partitions)
     except PRESENT:
-        raise ConfigurationError(_FOREIGN) from None
+        raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN") from None
 
 
 async def _provision(connection: Connection, partitions: int) -> None:
@@ -72,6 +81,40 @@ async def _provision(connection: Connection, partitions: int) -> None:
         await connection.rows('CREATE SCHEMA "{schema}"')
     for statement in _tables(partitions):
         await connection.rows(statement)
+
+
+def schema_sql(schema: str, partitions: int) -> list[str]:
+    """What `provision` runs in a database without a store, for an administrator to run instead."""
+    statements = ['CREATE SCHEMA "{schema}"', *_tables(partitions)]
+    return [inspect.cleandoc(statement).replace("{schema}", schema) for statement in statements]
+
+
+def grants_sql(schema: str, vault: str, auditor: str | None) -> list[str]:
+    """The least rights of the role that runs a vault, and of one that verifies its trail.
+
+    Events, their index, documents and named values are only ever added: nobody may change or delete one. Records are
+    replaced, and never deleted.
+    """
+    added = ", ".join((EVENTS, EVENT_INDEX, DOMAINS, META))
+    statements = [
+        f'GRANT USAGE ON SCHEMA "{{schema}}" TO {_name(vault)}',
+        f"GRANT SELECT, INSERT, UPDATE ON {TOKENS} TO {_name(vault)}",
+        f"GRANT SELECT, INSERT ON {added} TO {_name(vault)}",
+        f"GRANT SELECT ON {_VERSION} TO {_name(vault)}",
+    ]
+    if auditor is not None:
+        statements += [
+            f'GRANT USAGE ON SCHEMA "{{schema}}" TO {_name(auditor)}',
+            f"GRANT SELECT ON {TOKENS}, {added}, {_VERSION} TO {_name(auditor)}",
+        ]
+    return [statement.replace("{schema}", schema) for statement in statements]
+
+
+def _name(role: str) -> str:
+    """A role's name as SQL has it."""
+    if type(role) is not str or not _is_role(role):
+        raise InvalidInputError("a role's name is 1 to 63 letters, digits and '_', '-', '.', '@' or '$'")
+    return f'"{role}"'
 
 
 def _tables(partitions: int) -> list[str]:
@@ -95,7 +138,6 @@ def _tables(partitions: int) -> list[str]:
         f"CREATE INDEX tokens_by_reference ON {TOKENS} (reference)",
         f"CREATE INDEX tokens_by_pan_fingerprint ON {TOKENS} (pan_fingerprint, token)",
         f"""CREATE TABLE {EVENTS} (
-            position bigint GENERATED ALWAYS AS IDENTITY,
             number bigint NOT NULL,
             stream bytea NOT NULL,
             mac bytea NOT NULL,
@@ -103,7 +145,13 @@ def _tables(partitions: int) -> list[str]:
             body bytea NOT NULL,
             PRIMARY KEY (stream, number)
         )""",
-        f"CREATE INDEX events_by_reference ON {EVENTS} (reference, position)",
+        f"""CREATE TABLE {EVENT_INDEX} (
+            number bigint NOT NULL,
+            reference bytea NOT NULL,
+            use_id bytea NOT NULL,
+            stream bytea NOT NULL,
+            PRIMARY KEY (reference, use_id, stream, number)
+        )""",
         f"CREATE TABLE {DOMAINS} (digest bytea PRIMARY KEY, document bytea NOT NULL)",
         f'CREATE TABLE {META} (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL)',
         f"CREATE TABLE {_VERSION} (version integer NOT NULL)",

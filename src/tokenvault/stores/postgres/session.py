@@ -10,12 +10,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError
-from tokenvault.stores.postgres.address import STATEMENT_SECONDS_MAX
 
 _ISOLATION: Final = "read committed"
 
 _SETTINGS: Final = {
-    "statement_timeout": str(STATEMENT_SECONDS_MAX * 1_000),
     "default_transaction_isolation": _ISOLATION,
     "jit": "off",  # compiling takes longer than any statement of ours
     # Every statement follows an index, whatever its values and however small the tables were when it was prepared.
@@ -59,16 +57,17 @@ def is_own(row: tuple[Any, ...], options: str) -> bool:
     """
     own, synchronous_commit, isolation = row
     if synchronous_commit == "off" and not _is_given("synchronous_commit", options):
-        raise ConfigurationError(_NOT_DURABLE)
+        raise ConfigurationError(_NOT_DURABLE, code="STORE_NOT_DURABLE")
     if not own and isolation != _ISOLATION:
-        raise ConfigurationError(_ISOLATED)
+        raise ConfigurationError(_ISOLATED, code="STORE_ISOLATION")
     return bool(own)
 
 
-def setting(options: str) -> str:
+def setting(options: str, statement_seconds: int) -> str:
     """The statements that set a session, but for what the options of the address set."""
+    settings = {"statement_timeout": f"{statement_seconds}s", **_SETTINGS}
     return "; ".join(
-        f"SET {name} = '{value}'" for name, value in _SETTINGS.items() if not _is_given(name, options)
+        f"SET {name} = '{value}'" for name, value in settings.items() if not _is_given(name, options)
     )
 
 

@@ -30,6 +30,7 @@ from tokenvault.stores.postgres.values import (
 
 TOKENS: Final = '"{schema}".tokens'
 EVENTS: Final = '"{schema}".events'
+EVENT_INDEX: Final = '"{schema}".event_index'
 DOMAINS: Final = '"{schema}".domains'
 META: Final = '"{schema}".meta'
 
@@ -49,8 +50,12 @@ RECORD: Final = {
 EVENT: Final = {"stream": BYTEA, "number": INT8, "reference": BYTEA, "body": BYTEA, "mac": BYTEA}
 """The columns of an audit event, in the order of the fields of SealedEvent."""
 
+INDEX: Final = {"reference": BYTEA, "use_id": BYTEA, "stream": BYTEA, "number": INT8}
+"""The columns of a row of the index."""
+
 RECORD_COLUMNS: Final = ", ".join(RECORD)
 EVENT_COLUMNS: Final = ", ".join(EVENT)
+INDEX_COLUMNS: Final = ", ".join(INDEX)
 
 _DONE: Final = {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}
 _NAME_DIGITS: Final = 16

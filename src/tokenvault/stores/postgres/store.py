@@ -7,8 +7,8 @@ a session of the server for itself prepares a statement when it first runs it, w
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from itertools import starmap
 from typing import Any, ClassVar, Final
 
 import psycopg
@@ -16,15 +16,17 @@ from psycopg.pq.abc import PGresult
 
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.postgres import sql
 from tokenvault.stores.postgres.address import parse_address
+from tokenvault.stores.postgres.arguments import columns_of, event_columns, event_values
 from tokenvault.stores.postgres.connection import BlockingConnection, Connection, LoopConnection
-from tokenvault.stores.postgres.copy import Copy, copies_of, tokens_of
+from tokenvault.stores.postgres.copy import copy_of, tokens_of
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
-from tokenvault.stores.postgres.statements import EVENT, RECORD, Statement, read_record_columns
+from tokenvault.stores.postgres.statements import RECORD, Statement, read_record_columns
 
 
 class _PostgresStore(Adapter, Forkable):
@@ -33,18 +35,35 @@ class _PostgresStore(Adapter, Forkable):
     _connection_type: ClassVar[type[Connection]]
     _pool_type: ClassVar[type[BlockingPool | LoopPool]]
 
-    def __init__(self, url: str, *, schema: str | None = None, partitions: int | None = None) -> None:
-        self._address: Final = parse_address(url, schema, partitions)
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str | None = None,
+        partitions: int | None = None,
+        connections: int | None = None,
+        wait_seconds: int | None = None,
+        statement_seconds: int | None = None,
+    ) -> None:
+        self._address: Final = parse_address(
+            url,
+            schema,
+            partitions=partitions,
+            connections=connections,
+            wait_seconds=wait_seconds,
+            statement_seconds=statement_seconds,
+        )
         self._pools: dict[int, Pool] = {}  # by process
         self._abandoned: list[Pool] = []
         hold_still_at_forks(self)
 
     def after_fork_in_child(self) -> None:
         """Let go of the parent's connections."""
-        inherited, self._pools = list(self._pools.values()), {}
+        inherited = list(self._pools.values())
         self._abandoned += inherited
         for pool in inherited:
             pool.abandon()
+        self._pools = {}
 
     # Connections and statements.
 
@@ -55,7 +74,10 @@ class _PostgresStore(Adapter, Forkable):
             pool.close()
             del self._pools[pid]
             pool = None
-        return pool or self._pools.setdefault(pid, self._pool_type(self._open))
+        return pool or self._pools.setdefault(pid, self._new_pool())
+
+    def _new_pool(self) -> Pool:
+        return self._pool_type(self._open, self._address.connections, self._address.wait_seconds)
 
     async def _open(self) -> Connection:
         connection = await self._connection_type.open(self._address)
@@ -78,7 +100,7 @@ class _PostgresStore(Adapter, Forkable):
         return list(map(SealedRecord._make, statement.rows(await self._run(statement, *values))))
 
     async def _events(self, statement: Statement, *values: Any) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, statement.rows(await self._run(statement, *values))))
+        return list(starmap(SealedEvent, statement.rows(await self._run(statement, *values))))
 
     async def _insert_batch(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
@@ -89,29 +111,26 @@ class _PostgresStore(Adapter, Forkable):
         exists. A token that another writer puts in between is a unique violation: nothing is written, and the batch
         done again finds that token.
         """
-        copies, tokens = copies_of(records, events), tokens_of(records)
-        try:
-            return await self._copy(copies, tokens)
-        except psycopg.errors.UniqueViolation:
-            if not tokens:
-                raise
-        return await self._copy(copies, tokens)
-
-    async def _copy(self, copies: Sequence[Copy], tokens: Sequence[bytes]) -> list[str]:
-        """Copy, unless some of these tokens exist, which are returned."""
+        copy, tokens = copy_of(records), tokens_of(records)
+        note, values = _appending(events, ())
+        noted = note.packed(values)
 
         async def copy_all(connection: Connection) -> list[str]:
             async with connection.transaction():
-                if tokens:
-                    look = sql.EXISTING
-                    found = look.rows(await connection.run_unprepared(look, look.packed([tokens])))
-                    existing = [token for (token,) in found]
-                    if existing:
-                        return existing
-                for copy in copies:
-                    await connection.copy(copy)
+                look = sql.EXISTING
+                found = look.rows(await connection.run_unprepared(look, look.packed([tokens])))
+                existing = [token for (token,) in found]
+                if existing:
+                    return existing
+                await connection.copy(copy)
+                if events:
+                    await connection.run_unprepared(note, noted)
             return []
 
+        try:
+            return await self._pool_here().use(copy_all)
+        except psycopg.errors.UniqueViolation:
+            pass
         return await self._pool_here().use(copy_all)
 
     # The port.
@@ -153,31 +172,40 @@ class _PostgresStore(Adapter, Forkable):
     ) -> list[str]:
         if len(records) == 1 and len(events) in sql.FEW_EVENTS:
             if document is None:
-                return await self._firsts(sql.INSERT[len(events)], *records[0], *chain(*events))
+                return await self._firsts(sql.INSERT[len(events)], *records[0], *event_values(events))
             kept = digest_of(document), document
             statement = sql.INSERT_WITH_DOCUMENT[len(events)]
-            return await self._firsts(statement, *records[0], *kept, *chain(*events))
+            return await self._firsts(statement, *records[0], *kept, *event_values(events))
         if document is not None:
             await self._put_domain(digest_of(document), document)
-        return await self._insert_batch(records, events)
+        if records:
+            return await self._insert_batch(records, events)
+        return await self._append(events, ()) if events else []
 
-    async def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        if len(records) == 1 and len(events) in sql.FEW_EVENTS:
-            return await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *chain(*events))
-        columns = *_columns(records, RECORD), *_columns(events, EVENT)
+    async def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        if len(records) == 1 and len(events) in sql.FEW_EVENTS and not fence:
+            return await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *event_values(events))
+        columns = (
+            *columns_of(records, RECORD),
+            *event_columns(events),
+            *columns_of(fence, ("token", "revision")),
+        )
         return await self._firsts(sql.REPLACE_MANY, *columns)
 
-    async def _append(self, events: Sequence[SealedEvent]) -> None:
-        if len(events) in sql.FEW_EVENTS:
-            await self._run(sql.APPEND[len(events)], *chain(*events))
-        else:
-            await self._insert_batch((), events)
+    async def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        statement, values = _appending(events, fence)
+        return await self._firsts(statement, *values)
 
     async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         return await self._events(sql.EVENTS_OF_STREAM, stream, first, limit)
 
-    async def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return await self._events(sql.EVENTS_ABOUT, reference, after, limit)
+    async def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
+        about = sql.EVENTS_ABOUT
+        rows = about.rows(await self._run(about, reference, *place_of(after), limit))
+        events = [SealedEvent(*fields) for _, *fields in rows]
+        return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
 
     async def _streams(self) -> list[bytes]:
         return await self._firsts(sql.STREAMS)
@@ -206,10 +234,15 @@ class _PostgresStore(Adapter, Forkable):
 
     async def _close(self) -> None:
         # Made where there is none yet, so that a call under way finds it closed.
-        self._pools.setdefault(os.getpid(), self._pool_type(self._open)).close()
+        self._pools.setdefault(os.getpid(), self._new_pool()).close()
 
     def _explain(self, error: Exception) -> str:
-        return explanation(error) or super()._explain(error)
+        explained = explanation(error)
+        return super()._explain(error) if explained is None else explained.text
+
+    def _code(self, error: Exception) -> str:
+        explained = explanation(error)
+        return super()._code(error) if explained is None else explained.code
 
 
 class PostgresTokenStore(_PostgresStore, TokenStoreBase):
@@ -231,10 +264,14 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
 
     Args:
         url: "postgresql://user:password@host:port/database", with options of libpq after a '?', and
-            "schema=..." and "partitions=..." among them where the arguments are not given.
+            those of the arguments below that are not given among them, such as "schema=..." and "connections=...".
         schema: the schema of the tables; "tokenvault" unless set.
         partitions: how many the table of tokens is divided into, by a hash of the token, when provisioning makes it;
             0 for a plain table.
+        connections: the most that are open at once, for each process, from 1 to 1,000; 16 unless set.
+        wait_seconds: how long a caller waits for one of them to come free, from 0 to 3,600; 10 unless set.
+        statement_seconds: how long the server works on one statement, waiting for locks included, from 1 to 3,600;
+            20 unless set. The call waits 5 seconds longer, in case the server hangs.
 
     Raises:
         InvalidInputError: the address is of another form.
@@ -254,6 +291,11 @@ class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
     _pool_type = LoopPool
 
 
-def _columns(rows: Sequence[tuple[object, ...]], names: Collection[str]) -> list[tuple[object, ...]]:
-    """The fields of rows, a column each."""
-    return list(zip(*rows, strict=True)) or [()] * len(names)
+def _appending(events: Sequence[SealedEvent], fence: Fence) -> tuple[Statement, list[Any]]:
+    """The statement that appends events alone, and its values."""
+    if len(events) in sql.FEW_EVENTS and not fence:
+        return sql.APPEND[len(events)], event_values(events)
+    if len(events) in sql.FEW_EVENTS and len(fence) == 1:
+        return sql.APPEND_FENCED[len(events)], [*fence[0], *event_values(events)]
+    columns = *columns_of([], RECORD), *event_columns(events), *columns_of(fence, ("token", "revision"))
+    return sql.APPEND_MANY, list(columns)

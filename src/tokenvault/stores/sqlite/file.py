@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sqlite3
 import stat
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
+from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
@@ -37,15 +41,20 @@ _SCHEMA: Final = (
     "CREATE INDEX tokens_by_reference ON tokens (reference)",
     "CREATE INDEX tokens_by_pan_fingerprint ON tokens (pan_fingerprint, token)",
     """CREATE TABLE events (
-        position INTEGER PRIMARY KEY,
         stream BLOB NOT NULL,
         number INTEGER NOT NULL,
         reference BLOB NOT NULL,
         body BLOB NOT NULL,
         mac BLOB NOT NULL,
-        UNIQUE (stream, number)
+        PRIMARY KEY (stream, number)
     ) STRICT""",
-    "CREATE INDEX events_by_reference ON events (reference)",  # SQLite adds position
+    """CREATE TABLE event_index (
+        reference BLOB NOT NULL,
+        use_id BLOB NOT NULL,
+        stream BLOB NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (reference, use_id, stream, number)
+    ) STRICT, WITHOUT ROWID""",
     "CREATE TABLE domains (digest BLOB NOT NULL PRIMARY KEY, document BLOB NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -68,27 +77,47 @@ _NEWER: Final = (
     "the SQLite file has a schema newer than this release of tokenvault reads and writes: "
     "install the release that wrote it, or a later one"
 )
+_OLDER: Final = (
+    "the SQLite file has the schema of an older release of tokenvault, which this one does not read: provision "
+    "another file"
+)
 _MOVED: Final = (
     "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
     "now: put it back, or call again to go on with the file that is there"
+)
+_WRITTEN_MEANWHILE: Final = (
+    "a vault began to write the SQLite file while this process, which may only read it, did so: call again"
 )
 BUSY: Final = (
     "other writers held the SQLite file for longer than a call waits; look for a process that keeps a "
     "transaction open, such as a database shell"
 )
 _EXPLANATIONS: Final = {
-    sqlite3.SQLITE_BUSY: BUSY,
-    sqlite3.SQLITE_LOCKED: BUSY,
-    sqlite3.SQLITE_NOMEM: "SQLite got no memory",
-    sqlite3.SQLITE_READONLY: "the SQLite file or its folder is read-only: this process has to write both",
-    sqlite3.SQLITE_IOERR: "the disk under the SQLite file failed to read or write; see the system's log",
-    sqlite3.SQLITE_CORRUPT: "the SQLite file is damaged: restore it from a backup",
-    sqlite3.SQLITE_FULL: "the disk under the SQLite file is full; nothing was written",
-    sqlite3.SQLITE_CANTOPEN: "the SQLite file can not be opened: look at its path and permissions, "
-    "and at those of its folder, in which SQLite has to create two files more",
-    sqlite3.SQLITE_CONSTRAINT: "an audit event exists already; nothing was written",
-    sqlite3.SQLITE_NOTADB: _FOREIGN,
+    sqlite3.SQLITE_BUSY: ("STORE_BUSY", BUSY),
+    sqlite3.SQLITE_LOCKED: ("STORE_BUSY", BUSY),
+    sqlite3.SQLITE_NOMEM: ("STORE_OUT_OF_MEMORY", "SQLite got no memory"),
+    sqlite3.SQLITE_READONLY: (
+        "STORE_READ_ONLY",
+        "the SQLite file or its folder is read-only: this process has to write both",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "STORE_DISK_FAILED",
+        "the disk under the SQLite file failed to read or write; see the system's log",
+    ),
+    sqlite3.SQLITE_CORRUPT: ("STORE_DAMAGED", "the SQLite file is damaged: restore it from a backup"),
+    sqlite3.SQLITE_FULL: (
+        "STORE_DISK_FULL",
+        "the disk under the SQLite file is full; nothing was written",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "STORE_FILE_NOT_OPENED",
+        "the SQLite file can not be opened: look at its path and permissions, "
+        "and at those of its folder, in which SQLite has to create two files more",
+    ),
+    sqlite3.SQLITE_CONSTRAINT: ("STORE_EVENT_EXISTS", "an audit event exists already; nothing was written"),
+    sqlite3.SQLITE_NOTADB: ("STORE_FOREIGN", _FOREIGN),
 }
+"""By SQLite's code: the code and the text for a caller."""
 
 
 class Connection(sqlite3.Connection):
@@ -98,11 +127,13 @@ class Connection(sqlite3.Connection):
         busy_seconds_max: how long a statement waits for other processes.
         opened_on: the file that it was opened on, by device and number.
         statement: runs one statement after another: a cursor of its own for each takes a fifth of its time.
+        unchanged: of a connection that reads without locks, whether the file is still as it was opened; else None.
     """
 
     busy_seconds_max: float
     opened_on: tuple[int, int] | None
     statement: sqlite3.Cursor
+    unchanged: Callable[[], bool] | None = None
 
     def run(self, sql: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
         """All rows of a statement, tried again while other processes hold the file.
@@ -114,70 +145,95 @@ class Connection(sqlite3.Connection):
         pause = _BUSY_PAUSE_SECONDS_MIN
         while True:
             try:
-                return self.statement.execute(sql, values).fetchall()
+                rows = self.statement.execute(sql, values).fetchall()
             except sqlite3.OperationalError as error:
                 now = time.monotonic()
                 deadline = deadline or now + self.busy_seconds_max
                 if _code(error) != sqlite3.SQLITE_BUSY or now > deadline:
                     raise
+            else:
+                if self.unchanged is not None and not self.unchanged():
+                    raise TokenStoreError(_WRITTEN_MEANWHILE, code="STORE_BUSY")
+                return rows
             time.sleep(pause)
             pause = min(2 * pause, _BUSY_PAUSE_SECONDS_MAX)
 
     def close(self) -> None:
-        """Close the cursor before the connection: a statement that it holds would keep the file open."""
-        try:
+        """Undo an open transaction, close the cursor, and then the connection. Idempotent; raises nothing of SQLite.
+
+        A statement that the cursor holds would keep the file open, and the transaction.
+        """
+        with suppress(AttributeError, sqlite3.Error):  # interrupted while it was opened, or closed before
             self.statement.close()
-        finally:
+        with suppress(sqlite3.Error):
+            if self.in_transaction:
+                self.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
             super().close()
 
 
 class SqliteFile:
-    """Where the file is, and how connections to it are opened."""
+    """Where the file is, and how connections to it are opened.
+
+    A connection is opened into a list, in one step (see `runtime`): the caller closes what is there, also where
+    opening it was interrupted.
+    """
 
     def __init__(self, path: str, busy_seconds_max: float) -> None:
         self._busy_seconds_max: Final = busy_seconds_max
         self._path: Final = path
-        self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path)) + "?mode=rw"
+        self._uri: Final = "file:" + urllib.parse.quote(os.fsencode(path))
+        self._connect: Final = functools.partial(
+            Connection, uri=True, timeout=0, isolation_level=None, check_same_thread=False
+        )
 
-    def open(self) -> Connection:
-        """A connection, once the schema is there. Raises ConfigurationError where it is not."""
-        connection = self.open_unchecked()
-        try:
-            version = _schema_version(connection)
-        except BaseException:
-            connection.close()
-            raise
-        if version == 0:
-            connection.close()
-            raise ConfigurationError(_UNPROVISIONED)
-        return connection
+    def open(self, place: list[Connection]) -> None:
+        """Open a connection, once the schema is there. Raises ConfigurationError where it is not."""
+        self.open_unchecked(place)
+        if _schema_version(place[-1]) == 0:
+            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
 
-    def open_unchecked(self) -> Connection:
-        """A connection to whatever the file holds."""
+    def open_unchecked(self, place: list[Connection]) -> None:
+        """Open a connection to whatever the file holds.
+
+        An auditor may read the file and write neither it nor its folder. While a vault has it open, SQLite reads
+        along. While none has, SQLite would have to create two files: then the file is read without them and without
+        locks, for as long as nobody writes it.
+        """
+        before = self._state()
         try:
-            connection = sqlite3.connect(
-                self._uri,
-                uri=True,
-                timeout=0,
-                isolation_level=None,
-                check_same_thread=False,
-                factory=Connection,
-            )
+            self._open(place, "?mode=rw")
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_READONLY or before is None:
+                raise
+            close_all(place)
+            self._open(place, "?mode=ro&immutable=1")
+            place[-1].unchanged = lambda: self._state() == before
+
+    def _state(self) -> tuple[int, ...] | None:
+        """What changes when a vault writes to the file; None while one has it open for writing."""
+        if os.path.exists(f"{self._path}-wal"):
+            return None
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _open(self, place: list[Connection], options: str) -> None:
+        try:
+            put_result(place, self._connect, self._uri + options)
+            connection = place[-1]
             connection.busy_seconds_max = self._busy_seconds_max
             connection.opened_on = self._file_there()
             connection.statement = connection.cursor()
         except sqlite3.OperationalError:
             if os.path.exists(self._path):
                 raise
-            raise ConfigurationError(_UNPROVISIONED) from None
-        try:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
-            for pragma in _PRAGMAS:
-                connection.run(pragma)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
+        for pragma in _PRAGMAS:
+            connection.run(pragma)
 
     def check_in_place(self, connection: Connection) -> None:
         """Raise TokenStoreError where the path no longer names the file that the connection writes to.
@@ -185,7 +241,7 @@ class SqliteFile:
         The system lets it write on to a file that was removed or replaced, and what it writes is lost.
         """
         if connection.opened_on != self._file_there():
-            raise TokenStoreError(_MOVED)
+            raise TokenStoreError(_MOVED, code="STORE_MOVED")
 
     def _file_there(self) -> tuple[int, int] | None:
         try:
@@ -207,17 +263,23 @@ class SqliteFile:
             pass
 
     def create_schema(self, connection: Connection) -> None:
-        """Create the schema where it is missing, in one transaction; the caller closes the connection."""
+        """Create the schema where it is missing, in one transaction."""
         _schema_version(connection)  # a foreign file is not even switched to WAL
         if connection.run("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise TokenStoreError(
-                "SQLite's write-ahead log does not work on this file system; use a local one"
+                "SQLite's write-ahead log does not work on this file system; use a local one",
+                code="STORE_FILE_SYSTEM",
             )
         connection.run("BEGIN IMMEDIATE")
         if _schema_version(connection) == 0:  # looked at again: others may have been faster
             for statement in _SCHEMA:
                 connection.execute(statement)
         connection.run("COMMIT")
+
+
+def schema_sql() -> list[str]:
+    """What `create_schema` runs in an empty file."""
+    return ["PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", *map(inspect.cleandoc, _SCHEMA), "COMMIT"]
 
 
 def _schema_version(connection: Connection) -> int:
@@ -233,18 +295,20 @@ def _schema_version(connection: Connection) -> int:
         if not in_transaction and connection.in_transaction:
             connection.execute("ROLLBACK")
     if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER)
+        raise ConfigurationError(_NEWER, code="STORE_NEWER")
+    if application_id == APPLICATION_ID and 1 <= version < SCHEMA_VERSION:
+        raise ConfigurationError(_OLDER, code="STORE_OLDER")
     if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
         return SCHEMA_VERSION
     if application_id == 0 and version == 0 and not objects:
         return 0
-    raise ConfigurationError(_FOREIGN)
+    raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
 
 
-def explanation(error: sqlite3.Error) -> str:
-    """What an error of SQLite means here and what to look at."""
-    text = _EXPLANATIONS.get(_code(error))
-    return text or "SQLite refused a statement: the file's schema is not the one that was created"
+def explanation(error: sqlite3.Error) -> tuple[str, str]:
+    """The code of an error of SQLite, and the text that says what it means here and what to look at."""
+    other = "STORE_SCHEMA", "SQLite refused a statement: the file's schema is not the one that was created"
+    return _EXPLANATIONS.get(_code(error), other)
 
 
 def _code(error: BaseException) -> int:

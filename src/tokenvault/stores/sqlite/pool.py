@@ -1,92 +1,176 @@
-"""The connections of one process to one SQLite file, and the lock of its writers.
+"""The connections of one process to one SQLite file, and the turn of its writers.
 
 Rules, all of them SQLite's or its file locks':
 - a connection is used by one thread at a time, and by no process but the one that opened it;
 - none is open while the process forks (see `forks`): the pool closes them before and opens others after;
 - threads check connections out, so those of threads that end are not lost.
+
+A signal's handler may raise at any instruction. So what is taken is always in a place that the pool knows (see
+`runtime`): a connection is idle or in a slot, a slot is free or held. Nothing is counted, and no lock can stay held.
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import queue
+import time
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from typing import Final, TypeAlias, TypeVar
 
 from tokenvault.errors import TokenStoreError
+from tokenvault.runtime import close_all, give_all, put_result
 from tokenvault.stores.guard import CLOSED
-from tokenvault.stores.sqlite.file import Connection
+from tokenvault.stores.sqlite.file import BUSY, Connection
+
+T = TypeVar("T")
 
 CONNECTIONS_MAX: Final = 16
-"""Per process. More threads than this wait for one another; SQLite's reads are short."""
+"""Per process, one of them for writing. More threads than this wait for one another; SQLite's reads are short."""
+
+_SHUT_SECONDS: Final = 0.001
+"""How often callers look whether a fork is over."""
 
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
 
+Slot: TypeAlias = list[Connection]
+"""Holds the connection that a caller uses. One that is left in a free slot is of a caller that was interrupted."""
 
-class Pool:
-    """The connections of one process.
+Opening: TypeAlias = Callable[[Slot], None]
+"""Opens a connection into a slot. Where it raises, the caller closes what is there."""
 
-    Attributes:
-        write_lock: held by the thread that writes; SQLite has one writer at a time.
+
+class _Slots:
+    """Slots that callers take, use and give back: one caller each.
+
+    Args:
+        count: how many there are.
+        stalled: what an error says where none came free in time.
+        code: of that error.
     """
 
-    def __init__(self, open_connection: Callable[[], Connection], wait_seconds_max: float) -> None:
+    def __init__(self, count: int, stalled: str, code: str) -> None:
+        self._every: Final[tuple[Slot, ...]] = tuple([] for _ in range(count))
+        self._free: Final[queue.SimpleQueue[Slot]] = queue.SimpleQueue()
+        self._held: Final[list[Slot]] = []  # by a fork
+        self._shut = False  # for a fork: who gives a slot back could take it again before the fork gets it
+        self._stalled: Final = stalled
+        self._code: Final = code
+        for slot in self._every:
+            self._free.put(slot)
+
+    @property
+    def open_count(self) -> int:
+        """Connections in slots."""
+        return sum(map(len, self._every))
+
+    def use(self, work: Callable[[Slot], T], seconds_max: float) -> T:
+        """What a piece of work returns, which has a slot for itself; there is no connection in it.
+
+        Raises:
+            TokenStoreError: none came free for so long.
+        """
+        until = time.monotonic() + seconds_max
+        while self._shut and time.monotonic() < until:
+            time.sleep(_SHUT_SECONDS)
+        taken: list[Slot] = []
+        try:
+            try:
+                put_result(taken, self._free.get, True, max(until - time.monotonic(), 0))
+            except queue.Empty:
+                raise TokenStoreError(self._stalled, code=self._code) from None
+            slot = taken[0]
+            if slot:
+                close_all(slot)
+            return work(slot)
+        finally:
+            if taken:
+                self._free.put(taken[0])
+
+    def sweep(self) -> None:
+        """Close what interrupted callers left in free slots."""
+        for _ in range(self._free.qsize()):
+            with suppress(TokenStoreError):  # in use by now
+                self.use(_nothing, 0)
+
+    def hold(self, until: float) -> None:
+        """Let nobody use a slot before `release`; wait for those in use, until that time of the monotonic clock."""
+        self._shut = True
+        with suppress(queue.Empty):
+            while len(self._held) < len(self._every):
+                put_result(self._held, self._free.get, True, max(until - time.monotonic(), 0))
+                close_all(self._held[-1])
+
+    def release(self) -> None:
+        """End `hold`."""
+        with suppress(IndexError):
+            give_all(self._held, self._free.put)
+        self._shut = False
+
+
+class Pool:
+    """The connections of one process: SQLite has one writer at a time.
+
+    Args:
+        open_connection: opens one.
+        wait_seconds_max: how long a caller waits for its turn.
+    """
+
+    def __init__(self, open_connection: Opening, wait_seconds_max: float) -> None:
         self.pid: Final = os.getpid()
-        self.write_lock: Final = threading.Lock()
-        self._open = open_connection
-        self._wait_seconds_max = wait_seconds_max
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._idle: list[Connection] = []  # the last one given back goes first: its page cache is warm
-        self._open_count = 0
-        self._waiting = 0  # threads, for a change
-        self._holding = False
+        self._open: Final = open_connection
+        self._wait_seconds_max: Final = wait_seconds_max
+        self._writers: Final = _Slots(1, BUSY, "STORE_BUSY")
+        self._readers: Final = _Slots(CONNECTIONS_MAX - 1, _STALLED, "STORE_POOL_EXHAUSTED")
+        self._idle: Final[Slot] = []  # the last one given back goes first: its page cache is warm
+        self._unwanted: Final[Slot] = []  # to be closed
         self._closed = False
 
-    def take(self, open_other: Callable[[], Connection] | None = None) -> Connection:
-        """A connection for this thread alone; give it back, or discard it after an error.
+    def read(self, work: Callable[[Connection], T], open_other: Opening | None = None) -> T:
+        """What a piece of work that reads returns, with a connection of its own.
 
         Args:
-            open_other: opens one that is not like the pool's, and is to be discarded after use.
+            work: a connection with which it fails is closed.
+            open_other: opens one that is not like the pool's, and is closed after use.
         """
-        with self._lock:
-            if not self._idle:  # as always while the pool is closed or on hold
-                self._wait(self._can_take, self._wait_seconds_max)
-                if not self._can_take():
-                    raise TokenStoreError(_STALLED)
-                if self._closed:
-                    raise TokenStoreError(CLOSED)
-            idle = self._idle.pop() if self._idle else None
-            if idle is None:
-                self._open_count += 1
-        if idle is not None and open_other is None:
-            return idle
+        return self._readers.use(lambda slot: self._in_slot(slot, work, open_other), self._wait_seconds_max)
+
+    def write(self, work: Callable[[Connection], T], open_other: Opening | None = None) -> T:
+        """As `read`, for work that writes; an open transaction is undone where it fails."""
+        return self._writers.use(lambda slot: self._in_slot(slot, work, open_other), self._wait_seconds_max)
+
+    def _in_slot(self, slot: Slot, work: Callable[[Connection], T], open_other: Opening | None) -> T:
+        if self._closed:
+            raise TokenStoreError(CLOSED, code="STORE_CLOSED")
         try:
-            if idle is not None:
-                idle.close()
-            return (open_other or self._open)()
+            if open_other is None and self._idle:
+                self._take_idle(slot)
+            if not slot:
+                (open_other or self._open)(slot)
+            result = work(slot[0])
         except BaseException:
-            self._count_down()
+            close_all(slot)
             raise
+        if open_other is None:
+            put_result(self._idle, slot.pop)
+        else:
+            close_all(slot)
+        if self._closed:  # looked at after it was given back: a thread that closes meanwhile finds it
+            self._close_idle()
+        return result
 
-    def give(self, connection: Connection) -> None:
-        """Give a connection back to the pool."""
-        with self._lock:
-            self._idle.append(connection)
-            self._attend()
-
-    def discard(self, connection: Connection) -> None:
-        """Close a connection in doubt; an open transaction is rolled back by that."""
-        try:
-            connection.close()
-        finally:
-            self._count_down()
+    def _take_idle(self, slot: Slot) -> None:
+        try:  # noqa: SIM105  a context manager takes longer than all the rest
+            put_result(slot, self._idle.pop)
+        except IndexError:  # another thread took it
+            pass
 
     def close(self) -> None:
         """Close idle connections now and the others as they come back."""
-        with self._lock:
-            self._closed = True
-            self._attend()
+        self._closed = True
+        self._close_idle()
+        self._readers.sweep()
+        self._writers.sweep()
 
     def close_own(self) -> None:
         """As `close`, unless the connections are the parent's."""
@@ -95,43 +179,26 @@ class Pool:
 
     def hold(self, seconds_max: float) -> None:
         """Close every connection and open none until `release`; wait for those in use."""
-        with self._lock:
-            self._holding = True
-            self._attend()
-            self._wait(lambda: not self._open_count, seconds_max)
+        until = time.monotonic() + seconds_max
+        self._writers.hold(until)
+        self._readers.hold(until)
+        self._close_idle()
 
     def release(self) -> None:
         """End `hold`."""
-        with self._lock:
-            self._holding = False
-            self._attend()
+        self._writers.release()
+        self._readers.release()
 
     @property
     def open_count(self) -> int:
-        """Connections open now, in use or idle. Without the lock: in a forked child it may be held for good."""
-        return self._open_count
+        """Connections open now, in use or idle."""
+        return len(self._idle) + len(self._unwanted) + self._readers.open_count + self._writers.open_count
 
-    def _wait(self, condition: Callable[[], bool], seconds_max: float) -> None:
-        """Wait until a condition holds, but not for longer."""
-        self._waiting += 1
-        try:
-            self._changed.wait_for(condition, seconds_max)
-        finally:
-            self._waiting -= 1
+    def _close_idle(self) -> None:
+        with suppress(IndexError):
+            give_all(self._idle, self._unwanted.append)
+        close_all(self._unwanted)
 
-    def _can_take(self) -> bool:
-        free = self._idle or self._open_count < CONNECTIONS_MAX
-        return self._closed or (bool(free) and not self._holding)
 
-    def _count_down(self) -> None:
-        with self._lock:
-            self._open_count -= 1
-            self._attend()
-
-    def _attend(self) -> None:
-        """Close idle connections where they are to be closed, and wake whoever waits for a change."""
-        while self._idle and (self._closed or self._holding):
-            self._open_count -= 1
-            self._idle.pop().close()
-        if self._waiting:
-            self._changed.notify_all()
+def _nothing(_: Slot) -> None:
+    return None

@@ -13,6 +13,7 @@ _RECORD: Final = (
     "SELECT token, reference, pan_fingerprint, requestor, program, revision, key_version, body, seal"
     " FROM tokens "
 )
+_REVISIONS: Final = "SELECT token, revision FROM tokens "
 _NAMES: Final = "SELECT token FROM tokens "
 _EVENT: Final = "SELECT stream, number, reference, body, mac FROM events "
 BY_TOKENS: Final = {n: _RECORD + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
@@ -30,7 +31,15 @@ BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
 SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
 SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
 EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
-EVENTS_ABOUT: Final = _EVENT + "WHERE reference = ? ORDER BY position LIMIT ? OFFSET ?"
+# A value too long for a connection to read comes as NULL, so that it does not hide the others.
+EVENTS_ABOUT: Final = """
+    SELECT use_id, i.stream, i.number,
+        CASE WHEN length(e.reference) <= 16 THEN e.reference END,
+        CASE WHEN length(body) <= 1048576 THEN body END, CASE WHEN length(mac) <= 16 THEN mac END
+    FROM event_index AS i LEFT JOIN events AS e ON e.stream = i.stream AND e.number = i.number
+    WHERE i.reference = ? AND (use_id, i.stream, i.number) > (?, ?, ?)
+        AND length(use_id) = 16 AND length(i.stream) = 16 AND i.number > 0
+    ORDER BY use_id, i.stream, i.number LIMIT ?"""
 # One index look-up a stream, where DISTINCT reads every event.
 STREAMS: Final = """
     WITH RECURSIVE streams (stream) AS (
@@ -46,12 +55,17 @@ LATEST_CHECKPOINTS: Final = """
         UNION ALL
         SELECT (SELECT max(stream) FROM events WHERE stream < newest.stream), newest.remaining - 1
         FROM newest WHERE newest.stream IS NOT NULL AND newest.remaining > 1
-    ) SELECT events.stream, number, reference, body, mac FROM newest CROSS JOIN events ON position = coalesce(
-        (SELECT position FROM events WHERE reference = newest.stream ORDER BY position DESC LIMIT 1),
-        (SELECT position FROM events WHERE stream = newest.stream ORDER BY number LIMIT 1)
-    )"""
+    ), heads (stream, number) AS (
+        SELECT stream, coalesce(
+            (SELECT number FROM event_index WHERE reference = newest.stream AND use_id = zeroblob(16)
+                AND stream = newest.stream ORDER BY number DESC LIMIT 1),
+            (SELECT number FROM events WHERE stream = newest.stream ORDER BY number LIMIT 1)
+        ) FROM newest WHERE stream IS NOT NULL
+    ) SELECT heads.stream, heads.number, reference, body, mac
+    FROM heads LEFT JOIN events ON events.stream = heads.stream AND events.number = heads.number"""
 
 EXISTING: Final = {n: _NAMES + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
+REVISIONS: Final = {n: _REVISIONS + f"WHERE token IN ({', '.join('?' * n)})" for n in _KEYS_OF_ONE_STATEMENT}
 INSERT: Final = "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token) DO NOTHING"
 # The usual replacement keeps reference and pan_fingerprint. SQLite rewrites the indexes of every column that it is
 # told to set, changed or not: a statement that leaves those two alone writes half the pages.
@@ -70,7 +84,9 @@ PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO N
 GET_DOMAIN: Final = "SELECT document FROM domains WHERE digest = ?"
 GET_META: Final = "SELECT value FROM meta WHERE name = ?"
 PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
-APPEND: Final = "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)"
+APPEND: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?)"
+# A row that is there already was planted: it leads to this event all the same.
+INDEX: Final = "INSERT OR IGNORE INTO event_index VALUES (?, ?, ?, ?)"
 
 
 def statements_of(keys: Sequence[_Key]) -> list[tuple[int, Sequence[_Key]]]:

@@ -3,7 +3,7 @@
 A write is acknowledged once it is on disk (WAL, synchronous=FULL); a crash leaves whole transactions. Any
 number of threads and processes of one machine may share the file; network file systems will not do.
 
-Rows lie in the order of writing, with an index for each way to look them up: that writes half the pages
+Records and events lie in the order of writing, with an index for each way to look them up: that writes half the pages
 of a table clustered by the random token. There is no index on the key version: a scan for
 records of an old key is rare, and reads some million rows a second without one.
 """
@@ -14,15 +14,18 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any, Final, TypeVar
 
-from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
-from tokenvault.stores.forks import Forkable, hold_still_at_forks
+from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError, boundary
+from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
-from tokenvault.stores.port import SealedEvent, SealedRecord, digest_of
+from tokenvault.stores.index_rows import cursor_of, place_of
+from tokenvault.stores.new_records import IndexColumns
+from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord, digest_of
 from tokenvault.stores.sqlite import sql
+from tokenvault.stores.sqlite.backup import back_up
 from tokenvault.stores.sqlite.file import (
-    BUSY,
     SQLITE_VERSION_MIN,
     Connection,
     SqliteFile,
@@ -51,14 +54,10 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def __init__(self, path: str | os.PathLike[str], *, busy_seconds_max: float = BUSY_SECONDS_MAX) -> None:
         if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
-            raise ConfigurationError("the SQLite library is too old: 3.37 or newer is needed")
-        try:
-            name = os.path.abspath(os.fspath(path))  # so that chdir makes no difference
-            os.fsencode(name)
-        except (TypeError, ValueError):
-            name = "\0"
-        if type(name) is not str or "\0" in name:
-            raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+            raise ConfigurationError(
+                "the SQLite library is too old: 3.37 or newer is needed", code="STORE_LIBRARY_TOO_OLD"
+            )
+        name = _named(path)
         if type(busy_seconds_max) not in (int, float) or not 0 <= busy_seconds_max <= 3_600:
             raise InvalidInputError("busy_seconds_max is a number of seconds from 0 to 3600")
         self._file: Final = SqliteFile(name, busy_seconds_max)
@@ -66,6 +65,28 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         self._pool = self._new_pool()
         self._renewed: dict[int, Pool] = {}
         hold_still_at_forks(self)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy all that is committed to a new file, while vaults go on; it is a token store like this one.
+
+        Never copy the file by other means from a process that has it open: that drops SQLite's locks on it.
+
+        Args:
+            path: of the copy, where no file is.
+
+        Raises:
+            InvalidInputError: there is a file, or the path is none.
+            TokenStoreError: the file can not be read, or the copy not be written; there is no copy then.
+            ConfigurationError: the file holds no token store.
+        """
+        self._guard_backup(_named(path))
+
+    @boundary
+    def _guard_backup(self, name: str) -> None:
+        try:
+            self._pool_here().read(lambda connection: back_up(connection, name))
+        except (sqlite3.Error, OSError) as error:
+            raise TokenStoreError(self._explain(error), code=self._code(error)) from None
 
     def _new_pool(self) -> Pool:
         pool = Pool(self._file.open, self._busy_seconds_max)
@@ -89,12 +110,13 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
             self._pool = self._new_pool()
 
     def _pool_here(self) -> Pool:
+        end_interrupted_hold()
         pool = self._pool
         if pool.pid != os.getpid():
             # Forked by something else than Python, so no hook ran. The parent's connections, if it had any,
             # stay referenced in its pool: to close them here would touch the parent's file.
             if pool.open_count:
-                raise TokenStoreError(_FORKED)
+                raise TokenStoreError(_FORKED, code="STORE_FORKED")
             pool = self._renewed.setdefault(os.getpid(), self._new_pool())
             self._pool = pool
         return pool
@@ -102,39 +124,22 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     # Connections and statements.
 
     def _read(self, statement: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
-        pool = self._pool_here()
-        connection = pool.take()
         try:
-            rows = connection.run(statement, values)
-        except BaseException as error:
-            pool.discard(connection)
+            return self._pool_here().read(lambda connection: connection.run(statement, values))
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if is_unreadable(error):
                 raise IntegrityError("a stored row has a text or a size that was not written") from None
             raise
-        pool.give(connection)
-        return rows
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        """Do work that writes, with the write lock and a connection; an open transaction is undone where it fails."""
-        pool = self._pool_here()
-        if not pool.write_lock.acquire(timeout=self._busy_seconds_max):
-            raise TokenStoreError(BUSY)
-        try:
-            connection = pool.take()
-            try:
-                result = work(connection)
-                self._file.check_in_place(connection)  # last: what went elsewhere is not acknowledged
-            except BaseException:
-                try:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                finally:
-                    pool.discard(connection)
-                raise
-            pool.give(connection)
+        """Do work that writes; an open transaction is undone where it fails."""
+
+        def work_in_place(connection: Connection) -> T:
+            result = work(connection)
+            self._file.check_in_place(connection)  # last: what went elsewhere is not acknowledged
             return result
-        finally:
-            pool.write_lock.release()
+
+        return self._pool_here().write(work_in_place)
 
     def _transact(self, work: Callable[[Connection], list[str]]) -> list[str]:
         """Do work in a transaction; undo it where it refuses tokens, or fails."""
@@ -151,16 +156,10 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def _provision(self) -> None:
         self._file.create()
-        pool = self._pool_here()
-        connection = pool.take(self._file.open_unchecked)
-        try:
-            self._file.create_schema(connection)
-        finally:
-            pool.discard(connection)
+        self._pool_here().write(self._file.create_schema, self._file.open_unchecked)
 
     def _check_schema(self) -> None:
-        pool = self._pool_here()
-        pool.discard(pool.take(self._file.open))
+        self._pool_here().read(lambda _: None, self._file.open)
 
     def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         rows: list[Any] = []
@@ -193,26 +192,27 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     ) -> list[str]:
         return self._transact(lambda connection: _insert_all(connection, records, events, document))
 
-    def _replace(self, records: Sequence[SealedRecord], events: Sequence[SealedEvent]) -> list[str]:
-        return self._transact(lambda connection: _replace_all(connection, records, events))
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        return self._transact(lambda connection: _replace_all(connection, records, events, fence))
 
-    def _append(self, events: Sequence[SealedEvent]) -> None:
-        if len(events) == 1:  # a statement alone is a transaction
-            self._write(lambda connection: connection.run(sql.APPEND, events[0]))
-        else:
-            self._transact(lambda connection: _append_all(connection, events))
+    def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
+        return self._transact(lambda connection: _replace_all(connection, (), events, fence))
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
+        return list(starmap(SealedEvent, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
 
-    def _events_about(self, reference: bytes, after: int, limit: int) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, self._read(sql.EVENTS_ABOUT, (reference, limit, after))))
+    def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
+        rows = self._read(sql.EVENTS_ABOUT, (reference, *place_of(after), limit))
+        events = [SealedEvent(*fields) for _, *fields in rows]
+        return EventPage(events, cursor_of(*rows[-1][:3]) if len(rows) == limit else b"")
 
     def _streams(self) -> list[bytes]:
         return [stream for (stream,) in self._read(sql.STREAMS)]
 
     def _latest_checkpoints(self, limit: int) -> list[SealedEvent]:
-        return list(map(SealedEvent._make, self._read(sql.LATEST_CHECKPOINTS, (limit,))))
+        return list(starmap(SealedEvent, self._read(sql.LATEST_CHECKPOINTS, (limit,))))
 
     def _put_domain(self, digest: bytes, document: bytes) -> None:
         if self._get_domain(digest) is not None:  # nearly always, and a read waits for nobody
@@ -246,10 +246,27 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, sqlite3.Error):
-            return explanation(error)
+            return explanation(error)[1]
         if isinstance(error, OSError):
             return f"the SQLite file can not be created: {os.strerror(error.errno or 0)}"
         return super()._explain(error)
+
+    def _code(self, error: Exception) -> str:
+        if isinstance(error, sqlite3.Error):
+            return explanation(error)[0]
+        return "STORE_FILE_NOT_OPENED" if isinstance(error, OSError) else super()._code(error)
+
+
+def _named(path: str | os.PathLike[str]) -> str:
+    """The absolute path, so that chdir makes no difference. Raises InvalidInputError."""
+    try:
+        name = os.path.abspath(os.fspath(path))
+        os.fsencode(name)
+    except (TypeError, ValueError):
+        name = "\0"
+    if type(name) is not str or "\0" in name:
+        raise InvalidInputError("a SQLite file is named by a path that the file system can hold")
+    return name
 
 
 # What happens within a transaction.
@@ -283,10 +300,10 @@ def _existing(connection: Connection, tokens: Sequence[str]) -> list[str]:
 
 
 def _replace_all(
-    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent]
+    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
 ) -> list[str]:
     execute = connection.statement.execute
-    moved = []
+    moved = _moved(connection, fence)
     for record in records:
         values = record._asdict()
         if not (execute(sql.REPLACE, values).rowcount or execute(sql.REPLACE_ALL, values).rowcount):
@@ -294,6 +311,20 @@ def _replace_all(
     return moved or _append_all(connection, events)
 
 
+def _moved(connection: Connection, fence: Fence) -> list[str]:
+    """The tokens of a fence whose revision has moved: nobody else writes until this transaction is over."""
+    found: dict[str, int] = {}
+    for size, chunk in sql.statements_of([token for token, _ in fence]):
+        found.update(connection.statement.execute(sql.REVISIONS[size], chunk).fetchall())
+    return [token for token, revision in fence if found.get(token) != revision]
+
+
 def _append_all(connection: Connection, events: Sequence[SealedEvent]) -> list[str]:
-    connection.statement.executemany(sql.APPEND, events)
+    for event in events:
+        connection.statement.execute(sql.APPEND, event[:5])
+        index = event.index_rows
+        names = index.names() if isinstance(index, IndexColumns) else index
+        connection.statement.executemany(
+            sql.INDEX, [(reference, use_id, event.stream, event.number) for reference, use_id in names]
+        )
     return []

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenvault.columns import digits
-from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError, bare
+from tokenvault.errors import DomainRestrictionError, InvalidInputError, TokenVaultError, bare, boundary
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.records.card_columns import CardColumns
@@ -179,7 +179,11 @@ class BatchResult(Sequence[T_co | TokenVaultError]):
 
     __slots__ = ("_chunks", "_ends")
 
+    @boundary
     def __init__(self, chunks: Sequence[ChunkResults[T_co]]) -> None:
+        given: object = chunks
+        if not isinstance(given, list | tuple) or not all(isinstance(each, ChunkResults) for each in given):
+            raise InvalidInputError("a BatchResult is made by a batch")
         self._chunks = chunks
         self._ends = list(accumulate(map(len, chunks)))
 

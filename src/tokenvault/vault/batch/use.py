@@ -7,7 +7,7 @@ same decision key share a decision; where limits count, each use is decided on b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -26,6 +26,7 @@ from tokenvault.model import checks
 from tokenvault.model.decision import Restrictions
 from tokenvault.model.programs import Permission
 from tokenvault.model.transaction import Transaction
+from tokenvault.stores.port import Fence
 from tokenvault.vault import use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
@@ -230,7 +231,14 @@ async def _detokenize(chunk: _Chunk[CardResults]) -> list[str]:
     used: dict[str, Unsealed] = {}
     for row in sorted(counted):
         _count(chunk, row, counted[row], used)
-    return await _write(chunk, used)
+    return await _write(chunk, used, _fence(chunk, used))
+
+
+def _fence(chunk: _Chunk[CardResults], used: Mapping[str, Unsealed]) -> Fence:
+    """The tokens whose cards are handed out and whose records are not written, with what was decided on."""
+    answered = {token for row, (token, _) in chunk.uses.items() if not chunk.results.failed[row]}
+    rows, places = chunk.stored.rows, chunk.stored.places
+    return [(token, rows[places[token]].revision) for token in sorted(answered - used.keys())]
 
 
 def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
@@ -270,16 +278,15 @@ def _count(
         chunk.results.cards.put_card(row, card)
 
 
-async def _write(chunk: _Chunk[R], used: dict[str, Unsealed]) -> list[str]:
+async def _write(chunk: _Chunk[R], used: dict[str, Unsealed], fence: Fence = ()) -> list[str]:
     """Write the event, with the records of tokens that were used; returns those that others changed first."""
     core, event = chunk.core, chunk.notes.event(chunk.now_ms, Action.DETOKENIZE)
     if event is None:
         return []
     if not used:
-        await core.trail.note(event)
-        return []
+        return await core.trail.note(event, fence)
     return await core.trail.write(
         event,
         lambda: core.keys.seal_all(list(used.values())),
-        lambda events, rows: core.store.replace(rows, events),
+        lambda events, rows: core.store.replace(rows, events, fence),
     )

@@ -1,0 +1,188 @@
+"""The audit trail: verify it, export it, take the anchor by which a later verification proves that it only grew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import RenderableType
+from rich.progress import Progress, TaskID
+
+from tokenvault.audit.export import export_audit
+from tokenvault.audit.verify.report import ANCHOR_CHARACTERS_MAX, AuditFinding, AuditReport
+from tokenvault.audit.verify.verify import verify_audit
+from tokenvault.cli.command import Session, command
+from tokenvault.cli.commands import apps
+from tokenvault.cli.exits import NO
+from tokenvault.cli.inputs import open_private, reason_of
+from tokenvault.cli.views import NOTHING, facts, listing, verdict
+from tokenvault.errors import InvalidInputError
+from tokenvault.keys import KeyStore
+from tokenvault.stores import TokenStore
+from tokenvault.stores.forwarding import Forwarding
+
+FINDINGS_SHOWN_MAX: Final = 50
+
+PublicKey = Annotated[
+    Path | None,
+    typer.Option("--public-key", metavar="FILE", help="Of the signatures, PEM, as `keys signer` shows it."),
+]
+Since = Annotated[
+    Path | None,
+    typer.Option(
+        "--since", metavar="FILE", help="An earlier anchor: all that was there must be there still."
+    ),
+]
+WithoutKeys = Annotated[bool, typer.Option("--without-keys", help="Use no key store: the auditor's view.")]
+
+
+class WatchedStore(Forwarding):
+    """A token store that shows how many events and records are read of it."""
+
+    def __init__(self, store: TokenStore, progress: Progress) -> None:
+        self._store = store
+        self._progress = progress
+        self._tasks: Final = {
+            "events": progress.add_task("events", total=None),
+            "scan": progress.add_task("records", total=None),
+        }
+
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        answer = getattr(self._store, name)(*args, **kwargs)
+        task: TaskID | None = self._tasks.get(name)
+        if task is not None:
+            self._progress.advance(task, len(answer))
+        return answer
+
+
+@command(apps.audit, "verify")
+def verify(
+    session: Session, public_key: PublicKey = None, since: Since = None, without_keys: WithoutKeys = False
+) -> None:
+    """Verify the trail, and the records against it.
+
+    Ends with 1 where anything is wrong.
+    """
+    report = _verified(session, public_key, since, without_keys=without_keys)
+    _show(session, report, {})
+    if not report.intact:
+        raise typer.Exit(NO.code)
+
+
+@command(apps.audit, "anchor")
+def anchor(
+    session: Session,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="New file for the anchor.")],
+    public_key: PublicKey = None,
+    since: Since = None,
+    without_keys: WithoutKeys = False,
+) -> None:
+    """Verify the trail and write its anchor.
+
+    Keep it away from the database: `audit verify --since` proves by it that the trail only grew. Ends with 1, and
+    writes none, where anything is wrong.
+    """
+    report = _verified(session, public_key, since, without_keys=without_keys)
+    if not report.intact:
+        _show(session, report, {})
+        raise typer.Exit(NO.code)
+    with os.fdopen(open_private(to), "w", encoding="ascii") as file:
+        file.write(f"{report.anchor()}\n")
+    _show(session, report, {"anchor": str(to)})
+
+
+@command(apps.audit, "export")
+def export(
+    session: Session,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="New file; unset, the standard output.")
+    ] = None,
+    without_keys: WithoutKeys = False,
+) -> None:
+    """Write all events as JSON Lines.
+
+    Each says whether its MAC is right.
+    """
+    with ExitStack() as opened:
+        file = None
+        if to is not None:
+            file = opened.enter_context(os.fdopen(open_private(to), "w", encoding="ascii"))
+        progress = opened.enter_context(session.output.progress("read"))
+        keys = None if without_keys else session.keys
+        count = 0
+        for line in _lines(WatchedStore(session.store, progress), keys):
+            count += 1
+            if file is None:
+                session.output.line(line)
+            else:
+                file.write(f"{line}\n")
+    if to is not None:
+        session.output.result(
+            {"events": count, "to": str(to)}, verdict(f"{count:,} events in {to}", good=True)
+        )
+
+
+def _lines(store: TokenStore, keys: KeyStore | None) -> Iterator[str]:
+    return export_audit(store, keys=keys)
+
+
+def _verified(
+    session: Session, public_key: Path | None, since: Path | None, *, without_keys: bool
+) -> AuditReport:
+    with session.output.progress("read") as progress:
+        return verify_audit(
+            WatchedStore(session.store, progress),
+            keys=None if without_keys else session.keys,
+            public_key=None if public_key is None else _text_of(public_key),
+            since=None if since is None else _text_of(since),
+        )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(ANCHOR_CHARACTERS_MAX)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path.name} can not be read ({reason_of(error)})") from None
+
+
+def _show(session: Session, report: AuditReport, more: dict[str, str]) -> None:
+    numbers = {
+        name: getattr(report, name)
+        for name in ("streams", "events", "records", "checkpoints", "signed", "covered", "gaps")
+    }
+    document = {
+        "intact": report.intact,
+        "findings": report.findings,
+        "findings_omitted": report.findings_omitted,
+        **numbers,
+        **more,
+    }
+    count = len(report.findings) + report.findings_omitted
+    shown: list[RenderableType] = [
+        verdict(
+            "the trail is intact" if report.intact else f"the trail is not intact: {count:,} findings",
+            good=report.intact,
+        ),
+        facts({name: f"{number:,}" for name, number in numbers.items()} | more),
+    ]
+    if report.findings:
+        shown.append(
+            listing(
+                ("finding", "stream", "number", "what"),
+                map(_finding_row, report.findings[:FINDINGS_SHOWN_MAX]),
+            )
+        )
+    if count > FINDINGS_SHOWN_MAX:
+        shown.append(f"and {count - FINDINGS_SHOWN_MAX:,} more: --json has them")
+    session.output.result(document, *shown)
+
+
+def _finding_row(finding: AuditFinding) -> tuple[RenderableType, ...]:
+    where = finding.stream or finding.reference
+    number = f"{finding.number} to {finding.last}" if finding.last is not None else str(finding.number or "-")
+    return finding.kind.value, f"{where[:8]}…" if where else NOTHING, number, finding.message

@@ -1,0 +1,189 @@
+"""What a vault tells of its work to whoever watches it, and how that gets there without harm to a call.
+
+Events go through a bounded queue to a thread of their own. So an observer that raises, waits or hangs costs no call
+anything but the queue's place: what does not fit is dropped and counted. An event holds names of calls, controls and
+errors, and numbers; no argument of a call, so never a PAN, a token or a reference.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Sized
+from contextlib import suppress
+from typing import Final, Protocol, TypeAlias
+
+import attrs
+
+from tokenvault.errors import (
+    DomainRestrictionError,
+    InvalidInputError,
+    LifecycleError,
+    PermissionDeniedError,
+    TokenNotFoundError,
+    TokenVaultError,
+)
+from tokenvault.model.decision import Decision
+from tokenvault.model.pan import Card
+
+EVENTS_WAITING_MAX: Final = 1_024
+"""Events that wait for a slow observer; further ones are dropped."""
+
+CLOSING_SECONDS_MAX: Final = 1.0
+"""How long closing a vault waits for its observer to take what waits."""
+
+DONE, REFUSED, FAILED, CANCELLED = "done", "refused", "failed", "cancelled"
+_REFUSALS: Final = (
+    DomainRestrictionError,
+    InvalidInputError,
+    LifecycleError,
+    PermissionDeniedError,
+    TokenNotFoundError,
+)
+
+
+@attrs.frozen(kw_only=True)
+class CallEnded:
+    """A call of the vault ended.
+
+    Attributes:
+        name: of the method, such as "issue".
+        outcome: "done", "refused" (as the caller or a rule wants it), "failed" or "cancelled".
+        code: of the error: its `code` where it is one of the library, or else the name of its class; None where it
+            is done.
+        milliseconds: how long the call took.
+        ended_ns: when, in nanoseconds of the Unix epoch, by this machine's clock.
+        items: how many items a batch had; None for other calls.
+    """
+
+    name: str
+    outcome: str
+    code: str | None
+    milliseconds: float
+    ended_ns: int
+    items: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Decided:
+    """A single use was decided on.
+
+    Attributes:
+        name: of the method, "check" or "detokenize".
+        allowed: whether the use is allowed.
+        codes: of the controls that failed.
+    """
+
+    name: str
+    allowed: bool
+    codes: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class ConflictMet:
+    """A change starts over, because another one of the same record came first.
+
+    Attributes:
+        attempts: how often it has started over.
+    """
+
+    attempts: int
+
+
+Observed: TypeAlias = CallEnded | Decided | ConflictMet
+
+
+class Observer(Protocol):
+    """Watches a vault. It is called from one thread, one event after the other; what it raises is dropped."""
+
+    def observe(self, event: Observed) -> None:
+        """Take an event. Further kinds of events may come: pass over those that are not known."""
+        ...
+
+
+class _Worker:
+    """The queue and the thread of one process."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.waiting: Final[queue.SimpleQueue[Observed | None]] = queue.SimpleQueue()
+        self.thread: Final = threading.Thread(target=self._work, name="tokenvault-observer", daemon=True)
+
+    def _work(self) -> None:
+        while (event := self.waiting.get()) is not None:
+            try:
+                self._observer.observe(event)
+            except Exception:  # noqa: BLE001, S112 # a watcher's trouble is not the vault's
+                continue
+
+
+class Deliveries:
+    """Hands events to an observer, from a thread that starts with the first one; a forked child has its own.
+
+    Attributes:
+        dropped: events that found no place, about: threads that drop at once may count one.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._workers: dict[int, _Worker] = {}
+        self.dropped = 0
+
+    def put(self, event: Observed) -> None:
+        """Hand an event on, or drop it. Waits for nothing."""
+        worker = self._workers.get(os.getpid()) or self._start()
+        if worker.waiting.qsize() >= EVENTS_WAITING_MAX:
+            self.dropped += 1
+        else:
+            worker.waiting.put(event)
+
+    def call_ended(self, name: str, begun_ns: int, result: object, error: BaseException | None) -> None:
+        """Tell of a call that began at a time of `time.perf_counter_ns`."""
+        milliseconds = (time.perf_counter_ns() - begun_ns) / 1e6
+        if isinstance(error, DomainRestrictionError):
+            self.put(Decided(name=name, allowed=False, codes=tuple(each.code for each in error.violations)))
+        elif isinstance(result, Decision):
+            codes = tuple(violation.code for violation in result.violations)
+            self.put(Decided(name=name, allowed=result.allowed, codes=codes))
+        elif isinstance(result, Card):
+            self.put(Decided(name=name, allowed=True))
+        self.put(
+            CallEnded(
+                name=name,
+                outcome=_outcome(error),
+                code=None if error is None else _code_of(error),
+                milliseconds=milliseconds,
+                ended_ns=time.time_ns(),
+                items=len(result) if name.endswith("_many") and isinstance(result, Sized) else None,
+            )
+        )
+
+    def close(self) -> None:
+        """Let the observer take what waits, for at most CLOSING_SECONDS_MAX."""
+        worker = self._workers.get(os.getpid())
+        if worker is not None and worker.thread.is_alive():
+            worker.waiting.put(None)
+            worker.thread.join(CLOSING_SECONDS_MAX)
+
+    def _start(self) -> _Worker:
+        new = _Worker(self._observer)
+        worker = self._workers.setdefault(os.getpid(), new)
+        if worker is new:
+            with suppress(RuntimeError):  # no thread is to be had: what comes waits, and is dropped
+                new.thread.start()
+        return worker
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return DONE
+    if not isinstance(error, Exception):
+        return CANCELLED
+    return REFUSED if isinstance(error, _REFUSALS) else FAILED
+
+
+def _code_of(error: BaseException) -> str:
+    """What names an error: a `code` of the application's own could hold anything."""
+    return error.code if isinstance(error, TokenVaultError) else type(error).__name__

@@ -1,0 +1,93 @@
+"""Interrupts at random instants, as by the time limits of task queues: by signals, and by one thread in another."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+LONGEST_SECONDS = 0.002
+
+ARRIVAL_SECONDS = 5.0
+"""How long a signal is waited for: without its exception by then, something has swallowed that."""
+
+_DROPPED: list[object] = []
+"""Exceptions of the handler that the interpreter itself dropped, as in a destructor: nothing can hand those on."""
+
+
+class InterruptedAtRandomError(Exception):
+    """What a handler raises, as those of Celery and RQ do."""
+
+
+class InterruptedThread(BaseException):  # it is none of the errors that a library may handle
+    """What one thread sets in another."""
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait.
+
+    And without the hook for what a finalizer raises: an interrupt may strike there, and in the hook.
+    """
+    here, elsewhere, hook = sys.gettrace(), threading.gettrace(), sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    sys.unraisablehook = hook
+    threading.settrace(elsewhere)
+    sys.settrace(here)
+
+
+@pytest.fixture
+def handled(untraced: None) -> Iterator[None]:
+    """With a handler of SIGALRM that raises."""
+
+    def handler(number: int, frame: object) -> None:
+        raise InterruptedAtRandomError
+
+    def note(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, InterruptedAtRandomError):
+            _DROPPED.append(dropped.object)
+        else:
+            told(dropped)
+
+    before, told = signal.signal(signal.SIGALRM, handler), sys.unraisablehook
+    sys.unraisablehook = note
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    sys.unraisablehook = told
+    signal.signal(signal.SIGALRM, before)
+
+
+def interrupt(
+    action: Callable[[], object], chance: random.Random, longest_seconds: float = LONGEST_SECONDS
+) -> bool:
+    """Whether the handler's exception interrupted an action, or came right behind it; False: it was swallowed."""
+    _DROPPED.clear()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, longest_seconds))
+        action()
+        until = time.monotonic() + ARRIVAL_SECONDS
+        while (
+            not _DROPPED and time.monotonic() < until
+        ):  # the signal is on its way: it strikes here, at the latest
+            time.sleep(longest_seconds)
+        return bool(_DROPPED)
+    except InterruptedAtRandomError:
+        return True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def interrupt_thread(thread: threading.Thread) -> None:
+    """Set an exception in a thread: it strikes where a signal would in the main thread."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(InterruptedThread)
+    )

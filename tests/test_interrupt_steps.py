@@ -1,0 +1,383 @@
+"""An exception at every single instruction of what numbers events and hands over connections, one after the other.
+
+Tracing raises before an instruction. The journal is right at any. Where a `finally` gives something back, those count
+behind which the interpreter looks for exceptions: a call that succeeded, a function's start, a jump back. It raises
+there as if from the instruction that it has just executed: where the next one has another handler, tracing can not
+show what happens.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import queue
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from itertools import count
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from tests.test_journal import EVENT, NoKeys
+from tokenvault.audit.checkpoint import CheckpointPolicy
+from tokenvault.audit.journal import Entry, Journal
+from tokenvault.audit.merkle import Tree
+from tokenvault.errors import TokenStoreError
+from tokenvault.runtime import close_all, run
+from tokenvault.stores.postgres.address import CONNECTIONS
+from tokenvault.stores.postgres.pool import BlockingPool
+from tokenvault.stores.sqlite import pool as sqlite_pool
+
+INSTRUCTIONS_MAX = 5_000
+
+
+class InterruptedHere(BaseException):  # it is none of the errors that a library may handle
+    """What tracing raises."""
+
+
+class Interrupter:
+    """Raises before the instruction of a number, counted over the frames of some modules, once.
+
+    Args:
+        at: the number of the instruction, from 0.
+        modules: whose frames count.
+        looked: whether only those instructions count at which the interpreter looks for exceptions.
+    """
+
+    def __init__(self, at: int, modules: set[str], *, looked: bool) -> None:
+        self.at, self.modules, self.looked = at, modules, looked
+        self.seen = 0
+        self.raised = False
+        self.before: dict[FrameType, int | None] = {}  # where the instruction is that was executed last
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_globals.get("__name__") not in self.modules:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self.at_instruction
+
+    def at_instruction(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "exception":
+            self.before[frame] = (
+                None  # what raises did not succeed, and nothing is looked for before its handler
+            )
+        if event == "opcode" and not self.raised:
+            before = self.before.get(frame, 0)
+            self.before[frame] = frame.f_lasti
+            if not self.looked or (before is not None and looks(frame.f_code, before, frame.f_lasti)):
+                if self.seen == self.at:
+                    self.raised = True
+                    self.before.clear()
+                    raise InterruptedHere
+                self.seen += 1
+        return self.at_instruction
+
+
+@functools.cache
+def operations(code: CodeType) -> dict[int, str]:
+    """The instructions of a function by their place."""
+    return {each.offset: each.opname for each in dis.get_instructions(code)}
+
+
+@functools.cache
+def handler_at(code: CodeType, place: int) -> object:
+    """What handles an exception of the instruction at a place of a function."""
+    entries = dis._parse_exception_table(code)  # type: ignore[attr-defined] # dis shows it as text alone
+    return next((entry.target for entry in entries if entry.start <= place < entry.end), None)
+
+
+def looks(code: CodeType, before: int, now: int) -> bool:
+    """Whether the interpreter looks for exceptions between two instructions, and the same handler gets them."""
+    operation = operations(code)[before]
+    looked = before == 0 or operation.startswith("CALL") or operation in ("RESUME", "JUMP_BACKWARD")
+    return looked and handler_at(code, before) == handler_at(code, now)
+
+
+@contextmanager
+def traced(interrupter: Interrupter) -> Iterator[None]:
+    before = sys.gettrace()
+    sys.settrace(interrupter)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def at_every_instruction(
+    work: Callable[[], Callable[[], None]], check: Callable[[], None], modules: set[str], *, looked: bool
+) -> int:
+    """Interrupt a piece of work at one instruction after the other, and check after each; how many there are.
+
+    Args:
+        work: makes everything anew, and returns what is interrupted.
+        check: raises where the interrupt did harm.
+        modules: whose instructions are meant.
+        looked: as of Interrupter.
+    """
+    for at in count():
+        assert at < INSTRUCTIONS_MAX
+        interrupted = work()
+        interrupter = Interrupter(at, modules, looked=looked)
+        try:
+            with traced(interrupter):
+                interrupted()
+        except InterruptedHere:
+            pass
+        check()
+        if not interrupter.raised:
+            return at
+    raise AssertionError
+
+
+def test_what_is_taken_before_the_try_is_found_to_be_lost() -> None:
+    """The test itself: it finds the usual mistake."""
+    turns: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def work() -> Callable[[], None]:
+        turns.put(None)
+
+        def use() -> None:
+            turns.get(timeout=1)
+            try:
+                len(())
+            finally:
+                turns.put(None)
+
+        return use
+
+    def check() -> None:
+        turns.get(block=False)
+
+    with pytest.raises(queue.Empty):
+        at_every_instruction(work, check, {__name__}, looked=True)
+
+
+# The journal, and the tree in it.
+
+
+class Written:
+    """A journal, and the events that its database holds: by number, the leaf hash."""
+
+    def __init__(self, fill: int) -> None:
+        self.journal = Journal(NoKeys(), CheckpointPolicy(events=3, seconds=3_600))
+        self.database: dict[int, bytes] = {}
+        for _ in range(fill):
+            self.event(written=True)
+
+    def entry(self) -> Entry:
+        return self.journal.entry(EVENT)
+
+    def event(self, *, written: bool) -> None:
+        """What a trail does for an event, in short."""
+        for doubtful in self.journal.doubts():
+            heir = self.journal.heir(doubtful)
+            try:
+                if self.journal.take_over(doubtful, heir):
+                    if heir.rows and all(row.number in self.database for row in heir.rows):
+                        self.journal.written(heir)
+                    else:
+                        self.journal.withdraw(heir)
+            finally:
+                heir.over = True
+        entry = self.journal.entry(EVENT)
+        try:
+            self.journal.begin(entry, EVENT.time_ms, checkpoint=True)
+            self.journal.seal(entry, EVENT.time_ms)
+            if written:
+                assert not entry.leaves.keys() & self.database.keys(), "a number twice"
+                self.database.update(entry.leaves)
+                self.journal.written(entry)
+            else:
+                self.journal.withdraw(entry)
+        finally:
+            entry.over = True
+
+    def check(self) -> None:
+        """No number is lost: the next events fill each gap, and the tree is that of what the database holds."""
+        for _ in range(4):
+            self.event(written=True)
+        closing = self.journal.closing_entry()
+        assert closing is not None
+        self.journal.begin_closing(closing)
+        assert closing.checkpoint is not None
+        assert closing.checkpoint.closes
+        tree = Tree()
+        assert sorted(self.database) == list(range(1, len(self.database) + 1))
+        for number in sorted(self.database):
+            tree = tree.with_leaf(self.database[number])
+        assert (closing.checkpoint.size, closing.checkpoint.root) == (tree.size, tree.root())
+
+
+JOURNAL = {"tokenvault.audit.journal", "tokenvault.audit.merkle", "tokenvault.runtime"}
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written", "withdrawn"])
+@pytest.mark.parametrize("fill", [0, 2, 3, 62], ids=lambda fill: f"after {fill}")
+def test_an_event_that_is_interrupted_at_any_instruction_costs_no_number_and_harms_no_tree(
+    fill: int, written: bool
+) -> None:
+    kept: list[Written] = []
+
+    def check() -> None:
+        kept[0].check()
+
+    def work() -> Callable[[], None]:
+        kept[:] = [Written(fill)]
+        return lambda: kept[0].event(written=written)
+
+    assert at_every_instruction(work, check, JOURNAL, looked=False) > 100
+
+
+def test_settling_that_is_interrupted_at_any_instruction_is_done_by_the_next_event() -> None:
+    kept: list[Written] = []
+
+    def check() -> None:
+        kept[0].check()
+
+    def work() -> Callable[[], None]:
+        kept[:] = [Written(2)]
+        left = kept[0].entry()
+        kept[0].journal.begin(left, EVENT.time_ms)
+        kept[0].journal.seal(left, EVENT.time_ms)
+        kept[0].database.update(left.leaves)
+        left.over = True
+        return lambda: kept[0].event(written=True)
+
+    assert at_every_instruction(work, check, JOURNAL, looked=False) > 100
+
+
+# Pools.
+
+
+class FakeConnection:
+    """A connection to nothing, which knows whether it is open."""
+
+    opened = 0.0
+    used = 0.0
+
+    def __init__(self, all_of_them: list[FakeConnection]) -> None:
+        self.is_open = True
+        all_of_them.append(self)
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+POOLS = {"tokenvault.stores.sqlite.pool", "tokenvault.stores.postgres.pool", "tokenvault.runtime"}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["work", "work that fails"])
+@pytest.mark.parametrize("calls_before", [0, 1])
+def test_use_of_a_sqlite_connection_interrupted_anywhere_loses_no_slot(
+    calls_before: int, fails: bool
+) -> None:
+    everything: list[FakeConnection] = []
+    kept: list[sqlite_pool.Pool] = []
+
+    def opening(place: list[Any]) -> None:
+        place.append(FakeConnection(everything))
+
+    def task(_: object) -> None:
+        if fails:
+            raise TokenStoreError("on purpose")
+
+    def work() -> Callable[[], None]:
+        pool = sqlite_pool.Pool(opening, 0)
+        kept[:], everything[:] = [pool], []
+        for _ in range(calls_before):
+            pool.read(lambda _: None)
+
+        def both() -> None:
+            for use in (pool.read, pool.write):
+                try:
+                    use(task)
+                except TokenStoreError:
+                    assert fails
+
+        return both
+
+    def check() -> None:
+        pool = kept[0]
+        assert pool.read(lambda _: 1) == pool.write(lambda _: 1) == 1
+        assert pool._readers._free.qsize() == sqlite_pool.CONNECTIONS_MAX - 1
+        assert pool._writers._free.qsize() == 1
+        known = {id(each) for place in (pool._idle, pool._unwanted) for each in place}
+        known |= {
+            id(each) for slots in (pool._readers, pool._writers) for slot in slots._every for each in slot
+        }
+        assert {id(each) for each in everything if each.is_open} <= known, "the pool would not close it"
+        pool.hold(0)
+        assert pool.open_count == 0, "a fork would find a connection open"
+        pool.release()
+        assert pool._readers._free.qsize() == sqlite_pool.CONNECTIONS_MAX - 1
+        pool.close()
+        assert not any(each.is_open for each in everything)
+
+    assert at_every_instruction(work, check, POOLS, looked=True) > 20
+
+
+def test_a_hold_for_a_fork_interrupted_anywhere_is_ended_by_release() -> None:
+    everything: list[FakeConnection] = []
+    kept: list[sqlite_pool.Pool] = []
+
+    def work() -> Callable[[], None]:
+        kept[:] = [sqlite_pool.Pool(lambda place: place.append(FakeConnection(everything)), 0)]  # type: ignore[arg-type]
+        kept[0].read(lambda _: None)
+
+        def held() -> None:
+            kept[0].hold(0)
+            kept[0].release()
+
+        return held
+
+    def check() -> None:
+        kept[0].release()
+        assert kept[0].read(lambda _: 1) == kept[0].write(lambda _: 1) == 1
+        assert kept[0]._readers._free.qsize() == sqlite_pool.CONNECTIONS_MAX - 1
+
+    assert at_every_instruction(work, check, POOLS, looked=True) > 20
+
+
+@pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited:RuntimeWarning"
+)  # interrupted before its start
+@pytest.mark.parametrize("fails", [False, True], ids=["work", "work that fails"])
+def test_use_of_a_postgresql_connection_interrupted_anywhere_loses_no_slot(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenvault.stores.postgres.pool._usable", lambda _: True)
+    everything: list[FakeConnection] = []
+    kept: list[BlockingPool] = []
+
+    async def opening() -> Any:
+        return FakeConnection(everything)
+
+    async def task(_: object) -> None:
+        if fails:
+            raise TokenStoreError("on purpose")
+
+    def used() -> Coroutine[Any, Any, None]:
+        return kept[0].use(task)
+
+    def work() -> Callable[[], None]:
+        kept[:], everything[:] = [BlockingPool(opening)], []
+
+        def twice() -> None:
+            for _ in range(2):
+                try:
+                    run(used())
+                except TokenStoreError:
+                    assert fails
+
+        return twice
+
+    def check() -> None:
+        assert kept[0]._free.qsize() == CONNECTIONS
+        kept[0].close()
+        assert kept[0].open_count == 0
+        lost = [each for each in everything if each.is_open]
+        close_all(lost)  # by the interpreter, which collects what was just opened and nobody holds
+
+    assert at_every_instruction(work, check, POOLS, looked=True) > 20
