@@ -21,6 +21,7 @@ import pytest
 
 import tokenvault as tv
 import tokenvault.testing
+from tests import softhsm
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import KeyStore
 from tokenvault.stores import TokenStore
@@ -234,3 +235,9 @@ def test_the_model(page: str, local_keys: KeyStore) -> None:
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             token = vault.issue("4111111111111111", requestor=shop.id, program=program.name).token
             run_examples(page, {"keys": local_keys, "store": store, "vault": vault, "token": token})
+
+
+def test_moving_to_another_hsm(softhsm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENVAULT_KEY_STORE", softhsm.new_token(softhsm_folder))
+    monkeypatch.setenv("TOKENVAULT_NEXT_KEY_STORE", softhsm.new_token(softhsm_folder))
+    run_examples("howto/hsm-replacement.md")

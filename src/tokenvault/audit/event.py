@@ -70,6 +70,7 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     REFINGERPRINT = 44
     RETIRE_KEY = 45
     DESTROY_KEY = 46
+    INTRODUCE_SIGNER = 47
 
 
 class Outcome(int, enum.Enum):

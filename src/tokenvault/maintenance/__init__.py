@@ -6,6 +6,7 @@
 from tokenvault.maintenance.blocking import (
     add_key_version,
     destroy,
+    introduce_signer,
     inventory,
     make_primary,
     refingerprint,
@@ -20,6 +21,7 @@ __all__ = [
     "Usage",
     "add_key_version",
     "destroy",
+    "introduce_signer",
     "inventory",
     "make_primary",
     "refingerprint",

@@ -14,7 +14,7 @@ from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.audit.event import Action
 from tokenvault.errors import async_boundary
 from tokenvault.keys.port import VERSION_MAX, Custody, KeyName, KeyPurpose, KeyStore
-from tokenvault.maintenance import bill_of_materials, renewal, rotation
+from tokenvault.maintenance import bill_of_materials, renewal, rotation, signers
 from tokenvault.maintenance.renewal import PAGE, Progress, Report
 from tokenvault.maintenance.rotation import Usage
 from tokenvault.maintenance.upkeep import Upkeep, upkeep
@@ -198,6 +198,31 @@ async def destroy(
         return await upkeep(
             keys, store_with_coroutines(store), runtime, clock, partial(rotation.destroy, name)
         )
+
+
+@async_boundary
+async def introduce_signer(
+    keys: KeyStore, store: AsyncTokenStore, public_key: str, *, clock: Clock | None = None
+) -> None:
+    """Sign the public key of another key store's signer with the key that signs now.
+
+    From then on who verifies with the public key of this key store trusts that one too: do it before another module
+    takes over, while this one is still there. It can be repeated.
+
+    Args:
+        keys: the key store that signs now.
+        store: the database.
+        public_key: of the signer that is to follow, as `audit_public_key` gives it, PEM.
+        clock: the source of the time; unset, the machine's.
+
+    Raises:
+        InvalidInputError: the text is not one public key of P-256.
+        LifecycleError: this key store signs nothing.
+        ConfigurationError, KeyStoreError, TokenStoreError: as `add_key_version`.
+    """
+    task = partial(signers.introduce_signer, public_key)
+    with closing(LoopRuntime()) as runtime:
+        return await upkeep(keys, store_with_coroutines(store), runtime, clock, task)
 
 
 @async_boundary

@@ -35,6 +35,8 @@ async def create_schema_and_keys(
     if stored is not None:
         await runtime.call(require_keys, keys, stored.table)
     for purpose in PROVISIONED:
+        if stored is not None and stored.table.of(purpose):
+            continue  # what the table names is brought in, not made anew
         await runtime.call(_create_first, keys, purpose, custody)
     await runtime.call(keys.create_signer)
     await table_of(keys, store, runtime, delay_ms)
