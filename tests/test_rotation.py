@@ -148,6 +148,10 @@ def test_a_fingerprint_key_rotates_under_load_and_kills(uri: str, tmp_path: Path
     rotated(uri, f"sqlite:///{tmp_path}/vault.db", tv.Custody.IN_PROCESS, KeyPurpose.FINGERPRINT, 2, 1)
 
 
+def test_a_seal_key_in_the_module_rotates_under_load_and_kills(uri: str, postgres_url: str) -> None:
+    rotated(uri, postgres_url, tv.Custody.IN_MODULE, KeyPurpose.SEAL, 2, 1)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("purpose", ROTATED, ids=lambda purpose: purpose.value)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
