@@ -62,7 +62,9 @@ def _one_store(name: str, uri: str, url: str, tokens: int) -> None:
 
 def _read_rate(vault: tv.Vault, tokens: list[str]) -> float:
     start = time.perf_counter()
-    found = vault.detokenize_many(zip(tokens, repeat(USE), strict=False))
+    found = vault.detokenize_many(
+        zip(tokens, repeat(attrs.evolve(USE, id=f"round-{time.monotonic_ns()}")), strict=False)
+    )
     seconds = time.perf_counter() - start
     if found.failed:
         raise RuntimeError("a use was refused")

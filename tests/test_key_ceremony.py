@@ -34,9 +34,10 @@ PAIRS = list(combinations(range(3), 2))
 Shares = tuple[Secret, Secret, Secret]
 
 
-@given(st.binary(max_size=64))
-def test_any_two_shares_rebuild_a_secret(secret: bytes) -> None:
-    shares = shamir.split(secret)
+@given(st.integers(0, 64).flatmap(lambda size: st.tuples(*[st.binary(min_size=size, max_size=size)] * 2)))
+def test_any_two_shares_rebuild_a_secret(drawn: tuple[bytes, bytes]) -> None:
+    secret, slopes = drawn
+    shares = shamir.split(secret, slopes)
     assert set(shares) == {1, 2, 3}
     for one, other in combinations(shares, 2):
         assert shamir.combine({one: shares[one], other: shares[other]}) == secret
@@ -58,7 +59,7 @@ def test_the_product_is_that_of_the_field_of_aes() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_other_than_two_shares_are_refused(count: int) -> None:
-    shares = shamir.split(b"secret")
+    shares = shamir.split(b"secret", b"slopes")
     with pytest.raises(ValueError, match=r"."):
         shamir.combine({place: shares[place] for place in list(shares)[:count]})
 

@@ -7,7 +7,6 @@ section 4.1). One share alone is a uniformly random text, whatever the secret.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -19,9 +18,11 @@ _INVERSES_OF_DIFFERENCES: Final = {1: 1, 2: 0x8D, 3: 0xF6}
 """In that field, of the differences of any two of the places 1, 2 and 3."""
 
 
-def split(secret: bytes) -> dict[int, bytes]:
-    """Shares of a secret by their places 1, 2 and 3, each as long as the secret."""
-    slopes = secrets.token_bytes(len(secret))
+def split(secret: bytes, slopes: bytes) -> dict[int, bytes]:
+    """Shares of a secret by their places 1, 2 and 3, each as long as the secret.
+
+    The slopes are random, as long as the secret, and used once: who knows them knows the secret by one share.
+    """
     return {
         place: bytes(value ^ _times(slope, place) for value, slope in zip(secret, slopes, strict=True))
         for place in range(1, SHARES + 1)

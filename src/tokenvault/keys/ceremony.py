@@ -43,7 +43,9 @@ def new_shares() -> tuple[Secret, Secret, Secret]:
     made_at_once = secrets.token_bytes(_SET_BYTES)  # two ceremonies are not mixed up
     first, second, third = (
         _written(place, made_at_once, share)
-        for place, share in shamir.split(secrets.token_bytes(KEY_BYTES)).items()
+        for place, share in shamir.split(
+            secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
+        ).items()
     )
     return first, second, third
 

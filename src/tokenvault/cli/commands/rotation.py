@@ -62,7 +62,7 @@ def primary(
     maintenance.make_primary(session.keys, session.store, purpose, version, force=force)
     session.output.result(
         {"purpose": purpose, "version": version},
-        verdict(f"vaults write under {purpose} {version}", good=True),
+        verdict(f"vaults write under {purpose.value} {version}", good=True),
     )
 
 
@@ -117,7 +117,7 @@ def retire(session: Session, purpose: PurposeArgument, version: VersionArgument)
 @command(apps.keys, "destroy")
 def destroy(session: Session, purpose: PurposeArgument, version: VersionArgument, yes: Yes = False) -> None:
     """Destroy the key of a retired version for ever, once a second scan has found it not needed."""
-    confirm(f"Destroy the key {purpose} {version} for ever?", yes=yes)
+    confirm(f"Destroy the key {purpose.value} {version} for ever?", yes=yes)
     usage = maintenance.destroy(session.keys, session.store, purpose, version)
     _tell(session, purpose, version, usage, "destroyed")
 
@@ -125,7 +125,7 @@ def destroy(session: Session, purpose: PurposeArgument, version: VersionArgument
 def _tell(session: Session, purpose: KeyPurpose, version: int, usage: Usage, what: str) -> None:
     session.output.result(
         {"purpose": purpose, "version": version, "rows_read": usage.looked_at},
-        verdict(f"{purpose} {version} is {what}; {counted(usage.looked_at, 'row')} read", good=True),
+        verdict(f"{purpose.value} {version} is {what}; {counted(usage.looked_at, 'row')} read", good=True),
     )
 
 
