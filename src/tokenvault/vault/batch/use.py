@@ -236,7 +236,8 @@ async def _detokenize(chunk: _Chunk[CardResults]) -> list[str]:
 
 def _fence(chunk: _Chunk[CardResults], used: Mapping[str, Unsealed]) -> Fence:
     """The tokens whose cards are handed out and whose records are not written, with what was decided on."""
-    answered = {token for row, (token, _) in chunk.uses.items() if not chunk.results.failed[row]}
+    failed = chunk.results.failed  # made of all rows each time that it is asked for
+    answered = {token for row, (token, _) in chunk.uses.items() if not failed[row]}
     rows, places = chunk.stored.rows, chunk.stored.places
     return [(token, rows[places[token]].revision) for token in sorted(answered - used.keys())]
 
