@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from datetime import timedelta
 from itertools import count, repeat
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import attrs
@@ -24,7 +25,7 @@ from tokenvault.stores.port import TokenStore
 TOKENS = 100_000
 PAGES = (1_000, 8_000)
 ROUNDS = 3
-CALLS = 400
+CALLS = 2_000
 DELAY = timedelta(milliseconds=100)
 SECONDS_MAX = 600.0
 
@@ -82,20 +83,23 @@ def _reseal_rate(keys: KeyStore, store: TokenStore, page: int) -> float:
     return done.done / done.seconds
 
 
-def reseal_again_and_again(uri: str, url: str, rest_percent: int) -> None:
+def reseal_again_and_again(uri: str, url: str, rest_percent: int, begun: Event) -> None:
     """In another process: rotate and reseal until killed."""
     with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
         for _ in count():
             _rotate(keys, store)
+            begun.set()
             maintenance.reseal(keys, store, page=PAGES[0], rest_percent=rest_percent)
 
 
 def _live(name: str, vault: tv.Vault, tokens: list[str], beside: tuple[str, str, int]) -> None:
     alone = _call_seconds(vault, tokens)
-    process = multiprocessing.get_context("spawn").Process(target=reseal_again_and_again, args=beside)
+    spawn = multiprocessing.get_context("spawn")
+    begun = spawn.Event()
+    process = spawn.Process(target=reseal_again_and_again, args=(*beside, begun))
     process.start()
     try:
-        time.sleep(4)  # it takes a while to begin
+        begun.wait(SECONDS_MAX)
         while_resealing = _call_seconds(vault, tokens)
     finally:
         process.kill()
