@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -141,6 +142,26 @@ def test_each_purpose_is_rotated_to_the_end(
                 assert [info.token for info in each.tokens_of(card)] == [token]
     report = tv.verify_audit(store, keys=keys)
     assert report.intact, report.findings
+
+
+@pytest.mark.parametrize("purpose", [SEAL, FINGERPRINT], ids=lambda purpose: purpose.value)
+def test_what_a_vault_writes_before_it_notices_the_primary_key_is_renewed_too(
+    keys: KeyStore, tmp_path: Path, purpose: KeyPurpose
+) -> None:
+    delay = 1.2
+    with closing(tv.open_token_store(f"sqlite:///{tmp_path}/late.db")) as store:
+        tv.provision(keys, store, key_delay=timedelta(seconds=delay))
+        with vaults.open_vault(keys, store) as vault:
+            issue(vault)
+            rotate(keys, store, purpose)
+            # As a vault that read the key table just before the change, and relies on it for half of the delay.
+            vault._core.key_versions._read_again_at = time.monotonic() + delay / 2  # type: ignore[union-attr] # it is open
+            late = threading.Timer(delay / 8, issue, [vault])
+            late.start()
+            renew = maintenance.reseal if purpose is SEAL else maintenance.refingerprint
+            assert renew(keys, store).done == 2
+            late.join()
+            maintenance.retire(keys, store, purpose, 1)
 
 
 def test_retiring_leaves_its_proof_in_the_trail(keys: KeyStore, store: TokenStore, vault: tv.Vault) -> None:

@@ -104,8 +104,9 @@ async def reseal(
 ) -> Progress:
     """Seal every record that is under an older SEAL key anew under the primary one.
 
-    Vaults go on meanwhile, and several processes may do this at once. Killed at any point, it has done what it has
-    done: call it again. Each page leaves one event.
+    It first waits for the delay, until every running vault writes under that one, so that nothing is written behind
+    it. Vaults go on meanwhile, and several processes may do this at once. Killed at any point, it has done what it
+    has done: call it again. Each page leaves one event.
 
     Args:
         keys: the key store.

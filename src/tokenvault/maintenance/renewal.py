@@ -43,7 +43,7 @@ class Progress:
     Attributes:
         done: records renewed by this call.
         looked_at: records read in this pass, of `total`, which were there when the call began.
-        seconds: since the call began.
+        seconds: since the first page was begun.
         unreadable: records that are not what a vault wrote: they stay as they are, and no version that they may be
             under can be retired.
     """
@@ -95,6 +95,8 @@ async def renew(
         report: called after each page.
         at: the database, and the keys in force.
     """
+    # Else a vault that has not noticed the primary key writes behind this pass, under the former one.
+    await at.until_noticed()
     task = _Task(at, action, page, rest, report)
     if report is not None:
         task.total = await _count(at)

@@ -64,26 +64,30 @@ class Upkeep:
         """A key of the table in force that some vault has not found in its key store."""
         return await self.store.get_meta(objection_name(self.versions.stored))
 
-    async def until_seen(self) -> None:
-        """Wait until every vault that does anything has noticed the key table that is in force now.
-
-        Raises:
-            LifecycleError: a vault lacks a key of it.
-        """
+    async def until_noticed(self) -> None:
+        """Wait until every vault that does anything goes by the key table that is in force now."""
         for _ in range(WAITS_MAX):
             await self.versions.refresh()
             before = self.versions.stored
             await self.runtime.sleep(before.table.delay_ms / 1_000)
             await self.versions.refresh()
             if self.versions.stored == before:
-                if await self.objection() is not None:
-                    raise LifecycleError(
-                        "a running vault has looked at the key table and its key store lacks a key of it: bring the"
-                        " key there, and call add_key_version again, or use force",
-                        code="KEY_MISSING_ELSEWHERE",
-                    )
                 return
         raise ConflictError("others keep changing the key table: retry later")
+
+    async def until_seen(self) -> None:
+        """Wait as `until_noticed`, for vaults that have all keys of the table.
+
+        Raises:
+            LifecycleError: a vault lacks a key of it.
+        """
+        await self.until_noticed()
+        if await self.objection() is not None:
+            raise LifecycleError(
+                "a running vault has looked at the key table and its key store lacks a key of it: bring the"
+                " key there, and call add_key_version again, or use force",
+                code="KEY_MISSING_ELSEWHERE",
+            )
 
 
 async def upkeep(
