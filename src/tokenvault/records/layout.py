@@ -78,6 +78,7 @@ BODY_TIMES: Final = slice(38, 54)
 """Where a body states when the record was created and updated."""
 BODY_STATUS: Final = 2
 BODY_CREATED: Final = slice(38, 46)
+BODY_METADATA_BYTES: Final = slice(55, 57)
 
 ASSURANCE: Final = struct.Struct(">2sQ")
 PAR: Final = struct.Struct(">29s")

@@ -28,6 +28,7 @@ from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import ConflictMet, Deliveries
 
 CONFLICTS_MAX: Final = 512
@@ -65,7 +66,7 @@ class Core:
     store: AsyncTokenStore
     runtime: Runtime
     clock: Clock
-    keys: KeyRing
+    key_versions: KeyVersions
     trail: Trail
     documents: Documents
     programs: Mapping[str, TokenProgram]
@@ -84,6 +85,17 @@ class Core:
         rules = [program.pans for program in self.programs.values()] or [USUAL_PANS]
         fewest, most = zip(*(rule.lengths for rule in rules), strict=True)
         return PanRule(lengths=(min(fewest), max(most)), luhn=all(rule.luhn for rule in rules))
+
+    @property
+    def keys(self) -> KeyRing:
+        """The keys, by the key table in force. What has to fit together comes from one ring: ask for it once."""
+        return self.key_versions.ring
+
+    async def rekeyed(self, keys: KeyRing) -> bool:
+        """Whether other keys are in force by now than those of a ring; read again where that is due."""
+        if self.key_versions.stale:
+            await self.key_versions.refresh()
+        return self.keys is not keys
 
     # Permissions
 

@@ -12,13 +12,14 @@ from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
 from tokenvault.model.programs import TokenProgram, TokenRequestor
-from tokenvault.records.keyring import KeyRing
+from tokenvault.records.keyring import PURPOSES, KeyRing, require_purposes
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import Deliveries, Observer
-from tokenvault.vault.provision import check_keys, finds_last4
+from tokenvault.vault.provision import finds_last4, table_of
 
 T = TypeVar("T")
 
@@ -52,20 +53,27 @@ async def open_core(
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
     await store.check_schema()
-    ring = await runtime.call(KeyRing, keys)
-    await check_keys(keys, store, runtime)
+    versions = await open_keys(keys, store, runtime)
     return Core(
         store=store,
         runtime=runtime,
         clock=SystemClock() if clock is None else CheckedClock(clock),
-        keys=ring,
-        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
+        key_versions=versions,
+        trail=Trail(store, runtime, Journal(versions.ring.audit, checkpoints)),
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
         finds_last4=await finds_last4(store),
         deliveries=None if observer is None else Deliveries(observer),
     )
+
+
+async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> KeyVersions:
+    """The keys of a vault over a database, checked to be those that it was made under; errors as in `Vault`."""
+    await runtime.call(lambda: require_purposes({purpose: keys.versions(purpose) for purpose in PURPOSES}))
+    stored = await table_of(keys, store, runtime)
+    ring = await runtime.call(KeyRing, keys, stored.table)
+    return KeyVersions(keys, store, runtime, stored, ring)
 
 
 def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:
