@@ -24,6 +24,7 @@ from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, batch_events, issue, use
+from tokenvault import maintenance
 from tokenvault.audit.batch_event import BATCH, ITEMS_MAX, NO_NAME, USES_MAX, BatchEvent, Kind, items, parse
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
@@ -546,7 +547,8 @@ def test_records_under_two_versions_of_the_seal_key_are_read_together(fresh_keys
     store = memory_store(fresh_keys)
     with vaults.open_vault(fresh_keys, store) as vault:
         before = issue(vault, VISA, program="card-on-file").token
-    fresh_keys.create(tv.KeyPurpose.SEAL, tv.Custody.IN_PROCESS, version=2)
+    maintenance.add_key_version(fresh_keys, store, tv.KeyPurpose.SEAL)
+    maintenance.make_primary(fresh_keys, store, tv.KeyPurpose.SEAL, 2, force=True)
     with vaults.open_vault(fresh_keys, store) as vault:
         after = issue(vault, MASTERCARD, program="card-on-file").token
         assert {row.key_version for row in store.get([before, after])} == {1, 2}

@@ -37,7 +37,8 @@ from tokenvault.model.ledger import NO_USES
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records import layout, sealing
 from tokenvault.records import record as records
-from tokenvault.records.keyring import KeyRing, key_check_value
+from tokenvault.records.key_table import key_check_value
+from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")

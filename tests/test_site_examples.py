@@ -22,6 +22,7 @@ import pytest
 
 import tokenvault as tv
 import tokenvault.testing
+from tests import softhsm
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import KeyStore
 from tokenvault.stores import TokenStore
@@ -252,3 +253,9 @@ def test_payments(local_keys: KeyStore) -> None:
         tv.provision(local_keys, store)
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             run_examples("howto/payments.md", {"tv": tv, "vault": vault, "now": datetime.now(UTC)})
+
+
+def test_moving_to_another_hsm(softhsm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENVAULT_KEY_STORE", softhsm.new_token(softhsm_folder))
+    monkeypatch.setenv("TOKENVAULT_NEXT_KEY_STORE", softhsm.new_token(softhsm_folder))
+    run_examples("howto/hsm-replacement.md")

@@ -151,7 +151,8 @@ class Workers:
 
 
 class _Keys(Protocol):
-    blocking: bool
+    @property
+    def blocking(self) -> bool: ...
 
 
 class LoopRuntime:

@@ -71,6 +71,13 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_ASSURANCE = 12
     WIND_DOWN = 13
     CHECK = 14
+    ADD_KEY_VERSION = 41
+    MAKE_PRIMARY = 42
+    RESEAL = 43
+    REFINGERPRINT = 44
+    RETIRE_KEY = 45
+    DESTROY_KEY = 46
+    INTRODUCE_SIGNER = 47
     PUT_PROGRAM = 60
     PUT_REQUESTOR = 61
     DISABLE_REQUESTOR = 62

@@ -60,6 +60,20 @@ def seal_metadata(
     return layout.METADATA_HEADER.pack(key_version, nonce) + ccm.encrypt(cipher, nonce, plaintext, reference)
 
 
+def metadata_of(body: bytes) -> bytes:
+    """The sealed metadata at the end of a record's body, as the body states its length; nothing where it has none."""
+    count = int.from_bytes(body[layout.BODY_METADATA_BYTES])
+    return body[-count:] if 0 < count <= len(body) - layout.BODY.size else b""
+
+
+def key_versions(row: SealedRecord) -> tuple[int, ...]:
+    """The versions of the SEAL key that a row needs: of its seal, and of its metadata if it has any."""
+    metadata = metadata_of(row.body)
+    if len(metadata) < layout.METADATA_HEADER.size:
+        return (row.key_version,)
+    return row.key_version, metadata_key_version(metadata)
+
+
 def metadata_key_version(sealed: bytes) -> int:
     """The version of the SEAL key that metadata is sealed under. Raises IntegrityError."""
     if len(sealed) < layout.METADATA_HEADER.size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
@@ -39,7 +39,7 @@ from tokenvault.vault.face import BlockingFace, store_without_coroutines
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
-from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
 from tokenvault.vault.stored_parties import DirectoryChange
 
 
@@ -50,6 +50,7 @@ def provision(
     *,
     custody: Custody = Custody.IN_PROCESS,
     find_by_last4: bool = False,
+    key_delay: timedelta = KEY_DELAY,
 ) -> None:
     """Create the database's schema and the keys that are missing. Idempotent.
 
@@ -59,6 +60,8 @@ def provision(
         custody: of the keys that are made.
         find_by_last4: whether `search` finds tokens by the last four digits of their card, by a keyed index; those
             that are issued from then on by vaults that open later. It stays so.
+        key_delay: how long a running vault may take to notice that keys are rotated, from 0.1 to 600 seconds; of a
+            database that has none yet. A vault asks the database twice in this time; rotation waits for it.
 
     Raises:
         ConfigurationError: the database was made under other keys, or by a newer version of the library.
@@ -67,7 +70,7 @@ def provision(
     """
     with closing(BlockingRuntime()) as runtime:
         run(create_schema_and_keys(
-            keys, store_without_coroutines(store), runtime, custody, find_by_last4=find_by_last4
+            keys, store_without_coroutines(store), runtime, custody, key_delay, find_by_last4=find_by_last4
         ))
 
 

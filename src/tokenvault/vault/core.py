@@ -28,6 +28,7 @@ from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import ConflictMet, Deliveries
 from tokenvault.vault.parties import Parties
 from tokenvault.vault.stored_parties import Registry, not_stored
@@ -67,13 +68,24 @@ class Core:
     store: AsyncTokenStore
     runtime: Runtime
     clock: Clock
-    keys: KeyRing
+    key_versions: KeyVersions
     trail: Trail
     documents: Documents
     parties: Parties
     registry: Registry | None = None
     finds_last4: bool = False
     deliveries: Deliveries | None = None
+
+    @property
+    def keys(self) -> KeyRing:
+        """The keys, by the key table in force. What has to fit together comes from one ring: ask for it once."""
+        return self.key_versions.ring
+
+    async def rekeyed(self, keys: KeyRing) -> bool:
+        """Whether other keys are in force by now than those of a ring; read again where that is due."""
+        if self.key_versions.stale:
+            await self.key_versions.refresh()
+        return self.keys is not keys
 
     # Permissions
 

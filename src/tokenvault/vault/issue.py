@@ -153,18 +153,23 @@ async def _repeatable(core: Core, order: Order, program: TokenProgram, now_ms: i
     callers at once try the same ones in the same order.
     """
     key = order.terms.requestor, program.name, order.idempotency_key or ""
-    references = core.keys.repeatable_references(*key)
+    keys = core.keys
+    references = keys.repeatable_references(*key)
     for reference in references:
         row = await core.store.by_reference(reference)
         if row is not None:
             return await _repeated(core, order, await core.open(row), now_ms)
+    if await core.key_versions.settle():  # until then other vaults derive another reference
+        return await _anew(core, order, program, now_ms)
     if program.making is Making.CONVERGENT:
         return await _converge(core, order, program, now_ms, references[0])
     pan, token_format = order.card.pan, program.format
-    pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, pan)
+    pan_fingerprint = await core.runtime.call(keys.pan_fingerprint, pan)
     choices = token_format.choices(len(pan))
     for number in range(CANDIDATES_MAX):
-        token = token_format.make(core.keys.repeatable_choice(*key, number) % choices, len(pan), pan.last4)
+        token = token_format.make(keys.repeatable_choice(*key, number) % choices, len(pan), pan.last4)
+        if await core.rekeyed(keys):
+            return await _anew(core, order, program, now_ms)
         issued = await _insert(core, order, token, pan_fingerprint, now_ms, references[0])
         if issued is not None:
             return issued
@@ -196,10 +201,10 @@ async def _converge(
 ) -> Unsealed:
     """Issue the token that card, requestor and program converge on, and the customer where the program says so."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
-    choices = token_format.choices(len(pan))
+    keys, choices = core.keys, token_format.choices(len(pan))
     scope = requestor, program.name, order.customer or "" if program.per_customer else ""
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
-    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
     stored = [
         unsealed
         async for unsealed in core.of_card(pan_fingerprints, requestor, program.name)
@@ -210,7 +215,7 @@ async def _converge(
     tombstones = len(deleted)
 
     async def candidate(number: int) -> str:
-        drawn = await core.runtime.call(core.keys.convergent_choice, pan_fingerprints[0], *scope, number)
+        drawn = await core.runtime.call(keys.convergent_choice, pan_fingerprints[0], *scope, number)
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
     if len(existing) > 1:  # a card update merged two cards: the token that this one had stays its token
@@ -218,11 +223,15 @@ async def _converge(
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
         return await _again(core, order, existing[0], now_ms)
+    if await core.key_versions.settle():
+        return await _anew(core, order, program, now_ms)
     # What is counted of a card here outlives the deletion of its token: each took it over from the one before.
     usage = max(deleted, key=lambda record: record.updated_ms).usage if deleted else UNUSED
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
+        if await core.rekeyed(keys):
+            return await _anew(core, order, program, now_ms)
         issued = await _insert(core, order, token, pan_fingerprints[0], now_ms, reference, usage)
         if issued is not None:
             return issued
@@ -231,6 +240,13 @@ async def _converge(
         if _converges(order, program, there, pan_fingerprints):
             return await _again(core, order, there, now_ms)
     raise _exhausted(program, choices)
+
+
+async def _anew(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
+    """Begin again, with the keys that are in force now: those that it was begun with are not."""
+    if order.idempotency_key is not None:
+        return await _repeatable(core, order, program, now_ms)
+    return await _converge(core, order, program, now_ms)
 
 
 def _exhausted(program: TokenProgram, choices: int) -> TokenSpaceExhaustedError:

@@ -11,15 +11,16 @@ from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
 from tokenvault.model.programs import TokenProgram, TokenRequestor
-from tokenvault.records.keyring import KeyRing
+from tokenvault.records.keyring import PURPOSES, KeyRing, require_purposes
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.parties import DirectorySource, Parties, age_of
-from tokenvault.vault.provision import check_keys, finds_last4
+from tokenvault.vault.provision import finds_last4, table_of
 from tokenvault.vault.stored_parties import Registry, StoredParties
 
 
@@ -43,13 +44,13 @@ async def open_core(
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
     await store.check_schema()
-    ring = await runtime.call(KeyRing, keys)
-    await check_keys(keys, store, runtime)
-    documents, trail = Documents(store), Trail(store, runtime, Journal(ring.audit, checkpoints))
+    versions = await open_keys(keys, store, runtime)
+    audit = versions.ring.audit
+    documents, trail = Documents(store), Trail(store, runtime, Journal(audit, checkpoints))
     ticking = SystemClock() if clock is None else CheckedClock(clock)
     registry = None
     if isinstance(chosen, StoredDirectory):
-        stored = StoredParties(store, runtime, ring.audit, documents)
+        stored = StoredParties(store, runtime, audit, documents)
         parties = Parties(stored, chosen.max_age_seconds)
         registry = Registry(stored, parties, trail, documents, ticking)
     else:
@@ -59,7 +60,7 @@ async def open_core(
         store=store,
         runtime=runtime,
         clock=ticking,
-        keys=ring,
+        key_versions=versions,
         trail=trail,
         documents=documents,
         parties=parties,
@@ -67,6 +68,14 @@ async def open_core(
         finds_last4=await finds_last4(store),
         deliveries=None if observer is None else Deliveries(observer),
     )
+
+
+async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> KeyVersions:
+    """The keys of a vault over a database, checked to be those that it was made under; errors as in `Vault`."""
+    await runtime.call(lambda: require_purposes({purpose: keys.versions(purpose) for purpose in PURPOSES}))
+    stored = await table_of(keys, store, runtime)
+    ring = await runtime.call(KeyRing, keys, stored.table)
+    return KeyVersions(keys, store, runtime, stored, ring)
 
 
 def _directory(

@@ -24,6 +24,7 @@ from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import STATUS_CODES
 from tokenvault.records.sealing_columns import NewRecords
 from tokenvault.records.token_info import info_of
@@ -51,6 +52,7 @@ class _Chunk:
         own: what tokens have of their own, by row; of others nothing.
         now_ms: milliseconds of the Unix epoch.
         name: of the batch, by which the records that are written lead to its event, 16 bytes.
+        keys: the vault's when the chunk began.
         pan_fingerprints: of the cards, under the newest key or under each, newest first; set before any is written.
     """
 
@@ -62,6 +64,7 @@ class _Chunk:
     own: Mapping[int, Own]
     now_ms: int
     name: bytes
+    keys: KeyRing
     pan_fingerprints: Sequence[Bytes] = ()
 
     def order(self, row: int) -> Order:
@@ -104,14 +107,25 @@ async def issue_chunk(
 ) -> TokenInfoResults:
     """Issue a token for each card of a chunk: a PAN, or a pair of PAN and expiry."""
     cards, unreadable, own = read_cards(items, program.pans)
-    results, now_ms = TokenInfoResults(len(items)), core.clock.now_ms()
-    chunk = _Chunk(core, terms, program, cards, results, own, now_ms, os.urandom(REFERENCE_BYTES))
+    chunk = _Chunk(
+        core=core,
+        terms=terms,
+        program=program,
+        cards=cards,
+        results=TokenInfoResults(len(items)),
+        own=own,
+        now_ms=core.clock.now_ms(),
+        name=os.urandom(REFERENCE_BYTES),
+        keys=core.keys,
+    )
     for row, error in unreadable.items():
         chunk.results.fail(row, error)
     _refuse(chunk)
     await _put_domains(chunk)
     # A PAR has to be compared with those of all tokens of its card.
-    named = [row for row, each in own.items() if (each.idempotency_key or each.par) and results.answered(row)]
+    named = [
+        row for row, each in own.items() if (each.idempotency_key or each.par) and chunk.results.answered(row)
+    ]
     rows = np.setdiff1d(chunk.rows(), np.array(named, np.intp))
     if len(rows):
         references = os.urandom(len(items) * REFERENCE_BYTES)
@@ -160,7 +174,7 @@ def _refuse(chunk: _Chunk) -> None:
 async def _issue_random(chunk: _Chunk, rows: Rows) -> None:
     """Draw a token for each card, and write them."""
     core = chunk.core
-    newest = await core.runtime.call(core.keys.pan_fingerprint_many, chunk.cards.pans)
+    newest = await core.runtime.call(chunk.keys.pan_fingerprint_many, chunk.cards.pans)
     chunk.pan_fingerprints = (newest,)
     written = await _write_random(chunk, rows)
     _answer_new(chunk, written)
@@ -196,7 +210,7 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
     Of cards that stand in the chunk more than once, the first gets a token, and the others find it in a next round.
     """
     core = chunk.core
-    chunk.pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, chunk.cards.pans)
+    chunk.pan_fingerprints = await core.runtime.call(chunk.keys.pan_fingerprints_many, chunk.cards.pans)
     waiting: list[int] = rows.tolist()
     while waiting:
         waiting = await _issue_round(chunk, waiting)
@@ -204,6 +218,7 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
 
 async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     """Issue convergent tokens, but for rows whose card gets a new one by an earlier row: those are returned."""
+    await chunk.core.key_versions.settle()
     rows_of_cards: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     names, per_customer = split(chunk.pan_fingerprints[0]), chunk.program.per_customer
     for row in rows:
@@ -256,7 +271,7 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
         return rows
     core, terms, tokens = chunk.core, chunk.terms, chunk.results.issued
     numbers = await core.runtime.call(
-        core.keys.convergent_choices,
+        chunk.keys.convergent_choices,
         chunk.pan_fingerprints[0][rows],
         terms.requestor,
         terms.program,
@@ -274,6 +289,8 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
 
 async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsealed]) -> Rows:
     """Write candidates, and the event of all; returns the rows that were written: other tokens exist already."""
+    if len(rows) and await chunk.core.rekeyed(chunk.keys):
+        rows = NONE  # single calls derive them anew
     records = await _seal(chunk, rows) if len(rows) else None
     for _ in range(WRITES_MAX):
         in_the_way = await _write(chunk, rows, records, again)
@@ -290,7 +307,7 @@ async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsea
 
 async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
     """The records of new tokens."""
-    keys, terms, listed = chunk.core.keys, chunk.terms, rows.tolist()
+    keys, terms, listed = chunk.keys, chunk.terms, rows.tolist()
     references = chunk.references(rows)
 
     def seal() -> RecordBatch:
@@ -328,7 +345,7 @@ def _last4_keys(chunk: _Chunk, rows: Rows) -> Bytes:
     """By what the last four digits of cards find tokens, shape (rows, 16); (rows, 0) where they do not."""
     if not chunk.core.finds_last4:
         return np.zeros((len(rows), 0), np.uint8)
-    known = lru_cache(maxsize=None)(lambda last4: chunk.core.keys.last4_keys(f"{last4:04}")[0])
+    known = lru_cache(maxsize=None)(lambda last4: chunk.keys.last4_keys(f"{last4:04}")[0])
     keys = [known(last4) for last4 in (chunk.cards.pans.values[rows] % LAST4).tolist()]
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, LAST4_KEY_BYTES)
 

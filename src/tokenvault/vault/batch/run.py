@@ -67,6 +67,7 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
     await core.documents.put(terms.domain)
     return IssueBatchResult(
         await _chunks(
+            core,
             "cards",
             cards,
             TokenInfoResults,
@@ -79,19 +80,19 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
-    return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core), size))
+    return BatchResult(await _chunks(core, "uses", uses, CardResults, partial(detokenize_chunk, core), size))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
-    return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core), size))
+    return BatchResult(await _chunks(core, "uses", uses, DecisionResults, partial(check_chunk, core), size))
 
 
 async def get_all(core: Core, names: Iterable[object]) -> BatchResult[TokenInfo]:
     """The properties of each token."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
-    results = await _chunks("tokens", names, ObjectResults[TokenInfo], partial(get_chunk, core), size)
+    results = await _chunks(core, "tokens", names, ObjectResults[TokenInfo], partial(get_chunk, core), size)
     return BatchResult(results)
 
 
@@ -116,10 +117,11 @@ async def _changes(
         await core.permit(by.requestor, Permission.MANAGE, action)
     size = core.store.write_limits.items(ROWS_OF_A_CHANGE, most)
     work = partial(change_chunk, core, action, by, reader)
-    return await _chunks(name, items, ObjectResults[list[TokenInfo]], work, size)
+    return await _chunks(core, name, items, ObjectResults[list[TokenInfo]], work, size)
 
 
 async def _chunks(
+    core: Core,
     name: str,
     items: Iterable[object],
     kind: type[C],
@@ -135,6 +137,8 @@ async def _chunks(
     while chunk := _next(name, rest, size):
         if len(failures) < FAILED_CHUNKS_MAX:
             try:
+                if core.key_versions.stale:
+                    await core.key_versions.refresh()
                 done.append(await work(chunk))
                 failures.clear()
                 continue

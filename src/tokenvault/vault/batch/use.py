@@ -336,8 +336,8 @@ async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[
 
 def _fence(chunk: _Chunk[CardResults], written: Mapping[str, Unsealed]) -> Fence:
     """The tokens whose cards are handed out and whose records are not written, with what was decided on."""
-    rows = chunk.stored.rows
-    places = {chunk.place(row) for row in chunk.uses if chunk.results.answered(row)}
+    rows, failed = chunk.stored.rows, chunk.results.failed  # made of all rows each time that it is asked for
+    places = {chunk.place(row) for row in chunk.uses if not failed[row]}
     answered = {rows[place].token: rows[place].revision for place in places}
     return [(token, answered[token]) for token in sorted(answered.keys() - written.keys())]
 
