@@ -19,7 +19,7 @@ from tests import wrong_adapters
 from tests.own_token_store import OwnTokenStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
-from tokenvault.testing import StoreHarness, TokenStoreContract
+from tokenvault.testing import StoreHarness, TokenStoreContract, token_store_isolation
 
 TESTS: Final = Path(__file__).parent
 
@@ -219,3 +219,15 @@ def test_the_contract_says_what_is_wrong_with_an_adapter(kind: type[OwnTokenStor
             with pytest.raises(AssertionError, match=complaint):
                 test(CONTRACT, harness, store)
     gc.collect()  # what an interrupt dropped
+
+
+def test_a_child_that_stands_still_within_the_fork_is_ended_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line of the kit runs in such a child: only its parent can end the wait."""
+    monkeypatch.setattr(token_store_isolation, "CHILD_SECONDS_MAX", 0.5)
+    harness = OwnHarness(tmp_path, wrong_adapters.StandsStillInItsChild)
+    with closing(harness.open()) as store:
+        store.provision()
+        with pytest.raises(AssertionError, match=r"stood still for 0\.5 seconds"):
+            CONTRACT.test_a_forked_child(harness, store)

@@ -130,6 +130,13 @@ class SharesAConnectionWithItsChild(_KeepsAConnection):
         self._lock = threading.RLock()
 
 
+class StandsStillInItsChild(OwnTokenStore):
+    """Waits, in the hook of a fork, for what only another thread of the parent could give."""
+
+    def after_fork_in_child(self) -> None:
+        threading.Event().wait()
+
+
 class OrdersTokensAsIntegers(OwnTokenStore):
     """Takes tokens for numbers where it scans."""
 
