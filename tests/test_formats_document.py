@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tokenvault as tv
 from tokenvault.audit import batch_event as batch_events
-from tokenvault.audit import checkpoint, use_note
+from tokenvault.audit import checkpoint, guard_note, use_note
 from tokenvault.audit import event as events
 from tokenvault.audit.merkle import Tree
 from tokenvault.crypto import ccm, ff1
@@ -53,6 +53,7 @@ LAYOUTS = {
     "Cross-reference": checkpoint._CROSS_REFERENCE.size,
     "Batch event body, fixed part": batch_events._FIXED.size,
     "Note of a use, fixed part": use_note.NOTE.size,
+    "Failure": guard_note._FAILURE.size,
     "Vaultless tweak": 11,
 }
 

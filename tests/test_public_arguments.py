@@ -128,6 +128,7 @@ def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., ob
         tv.TokenFormat: {"bin": "999912"},
         tv.TokenProgram: {"name": "p", "format": tv.TokenFormat(bin="999912")},
         tv.TokenRequestor: {"id": SHOP},
+        tv.Guard: {"misses": 5},
         tv.Transaction: {"id": "t", "requestor": SHOP},
         tv.Vault: {"keys": keys, "store": store},
         tv.AsyncVault: {"keys": keys, "store": store},

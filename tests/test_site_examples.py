@@ -210,6 +210,14 @@ def test_batches(local_keys: KeyStore) -> None:
             run_examples("howto/batches.md", {"tv": tv, "keys": local_keys, "vault": vault})
 
 
+def test_the_guard(local_keys: KeyStore) -> None:
+    shop = tv.TokenRequestor("40012345678")
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        given = {"tv": tv, "keys": local_keys, "store": store, "PROGRAMS": (), "REQUESTORS": (shop,)}
+        run_examples("howto/guard.md", given)
+
+
 @needs_the_public_face
 def test_testing_your_own_code(tmp_path: Path) -> None:
     fixtures, *tests = examples_of("howto/testing.md")

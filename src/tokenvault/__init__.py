@@ -21,6 +21,7 @@ from tokenvault.errors import (
     KeyStoreError,
     LifecycleError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenSpaceExhaustedError,
     TokenStoreError,
@@ -52,6 +53,7 @@ from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
@@ -84,6 +86,7 @@ __all__ = [
     "Factor",
     "FindingKind",
     "Grade",
+    "Guard",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",
@@ -102,6 +105,7 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "RequestorLockedOutError",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",

@@ -15,9 +15,9 @@ from tokenvault.errors import (
     IntegrityError,
     InvalidInputError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenStoreError,
-    TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
@@ -28,6 +28,7 @@ from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.guard import Guards, Tally
 from tokenvault.vault.observer import ConflictMet, Deliveries
 
 CONFLICTS_MAX: Final = 512
@@ -70,6 +71,7 @@ class Core:
     documents: Documents
     programs: Mapping[str, TokenProgram]
     requestors: Mapping[str, TokenRequestor]
+    guards: Guards
     finds_last4: bool = False
     deliveries: Deliveries | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
@@ -91,22 +93,29 @@ class Core:
         self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once that is noted."""
+        if requestor in self.requestors:
+            await self.guards.refresh(requestor)
         denied = self.denial(requestor, permission)
         if denied is not None:
-            await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
+            await self.deny(action, requestor, denial_code(denied), transaction_id=safe_id(transaction_id))
             raise denied
         return self.requestors[requestor]
 
+    async def refuse_locked_out(self, requestor: str, action: Action, transaction_id: str | None) -> None:
+        """Raise RequestorLockedOutError, once it is noted, if a requestor was locked out since it was permitted."""
+        locked_out = self.guards.locked_out(requestor)
+        if locked_out is not None:
+            await self.deny(action, requestor, locked_out.code, transaction_id=safe_id(transaction_id))
+            raise locked_out
+
     def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
-        """Why a requestor may not do something; None if it may."""
+        """Why a requestor may not do something, as far as is known in this process; None if it may."""
         registered = self.requestors.get(requestor)
         if registered is None:
-            return PermissionDeniedError(
-                "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
-            )
+            return requestor_unknown()
         if permission not in registered.permissions:
             return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
-        return None
+        return self.guards.locked_out(requestor)
 
     async def deny(
         self,
@@ -117,8 +126,12 @@ class Core:
         transaction_id: str | None = None,
         operator: str | None = None,
         outcome: Outcome = Outcome.DENIED,
+        tally: Tally | None = None,
     ) -> None:
-        """Note that something was refused. Raises TokenStoreError."""
+        """Note that something was refused, and what the guard counts of it.
+
+        Raises TokenStoreError, and RequestorLockedOutError where the guard answers in place of the caller.
+        """
         await self.trail.note(
             Event(
                 time_ms=self.clock.now_ms(),
@@ -129,8 +142,34 @@ class Core:
                 transaction_id=transaction_id,
                 operator=operator,
                 codes=codes,
+                failures=() if tally is None else tally.failures,
             )
         )
+        if tally is not None and (locked_out := await tally.settle()) is not None:
+            raise locked_out
+
+    async def deny_miss(
+        self,
+        action: Action,
+        requestor: str | None,
+        *what: str,
+        transaction_id: str | None = None,
+        operator: str | None = None,
+    ) -> None:
+        """Note that what a requestor asked for is not there, and count it. Raises as `deny`."""
+        tally = Tally(self.guards)
+        locked_out = None if requestor is None else tally.miss(requestor, self.keys.failure(*what))
+        await self.deny(
+            action,
+            requestor,
+            *(() if locked_out is None else (locked_out.code,)),
+            transaction_id=safe_id(transaction_id),
+            operator=operator,
+            outcome=Outcome.NOT_FOUND if locked_out is None else Outcome.DENIED,
+            tally=tally,
+        )
+        if locked_out is not None:
+            raise locked_out
 
     # Records
 
@@ -161,20 +200,20 @@ class Core:
         transaction_id: str | None = None,
     ) -> Unsealed:
         """As `read`, of what the store found under the name."""
-        failure: TokenVaultError
-        if row is not None:
-            outcome, reference = Outcome.TAMPERED, row.reference  # as the row claims it
-            try:
-                return await self.open(row, name)
-            except IntegrityError as error:
-                failure = error
-        else:
-            outcome, reference = Outcome.NOT_FOUND, b""
+        if row is None:
+            if action is not None:
+                await self.deny_miss(action, requestor, *failed(name), transaction_id=transaction_id)
             kind = "token" if isinstance(name, str) else "token with this reference"
-            failure = TokenNotFoundError(f"no such {kind} in this vault")
+            raise TokenNotFoundError(f"no such {kind} in this vault")
+        try:
+            return await self.open(row, name)
+        except IntegrityError as error:
+            failure = error
         if action is not None:
-            shown = safe_id(transaction_id)
-            await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
+            reference, shown = row.reference, safe_id(transaction_id)  # as the row claims it
+            await self.deny(
+                action, requestor, reference=reference, transaction_id=shown, outcome=Outcome.TAMPERED
+            )
         raise failure
 
     def open(self, row: SealedRecord, name: str | bytes | None = None) -> Coroutine[Any, Any, Unsealed]:
@@ -250,6 +289,21 @@ class Core:
             raise InvalidInputError(
                 "this number lies in a token BIN: it is a token already, not a PAN", code="PAN_IS_TOKEN"
             )
+
+
+def requestor_unknown() -> PermissionDeniedError:
+    """The error for a requestor that is not configured."""
+    return PermissionDeniedError("this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN")
+
+
+def denial_code(denied: PermissionDeniedError) -> str:
+    """What the event says of a requestor that may not do something."""
+    return denied.code if isinstance(denied, RequestorLockedOutError) else "PERMISSION_DENIED"
+
+
+def failed(name: str | bytes) -> tuple[str, ...]:
+    """By what a token or reference that failed is known to the guard."""
+    return ("token", name) if isinstance(name, str) else ("reference", name.hex())
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:

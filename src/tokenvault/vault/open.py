@@ -17,6 +17,7 @@ from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.guard import Guard, Guards
 from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.provision import check_keys, finds_last4
 
@@ -36,6 +37,7 @@ async def open_core(
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
     observer: Observer | None,
+    guard: Guard | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
@@ -51,20 +53,26 @@ async def open_core(
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
+    if guard is not None:
+        checks.instance("guard", guard, Guard)
     await store.check_schema()
     ring = await runtime.call(KeyRing, keys)
     await check_keys(keys, store, runtime)
+    deliveries = None if observer is None else Deliveries(observer)
+    checked = SystemClock() if clock is None else CheckedClock(clock)
+    trail = Trail(store, runtime, Journal(ring.audit, checkpoints))
     return Core(
         store=store,
         runtime=runtime,
-        clock=SystemClock() if clock is None else CheckedClock(clock),
+        clock=checked,
         keys=ring,
-        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
+        trail=trail,
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
         finds_last4=await finds_last4(store),
-        deliveries=None if observer is None else Deliveries(observer),
+        guards=Guards(guard or Guard(), store, runtime, checked, ring, trail, deliveries),
+        deliveries=deliveries,
     )
 
 
