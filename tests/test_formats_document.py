@@ -169,7 +169,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     note = use_note.UseNote(
         tv.Kind.PURCHASE, content, use_id, amount=42_00, currency="EUR", counted=(counter,)
     )
-    packed = struct.pack(">BBQ3s16s16s16sB16s", 1, 1, 42_00, b"EUR", content, use_id, bytes(16), 1, counter)
+    packed = struct.pack(
+        ">BBQ3s16s16s16sHB16s", 1, 1, 42_00, b"EUR", content, use_id, bytes(16), 0, 1, counter
+    )
     assert note.pack() == packed
     event = events.Event(
         time_ms=TIME_MS + 1_000, action=events.Action.DETOKENIZE, outcome=events.Outcome.DONE,

@@ -55,6 +55,7 @@ from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vault.guard import Guard
 from tokenvault.vault.importing import ImportedRow, import_cards
+from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
@@ -106,6 +107,11 @@ __all__ = [
     "PermissionDeniedError",
     "Remaining",
     "RequestorLockedOutError",
+    "RiskAnswer",
+    "RiskControl",
+    "RiskDecision",
+    "RiskPolicy",
+    "RiskRequest",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",

@@ -21,7 +21,7 @@ Layout of its body, encoding version 2, big endian:
     ..  only of uses (action DETOKENIZE):
         2 number of sets of counters, s, 1 or more; each: 1 number of counters, then their keys, 16 bytes, ascending
         unless s is 1: the index of the set of counters that each item was added to, 2 bytes
-        the note of each item, 61 bytes (`use_note`, but for its counters); zeros where there is no such token
+        the note of each item, 63 bytes (`use_note`, but for its counters); zeros where there is no such token
     ..  only where it counts failures: these (`guard_note`)
 
 Kinds, codes, transaction ids and sets of counters stand in the order in which items first have them. The row's own

@@ -44,6 +44,7 @@ class AuditEvent:
         kind: of the use of a token; None for other actions, and where there is no such token.
         amount: of the use, if it named one; of a capture, reversal or refund without one, all that there was.
         retry: whether the use repeats one that was allowed before.
+        score: of the risk control, where it was asked about a use and gave one.
         codes: of the controls that failed, or the actor who suspends or resumes.
         revision: of the token's record that was written with this event; 0 where none was.
         locked_until: of a lock-out, until when the requestor is locked out; None for other actions.
@@ -61,6 +62,7 @@ class AuditEvent:
     kind: Kind | None
     amount: Money | None
     retry: bool
+    score: int | None
     codes: tuple[str, ...]
     revision: int
     locked_until: datetime | None
@@ -86,6 +88,7 @@ def audit_events(row: SealedEvent, reference: bytes | None = None) -> list[Audit
             kind=None if item.use is None else item.use.kind,
             amount=None if item.use is None else _amount(item.use),
             retry=item.use is not None and item.use.retry,
+            score=None if item.use is None else item.use.score,
             codes=item.codes,
             revision=item.revision,
             locked_until=None if item.lock_out is None else _instant(item.lock_out.until_ms),
@@ -164,6 +167,7 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
         "amount": None if event.amount is None else event.amount.amount,
         "currency": None if event.amount is None else event.amount.currency,
         "retry": event.retry,
+        "score": event.score,
         "codes": list(event.codes),
         "revision": event.revision,
         "locked_until": None if event.locked_until is None else _text(event.locked_until),

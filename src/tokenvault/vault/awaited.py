@@ -39,6 +39,7 @@ from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.risk import RiskPolicy
 
 
 @async_boundary
@@ -91,6 +92,7 @@ class AsyncVault(AwaitedFace):
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
         guard: when a requestor that guesses tokens is locked out; unset, `Guard()`.
+        risk: is asked about each use that its domain allows, before the card is handed out; unset, nobody is.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -113,6 +115,7 @@ class AsyncVault(AwaitedFace):
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
         guard: Guard | None = None,
+        risk: RiskPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -123,6 +126,7 @@ class AsyncVault(AwaitedFace):
             checkpoints=checkpoints,
             observer=observer,
             guard=guard,
+            risk=risk,
         )
         super().__init__(store, opening)
 

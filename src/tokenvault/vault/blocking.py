@@ -40,6 +40,7 @@ from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.risk import RiskPolicy
 
 
 @boundary
@@ -86,6 +87,7 @@ class Vault(BlockingFace):
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
         guard: when a requestor that guesses tokens is locked out; unset, `Guard()`.
+        risk: is asked about each use that its domain allows, before the card is handed out; unset, nobody is.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -108,6 +110,7 @@ class Vault(BlockingFace):
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
         guard: Guard | None = None,
+        risk: RiskPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -118,6 +121,7 @@ class Vault(BlockingFace):
             checkpoints=checkpoints,
             observer=observer,
             guard=guard,
+            risk=risk,
         )
         super().__init__(store, opening)
 

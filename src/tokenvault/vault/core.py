@@ -30,6 +30,7 @@ from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
 from tokenvault.vault.guard import Guards, Tally
 from tokenvault.vault.observer import ConflictMet, Deliveries
+from tokenvault.vault.risk import RiskDesk, RiskPolicy
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -74,6 +75,7 @@ class Core:
     guards: Guards
     finds_last4: bool = False
     deliveries: Deliveries | None = None
+    risk: RiskPolicy | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
     _any_pan: PanRule = attrs.field(init=False)
 
@@ -170,6 +172,10 @@ class Core:
         )
         if locked_out is not None:
             raise locked_out
+
+    def risk_desk(self, deadlines: int = 1) -> RiskDesk | None:
+        """Who asks about the uses of one call, if a risk control is to be asked."""
+        return None if self.risk is None else RiskDesk(self.risk, self.runtime, deadlines)
 
     # Records
 

@@ -20,6 +20,7 @@ from tokenvault.vault.documents import Documents
 from tokenvault.vault.guard import Guard, Guards
 from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.provision import check_keys, finds_last4
+from tokenvault.vault.risk import RiskPolicy
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ async def open_core(
     checkpoints: CheckpointPolicy | None,
     observer: Observer | None,
     guard: Guard | None,
+    risk: RiskPolicy | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
@@ -55,6 +57,8 @@ async def open_core(
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
     if guard is not None:
         checks.instance("guard", guard, Guard)
+    if risk is not None:
+        checks.instance("risk", risk, RiskPolicy).fits(runtime)
     await store.check_schema()
     ring = await runtime.call(KeyRing, keys)
     await check_keys(keys, store, runtime)
@@ -73,6 +77,7 @@ async def open_core(
         finds_last4=await finds_last4(store),
         guards=Guards(guard or Guard(), store, runtime, checked, ring, trail, deliveries),
         deliveries=deliveries,
+        risk=risk,
     )
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from tokenvault.audit.guard_note import FAILURE_BYTES, Account, Failure, FailureKind
 from tokenvault.errors import ConflictError, LifecycleError, RequestorLockedOutError
+from tokenvault.model.controls import STRONG_AUTHENTICATION_REQUIRED
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.record import TokenRecord
@@ -22,8 +23,10 @@ class Refusals:
         self.tally = Tally(core.guards)
         self._of_tokens: dict[bytes, int] = {}  # by reference, after how many the token is suspended
 
-    def add(self, record: TokenRecord, transaction: Transaction) -> None:
-        """Count a use that was refused."""
+    def add(self, record: TokenRecord, transaction: Transaction, codes: tuple[str, ...]) -> None:
+        """Count a use that was refused; not one that passes once the cardholder is authenticated strongly."""
+        if set(codes) == {STRONG_AUTHENTICATION_REQUIRED}:
+            return
         core, reference = self._core, record.reference
         use = core.keys.failure("use", transaction.requestor, transaction.id, reference.hex())
         most = core.programs[record.program].suspend_after_refusals

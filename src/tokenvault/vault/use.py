@@ -20,6 +20,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.vault.core import ONLY_DELETED, Core, Unsealed, safe_id
 from tokenvault.vault.refusals import Refusals
+from tokenvault.vault.risk import RISK_UNANSWERED, RiskDesk, Verdict
 from tokenvault.vault.uses import UseNames, genuine_events
 
 CONTAINS_PAN_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
@@ -63,6 +64,14 @@ class Judgment(NamedTuple):
     entry: LedgerEntry | None = None
     changed: TokenRecord | None = None
 
+    def after(self, verdict: Verdict, case: Case) -> Judgment:
+        """The judgment of a use that is allowed, once the risk control was asked."""
+        if verdict.violation is None:
+            note = self.note._replace(score=verdict.score)
+            return self._replace(note=note, codes=() if verdict.answered else (RISK_UNANSWERED,))
+        refused = case.names.note(case.transaction, None, allowed=False)._replace(score=verdict.score)
+        return Judgment(DomainRestrictionError((verdict.violation,)), (verdict.violation.code,), refused)
+
     @property
     def outcome(self) -> Outcome:
         """How the use ended."""
@@ -91,16 +100,34 @@ async def check(core: Core, name: str | bytes, transaction: Transaction) -> Deci
     """Decide on a use. No limit counts it, and no event is left but for one that is not allowed."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
     case = await _case(core, name, transaction, UseNames.of(core.keys, transaction), Action.CHECK)
-    decision = decision_on(case)
+    decision = await with_risk(case, decision_on(case), core.risk_desk())
     if not decision.allowed:
         refusals = Refusals(core)
-        refusals.add(case.unsealed.record, transaction)
-        await core.trail.note(refused_check(case, decision, refusals.tally.failures))
+        event = refused_check(case, decision)
+        refusals.add(case.unsealed.record, transaction, event.codes)
+        await core.trail.note(event._replace(failures=refusals.tally.failures))
         await refusals.settle()
     return decision
 
 
-def refused_check(case: Case, decision: Decision, failures: tuple[Failure, ...] = ()) -> Event:
+async def with_risk(case: Case, decision: Decision, desk: RiskDesk | None) -> Decision:
+    """What a check decides, once the risk control was asked about a use that is allowed."""
+    if desk is None or not decision.allowed or case.uses.before is not None:
+        return decision
+    verdict = await desk.verdict(*case.unsealed, case.transaction, case.now_ms, checking=True)
+    return decision if verdict.violation is None else Decision((verdict.violation,))
+
+
+async def judged(case: Case, desk: RiskDesk | None) -> Judgment:
+    """As `judge`, once the risk control was asked about a use that is allowed."""
+    judgment = judge(case)
+    if desk is None or judgment.refusal is not None or case.uses.before is not None:
+        return judgment
+    verdict = await desk.verdict(*case.unsealed, case.transaction, case.now_ms, checking=False)
+    return judgment.after(verdict, case)
+
+
+def refused_check(case: Case, decision: Decision) -> Event:
     """The event of a check that does not allow a use."""
     record, card = case.unsealed
     return Event(
@@ -111,7 +138,6 @@ def refused_check(case: Case, decision: Decision, failures: tuple[Failure, ...] 
         reference=record.reference,
         transaction_id=safe_id(case.transaction.id, None if card is None else card.pan),
         codes=tuple(violation.code for violation in decision.violations),
-        failures=failures,
     )
 
 
@@ -119,13 +145,13 @@ async def detokenize(core: Core, name: str | bytes, transaction: Transaction) ->
     """Decide on a use, record it, and only then hand out the card."""
     await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
     names = UseNames.of(core.keys, transaction)
-    refusals = Refusals(core)
+    refusals, desk = Refusals(core), core.risk_desk()
     conflicts = 0
     while True:
         case = await _case(core, name, transaction, names, Action.DETOKENIZE)
-        judgment = judge(case)
+        judgment = await judged(case, desk)
         if judgment.refusal is not None:
-            refusals.add(case.unsealed.record, transaction)
+            refusals.add(case.unsealed.record, transaction, judgment.codes)
         if not await _write(core, case, judgment, refusals.tally.failures):
             break
         conflicts = await core.conflict(conflicts)
