@@ -209,8 +209,8 @@ class Core:
         if row is None:
             if action is not None:
                 await self.deny_miss(action, requestor, *failed(name), transaction_id=transaction_id)
-            kind = "token" if isinstance(name, str) else "token with this reference"
-            raise TokenNotFoundError(f"no such {kind} in this vault")
+            named = "no such token" if isinstance(name, str) else "no token with this reference"
+            raise TokenNotFoundError(f"{named} in this vault")
         try:
             return await self.open(row, name)
         except IntegrityError as error:
