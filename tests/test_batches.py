@@ -951,6 +951,7 @@ use_notes = st.builds(
     strong=st.booleans(),
     retry=st.booleans(),
     counted=st.lists(_sixteen, max_size=3, unique=True).map(sorted).map(tuple),
+    score=st.none() | st.integers(0, 999),
 )
 
 
