@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -209,6 +209,27 @@ def test_batches(local_keys: KeyStore) -> None:
         tv.provision(local_keys, store)
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             run_examples("howto/batches.md", {"tv": tv, "keys": local_keys, "vault": vault})
+
+
+def test_the_guard(local_keys: KeyStore) -> None:
+    shop = tv.TokenRequestor("40012345678")
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        given = {"tv": tv, "keys": local_keys, "store": store, "PROGRAMS": (), "REQUESTORS": (shop,)}
+        run_examples("howto/guard.md", given)
+
+
+def test_risk(local_keys: KeyStore) -> None:
+    program = tv.TokenProgram("p", format=tv.TokenFormat(bin="999912"))
+    shop = tv.TokenRequestor("40012345678", programs={"p"})
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        given = {"tv": tv, "keys": local_keys, "store": store, "timedelta": timedelta}
+        made: Any = run_examples("howto/risk.md", {**given, "PROGRAMS": (program,), "REQUESTORS": (shop,)})
+        token = made["vault"].issue("4111111111111111", requestor=shop.id, program="p").token
+        made["vault"].detokenize(token, tv.Transaction(id="1", requestor=shop.id, country="FR"))
+        with pytest.raises(tv.DomainRestrictionError, match="risk control refuses"):
+            made["vault"].detokenize(token, tv.Transaction(id="2", requestor=shop.id, country="AQ"))
 
 
 @needs_the_public_face

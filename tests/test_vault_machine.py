@@ -543,6 +543,7 @@ class VaultMachine(RuleBasedStateMachine):
             return
         assert isinstance(got, tv.Decision)
         assert {violation.code for violation in got.violations} == self.model.codes(token, transaction)
+        self.model.events += not got.allowed
 
     @rule(transaction=transactions)
     def use_a_token_that_does_not_exist(self, transaction: tv.Transaction) -> None:

@@ -21,6 +21,7 @@ from tokenvault.errors import (
     KeyStoreError,
     LifecycleError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenSpaceExhaustedError,
     TokenStoreError,
@@ -53,7 +54,9 @@ from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.importing import ImportedRow, import_cards
+from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
@@ -86,6 +89,7 @@ __all__ = [
     "Factor",
     "FindingKind",
     "Grade",
+    "Guard",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",
@@ -104,6 +108,12 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "RequestorLockedOutError",
+    "RiskAnswer",
+    "RiskControl",
+    "RiskDecision",
+    "RiskPolicy",
+    "RiskRequest",
     "StaticDirectory",
     "StoredDirectory",
     "TokenChange",

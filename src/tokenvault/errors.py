@@ -124,6 +124,13 @@ class PermissionDeniedError(TokenVaultError):
     response_code = "58"  # not permitted to this acceptor
 
 
+class RequestorLockedOutError(PermissionDeniedError):
+    """The requestor asked for too many tokens that do not exist, or made too many uses that were refused."""
+
+    code = "REQUESTOR_LOCKED_OUT"
+    response_code = "59"  # suspected fraud
+
+
 class IntegrityError(TokenVaultError):
     """What was read is not what the vault wrote: changed, moved, or sealed under another key."""
 

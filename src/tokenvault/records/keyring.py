@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from tokenvault.audit.guard_note import FAILURE_BYTES
 from tokenvault.audit.macs import AuditKeys
 from tokenvault.columns.digits import to_ascii
 from tokenvault.crypto import cmac_columns
@@ -36,6 +37,7 @@ _LAST4: Final = "last4"
 _REFERENCE: Final = "reference"
 _CHOICE: Final = "choice"
 _REQUEST: Final = "request"
+_FAILURE: Final = "failure"
 _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
@@ -178,6 +180,10 @@ class KeyRing:
     def request_digests(self, request: str) -> tuple[bytes, ...]:
         """The 16 bytes by which a request with an idempotency key is recognised, the primary first."""
         return self._indexed(_REQUEST, request)
+
+    def failure(self, *what: str) -> bytes:
+        """8 bytes by which a failure is recognised when it comes again, under the newest FINGERPRINT key."""
+        return self._indexed(_FAILURE, *what)[0][:FAILURE_BYTES]
 
     def repeatable_choice(self, requestor: str, program: str, idempotency_key: str, candidate: int) -> int:
         """A number from 0 to 2**128 - 1, that chooses the token issued under an idempotency key."""

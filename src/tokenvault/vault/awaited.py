@@ -35,10 +35,12 @@ from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.directory import Directory, StoredDirectory
 from tokenvault.vault.face import AwaitedFace, store_with_coroutines
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
+from tokenvault.vault.risk import RiskPolicy
 from tokenvault.vault.stored_parties import DirectoryChange
 
 
@@ -96,6 +98,8 @@ class AsyncVault(AwaitedFace):
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
+        guard: when a requestor that guesses tokens is locked out; unset, `Guard()`.
+        risk: is asked about each use that its domain allows, before the card is handed out; unset, nobody is.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -118,6 +122,8 @@ class AsyncVault(AwaitedFace):
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
+        guard: Guard | None = None,
+        risk: RiskPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -128,6 +134,8 @@ class AsyncVault(AwaitedFace):
             clock=clock,
             checkpoints=checkpoints,
             observer=observer,
+            guard=guard,
+            risk=risk,
         )
         super().__init__(store, opening)
 
@@ -269,6 +277,7 @@ class AsyncVault(AwaitedFace):
             DomainRestrictionError: with every control that failed.
             TokenNotFoundError: there is no such token.
             PermissionDeniedError: the transaction's requestor is unknown or has no Permission.DETOKENIZE.
+            RequestorLockedOutError: it guessed too often (`guard`).
             InvalidInputError: an argument is of another form, or the transaction holds the card number.
             ConflictError: others kept using the token; nothing was counted.
         """
@@ -555,13 +564,9 @@ class AsyncVault(AwaitedFace):
         Raises as `suspend`.
         """
         core, name = self._open(), arguments.token_or_reference(token)
-        return await manage.update_assurance(
-            core,
-            name,
-            None if method is None else checks.assurance("method", method),
-            None if at is None else arguments.milliseconds("at", at),
-            arguments.by(None, operator),
-        )
+        stated = None if method is None else checks.assurance("method", method)
+        at_ms = None if at is None else arguments.milliseconds("at", at)
+        return await manage.update_assurance(core, name, stated, at_ms, arguments.by(None, operator))
 
     @async_call_boundary
     async def update_card(
@@ -667,12 +672,8 @@ class AsyncVault(AwaitedFace):
             ConfigurationError: tokens are not found by their last four digits here.
         """
         wanted = arguments.wanted(requestor, customer, program, status, last4)
-        return await search.search(
-            self._open(),
-            wanted,
-            after=arguments.after_token(after),
-            limit=checks.whole_number("limit", limit, 1, search.SEARCH_MAX),
-        )
+        most = checks.whole_number("limit", limit, 1, search.SEARCH_MAX)
+        return await search.search(self._open(), wanted, after=arguments.after_token(after), limit=most)
 
     @async_call_boundary
     async def count(
@@ -698,12 +699,26 @@ class AsyncVault(AwaitedFace):
             after: how many events to pass over: with `limit`, for reading in pages.
             limit: the most events to return, from 1 to 1,000.
         """
-        return await history.history(
-            self._open(),
-            arguments.token_or_reference(token_or_reference),
-            after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
-            limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
-        )
+        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        passed_over = checks.whole_number("after", after, 0, arguments.AFTER_MAX)
+        most = checks.whole_number("limit", limit, 1, HISTORY_MAX)
+        return await history.history(core, name, after=passed_over, limit=most)
+
+    @async_call_boundary
+    async def release(self, requestor: str, *, operator: str | None = None) -> None:
+        """Let a requestor in that the guard locked out; what it has failed before counts no more.
+
+        This process does so at once, others within `Guard.refresh`. No requestor may do this.
+
+        Args:
+            requestor: id of the requestor.
+            operator: the person behind the call.
+
+        Raises:
+            PermissionDeniedError: the vault has no such requestor.
+        """
+        core, whom = self._open(), checks.requestor_id("requestor", requestor)
+        await manage.release(core, whom, arguments.by(None, operator))
 
     @async_call_boundary
     async def put_program(self, program: TokenProgram, *, operator: str | None = None) -> None:

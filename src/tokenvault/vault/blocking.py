@@ -36,10 +36,12 @@ from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.directory import Directory, StoredDirectory
 from tokenvault.vault.face import BlockingFace, store_without_coroutines
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
+from tokenvault.vault.risk import RiskPolicy
 from tokenvault.vault.stored_parties import DirectoryChange
 
 
@@ -91,6 +93,8 @@ class Vault(BlockingFace):
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
+        guard: when a requestor that guesses tokens is locked out; unset, `Guard()`.
+        risk: is asked about each use that its domain allows, before the card is handed out; unset, nobody is.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -113,6 +117,8 @@ class Vault(BlockingFace):
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
+        guard: Guard | None = None,
+        risk: RiskPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -123,6 +129,8 @@ class Vault(BlockingFace):
             clock=clock,
             checkpoints=checkpoints,
             observer=observer,
+            guard=guard,
+            risk=risk,
         )
         super().__init__(store, opening)
 
@@ -264,6 +272,7 @@ class Vault(BlockingFace):
             DomainRestrictionError: with every control that failed.
             TokenNotFoundError: there is no such token.
             PermissionDeniedError: the transaction's requestor is unknown or has no Permission.DETOKENIZE.
+            RequestorLockedOutError: it guessed too often (`guard`).
             InvalidInputError: an argument is of another form, or the transaction holds the card number.
             ConflictError: others kept using the token; nothing was counted.
         """
@@ -550,13 +559,9 @@ class Vault(BlockingFace):
         Raises as `suspend`.
         """
         core, name = self._open(), arguments.token_or_reference(token)
-        return run(manage.update_assurance(
-            core,
-            name,
-            None if method is None else checks.assurance("method", method),
-            None if at is None else arguments.milliseconds("at", at),
-            arguments.by(None, operator),
-        ))
+        stated = None if method is None else checks.assurance("method", method)
+        at_ms = None if at is None else arguments.milliseconds("at", at)
+        return run(manage.update_assurance(core, name, stated, at_ms, arguments.by(None, operator)))
 
     @call_boundary
     def update_card(
@@ -662,12 +667,8 @@ class Vault(BlockingFace):
             ConfigurationError: tokens are not found by their last four digits here.
         """
         wanted = arguments.wanted(requestor, customer, program, status, last4)
-        return run(search.search(
-            self._open(),
-            wanted,
-            after=arguments.after_token(after),
-            limit=checks.whole_number("limit", limit, 1, search.SEARCH_MAX),
-        ))
+        most = checks.whole_number("limit", limit, 1, search.SEARCH_MAX)
+        return run(search.search(self._open(), wanted, after=arguments.after_token(after), limit=most))
 
     @call_boundary
     def count(
@@ -693,12 +694,26 @@ class Vault(BlockingFace):
             after: how many events to pass over: with `limit`, for reading in pages.
             limit: the most events to return, from 1 to 1,000.
         """
-        return run(history.history(
-            self._open(),
-            arguments.token_or_reference(token_or_reference),
-            after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
-            limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
-        ))
+        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        passed_over = checks.whole_number("after", after, 0, arguments.AFTER_MAX)
+        most = checks.whole_number("limit", limit, 1, HISTORY_MAX)
+        return run(history.history(core, name, after=passed_over, limit=most))
+
+    @call_boundary
+    def release(self, requestor: str, *, operator: str | None = None) -> None:
+        """Let a requestor in that the guard locked out; what it has failed before counts no more.
+
+        This process does so at once, others within `Guard.refresh`. No requestor may do this.
+
+        Args:
+            requestor: id of the requestor.
+            operator: the person behind the call.
+
+        Raises:
+            PermissionDeniedError: the vault has no such requestor.
+        """
+        core, whom = self._open(), checks.requestor_id("requestor", requestor)
+        run(manage.release(core, whom, arguments.by(None, operator)))
 
     @call_boundary
     def put_program(self, program: TokenProgram, *, operator: str | None = None) -> None:

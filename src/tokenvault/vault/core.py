@@ -15,9 +15,9 @@ from tokenvault.errors import (
     IntegrityError,
     InvalidInputError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenStoreError,
-    TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, Pan, could_hold_pan, read_pan
@@ -28,9 +28,11 @@ from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.guard import Guards, Tally
 from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import ConflictMet, Deliveries
 from tokenvault.vault.parties import Parties
+from tokenvault.vault.risk import RiskDesk, RiskPolicy
 from tokenvault.vault.stored_parties import Registry, not_stored
 
 CONFLICTS_MAX: Final = 512
@@ -72,9 +74,11 @@ class Core:
     trail: Trail
     documents: Documents
     parties: Parties
+    guards: Guards
     registry: Registry | None = None
     finds_last4: bool = False
     deliveries: Deliveries | None = None
+    risk: RiskPolicy | None = None
 
     @property
     def keys(self) -> KeyRing:
@@ -94,11 +98,26 @@ class Core:
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once that is noted."""
         registered = await self.parties.requestor(requestor)
-        denied = denial_of(registered, permission)
+        if registered is not None:
+            await self.guards.refresh(requestor)
+        denied = denial_of(registered, permission) or self.guards.locked_out(requestor)
         if denied is not None or registered is None:
-            await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
-            raise denied or PermissionDeniedError()
+            denied = denied or requestor_unknown()
+            await self.deny(action, requestor, denial_code(denied), transaction_id=safe_id(transaction_id))
+            raise denied
         return registered
+
+    async def refuse_locked_out(self, requestor: str, action: Action, transaction_id: str | None) -> None:
+        """Raise RequestorLockedOutError, once it is noted, if a requestor was locked out since it was permitted."""
+        locked_out = self.guards.locked_out(requestor)
+        if locked_out is not None:
+            await self.deny(action, requestor, locked_out.code, transaction_id=safe_id(transaction_id))
+            raise locked_out
+
+    async def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
+        """Why a requestor may not do something, as far as is known in this process; None if it may."""
+        denied = denial_of(await self.parties.requestor(requestor), permission)
+        return denied or self.guards.locked_out(requestor)
 
     async def deny(
         self,
@@ -109,8 +128,12 @@ class Core:
         transaction_id: str | None = None,
         operator: str | None = None,
         outcome: Outcome = Outcome.DENIED,
+        tally: Tally | None = None,
     ) -> None:
-        """Note that something was refused. Raises TokenStoreError."""
+        """Note that something was refused, and what the guard counts of it.
+
+        Raises TokenStoreError, and RequestorLockedOutError where the guard answers in place of the caller.
+        """
         await self.trail.note(
             Event(
                 time_ms=self.clock.now_ms(),
@@ -121,8 +144,38 @@ class Core:
                 transaction_id=transaction_id,
                 operator=operator,
                 codes=codes,
+                failures=() if tally is None else tally.failures,
             )
         )
+        if tally is not None and (locked_out := await tally.settle()) is not None:
+            raise locked_out
+
+    async def deny_miss(
+        self,
+        action: Action,
+        requestor: str | None,
+        *what: str,
+        transaction_id: str | None = None,
+        operator: str | None = None,
+    ) -> None:
+        """Note that what a requestor asked for is not there, and count it. Raises as `deny`."""
+        tally = Tally(self.guards)
+        locked_out = None if requestor is None else tally.miss(requestor, self.keys.failure(*what))
+        await self.deny(
+            action,
+            requestor,
+            *(() if locked_out is None else (locked_out.code,)),
+            transaction_id=safe_id(transaction_id),
+            operator=operator,
+            outcome=Outcome.NOT_FOUND if locked_out is None else Outcome.DENIED,
+            tally=tally,
+        )
+        if locked_out is not None:
+            raise locked_out
+
+    def risk_desk(self, deadlines: int = 1) -> RiskDesk | None:
+        """Who asks about the uses of one call, if a risk control is to be asked."""
+        return None if self.risk is None else RiskDesk(self.risk, self.runtime, deadlines)
 
     # Records
 
@@ -153,20 +206,20 @@ class Core:
         transaction_id: str | None = None,
     ) -> Unsealed:
         """As `read`, of what the store found under the name."""
-        failure: TokenVaultError
-        if row is not None:
-            outcome, reference = Outcome.TAMPERED, row.reference  # as the row claims it
-            try:
-                return await self.open(row, name)
-            except IntegrityError as error:
-                failure = error
-        else:
-            outcome, reference = Outcome.NOT_FOUND, b""
+        if row is None:
+            if action is not None:
+                await self.deny_miss(action, requestor, *failed(name), transaction_id=transaction_id)
             named = "no such token" if isinstance(name, str) else "no token with this reference"
-            failure = TokenNotFoundError(f"{named} in this vault")
+            raise TokenNotFoundError(f"{named} in this vault")
+        try:
+            return await self.open(row, name)
+        except IntegrityError as error:
+            failure = error
         if action is not None:
-            shown = safe_id(transaction_id)
-            await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
+            reference, shown = row.reference, safe_id(transaction_id)  # as the row claims it
+            await self.deny(
+                action, requestor, reference=reference, transaction_id=shown, outcome=Outcome.TAMPERED
+            )
         raise failure
 
     def open(self, row: SealedRecord, name: str | bytes | None = None) -> Coroutine[Any, Any, Unsealed]:
@@ -254,14 +307,27 @@ class Core:
 def denial_of(registered: TokenRequestor | None, permission: Permission) -> PermissionDeniedError | None:
     """Why a requestor may not do something; None if it may."""
     if registered is None:
-        return PermissionDeniedError(
-            "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
-        )
+        return requestor_unknown()
     if registered.disabled:
         return PermissionDeniedError("this requestor is disabled", code="REQUESTOR_DISABLED")
     if permission not in registered.permissions:
         return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
     return None
+
+
+def requestor_unknown() -> PermissionDeniedError:
+    """The error for a requestor that is not configured."""
+    return PermissionDeniedError("this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN")
+
+
+def denial_code(denied: PermissionDeniedError) -> str:
+    """What the event says of a requestor that may not do something."""
+    return denied.code if isinstance(denied, RequestorLockedOutError) else "PERMISSION_DENIED"
+
+
+def failed(name: str | bytes) -> tuple[str, ...]:
+    """By what a token or reference that failed is known to the guard."""
+    return ("token", name) if isinstance(name, str) else ("reference", name.hex())
 
 
 def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.guard_note import Failure
 from tokenvault.errors import (
     InvalidInputError,
     LifecycleError,
@@ -35,7 +36,8 @@ from tokenvault.vault.alterations import (
     status_change,
     winding_down,
 )
-from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.core import Core, Unsealed, failed, requestor_unknown
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.issue import SOURCES_MAX
 from tokenvault.vault.orders import expired
 
@@ -93,7 +95,7 @@ async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenIn
         await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
     live = await live_tokens(core, pan, requestor)
     if requestor is not None and not live:
-        await core.deny(Action.LOOK_UP, requestor, outcome=Outcome.NOT_FOUND)
+        await core.deny_miss(Action.LOOK_UP, requestor, "card", pan.reveal())
     return [await core.info(unsealed) for unsealed in live]
 
 
@@ -138,9 +140,18 @@ async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsea
 # Changing.
 
 
-async def change_status(core: Core, name: str | bytes, change: Change, by: By = HOST) -> TokenInfo:
-    """Change the status of a token."""
-    return await _change(core, name, Action[change.name], status_change(change, by.actor), by)
+async def change_status(
+    core: Core, name: str | bytes, change: Change, by: By = HOST, failures: tuple[Failure, ...] = ()
+) -> TokenInfo:
+    """Change the status of a token; the event notes failures for the guard."""
+    return await _change(core, name, Action[change.name], status_change(change, by.actor), by, failures)
+
+
+async def release(core: Core, requestor: str, by: By) -> None:
+    """Let a requestor in that the guard locked out."""
+    if await core.parties.requestor(requestor) is None:
+        raise requestor_unknown()
+    await core.guards.release(requestor, by.operator)
 
 
 async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
@@ -198,7 +209,7 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
     live = [record for record, _ in await live_tokens(core, name, by.requestor)]
     if not live:
-        await core.deny(Action.UPDATE_CARD, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
+        await core.deny_miss(Action.UPDATE_CARD, by.requestor, "card", name.reveal(), operator=by.operator)
         raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
     if new.pan is not None:
         for record in live:
@@ -220,7 +231,14 @@ def refuse_new_card(core: Core, new: NewCard) -> None:
         raise expired("the card")
 
 
-async def _change(core: Core, name: str | bytes, action: Action, alter: Alteration, by: By) -> TokenInfo:
+async def _change(
+    core: Core,
+    name: str | bytes,
+    action: Action,
+    alter: Alteration,
+    by: By,
+    failures: tuple[Failure, ...] = (),
+) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
     codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
@@ -245,6 +263,7 @@ async def _change(core: Core, name: str | bytes, action: Action, alter: Alterati
             codes=codes,
             revision=revision,
             operator=by.operator,
+            failures=failures,
         )
         if not await core.replace(changed, event):
             return await core.info(changed)
@@ -269,7 +288,11 @@ async def manageable(core: Core, name: str | bytes, action: Action, by: By) -> t
         acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
     if acting is not None and not await may_manage(core, record, action, acting):
-        await core.deny(action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator)
+        tally = Tally(core.guards)
+        tally.refusal(acting, core.keys.failure(*failed(name)))
+        await core.deny(
+            action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator, tally=tally
+        )
         raise not_its_token()
     return unsealed, acting
 

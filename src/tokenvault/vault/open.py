@@ -17,10 +17,12 @@ from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
 from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.guard import Guard, Guards
 from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import Deliveries, Observer
 from tokenvault.vault.parties import DirectorySource, Parties, age_of
 from tokenvault.vault.provision import finds_last4, table_of
+from tokenvault.vault.risk import RiskPolicy
 from tokenvault.vault.stored_parties import Registry, StoredParties
 
 
@@ -35,6 +37,8 @@ async def open_core(
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
     observer: Observer | None,
+    guard: Guard | None,
+    risk: RiskPolicy | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
@@ -43,11 +47,16 @@ async def open_core(
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
+    if guard is not None:
+        checks.instance("guard", guard, Guard)
+    if risk is not None:
+        checks.instance("risk", risk, RiskPolicy).fits(runtime)
     await store.check_schema()
     versions = await open_keys(keys, store, runtime)
     audit = versions.ring.audit
     documents, trail = Documents(store), Trail(store, runtime, Journal(audit, checkpoints))
     ticking = SystemClock() if clock is None else CheckedClock(clock)
+    deliveries = None if observer is None else Deliveries(observer)
     registry = None
     if isinstance(chosen, StoredDirectory):
         stored = StoredParties(store, runtime, audit, documents)
@@ -66,7 +75,9 @@ async def open_core(
         parties=parties,
         registry=registry,
         finds_last4=await finds_last4(store),
-        deliveries=None if observer is None else Deliveries(observer),
+        guards=Guards(guard or Guard(), store, runtime, ticking, versions.ring, trail, deliveries),
+        deliveries=deliveries,
+        risk=risk,
     )
 
 
