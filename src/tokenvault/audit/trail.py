@@ -17,6 +17,7 @@ from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX
 from tokenvault.audit.event import Event, is_open
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.errors import IntegrityError
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, Fence, SealedEvent
 
@@ -35,11 +36,12 @@ OPEN_ENDS_MAX: Final = 16
 
 @attrs.frozen
 class Trail:
-    """The audit trail as this vault writes it."""
+    """The audit trail as this vault writes it. No event gets into it but by `write`, with ids that may be kept."""
 
     store: AsyncTokenStore
     runtime: Runtime
     journal: Journal
+    ids: ClearIds
 
     async def note(self, event: Event | BatchEvent, fence: Fence = ()) -> list[str]:
         """Write an event alone, if the records of a fence have its revisions still. Returns the tokens that moved.
@@ -65,6 +67,8 @@ class Trail:
         """
         if doubts := self.journal.doubts():
             await self._settle(doubts)
+        if isinstance(event, Event):  # of a batch, the builder sees to it
+            event = event.with_ids(self.ids.kept)
         entry = self.journal.entry(event)
         try:
             self.journal.begin(entry, event.time_ms, checkpoint=True)

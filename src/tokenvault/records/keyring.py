@@ -34,6 +34,7 @@ KEY_CHECK_BYTES: Final = 3
 INDEX_KEY_BYTES: Final = 16
 _INDEX_LABEL: Final = b"tokenvault: key of the index of uses, last four digits and requests"
 _USE: Final = "use"
+_ID: Final = "id"
 _LAST4: Final = "last4"
 _REFERENCE: Final = "reference"
 _CHOICE: Final = "choice"
@@ -109,6 +110,10 @@ class KeyRing:
     def contents(self, content: bytes) -> tuple[bytes, ...]:
         """The 16-byte keyed digest of a transaction's content under each FINGERPRINT key, newest first."""
         return tuple(hmac.digest(key, content, "sha256")[:INDEX_KEY_BYTES] for key in self._index_keys)
+
+    def id_digest(self, text: str) -> bytes:
+        """The 16 bytes that stand for an id which may not be kept in clear."""
+        return self._indexed(_ID, text)[0]
 
     def last4_keys(self, last4: str) -> tuple[bytes, ...]:
         """The 16 bytes by which the tokens of cards with these last four digits are found, newest first."""

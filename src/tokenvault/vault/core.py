@@ -20,7 +20,7 @@ from tokenvault.errors import (
     TokenVaultError,
 )
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
+from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, read_pan
 from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
@@ -93,7 +93,7 @@ class Core:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once that is noted."""
         denied = self.denial(requestor, permission)
         if denied is not None:
-            await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
+            await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=transaction_id)
             raise denied
         return self.requestors[requestor]
 
@@ -173,8 +173,9 @@ class Core:
             kind = "token" if isinstance(name, str) else "token with this reference"
             failure = TokenNotFoundError(f"no such {kind} in this vault")
         if action is not None:
-            shown = safe_id(transaction_id)
-            await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
+            await self.deny(
+                action, requestor, reference=reference, transaction_id=transaction_id, outcome=outcome
+            )
         raise failure
 
     def open(self, row: SealedRecord, name: str | bytes | None = None) -> Coroutine[Any, Any, Unsealed]:
@@ -250,12 +251,3 @@ class Core:
             raise InvalidInputError(
                 "this number lies in a token BIN: it is a token already, not a PAN", code="PAN_IS_TOKEN"
             )
-
-
-def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:
-    """A transaction id as an event may hold it: masked if it is, or could be, a card number."""
-    if transaction_id is None:
-        return None
-    if could_hold_pan(transaction_id) or (pan is not None and pan.stands_in(transaction_id)):
-        return f"masked {transaction_id[-4:]}"
-    return transaction_id

@@ -11,6 +11,7 @@ from tokenvault.audit.trail import Trail
 from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
@@ -59,13 +60,18 @@ async def open_core(
         runtime=runtime,
         clock=SystemClock() if clock is None else CheckedClock(clock),
         keys=ring,
-        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
+        trail=Trail(store, runtime, Journal(ring.audit, checkpoints), _clear_ids(ring, by_name.values())),
         documents=Documents(store, by_name, by_id),
         programs=by_name,
         requestors=by_id,
         finds_last4=await finds_last4(store),
         deliveries=None if observer is None else Deliveries(observer),
     )
+
+
+def _clear_ids(keys: KeyRing, programs: Iterable[TokenProgram]) -> ClearIds:
+    formats, rules = [program.format for program in programs], [program.pans for program in programs]
+    return ClearIds(formats, rules, keys.id_digest)
 
 
 def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:

@@ -8,6 +8,7 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import DomainRestrictionError, IntegrityError, InvalidInputError, TokenVaultError
 from tokenvault.model import accounting
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.model.decision import Decision, decide
 from tokenvault.model.kinds import KINDS
 from tokenvault.model.ledger import LedgerEntry, Uses
@@ -17,7 +18,7 @@ from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
-from tokenvault.vault.core import ONLY_DELETED, Core, Unsealed, safe_id
+from tokenvault.vault.core import ONLY_DELETED, Core, Unsealed
 from tokenvault.vault.uses import UseNames, genuine_events
 
 CONTAINS_PAN_CODE: Final = "CARD_NUMBER_IN_TRANSACTION"
@@ -66,18 +67,18 @@ class Judgment(NamedTuple):
         """How the use ended."""
         return Outcome.DONE if self.refusal is None else Outcome.DENIED
 
-    def event(self, case: Case) -> Event:
+    def event(self, case: Case, ids: ClearIds) -> Event:
         """The event of the use."""
         record, card = case.unsealed
         # The card number stands in no field of a use that is allowed.
-        masked = None if self.refusal is None or card is None else card.pan
+        known = None if self.refusal is None or card is None else card.pan
         return Event(
             time_ms=case.now_ms,
             action=Action.DETOKENIZE,
             outcome=self.outcome,
             requestor=case.transaction.requestor,
             reference=record.reference,
-            transaction_id=safe_id(case.transaction.id, masked),
+            transaction_id=ids.kept(case.transaction.id, known),
             codes=self.codes,
             revision=0 if self.changed is None else self.changed.revision,
             use=self.note,
@@ -127,7 +128,7 @@ async def _case(
 async def _write(core: Core, case: Case, judgment: Judgment) -> list[str]:
     """Write what comes of a use. Returns the token if another change came first: then nothing is written."""
     record, card = case.unsealed
-    event = judgment.event(case)
+    event = judgment.event(case, core.trail.ids)
     if judgment.changed is not None:
         return await core.replace(Unsealed(judgment.changed, card), event)
     # What is handed out was decided on this revision: a change that was acknowledged since must hold.

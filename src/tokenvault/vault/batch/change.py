@@ -244,7 +244,8 @@ async def _steps(
 async def _change(core: Core, action: Action, by: By, steps: list[_Step]) -> _Chunk:
     """What becomes of the tokens, as they are stored now."""
     stored = await read(core, list(dict.fromkeys(step.name for step in steps)))
-    chunk = _Chunk(core, action, by, stored, BatchEventBuilder(len(steps)), core.clock.now_ms())
+    notes = BatchEventBuilder(len(steps), core.trail.ids.kept)
+    chunk = _Chunk(core, action, by, stored, notes, core.clock.now_ms())
     for row, step in enumerate(steps):
         try:
             await _change_one(chunk, row, step)

@@ -33,7 +33,7 @@ from tokenvault.stores.port import Fence, SealedEvent
 from tokenvault.vault import arguments, use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
-from tokenvault.vault.core import Core, Unsealed, safe_id
+from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.uses import UseNames, genuine_events
 
 ATTEMPTS_MAX: Final = 8
@@ -211,7 +211,7 @@ async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
         uses=uses,
         stored=stored,
         results=results,
-        notes=BatchEventBuilder(len(results)),
+        notes=BatchEventBuilder(len(results), core.trail.ids.kept),
         now_ms=core.clock.now_ms(),
         names=names,
         events=events,
@@ -302,7 +302,7 @@ def _refuse(
     chunk.results.fail(row, error)
     if outcome is Outcome.DENIED or isinstance(chunk.results, CardResults):
         kind = Kind(outcome, transaction.requestor, codes)
-        chunk.notes.note(row, reference, 0, kind, safe_id(transaction.id))
+        chunk.notes.note(row, reference, 0, kind, transaction.id)
 
 
 async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[str]:
@@ -341,7 +341,7 @@ def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
     """Answer uses that do not count."""
     case = group.case(chunk, group.token)
     judgment = use.judge(case)
-    event = judgment.event(case)
+    event = judgment.event(case, chunk.core.trail.ids)
     kind = Kind(event.outcome, event.requestor, event.codes)
     places = np.array([chunk.place(row) for row in group.rows.tolist()])
     references = chunk.stored.references[places]
@@ -369,7 +369,7 @@ def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str
         before.written = True
     if judgment.entry is not None:
         before.entries.append(judgment.entry)
-    event = judgment.event(case)
+    event = judgment.event(case, chunk.core.trail.ids)
     kind = Kind(event.outcome, event.requestor, event.codes)
     chunk.notes.note(row, event.reference, revision, kind, event.transaction_id, event.use)
     if judgment.refusal is not None:
