@@ -97,6 +97,27 @@ class Core:
             raise denied
         return self.requestors[requestor]
 
+    async def permit_by_card(self, requestor: str, action: Action) -> None:
+        """Let a requestor manage tokens by a card number. Raises PermissionDeniedError, once that is noted.
+
+        Whether a card has a token, and which, confirms a guess of its number: only who handles card numbers may ask.
+        """
+        await self.permit(requestor, Permission.MANAGE, action)
+        denied = self.denial_by_card(requestor)
+        if denied is not None:
+            await self.deny(action, requestor, denied.code)
+            raise denied
+
+    def denial_by_card(self, requestor: str | None) -> PermissionDeniedError | None:
+        """Why a requestor that may manage tokens may not name them by a card number; None if it may."""
+        registered = self.requestors.get(requestor or "")
+        if registered is None or registered.permissions & {Permission.ISSUE, Permission.DETOKENIZE}:
+            return None
+        return PermissionDeniedError(
+            "a card is named by its number with Permission.ISSUE or DETOKENIZE only: name the token",
+            code="CARD_NUMBER_NOT_ALLOWED",
+        )
+
     def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
         """Why a requestor may not do something; None if it may."""
         registered = self.requestors.get(requestor)

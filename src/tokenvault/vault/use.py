@@ -86,9 +86,36 @@ class Judgment(NamedTuple):
 
 
 async def check(core: Core, name: str | bytes, transaction: Transaction) -> Decision:
-    """Decide on a use. Nothing is counted, and no event is left but for a missing permission."""
-    await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
-    return decision_on(await _case(core, name, transaction, UseNames.of(core.keys, transaction), None))
+    """Decide on a use. Nothing is counted; whatever is not allowed leaves an event, as it could be a guess."""
+    await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.CHECK, transaction.id)
+    case = await _case(core, name, transaction, UseNames.of(core.keys, transaction), Action.CHECK)
+    try:
+        decision = decision_on(case)
+    except InvalidInputError:
+        await core.trail.note(refused_check(core, case, (CONTAINS_PAN_CODE,)))
+        raise
+    if not decision.allowed:
+        await core.trail.note(refused_check(core, case, codes_of(decision)))
+    return decision
+
+
+def refused_check(core: Core, case: Case, codes: tuple[str, ...]) -> Event:
+    """The event of a use that was asked about, and would not be allowed."""
+    (record, card), transaction = case.unsealed, case.transaction
+    return Event(
+        time_ms=case.now_ms,
+        action=Action.CHECK,
+        outcome=Outcome.DENIED,
+        requestor=transaction.requestor,
+        reference=record.reference,
+        transaction_id=core.trail.ids.kept(transaction.id, None if card is None else card.pan),
+        codes=codes,
+    )
+
+
+def codes_of(decision: Decision) -> tuple[str, ...]:
+    """The codes of the controls that failed."""
+    return tuple(violation.code for violation in decision.violations)
 
 
 async def detokenize(core: Core, name: str | bytes, transaction: Transaction) -> Card:
@@ -111,12 +138,9 @@ async def detokenize(core: Core, name: str | bytes, transaction: Transaction) ->
 
 
 async def _case(
-    core: Core, name: str | bytes, transaction: Transaction, names: UseNames, action: Action | None
+    core: Core, name: str | bytes, transaction: Transaction, names: UseNames, action: Action
 ) -> Case:
-    """Read what a use is decided by, in one round trip where its domain is known.
-
-    With an action, a failure is noted as one of it.
-    """
+    """Read what a use is decided by, in one round trip where its domain is known; a failure is noted."""
     found = await core.store.get_use(name, names.every)
     unsealed = await core.found(name, found.record, action, transaction.requestor, transaction.id)
     record = unsealed.record
@@ -152,7 +176,7 @@ def judge(case: Case) -> Judgment:
     codes: tuple[str, ...] = ()
     if card is None or not decision.allowed:
         refusal = DomainRestrictionError(decision.violations)
-        codes = tuple(violation.code for violation in decision.violations)
+        codes = codes_of(decision)
     elif case.transaction.contains_pan(card.pan):
         # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
         refusal, codes = InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE), (CONTAINS_PAN_CODE,)

@@ -230,6 +230,11 @@ async def _steps(
         if not isinstance(name, Pan):
             steps.append(_Step(item, name, alter))
             continue
+        denied = core.denial_by_card(by.requestor)
+        if denied is not None:
+            await core.deny(action, by.requestor, denied.code, operator=by.operator)
+            results.fail(item, denied)
+            continue
         live = await manage.live_tokens(core, name, by.requestor)
         steps += [_Step(item, record.token, alter) for record, _ in live]
         if not live:
@@ -275,8 +280,8 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         raise manage.not_its_token()
     try:
         record, card = await step.alter(before)
-    except LifecycleError:
-        codes = (manage.LIFECYCLE_CODE,)
+    except (LifecycleError, InvalidInputError) as error:
+        codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise
     revision = stored.record.revision + 1

@@ -161,12 +161,25 @@ async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
     results = DecisionResults(len(items))
     chunk = await _read(core, _uses(items, results), results)
     for group in await _groups(chunk):
+        case = group.case(chunk, group.token)
         try:
-            results.put(group.rows, use.decision_on(group.case(chunk, group.token)))
+            decision = use.decision_on(case)
         except InvalidInputError as error:
             results.fail(group.rows, error)
-    await _write(chunk, {})
+            _note_refused_checks(chunk, group, use.refused_check(core, case, (use.CONTAINS_PAN_CODE,)))
+        else:
+            results.put(group.rows, decision)
+            if not decision.allowed:
+                _note_refused_checks(chunk, group, use.refused_check(core, case, use.codes_of(decision)))
+    await _write(chunk, Action.CHECK, {})
     return results
+
+
+def _note_refused_checks(chunk: _Chunk[DecisionResults], group: _Group, event: Event) -> None:
+    """Note uses that were asked about alike, and would not be allowed."""
+    places = np.array([chunk.place(row) for row in group.rows.tolist()])
+    kind = Kind(event.outcome, event.requestor, event.codes)
+    chunk.notes.note_many(group.rows, chunk.stored.references[places], 0, kind, event.transaction_id)
 
 
 def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
@@ -297,12 +310,10 @@ def _refuse(
     codes: tuple[str, ...] = (),
     reference: bytes = b"",
 ) -> None:
-    """Answer a use by an error, and note it; for checks, note only a missing permission."""
+    """Answer a use by an error, and note it."""
     _, transaction = chunk.uses[row]
     chunk.results.fail(row, error)
-    if outcome is Outcome.DENIED or isinstance(chunk.results, CardResults):
-        kind = Kind(outcome, transaction.requestor, codes)
-        chunk.notes.note(row, reference, 0, kind, transaction.id)
+    chunk.notes.note(row, reference, 0, Kind(outcome, transaction.requestor, codes), transaction.id)
 
 
 async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[str]:
@@ -326,7 +337,7 @@ async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[
         else:
             _use_one(chunk, row, one_by_one[row], used)
     written = {token: each.unsealed for token, each in used.items() if each.written}
-    return await _write(chunk, written, _fence(chunk, written))
+    return await _write(chunk, Action.DETOKENIZE, written, _fence(chunk, written))
 
 
 def _fence(chunk: _Chunk[CardResults], written: Mapping[str, Unsealed]) -> Fence:
@@ -378,9 +389,11 @@ def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str
         chunk.results.cards.put_card(row, before.unsealed.card)
 
 
-async def _write(chunk: _Chunk[R], written: dict[str, Unsealed], fence: Fence = ()) -> list[str]:
+async def _write(
+    chunk: _Chunk[R], action: Action, written: dict[str, Unsealed], fence: Fence = ()
+) -> list[str]:
     """Write the event, with the records of tokens that were used; returns those that others changed first."""
-    core, event = chunk.core, chunk.notes.event(chunk.now_ms, Action.DETOKENIZE)
+    core, event = chunk.core, chunk.notes.event(chunk.now_ms, action)
     if event is None:
         return []
     if not written:
