@@ -86,7 +86,7 @@ def test_a_token_s_life_goes_by_its_reference(command: Command) -> None:
     assert command.json("check", reference, *use)["allowed"] is True
     assert command.json("detokenize", reference, *use)["pan"] == "411111******1111"
     events = command.json("history", reference)["events"]
-    assert [event["action"] for event in events] == ["ISSUE", "SUSPEND", "RESUME", "DETOKENIZE"]
+    assert [event["action"] for event in events] == ["ISSUE", "SUSPEND", "CHECK", "RESUME", "DETOKENIZE"]
     assert events[-1]["transaction_id"] == "tx-1"
     assert command.json("delete", reference, "--yes")["last4"] is None
     assert command("suspend", reference, "--by", "issuer").code == 6
