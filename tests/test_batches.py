@@ -985,7 +985,7 @@ def test_a_batch_event_reads_back(
 ) -> None:
     """Item by item; and no other bytes read as an event than those that an event is written as."""
 
-    builder = BatchEventBuilder(len(listed) + 2)
+    builder = BatchEventBuilder(len(listed) + 2, str)
     uses = action is Action.DETOKENIZE
     for row, (reference, revision, outcome, requestor, codes, name, operator, note) in enumerate(listed, 1):
         kind = Kind(outcome, requestor, codes, operator)
@@ -1039,7 +1039,7 @@ def test_any_bytes_are_an_event_or_refused(body: bytes) -> None:
 def test_the_largest_event_of_a_chunk_fits(action: Action, most: int) -> None:
     """Every item with a kind, a revision, the longest transaction id and, of uses, a note of its own."""
     codes = [f"CODE_{n:020}" for n in range(24)]
-    builder = BatchEventBuilder(most)
+    builder = BatchEventBuilder(most, str)
     for row in range(most):
         chosen = tuple(codes[n] for n in range(12) if row >> n & 1) + tuple(codes[12:])
         name = row.to_bytes(16)

@@ -36,6 +36,7 @@ from tests.editors import (
     sqlite_database,
 )
 from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, issue, use
+from tokenvault.audit.batch_event import items, parse
 from tokenvault.audit.event import Event, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import TokenStore
@@ -162,7 +163,8 @@ class Scene:
         return MASTERCARD if token in (self.suspended.token, self.other.token) else VISA
 
     def events(self) -> list[Event]:
-        return [Event.parse(row) for name in self.store.streams() for row in self.store.events(stream=name)]
+        rows = [row for name in self.store.streams() for row in self.store.events(stream=name)]
+        return [event for row in rows for event in items(parse(row))]
 
     def token_row(self, info: tv.TokenInfo) -> Row:
         row = self.editor.row("tokens", info.token)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,9 +30,11 @@ class BatchEventBuilder:
 
     Args:
         rows: how many items the chunk has; those that are not noted stand in no event.
+        kept: gives the form in which an id may be kept.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, kept: Callable[[str], str]) -> None:
+        self._kept = functools.lru_cache(maxsize=rows)(kept)
         self._kinds: dict[Kind, int] = {}
         self._transaction_ids: dict[str | None, int] = {}
         self._noted = np.zeros(rows, np.bool_)
@@ -71,6 +76,10 @@ class BatchEventBuilder:
         self._noted[rows] = True
         self._references[rows] = references
         self._revisions[rows] = revision
+        if kind.operator is not None:
+            kind = kind._replace(operator=self._kept(kind.operator))
+        if transaction_id is not None:
+            transaction_id = self._kept(transaction_id)
         self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
         self._id_of[rows] = self._transaction_ids.setdefault(transaction_id, len(self._transaction_ids))
         if use is not None:

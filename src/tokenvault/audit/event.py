@@ -121,7 +121,7 @@ class Event(NamedTuple):
         requestor: id of the calling requestor, or of the one that is locked out or released; None for the host
             application itself.
         reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream.
-        transaction_id: of the use of a token; None for other actions.
+        transaction_id: of the use of a token, as it may be kept; None for other actions.
         codes: violation codes, or the actor who suspends or resumes.
         revision: of the record that was written with this event; 0 where none was.
         operator: the person behind a management call, as the host names them; None where it names none.
@@ -160,6 +160,15 @@ class Event(NamedTuple):
         if self.action in LOCKING and self.requestor is not None:
             rows += lock_rows(self.requestor, self.time_ms)
         return tuple(rows)
+
+    def with_ids(self, kept: Callable[[str], str]) -> Event:
+        """The event with its ids as they may be kept."""
+        if self.transaction_id is None and self.operator is None:
+            return self
+        return self._replace(
+            transaction_id=self.transaction_id and kept(self.transaction_id),
+            operator=self.operator and kept(self.operator),
+        )
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""

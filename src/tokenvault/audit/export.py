@@ -39,7 +39,7 @@ class AuditEvent:
         outcome: how the action ended.
         requestor: id of the calling requestor, 11 digits; None for the host application itself.
         reference: of the token, 32 hexadecimal digits; None where none was found. Of a checkpoint, its stream.
-        transaction_id: of the use of a token; masked where it could be a card number.
+        transaction_id: of the use of a token; a keyed digest where it could hold a number.
         operator: the person behind a management call, as the host named them; None where it named none.
         kind: of the use of a token; None for other actions, and where there is no such token.
         amount: of the use, if it named one; of a capture, reversal or refund without one, all that there was.

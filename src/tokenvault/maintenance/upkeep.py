@@ -12,6 +12,7 @@ from tokenvault.audit.journal import Journal
 from tokenvault.audit.trail import Trail
 from tokenvault.errors import ConflictError, LifecycleError
 from tokenvault.keys.port import KeyName, KeyStore
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.records.key_table import KeyTable
 from tokenvault.runtime import Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
@@ -100,7 +101,7 @@ async def upkeep(
     """Do a task on a database, and close the trail that it wrote."""
     await store.check_schema()
     versions = await open_keys(keys, store, runtime)
-    trail = Trail(store, runtime, Journal(versions.ring.audit))
+    trail = Trail(store, runtime, Journal(versions.ring.audit), ClearIds(versions.id_digest))
     at = Upkeep(keys, store, runtime, SystemClock() if clock is None else clock, versions, trail)
     done = await task(at)
     await trail.close(at.clock.now_ms())

@@ -33,6 +33,7 @@ PURPOSES: Final = (KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT)
 """What a vault needs a key for."""
 
 _USE: Final = "use"
+_ID: Final = "id"
 _LAST4: Final = "last4"
 _REFERENCE: Final = "reference"
 _CHOICE: Final = "choice"
@@ -168,6 +169,10 @@ class KeyRing:
     def contents(self, content: bytes) -> tuple[bytes, ...]:
         """The 16-byte keyed digest of a transaction's content under each index key, the primary first."""
         return index_keys.digests(self._index_keys.values(), content)
+
+    def id_digest(self, text: str) -> bytes:
+        """The 16 bytes that stand for an id which may not be kept in clear."""
+        return self._indexed(_ID, text)[0]
 
     def last4_keys(self, last4: str) -> tuple[bytes, ...]:
         """The 16 bytes by which the tokens of cards with these last four digits are found, the primary first."""

@@ -16,6 +16,7 @@ from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.orders import refuse_token_as_customer
 
 Alteration: TypeAlias = Callable[[Unsealed], Coroutine[Any, Any, Unsealed]]
 
@@ -98,6 +99,7 @@ def property_change(core: Core, properties: Properties, *, by_host: bool) -> Alt
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = _living(unsealed)
+        refuse_token_as_customer(core, customer)
         texts = (customer or "", *(metadata or {}), *(metadata or {}).values())
         if by_host and any(card.pan.stands_in(text) for text in texts):
             raise _mentions("the customer or the metadata")

@@ -254,7 +254,7 @@ class Vault(BlockingFace):
 
     @call_boundary
     def check(self, token_or_reference: str, transaction: Transaction) -> Decision:
-        """Decide on a use without making it: nothing is counted.
+        """Decide on a use without making it: nothing is counted. What is not allowed leaves an event.
 
         Raises TokenNotFoundError, PermissionDeniedError.
         """
@@ -582,7 +582,8 @@ class Vault(BlockingFace):
             pan_or_token_or_reference: the card's PAN so far, or the token that is to change.
             new_pan: its new PAN; unset, it stays.
             expiry: its new expiry, "YYYY-MM"; unset, it stays.
-            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE.
+            requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE,
+                and ISSUE or DETOKENIZE to name a card by its PAN.
             operator: the person behind the call.
 
         Returns:
@@ -600,7 +601,13 @@ class Vault(BlockingFace):
 
     @call_boundary
     def tokens_of(self, pan: str | Pan, *, requestor: str | None = None) -> list[TokenInfo]:
-        """The live tokens of a card, by token; with a requestor, its own only. Raises PermissionDeniedError."""
+        """The live tokens of a card, by token; with a requestor, its own only.
+
+        What a requestor asks leaves an event, and so does what is not found. A requestor needs Permission.MANAGE, and
+        ISSUE or DETOKENIZE: the answer confirms a card number.
+
+        Raises PermissionDeniedError.
+        """
         core = self._open()
         run(core.parties.refresh())
         return run(manage.tokens_of(core, core.pan(pan), arguments.caller(requestor)))

@@ -20,7 +20,7 @@ from tokenvault.errors import (
     TokenStoreError,
 )
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import Card, Pan, could_hold_pan, read_pan
+from tokenvault.model.pan import Card, Pan, read_pan
 from tokenvault.model.programs import Permission, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
@@ -103,15 +103,36 @@ class Core:
         denied = denial_of(registered, permission) or self.guards.locked_out(requestor)
         if denied is not None or registered is None:
             denied = denied or requestor_unknown()
-            await self.deny(action, requestor, denial_code(denied), transaction_id=safe_id(transaction_id))
+            await self.deny(action, requestor, denial_code(denied), transaction_id=transaction_id)
             raise denied
         return registered
+
+    async def permit_by_card(self, requestor: str, action: Action) -> None:
+        """Let a requestor manage tokens by a card number. Raises PermissionDeniedError, once that is noted.
+
+        Whether a card has a token, and which, confirms a guess of its number: only who handles card numbers may ask.
+        """
+        await self.permit(requestor, Permission.MANAGE, action)
+        denied = await self.denial_by_card(requestor)
+        if denied is not None:
+            await self.deny(action, requestor, denied.code)
+            raise denied
+
+    async def denial_by_card(self, requestor: str | None) -> PermissionDeniedError | None:
+        """Why a requestor that may manage tokens may not name them by a card number; None if it may."""
+        registered = None if requestor is None else await self.parties.requestor(requestor)
+        if registered is None or registered.permissions & {Permission.ISSUE, Permission.DETOKENIZE}:
+            return None
+        return PermissionDeniedError(
+            "a card is named by its number with Permission.ISSUE or DETOKENIZE only: name the token",
+            code="CARD_NUMBER_NOT_ALLOWED",
+        )
 
     async def refuse_locked_out(self, requestor: str, action: Action, transaction_id: str | None) -> None:
         """Raise RequestorLockedOutError, once it is noted, if a requestor was locked out since it was permitted."""
         locked_out = self.guards.locked_out(requestor)
         if locked_out is not None:
-            await self.deny(action, requestor, locked_out.code, transaction_id=safe_id(transaction_id))
+            await self.deny(action, requestor, locked_out.code, transaction_id=transaction_id)
             raise locked_out
 
     async def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
@@ -165,7 +186,7 @@ class Core:
             action,
             requestor,
             *(() if locked_out is None else (locked_out.code,)),
-            transaction_id=safe_id(transaction_id),
+            transaction_id=transaction_id,
             operator=operator,
             outcome=Outcome.NOT_FOUND if locked_out is None else Outcome.DENIED,
             tally=tally,
@@ -216,9 +237,13 @@ class Core:
         except IntegrityError as error:
             failure = error
         if action is not None:
-            reference, shown = row.reference, safe_id(transaction_id)  # as the row claims it
+            reference = row.reference  # as the row claims it
             await self.deny(
-                action, requestor, reference=reference, transaction_id=shown, outcome=Outcome.TAMPERED
+                action,
+                requestor,
+                reference=reference,
+                transaction_id=transaction_id,
+                outcome=Outcome.TAMPERED,
             )
         raise failure
 
@@ -328,12 +353,3 @@ def denial_code(denied: PermissionDeniedError) -> str:
 def failed(name: str | bytes) -> tuple[str, ...]:
     """By what a token or reference that failed is known to the guard."""
     return ("token", name) if isinstance(name, str) else ("reference", name.hex())
-
-
-def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:
-    """A transaction id as an event may hold it: masked if it is, or could be, a card number."""
-    if transaction_id is None:
-        return None
-    if could_hold_pan(transaction_id) or (pan is not None and pan.stands_in(transaction_id)):
-        return f"masked {transaction_id[-4:]}"
-    return transaction_id

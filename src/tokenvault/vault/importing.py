@@ -21,6 +21,7 @@ from tokenvault.errors import InvalidInputError, TokenVaultError, boundary_init,
 from tokenvault.model import checks
 from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry, could_hold_pan
+from tokenvault.model.spellings import SHORTEST_NUMBER, spells
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.blocking import Vault
@@ -263,8 +264,10 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
             par=cell("par") or None,
             idempotency_key=key,
         )
-        # An id that could be a card number is not repeated.
-        return _Row(line, None if could_hold_pan(name) else key, card)
+        # An id that could be a card number, or holds the row's, is not repeated.
+        number = "".join(re.findall("[0-9]+", cell("pan")))
+        secret = could_hold_pan(name) or (len(number) >= SHORTEST_NUMBER and spells(name, number))
+        return _Row(line, None if secret else key, card)
     except InvalidInputError as error:
         return _Row(line, None, error)
 

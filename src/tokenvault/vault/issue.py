@@ -94,7 +94,7 @@ async def issue(core: Core, order: Order) -> Unsealed:
 async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     core.refuse_token_as_pan(order.card.pan)
     program.pans.check(order.card.pan.reveal())
-    refuse_mention(order)
+    refuse_mention(core, order)
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
     if order.par is not None:

@@ -243,6 +243,10 @@ class KeyVersions:
         """Whether any key works outside this process."""
         return self._state.ring.blocking
 
+    def id_digest(self, text: str) -> bytes:
+        """What stands for an id that may not be kept in clear, 16 bytes."""
+        return self.ring.id_digest(text)
+
     @property
     def stale(self) -> bool:
         """Whether the table has to be read again before anything else is done."""

@@ -5,9 +5,12 @@ What a change makes of a record stands in `alterations`; who may make it, and ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from tokenvault.audit.batch_event import ITEMS_MAX, BatchEvent, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.guard_note import Failure
 from tokenvault.errors import (
@@ -90,13 +93,30 @@ async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
 
 
 async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
-    """The tokens of a card that are not deleted, by token. What a requestor does not find leaves an event."""
+    """The tokens of a card that are not deleted, by token.
+
+    It leaves an event, of each token that is found too; but where the host itself finds what it asks for.
+    """
     if requestor is not None:
-        await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
+        await core.permit_by_card(requestor, Action.LOOK_UP)
     live = await live_tokens(core, pan, requestor)
-    if requestor is not None and not live:
+    if not live and requestor is None:
+        await core.deny(Action.LOOK_UP, requestor, outcome=Outcome.NOT_FOUND)
+    elif not live and requestor is not None:
         await core.deny_miss(Action.LOOK_UP, requestor, "card", pan.reveal())
+    for start in range(0, 0 if requestor is None else len(live), ITEMS_MAX):
+        await core.trail.note(_found_by_card(core, requestor, live[start : start + ITEMS_MAX]))
     return [await core.info(unsealed) for unsealed in live]
+
+
+def _found_by_card(core: Core, requestor: str | None, live: Sequence[Unsealed]) -> Event | BatchEvent:
+    """The event of tokens that were found by the number of their card."""
+    now_ms = core.clock.now_ms()
+    notes = BatchEventBuilder(len(live), core.trail.ids.kept)
+    for row, unsealed in enumerate(live):
+        notes.note(row, unsealed.record.reference, 0, Kind(Outcome.DONE, requestor))
+    batch = notes.event(now_ms, Action.LOOK_UP) if len(live) > 1 else None
+    return batch or Event(now_ms, Action.LOOK_UP, Outcome.DONE, requestor, live[0].record.reference)
 
 
 async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
@@ -197,7 +217,10 @@ async def update_assurance(
 async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By) -> list[TokenInfo]:
     """Put a new PAN or expiry behind a token, or behind all tokens of a card; each in a step of its own."""
     if by.requestor is not None:
-        await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
+        if isinstance(name, Pan):
+            await core.permit_by_card(by.requestor, Action.UPDATE_CARD)
+        else:
+            await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
     refuse_new_card(core, new)
     pan_fingerprint = b""
     if new.pan is not None:
@@ -213,7 +236,17 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
         raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
     if new.pan is not None:
         for record in live:
-            await refuse_card(core, record, new.pan)
+            try:
+                await refuse_card(core, record, new.pan)
+            except InvalidInputError as error:
+                await core.deny(
+                    Action.UPDATE_CARD,
+                    by.requestor,
+                    error.code,
+                    reference=record.reference,
+                    operator=by.operator,
+                )
+                raise
     infos = []
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
@@ -247,10 +280,9 @@ async def _change(
         before = unsealed.record
         try:
             record, card = await alter(unsealed)
-        except LifecycleError:
-            await core.deny(
-                action, acting, LIFECYCLE_CODE, *codes, reference=before.reference, operator=by.operator
-            )
+        except (LifecycleError, InvalidInputError) as error:
+            code = LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code
+            await core.deny(action, acting, code, *codes, reference=before.reference, operator=by.operator)
             raise
         now_ms, revision = core.clock.now_ms(), before.revision + 1
         changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)

@@ -10,6 +10,7 @@ from tokenvault.audit.trail import Trail
 from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import PURPOSES, KeyRing, require_purposes
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
@@ -54,16 +55,17 @@ async def open_core(
     await store.check_schema()
     versions = await open_keys(keys, store, runtime)
     audit = versions.ring.audit
-    documents, trail = Documents(store), Trail(store, runtime, Journal(audit, checkpoints))
+    documents, ids = Documents(store), ClearIds(versions.id_digest)
+    trail = Trail(store, runtime, Journal(audit, checkpoints), ids)
     ticking = SystemClock() if clock is None else CheckedClock(clock)
     deliveries = None if observer is None else Deliveries(observer)
     registry = None
     if isinstance(chosen, StoredDirectory):
         stored = StoredParties(store, runtime, audit, documents)
-        parties = Parties(stored, chosen.max_age_seconds)
+        parties = Parties(stored, chosen.max_age_seconds, ids)
         registry = Registry(stored, parties, trail, documents, ticking)
     else:
-        parties = Parties(DirectorySource(chosen, runtime), age_of(chosen))
+        parties = Parties(DirectorySource(chosen, runtime), age_of(chosen), ids)
     await parties.refresh()
     return Core(
         store=store,

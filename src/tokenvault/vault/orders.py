@@ -103,14 +103,23 @@ async def permitted_program(core: Core, terms: Terms, issuer: str) -> TokenProgr
     return program
 
 
-def refuse_mention(order: Order) -> None:
-    """Raise InvalidInputError if the card number stands in what the vault keeps beside it."""
+def refuse_mention(core: Core, order: Order) -> None:
+    """Raise InvalidInputError if the card number stands in what is kept beside it, or a token in the customer."""
+    refuse_token_as_customer(core, order.customer)
     pan, metadata = order.card.pan, order.metadata or {}
     texts = (order.par or "", order.customer or "", *metadata, *metadata.values())
     if order.terms.domain.contains_pan(pan) or any(pan.stands_in(text) for text in texts):
         raise InvalidInputError(
             "the domain, par, customer or metadata holds the card number: use ids that do not",
             code="CARD_NUMBER_IN_TEXT",
+        )
+
+
+def refuse_token_as_customer(core: Core, customer: str | None) -> None:
+    """Raise InvalidInputError if a customer could hold a token: it is kept in clear, and found by."""
+    if customer and core.trail.ids.could_hold_token(customer):
+        raise InvalidInputError(
+            "the customer could hold a token: use an id that does not", code="CARD_NUMBER_IN_TEXT"
         )
 
 

@@ -12,6 +12,7 @@ import attrs
 from tokenvault.errors import ConfigurationError, TokenStoreError, TokenVaultError
 from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.model.pan import USUAL_PANS, PanRule
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.runtime import Runtime
@@ -107,7 +108,8 @@ class _Kept(Generic[P]):
 class Parties:
     """The programs and requestors of one vault. Safe to share between threads: each change is one assignment."""
 
-    def __init__(self, source: Source, max_age_seconds: float) -> None:
+    def __init__(self, source: Source, max_age_seconds: float, ids: ClearIds) -> None:
+        self._ids: Final = ids
         self._source: Final = source
         self._age: Final = max_age_seconds
         self._programs: Final = _Kept[TokenProgram]()
@@ -150,6 +152,7 @@ class Parties:
         if self.known.by_name.get(name) != read.party:
             others = {each: program for each, program in self.known.by_name.items() if each != name}
             self.known = Programs(others if read.party is None else {**others, name: read.party})
+            self._ids.know(self.known.by_name.values())
 
     def put_requestor(self, id: str, read: Read[TokenRequestor], asked: float) -> None:  # noqa: A002
         """Note what a requestor is, as read after an instant of time.monotonic."""

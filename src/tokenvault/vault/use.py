@@ -9,6 +9,7 @@ from tokenvault.audit.guard_note import Failure
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import DomainRestrictionError, IntegrityError, InvalidInputError, TokenVaultError
 from tokenvault.model import accounting
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.model.decision import Decision, decide
 from tokenvault.model.kinds import KINDS
 from tokenvault.model.ledger import LedgerEntry, Uses
@@ -18,7 +19,7 @@ from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
-from tokenvault.vault.core import ONLY_DELETED, Core, Unsealed, safe_id
+from tokenvault.vault.core import ONLY_DELETED, Core, Unsealed
 from tokenvault.vault.refusals import Refusals
 from tokenvault.vault.risk import RISK_UNANSWERED, RiskDesk, Verdict
 from tokenvault.vault.uses import UseNames, genuine_events
@@ -77,18 +78,18 @@ class Judgment(NamedTuple):
         """How the use ended."""
         return Outcome.DONE if self.refusal is None else Outcome.DENIED
 
-    def event(self, case: Case, failures: tuple[Failure, ...] = ()) -> Event:
+    def event(self, case: Case, ids: ClearIds, failures: tuple[Failure, ...] = ()) -> Event:
         """The event of the use, with what the guard counts of it."""
         record, card = case.unsealed
         # The card number stands in no field of a use that is allowed.
-        masked = None if self.refusal is None or card is None else card.pan
+        known = None if self.refusal is None or card is None else card.pan
         return Event(
             time_ms=case.now_ms,
             action=Action.DETOKENIZE,
             outcome=self.outcome,
             requestor=case.transaction.requestor,
             reference=record.reference,
-            transaction_id=safe_id(case.transaction.id, masked),
+            transaction_id=ids.kept(case.transaction.id, known),
             codes=self.codes,
             revision=0 if self.changed is None else self.changed.revision,
             use=self.note,
@@ -97,13 +98,17 @@ class Judgment(NamedTuple):
 
 
 async def check(core: Core, name: str | bytes, transaction: Transaction) -> Decision:
-    """Decide on a use. No limit counts it, and no event is left but for one that is not allowed."""
-    await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.DETOKENIZE, transaction.id)
+    """Decide on a use. No limit counts it; whatever is not allowed leaves an event, as it could be a guess."""
+    await core.permit(transaction.requestor, Permission.DETOKENIZE, Action.CHECK, transaction.id)
     case = await _case(core, name, transaction, UseNames.of(core.keys, transaction), Action.CHECK)
-    decision = await with_risk(case, decision_on(case), core.risk_desk())
+    try:
+        decision = await with_risk(case, decision_on(case), core.risk_desk())
+    except InvalidInputError:
+        await core.trail.note(refused_check(core, case, (CONTAINS_PAN_CODE,)))
+        raise
     if not decision.allowed:
         refusals = Refusals(core)
-        event = refused_check(case, decision)
+        event = refused_check(core, case, codes_of(decision))
         refusals.add(case.unsealed.record, transaction, event.codes)
         await core.trail.note(event._replace(failures=refusals.tally.failures))
         await refusals.settle()
@@ -127,18 +132,23 @@ async def judged(case: Case, desk: RiskDesk | None) -> Judgment:
     return judgment.after(verdict, case)
 
 
-def refused_check(case: Case, decision: Decision) -> Event:
-    """The event of a check that does not allow a use."""
-    record, card = case.unsealed
+def refused_check(core: Core, case: Case, codes: tuple[str, ...]) -> Event:
+    """The event of a use that was asked about, and would not be allowed."""
+    (record, card), transaction = case.unsealed, case.transaction
     return Event(
         time_ms=case.now_ms,
         action=Action.CHECK,
         outcome=Outcome.DENIED,
-        requestor=case.transaction.requestor,
+        requestor=transaction.requestor,
         reference=record.reference,
-        transaction_id=safe_id(case.transaction.id, None if card is None else card.pan),
-        codes=tuple(violation.code for violation in decision.violations),
+        transaction_id=core.trail.ids.kept(transaction.id, None if card is None else card.pan),
+        codes=codes,
     )
+
+
+def codes_of(decision: Decision) -> tuple[str, ...]:
+    """The codes of the controls that failed."""
+    return tuple(violation.code for violation in decision.violations)
 
 
 async def detokenize(core: Core, name: str | bytes, transaction: Transaction) -> Card:
@@ -167,10 +177,7 @@ async def detokenize(core: Core, name: str | bytes, transaction: Transaction) ->
 async def _case(
     core: Core, name: str | bytes, transaction: Transaction, names: UseNames, action: Action
 ) -> Case:
-    """Read what a use is decided by, in one round trip where its domain is known.
-
-    A failure is noted as one of the action.
-    """
+    """Read what a use is decided by, in one round trip where its domain is known; a failure is noted."""
     found = await core.store.get_use(name, names.every)
     unsealed = await core.found(name, found.record, action, transaction.requestor, transaction.id)
     # Of many calls at once, no more get an answer than of calls one after the other.
@@ -184,7 +191,7 @@ async def _case(
 async def _write(core: Core, case: Case, judgment: Judgment, failures: tuple[Failure, ...]) -> list[str]:
     """Write what comes of a use. Returns the token if another change came first: then nothing is written."""
     record, card = case.unsealed
-    event = judgment.event(case, failures if judgment.refusal is not None else ())
+    event = judgment.event(case, core.trail.ids, failures if judgment.refusal is not None else ())
     if judgment.changed is not None:
         return await core.replace(Unsealed(judgment.changed, card), event)
     # What is handed out was decided on this revision: a change that was acknowledged since must hold.
@@ -208,7 +215,7 @@ def judge(case: Case) -> Judgment:
     codes: tuple[str, ...] = ()
     if card is None or not decision.allowed:
         refusal = DomainRestrictionError(decision.violations)
-        codes = tuple(violation.code for violation in decision.violations)
+        codes = codes_of(decision)
     elif case.transaction.contains_pan(card.pan):
         # Only a caller that would get the card learns that it stands in the transaction: others could test guesses.
         refusal, codes = InvalidInputError(CONTAINS_PAN, code=CONTAINS_PAN_CODE), (CONTAINS_PAN_CODE,)

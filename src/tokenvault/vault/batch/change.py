@@ -235,6 +235,11 @@ async def _steps(
         if not isinstance(name, Pan):
             steps.append(_Step(item, name, alter))
             continue
+        denied = await core.denial_by_card(by.requestor)
+        if denied is not None:
+            await core.deny(action, by.requestor, denied.code, operator=by.operator)
+            results.fail(item, denied)
+            continue
         live = [] if _locked_out(core, by) else await manage.live_tokens(core, name, by.requestor)
         steps += [_Step(item, record.token, alter) for record, _ in live]
         if not live:
@@ -257,7 +262,8 @@ def _locked_out(core: Core, by: By) -> RequestorLockedOutError | None:
 async def _change(core: Core, action: Action, by: By, steps: list[_Step], tally: Tally) -> _Chunk:
     """What becomes of the tokens, as they are stored now."""
     stored = await read(core, list(dict.fromkeys(step.name for step in steps)))
-    chunk = _Chunk(core, action, by, stored, BatchEventBuilder(len(steps)), core.clock.now_ms(), tally)
+    notes = BatchEventBuilder(len(steps), core.trail.ids.kept)
+    chunk = _Chunk(core, action, by, stored, notes, core.clock.now_ms(), tally)
     for row, step in enumerate(steps):
         try:
             await _change_one(chunk, row, step)
@@ -293,8 +299,8 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         raise manage.not_its_token()
     try:
         record, card = await step.alter(before)
-    except LifecycleError:
-        codes = (manage.LIFECYCLE_CODE,)
+    except (LifecycleError, InvalidInputError) as error:
+        codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise
     revision = stored.record.revision + 1

@@ -155,7 +155,7 @@ def _refuse(chunk: _Chunk) -> None:
         order = chunk.order(row)
         try:
             core.refuse_token_as_pan(order.card.pan)
-            orders.refuse_mention(order)
+            orders.refuse_mention(core, order)
             orders.refuse_expired(order, chunk.program, chunk.now_ms)
         except InvalidInputError as error:
             results.fail(row, error)
@@ -358,8 +358,8 @@ async def _write(
     Returns the tokens that exist already: then none.
     """
     core = chunk.core
-    done = Kind(Outcome.DONE, chunk.terms.requestor)
-    notes = BatchEventBuilder(len(chunk.cards.months))
+    done = Kind(Outcome.DONE, chunk.terms.requestor, operator=chunk.terms.operator)
+    notes = BatchEventBuilder(len(chunk.cards.months), core.trail.ids.kept)
     notes.note_many(rows, chunk.references(rows), 1, done)
     for row, token in again.items():
         notes.note(row, token.record.reference, 0, done)

@@ -37,7 +37,7 @@ from tokenvault.vault import use
 from tokenvault.vault.batch.asked import Name, Use, uses_of
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, DecisionResults, Rows
-from tokenvault.vault.core import Core, Unsealed, denial_code, failed, safe_id
+from tokenvault.vault.core import Core, Unsealed, denial_code, failed
 from tokenvault.vault.refusals import Refusals
 from tokenvault.vault.risk import CHUNK_DEADLINES, RiskDesk
 from tokenvault.vault.uses import UseNames, events_of, genuine_events
@@ -194,18 +194,23 @@ async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
 async def _check(chunk: _Chunk[DecisionResults], group: _Group) -> None:
     """Decide on uses that one decision answers, and note them where they are not allowed."""
     case = group.case(chunk, group.token)
+    codes: tuple[str, ...]
     try:
         decision = await use.with_risk(case, use.decision_on(case), chunk.desk)
     except InvalidInputError as error:
         chunk.results.fail(group.rows, error)
+        codes = (use.CONTAINS_PAN_CODE,)
+    else:
+        chunk.results.put(group.rows, decision)
+        codes = use.codes_of(decision)
+    if not codes:
         return
-    chunk.results.put(group.rows, decision)
-    if not decision.allowed:
-        event = use.refused_check(case, decision)
-        kind = Kind(event.outcome, event.requestor, event.codes)
-        places = np.array([chunk.place(row) for row in group.rows.tolist()])
-        references = chunk.stored.references[places]
-        chunk.notes.note_many(group.rows, references, 0, kind, event.transaction_id)
+    event = use.refused_check(chunk.core, case, codes)
+    kind = Kind(event.outcome, event.requestor, event.codes)
+    places = np.array([chunk.place(row) for row in group.rows.tolist()])
+    references = chunk.stored.references[places]
+    chunk.notes.note_many(group.rows, references, 0, kind, event.transaction_id)
+    if codes != (use.CONTAINS_PAN_CODE,):
         _count(chunk, places, case, event.codes)
 
 
@@ -239,7 +244,7 @@ async def _read(
         uses=uses,
         stored=stored,
         results=results,
-        notes=BatchEventBuilder(len(results)),
+        notes=BatchEventBuilder(len(results), core.trail.ids.kept),
         now_ms=core.clock.now_ms(),
         names=names,
         events=events,
@@ -354,8 +359,7 @@ def _refuse(
     """Answer a use by an error, and note it."""
     _, transaction = chunk.uses[row]
     chunk.results.fail(row, error)
-    kind = Kind(outcome, transaction.requestor, codes)
-    chunk.notes.note(row, reference, 0, kind, safe_id(transaction.id))
+    chunk.notes.note(row, reference, 0, Kind(outcome, transaction.requestor, codes), transaction.id)
 
 
 async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[str]:
@@ -394,7 +398,7 @@ def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
     """Answer uses that do not count."""
     case = group.case(chunk, group.token)
     judgment = use.judge(case)
-    event = judgment.event(case)
+    event = judgment.event(case, chunk.core.trail.ids)
     kind = Kind(event.outcome, event.requestor, event.codes)
     places = np.array([chunk.place(row) for row in group.rows.tolist()])
     references = chunk.stored.references[places]
@@ -423,7 +427,7 @@ async def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: di
         before.written = True
     if judgment.entry is not None:
         before.entries.append(judgment.entry)
-    event = judgment.event(case)
+    event = judgment.event(case, chunk.core.trail.ids)
     kind = Kind(event.outcome, event.requestor, event.codes)
     chunk.notes.note(row, event.reference, revision, kind, event.transaction_id, event.use)
     if judgment.refusal is not None:
