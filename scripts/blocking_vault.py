@@ -1,4 +1,4 @@
-"""Generates `tokenvault/vault/blocking.py` from `tokenvault/vault/awaited.py`, so that both faces are one text.
+"""Generates the vault's blocking face from the awaited one, in `tokenvault/vault`, so that both are one text.
 
 python -m scripts.blocking_vault            writes it
 python -m scripts.blocking_vault --check    fails if it is not what this writes
@@ -12,21 +12,25 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault" / "vault"
 SOURCE: Final = FOLDER / "awaited.py"
 TARGET: Final = FOLDER / "blocking.py"
+DUAL_CONTROL_SOURCE: Final = FOLDER / "dual_control_awaited.py"
+DUAL_CONTROL_TARGET: Final = FOLDER / "dual_control_blocking.py"
 
 NAMES: Final = {
     "AsyncTokenStore": "TokenStore",
     "AsyncVault": "Vault",
-    "AwaitedFace": "BlockingFace",
+    "AwaitedDualControl": "BlockingDualControl",
     "LoopRuntime": "BlockingRuntime",
     "__aexit__": "__exit__",
     "async_boundary": "boundary",
     "async_call_boundary": "call_boundary",
+    "dual_control_awaited": "dual_control_blocking",
     "open_async_token_store": "open_token_store",
     "provision_async": "provision",
     "store_with_coroutines": "store_without_coroutines",
@@ -47,10 +51,6 @@ SENTENCES: Final = (
         "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
     ),
     (
-        "from tokenvault.vault.face import AwaitedFace, store_with_coroutines\n",
-        "from tokenvault.vault.face import BlockingFace, store_without_coroutines\n",
-    ),
-    (
         """\
     `async with` opens it, once, and raises what is named below.
 
@@ -67,15 +67,32 @@ SENTENCES: Final = (
     ("run(self.close())", "self.close()"),
 )
 
+DUAL_CONTROL_NAMES: Final = {
+    "AwaitedDualControl": "BlockingDualControl",
+    "AwaitedFace": "BlockingFace",
+    "async_call_boundary": "call_boundary",
+}
 
-def blocking(source: str) -> str:
+DUAL_CONTROL_SENTENCES: Final = (
+    ("under dual control, for asyncio.", "under dual control."),
+    (
+        "`dual_control_blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `dual_control_awaited` by `python -m scripts.blocking_vault`: change that, and run this.",
+    ),
+    ("from tokenvault.vault import", "from tokenvault.runtime import run\nfrom tokenvault.vault import"),
+)
+
+
+def blocking(
+    source: str, names: Mapping[str, str] = NAMES, sentences: Iterable[tuple[str, str]] = SENTENCES
+) -> str:
     """The text of the blocking face. Raises ValueError where a table does not fit the text."""
     text = _without_awaits(source)
-    for awaited, replacement in SENTENCES:
+    for awaited, replacement in sentences:
         if text.count(awaited) != 1:
             raise ValueError(f"the text has this {text.count(awaited)} times, not once: {awaited}")
         text = text.replace(awaited, replacement)
-    for name, replacement in NAMES.items():
+    for name, replacement in names.items():
         text, count = re.subn(rf"\b{name}\b", replacement, text)
         if not count:
             raise ValueError(f"the text does not have {name}")
@@ -102,17 +119,21 @@ def _without_awaits(source: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the blocking face, or check it."""
-    text = blocking(SOURCE.read_text(encoding="utf-8"))
-    if arguments == ["--check"]:
-        if TARGET.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{TARGET.name} is not what {SOURCE.name} gives: run python -m scripts.blocking_vault")
-        return 1
-    if arguments:
+    if arguments not in ([], ["--check"]):
         print(__doc__)
         return 2
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    stale = False
+    for source, target, names, sentences in (
+        (SOURCE, TARGET, NAMES, SENTENCES),
+        (DUAL_CONTROL_SOURCE, DUAL_CONTROL_TARGET, DUAL_CONTROL_NAMES, DUAL_CONTROL_SENTENCES),
+    ):
+        text = blocking(source.read_text(encoding="utf-8"), names, sentences)
+        if not arguments:
+            target.write_text(text, encoding="utf-8")
+        elif target.read_text(encoding="utf-8") != text:
+            print(f"{target.name} is not what {source.name} gives: run python -m scripts.blocking_vault")
+            stale = True
+    return int(stale)
 
 
 if __name__ == "__main__":

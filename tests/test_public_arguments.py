@@ -135,6 +135,7 @@ def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., ob
         tv.export_audit: {"store": store},
         tv.verify_audit: {"store": store, "keys": keys},
         tv.audit_public_key: {"keys": keys},
+        tv.RevealPolicy: {"purposes": {"chargeback"}},
         tv.open_key_store: {"uri": "x"},
         tv.open_token_store: {"url": "memory:"},
         tv.open_async_token_store: {"url": "memory:"},
@@ -199,6 +200,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "get_many": {"tokens_or_references": []},
     "delete_many": {"tokens_or_references": []},
     "tokens_of": {"pan": VISA},
+    "request_reveal": {"operator": "alice", "purpose": "chargeback"},
+    "approve": {"request": 64 * "b", "operator": "bob"},
+    "reveal": {"request": 64 * "b", "operator": "alice"},
 }
 """Right arguments of the vault's methods, besides the token."""
 

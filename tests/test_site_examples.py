@@ -237,6 +237,16 @@ def test_the_model(page: str, local_keys: KeyStore) -> None:
             run_examples(page, {"keys": local_keys, "store": store, "vault": vault, "token": token})
 
 
+def test_dual_control(local_keys: KeyStore) -> None:
+    program = tv.TokenProgram("card-on-file", format=tv.TokenFormat(bin="999912"))
+    shop = tv.TokenRequestor("40012345678", programs={"card-on-file"})
+    with closing(open_store("sqlite:///dual.db")) as store:
+        tv.provision(local_keys, store)
+        names = {"tv": tv, "keys": local_keys, "store": store, "program": program, "shop": shop}
+        found = run_examples("howto/dual-control.md", names)
+        found["vault"].close()  # type: ignore[attr-defined] # the page's
+
+
 def test_payments(local_keys: KeyStore) -> None:
     program = tv.TokenProgram(
         "card-on-file", format=tv.TokenFormat(bin="999912"), making=tv.Making.CONVERGENT

@@ -32,6 +32,7 @@ from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.iso import add_codes
 from tokenvault.model.kinds import Kind
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -102,6 +103,8 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "RevealPolicy",
+    "RevealRequest",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",

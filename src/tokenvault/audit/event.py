@@ -38,7 +38,8 @@ from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.index_rows import NO_USE, IndexRow
+from tokenvault.model import dual_control
+from tokenvault.stores.index_rows import NO_USE, USE_ID_BYTES, IndexRow
 from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 
 ENCODING_VERSION: Final = 3
@@ -71,6 +72,16 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_ASSURANCE = 12
     WIND_DOWN = 13
     CHECK = 14
+    REQUEST_REVEAL = 30
+    APPROVE_REVEAL = 31
+    REVEAL = 32
+
+
+REQUESTS: Final = (Action.REQUEST_REVEAL,)
+"""What one person asks for and another one has to approve: counted by person and day."""
+
+DUAL_CONTROL: Final = (*REQUESTS, Action.APPROVE_REVEAL, Action.REVEAL)
+"""What happens under dual control: the transaction id is the request's number, the first code its purpose."""
 
 
 class Outcome(int, enum.Enum):
@@ -95,8 +106,8 @@ class Event(NamedTuple):
         outcome: how the action ended.
         requestor: id of the calling requestor; None for the host application itself.
         reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream.
-        transaction_id: of the use of a token; None for other actions.
-        codes: violation codes, or the actor who suspends or resumes.
+        transaction_id: of the use of a token; under dual control, the request's number in 32 letters; or else None.
+        codes: violation codes, or the actor who suspends or resumes; under dual control, the purpose.
         revision: of the record that was written with this event; 0 where none was.
         operator: the person behind a management call, as the host names them; None where it names none.
         use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
@@ -119,8 +130,21 @@ class Event(NamedTuple):
         """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream."""
         if not self.reference:
             return ()
+        if self.action in DUAL_CONTROL:
+            return self._rows_of_request()
         use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=self.outcome is Outcome.DONE)
         return tuple([IndexRow(self.reference, use_id) for use_id in use_ids])
+
+    def _rows_of_request(self) -> tuple[IndexRow, ...]:
+        """By its request, and a request also by its person and day; what was refused by its token alone."""
+        number = dual_control.from_letters(self.transaction_id or "")
+        if self.outcome is not Outcome.DONE or len(number) != USE_ID_BYTES:
+            return (IndexRow(self.reference, NO_USE),)
+        rows = (IndexRow(self.reference, number),)
+        if self.action not in REQUESTS:
+            return rows
+        day = dual_control.person_day(self.action, self.operator or "", self.time_ms)
+        return (*rows, IndexRow(day, number))
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""

@@ -18,6 +18,7 @@ from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
@@ -33,7 +34,8 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.face import AwaitedFace, store_with_coroutines
+from tokenvault.vault.dual_control_awaited import AwaitedDualControl
+from tokenvault.vault.face import store_with_coroutines
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
@@ -69,7 +71,7 @@ async def provision_async(
 
 
 @boundary_init
-class AsyncVault(AwaitedFace):
+class AsyncVault(AwaitedDualControl):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
     `async with` opens it, once, and raises what is named below.
@@ -89,6 +91,7 @@ class AsyncVault(AwaitedFace):
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
+        reveal: under which dual control card numbers leave by `reveal`; unset, none does.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -110,6 +113,7 @@ class AsyncVault(AwaitedFace):
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
+        reveal: RevealPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -119,6 +123,7 @@ class AsyncVault(AwaitedFace):
             clock=clock,
             checkpoints=checkpoints,
             observer=observer,
+            reveal=reveal,
         )
         super().__init__(store, opening)
 

@@ -19,6 +19,7 @@ from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
@@ -34,7 +35,8 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.face import BlockingFace, store_without_coroutines
+from tokenvault.vault.dual_control_blocking import BlockingDualControl
+from tokenvault.vault.face import store_without_coroutines
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
@@ -70,7 +72,7 @@ def provision(
 
 
 @boundary_init
-class Vault(BlockingFace):
+class Vault(BlockingDualControl):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
     It opens when it is made. Safe to share between threads; a forked child may go on with it.
@@ -84,6 +86,7 @@ class Vault(BlockingFace):
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
+        reveal: under which dual control card numbers leave by `reveal`; unset, none does.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -105,6 +108,7 @@ class Vault(BlockingFace):
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
+        reveal: RevealPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -114,6 +118,7 @@ class Vault(BlockingFace):
             clock=clock,
             checkpoints=checkpoints,
             observer=observer,
+            reveal=reveal,
         )
         super().__init__(store, opening)
 

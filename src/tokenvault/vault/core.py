@@ -19,6 +19,7 @@ from tokenvault.errors import (
     TokenStoreError,
     TokenVaultError,
 )
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
 from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
@@ -72,6 +73,7 @@ class Core:
     requestors: Mapping[str, TokenRequestor]
     finds_last4: bool = False
     deliveries: Deliveries | None = None
+    reveal: RevealPolicy | None = None
     token_bins: tuple[str, ...] = attrs.field(init=False)
     _any_pan: PanRule = attrs.field(init=False)
 

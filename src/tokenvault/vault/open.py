@@ -11,6 +11,7 @@ from tokenvault.audit.trail import Trail
 from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
@@ -36,6 +37,7 @@ async def open_core(
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
     observer: Observer | None,
+    reveal: RevealPolicy | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
@@ -49,6 +51,8 @@ async def open_core(
             )
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
+    if reveal is not None:
+        checks.instance("reveal", reveal, RevealPolicy)
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
     await store.check_schema()
@@ -65,6 +69,7 @@ async def open_core(
         requestors=by_id,
         finds_last4=await finds_last4(store),
         deliveries=None if observer is None else Deliveries(observer),
+        reveal=reveal,
     )
 
 
