@@ -19,18 +19,18 @@ from typing import Final
 FOLDER: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault" / "vault"
 SOURCE: Final = FOLDER / "awaited.py"
 TARGET: Final = FOLDER / "blocking.py"
-DUAL_CONTROL_SOURCE: Final = FOLDER / "dual_control_awaited.py"
-DUAL_CONTROL_TARGET: Final = FOLDER / "dual_control_blocking.py"
+EXCHANGE_SOURCE: Final = FOLDER / "exchange_awaited.py"
+EXCHANGE_TARGET: Final = FOLDER / "exchange_blocking.py"
 
 NAMES: Final = {
     "AsyncTokenStore": "TokenStore",
     "AsyncVault": "Vault",
-    "AwaitedDualControl": "BlockingDualControl",
+    "AwaitedExchange": "BlockingExchange",
     "LoopRuntime": "BlockingRuntime",
     "__aexit__": "__exit__",
     "async_boundary": "boundary",
     "async_call_boundary": "call_boundary",
-    "dual_control_awaited": "dual_control_blocking",
+    "exchange_awaited": "exchange_blocking",
     "open_async_token_store": "open_token_store",
     "provision_async": "provision",
     "store_with_coroutines": "store_without_coroutines",
@@ -67,19 +67,22 @@ SENTENCES: Final = (
     ("run(self.close())", "self.close()"),
 )
 
-DUAL_CONTROL_NAMES: Final = {
-    "AwaitedDualControl": "BlockingDualControl",
+EXCHANGE_NAMES: Final = {
+    "AwaitedExchange": "BlockingExchange",
     "AwaitedFace": "BlockingFace",
     "async_call_boundary": "call_boundary",
 }
 
-DUAL_CONTROL_SENTENCES: Final = (
-    ("under dual control, for asyncio.", "under dual control."),
+EXCHANGE_SENTENCES: Final = (
+    ("otherwise than for payments, for asyncio.", "otherwise than for payments."),
     (
-        "`dual_control_blocking` is generated from this module by `python -m scripts.blocking_vault`.",
-        "Generated from `dual_control_awaited` by `python -m scripts.blocking_vault`: change that, and run this.",
+        "`exchange_blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `exchange_awaited` by `python -m scripts.blocking_vault`: change that, and run this.",
     ),
-    ("from tokenvault.vault import", "from tokenvault.runtime import run\nfrom tokenvault.vault import"),
+    (
+        "from tokenvault.vault import arguments",
+        "from tokenvault.runtime import run\nfrom tokenvault.vault import arguments",
+    ),
 )
 
 
@@ -125,7 +128,7 @@ def main(arguments: list[str]) -> int:
     stale = False
     for source, target, names, sentences in (
         (SOURCE, TARGET, NAMES, SENTENCES),
-        (DUAL_CONTROL_SOURCE, DUAL_CONTROL_TARGET, DUAL_CONTROL_NAMES, DUAL_CONTROL_SENTENCES),
+        (EXCHANGE_SOURCE, EXCHANGE_TARGET, EXCHANGE_NAMES, EXCHANGE_SENTENCES),
     ):
         text = blocking(source.read_text(encoding="utf-8"), names, sentences)
         if not arguments:

@@ -9,7 +9,7 @@ import pytest
 
 import tokenvault as tv
 from scripts import blocking_vault
-from tokenvault.vault import awaited, blocking, dual_control_awaited, dual_control_blocking
+from tokenvault.vault import awaited, blocking, exchange_awaited, exchange_blocking
 
 
 def text_of(module: object) -> str:
@@ -22,10 +22,10 @@ def test_the_blocking_face_is_what_the_awaited_one_gives() -> None:
     )
 
 
-def test_the_blocking_face_of_dual_control_is_what_the_awaited_one_gives() -> None:
-    names, sentences = blocking_vault.DUAL_CONTROL_NAMES, blocking_vault.DUAL_CONTROL_SENTENCES
-    given = blocking_vault.blocking(text_of(dual_control_awaited), names, sentences)
-    assert given == text_of(dual_control_blocking), "run python -m scripts.blocking_vault"
+def test_the_blocking_face_of_the_exchange_is_what_the_awaited_one_gives() -> None:
+    names, sentences = blocking_vault.EXCHANGE_NAMES, blocking_vault.EXCHANGE_SENTENCES
+    given = blocking_vault.blocking(text_of(exchange_awaited), names, sentences)
+    assert given == text_of(exchange_blocking), "run python -m scripts.blocking_vault"
 
 
 def test_every_method_says_the_same_on_both_faces() -> None:
@@ -53,7 +53,7 @@ def test_a_stale_face_fails_the_check(
 ) -> None:
     target = tmp_path / "blocking.py"
     monkeypatch.setattr(blocking_vault, "TARGET", target)
-    monkeypatch.setattr(blocking_vault, "DUAL_CONTROL_TARGET", tmp_path / "dual_control_blocking.py")
+    monkeypatch.setattr(blocking_vault, "EXCHANGE_TARGET", tmp_path / "exchange_blocking.py")
     assert blocking_vault.main([]) == 0
     assert blocking_vault.main(["--check"]) == 0
     target.write_text(target.read_text().replace("arguments.token_or_reference(token)", "token", 1))

@@ -200,6 +200,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "get_many": {"tokens_or_references": []},
     "delete_many": {"tokens_or_references": []},
     "tokens_of": {"pan": VISA},
+    "import_tokens": {"rows": [], "requestor": SHOP, "program": "one-time"},
     "request_reveal": {"operator": "alice", "purpose": "chargeback"},
     "approve": {"request": 64 * "b", "operator": "bob"},
     "reveal": {"request": 64 * "b", "operator": "alice"},

@@ -77,7 +77,5 @@ ROOMS: Final = {
             *_VAULT_TESTS,
         ),
     ),
-    "vault": Room(
-        ("vault",), _VAULT_TESTS, generated=("vault/blocking.py", "vault/dual_control_blocking.py")
-    ),
+    "vault": Room(("vault",), _VAULT_TESTS, generated=("vault/blocking.py", "vault/exchange_blocking.py")),
 }

@@ -51,6 +51,7 @@ from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_stor
 from tokenvault.vault.awaited import AsyncVault, provision_async
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
+from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vault.importing import ImportedRow, import_cards
@@ -115,6 +116,7 @@ __all__ = [
     "TokenStatus",
     "TokenStore",
     "TokenStoreError",
+    "TokenToImport",
     "TokenVaultError",
     "Transaction",
     "Vault",

@@ -34,7 +34,7 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.dual_control_awaited import AwaitedDualControl
+from tokenvault.vault.exchange_awaited import AwaitedExchange
 from tokenvault.vault.face import store_with_coroutines
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
@@ -71,7 +71,7 @@ async def provision_async(
 
 
 @boundary_init
-class AsyncVault(AwaitedDualControl):
+class AsyncVault(AwaitedExchange):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
     `async with` opens it, once, and raises what is named below.

@@ -35,7 +35,7 @@ from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.dual_control_blocking import BlockingDualControl
+from tokenvault.vault.exchange_blocking import BlockingExchange
 from tokenvault.vault.face import store_without_coroutines
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
@@ -72,7 +72,7 @@ def provision(
 
 
 @boundary_init
-class Vault(BlockingDualControl):
+class Vault(BlockingExchange):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
     It opens when it is made. Safe to share between threads; a forked child may go on with it.

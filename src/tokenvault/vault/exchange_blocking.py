@@ -1,22 +1,29 @@
 # fmt: off
-"""The vault's methods under dual control.
+"""The vault's methods by which cards come and leave otherwise than for payments.
 
-Generated from `dual_control_awaited` by `python -m scripts.blocking_vault`: change that, and run this.
+Generated from `exchange_awaited` by `python -m scripts.blocking_vault`: change that, and run this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenvault.errors import call_boundary
-from tokenvault.model import dual_control
+from tokenvault.model import checks, dual_control
+from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealRequest
 from tokenvault.model.pan import Card
+from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import run
 from tokenvault.vault import arguments, reveal
+from tokenvault.vault.batch import run as batches
+from tokenvault.vault.batch.imports import Importing, TokenToImport
+from tokenvault.vault.batch.results import IssueBatchResult
 from tokenvault.vault.face import BlockingFace
 
 
-class BlockingDualControl(BlockingFace):
-    """What two persons do together: one asks, another one approves."""
+class BlockingExchange(BlockingFace):
+    """What two persons do together, one of whom asks and the other approves; and tokens that come from elsewhere."""
 
     @call_boundary
     def request_reveal(self, token_or_reference: str, *, operator: str, purpose: str) -> RevealRequest:
@@ -74,3 +81,45 @@ class BlockingDualControl(BlockingFace):
         """
         core, which = self._open(), dual_control.request_id(request)
         return run(reveal.reveal(core, which, dual_control.operator(operator)))
+
+    @call_boundary
+    def import_tokens(
+        self,
+        rows: Iterable[TokenToImport],
+        *,
+        requestor: str | None = None,
+        program: str | None = None,
+        domain: Domain | None = None,
+        active: bool = True,
+        operator: str | None = None,
+    ) -> IssueBatchResult[TokenInfo]:
+        """Import tokens with given values, from another vault or a vendor: each with its card, also an expired one.
+
+        Rows are taken in chunks of 8,000, each written in one step with one audit event, whose code is IMPORTED. A
+        row whose token is there already, of the same card, requestor and program, has that token as its result: an
+        import that ended early is done again.
+
+        Args:
+            rows: a TokenToImport each, in any iterable.
+            requestor: of the rows that name none: it has Permission.ISSUE and the program.
+            program: of the rows that name none; a token has to be one of its format.
+            domain: of the rows that name none.
+            active: False for tokens that `activate` makes usable later.
+            operator: the person behind the import.
+
+        Returns:
+            For each row, in order, its TokenInfo, or an error: TOKEN_TAKEN where the token is another card's,
+            CARD_HAS_ANOTHER_TOKEN where a convergent program has one for the card, TOKEN_FORMAT_DIFFERS, PAN_IS_TOKEN
+            and what `issue` would raise. See `issue_many` for a database that is away.
+
+        Raises:
+            InvalidInputError: an argument that all rows have in common is not acceptable, or the iterable failed.
+        """
+        common = Importing(
+            requestor=arguments.caller(requestor),
+            program=arguments.optional_text("program", program),
+            domain=arguments.own_domain(domain),
+            active=checks.true_or_false("active", active),
+            operator=arguments.optional_text("operator", operator),
+        )
+        return run(batches.import_all(self._open(), rows, common))
