@@ -54,6 +54,7 @@ from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.export import ExportReport, open_export
 from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
@@ -83,6 +84,7 @@ __all__ = [
     "Decision",
     "Domain",
     "DomainRestrictionError",
+    "ExportReport",
     "Factor",
     "FindingKind",
     "Grade",
@@ -128,6 +130,7 @@ __all__ = [
     "ff1",
     "import_cards",
     "open_async_token_store",
+    "open_export",
     "open_key_store",
     "open_token_store",
     "provision",

@@ -75,12 +75,21 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     REQUEST_REVEAL = 30
     APPROVE_REVEAL = 31
     REVEAL = 32
+    REQUEST_EXPORT = 33
+    APPROVE_EXPORT = 34
+    EXPORT = 35
 
 
-REQUESTS: Final = (Action.REQUEST_REVEAL,)
+REQUESTS: Final = (Action.REQUEST_REVEAL, Action.REQUEST_EXPORT)
 """What one person asks for and another one has to approve: counted by person and day."""
 
-DUAL_CONTROL: Final = (*REQUESTS, Action.APPROVE_REVEAL, Action.REVEAL)
+DUAL_CONTROL: Final = (
+    *REQUESTS,
+    Action.APPROVE_REVEAL,
+    Action.REVEAL,
+    Action.APPROVE_EXPORT,
+    Action.EXPORT,
+)
 """What happens under dual control: the transaction id is the request's number, the first code its purpose."""
 
 

@@ -114,12 +114,14 @@ class RevealRequest:
 
     Attributes:
         id: 64 letters; by it another person approves the request, in whichever process.
-        reference: of the token, 32 hexadecimal digits.
+        reference: of the token, 32 hexadecimal digits; of an export, its number.
         purpose: why.
         requested_by: the person who made it, and who alone may use it.
         requested: when, in UTC.
         expires: until when it has to be approved and used.
         approved_by: the person who approved it; None so far.
+        terms: of an export: the thumbprint of the public key (RFC 7638) in 64 letters, and which program and
+            requestor, where it is not all.
     """
 
     id: str
@@ -129,6 +131,7 @@ class RevealRequest:
     requested: datetime
     expires: datetime
     approved_by: str | None = None
+    terms: tuple[str, ...] = ()
 
 
 def request_id(value: object) -> tuple[bytes, bytes]:

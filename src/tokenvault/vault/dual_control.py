@@ -32,6 +32,7 @@ _REFUSALS: Final = {
     "REQUEST_APPROVED": "the request is approved already",
     "REQUEST_NOT_APPROVED": "another person has to approve the request first",
     "SAME_PERSON": "who made the request can not approve it: another person has to",
+    "RECIPIENT_DIFFERS": "the request was made, and approved, for another public key",
     "NOT_WHO_ASKED": "an approved request is used by the person who made it",
 }
 
@@ -45,6 +46,7 @@ class Steps(NamedTuple):
 
 
 REVEAL: Final = Steps(Action.REQUEST_REVEAL, Action.APPROVE_REVEAL, Action.REVEAL)
+EXPORT: Final = Steps(Action.REQUEST_EXPORT, Action.APPROVE_EXPORT, Action.EXPORT)
 
 
 class Call(NamedTuple):
@@ -129,6 +131,7 @@ class Found(NamedTuple):
             requested=instant(asked.time_ms),
             expires=instant(asked.time_ms + minutes * MINUTE_MS),
             approved_by=approved_by,
+            terms=asked.codes[1:],
         )
 
 

@@ -15,11 +15,13 @@ from tokenvault.model.dual_control import RevealRequest
 from tokenvault.model.pan import Card
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import run
-from tokenvault.vault import arguments, reveal
+from tokenvault.vault import arguments, export, reveal
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.imports import Importing, TokenToImport
 from tokenvault.vault.batch.results import IssueBatchResult
+from tokenvault.vault.export import ExportReport, Writable
 from tokenvault.vault.face import BlockingFace
+from tokenvault.vault.recipient import Recipient
 
 
 class BlockingExchange(BlockingFace):
@@ -63,6 +65,9 @@ class BlockingExchange(BlockingFace):
             ConfigurationError, TokenNotFoundError, LifecycleError: as `request_reveal`.
         """
         core, which = self._open(), dual_control.request_id(request)
+        subject, number = which
+        if subject == number:
+            return run(export.approve(core, number, dual_control.operator(operator)))
         return run(reveal.approve(core, which, dual_control.operator(operator)))
 
     @call_boundary
@@ -81,6 +86,62 @@ class BlockingExchange(BlockingFace):
         """
         core, which = self._open(), dual_control.request_id(request)
         return run(reveal.reveal(core, which, dual_control.operator(operator)))
+
+    @call_boundary
+    def request_export(
+        self,
+        *,
+        public_key: str | bytes,
+        operator: str,
+        purpose: str,
+        program: str | None = None,
+        requestor: str | None = None,
+    ) -> RevealRequest:
+        """Ask to export cards with their tokens to the holder of a key. Another person has to approve it.
+
+        Args:
+            public_key: in PEM, RSA of 3,072 bits or more, or EC on P-256, P-384 or P-521; the request is good for it
+                alone. Compare its thumbprint (`RevealRequest.terms`) with the holder, by another way than it came.
+            operator: the person who asks; as of `request_reveal`.
+            purpose: one of the RevealPolicy's.
+            program: only tokens of this one.
+            requestor: only those that were issued to this one.
+
+        Raises:
+            PermissionDeniedError, ConfigurationError: as `request_reveal`; also where joserfc is not installed.
+        """
+        core, recipient = self._open(), Recipient(public_key)
+        named = arguments.optional_text("program", program)
+        who = dual_control.operator(operator)
+        return run(export.request_export(core, who, purpose, recipient, named, arguments.caller(requestor)))
+
+    @call_boundary
+    def export_cards(
+        self, request: RevealRequest | str, *, public_key: str | bytes, operator: str, to: Writable
+    ) -> ExportReport:
+        """Write the cards and tokens of an approved export, encrypted: once, for the person who asked for it.
+
+        With domains, counters, status, metadata, references. Each line is a JWE (RFC 7516: RSA-OAEP-256 or ECDH-ES,
+        with A256GCM) of at most 500 tokens, written once the event of their export is. Uses that are made meanwhile
+        may be left out of the counters: let no requestor use the tokens. `open_export` and `import_tokens` take them
+        into another vault.
+
+        Args:
+            request: as `request_export` or `approve` gave it, or its id.
+            public_key: the one that was approved.
+            operator: the person who asked.
+            to: an open text file, or what else has a method `write`.
+
+        Raises:
+            PermissionDeniedError: the request is unknown, late, used, not approved, another person's or for another
+                key.
+            IntegrityError: a record is not what the vault sealed; nothing of it is written.
+            ConfigurationError: as `request_export`.
+        """
+        core, which = self._open(), dual_control.request_id(request)
+        who = dual_control.operator(operator)
+        checks.offers("to", to, "write", "an open text file")
+        return run(export.export_cards(core, which, who, Recipient(public_key), to))
 
     @call_boundary
     def import_tokens(
