@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -168,6 +169,25 @@ def test_an_export_needs_two_persons_once_and_the_key_that_was_approved(vault: t
         "REQUEST_EXPORT DONE alice", "EXPORT DENIED alice", "APPROVE_EXPORT DENIED ALICE", "APPROVE_EXPORT DONE bob",
         "EXPORT DENIED bob", "EXPORT DENIED alice", "EXPORT DONE alice", "EXPORT DENIED alice",
     ]  # fmt: skip
+
+
+def test_an_approval_gives_one_export_to_eight_at_once(vault: tv.Vault) -> None:
+    issue(vault)
+    request = vault.request_export(public_key=EC.public, operator="alice", purpose="chargeback")
+    vault.approve(request, operator="bob")
+
+    def one(_number: int) -> str:
+        file = io.StringIO()
+        try:
+            vault.export_cards(request, public_key=EC.public, operator="alice", to=file)
+        except tv.PermissionDeniedError as refused:
+            assert not file.getvalue()
+            return refused.code
+        return "exported"
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = sorted(pool.map(one, range(8)))
+    assert answers == [*["REQUEST_USED"] * 7, "exported"]
 
 
 def test_an_approved_reveal_exports_nothing(vault: tv.Vault) -> None:

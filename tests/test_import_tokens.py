@@ -88,8 +88,8 @@ def test_a_row_that_is_wrong_fails_alone(vault: tv.Vault, wrong: dict[str, Any],
 
 
 def test_formats_that_keep_digits_or_fail_the_check_digit_are_followed(vault: tv.Vault) -> None:
-    kept = next(t for t in (f"999912{n:06}{VISA[-4:]}" for n in range(99)) if vaults_luhn(t))
-    other = next(t for t in (f"999912{n:06}0000" for n in range(99)) if vaults_luhn(t))
+    kept = next(t for t in (f"999912{n:06}{VISA[-4:]}" for n in range(99)) if luhn(t))
+    other = next(t for t in (f"999912{n:06}0000" for n in range(99)) if luhn(t))
     assert imported(vault, row(token=kept, pan=VISA), program="card-on-file") == [kept]
     assert imported(vault, row(token=other, pan=VISA), program="card-on-file") == ["TOKEN_FORMAT_DIFFERS"]
     failing = token(3, "999914")[:-1] + str((int(token(3, "999914")[-1]) + 1) % 10)
@@ -98,7 +98,7 @@ def test_formats_that_keep_digits_or_fail_the_check_digit_are_followed(vault: tv
     ]  # fmt: skip
 
 
-def vaults_luhn(digits: str) -> bool:
+def luhn(digits: str) -> bool:
     return luhn_check_digit(digits[:-1]) == digits[-1]
 
 
@@ -151,7 +151,7 @@ def test_references_are_kept_and_no_two_tokens_have_one(vault: tv.Vault) -> None
 def test_a_card_of_a_convergent_program_has_one_token(vault: tv.Vault) -> None:
     def kept(number: int, at: int) -> str:
         last4 = vault_workers.card_number(number)[-4:]
-        return [t for t in (f"999912{n:06}{last4}" for n in range(99)) if vaults_luhn(t)][at]
+        return [t for t in (f"999912{n:06}{last4}" for n in range(99)) if luhn(t)][at]
 
     rows = [row(n, token=kept(n, 0)) for n in range(3)]
     assert imported(vault, *rows, program="card-on-file") == [kept(n, 0) for n in range(3)]
@@ -168,6 +168,17 @@ def test_a_card_of_a_convergent_program_has_one_token(vault: tv.Vault) -> None:
     vault.delete(kept(2, 0))
     assert imported(vault, row(2, token=kept(2, 1)), program="card-on-file") == [kept(2, 1)]
     assert imported(vault, row(2, token=kept(2, 2)), program="card-on-file") == ["CARD_HAS_ANOTHER_TOKEN"]
+
+
+def test_either_token_of_two_cards_that_became_one_is_imported_again(vault: tv.Vault) -> None:
+    # The second keeps the last four digits of the card that it was issued for, which the first has too.
+    same4 = next(pan for pan in (f"40000000{n:04}1111" for n in range(99)) if luhn(pan))
+    one, other = (issue(vault, pan, program="card-on-file").token for pan in (VISA, same4))
+    vault.update_card(other, new_pan=VISA)
+    assert imported(vault, row(token=one, pan=VISA), program="card-on-file") == [one]
+    assert imported(vault, row(token=other, pan=VISA), program="card-on-file") == [other]
+    third = next(t for t in (f"999912{n:06}{VISA[-4:]}" for n in range(99)) if luhn(t))
+    assert imported(vault, row(token=third, pan=VISA), program="card-on-file") == ["CARD_HAS_ANOTHER_TOKEN"]
 
 
 def test_expired_cards_and_inactive_tokens_are_imported(vault: tv.Vault) -> None:

@@ -1,7 +1,7 @@
 """Exporting cards with their tokens to another vault, encrypted to its public key, under dual control.
 
 An export is lines, each a JWE over JSON: `{"export", "number", "domains", "rows"}`, numbered from 0, and a last one
-with `"rows": null` and the count. So a line that is missing, repeated or of another export shows. A row names its
+with `"rows": null`. So a line that is missing, repeated or of another export shows. A row names its
 domain by the place of its document in `domains`.
 """
 
@@ -136,12 +136,8 @@ async def export_cards(
                 await _write(core, recipient, to, {"export": letters(number), "number": lines, **content})
                 lines += 1
             tokens += len(rows)
-    await _write(
-        core,
-        recipient,
-        to,
-        {"export": letters(number), "number": lines, "domains": [], "rows": None, "tokens": tokens},
-    )
+    end = {"export": letters(number), "number": lines, "domains": [], "rows": None}
+    await _write(core, recipient, to, end)
     return ExportReport(tokens=tokens, lines=lines + 1)
 
 
@@ -251,7 +247,7 @@ def open_export(
     if isinstance(lines, str | bytes) or not isinstance(lines, Iterable):
         raise InvalidInputError("lines is an iterable of texts, such as an open file")
     export: object = None
-    tokens, ended = 0, False
+    ended = False
     for number, line in enumerate(lines):
         if not isinstance(line, str):
             raise InvalidInputError("a line of an export is text")
@@ -263,8 +259,7 @@ def open_export(
         for row in content["rows"] or ():
             row["domain"] = domains[row["domain"]]
             yield row
-            tokens += 1
-        ended = content["rows"] is None and content.get("tokens") == tokens
+        ended = content["rows"] is None
     if not ended:
         raise InvalidInputError(_INCOMPLETE, code="EXPORT_INCOMPLETE")
 

@@ -244,14 +244,17 @@ async def _refuse_converged(
 
 
 async def _live_token(core: Core, row: _Row) -> str | None:
-    """A token that a card converges on, if it has one that is not the row's."""
+    """The token that a card has, the row's own before any other: a card update may have merged two cards."""
     pan, customer = row.order.card.pan, row.order.customer or ""
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    async for record, card in core.of_card(pan_fingerprints, *row.scope):
-        counts = not row.program.per_customer or record.customer == customer
-        if card is not None and card.pan == pan and counts and record.token != row.record.token:
-            return record.token
-    return None
+    live = {
+        record.token
+        async for record, card in core.of_card(pan_fingerprints, *row.scope)
+        if card is not None
+        and card.pan == pan
+        and (not row.program.per_customer or record.customer == customer)
+    }
+    return row.record.token if row.record.token in live else min(live, default=None)
 
 
 # Writing.
