@@ -1,6 +1,6 @@
-"""Generates `blocking.py` from `awaited.py`, of the vault and of maintenance, so that both faces are one text.
+"""Generates the blocking faces of the vault and of maintenance from the awaited ones, so that both are one text.
 
-python -m scripts.blocking_vault            writes both
+python -m scripts.blocking_vault            writes them
 python -m scripts.blocking_vault --check    fails if one is not what this writes
 
 `async def` becomes `def`, `await flow` becomes `run(flow)`, and the names and sentences of the tables below are
@@ -23,11 +23,12 @@ PACKAGE: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault"
 NAMES: Final = {
     "AsyncTokenStore": "TokenStore",
     "AsyncVault": "Vault",
-    "AwaitedFace": "BlockingFace",
+    "AwaitedExchange": "BlockingExchange",
     "LoopRuntime": "BlockingRuntime",
     "__aexit__": "__exit__",
     "async_boundary": "boundary",
     "async_call_boundary": "call_boundary",
+    "exchange_awaited": "exchange_blocking",
     "open_async_token_store": "open_token_store",
     "provision_async": "provision",
     "store_with_coroutines": "store_without_coroutines",
@@ -48,10 +49,6 @@ SENTENCES: Final = (
         "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
     ),
     (
-        "from tokenvault.vault.face import AwaitedFace, store_with_coroutines\n",
-        "from tokenvault.vault.face import BlockingFace, store_without_coroutines\n",
-    ),
-    (
         """\
     `async with` opens it, once, and raises what is named below.
 
@@ -66,6 +63,24 @@ SENTENCES: Final = (
 """,
     ),
     ("run(self.close())", "self.close()"),
+)
+
+EXCHANGE_NAMES: Final = {
+    "AwaitedExchange": "BlockingExchange",
+    "AwaitedFace": "BlockingFace",
+    "async_call_boundary": "call_boundary",
+}
+
+EXCHANGE_SENTENCES: Final = (
+    ("otherwise than for payments, for asyncio.", "otherwise than for payments."),
+    (
+        "`exchange_blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `exchange_awaited` by `python -m scripts.blocking_vault`: change that, and run this.",
+    ),
+    (
+        "from tokenvault.vault import arguments",
+        "from tokenvault.runtime import run\nfrom tokenvault.vault import arguments",
+    ),
 )
 
 MAINTENANCE_NAMES: Final = {
@@ -98,14 +113,15 @@ class Faces:
     sentences: Sequence[tuple[str, str]]
 
     @classmethod
-    def of(cls, folder: str, names: Mapping[str, str], sentences: Sequence[tuple[str, str]]) -> Faces:
-        """The faces in a folder of the package."""
-        return cls(PACKAGE / folder / "awaited.py", PACKAGE / folder / "blocking.py", names, sentences)
+    def of(cls, place: str, names: Mapping[str, str], sentences: Sequence[tuple[str, str]]) -> Faces:
+        """The faces at a place of the package: a folder, and how their names begin."""
+        return cls(PACKAGE / f"{place}awaited.py", PACKAGE / f"{place}blocking.py", names, sentences)
 
 
-VAULT: Final = Faces.of("vault", NAMES, SENTENCES)
-MAINTENANCE: Final = Faces.of("maintenance", MAINTENANCE_NAMES, MAINTENANCE_SENTENCES)
-FACES = (VAULT, MAINTENANCE)
+VAULT: Final = Faces.of("vault/", NAMES, SENTENCES)
+MAINTENANCE: Final = Faces.of("maintenance/", MAINTENANCE_NAMES, MAINTENANCE_SENTENCES)
+EXCHANGE: Final = Faces.of("vault/exchange_", EXCHANGE_NAMES, EXCHANGE_SENTENCES)
+FACES = (VAULT, EXCHANGE, MAINTENANCE)
 
 
 def blocking(source: str, faces: Faces = VAULT) -> str:
@@ -151,7 +167,9 @@ def main(arguments: list[str]) -> int:
         if not arguments:
             faces.target.write_text(text, encoding="utf-8")
         elif faces.target.read_text(encoding="utf-8") != text:
-            print(f"{faces.target} is not what awaited.py gives: run python -m scripts.blocking_vault")
+            print(
+                f"{faces.target} is not what {faces.source.name} gives: run python -m scripts.blocking_vault"
+            )
             wrong = 1
     return wrong
 

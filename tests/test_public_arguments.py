@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import io
 import json
 import logging
 import pprint
@@ -18,6 +19,8 @@ from typing import Any, is_typeddict
 
 import attrs
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import tokenvault as tv
 from tests import vaults
@@ -28,6 +31,11 @@ from tokenvault.keys import KeyStore
 from tokenvault.model.words import Words
 from tokenvault.stores.port import TokenStore
 
+PUBLIC_KEY = (
+    ec.generate_private_key(ec.SECP256R1())
+    .public_key()
+    .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+)
 TESTS = str(Path(__file__).parent)
 NEEDLES = (VISA, VISA[:12], VISA[-12:])
 ANY: Any = tv  # for calls that are wrong on purpose
@@ -150,6 +158,8 @@ def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., ob
         tv.export_audit: {"store": store},
         tv.verify_audit: {"store": store, "keys": keys},
         tv.audit_public_key: {"keys": keys},
+        tv.open_export: {"lines": [], "private_key": ""},
+        tv.RevealPolicy: {"purposes": {"chargeback"}},
         tv.open_key_store: {"uri": "x"},
         tv.open_token_store: {"url": "memory:"},
         tv.open_async_token_store: {"url": "memory:"},
@@ -214,6 +224,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "get_many": {"tokens_or_references": []},
     "delete_many": {"tokens_or_references": []},
     "tokens_of": {"pan": VISA},
+    "import_tokens": {"rows": [], "requestor": SHOP, "program": "one-time"},
+    "request_export": {"public_key": PUBLIC_KEY, "operator": "alice", "purpose": "chargeback"},
+    "export_cards": {"request": 64 * "b", "public_key": PUBLIC_KEY, "operator": "alice", "to": io.StringIO()},
+    "request_reveal": {"operator": "alice", "purpose": "chargeback"},
+    "approve": {"request": 64 * "b", "operator": "bob"},
+    "reveal": {"request": 64 * "b", "operator": "alice"},
 }
 """Right arguments of the vault's methods, besides the token."""
 

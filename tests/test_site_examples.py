@@ -19,6 +19,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import tokenvault as tv
 import tokenvault.testing
@@ -263,6 +265,46 @@ def test_parties(local_keys: KeyStore) -> None:
     with closing(open_store("memory:")) as store:
         tv.provision(local_keys, store)
         run_examples("howto/parties.md", {"keys": local_keys, "store": store})
+
+
+def test_dual_control(local_keys: KeyStore) -> None:
+    program = tv.TokenProgram("card-on-file", format=tv.TokenFormat(bin="999912"))
+    shop = tv.TokenRequestor("40012345678", programs={"card-on-file"})
+    with closing(open_store("sqlite:///dual.db")) as store:
+        tv.provision(local_keys, store)
+        names = {"tv": tv, "keys": local_keys, "store": store, "program": program, "shop": shop}
+        found = run_examples("howto/dual-control.md", names)
+        found["vault"].close()  # type: ignore[attr-defined] # the page's
+
+
+def test_moving(local_keys: KeyStore, other_keys: KeyStore) -> None:
+    program = tv.TokenProgram("one-time", format=tv.TokenFormat(bin="999913"))
+    shop = tv.TokenRequestor("40012345678", programs={"one-time"})
+    parts = {
+        "programs": [program],
+        "requestors": [shop],
+        "reveal": tv.RevealPolicy(purposes={"migration"}),
+    }
+    pair = ec.generate_private_key(ec.SECP256R1())
+    names: dict[str, object] = {
+        "tv": tv,
+        "public_pem": pair.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ),
+        "private_pem": pair.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    }
+    with closing(open_store("sqlite:///old.db")) as old, closing(open_store("sqlite:///new.db")) as new:
+        tv.provision(local_keys, old)
+        tv.provision(other_keys, new)
+        with (
+            tv.Vault(local_keys, old, **parts) as vault,  # type: ignore[arg-type] # of several kinds
+            tv.Vault(other_keys, new, **parts) as other,  # type: ignore[arg-type] # likewise
+        ):
+            run_examples("howto/moving.md", {**names, "vault": vault, "other": other})
 
 
 def test_payments(local_keys: KeyStore) -> None:

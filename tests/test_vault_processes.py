@@ -325,6 +325,23 @@ def test_no_card_comes_out_of_another_process_once_a_suspension_has_returned(
     assert outcomes == ["DENIED"]
 
 
+# Dual control.
+
+
+def test_an_approval_gives_one_card_number_to_64_contenders(
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
+) -> None:
+    """One gets it, and each of the others leaves an event of its refusal."""
+    token = issue(vault).token
+    request = vault.request_reveal(token, operator="alice", purpose="chargeback")
+    vault.approve(request, operator="bob")
+    answers = site.crew.run(url, vault_workers.reveal, request.id)
+    assert sorted(found for answer in answers for found in answer) == [VISA, *["REQUEST_USED"] * 63]
+    outcomes = [event.outcome.name for event in vault.history(token) if event.action is Action.REVEAL]
+    assert sorted(outcomes) == [*["DENIED"] * 63, "DONE"]
+    assert_numbered_without_gap(store, 3 + 64)
+
+
 # Convergence.
 
 

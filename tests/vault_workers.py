@@ -148,6 +148,18 @@ def converge(place: Place, count: int) -> dict[int, str]:
     return {number: token for issued in place.threads(each, 4) for number, token in issued.items()}
 
 
+def reveal(place: Place, request: str) -> list[str]:
+    """Every thread reveals the card of one approved request, as the person who asked for it."""
+
+    def each(_thread: int) -> str:
+        try:
+            return place.vault.reveal(request, operator="alice").pan.reveal()
+        except tv.PermissionDeniedError as refused:
+            return refused.code
+
+    return place.threads(each, THREADS)
+
+
 def use_beside_suspension(place: Place, uses: LateUse) -> str:
     """One process decides on a use; another one suspends the token; then the first one writes the use's event."""
     token, many = uses.token, uses.many

@@ -33,6 +33,7 @@ from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.iso import add_codes
 from tokenvault.model.kinds import Kind
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -51,9 +52,11 @@ from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_stor
 from tokenvault.vault.awaited import AsyncVault, provision_async
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
+from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
+from tokenvault.vault.export import ExportReport, open_export
 from tokenvault.vault.guard import Guard
 from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
@@ -86,6 +89,7 @@ __all__ = [
     "Directory",
     "Domain",
     "DomainRestrictionError",
+    "ExportReport",
     "Factor",
     "FindingKind",
     "Grade",
@@ -108,6 +112,8 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "RevealPolicy",
+    "RevealRequest",
     "RequestorLockedOutError",
     "RiskAnswer",
     "RiskControl",
@@ -126,6 +132,7 @@ __all__ = [
     "TokenStatus",
     "TokenStore",
     "TokenStoreError",
+    "TokenToImport",
     "TokenVaultError",
     "Transaction",
     "Vault",
@@ -137,6 +144,7 @@ __all__ = [
     "ff1",
     "import_cards",
     "open_async_token_store",
+    "open_export",
     "open_key_store",
     "open_token_store",
     "provision",

@@ -47,7 +47,8 @@ from tokenvault.audit.guard_note import (
 from tokenvault.audit.merkle import LEAF
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.index_rows import NO_USE, IndexRow
+from tokenvault.model import dual_control
+from tokenvault.stores.index_rows import NO_USE, USE_ID_BYTES, IndexRow
 from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
 
 ENCODING_VERSION: Final = 3
@@ -82,6 +83,12 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     CHECK = 14
     LOCK_OUT = 15
     RELEASE = 16
+    REQUEST_REVEAL = 30
+    APPROVE_REVEAL = 31
+    REVEAL = 32
+    REQUEST_EXPORT = 33
+    APPROVE_EXPORT = 34
+    EXPORT = 35
     ADD_KEY_VERSION = 41
     MAKE_PRIMARY = 42
     RESEAL = 43
@@ -96,6 +103,18 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
 
 LOCKING: Final = (Action.LOCK_OUT, Action.RELEASE)
 """What is done to a requestor."""
+
+REQUESTS: Final = (Action.REQUEST_REVEAL, Action.REQUEST_EXPORT)
+"""What one person asks for and another one has to approve: counted by person and day."""
+
+DUAL_CONTROL: Final = (
+    *REQUESTS,
+    Action.APPROVE_REVEAL,
+    Action.REVEAL,
+    Action.APPROVE_EXPORT,
+    Action.EXPORT,
+)
+"""What happens under dual control: the transaction id is the request's number, the first code its purpose."""
 
 
 class Outcome(int, enum.Enum):
@@ -121,8 +140,9 @@ class Event(NamedTuple):
         requestor: id of the calling requestor, or of the one that is locked out or released; None for the host
             application itself.
         reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream.
-        transaction_id: of the use of a token, as it may be kept; None for other actions.
-        codes: violation codes, or the actor who suspends or resumes.
+        transaction_id: of the use of a token, as it may be kept; under dual control, the request's number in 32
+            letters; or else None.
+        codes: violation codes, or the actor who suspends or resumes; under dual control, the purpose.
         revision: of the record that was written with this event; 0 where none was.
         operator: the person behind a management call, as the host names them; None where it names none.
         use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
@@ -148,8 +168,10 @@ class Event(NamedTuple):
     def index_rows(self) -> tuple[IndexRow, ...]:
         """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream.
 
-        From the guard's accounts too.
+        From the guard's accounts, and under dual control from its request, too.
         """
+        if self.reference and self.action in DUAL_CONTROL:
+            return self._rows_of_request()
         rows: list[IndexRow] = []
         if self.reference:
             allowed = self.outcome is Outcome.DONE
@@ -169,6 +191,17 @@ class Event(NamedTuple):
             transaction_id=self.transaction_id and kept(self.transaction_id),
             operator=self.operator and kept(self.operator),
         )
+
+    def _rows_of_request(self) -> tuple[IndexRow, ...]:
+        """By its request, and a request also by its person and day; what was refused by its token alone."""
+        number = dual_control.from_letters(self.transaction_id or "")
+        if self.outcome is not Outcome.DONE or len(number) != USE_ID_BYTES:
+            return (IndexRow(self.reference, NO_USE),)
+        rows = (IndexRow(self.reference, number),)
+        if self.action not in REQUESTS:
+            return rows
+        day = dual_control.person_day(self.action, self.operator or "", self.time_ms)
+        return (*rows, IndexRow(day, number))
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""

@@ -162,7 +162,8 @@ async def _renew_page(task: _Task, rows: list[SealedRecord]) -> tuple[int, int, 
 
 async def _write(task: _Task, rows: list[SealedRecord]) -> list[str]:
     """Write rows with their event, all or none; returns the tokens of those that others changed first."""
-    at, notes = task.at, BatchEventBuilder(len(rows), at.trail.ids.kept)
+    at = task.at
+    notes = BatchEventBuilder(len(rows), at.trail.ids.kept)
     for place, row in enumerate(rows):
         notes.note(place, row.reference, row.revision, Kind(Outcome.DONE))
     event = notes.event(at.clock.now_ms(), task.action)

@@ -12,12 +12,12 @@ from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
-from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary_init
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
@@ -26,7 +26,7 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault import arguments, issue, manage, search, use
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
@@ -34,14 +34,14 @@ from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.directory import Directory, StoredDirectory
-from tokenvault.vault.face import AwaitedFace, store_with_coroutines
+from tokenvault.vault.exchange_awaited import AwaitedExchange
+from tokenvault.vault.face import store_with_coroutines
 from tokenvault.vault.guard import Guard
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
 from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
 from tokenvault.vault.risk import RiskPolicy
-from tokenvault.vault.stored_parties import DirectoryChange
 
 
 @async_boundary
@@ -76,7 +76,7 @@ async def provision_async(
 
 
 @boundary_init
-class AsyncVault(AwaitedFace):
+class AsyncVault(AwaitedExchange):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
     `async with` opens it, once, and raises what is named below.
@@ -100,6 +100,7 @@ class AsyncVault(AwaitedFace):
             hold it up. Unset, nothing is told.
         guard: when a requestor that guesses tokens is locked out; unset, `Guard()`.
         risk: is asked about each use that its domain allows, before the card is handed out; unset, nobody is.
+        reveal: under which dual control card numbers leave by `reveal`; unset, none does.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -124,6 +125,7 @@ class AsyncVault(AwaitedFace):
         observer: Observer | None = None,
         guard: Guard | None = None,
         risk: RiskPolicy | None = None,
+        reveal: RevealPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
@@ -136,6 +138,7 @@ class AsyncVault(AwaitedFace):
             observer=observer,
             guard=guard,
             risk=risk,
+            reveal=reveal,
         )
         super().__init__(store, opening)
 
@@ -692,83 +695,6 @@ class AsyncVault(AwaitedFace):
     ) -> int:
         """How many tokens there are, of a program, a requestor, a status, or several of them: by an index."""
         return await search.count(self._open(), arguments.wanted(requestor, None, program, status, None))
-
-    @async_call_boundary
-    async def history(
-        self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
-    ) -> list[AuditEvent]:
-        """What the audit trail says of a token, each event authenticated, by time, stream and number.
-
-        By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
-
-        Args:
-            token_or_reference: the token.
-            after: how many events to pass over: with `limit`, for reading in pages.
-            limit: the most events to return, from 1 to 1,000.
-        """
-        core, name = self._open(), arguments.token_or_reference(token_or_reference)
-        passed_over = checks.whole_number("after", after, 0, arguments.AFTER_MAX)
-        most = checks.whole_number("limit", limit, 1, HISTORY_MAX)
-        return await history.history(core, name, after=passed_over, limit=most)
-
-    @async_call_boundary
-    async def release(self, requestor: str, *, operator: str | None = None) -> None:
-        """Let a requestor in that the guard locked out; what it has failed before counts no more.
-
-        This process does so at once, others within `Guard.refresh`. No requestor may do this.
-
-        Args:
-            requestor: id of the requestor.
-            operator: the person behind the call.
-
-        Raises:
-            PermissionDeniedError: the vault has no such requestor.
-        """
-        core, whom = self._open(), checks.requestor_id("requestor", requestor)
-        await manage.release(core, whom, arguments.by(None, operator))
-
-    @async_call_boundary
-    async def put_program(self, program: TokenProgram, *, operator: str | None = None) -> None:
-        """Add a program, or change the one of its name, in the database of a vault with a StoredDirectory.
-
-        Every running vault sees it within the directory's `max_age_seconds`. Its audit event comes first.
-
-        Raises:
-            ConfigurationError: this vault has no StoredDirectory.
-            ConflictError: others keep changing the same program.
-        """
-        checks.instance("program", program, TokenProgram)
-        change = DirectoryChange(Action.PUT_PROGRAM, program, arguments.optional_text("operator", operator))
-        await self._open().changing.put(change)
-
-    @async_call_boundary
-    async def put_requestor(self, requestor: TokenRequestor, *, operator: str | None = None) -> None:
-        """Add a requestor, or change the one of its id, in the database of a vault with a StoredDirectory.
-
-        Every running vault sees it within the directory's `max_age_seconds`. Its audit event comes first.
-
-        Raises:
-            InvalidInputError: it has a program that the directory does not have.
-            ConfigurationError, ConflictError: as `put_program`.
-        """
-        checks.instance("requestor", requestor, TokenRequestor)
-        change = DirectoryChange(
-            Action.PUT_REQUESTOR, requestor, arguments.optional_text("operator", operator)
-        )
-        await self._open().changing.put(change)
-
-    @async_call_boundary
-    async def disable_requestor(self, requestor: str, *, operator: str | None = None) -> None:
-        """Let a requestor do nothing more. Its tokens still serve the others that their domains name.
-
-        `put_requestor` lets it act again.
-
-        Raises:
-            InvalidInputError: there is no such requestor.
-            ConfigurationError, ConflictError: as `put_program`.
-        """
-        named = checks.requestor_id("requestor", requestor)
-        await self._open().changing.disable(named, arguments.optional_text("operator", operator))
 
     @async_boundary
     async def close(self) -> None:

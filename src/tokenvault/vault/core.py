@@ -19,6 +19,7 @@ from tokenvault.errors import (
     TokenNotFoundError,
     TokenStoreError,
 )
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, Pan, read_pan
 from tokenvault.model.programs import Permission, TokenRequestor
@@ -79,6 +80,7 @@ class Core:
     finds_last4: bool = False
     deliveries: Deliveries | None = None
     risk: RiskPolicy | None = None
+    reveal: RevealPolicy | None = None
 
     @property
     def keys(self) -> KeyRing:

@@ -98,7 +98,7 @@ async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
     if order.par is not None:
-        await _refuse_other_par(core, order)
+        await refuse_other_par(core, order)
     if order.idempotency_key is not None:
         return await _repeatable(core, order, program, now_ms)
     if program.making is Making.CONVERGENT:
@@ -106,7 +106,7 @@ async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     return await _draw(core, order, program, now_ms)
 
 
-async def _refuse_other_par(core: Core, order: Order) -> None:
+async def refuse_other_par(core: Core, order: Order) -> None:
     """Raise InvalidInputError if a token of the same card has another payment account reference: a card has one."""
     pan = order.card.pan
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)

@@ -11,6 +11,7 @@ from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
 from tokenvault.model.clear_ids import ClearIds
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import PURPOSES, KeyRing, require_purposes
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
@@ -40,12 +41,15 @@ async def open_core(
     observer: Observer | None,
     guard: Guard | None,
     risk: RiskPolicy | None,
+    reveal: RevealPolicy | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
     chosen = _directory(directory, programs, requestors)
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
+    if reveal is not None:
+        checks.instance("reveal", reveal, RevealPolicy)
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
     if guard is not None:
@@ -80,6 +84,7 @@ async def open_core(
         guards=Guards(guard or Guard(), store, runtime, ticking, versions.ring, trail, deliveries),
         deliveries=deliveries,
         risk=risk,
+        reveal=reveal,
     )
 
 

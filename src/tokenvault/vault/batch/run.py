@@ -25,6 +25,7 @@ from tokenvault.records.layout import NEW_BODY_BYTES_MAX
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import orders
 from tokenvault.vault.batch.change import CARDS_MAX, Reader, card_to_update, change_chunk, get_chunk
+from tokenvault.vault.batch.imports import Importing, import_chunk
 from tokenvault.vault.batch.issue import issue_chunk
 from tokenvault.vault.batch.results import (
     BatchResult,
@@ -46,6 +47,9 @@ CHUNK_ITEMS: Final = ITEMS_MAX
 CHUNK_USES: Final = USES_MAX
 ROWS_OF_AN_ISSUE: Final = 1
 """A record, or a row of the index for a token that is there already."""
+
+ROWS_OF_AN_IMPORT: Final = 2
+"""A record, and a row of the index for a token that is there already."""
 
 ROWS_OF_A_CHANGE: Final = 2
 """A record, and a row of the index."""
@@ -75,6 +79,13 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
             core.store.write_limits.items(ROWS_OF_AN_ISSUE, CHUNK_ITEMS, body_bytes_each=NEW_BODY_BYTES_MAX),
         )
     )
+
+
+async def import_all(core: Core, rows: Iterable[object], common: Importing) -> IssueBatchResult[TokenInfo]:
+    """Import the token of each row."""
+    size = core.store.write_limits.items(ROWS_OF_AN_IMPORT, CHUNK_ITEMS)
+    work = partial(import_chunk, core, common)
+    return IssueBatchResult(await _chunks(core, "rows", rows, TokenInfoResults, work, size))
 
 
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
