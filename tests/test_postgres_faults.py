@@ -505,7 +505,7 @@ def test_neither_errors_nor_the_server_s_log_tell_of_tokens(
         ("revision", "bigint", "0"),
         ("key_version", "numeric", "2.5"),
         ("key_version", "timestamp", "'infinity'"),
-        ("body", "bytea", "repeat('x', 8193)::bytea"),
+        ("body", "bytea", "repeat('x', 16385)::bytea"),
         ("seal", "bytea", "''"),
     ],
 )

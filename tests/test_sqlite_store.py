@@ -331,7 +331,7 @@ def test_a_file_that_may_not_grow(
         ("revision", "-1"),
         ("key_version", "2.5"),
         ("key_version", "x''"),
-        ("body", "zeroblob(8193)"),
+        ("body", "zeroblob(16385)"),
         ("body", "zeroblob(2000000)"),
         ("seal", "zeroblob(44)"),
         ("seal", "42"),
@@ -501,7 +501,7 @@ def test_look_ups_use_their_index(path: Path, store: SqliteTokenStore) -> None:
             3,
         ),
         statements.FIND_CUSTOMER: ("tokens_by_customer (customer=? AND token>?)", 3),
-        statements.FIND_LAST4[1]: ("tokens_by_last4_key (last4_key=? AND token>?)", 3),
+        statements.FIND_LAST4: ("tokens_by_last4_key (last4_key=? AND token>?)", 3),
     }
     with raw(path) as connection:
         for statement, (index, parameters) in expected.items():

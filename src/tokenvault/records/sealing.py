@@ -56,7 +56,7 @@ def seal_metadata(
     if not metadata:
         return b""
     nonce = os.urandom(layout.NONCE_BYTES)
-    plaintext = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode("ascii")
+    plaintext = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     return layout.METADATA_HEADER.pack(key_version, nonce) + ccm.encrypt(cipher, nonce, plaintext, reference)
 
 

@@ -63,7 +63,7 @@ class SealedRecord(NamedTuple):
         program: 1 to 64 ASCII characters.
         revision: 1 at insertion, one more with every replacement; below 2**63.
         key_version: version of the SEAL key of the seal.
-        body: the other fields, in the canonical encoding of docs/formats.md; at most 8,192 bytes.
+        body: the other fields, in the canonical encoding of docs/formats.md; at most 16,384 bytes.
         seal: 45 bytes: nonce, ciphertext, tag.
         customer: the caller's own id of whom the token is for, up to 64 printable ASCII characters; empty: none.
         last4_key: 16 bytes by which tokens are found by the last four digits of the PAN; empty: not found so.

@@ -170,8 +170,8 @@ class Core:
                 failure = error
         else:
             outcome, reference = Outcome.NOT_FOUND, b""
-            kind = "token" if isinstance(name, str) else "token with this reference"
-            failure = TokenNotFoundError(f"no such {kind} in this vault")
+            named = "no such token" if isinstance(name, str) else "no token with this reference"
+            failure = TokenNotFoundError(f"{named} in this vault")
         if action is not None:
             shown = safe_id(transaction_id)
             await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)

@@ -11,6 +11,7 @@ from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import AsyncTokenStore, digest_of
+from tokenvault.stores.write_limits import DOCUMENT_BESIDE_BYTES_MAX
 
 DOMAINS_CACHED_MAX: Final = 10_000
 DOCUMENT_BYTES_CACHED_MAX: Final = 8 * 2**20
@@ -57,6 +58,14 @@ class Documents:
     def unwritten(self, domain: Domain) -> bytes | None:
         """The document of a domain; None if it is known to be in the database."""
         return None if domain.digest in self._domains else domain.document
+
+    async def beside(self, domain: Domain) -> bytes | None:
+        """The document of a domain, to be written with a record; None if it is there, or was too large and is now."""
+        document = self.unwritten(domain)
+        if document is None or len(document) <= DOCUMENT_BESIDE_BYTES_MAX:
+            return document
+        await self.put(domain)
+        return None
 
     async def put(self, domain: Domain) -> None:
         """Keep a domain in the database. Raises TokenStoreError."""

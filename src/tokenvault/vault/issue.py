@@ -251,7 +251,7 @@ async def _insert(
     unsealed = new(order, token, reference or secrets.token_bytes(REFERENCE_BYTES), pan_fingerprint, now_ms)
     unsealed = await with_properties(core, order, unsealed)
     unsealed = unsealed._replace(record=unsealed.record._replace(usage=usage))
-    document = core.documents.unwritten(order.terms.domain)
+    document = await core.documents.beside(order.terms.domain)
     exists = await core.trail.write(
         _event(order, unsealed, now_ms, revision=1),
         lambda: core.keys.seal(*unsealed),

@@ -12,7 +12,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.model.ledger import LedgerEntry, Uses
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.keyring import KeyRing
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import AsyncTokenStore, SealedEvent
 from tokenvault.vault.core import Core
 
 _NOT_GENUINE: Final = "an audit event of this use is not one that a vault wrote: verify the trail"
@@ -100,6 +100,21 @@ def _entry(
         counted=use.counted,
         strong=use.strong,
     )
+
+
+async def events_of(store: AsyncTokenStore, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+    """The events of many uses, as `TokenStore.uses` finds them: in parts, where they are more than one answer holds.
+
+    Raises IntegrityError where those of one use id alone are too many.
+    """
+    try:
+        return await store.uses(pairs)
+    except IntegrityError as error:
+        if error.code != "TOO_MANY_EVENTS" or len(pairs) < 2:
+            raise
+    half = len(pairs) // 2
+    parts = [await events_of(store, part) for part in (pairs[:half], pairs[half:])]
+    return list({(row.stream, row.number): row for part in parts for row in part}.values())
 
 
 async def genuine_events(

@@ -30,11 +30,8 @@ FIND: Final = {
 BY_REFERENCE: Final = _RECORD + "WHERE reference = ? LIMIT 1"
 # What an index on some rows is used for has to say so again.
 FIND_CUSTOMER: Final = _RECORD + "WHERE customer = ? AND customer <> '' AND token > ? ORDER BY token LIMIT ?"
-FIND_LAST4: Final = {
-    n: _RECORD
-    + f"WHERE last4_key IN ({', '.join('?' * n)}) AND last4_key <> x'' AND token > ? ORDER BY token LIMIT ?"
-    for n in _KEYS_OF_ONE_STATEMENT
-}
+# One key at a time, in the order of the index: of several at once all that have one would be read and sorted.
+FIND_LAST4: Final = _RECORD + "WHERE last4_key = ? AND last4_key <> x'' AND token > ? ORDER BY token LIMIT ?"
 LIST: Final = (
     _RECORD + "INDEXED BY tokens_by_group WHERE requestor = ? AND program = ? AND status = ?"
     " AND (created_ms, token) > (?, ?) ORDER BY created_ms, token LIMIT ?"

@@ -245,9 +245,8 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         return list(map(SealedRecord._make, rows))
 
     def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
-        rows: list[Any] = []
-        for size, chunk in sql.statements_of(last4_keys):
-            rows += self._read(sql.FIND_LAST4[size], (*chunk, after, limit))
+        keys = dict.fromkeys(last4_keys)
+        rows = [row for key in keys for row in self._read(sql.FIND_LAST4, (key, after, limit))]
         return list(map(SealedRecord._make, sorted(rows)[:limit]))  # by token first
 
     def _insert(

@@ -21,6 +21,7 @@ from tokenvault.interrupts import is_interrupt
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
+from tokenvault.records.layout import NEW_BODY_BYTES_MAX
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import orders
 from tokenvault.vault.batch.change import CARDS_MAX, Reader, card_to_update, change_chunk, get_chunk
@@ -70,7 +71,7 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
             cards,
             TokenInfoResults,
             partial(issue_chunk, core, terms),
-            core.store.write_limits.items(ROWS_OF_AN_ISSUE, CHUNK_ITEMS),
+            core.store.write_limits.items(ROWS_OF_AN_ISSUE, CHUNK_ITEMS, body_bytes_each=NEW_BODY_BYTES_MAX),
         )
     )
 

@@ -34,7 +34,7 @@ from tokenvault.vault import arguments, use
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
 from tokenvault.vault.core import Core, Unsealed, safe_id
-from tokenvault.vault.uses import UseNames, genuine_events
+from tokenvault.vault.uses import UseNames, events_of, genuine_events
 
 ATTEMPTS_MAX: Final = 8
 """How often a chunk starts over because others changed its records first."""
@@ -201,7 +201,7 @@ async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
         if name in stored.places
         for use_id in names[id(transaction)].every
     }
-    rows = await core.store.uses(sorted(pairs)) if pairs else []
+    rows = await events_of(core.store, sorted(pairs)) if pairs else []
     events = defaultdict(list)
     for row, event in await genuine_events(core, rows, {reference for reference, _ in pairs}):
         events[event.reference].append((row, event))
