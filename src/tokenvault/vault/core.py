@@ -64,6 +64,12 @@ def unsealed(record: TokenRecord, card: Card | None) -> Unsealed:
     return Unsealed(record, card)
 
 
+def not_found(name: str | bytes) -> TokenNotFoundError:
+    """The error of a token, or a reference, that no record has."""
+    named = "no such token" if isinstance(name, str) else "no token with this reference"
+    return TokenNotFoundError(f"{named} in this vault")
+
+
 @attrs.frozen
 class Core:
     """The ports and configuration of one vault; `registry` is there where the vault changes its parties."""
@@ -232,8 +238,7 @@ class Core:
         if row is None:
             if action is not None:
                 await self.deny_miss(action, requestor, *failed(name), transaction_id=transaction_id)
-            named = "no such token" if isinstance(name, str) else "no token with this reference"
-            raise TokenNotFoundError(f"{named} in this vault")
+            raise not_found(name)
         try:
             return await self.open(row, name)
         except IntegrityError as error:

@@ -27,6 +27,7 @@ from tokenvault.errors import (
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Change
 from tokenvault.model.pan import CardExpiry, Pan
+from tokenvault.records.sealing import CHANGED
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import arguments, manage
 from tokenvault.vault.alterations import (
@@ -39,7 +40,7 @@ from tokenvault.vault.alterations import (
 )
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import ObjectResults
-from tokenvault.vault.core import Core, Unsealed, failed
+from tokenvault.vault.core import Core, Unsealed, failed, not_found
 from tokenvault.vault.guard import Tally
 from tokenvault.vault.manage import By
 
@@ -317,9 +318,9 @@ def _unsealed(stored: StoredTokens, name: Name) -> Unsealed:
         raise stored.unreadable[name]
     place = stored.places.get(name)
     if place is None:
-        raise TokenNotFoundError("no such token in this vault")
+        raise not_found(name)
     if not stored.genuine[place]:
-        raise IntegrityError("a token record is not one that this library writes")
+        raise IntegrityError(CHANGED)
     return stored.unsealed(place)
 
 

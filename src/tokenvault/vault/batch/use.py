@@ -23,7 +23,6 @@ from tokenvault.errors import (
     IntegrityError,
     InvalidInputError,
     PermissionDeniedError,
-    TokenNotFoundError,
     TokenVaultError,
 )
 from tokenvault.model.kinds import KINDS
@@ -31,13 +30,14 @@ from tokenvault.model.ledger import LedgerEntry
 from tokenvault.model.programs import Permission
 from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import Transaction
+from tokenvault.records.sealing import CHANGED
 from tokenvault.stores.new_records import split
 from tokenvault.stores.port import Fence, SealedEvent
 from tokenvault.vault import use
 from tokenvault.vault.batch.asked import Name, Use, uses_of
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import CardResults, DecisionResults, Rows
-from tokenvault.vault.core import Core, Unsealed, denial_code, failed
+from tokenvault.vault.core import Core, Unsealed, denial_code, failed, not_found
 from tokenvault.vault.refusals import Refusals
 from tokenvault.vault.risk import CHUNK_DEADLINES, RiskDesk
 from tokenvault.vault.uses import UseNames, events_of, genuine_events
@@ -277,7 +277,7 @@ async def _by_decision_key(chunk: _Chunk[R]) -> dict[Hashable, list[int]]:
         elif name in stored.unreadable:
             chunk.results.fail(row, stored.unreadable[name])
         elif place is None:
-            _refuse(chunk, row, TokenNotFoundError("no such token in this vault"), Outcome.NOT_FOUND)
+            _refuse(chunk, row, not_found(name), Outcome.NOT_FOUND)
         elif stored.genuine[place]:
             found[stored.decision_keys[place]].append(row)
         else:
@@ -339,7 +339,7 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
 async def _reject(chunk: _Chunk[R], row: int) -> None:
     """Refuse a use of a token whose record is not what a vault wrote."""
     stored = chunk.stored.rows[chunk.place(row)]
-    failure = IntegrityError("a token record is not one that this library writes")
+    failure = IntegrityError(CHANGED)
     try:
         await chunk.core.open(stored)
     except IntegrityError as error:
