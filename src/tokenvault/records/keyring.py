@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -50,25 +49,22 @@ class SealPrimary:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._current: tuple[BlockCipher, int] | None = None
+        self._ciphers: dict[int, BlockCipher] = {}
 
     @property
     def current(self) -> tuple[BlockCipher, int]:
         """The key and its version. Raises ConfigurationError before there is one."""
-        if self._current is None:
+        ciphers = self._ciphers
+        if not ciphers:
             raise ConfigurationError(
                 "there is no seal key: run tokenvault.provision first", code="KEY_MISSING"
             )
-        return self._current
+        version = max(ciphers)  # one step of the interpreter, so that no lock is needed, nor broken by a fork
+        return ciphers[version], version
 
     def advance(self, cipher: BlockCipher, version: int) -> None:
         """Write under a version from now on, unless under it or a newer one already."""
-        if self._current is not None and version <= self._current[1]:
-            return
-        with self._lock:
-            if self._current is None or version > self._current[1]:
-                self._current = cipher, version
+        self._ciphers.setdefault(version, cipher)
 
 
 class KeyRing:
