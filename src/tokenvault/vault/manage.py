@@ -134,7 +134,7 @@ async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsea
 
 async def change_status(core: Core, name: str | bytes, change: Change, by: By = HOST) -> TokenInfo:
     """Change the status of a token."""
-    return await _change(core, name, Action[change.name], status_change(change, by.actor), by)
+    return await _change(core, name, Action[change.name], status_change(core, change, by.actor), by)
 
 
 async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
