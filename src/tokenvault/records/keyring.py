@@ -38,6 +38,7 @@ _REFERENCE: Final = "reference"
 _CHOICE: Final = "choice"
 _REQUEST: Final = "request"
 _FAILURE: Final = "failure"
+_DELETED: Final = "deleted"
 _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
@@ -190,6 +191,13 @@ class KeyRing:
         """A number from 0 to 2**128 - 1, that chooses the token issued under an idempotency key."""
         return int.from_bytes(self._indexed(_CHOICE, requestor, program, idempotency_key, str(candidate))[0])
 
+    def tombstone_fingerprints(self, pan: Pan) -> tuple[bytes, ...]:
+        """The 16 bytes by which the deleted tokens of a PAN are found, under each index key, the primary first.
+
+        A tombstone has no card from which the next PAN fingerprint could be made.
+        """
+        return self._indexed(_DELETED, pan.reveal())
+
     def _indexed(self, *texts: str) -> tuple[bytes, ...]:
         return index_keys.indexed(self._index_keys.values(), *texts)
 
@@ -340,6 +348,15 @@ class KeyRing:
     def pan_fingerprints_many(self, pans: PanColumns) -> tuple[Bytes, ...]:
         """The fingerprints of PANs under each FINGERPRINT key, the primary first: shape (rows, 16), dtype uint8."""
         return tuple(pan_fingerprints_of(pans, cipher) for cipher in self._fingerprint_ciphers)
+
+    def tombstone_fingerprints_many(self, pans: PanColumns) -> list[list[bytes]]:
+        """As `tombstone_fingerprints`, of each PAN: a list for each index key, the primary first."""
+        digits = [
+            f"{value:0{length}}"
+            for value, length in zip(pans.values.tolist(), pans.lengths.tolist(), strict=True)
+        ]
+        keys = self._index_keys.values()
+        return [[index_keys.indexed((key,), _DELETED, each)[0] for each in digits] for key in keys]
 
     def pan_fingerprint_many(self, pans: PanColumns) -> Bytes:
         """The fingerprints of PANs under the primary FINGERPRINT key."""
