@@ -331,7 +331,7 @@ def _nothing(_: object) -> None:
     """What a method gives that states no value, whatever an adapter returns."""
 
 
-def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
+def _port_error(store: Adapter, name: str, error: Exception) -> Exception:
     """The error that a caller of a method sees in place of what an adapter raised; chained to nothing."""
     if isinstance(error, _PASSED) or (isinstance(error, ConfigurationError) and name in _ABOUT_THE_SCHEMA):
         # An adapter may have raised it inside an except block; what it handled there can hold row data.
@@ -341,8 +341,11 @@ def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
         return TokenStoreError(str(error), code=error.code)
     try:
         return TokenStoreError(store._explain(error), code=store._code(error))
-    except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
-        return TokenStoreError(UNEXPLAINED)
+    except Exception as failed:  # noqa: BLE001  a hook of the adapter must not let anything else out either
+        if not is_interrupt(failed):
+            return TokenStoreError(UNEXPLAINED)
+        failed.__cause__ = failed.__context__ = None
+        return failed
 
 
 def _failure(store: Adapter, name: str, error: Exception) -> Exception:
