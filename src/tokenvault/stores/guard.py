@@ -331,21 +331,22 @@ def _nothing(_: object) -> None:
     """What a method gives that states no value, whatever an adapter returns."""
 
 
+def _alone(error: Exception) -> Exception:
+    """An error without what was handled where it was raised: that can hold row data."""
+    error.__cause__ = error.__context__ = None
+    return error
+
+
 def _port_error(store: Adapter, name: str, error: Exception) -> Exception:
     """The error that a caller of a method sees in place of what an adapter raised; chained to nothing."""
     if isinstance(error, _PASSED) or (isinstance(error, ConfigurationError) and name in _ABOUT_THE_SCHEMA):
-        # An adapter may have raised it inside an except block; what it handled there can hold row data.
-        error.__cause__ = error.__context__ = None
-        return error
+        return _alone(error)
     if isinstance(error, TokenVaultError):
         return TokenStoreError(str(error), code=error.code)
     try:
         return TokenStoreError(store._explain(error), code=store._code(error))
     except Exception as failed:  # noqa: BLE001  a hook of the adapter must not let anything else out either
-        if not is_interrupt(failed):
-            return TokenStoreError(UNEXPLAINED)
-        failed.__cause__ = failed.__context__ = None
-        return failed
+        return _alone(failed) if is_interrupt(failed) else TokenStoreError(UNEXPLAINED)
 
 
 def _failure(store: Adapter, name: str, error: Exception) -> Exception:
@@ -354,8 +355,7 @@ def _failure(store: Adapter, name: str, error: Exception) -> Exception:
     What a signal's handler or another thread raised in the middle passes as it is, without what was handled there.
     """
     if is_interrupt(error):
-        error.__cause__ = error.__context__ = None
-        return error
+        return _alone(error)
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:
         failure.__cause__ = error
