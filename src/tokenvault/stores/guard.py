@@ -51,7 +51,7 @@ CLOSED: Final = "the token store is closed; open it again with open_token_store"
 _SHOWN: Final = "unsafe_debug is on: an error shows what the adapter raised, which can hold row data"
 
 _PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
-_ABOUT_THE_SCHEMA: Final = ("provision", "check_schema")
+_ALSO_PASSED: Final = dict.fromkeys(("provision", "check_schema"), (ConfigurationError,))
 
 Answer: TypeAlias = T | Awaitable[T]
 """What a private method of an adapter returns: the value itself, or a coroutine that gives it."""
@@ -339,7 +339,7 @@ def _alone(error: Exception) -> Exception:
 
 def _port_error(store: Adapter, name: str, error: Exception) -> Exception:
     """The error that a caller of a method sees in place of what an adapter raised; chained to nothing."""
-    if isinstance(error, _PASSED) or (isinstance(error, ConfigurationError) and name in _ABOUT_THE_SCHEMA):
+    if isinstance(error, (*_PASSED, *_ALSO_PASSED.get(name, ()))) or is_interrupt(error):
         return _alone(error)
     if isinstance(error, TokenVaultError):
         return TokenStoreError(str(error), code=error.code)
@@ -354,8 +354,6 @@ def _failure(store: Adapter, name: str, error: Exception) -> Exception:
 
     What a signal's handler or another thread raised in the middle passes as it is, without what was handled there.
     """
-    if is_interrupt(error):
-        return _alone(error)
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:
         failure.__cause__ = error
