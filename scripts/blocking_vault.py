@@ -41,7 +41,7 @@ SENTENCES: Final = (
         "Generated from `awaited` by `python -m scripts.blocking_vault`: change that module, and run this.",
     ),
     (
-        "import TokenVaultError, async_boundary, async_call_boundary, boundary_init\n",
+        "import TokenVaultError, async_boundary, async_call_boundary, boundary, boundary_init\n",
         "import TokenVaultError, boundary, boundary_init, call_boundary\n",
     ),
     (

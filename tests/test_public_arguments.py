@@ -238,7 +238,7 @@ def test_no_method_of_a_vault_shows_a_card_number(vault: tv.Vault, caplog: pytes
     token = issue(vault).token
     calls = 0
     for name, method in inspect.getmembers(tv.Vault, inspect.isfunction):
-        if name.startswith("_") or name == "close":
+        if name.startswith("_") or name in ("close", "within"):
             continue
         parameters = [each.name for each in arguments_of(method)]
         right = {**METHODS.get(name, {})}

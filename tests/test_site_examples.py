@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -119,6 +120,19 @@ def test_postgresql_and_poolers(postgres_server: PostgresServer, local_keys: Key
             superuser.execute(f"DROP DATABASE {database} WITH (FORCE)")
             for role in roles:
                 superuser.execute(f"DROP ROLE {role}")
+
+
+def test_one_transaction_with_your_own_tables(postgres_url: str, local_keys: KeyStore) -> None:
+    address = re.sub(r"&?(schema|connections)=[^&]*", "", postgres_url)
+    program = tv.TokenProgram("checkout", format=tv.TokenFormat(bin="999913"))
+    shop = tv.TokenRequestor("40012345678", programs={"checkout"})
+    with closing(open_store(postgres_url)) as store, closing(psycopg.connect(address)) as connection:
+        tv.provision(local_keys, store)
+        connection.execute("DROP TABLE IF EXISTS purchases")
+        connection.execute("CREATE TABLE purchases (token text)")
+        connection.commit()
+        with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
+            run_examples("howto/transactions.md", {"vault": vault, "psycopg": psycopg, "address": address})
 
 
 def test_servers(softhsm_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
-from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary_init
+from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary, boundary_init
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
@@ -26,7 +26,7 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import arguments, issue, manage, search, use
+from tokenvault.vault import arguments, issue, manage, search, use, within
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
@@ -695,6 +695,28 @@ class AsyncVault(AwaitedExchange):
     ) -> int:
         """How many tokens there are, of a program, a requestor, a status, or several of them: by an index."""
         return await search.count(self._open(), arguments.wanted(requestor, None, program, status, None))
+
+    @boundary
+    def within(self, connection: object) -> AsyncVault:
+        """This vault inside a transaction of your own: what it changes is there once you commit, or never was.
+
+        It is used by `with`, or `async with`, and ends before you commit or roll back. It issues (`issue`,
+        `issue_from`, `issue_many`), uses and manages tokens by single calls; a token that it changed is locked for
+        others until you commit. What is refused or looked for leaves its event at once, whatever becomes of the
+        transaction, and so does each card number that is handed out.
+
+        Args:
+            connection: to the database of this vault's token store, which is PostgreSQL: psycopg's, or SQLAlchemy's
+                connection or session over psycopg. Its transaction is durable (`synchronous_commit`).
+
+        Raises:
+            ConfigurationError: the store has no part in such a transaction; or the connection commits by itself, only
+                reads, is not durable, or is to another database (NO_TRANSACTION, STORE_NOT_DURABLE).
+        """
+        inside = AsyncVault.__new__(AsyncVault)
+        opening = partial(within.inner_core, self._open(), self._store, connection, store_with_coroutines)
+        AwaitedExchange.__init__(inside, self._store, opening)
+        return inside
 
     @async_boundary
     async def close(self) -> None:

@@ -27,7 +27,7 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.port import TokenStore
-from tokenvault.vault import arguments, issue, manage, search, use
+from tokenvault.vault import arguments, issue, manage, search, use, within
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
@@ -690,6 +690,28 @@ class Vault(BlockingExchange):
     ) -> int:
         """How many tokens there are, of a program, a requestor, a status, or several of them: by an index."""
         return run(search.count(self._open(), arguments.wanted(requestor, None, program, status, None)))
+
+    @boundary
+    def within(self, connection: object) -> Vault:
+        """This vault inside a transaction of your own: what it changes is there once you commit, or never was.
+
+        It is used by `with`, or `async with`, and ends before you commit or roll back. It issues (`issue`,
+        `issue_from`, `issue_many`), uses and manages tokens by single calls; a token that it changed is locked for
+        others until you commit. What is refused or looked for leaves its event at once, whatever becomes of the
+        transaction, and so does each card number that is handed out.
+
+        Args:
+            connection: to the database of this vault's token store, which is PostgreSQL: psycopg's, or SQLAlchemy's
+                connection or session over psycopg. Its transaction is durable (`synchronous_commit`).
+
+        Raises:
+            ConfigurationError: the store has no part in such a transaction; or the connection commits by itself, only
+                reads, is not durable, or is to another database (NO_TRANSACTION, STORE_NOT_DURABLE).
+        """
+        inside = Vault.__new__(Vault)
+        opening = partial(within.inner_core, self._open(), self._store, connection, store_without_coroutines)
+        BlockingExchange.__init__(inside, self._store, opening)
+        return inside
 
     @boundary
     def close(self) -> None:

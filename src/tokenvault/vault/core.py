@@ -72,7 +72,12 @@ def not_found(name: str | bytes) -> TokenNotFoundError:
 
 @attrs.frozen
 class Core:
-    """The ports and configuration of one vault; `registry` is there where the vault changes its parties."""
+    """The ports and configuration of one vault.
+
+    Attributes:
+        registry: changes its parties, where the vault does that.
+        inside: whether it is a part of another vault, in a transaction of the host's.
+    """
 
     store: AsyncTokenStore
     runtime: Runtime
@@ -87,6 +92,7 @@ class Core:
     deliveries: Deliveries | None = None
     risk: RiskPolicy | None = None
     reveal: RevealPolicy | None = None
+    inside: bool = False
 
     @property
     def keys(self) -> KeyRing:

@@ -79,7 +79,7 @@ class Face:
         while self._calls and time.monotonic() < until:
             await core.runtime.sleep(_POLL_SECONDS)
         await core.trail.close(core.clock.now_ms())
-        if core.deliveries is not None:
+        if core.deliveries is not None and not core.inside:
             await core.runtime.block(core.deliveries.close)
         core.runtime.close()
 
@@ -89,6 +89,7 @@ class BlockingFace(Face):
 
     def __init__(self, store: TokenStore, opening: Opening) -> None:
         super().__init__()
+        self._store: Final = store
         blocking = store_without_coroutines(store)
         self._opened = True
         self._start(run(opening(blocking, BlockingRuntime())))
