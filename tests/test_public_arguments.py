@@ -121,6 +121,8 @@ def with_each_value(kind: type[Words]) -> Iterator[tuple[str, Callable[[], objec
 def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., object], dict[str, Any]]:
     """Every public function and class, with arguments that are right."""
     right: dict[Any, dict[str, Any]] = {
+        tv.Capacity: {"program": "p", "issued": 1, "expected": 2, "space": 10},
+        tv.HealthPart: {"name": "database", "ok": True, "milliseconds": 1.0, "message": ""},
         tv.Card: {"pan": tv.Pan.parse("5555555555554444"), "expiry": None},
         tv.CardExpiry: {"year": 2029, "month": 12},
         tv.Money: {"amount": 1, "currency": "EUR"},

@@ -52,6 +52,8 @@ from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.capacity import Capacity
+from tokenvault.vault.health import Health, HealthPart
 from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
@@ -67,6 +69,7 @@ __all__ = [
     "AuditReport",
     "Authentication",
     "BatchResult",
+    "Capacity",
     "Card",
     "CardChange",
     "CardExpiry",
@@ -84,6 +87,8 @@ __all__ = [
     "Factor",
     "FindingKind",
     "Grade",
+    "Health",
+    "HealthPart",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",

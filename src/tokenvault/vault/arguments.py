@@ -135,6 +135,14 @@ def milliseconds(name: str, value: datetime) -> int:
     return checks.milliseconds(checks.instant(name, value))
 
 
+def verified(method: str | None, at: datetime | None) -> tuple[str | None, int | None]:
+    """How the cardholder was identified and verified, and when in milliseconds of the Unix epoch."""
+    return (
+        None if method is None else checks.assurance("method", method),
+        None if at is None else milliseconds("at", at),
+    )
+
+
 def by(requestor: str | None, operator: str | None, by: Actor | None = None) -> By:
     """Who changes a token."""
     return By(caller(requestor), by, optional_text("operator", operator))

@@ -26,7 +26,7 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault import arguments, capacity, health, history, issue, manage, search, use
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
@@ -545,13 +545,8 @@ class AsyncVault(AwaitedFace):
         Raises as `suspend`.
         """
         core, name = self._open(), arguments.token_or_reference(token)
-        return await manage.update_assurance(
-            core,
-            name,
-            None if method is None else checks.assurance("method", method),
-            None if at is None else arguments.milliseconds("at", at),
-            arguments.by(None, operator),
-        )
+        verified = arguments.verified(method, at)
+        return await manage.update_assurance(core, name, *verified, arguments.by(None, operator))
 
     @async_call_boundary
     async def update_card(
@@ -692,6 +687,29 @@ class AsyncVault(AwaitedFace):
             after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
             limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
         )
+
+    @async_call_boundary
+    async def capacity(self, *, recent_days: int = capacity.RECENT_DAYS) -> tuple[capacity.Capacity, ...]:
+        """How full each program is, and when it will be at the rate of the recent days.
+
+        Counts by an index, and reads samples of the recent tokens: its time does not grow with those that there are.
+
+        Args:
+            recent_days: the time that the rate is taken from, from 1 to 3,650 days.
+        """
+        return await capacity.capacity(self._open(), recent_days)
+
+    @async_call_boundary
+    async def health(self, *, within_ms: int = health.WITHIN_MS) -> health.Health:
+        """Whether database, key store, clock, signer and audit trail work: for a readiness probe.
+
+        Raises nothing of what it looks at, which each part tells instead.
+
+        Args:
+            within_ms: how long it may take at most, from 1 to 60,000 milliseconds; a part that has not answered then
+                is not ok.
+        """
+        return await health.health(self._open(), within_ms)
 
     @async_boundary
     async def close(self) -> None:
