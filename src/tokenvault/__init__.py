@@ -21,6 +21,7 @@ from tokenvault.errors import (
     KeyStoreError,
     LifecycleError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenSpaceExhaustedError,
     TokenStoreError,
@@ -32,6 +33,7 @@ from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.iso import add_codes
 from tokenvault.model.kinds import Kind
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -50,11 +52,16 @@ from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_stor
 from tokenvault.vault.awaited import AsyncVault, provision_async
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
+from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
 from tokenvault.vault.capacity import Capacity
+from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
+from tokenvault.vault.export import ExportReport, open_export
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.health import Health, HealthPart
 from tokenvault.vault.importing import ImportedRow, import_cards
+from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
@@ -82,11 +89,14 @@ __all__ = [
     "CryptogramRule",
     "Custody",
     "Decision",
+    "Directory",
     "Domain",
     "DomainRestrictionError",
+    "ExportReport",
     "Factor",
     "FindingKind",
     "Grade",
+    "Guard",
     "Health",
     "HealthPart",
     "ImportedRow",
@@ -107,6 +117,16 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "RevealPolicy",
+    "RevealRequest",
+    "RequestorLockedOutError",
+    "RiskAnswer",
+    "RiskControl",
+    "RiskDecision",
+    "RiskPolicy",
+    "RiskRequest",
+    "StaticDirectory",
+    "StoredDirectory",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",
@@ -117,6 +137,7 @@ __all__ = [
     "TokenStatus",
     "TokenStore",
     "TokenStoreError",
+    "TokenToImport",
     "TokenVaultError",
     "Transaction",
     "Vault",
@@ -128,6 +149,7 @@ __all__ = [
     "ff1",
     "import_cards",
     "open_async_token_store",
+    "open_export",
     "open_key_store",
     "open_token_store",
     "provision",

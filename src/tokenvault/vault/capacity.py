@@ -17,11 +17,11 @@ from tokenvault.vault.core import Core
 RECENT_DAYS: Final = 30
 RECENT_DAYS_MAX: Final = 3_650
 
-SAMPLE: Final = 2_000
+SAMPLE: Final = 200
 """Records that one read of a group takes at most: fewer in the recent time are counted exactly."""
 
-PARTS_MAX: Final = 8
-"""How often a shorter part of the recent time is tried, each a quarter of the one before."""
+PARTS: Final = 8
+"""Into how many shorter parts of the recent time it is looked, each four times as long as the one before."""
 
 _COMMON_PAN_LENGTH: Final = 16
 _DAY_MS: Final = 86_400_000
@@ -62,19 +62,22 @@ class Capacity:
 async def capacity(core: Core, recent_days: int) -> tuple[Capacity, ...]:
     """Each program of the vault, in the order of its configuration. Raises InvalidInputError.
 
-    Read are counts by an index, and of each group of tokens at most (PARTS_MAX + 1) * SAMPLE records.
+    Read are counts by an index, and of each group of tokens at most (PARTS + 1) * SAMPLE
+    records, where they came evenly a third more than SAMPLE and the last read.
     """
     days = checks.whole_number("recent_days", recent_days, 1, RECENT_DAYS_MAX)
+    await core.parties.refresh()
+    programs = core.parties.known.by_name
     now_ms = core.clock.now_ms()
     issued: Counter[str] = Counter()
     recent: Counter[str] = Counter()
     for group in await core.store.groups():
-        if group.program in core.programs:
+        if group.program in programs:
             have = await core.store.count(*group)
             issued[group.program] += have
             recent[group.program] += await _recent(core, group, have, days * _DAY_MS, now_ms)
     found = []
-    for program in core.programs.values():
+    for program in programs.values():
         have, rate = issued[program.name], recent[program.name] / days
         space = program.format.capacity(program.format.length or _COMMON_PAN_LENGTH)
         found.append(
@@ -94,17 +97,24 @@ async def capacity(core: Core, recent_days: int) -> tuple[Capacity, ...]:
 async def _recent(core: Core, group: TokenGroup, have: int, span_ms: int, now_ms: int) -> int:
     """How many tokens of a group were issued in a time until now.
 
-    More than SAMPLE are estimated by the latest part of the time that has fewer. However they came, as in one import,
-    there are no fewer than were seen, and no more than the group has.
+    Exact where its first one is of that time, or SAMPLE are not. Otherwise by the longest part of the time that has
+    fewer, where that is more than the mean since the first one: tokens that come in bursts, as from a nightly import,
+    may all stand outside of that part. No fewer than were seen, no more than the group has.
     """
-    seen = 0
-    for part in range(PARTS_MAX + 1):
+    first = await core.store.list_tokens(*group, limit=1)
+    if not first:
+        return 0
+    age_ms = now_ms - first[0].created_ms
+    if age_ms <= span_ms:
+        return have
+    estimate = 0
+    for part in range(PARTS, -1, -1):
         begin_ms = now_ms - (span_ms >> 2 * part)
         rows = await core.store.list_tokens(*group, after=(max(begin_ms, 0) - 1, _LAST), limit=SAMPLE)
-        seen = max(seen, len(rows))
-        if len(rows) < SAMPLE:
-            return min(have, max(seen, len(rows) << 2 * part))
-    return have
+        if len(rows) == SAMPLE:
+            return min(have, max(estimate, SAMPLE, round(have * span_ms / age_ms)))
+        estimate = len(rows) << 2 * part
+    return estimate
 
 
 def _when(now_ms: int, free: int, per_day: float) -> datetime | None:
