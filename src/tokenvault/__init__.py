@@ -7,7 +7,8 @@ Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys`, `tok
 import pkgutil as _pkgutil
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
-from tokenvault.audit.export import AuditEvent, export_audit
+from tokenvault.audit.export import AuditEvent
+from tokenvault.audit.feed import AuditLine, export_audit
 from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind, Grade
 from tokenvault.audit.verify.trusted_keys import audit_public_key
 from tokenvault.audit.verify.verify import verify_audit
@@ -73,6 +74,7 @@ __all__ = [
     "AsyncVault",
     "AuditEvent",
     "AuditFinding",
+    "AuditLine",
     "AuditReport",
     "Authentication",
     "BatchResult",

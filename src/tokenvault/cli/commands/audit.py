@@ -12,7 +12,7 @@ import typer
 from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
-from tokenvault.audit.export import export_audit
+from tokenvault.audit.feed import export_audit
 from tokenvault.audit.verify.report import ANCHOR_CHARACTERS_MAX, AuditFinding, AuditReport
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.cli.command import Session, command
