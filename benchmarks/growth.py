@@ -150,7 +150,7 @@ def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, c
                 TokenRecord(
                     token=token, reference=os.urandom(REFERENCE_BYTES), pan_fingerprint=os.urandom(16),
                     requestor=REQUESTOR, program=program.name, revision=1, domain=UNLIMITED.digest,
-                    status=TokenStatus.ACTIVE, created_ms=now_ms, updated_ms=now_ms,
+                    status=TokenStatus.ACTIVE, created_ms=now_ms + there + len(made) + place, updated_ms=now_ms,
                     customer=f"customer-{(there + len(made) + place) // OF_A_CUSTOMER}",
                 ),
                 Card(Pan.parse(next(cards)), expiry),

@@ -26,6 +26,11 @@ TOKENS = 100_000
 PAGES = (1_000, 8_000)
 ROUNDS = 3
 CALLS = 2_000
+TURNS = 10
+PAGE_SECONDS = 0.3
+"""More than a page takes, after which `reseal` stands still when it is told to."""
+
+RESTS = (0, 100, 200)
 DELAY = timedelta(milliseconds=100)
 SECONDS_MAX = 600.0
 
@@ -57,7 +62,7 @@ def _one_store(name: str, uri: str, url: str, tokens: int) -> None:
                 rates = [_reseal_rate(keys, store, page) for _ in range(ROUNDS)]
                 rate = statistics.median(rates)
                 row(f"{name}, reseal, pages of {page:,}", f"{rate:,.0f}", f"{rate / read:.2f}", "0.40")
-            for rest in (0, 100):
+            for rest in RESTS:
                 _live(f"{name}, live call", vault, there, (uri, url, rest))
 
 
@@ -83,42 +88,50 @@ def _reseal_rate(keys: KeyStore, store: TokenStore, page: int) -> float:
     return done.done / done.seconds
 
 
-def reseal_again_and_again(uri: str, url: str, rest_percent: int, begun: Event) -> None:
-    """In another process: rotate and reseal until killed."""
+def reseal_again_and_again(uri: str, url: str, rest_percent: int, begun: Event, going: Event) -> None:
+    """In another process: rotate and reseal until killed; between two pages it waits until it is to go on."""
     with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
         for _ in count():
             _rotate(keys, store)
             begun.set()
-            maintenance.reseal(keys, store, page=PAGES[0], rest_percent=rest_percent)
+            maintenance.reseal(
+                keys, store, page=PAGES[0], rest_percent=rest_percent, progress=lambda _: going.wait()
+            )
 
 
 def _live(name: str, vault: tv.Vault, tokens: list[str], beside: tuple[str, str, int]) -> None:
-    alone = _call_seconds(vault, tokens)
+    """Calls alone and beside `reseal` in turns, so that what else the machine does slows both alike."""
     spawn = multiprocessing.get_context("spawn")
-    begun = spawn.Event()
-    process = spawn.Process(target=reseal_again_and_again, args=(*beside, begun))
+    begun, going = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=reseal_again_and_again, args=(*beside, begun, going))
     process.start()
+    alone: list[float] = []
+    while_resealing: list[float] = []
     try:
         begun.wait(SECONDS_MAX)
-        while_resealing = _call_seconds(vault, tokens)
+        for _ in range(TURNS):
+            for taken, goes in ((alone, False), (while_resealing, True)):
+                (going.set if goes else going.clear)()
+                time.sleep(PAGE_SECONDS)
+                taken.extend(_call_seconds(vault, tokens, CALLS // TURNS))
     finally:
         process.kill()
         process.join(SECONDS_MAX)
     row(
         f"{name}, p50, rest {beside[2]} %",
-        f"{while_resealing * 1e6:,.0f} us",
-        f"{while_resealing / alone:.2f}",
+        f"{statistics.median(while_resealing) * 1e6:,.0f} us",
+        f"{statistics.median(while_resealing) / statistics.median(alone):.2f}",
         "at most 1.5",
     )
 
 
-def _call_seconds(vault: tv.Vault, tokens: list[str]) -> float:
-    """The median of one detokenize, of tokens spread over the store."""
+def _call_seconds(vault: tv.Vault, tokens: list[str], calls: int) -> list[float]:
+    """What single uses of tokens spread over the store take."""
     taken = []
-    for number in range(CALLS):
-        token = tokens[number * 7_919 % len(tokens)]
+    for number in range(calls):
+        token = tokens[(len(tokens) // 2 + number * 7_919) % len(tokens)]
         use = attrs.evolve(USE, id=f"live-{time.monotonic_ns()}")
         start = time.perf_counter()
         vault.detokenize(token, use)
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return taken

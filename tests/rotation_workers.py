@@ -20,7 +20,11 @@ LIMITED = tv.Domain(limits=(tv.Limit(uses=10**6),))
 
 
 def issue_and_use(uri: str, url: str, told: Connection) -> None:
-    """Issue tokens, each card by every process, use them, and tell of each once it is returned, in one write."""
+    """Issue tokens, each card by every process, use them, and tell of each once it is returned, in one write.
+
+    A card has one token of each program: one converges, and the other is issued under one idempotency key. Its first
+    use has one id in all processes, so that all but one of these are retries.
+    """
     with (
         closing(tv.open_key_store(uri)) as keys,
         closing(tv.open_token_store(url)) as store,
@@ -32,8 +36,10 @@ def issue_and_use(uri: str, url: str, told: Connection) -> None:
             card = number // 2 if number % 2 else source.randint(0, number // 2)
             program = ("card-on-file", "one-time")[number % 5 == 4]
             pan = card_number(card)
-            token = vaults.issue(vault, pan, program=program, domain=LIMITED).token
-            assert vault.detokenize(token, vaults.use(secrets.token_hex(8))).pan.reveal() == pan
+            key = f"card {card}" if program == "one-time" else None
+            token = vaults.issue(vault, pan, program=program, domain=LIMITED, idempotency_key=key).token
+            for number_of_use in (f"first {card}", secrets.token_hex(8)):
+                assert vault.detokenize(token, vaults.use(number_of_use)).pan.reveal() == pan
             os.write(told.fileno(), f"{card} {program} {token}\n".encode())
 
 

@@ -553,7 +553,7 @@ def test_the_export_has_every_event_as_a_line_of_json(keys: KeyStore, store: Tok
         "stream": lines[0]["stream"], "number": 3, "time": "2026-05-28T20:26:40.000Z", "action": "DETOKENIZE",
         "outcome": "DONE", "requestor": SHOP, "reference": info.reference, "transaction_id": "tx-a", "codes": [],
         "revision": 2, "genuine": True, "operator": None, "kind": "PURCHASE", "amount": None, "currency": None,
-        "retry": False,
+        "retry": False, "score": None, "locked_until": None,
     }  # fmt: skip
     assert lines[3]["checkpoint"]["closes"] is True
     assert len(lines[3]["checkpoint"]["signature"]) == 128

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -125,10 +126,7 @@ def test_each_change_of_a_batch_is_what_the_single_call_does(
     change = KINDS[kind]
     names = list(first.names)
 
-    def singly() -> list[tuple[str, ...]]:
-        return [outcome(lambda name=name: change.one(second.vault, second.names[name], by)) for name in names]
-
-    one_by_one = singly()
+    one_by_one = [outcome(partial(change.one, second.vault, second.names[name], by)) for name in names]
     items = [change.item(first.names[name]) for name in names]
     if by == ACQUIRER:  # it lacks the permission: the batch is refused as a whole
         with pytest.raises(tv.PermissionDeniedError):
@@ -195,7 +193,7 @@ def test_get_many_is_what_get_gives(pair: tuple[Scene, Scene]) -> None:
     many: Any = scene.vault.get_many
     got = [shown(each) for each in many(names)]
     assert got[: len(scene.names)] == [
-        outcome(lambda name=name: scene.vault.get(name)) for name in scene.names.values()
+        outcome(partial(scene.vault.get, name)) for name in scene.names.values()
     ]
     assert {each[0] for each in got[len(scene.names) :]} == {"InvalidInputError"}
 

@@ -425,6 +425,16 @@ def test_a_use_before_a_strong_one_is_not_given_back_to_what_came_after() -> Non
     assert shop.left() == [2]
 
 
+def test_a_clock_set_back_gives_no_use_before_a_strong_one_back_to_what_came_after() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=2, since_authentication=True),)))
+    assert shop.pay(1, id="a", days=5) == ""
+    assert shop.pay(1, authentication=strong(1), days=1) == ""
+    assert shop.pay(1, days=2) == ""
+    assert shop.pay(1, days=2) == ""
+    assert shop.told(Kind.REVERSAL, original="a", days=2) == ""
+    assert shop.pay(1, days=2) == "STRONG_AUTHENTICATION_REQUIRED"
+
+
 def test_a_refused_use_tells_what_to_present_and_passes_with_it() -> None:
     shop = Shop(Domain(strong_above=Money(50, "EUR"), strong_max_age=timedelta(minutes=5)))
     transaction = Transaction(id="a", requestor=OWNER, amount=Money(51, "EUR"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tokenvault as tv
 from tests import vaults
@@ -202,6 +205,32 @@ def test_steps_out_of_order_are_refused_and_steps_done_are_not_done_twice(
     with pytest.raises(tv.LifecycleError, match=r"older|readable"):
         maintenance.make_primary(keys, store, SEAL, 1)
     assert table(store).number == 5
+    keys.create(KeyPurpose.FPE, tv.Custody.IN_PROCESS)
+    maintenance.add_key_version(keys, store, KeyPurpose.FPE, version=1)
+    with pytest.raises(tv.InvalidInputError, match="FPE"):
+        maintenance.retire(keys, store, KeyPurpose.FPE, 1)
+
+
+def test_a_version_that_was_retired_does_not_come_back(keys: KeyStore, store: TokenStore) -> None:
+    for purpose in (SEAL, AUDIT):
+        rotate(keys, store, purpose)
+        maintenance.retire(keys, store, purpose, 1)
+        with pytest.raises(tv.LifecycleError, match="make a new version"):
+            maintenance.add_key_version(keys, store, purpose, version=1)
+
+
+def test_an_audit_key_is_not_destroyed_over_a_trail_with_a_malformed_row(
+    keys: KeyStore, store: TokenStore, vault: tv.Vault, tmp_path: Path
+) -> None:
+    issue(vault)
+    rotate(keys, store, AUDIT)
+    maintenance.retire(keys, store, AUDIT, 1)
+    with closing(sqlite3.connect(tmp_path / "vault.db")) as changed:
+        changed.execute("UPDATE events SET mac = x'00' WHERE number = 1")
+        changed.commit()
+    with pytest.raises(tv.LifecycleError, match="malformed"):
+        maintenance.destroy(keys, store, AUDIT, 1)
+    assert 1 in keys.versions(AUDIT)
 
 
 def test_a_change_of_custody_is_a_rotation(softhsm_uri: str, tmp_path: Path) -> None:
@@ -288,6 +317,11 @@ def test_progress_is_told_with_an_estimate_and_damaged_records_are_counted(
         maintenance.retire(keys, store, FINGERPRINT, 1)
 
 
+def another_public_key() -> str:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
 def test_both_faces_do_the_same(keys: KeyStore, tmp_path: Path) -> None:
     async def rotation() -> None:
         store = tv.open_async_token_store(f"sqlite:///{tmp_path}/async.db")
@@ -306,7 +340,13 @@ def test_both_faces_do_the_same(keys: KeyStore, tmp_path: Path) -> None:
                 await awaited.destroy(keys, store, purpose, 1)
             await asyncio.sleep(DELAY.total_seconds())
             assert (await vault.issue(VISA, requestor=SHOP, program="card-on-file")).token == info.token
+            with pytest.raises(tv.LifecycleError):  # a key file signs nothing
+                await awaited.introduce_signer(keys, store, another_public_key())
+            listed = await awaited.inventory(keys, store)
         await store.close()
+        with closing(tv.open_token_store(f"sqlite:///{tmp_path}/async.db")) as blocking:
+            names = [each["name"] for each in maintenance.inventory(keys, blocking)["components"]]
+        assert [each["name"] for each in listed["components"]] == names
 
     asyncio.run(rotation())
 

@@ -22,6 +22,8 @@ from tokenvault.keys.port import KEY_BYTES, Custody, KeyName
 from tokenvault.keys.secrets import Secret
 from tokenvault.model import checks
 
+__all__ = ["import_key", "new_shares"]
+
 _TITLE: Final = "tokenvault-share"
 _ENCODING_VERSION: Final = 1
 _SET_BYTES: Final = 4

@@ -87,7 +87,8 @@ class Usage:
     Attributes:
         counters: sorted by key, at most 64.
         cryptogram_counter: the highest seen, or -1.
-        authenticated_ms: when a use with strong authentication last started counters again, or -1.
+        authenticated_ms: when a use with strong authentication last started counters again, but not before the latest
+            use that was made until then; or -1.
         last_used_ms: when the latest use was made, in milliseconds of the Unix epoch, or -1.
         used_before_ms: the one before it, at or before `last_used_ms`; or -1.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -39,6 +38,7 @@ _REFERENCE: Final = "reference"
 _CHOICE: Final = "choice"
 _REQUEST: Final = "request"
 _FAILURE: Final = "failure"
+_DELETED: Final = "deleted"
 _SEPARATOR: Final = "\x1f"  # in neither a requestor id nor a program's name
 
 
@@ -50,25 +50,22 @@ class SealPrimary:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._current: tuple[BlockCipher, int] | None = None
+        self._ciphers: dict[int, BlockCipher] = {}
 
     @property
     def current(self) -> tuple[BlockCipher, int]:
         """The key and its version. Raises ConfigurationError before there is one."""
-        if self._current is None:
+        ciphers = self._ciphers
+        if not ciphers:
             raise ConfigurationError(
                 "there is no seal key: run tokenvault.provision first", code="KEY_MISSING"
             )
-        return self._current
+        version = max(ciphers)  # one step of the interpreter, so that no lock is needed, nor broken by a fork
+        return ciphers[version], version
 
     def advance(self, cipher: BlockCipher, version: int) -> None:
         """Write under a version from now on, unless under it or a newer one already."""
-        if self._current is not None and version <= self._current[1]:
-            return
-        with self._lock:
-            if self._current is None or version > self._current[1]:
-                self._current = cipher, version
+        self._ciphers.setdefault(version, cipher)
 
 
 class KeyRing:
@@ -203,6 +200,13 @@ class KeyRing:
     def repeatable_choice(self, requestor: str, program: str, idempotency_key: str, candidate: int) -> int:
         """A number from 0 to 2**128 - 1, that chooses the token issued under an idempotency key."""
         return int.from_bytes(self._indexed(_CHOICE, requestor, program, idempotency_key, str(candidate))[0])
+
+    def tombstone_fingerprints(self, pan: Pan) -> tuple[bytes, ...]:
+        """The 16 bytes by which the deleted tokens of a PAN are found, under each index key, the primary first.
+
+        A tombstone has no card from which the next PAN fingerprint could be made.
+        """
+        return self._indexed(_DELETED, pan.reveal())
 
     def _indexed(self, *texts: str) -> tuple[bytes, ...]:
         return index_keys.indexed(self._index_keys.values(), *texts)
@@ -354,6 +358,15 @@ class KeyRing:
     def pan_fingerprints_many(self, pans: PanColumns) -> tuple[Bytes, ...]:
         """The fingerprints of PANs under each FINGERPRINT key, the primary first: shape (rows, 16), dtype uint8."""
         return tuple(pan_fingerprints_of(pans, cipher) for cipher in self._fingerprint_ciphers)
+
+    def tombstone_fingerprints_many(self, pans: PanColumns) -> list[list[bytes]]:
+        """As `tombstone_fingerprints`, of each PAN: a list for each index key, the primary first."""
+        digits = [
+            f"{value:0{length}}"
+            for value, length in zip(pans.values.tolist(), pans.lengths.tolist(), strict=True)
+        ]
+        keys = self._index_keys.values()
+        return [[index_keys.indexed((key,), _DELETED, each)[0] for each in digits] for key in keys]
 
     def pan_fingerprint_many(self, pans: PanColumns) -> Bytes:
         """The fingerprints of PANs under the primary FINGERPRINT key."""

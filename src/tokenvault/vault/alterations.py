@@ -42,15 +42,17 @@ class NewCard(NamedTuple):
     expiry: CardExpiry | None
 
 
-def status_change(change: Change, actor: Actor | None = None) -> Alteration:
+def status_change(core: Core, change: Change, actor: Actor | None = None) -> Alteration:
     """Another status."""
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
         status, suspended_by = transition(record.status, record.suspended_by, change, actor)
         kept = None if status is TokenStatus.DELETED else card
-        if kept is None:  # a tombstone keeps nothing that tells of the card
+        if kept is None:  # a tombstone keeps nothing that tells of the card, but that it was issued for it
             record = record._replace(last4_key=b"", metadata=b"", par=None)
+        if card is not None and kept is None:
+            record = record._replace(pan_fingerprint=core.keys.tombstone_fingerprints(card.pan)[0])
         return Unsealed(record._replace(status=status, suspended_by=suspended_by), kept)
 
     return alter

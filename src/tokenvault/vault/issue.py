@@ -205,9 +205,10 @@ async def _converge(
     scope = requestor, program.name, order.customer or "" if program.per_customer else ""
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
+    found_by = (*pan_fingerprints, *keys.tombstone_fingerprints(pan))
     stored = [
         unsealed
-        async for unsealed in core.of_card(pan_fingerprints, requestor, program.name)
+        async for unsealed in core.of_card(found_by, requestor, program.name)
         if not program.per_customer or unsealed.record.customer == scope[-1]
     ]
     existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]

@@ -29,8 +29,9 @@ from tokenvault.records.key_table import (
     in_order,
     key_check_value,
 )
-from tokenvault.records.keyring import PURPOSES, KeyRing
+from tokenvault.records.keyring import PURPOSES, KeyRing, require_purposes
 from tokenvault.runtime import Runtime
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.key_proof import prove
 
@@ -128,11 +129,11 @@ def require_keys(keys: KeyStore, table: KeyTable) -> None:
 
 def missing_keys(keys: KeyStore, table: KeyTable) -> list[KeyName]:
     """The keys that vaults read and write by and the key store lacks. Raises ConfigurationError for other ones."""
-    there = {purpose: keys.versions(purpose) for purpose in KeyPurpose}
+    live = [entry for entry in table.entries if entry.state in LIVE]
+    there = {purpose: keys.versions(purpose) for purpose in {entry.name.purpose for entry in live}}
+    require_purposes({purpose: there.get(purpose, ()) for purpose in PURPOSES})
     missing = []
-    for entry in table.entries:
-        if entry.state not in LIVE:
-            continue
+    for entry in live:
         if entry.name.version not in there[entry.name.purpose]:
             if entry.name.purpose in PURPOSES:  # an FPE key is missed where a vaultless tokenizer is opened
                 missing.append(entry.name)
@@ -204,7 +205,7 @@ class _State:
     settled_at: float
 
 
-class KeyVersions:
+class KeyVersions(Forkable):
     """The keys of a vault, by the table in force. Safe to share between threads, tasks and forked children."""
 
     def __init__(
@@ -213,11 +214,16 @@ class KeyVersions:
         self._keys: Final = keys
         self._store: Final = store
         self._runtime: Final = runtime
-        self._lock: Final = threading.Lock()
+        self._lock = threading.Lock()
+        hold_still_at_forks(self)
         now = time.monotonic()
         several = len(ring.fingerprint_versions) > 1
         self._state = _State(stored, ring, now + self._delay(stored) if several else now)
         self._read_again_at = now + self._delay(stored) / 2
+
+    def after_fork_in_child(self) -> None:
+        """Begin with a lock that no thread of the parent holds."""
+        self._lock = threading.Lock()
 
     @staticmethod
     def _delay(stored: StoredTable) -> float:

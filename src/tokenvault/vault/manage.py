@@ -164,7 +164,7 @@ async def change_status(
     core: Core, name: str | bytes, change: Change, by: By = HOST, failures: tuple[Failure, ...] = ()
 ) -> TokenInfo:
     """Change the status of a token; the event notes failures for the guard."""
-    return await _change(core, name, Action[change.name], status_change(change, by.actor), by, failures)
+    return await _change(core, name, Action[change.name], status_change(core, change, by.actor), by, failures)
 
 
 async def release(core: Core, requestor: str, by: By) -> None:

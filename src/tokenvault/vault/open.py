@@ -13,7 +13,7 @@ from tokenvault.model import checks
 from tokenvault.model.clear_ids import ClearIds
 from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.programs import TokenProgram, TokenRequestor
-from tokenvault.records.keyring import PURPOSES, KeyRing, require_purposes
+from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
@@ -90,7 +90,6 @@ async def open_core(
 
 async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> KeyVersions:
     """The keys of a vault over a database, checked to be those that it was made under; errors as in `Vault`."""
-    await runtime.call(lambda: require_purposes({purpose: keys.versions(purpose) for purpose in PURPOSES}))
     stored = await table_of(keys, store, runtime)
     ring = await runtime.call(KeyRing, keys, stored.table)
     return KeyVersions(keys, store, runtime, stored, ring)

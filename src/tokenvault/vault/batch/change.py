@@ -105,9 +105,9 @@ class _Chunk:
 # Items.
 
 
-def to_delete(_core: Core, _by: By, item: object) -> Wanted:
+def to_delete(core: Core, _by: By, item: object) -> Wanted:
     """A token to delete."""
-    return Wanted(_name(item), status_change(Change.DELETE))
+    return Wanted(_name(item), status_change(core, Change.DELETE))
 
 
 def to_get(_core: Core, _by: By, item: object) -> Name:
