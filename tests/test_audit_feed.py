@@ -26,8 +26,9 @@ from tests.test_audit_trail import rows_of
 from tests.vaults import SHOP, VISA, issue, open_vault, use
 from tokenvault.audit import feed as module
 from tokenvault.audit import ocsf
+from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.audit.position import GAPS_MAX, parse_position
+from tokenvault.audit.position import GAPS_MAX, Place, parse_position
 from tokenvault.audit.verify import pages
 from tokenvault.keys import KeyStore
 from tokenvault.keys.file import FileKeyStore
@@ -139,6 +140,20 @@ def test_each_event_comes_once_in_whichever_order_they_become_visible(
         )
 
 
+def test_what_a_checkpoint_does_not_commit_to_is_waited_for() -> None:
+    """It is written while events with lower numbers are on their way; those that it commits to are there."""
+    place = Place().with_row(2).with_row(6).with_checkpoint(6, Checkpoint(size=3, root=bytes(32)))
+    assert place.gaps == ((1, 1), (3, 5))
+    assert place.without_settled().gaps == ((4, 5),)
+
+
+def test_a_closed_stream_is_read_until_nothing_is_missing_in_it() -> None:
+    place = Place().with_row(2).with_checkpoint(2, Checkpoint(size=1, root=bytes(32), closes=True))
+    assert not place.closed
+    assert place.with_row(1).closed
+    assert place.without_settled().closed
+
+
 def test_an_export_goes_on_behind_each_of_its_lines(
     local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
 ) -> None:
@@ -222,6 +237,20 @@ def test_a_forged_checkpoint_does_not_end_the_reading_of_a_stream(
     later = stream[-1]._replace(number=stream[-1].number + 1)
     records.append([later])
     assert [name(line)[1] for line in feed.look()] == [later.number]
+
+
+def test_an_event_that_was_removed_is_not_waited_for_once_a_checkpoint_commits_to_it(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    stream = next(row.stream for row in trail if closes(row))
+    for row in trail:
+        if row.stream == stream and row.number != 2:
+            records.append([row])
+    feed = module.Feed(records, local_keys)
+    assert 2 not in [name(line)[1] for line in feed.look()]
+    assert not parse_position(feed.position)[stream].closed
+    assert list(feed.look()) == []
+    assert parse_position(feed.position)[stream].closed
 
 
 def test_a_row_planted_far_ahead_hides_no_event_of_the_vault(

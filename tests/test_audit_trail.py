@@ -549,7 +549,7 @@ def test_the_export_has_every_event_as_a_line_of_json(keys: KeyStore, store: Tok
         (row.stream.hex(), row.number) for row in rows_of(store)
     ]
     assert lines[2] == {
-        "schema_version": 1, "item": 0, "score": None, "locked_until": None,
+        "schema_version": 1, "item": 0,
         "stream": lines[0]["stream"], "number": 3, "time": "2026-05-28T20:26:40.000Z", "action": "DETOKENIZE",
         "outcome": "DONE", "requestor": SHOP, "reference": info.reference, "transaction_id": "tx-a", "codes": [],
         "revision": 2, "genuine": True, "operator": None, "kind": "PURCHASE", "amount": None, "currency": None,
