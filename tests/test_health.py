@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def standing_still(server: PostgresServer) -> Iterator[None]:
     postmaster = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
     pids = [postmaster, *map(int, children)]
+    time.sleep(KEY_DELAY.total_seconds())
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -80,8 +82,12 @@ def standing_still(server: PostgresServer) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+KEY_DELAY = timedelta(milliseconds=200)
+"""A vault reads its key table again after half of it, before the next call, which must not hold up a look."""
+
+
 def opened(keys: KeyStore, store: TokenStore, **parts: Any) -> tv.Vault:
-    tv.provision(keys, store)
+    tv.provision(keys, store, key_delay=KEY_DELAY)
     return tv.Vault(keys, store, programs=PROGRAMS, requestors=REQUESTORS, **parts)
 
 
@@ -128,7 +134,7 @@ def test_a_vault_with_coroutines_tells_a_database_that_stands_still_and_goes_on(
 ) -> None:
     async def work() -> None:
         store = tv.open_async_token_store(server.new_url())
-        await tv.provision_async(local_keys, store)
+        await tv.provision_async(local_keys, store, key_delay=KEY_DELAY)
         async with tv.AsyncVault(local_keys, store, programs=PROGRAMS, requestors=REQUESTORS) as vault:
             assert (await vault.health()).ok
             with standing_still(server):
@@ -149,6 +155,7 @@ def test_a_database_that_is_dead_is_told_within_the_bound_and_without_its_passwo
     with closing(tv.open_token_store(server.new_url())) as store:
         vault = opened(local_keys, store)
         server.stop()
+        time.sleep(KEY_DELAY.total_seconds())
         try:
             found = bounded(lambda: vault.health(within_ms=BOUND_MS))
             assert set(failed(found)) == {"database", "clock", "checkpoint"}

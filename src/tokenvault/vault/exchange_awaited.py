@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
-from tokenvault.errors import async_call_boundary
+from tokenvault.errors import async_boundary, async_call_boundary
 from tokenvault.model import checks, dual_control
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealRequest
@@ -276,7 +276,7 @@ class AwaitedExchange(AwaitedFace):
         """
         return await capacity.capacity(self._open(), recent_days)
 
-    @async_call_boundary
+    @async_boundary  # not one that reads the key table again first: that waits for a database that stands still
     async def health(self, *, within_ms: int = health.WITHIN_MS) -> health.Health:
         """Whether database, key store, clock, signer and audit trail work: for a readiness probe.
 

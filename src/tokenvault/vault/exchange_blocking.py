@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
-from tokenvault.errors import call_boundary
+from tokenvault.errors import boundary, call_boundary
 from tokenvault.model import checks, dual_control
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealRequest
@@ -278,7 +278,7 @@ class BlockingExchange(BlockingFace):
         """
         return run(capacity.capacity(self._open(), recent_days))
 
-    @call_boundary
+    @boundary  # not one that reads the key table again first: that waits for a database that stands still
     def health(self, *, within_ms: int = health.WITHIN_MS) -> health.Health:
         """Whether database, key store, clock, signer and audit trail work: for a readiness probe.
 

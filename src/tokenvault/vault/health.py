@@ -103,6 +103,8 @@ def _part(name: str, attempt: Attempt) -> HealthPart:
 
 async def _database(core: Core) -> str:
     await core.store.check_schema()
+    if core.key_versions.stale:  # as before any other call
+        await core.key_versions.refresh()
     return "answers, with the schema of this release"
 
 
