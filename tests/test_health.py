@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +130,31 @@ def test_a_database_that_stands_still_is_told_within_the_bound_and_asked_once(
             time.sleep(0.05)
         assert vault.health().ok
         assert threads() == before
+
+
+def test_the_command_tells_a_database_that_stands_still_within_its_bounds(
+    server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a few parts one after the other, since the vault can not even be opened; and the process ends."""
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    (tmp_path / "passphrase").chmod(0o600)
+    secret = f"passphrase-source=file:{tmp_path}/passphrase"
+    monkeypatch.setenv("TOKENVAULT_KEY_STORE", f"file:{tmp_path}/keys.json?{secret}")
+    monkeypatch.setenv("TOKENVAULT_STORE", server.new_url())
+    monkeypatch.setenv("PYTHONPATH", str(Path(tv.__file__).parent.parent))
+    program = [sys.executable, "-m", "tokenvault.cli"]
+    for command in ("provision", "health"):
+        subprocess.run([*program, command], cwd=tmp_path, check=True, capture_output=True)
+    with standing_still(server):
+        begun = time.monotonic()
+        ran = subprocess.run(
+            [*program, "health", "--json", "--timeout", "0.5"], cwd=tmp_path, capture_output=True, timeout=30
+        )
+        seconds = time.monotonic() - begun
+    assert seconds < 3 * 0.5 + 2 * SLACK_SECONDS
+    parts = {part["part"]: part["well"] for part in json.loads(ran.stdout)["parts"]}
+    assert (ran.returncode, ran.stderr) == (1, b"")
+    assert parts == {"configuration": True, "database": False, "module": True, "vault": False}
 
 
 def test_a_vault_with_coroutines_tells_a_database_that_stands_still_and_goes_on(
