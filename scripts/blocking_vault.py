@@ -68,6 +68,7 @@ SENTENCES: Final = (
 EXCHANGE_NAMES: Final = {
     "AwaitedExchange": "BlockingExchange",
     "AwaitedFace": "BlockingFace",
+    "async_boundary": "boundary",
     "async_call_boundary": "call_boundary",
 }
 

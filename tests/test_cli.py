@@ -29,6 +29,7 @@ from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
 from tokenvault.stores import schema_sql
+from tokenvault.vault.health import NO_ANSWER
 
 GROUPS = {"keys": apps.keys, "audit": apps.audit, "schema": apps.schema, "programs": apps.programs,
           "requestors": apps.requestors}  # fmt: skip
@@ -490,15 +491,90 @@ def test_the_trail_is_verified_exported_and_anchored(command: Command) -> None:
     assert not Path("other.json").exists()
 
 
+def test_an_export_goes_on_where_the_one_before_ended(command: Command) -> None:
+    command.issue()
+    files = ("--to", "events.jsonl", "--after", "position.json")
+    first = command.json("audit", "export", *files)["events"]
+    command.issue()
+    assert command.json("audit", "export", *files)["events"] > 0
+    assert command.json("audit", "export", *files)["events"] == 0
+    lines = Path("events.jsonl").read_text()
+    assert sorted(lines.splitlines()) == sorted(command("audit", "export").out.splitlines())
+    assert len(lines.splitlines()) > first
+    assert stat.S_IMODE(Path("events.jsonl").stat().st_mode) == 0o600
+    with Path("events.jsonl").open("a") as file:
+        file.write('{"what was written": "and not kept"')
+    assert command.json("audit", "export", *files)["events"] == 0
+    assert Path("events.jsonl").read_text() == lines
+    shown = [command("audit", "export", "--after", "shown.json", "--ocsf").out for _ in range(2)]
+    assert {json.loads(line)["class_uid"] for line in shown[0].splitlines()} == {3004}
+    assert shown[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        ("touch mine.txt", ("--to", "mine.txt", "--after", "new.json"), "name a new file"),
+        ("echo 4111111111111111 > p.json", ("--after", "p.json"), "holds no position"),
+        ("echo '[[[' > p.json", ("--after", "p.json"), "holds no position"),
+        ("touch mine.txt", ("--to", "mine.txt", "--after", "kept.json"), "elsewhere"),
+        ("truncate -s 9 events.jsonl", ("--to", "events.jsonl", "--after", "kept.json"), "another file"),
+        ("mkdir d", ("--after", "d"), "can not be read"),
+    ],
+)
+def test_an_export_does_not_write_over_a_file_that_is_not_its_own(
+    command: Command, make: str, options: tuple[str, ...], message: str
+) -> None:
+    command.issue()
+    assert command("audit", "export", "--to", "events.jsonl", "--after", "kept.json").code == 0
+    subprocess.run(make, shell=True, check=True)  # noqa: S602 # of this file
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    ran = command("audit", "export", *options)
+    assert (ran.code, message in ran.err) == (2, True), ran
+    assert VISA not in ran.err
+    for path, content in before.items():
+        if not path.name.startswith("vault.db"):
+            assert path.read_bytes() == content
+
+
+def test_an_export_that_follows_is_killed_and_goes_on_without_loss_or_repeat(command: Command) -> None:
+    arguments = ("audit", "export", "--follow", "--to", "events.jsonl", "--after", "position.json")
+    for number in range(5):
+        with subprocess.Popen([sys.executable, "-m", "tokenvault.cli", *arguments]) as process:
+            try:
+                command.issue()
+                wanted = len(command("audit", "export").out.splitlines()) - (number % 2)
+                until = time.monotonic() + 60
+                while not Path("events.jsonl").exists() or (
+                    Path("events.jsonl").read_bytes().count(b"\n") < wanted
+                ):
+                    assert time.monotonic() < until
+                    time.sleep(0.01)
+            finally:
+                process.kill()
+    assert command("audit", "export", *arguments[3:]).code == 0
+    lines = Path("events.jsonl").read_text().splitlines()
+    assert sorted(lines) == sorted(command("audit", "export").out.splitlines())
+
+
 def test_health_tells_each_part_and_ends_with_one_where_a_part_is_not_well(command: Command) -> None:
-    assert command.json("health")["well"]
+    healthy = command.json("health")
+    assert healthy["well"]
+    assert [part["part"] for part in healthy["parts"]] == [
+        "configuration",
+        "database",
+        "module",
+        "clock",
+        "signer",
+        "checkpoint",
+        "vault",
+    ]
     Path("vault.db").write_bytes(b"no database at all" * 100)
     sick = command("health", "--json")
     assert sick.code == 1
     assert [part["part"] for part in sick.document["parts"] if not part["well"]] == [
         "database",
         "vault",
-        "audit trail",
     ]
 
 
@@ -507,7 +583,7 @@ def test_health_waits_for_no_part_longer_than_it_is_told() -> None:
     begun = time.monotonic()
     finding = setup.look("module", lambda: str(never.wait(30)), 0.2)
     assert time.monotonic() - begun < 5
-    assert (finding.well, finding.message) == (False, setup.NO_ANSWER)
+    assert (finding.well, finding.message) == (False, NO_ANSWER)
     never.set()
 
 

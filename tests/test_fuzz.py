@@ -219,7 +219,7 @@ USES_THE_STORE = frozenset(
      "search", "count", "get_many", "delete_many", "update_domain_many", "update_token_many", "update_card_many",
      "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
      "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
-     "provision"}
+     "provision", "capacity", "health"}
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, VISA, issue, use
+from tokenvault.audit.position import Position
 from tokenvault.errors import ArgumentsError, UnchangeableError
 from tokenvault.keys import KeyStore
 from tokenvault.model.words import Words
@@ -141,6 +142,9 @@ class _Allowing:
 def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., object], dict[str, Any]]:
     """Every public function and class, with arguments that are right."""
     right: dict[Any, dict[str, Any]] = {
+        tv.AuditLine: {"text": "{}", "at": Position({})},
+        tv.Capacity: {"program": "p", "issued": 1, "expected": 2, "space": 10},
+        tv.HealthPart: {"name": "database", "ok": True, "milliseconds": 1.0, "message": ""},
         tv.Card: {"pan": tv.Pan.parse("5555555555554444"), "expiry": None},
         tv.CardExpiry: {"year": 2029, "month": 12},
         tv.Money: {"amount": 1, "currency": "EUR"},

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -233,6 +235,31 @@ def test_the_guard(local_keys: KeyStore) -> None:
         tv.provision(local_keys, store)
         given = {"tv": tv, "keys": local_keys, "store": store, "PROGRAMS": (), "REQUESTORS": (shop,)}
         run_examples("howto/guard.md", given)
+
+
+def test_watching_a_vault(local_keys: KeyStore, tmp_path: Path) -> None:
+    program = tv.TokenProgram("p", format=tv.TokenFormat(bin="999912"))
+    shop = tv.TokenRequestor("40012345678", programs={"p"})
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        parties = {"PROGRAMS": (program,), "REQUESTORS": (shop,)}
+        with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
+            made: Any = run_examples(
+                "howto/monitoring.md",
+                {"tv": tv, "keys": local_keys, "store": store, "vault": vault, **parties},
+            )
+            vault.issue("4111111111111111", requestor=shop.id, program="p")
+        made["watched"].close()
+        stop, sent, place = threading.Event(), list[str](), tmp_path / "position"
+
+        def send(line: str) -> None:
+            sent.append(line)
+            stop.set()
+
+        for _ in range(3):
+            stop.clear()
+            made["send_events"](send, place, stop)
+        assert [json.loads(line)["metadata"]["sequence"] for line in sent] == [1, 2, 3]
 
 
 def test_risk(local_keys: KeyStore) -> None:

@@ -7,7 +7,8 @@ Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys`, `tok
 import pkgutil as _pkgutil
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
-from tokenvault.audit.export import AuditEvent, export_audit
+from tokenvault.audit.export import AuditEvent
+from tokenvault.audit.feed import AuditLine, export_audit
 from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind, Grade
 from tokenvault.audit.verify.trusted_keys import audit_public_key
 from tokenvault.audit.verify.verify import verify_audit
@@ -55,9 +56,11 @@ from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.capacity import Capacity
 from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.export import ExportReport, open_export
 from tokenvault.vault.guard import Guard
+from tokenvault.vault.health import Health, HealthPart
 from tokenvault.vault.importing import ImportedRow, import_cards
 from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
@@ -71,9 +74,11 @@ __all__ = [
     "AsyncVault",
     "AuditEvent",
     "AuditFinding",
+    "AuditLine",
     "AuditReport",
     "Authentication",
     "BatchResult",
+    "Capacity",
     "Card",
     "CardChange",
     "CardExpiry",
@@ -94,6 +99,8 @@ __all__ = [
     "FindingKind",
     "Grade",
     "Guard",
+    "Health",
+    "HealthPart",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",

@@ -12,8 +12,8 @@ import inspect
 import re
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -200,11 +200,13 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
     return bounded
 
 
-def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+def iterator_boundary(
+    call: Callable[P, Generator[T, None, None]],
+) -> Callable[P, Generator[T, None, None]]:
     """As `boundary`, for a generator function: also for each step of what it gives."""
 
     @functools.wraps(call)
-    def bounded(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
         try:
             return _BoundedIterator(call(*args, **kwargs))
         except BaseException as error:
@@ -215,15 +217,24 @@ def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]
     return bounded
 
 
-class _BoundedIterator(Iterator[T], Generic[T]):
-    def __init__(self, source: Iterator[T]) -> None:
+class _BoundedIterator(Generator[T, None, None]):
+    def __init__(self, source: Generator[T, None, None]) -> None:
         self._source = source
 
-    def __next__(self) -> T:
+    def send(self, _value: None) -> T:
         item = self._step()
         if item is _END:
             raise StopIteration
         return item  # type: ignore[return-value] # the source's, not the mark of its end
+
+    def throw(self, *error: Any) -> NoReturn:
+        """End the source. Raises the error, or what ending it raises."""
+        self.close()
+        raise error[0]
+
+    @boundary
+    def close(self) -> None:
+        self._source.close()
 
     @boundary
     def _step(self) -> T | object:

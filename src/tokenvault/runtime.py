@@ -10,11 +10,13 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat, starmap
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar
+
+import attrs
 
 from tokenvault.errors import ConfigurationError, InvalidInputError
 from tokenvault.interrupts import is_interrupt
@@ -77,6 +79,36 @@ class CheckedClock:
         return now_ms
 
 
+@attrs.define(eq=False)
+class Attempt:
+    """A flow that runs beside its caller, who waits for it only so long.
+
+    Attributes:
+        begun_ns, ended_ns: when, by `time.perf_counter_ns`; None until it has ended.
+        result: what it returned.
+        error: what it raised.
+    """
+
+    begun_ns: int = attrs.field(factory=time.perf_counter_ns)
+    ended_ns: int | None = None
+    result: str = ""
+    error: BaseException | None = None
+
+    async def work(self, flow: Callable[[], Coroutine[Any, Any, str]]) -> None:
+        """Run the flow."""
+        try:
+            self.result = await flow()
+        except BaseException as error:
+            self.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self.ended_ns = time.perf_counter_ns()
+
+
+Flows: TypeAlias = Mapping[str, Callable[[], Coroutine[Any, Any, str]]]
+
+
 class Runtime(Protocol):
     """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
 
@@ -90,6 +122,13 @@ class Runtime(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
+        ...
+
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        """Run flows beside each other, and wait for them for at most so many seconds.
+
+        One that has not ended goes on. It is not begun again under its name before it has ended.
+        """
         ...
 
     async def ask(
@@ -106,6 +145,9 @@ class Runtime(Protocol):
 class BlockingRuntime:
     """Blocks where it is called: the runtime of `Vault`."""
 
+    def __init__(self) -> None:
+        self._attempts: Final[dict[tuple[int, str], tuple[Attempt, threading.Thread]]] = {}
+
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in this thread."""
         return function(*args, **kwargs)
@@ -115,6 +157,29 @@ class BlockingRuntime:
     async def sleep(self, seconds: float) -> None:
         """Block this thread for so many seconds."""
         time.sleep(seconds)
+
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        """Run flows in threads that do not hold up the end of the process. A forked child has its own."""
+        until = time.monotonic() + seconds
+        attempts = {name: self._begin(name, flow) for name, flow in flows.items()}
+        for _, thread in attempts.values():
+            thread.join(max(0.0, until - time.monotonic()))
+        return {name: attempt for name, (attempt, _) in attempts.items()}
+
+    def _begin(
+        self, name: str, flow: Callable[[], Coroutine[Any, Any, str]]
+    ) -> tuple[Attempt, threading.Thread]:
+        key = os.getpid(), name
+        begun = self._attempts.get(key)
+        if begun is None or not begun[1].is_alive():
+            attempt = Attempt()
+            thread = threading.Thread(
+                target=lambda: run(attempt.work(flow)), name=f"tokenvault-{name}", daemon=True
+            )
+            begun = attempt, thread
+            thread.start()
+            self._attempts[key] = begun
+        return begun
 
     async def ask(
         self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
@@ -209,6 +274,7 @@ class LoopRuntime:
     def __init__(self) -> None:
         self.keys: _Keys | None = None  # until it is known which keys there are, they may block
         self._workers = Workers(MODULE_THREADS)
+        self._attempts: Final[dict[str, tuple[Attempt, asyncio.Task[None]]]] = {}
         self._asked: set[asyncio.Task[list[object]]] = set()
         self._closed = False
 
@@ -227,6 +293,17 @@ class LoopRuntime:
     async def sleep(self, seconds: float) -> None:
         """Suspend this task for so many seconds."""
         await asyncio.sleep(seconds)
+
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        """Run flows in tasks of their own."""
+        attempts = {}
+        for name, flow in flows.items():
+            if name not in self._attempts or self._attempts[name][1].done():
+                attempt = Attempt()
+                self._attempts[name] = attempt, asyncio.create_task(attempt.work(flow))
+            attempts[name] = self._attempts[name]
+        await asyncio.wait([task for _, task in attempts.values()], timeout=seconds)
+        return {name: attempt for name, (attempt, _) in attempts.items()}
 
     async def ask(
         self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
@@ -253,6 +330,8 @@ class LoopRuntime:
     def close(self) -> None:
         """Let the threads end; later calls are refused."""
         self._closed = True
+        for _, task in self._attempts.values():
+            task.cancel()
         self._workers.close()
 
 

@@ -13,10 +13,10 @@ from tokenvault.audit.guard_note import FAILURE_BYTES
 from tokenvault.audit.macs import AuditKeys
 from tokenvault.columns.digits import to_ascii
 from tokenvault.crypto import cmac_columns
-from tokenvault.crypto.block_cipher import BlockCipher
+from tokenvault.crypto.block_cipher import BLOCK_BYTES, BlockCipher
 from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.local_cipher import LocalBlockCipher
-from tokenvault.errors import ConfigurationError, IntegrityError
+from tokenvault.errors import ConfigurationError, IntegrityError, KeyStoreError
 from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Card, Pan
 from tokenvault.model.pan_columns import PanColumns
@@ -137,6 +137,16 @@ class KeyRing:
 
     def _live(self, purpose: KeyPurpose) -> tuple[int, ...]:
         return self._key_store.versions(purpose) if self._table is None else self._table.live(purpose)
+
+    def probe(self) -> None:
+        """Ask the key store which keys there are, and let each purpose's newest one work. Raises KeyStoreError."""
+        for purpose in PURPOSES:
+            if not self._key_store.versions(purpose):
+                raise KeyStoreError(f"the key store has no {purpose.value} key any more")
+        block = bytes(BLOCK_BYTES)
+        self._newest_seal[0].encrypt_blocks(block)
+        self._fingerprint_ciphers[0].encrypt_blocks(block)
+        self.audit.tag(block)
 
     def seal(self, record: TokenRecord, card: Card | None) -> SealedRecord:
         """Seal a record under the primary SEAL key. Raises KeyStoreError."""

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
-from tokenvault.errors import async_call_boundary
+from tokenvault.errors import async_boundary, async_call_boundary
 from tokenvault.model import checks, dual_control
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealRequest
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault import arguments, export, history, manage, reveal
+from tokenvault.vault import arguments, capacity, export, health, history, manage, reveal
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.imports import Importing, TokenToImport
 from tokenvault.vault.batch.results import IssueBatchResult
@@ -263,3 +263,27 @@ class AwaitedExchange(AwaitedFace):
         passed_over = checks.whole_number("after", after, 0, arguments.AFTER_MAX)
         most = checks.whole_number("limit", limit, 1, HISTORY_MAX)
         return await history.history(core, name, after=passed_over, limit=most)
+
+    @async_call_boundary
+    async def capacity(self, *, recent_days: int = capacity.RECENT_DAYS) -> tuple[capacity.Capacity, ...]:
+        """How full each program is, and when it will be at the rate of the recent days.
+
+        Tokens are not counted: the store keeps their number. The rate is exact where they are few, else an estimate
+        by some of the latest: what is read does not grow with the tokens that there are.
+
+        Args:
+            recent_days: the time that the rate is taken from, from 1 to 3,650 days.
+        """
+        return await capacity.capacity(self._open(), recent_days)
+
+    @async_boundary  # not one that reads the key table again first: that waits for a database that stands still
+    async def health(self, *, within_ms: int = health.WITHIN_MS) -> health.Health:
+        """Whether database, key store, clock, signer and audit trail work: for a readiness probe.
+
+        Raises nothing of what it looks at, which each part tells instead.
+
+        Args:
+            within_ms: how long it may take at most, from 1 to 60,000 milliseconds; a part that has not answered then
+                is not ok.
+        """
+        return await health.health(self._open(), within_ms)

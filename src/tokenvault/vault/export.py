@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -230,7 +230,7 @@ async def _write(core: Core, recipient: Recipient, to: Writable, content: Mappin
 @iterator_boundary
 def open_export(
     lines: Iterable[str], *, private_key: str | bytes, password: bytes | None = None
-) -> Iterator[TokenToImport]:
+) -> Generator[TokenToImport, None, None]:
     """The tokens of an export, as `Vault.import_tokens` takes them. Each holds a card number.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO, TypeAlias
@@ -112,7 +112,7 @@ def import_cards(
     columns: Mapping[str, str] | None = None,
     after_line: int = 0,
     operator: str | None = None,
-) -> Iterator[ImportedRow]:
+) -> Generator[ImportedRow, None, None]:
     """Issue a token for each row of a file, also for cards that have expired.
 
     Expiries are read as "12/29", "1229", "12/2029", "2029-12", "202912", "Dec-29" and the like; card numbers with

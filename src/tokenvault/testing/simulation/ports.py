@@ -19,7 +19,7 @@ from typing import Any, Final, ParamSpec, Protocol, TypeVar
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose
-from tokenvault.runtime import Clock
+from tokenvault.runtime import Attempt, Clock, Flows
 from tokenvault.stores.forwarding import AsyncForwarding
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault.awaited import AsyncVault
@@ -110,6 +110,12 @@ class SimulatedRuntime:
     async def sleep(self, seconds: float) -> None:
         await suspend("a sleep")
         self._slept(seconds)
+
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        attempts = {name: Attempt() for name in flows}
+        for name, flow in flows.items():
+            await attempts[name].work(flow)
+        return attempts
 
     async def ask(
         self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
