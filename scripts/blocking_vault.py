@@ -1,7 +1,7 @@
-"""Generates the vault's blocking face from the awaited one, in `tokenvault/vault`, so that both are one text.
+"""Generates the blocking faces of the vault and of maintenance from the awaited ones, so that both are one text.
 
-python -m scripts.blocking_vault            writes it
-python -m scripts.blocking_vault --check    fails if it is not what this writes
+python -m scripts.blocking_vault            writes them
+python -m scripts.blocking_vault --check    fails if one is not what this writes
 
 `async def` becomes `def`, `await flow` becomes `run(flow)`, and the names and sentences of the tables below are
 replaced. Each of them has to occur: a table that no longer fits the text is an error.
@@ -12,15 +12,13 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault" / "vault"
-SOURCE: Final = FOLDER / "awaited.py"
-TARGET: Final = FOLDER / "blocking.py"
-EXCHANGE_SOURCE: Final = FOLDER / "exchange_awaited.py"
-EXCHANGE_TARGET: Final = FOLDER / "exchange_blocking.py"
+import attrs
+
+PACKAGE: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault"
 
 NAMES: Final = {
     "AsyncTokenStore": "TokenStore",
@@ -85,17 +83,55 @@ EXCHANGE_SENTENCES: Final = (
     ),
 )
 
+MAINTENANCE_NAMES: Final = {
+    "AsyncTokenStore": "TokenStore",
+    "LoopRuntime": "BlockingRuntime",
+    "async_boundary": "boundary",
+    "store_with_coroutines": "store_without_coroutines",
+}
 
-def blocking(
-    source: str, names: Mapping[str, str] = NAMES, sentences: Iterable[tuple[str, str]] = SENTENCES
-) -> str:
+MAINTENANCE_SENTENCES: Final = (
+    (" beside running vaults, for asyncio.", " beside running vaults."),
+    (
+        "`blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `awaited` by `python -m scripts.blocking_vault`: change that module, and run this.",
+    ),
+    (
+        "from tokenvault.runtime import Clock, LoopRuntime\n",
+        "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
+    ),
+)
+
+
+@attrs.frozen
+class Faces:
+    """The awaited face, the blocking one, and what is replaced in the text of the first."""
+
+    source: Path
+    target: Path
+    names: Mapping[str, str]
+    sentences: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, place: str, names: Mapping[str, str], sentences: Sequence[tuple[str, str]]) -> Faces:
+        """The faces at a place of the package: a folder, and how their names begin."""
+        return cls(PACKAGE / f"{place}awaited.py", PACKAGE / f"{place}blocking.py", names, sentences)
+
+
+VAULT: Final = Faces.of("vault/", NAMES, SENTENCES)
+MAINTENANCE: Final = Faces.of("maintenance/", MAINTENANCE_NAMES, MAINTENANCE_SENTENCES)
+EXCHANGE: Final = Faces.of("vault/exchange_", EXCHANGE_NAMES, EXCHANGE_SENTENCES)
+FACES = (VAULT, EXCHANGE, MAINTENANCE)
+
+
+def blocking(source: str, faces: Faces = VAULT) -> str:
     """The text of the blocking face. Raises ValueError where a table does not fit the text."""
     text = _without_awaits(source)
-    for awaited, replacement in sentences:
+    for awaited, replacement in faces.sentences:
         if text.count(awaited) != 1:
             raise ValueError(f"the text has this {text.count(awaited)} times, not once: {awaited}")
         text = text.replace(awaited, replacement)
-    for name, replacement in names.items():
+    for name, replacement in faces.names.items():
         text, count = re.subn(rf"\b{name}\b", replacement, text)
         if not count:
             raise ValueError(f"the text does not have {name}")
@@ -121,22 +157,21 @@ def _without_awaits(source: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the blocking face, or check it."""
+    """Write the blocking faces, or check them."""
     if arguments not in ([], ["--check"]):
         print(__doc__)
         return 2
-    stale = False
-    for source, target, names, sentences in (
-        (SOURCE, TARGET, NAMES, SENTENCES),
-        (EXCHANGE_SOURCE, EXCHANGE_TARGET, EXCHANGE_NAMES, EXCHANGE_SENTENCES),
-    ):
-        text = blocking(source.read_text(encoding="utf-8"), names, sentences)
+    wrong = 0
+    for faces in FACES:
+        text = blocking(faces.source.read_text(encoding="utf-8"), faces)
         if not arguments:
-            target.write_text(text, encoding="utf-8")
-        elif target.read_text(encoding="utf-8") != text:
-            print(f"{target.name} is not what {source.name} gives: run python -m scripts.blocking_vault")
-            stale = True
-    return int(stale)
+            faces.target.write_text(text, encoding="utf-8")
+        elif faces.target.read_text(encoding="utf-8") != text:
+            print(
+                f"{faces.target} is not what {faces.source.name} gives: run python -m scripts.blocking_vault"
+            )
+            wrong = 1
+    return wrong
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import attrs
 import pytest
 
 import tokenvault as tv
 from scripts import blocking_vault
-from tokenvault.vault import awaited, blocking, exchange_awaited, exchange_blocking
+from tokenvault.vault import awaited, blocking
 
 
 def text_of(module: object) -> str:
@@ -22,10 +23,11 @@ def test_the_blocking_face_is_what_the_awaited_one_gives() -> None:
     )
 
 
-def test_the_blocking_face_of_the_exchange_is_what_the_awaited_one_gives() -> None:
-    names, sentences = blocking_vault.EXCHANGE_NAMES, blocking_vault.EXCHANGE_SENTENCES
-    given = blocking_vault.blocking(text_of(exchange_awaited), names, sentences)
-    assert given == text_of(exchange_blocking), "run python -m scripts.blocking_vault"
+@pytest.mark.parametrize("faces", [blocking_vault.EXCHANGE, blocking_vault.MAINTENANCE])
+def test_each_other_blocking_face_is_what_the_awaited_one_gives(faces: blocking_vault.Faces) -> None:
+    assert blocking_vault.blocking(faces.source.read_text(encoding="utf-8"), faces) == faces.target.read_text(
+        encoding="utf-8"
+    ), "run python -m scripts.blocking_vault"
 
 
 def test_every_method_says_the_same_on_both_faces() -> None:
@@ -52,8 +54,8 @@ def test_a_stale_face_fails_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "blocking.py"
-    monkeypatch.setattr(blocking_vault, "TARGET", target)
-    monkeypatch.setattr(blocking_vault, "EXCHANGE_TARGET", tmp_path / "exchange_blocking.py")
+    elsewhere = attrs.evolve(blocking_vault.VAULT, target=target)
+    monkeypatch.setattr(blocking_vault, "FACES", (elsewhere,))
     assert blocking_vault.main([]) == 0
     assert blocking_vault.main(["--check"]) == 0
     target.write_text(target.read_text().replace("arguments.token_or_reference(token)", "token", 1))

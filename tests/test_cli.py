@@ -89,7 +89,7 @@ def test_a_token_s_life_goes_by_its_reference(command: Command) -> None:
     assert command.json("check", reference, *use)["allowed"] is True
     assert command.json("detokenize", reference, *use)["pan"] == "411111******1111"
     events = command.json("history", reference)["events"]
-    assert [event["action"] for event in events] == ["ISSUE", "SUSPEND", "RESUME", "DETOKENIZE"]
+    assert [event["action"] for event in events] == ["ISSUE", "SUSPEND", "CHECK", "RESUME", "DETOKENIZE"]
     assert events[-1]["transaction_id"] == "tx-1"
     assert command.json("delete", reference, "--yes")["last4"] is None
     assert command("suspend", reference, "--by", "issuer").code == 6
@@ -688,3 +688,26 @@ def test_every_module_of_commands_is_loaded() -> None:
     }
     assert {module.__name__.rpartition(".")[2] for module in run.COMMANDS} == files
     assert isinstance(apps.app, typer.Typer)
+
+
+# Keys that rotate.
+
+
+def test_a_key_is_rotated_by_commands(command: Command, tmp_path: Path) -> None:
+    issued = command.json("issue", "-r", SHOP, "-p", "card-on-file", stdin=VISA)
+    newest = command.json("keys", "add", "seal")["version"]
+    states = {each["version"]: each["state"] for each in command.json("keys", "list")["keys"]["seal"]}
+    assert (states[newest], states[newest - 1]) == ("readable", "primary")
+    assert command.json("keys", "primary", "seal", str(newest), "--force")["version"] == newest
+    assert command("keys", "retire", "seal", str(newest - 1)).code == 6, "records need it"
+    assert command.json("keys", "reseal")["done"] == 1
+    assert command.json("keys", "reseal", "--fingerprints")["done"] == 0
+    for version in range(1, newest):
+        assert command.json("keys", "retire", "seal", str(version))["rows_read"] in (0, 1)
+        assert command("keys", "destroy", "seal", str(version)).code == 2, "nobody said yes"
+        assert command.json("keys", "destroy", "seal", str(version), "--yes")["version"] == version
+    inventory = command.json("keys", "inventory")
+    assert inventory["bomFormat"] == "CycloneDX"
+    assert json.loads(command("keys", "inventory", "--no-rows").out)["specVersion"] == "1.6"
+    used = ("detokenize", issued["reference"], "-r", SHOP, "--channel", "ecommerce", "--id", "order-1")
+    assert command(*used).code == 0

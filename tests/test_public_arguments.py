@@ -39,7 +39,14 @@ PUBLIC_KEY = (
 TESTS = str(Path(__file__).parent)
 NEEDLES = (VISA, VISA[:12], VISA[-12:])
 ANY: Any = tv  # for calls that are wrong on purpose
-PROTOCOLS = {tv.AsyncTokenStore, tv.Clock, tv.KeyStore, tv.TokenStore}
+PROTOCOLS = {
+    tv.AsyncTokenStore,
+    tv.Clock,
+    tv.Directory,
+    tv.KeyStore,
+    tv.RiskControl,
+    tv.TokenStore,
+}
 """What a caller writes a class for: it has no constructor."""
 
 
@@ -126,6 +133,11 @@ def with_each_value(kind: type[Words]) -> Iterator[tuple[str, Callable[[], objec
         yield f"{kind.__name__}({name})", partial(kind, wrong())
 
 
+class _Allowing:
+    def assess(self, request: tv.RiskRequest) -> tv.RiskAnswer:
+        return tv.RiskAnswer(tv.RiskDecision.ALLOW)
+
+
 def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., object], dict[str, Any]]:
     """Every public function and class, with arguments that are right."""
     right: dict[Any, dict[str, Any]] = {
@@ -136,6 +148,9 @@ def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., ob
         tv.TokenFormat: {"bin": "999912"},
         tv.TokenProgram: {"name": "p", "format": tv.TokenFormat(bin="999912")},
         tv.TokenRequestor: {"id": SHOP},
+        tv.Guard: {"misses": 5},
+        tv.RiskAnswer: {"decision": tv.RiskDecision.ALLOW},
+        tv.RiskPolicy: {"control": _Allowing()},
         tv.Transaction: {"id": "t", "requestor": SHOP},
         tv.Vault: {"keys": keys, "store": store},
         tv.AsyncVault: {"keys": keys, "store": store},

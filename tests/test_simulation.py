@@ -36,6 +36,7 @@ from tokenvault.testing.simulation.world import SimulatedWorld
 from tokenvault.vault import issue, manage
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.parties import Parties
 
 SEEDS = 20_000
 PARTS = 4
@@ -301,9 +302,12 @@ def a_domain_kept_for_good(patch: pytest.MonkeyPatch) -> None:
     """The restrictions of a token are read once, and an update of its domain is not seen."""
     restrictions = Documents.restrictions
 
-    async def first(documents: Documents, record: TokenRecord, acting: str) -> Restrictions:
-        read = await restrictions(documents, record, acting)
-        return documents._restrictions.setdefault((record.token, "", b"", acting), read)
+    async def first(documents: Documents, parties: Parties, record: TokenRecord, acting: str) -> Restrictions:
+        read = await restrictions(documents, parties, record, acting)
+        kept = documents._restrictions.get((record.program, record.requestor, record.domain, acting))
+        assert kept is not None
+        first = documents._restrictions.setdefault((record.token, "", b"", acting), kept)
+        return first.restrictions if first is not kept else read
 
     patch.setattr(Documents, "restrictions", first)
 

@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import tokenvault as tv
 import tokenvault.testing
+from tests import softhsm
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.keys import KeyStore
 from tokenvault.stores import TokenStore
@@ -212,6 +213,27 @@ def test_batches(local_keys: KeyStore) -> None:
             run_examples("howto/batches.md", {"tv": tv, "keys": local_keys, "vault": vault})
 
 
+def test_the_guard(local_keys: KeyStore) -> None:
+    shop = tv.TokenRequestor("40012345678")
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        given = {"tv": tv, "keys": local_keys, "store": store, "PROGRAMS": (), "REQUESTORS": (shop,)}
+        run_examples("howto/guard.md", given)
+
+
+def test_risk(local_keys: KeyStore) -> None:
+    program = tv.TokenProgram("p", format=tv.TokenFormat(bin="999912"))
+    shop = tv.TokenRequestor("40012345678", programs={"p"})
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        given = {"tv": tv, "keys": local_keys, "store": store, "timedelta": timedelta}
+        made: Any = run_examples("howto/risk.md", {**given, "PROGRAMS": (program,), "REQUESTORS": (shop,)})
+        token = made["vault"].issue("4111111111111111", requestor=shop.id, program="p").token
+        made["vault"].detokenize(token, tv.Transaction(id="1", requestor=shop.id, country="FR"))
+        with pytest.raises(tv.DomainRestrictionError, match="risk control refuses"):
+            made["vault"].detokenize(token, tv.Transaction(id="2", requestor=shop.id, country="AQ"))
+
+
 @needs_the_public_face
 def test_testing_your_own_code(tmp_path: Path) -> None:
     fixtures, *tests = examples_of("howto/testing.md")
@@ -237,6 +259,12 @@ def test_the_model(page: str, local_keys: KeyStore) -> None:
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             token = vault.issue("4111111111111111", requestor=shop.id, program=program.name).token
             run_examples(page, {"keys": local_keys, "store": store, "vault": vault, "token": token})
+
+
+def test_parties(local_keys: KeyStore) -> None:
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        run_examples("howto/parties.md", {"keys": local_keys, "store": store})
 
 
 def test_dual_control(local_keys: KeyStore) -> None:
@@ -288,3 +316,9 @@ def test_payments(local_keys: KeyStore) -> None:
         tv.provision(local_keys, store)
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             run_examples("howto/payments.md", {"tv": tv, "vault": vault, "now": datetime.now(UTC)})
+
+
+def test_moving_to_another_hsm(softhsm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENVAULT_KEY_STORE", softhsm.new_token(softhsm_folder))
+    monkeypatch.setenv("TOKENVAULT_NEXT_KEY_STORE", softhsm.new_token(softhsm_folder))
+    run_examples("howto/hsm-replacement.md")

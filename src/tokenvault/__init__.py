@@ -21,6 +21,7 @@ from tokenvault.errors import (
     KeyStoreError,
     LifecycleError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenSpaceExhaustedError,
     TokenStoreError,
@@ -54,8 +55,11 @@ from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.export import ExportReport, open_export
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.importing import ImportedRow, import_cards
+from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
@@ -82,12 +86,14 @@ __all__ = [
     "CryptogramRule",
     "Custody",
     "Decision",
+    "Directory",
     "Domain",
     "DomainRestrictionError",
     "ExportReport",
     "Factor",
     "FindingKind",
     "Grade",
+    "Guard",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",
@@ -108,6 +114,14 @@ __all__ = [
     "Remaining",
     "RevealPolicy",
     "RevealRequest",
+    "RequestorLockedOutError",
+    "RiskAnswer",
+    "RiskControl",
+    "RiskDecision",
+    "RiskPolicy",
+    "RiskRequest",
+    "StaticDirectory",
+    "StoredDirectory",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat, starmap
@@ -18,6 +21,7 @@ from tokenvault.interrupts import is_interrupt
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 CLOSED = "this vault is closed: open another"
 
@@ -26,6 +30,13 @@ NOW_MS_MAX: Final = 253_402_300_799_999
 
 MODULE_THREADS: Final = 16
 """Blocks that wait in several threads go to the module in one call (see `keys.pkcs11.coalescer`)."""
+
+
+ASKED_MAX: Final = 64
+"""Calls of functions of the host's own that may be under way: those that hang stay so."""
+
+_asked: Final[dict[int, set[object]]] = {}
+"""By process id, a mark for each of them that is in a thread."""
 
 
 class Clock(Protocol):
@@ -81,6 +92,12 @@ class Runtime(Protocol):
         """Wait."""
         ...
 
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        """Call a function of the host's own. Its result, alone; nothing where it failed or took longer."""
+        ...
+
     def close(self) -> None:
         """Let threads end; later calls may be refused. Idempotent."""
         ...
@@ -98,6 +115,37 @@ class BlockingRuntime:
     async def sleep(self, seconds: float) -> None:
         """Block this thread for so many seconds."""
         time.sleep(seconds)
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        """Call a function of the host's own, in a thread that is left alone where it takes longer."""
+        results: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
+        mark, under_way = object(), _asked.setdefault(os.getpid(), set())
+
+        def work() -> None:
+            result: list[object] = []
+            try:
+                result.append(function(argument))
+            except BaseException:  # noqa: BLE001, S110 # whatever it holds: it ends here
+                pass
+            finally:
+                results.put(result)
+                under_way.discard(mark)
+
+        if len(under_way) >= ASKED_MAX:
+            return ()
+        try:
+            under_way.add(mark)
+            threading.Thread(target=work, name="tokenvault-ask", daemon=True).start()
+        except BaseException as error:
+            under_way.discard(mark)
+            if isinstance(error, RuntimeError):  # no thread is to be had
+                return ()
+            raise
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=seconds)
+        return ()
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -151,7 +199,8 @@ class Workers:
 
 
 class _Keys(Protocol):
-    blocking: bool
+    @property
+    def blocking(self) -> bool: ...
 
 
 class LoopRuntime:
@@ -160,6 +209,7 @@ class LoopRuntime:
     def __init__(self) -> None:
         self.keys: _Keys | None = None  # until it is known which keys there are, they may block
         self._workers = Workers(MODULE_THREADS)
+        self._asked: set[asyncio.Task[list[object]]] = set()
         self._closed = False
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -177,6 +227,28 @@ class LoopRuntime:
     async def sleep(self, seconds: float) -> None:
         """Suspend this task for so many seconds."""
         await asyncio.sleep(seconds)
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        """Call a coroutine function of the host's own; where it takes longer, it is cancelled and left alone."""
+        if len(self._asked) >= ASKED_MAX:
+            return ()
+
+        async def work() -> list[object]:
+            with contextlib.suppress(Exception):  # whatever it holds: it ends here
+                result = function(argument)
+                return [await result if inspect.isawaitable(result) else result]
+            return []
+
+        task = asyncio.ensure_future(work())
+        self._asked.add(task)  # until it ends: the loop itself would let go of it
+        task.add_done_callback(self._asked.discard)
+        try:
+            await asyncio.wait((task,), timeout=seconds)
+            return task.result() if task.done() and not task.cancelled() else ()
+        finally:
+            task.cancel()
 
     def close(self) -> None:
         """Let the threads end; later calls are refused."""

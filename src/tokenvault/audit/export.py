@@ -39,13 +39,15 @@ class AuditEvent:
         outcome: how the action ended.
         requestor: id of the calling requestor, 11 digits; None for the host application itself.
         reference: of the token, 32 hexadecimal digits; None where none was found. Of a checkpoint, its stream.
-        transaction_id: of the use of a token; masked where it could be a card number.
+        transaction_id: of the use of a token; a keyed digest where it could hold a number.
         operator: the person behind a management call, as the host named them; None where it named none.
         kind: of the use of a token; None for other actions, and where there is no such token.
         amount: of the use, if it named one; of a capture, reversal or refund without one, all that there was.
         retry: whether the use repeats one that was allowed before.
+        score: of the risk control, where it was asked about a use and gave one.
         codes: of the controls that failed, or the actor who suspends or resumes.
         revision: of the token's record that was written with this event; 0 where none was.
+        locked_until: of a lock-out, until when the requestor is locked out; None for other actions.
         stream: of the event, 32 hexadecimal digits.
         number: of the event in its stream, from 1.
     """
@@ -60,8 +62,10 @@ class AuditEvent:
     kind: Kind | None
     amount: Money | None
     retry: bool
+    score: int | None
     codes: tuple[str, ...]
     revision: int
+    locked_until: datetime | None
     stream: str
     number: int
 
@@ -74,7 +78,7 @@ def audit_events(row: SealedEvent, reference: bytes | None = None) -> list[Audit
     event = parse(row)
     return [
         AuditEvent(
-            time=_EPOCH + timedelta(milliseconds=min(event.time_ms, _MS_MAX)),
+            time=_instant(event.time_ms),
             action=event.action,
             outcome=item.outcome,
             requestor=item.requestor,
@@ -84,13 +88,23 @@ def audit_events(row: SealedEvent, reference: bytes | None = None) -> list[Audit
             kind=None if item.use is None else item.use.kind,
             amount=None if item.use is None else _amount(item.use),
             retry=item.use is not None and item.use.retry,
+            score=None if item.use is None else item.use.score,
             codes=item.codes,
             revision=item.revision,
+            locked_until=None if item.lock_out is None else _instant(item.lock_out.until_ms),
             stream=row.stream.hex(),
             number=row.number,
         )
         for item in items(event, None if reference is None else (reference,))
     ]
+
+
+def _instant(milliseconds: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=min(milliseconds, _MS_MAX))
+
+
+def _text(instant: datetime) -> str:
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _amount(use: UseNote) -> Money | None:
@@ -142,7 +156,7 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
     line: dict[str, object] = {
         "stream": event.stream,
         "number": event.number,
-        "time": event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": _text(event.time),
         "action": event.action.name,
         "outcome": event.outcome.name,
         "requestor": event.requestor,
@@ -153,8 +167,10 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
         "amount": None if event.amount is None else event.amount.amount,
         "currency": None if event.amount is None else event.amount.currency,
         "retry": event.retry,
+        "score": event.score,
         "codes": list(event.codes),
         "revision": event.revision,
+        "locked_until": None if event.locked_until is None else _text(event.locked_until),
         "genuine": genuine,
     }
     checkpoint = None if row.reference == BATCH else Event.parse(row).checkpoint

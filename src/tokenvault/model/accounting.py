@@ -87,7 +87,7 @@ def _counted(
                 if before is None
                 else before.added(window, value)
             )
-    usage = usage.with_counters(added.values())
+    usage = usage.with_counters(added.values(), restrictions.limits_by_key)
     if strong:
         usage = attrs.evolve(usage, authenticated_ms=now_ms)
     if cryptogram is not None and cryptogram > usage.cryptogram_counter:

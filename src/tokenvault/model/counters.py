@@ -7,7 +7,7 @@ window twice: nothing is left of a window before both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Final, NamedTuple
 
 import attrs
@@ -135,12 +135,14 @@ class Usage:
         counters = tuple(change(counter) if counter.key == key else counter for counter in self.counters)
         return self if counters == self.counters else attrs.evolve(self, counters=counters)
 
-    def with_counters(self, changed: Iterable[Counter]) -> Usage:
+    def with_counters(self, changed: Iterable[Counter], kept: Container[bytes]) -> Usage:
         """The usage with these counters in place of those of the same keys.
 
-        Beyond 64, those of limits that are not set any more go, first the ones that are over.
+        Beyond 64, those of limits that are not set any more go, first the ones that are over. A limit that is set
+        keeps its counter (`kept`) also through uses that it does not bind.
         """
-        needed = {counter.key: counter for counter in changed}
+        needed = {counter.key: counter for counter in self.counters if counter.key in kept}
+        needed |= {counter.key: counter for counter in changed}
         others = [counter for counter in self.counters if counter.key not in needed]
         room = COUNTERS_MAX - len(needed)
         if len(others) > room:

@@ -15,7 +15,7 @@ import attrs
 
 from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
-from tokenvault.model.pan import holds_digits
+from tokenvault.model.spellings import readings
 
 MINUTES_MAX: Final = 1_440
 PER_PERSON_AND_DAY_MAX: Final = 10_000
@@ -36,7 +36,7 @@ def operator(value: object) -> str:
     """
     plain = unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else value
     checked = checks.text("operator", plain)
-    if holds_digits(checked):
+    if any(readings(checked)):
         raise InvalidInputError(
             "an operator is named here without 12 or more digits: they could be a card number",
             code="OPERATOR_COULD_BE_CARD",
@@ -69,7 +69,7 @@ def from_letters(text: str) -> bytes:
 
 def _purpose(value: object) -> str:
     purpose = checks.text("a purpose", value)
-    if holds_digits(purpose):
+    if any(readings(purpose)):
         raise InvalidInputError("a purpose holds no card number")
     return purpose
 

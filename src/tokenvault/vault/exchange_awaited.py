@@ -1,4 +1,4 @@
-"""The vault's methods by which cards come and leave otherwise than for payments, for asyncio.
+"""The vault's methods for operators, and by which cards come and leave otherwise than for payments, for asyncio.
 
 `exchange_blocking` is generated from this module by `python -m scripts.blocking_vault`.
 """
@@ -7,23 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tokenvault.audit.event import Action
+from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.errors import async_call_boundary
 from tokenvault.model import checks, dual_control
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealRequest
 from tokenvault.model.pan import Card
+from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault import arguments, export, reveal
+from tokenvault.vault import arguments, export, history, manage, reveal
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.imports import Importing, TokenToImport
 from tokenvault.vault.batch.results import IssueBatchResult
 from tokenvault.vault.export import ExportReport, Writable
 from tokenvault.vault.face import AwaitedFace
 from tokenvault.vault.recipient import Recipient
+from tokenvault.vault.stored_parties import DirectoryChange
 
 
 class AwaitedExchange(AwaitedFace):
-    """What two persons do together, one of whom asks and the other approves; and tokens that come from elsewhere."""
+    """What operators do: two together, one of whom asks and the other approves; and with tokens from elsewhere."""
 
     @async_call_boundary
     async def request_reveal(self, token_or_reference: str, *, operator: str, purpose: str) -> RevealRequest:
@@ -182,3 +186,80 @@ class AwaitedExchange(AwaitedFace):
             operator=arguments.optional_text("operator", operator),
         )
         return await batches.import_all(self._open(), rows, common)
+
+    @async_call_boundary
+    async def release(self, requestor: str, *, operator: str | None = None) -> None:
+        """Let a requestor in that the guard locked out; what it has failed before counts no more.
+
+        This process does so at once, others within `Guard.refresh`. No requestor may do this.
+
+        Args:
+            requestor: id of the requestor.
+            operator: the person behind the call.
+
+        Raises:
+            PermissionDeniedError: the vault has no such requestor.
+        """
+        core, whom = self._open(), checks.requestor_id("requestor", requestor)
+        await manage.release(core, whom, arguments.by(None, operator))
+
+    @async_call_boundary
+    async def put_program(self, program: TokenProgram, *, operator: str | None = None) -> None:
+        """Add a program, or change the one of its name, in the database of a vault with a StoredDirectory.
+
+        Every running vault sees it within the directory's `max_age_seconds`. Its audit event comes first.
+
+        Raises:
+            ConfigurationError: this vault has no StoredDirectory.
+            ConflictError: others keep changing the same program.
+        """
+        checks.instance("program", program, TokenProgram)
+        change = DirectoryChange(Action.PUT_PROGRAM, program, arguments.optional_text("operator", operator))
+        await self._open().changing.put(change)
+
+    @async_call_boundary
+    async def put_requestor(self, requestor: TokenRequestor, *, operator: str | None = None) -> None:
+        """Add a requestor, or change the one of its id, in the database of a vault with a StoredDirectory.
+
+        Every running vault sees it within the directory's `max_age_seconds`. Its audit event comes first.
+
+        Raises:
+            InvalidInputError: it has a program that the directory does not have.
+            ConfigurationError, ConflictError: as `put_program`.
+        """
+        checks.instance("requestor", requestor, TokenRequestor)
+        change = DirectoryChange(
+            Action.PUT_REQUESTOR, requestor, arguments.optional_text("operator", operator)
+        )
+        await self._open().changing.put(change)
+
+    @async_call_boundary
+    async def disable_requestor(self, requestor: str, *, operator: str | None = None) -> None:
+        """Let a requestor do nothing more. Its tokens still serve the others that their domains name.
+
+        `put_requestor` lets it act again.
+
+        Raises:
+            InvalidInputError: there is no such requestor.
+            ConfigurationError, ConflictError: as `put_program`.
+        """
+        named = checks.requestor_id("requestor", requestor)
+        await self._open().changing.disable(named, arguments.optional_text("operator", operator))
+
+    @async_call_boundary
+    async def history(
+        self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
+    ) -> list[AuditEvent]:
+        """What the audit trail says of a token, each event authenticated, by time, stream and number.
+
+        By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
+
+        Args:
+            token_or_reference: the token.
+            after: how many events to pass over: with `limit`, for reading in pages.
+            limit: the most events to return, from 1 to 1,000.
+        """
+        core, name = self._open(), arguments.token_or_reference(token_or_reference)
+        passed_over = checks.whole_number("after", after, 0, arguments.AFTER_MAX)
+        most = checks.whole_number("limit", limit, 1, HISTORY_MAX)
+        return await history.history(core, name, after=passed_over, limit=most)

@@ -153,7 +153,7 @@ def _is_wanted(row: SealedRecord, wanted: Mapping[str, str]) -> bool:
 async def _rows(core: Core, call: Call, rows: list[SealedRecord], purpose: str) -> list[dict[str, Any]]:
     """What an export holds of rows, once the event of their export is written. Raises IntegrityError."""
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
-    notes = BatchEventBuilder(len(rows))
+    notes = BatchEventBuilder(len(rows), core.trail.ids.kept)
     exported = []
     for place, row in enumerate(rows):
         if not genuine[place]:

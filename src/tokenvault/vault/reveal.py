@@ -6,12 +6,12 @@ import secrets
 from typing import NamedTuple
 
 from tokenvault.audit.event import Event, Outcome
-from tokenvault.errors import IntegrityError, LifecycleError, TokenNotFoundError
+from tokenvault.errors import IntegrityError, LifecycleError
 from tokenvault.model.dual_control import KEY_BYTES, RevealRequest
 from tokenvault.model.pan import Card
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault import dual_control
-from tokenvault.vault.core import Core
+from tokenvault.vault.core import Core, not_found
 from tokenvault.vault.dual_control import REVEAL, Call
 from tokenvault.vault.uses import genuine_events
 
@@ -68,7 +68,7 @@ async def _read(core: Core, call: Call, name: str | bytes) -> _Living:
     found = await core.store.get_use(name, (call.number,))
     if found.record is None:
         await call.deny(core, outcome=Outcome.NOT_FOUND)
-        raise TokenNotFoundError("there is no such token in this vault")
+        raise not_found(name)
     claimed = found.record.reference
     try:
         record, card = await core.open(found.record, name)

@@ -36,7 +36,8 @@ from tokenvault.stores.postgres.copy import copy_of, tokens_of
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
-from tokenvault.stores.postgres.statements import RECORD, Statement, read_record_columns
+from tokenvault.stores.postgres.statements import RECORD, TOKEN_COUNT, Statement, read_record_columns
+from tokenvault.stores.token_counts import counts_of, sorted_changes
 
 
 class _PostgresStore(Adapter, Forkable):
@@ -124,6 +125,10 @@ class _PostgresStore(Adapter, Forkable):
         copy, tokens = copy_of(records), tokens_of(records)
         note, values = _appending(events, ())
         noted = note.packed(values)
+        groups = sorted_changes(counts_of(records))
+        counted = sql.ADD_TO_COUNTS.packed(
+            columns_of([(*group, number) for group, number in groups], TOKEN_COUNT)
+        )
 
         async def copy_all(connection: Connection) -> list[str]:
             async with connection.transaction():
@@ -135,6 +140,7 @@ class _PostgresStore(Adapter, Forkable):
                 await connection.copy(copy)
                 if events:
                     await connection.run_unprepared(note, noted)
+                await connection.run_unprepared(sql.ADD_TO_COUNTS, counted)
             return []
 
         try:
@@ -226,7 +232,9 @@ class _PostgresStore(Adapter, Forkable):
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
     ) -> list[str]:
         if len(records) == 1 and len(events) in sql.FEW_EVENTS and not fence:
-            return await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *event_values(events))
+            unmoved = await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *event_values(events))
+            if not any(unmoved):
+                return [records[0].token for _ in unmoved]
         columns = (
             *columns_of(records, RECORD),
             *event_columns(events),

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 import types
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from tokenvault.crypto.local_cipher import LocalBlockCipher
@@ -27,6 +27,7 @@ from tokenvault.vault.provision import PROVISIONED
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 WRITES: Final = frozenset({"insert", "replace", "append"})
 """Calls that leave records or events; a write has a second suspension, before its answer is there."""
@@ -109,6 +110,12 @@ class SimulatedRuntime:
     async def sleep(self, seconds: float) -> None:
         await suspend("a sleep")
         self._slept(seconds)
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        await suspend("a question")
+        return (function(argument),)
 
     def close(self) -> None:
         pass

@@ -113,7 +113,7 @@ class _Row(NamedTuple):
 async def import_chunk(core: Core, common: Importing, items: Sequence[object]) -> TokenInfoResults:
     """Write the tokens of a chunk; of each row its TokenInfo or an error."""
     results, rows = TokenInfoResults(len(items)), dict[int, _Row]()
-    notes, now_ms = BatchEventBuilder(len(items)), core.clock.now_ms()
+    notes, now_ms = BatchEventBuilder(len(items), core.trail.ids.kept), core.clock.now_ms()
     seen: set[str | bytes] = set()
     for number, item in enumerate(items):
         try:
@@ -173,7 +173,7 @@ async def _read(core: Core, common: Importing, item: object, now_ms: int) -> _Ro
     record = orders.new(order, token, reference, bytes(16), now_ms).record
     if "state" in given:
         record = read_state(given["state"], record)
-    orders.refuse_mention(order._replace(par=record.par))
+    orders.refuse_mention(core, order._replace(par=record.par))
     return _Row(order, program, record, terms.domain, "state" in given)
 
 
