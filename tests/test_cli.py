@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import typer
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +27,7 @@ from tests import softhsm
 from tests.command import ACQUIRER, CONFIGURATION, MASTERCARD, SHOP, VISA, Command, run_in_terminal
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.cli import configuration, run
-from tokenvault.cli.commands import apps, setup
+from tokenvault.cli.commands import apps, dual_control, setup
 from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
@@ -32,7 +35,7 @@ from tokenvault.stores import schema_sql
 from tokenvault.vault.health import NO_ANSWER
 
 GROUPS = {"keys": apps.keys, "audit": apps.audit, "schema": apps.schema, "programs": apps.programs,
-          "requestors": apps.requestors}  # fmt: skip
+          "requestors": apps.requestors, "reveal": apps.reveal, "export": apps.export}  # fmt: skip
 SPELLINGS = [VISA, "4111 1111 1111 1111", "4111-1111-1111-1111", f"--domain={VISA}", f"x{VISA}"]
 
 
@@ -260,6 +263,71 @@ def test_the_card_number_is_shown_in_a_private_file_or_a_terminal_and_nowhere_el
     assert [event["action"] for event in command.json("history", reference)["events"]].count(
         "DETOKENIZE"
     ) == 2
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets another user run the command."""
+    return lambda name: monkeypatch.setattr(dual_control, "person", lambda: name)
+
+
+def test_two_users_get_one_card_number_out(
+    command: Command, person: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = command.issue()
+    person("alice")
+    request = command.json("reveal", "request", reference, "--purpose", "chargeback")["id"]
+    assert command("reveal", "approve", request).code == 5
+    person("bob")
+    assert command.json("reveal", "approve", request)["approved_by"] == "bob"
+    person("alice")
+    piped = command("reveal", "show", request)
+    assert piped.code == 2, "whoever reads the pipe may keep it; the request is as good as before"
+    monkeypatch.setattr(dual_control, "require_private_output", lambda: None)
+    assert VISA in command("reveal", "show", request).out
+    assert command("reveal", "show", request).code == 5
+
+
+def test_the_person_is_the_user_of_the_process_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("USER", "LOGNAME", "SUDO_USER", "USERNAME"):
+        monkeypatch.setenv(variable, "bob")
+    assert dual_control.person() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert dual_control.person() == "uid 4000000"
+
+
+def test_cards_move_into_another_vault_by_two_users(
+    command: Command, folder: Path, person: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = command.issue()
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, locked = serialization.Encoding.PEM, serialization.BestAvailableEncryption(b"a password")
+    Path("public.pem").write_bytes(
+        key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    Path("private.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, locked))
+    person("alice")
+    asked = command.json(
+        "export", "request", "--public-key", "public.pem", "--purpose", "chargeback", "-r", SHOP
+    )
+    assert asked["terms"][1:] == [f"requestor {SHOP}"]
+    write = ("export", "write", asked["id"], "--public-key", "public.pem", "--to")
+    assert command(*write, "refused.jwe").code == 5
+    person("bob")
+    assert command("export", "approve", asked["id"]).code == 0
+    person("alice")
+    assert command.json(*write, "cards.jwe")["tokens"] == 1
+    assert stat.S_IMODE(Path("cards.jwe").stat().st_mode) == 0o600
+    monkeypatch.setenv("TOKENVAULT_STORE", "sqlite:///other.db")
+    assert command("provision").code == 0
+    opened = ("import-export", "cards.jwe", "--private-key", "private.pem")
+    assert command(*opened).code == 2
+    monkeypatch.setenv("TOKENVAULT_EXPORT_PASSWORD", "a password")
+    assert command.json(*opened) == {"imported": 1, "rejected": 0, "errors": {}}
+    assert command.json("info", reference)["reference"] == reference
+    assert command("import-export", "none.jwe", "--private-key", "private.pem").code == 2
 
 
 def test_a_prompt_does_not_echo_and_the_output_is_wide_as_the_terminal(

@@ -15,6 +15,7 @@ from tokenvault.cli.commands import (
     audit,
     capacity,
     cards,
+    dual_control,
     keys,
     life,
     parties,
@@ -29,7 +30,7 @@ from tokenvault.cli.inputs import refuse_secrets
 from tokenvault.cli.output import Output, mask_digits
 from tokenvault.errors import TokenVaultError, bare
 
-COMMANDS = (audit, capacity, cards, keys, life, parties, rotation, schema, setup, tokens)
+COMMANDS = (audit, capacity, cards, dual_control, keys, life, parties, rotation, schema, setup, tokens)
 """The modules whose functions are commands: importing them adds those to the app."""
 
 app.registered_commands.sort(key=lambda added: PANELS.index(str(added.rich_help_panel)))
