@@ -130,6 +130,9 @@ def calls(
         "tokens_of": (vault.tokens_of, 1, ["requestor"]),
         "get": (vault.get, 1, []),
         "history": (vault.history, 1, ["after", "limit"]),
+        "capacity": (vault.capacity, 0, ["recent_days"]),
+        "health": (vault.health, 0, ["within_ms"]),
+        "export_audit": (lambda **named: list(tv.export_audit(store, **named)), 0, ["after", "shape", "stop"]),
         "CheckpointPolicy": (tv.CheckpointPolicy, 0, ["events", "seconds"]),
         "Pan.parse": (tv.Pan.parse, 1, []),
         "CardExpiry": (tv.CardExpiry, 2, []),
@@ -219,7 +222,7 @@ USES_THE_STORE = frozenset(
      "search", "count", "get_many", "delete_many", "update_domain_many", "update_token_many", "update_card_many",
      "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
      "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
-     "provision", "capacity", "health"}
+     "provision", "capacity", "health", "export_audit"}
 )  # fmt: skip
 
 
