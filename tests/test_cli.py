@@ -24,7 +24,16 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import softhsm
-from tests.command import ACQUIRER, CONFIGURATION, MASTERCARD, SHOP, VISA, Command, run_in_terminal
+from tests.command import (
+    ACQUIRER,
+    CONFIGURATION,
+    MASTERCARD,
+    SHOP,
+    VISA,
+    Command,
+    provision_with_a_short_delay,
+    run_in_terminal,
+)
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.cli import configuration, run
 from tokenvault.cli.commands import apps, dual_control, setup
@@ -769,7 +778,9 @@ def test_every_module_of_commands_is_loaded() -> None:
 # Keys that rotate.
 
 
-def test_a_key_is_rotated_by_commands(command: Command, tmp_path: Path) -> None:
+def test_a_key_is_rotated_by_commands(unprovisioned: Command, tmp_path: Path) -> None:
+    command = unprovisioned
+    provision_with_a_short_delay(os.environ["TOKENVAULT_KEY_STORE"], "sqlite:///vault.db")
     issued = command.json("issue", "-r", SHOP, "-p", "card-on-file", stdin=VISA)
     newest = command.json("keys", "add", "seal")["version"]
     states = {each["version"]: each["state"] for each in command.json("keys", "list")["keys"]["seal"]}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import MASTERCARD, VISA
+from tests.command import MASTERCARD, VISA, provision_with_a_short_delay
 from tests.test_site_examples import DOCS, blocks_of
 from tokenvault.cli.exits import EXIT_CODES
 
@@ -44,16 +44,18 @@ def test_every_command_of_the_page_runs_and_prints_what_is_shown(
     monkeypatch.setenv("PATH", f"{places}:{os.environ['PATH']}")
     for name in ("TOKENVAULT_KEY_STORE", "TOKENVAULT_STORE", "TOKENVAULT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "for this try only")
+    provision_with_a_short_delay(f"file:{tmp_path}/keys.json", f"sqlite:///{tmp_path}/vault.db")
     commands = console()
     assert len(commands) > 12
     script = "\n".join(f"{command}\necho '{MARK}'" for command, _ in commands)
     ran = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
-        env={**os.environ, "TOKENVAULT_PASSPHRASE": "for this try only", "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert ran.stderr == ""
     printed = ran.stdout.split(f"{MARK}\n")
