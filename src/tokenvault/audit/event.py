@@ -12,7 +12,7 @@ Layout of an event's body, encoding version 3, big endian:
     1   length of the operator, then its ASCII
     1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
     ..  only of a use (action DETOKENIZE) of a token that there is: its note (`use_note`)
-    ..  only of a checkpoint: its payload (`checkpoint`)
+    ..  only of a checkpoint, or of action ACKNOWLEDGE: its payload (`checkpoint`, `acknowledgement`)
 
 Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
 
@@ -34,6 +34,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from tokenvault.audit.acknowledgement import Acknowledgement
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.merkle import LEAF
 from tokenvault.audit.use_note import UseNote
@@ -50,6 +51,9 @@ _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")
 REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
 """Where a body states its revision."""
+
+ACTION: Final = 9
+"""Where it states its action, unless it is of a batch."""
 
 MALFORMED: Final = "an audit event is not one that this library writes"
 
@@ -71,6 +75,7 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_ASSURANCE = 12
     WIND_DOWN = 13
     CHECK = 14
+    ACKNOWLEDGE = 17
 
 
 class Outcome(int, enum.Enum):
@@ -101,6 +106,7 @@ class Event(NamedTuple):
         operator: the person behind a management call, as the host names them; None where it names none.
         use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
         checkpoint: only of action CHECKPOINT: what it says.
+        acknowledgement: only of action ACKNOWLEDGE, likewise.
     """
 
     time_ms: int
@@ -114,6 +120,7 @@ class Event(NamedTuple):
     operator: str | None = None
     use: UseNote | None = None
     checkpoint: Checkpoint | None = None
+    acknowledgement: Acknowledgement | None = None
 
     def index_rows(self) -> tuple[IndexRow, ...]:
         """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream."""
@@ -137,7 +144,8 @@ class Event(NamedTuple):
         named = (self.requestor or "", self.transaction_id or "", self.operator or "")
         texts = "".join(map(prefixed, named)) + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
         use = b"" if self.use is None else self.use.pack()
-        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
+        special = self.checkpoint or self.acknowledgement
+        payload = b"" if special is None else special.payload()
         return fixed + texts.encode("ascii") + use + payload
 
     @classmethod
@@ -164,6 +172,8 @@ class Event(NamedTuple):
         )
         if event.action is Action.CHECKPOINT:
             return event._replace(checkpoint=Checkpoint.parse(reader.rest()))
+        if event.action is Action.ACKNOWLEDGE:
+            return event._replace(acknowledgement=Acknowledgement.parse(reader.rest()))
         if event.action is Action.DETOKENIZE and reader.more:
             event = event._replace(use=UseNote.read(reader))
         return event  # more bytes than that would not encode back

@@ -9,6 +9,7 @@ from typing import Final
 
 import attrs
 
+from tokenvault.audit.acknowledgement import described
 from tokenvault.audit.batch_event import BATCH, items, parse
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.macs import AuditKeys, check_events
@@ -171,4 +172,7 @@ def _json_line(row: SealedEvent, event: AuditEvent, genuine: bool | None) -> str
             "key_id": checkpoint.key_id.hex() or None,
             "signature": checkpoint.signature.hex() or None,
         }
+    acknowledgement = None if row.reference == BATCH else Event.parse(row).acknowledgement
+    if acknowledgement is not None:
+        line["acknowledged"] = described(acknowledgement)
     return json.dumps(line, ensure_ascii=True)

@@ -13,6 +13,7 @@ from functools import partial
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
+from tokenvault.audit.verify.report import AuditReport
 from tokenvault.errors import TokenVaultError, async_boundary, async_call_boundary, boundary_init
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
@@ -26,7 +27,7 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
-from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault import acknowledging, arguments, history, issue, manage, search, use
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
@@ -597,8 +598,7 @@ class AsyncVault(AwaitedFace):
 
         Raises PermissionDeniedError.
         """
-        core = self._open()
-        return await manage.tokens_of(core, core.pan(pan), arguments.caller(requestor))
+        return await manage.tokens_of(self._open(), pan, arguments.caller(requestor))
 
     @async_call_boundary
     async def tokens_from(self, token_or_reference: str, *, requestor: str | None = None) -> list[TokenInfo]:
@@ -608,6 +608,26 @@ class AsyncVault(AwaitedFace):
         """
         core, name = self._open(), arguments.token_or_reference(token_or_reference)
         return await manage.tokens_from(core, name, arguments.caller(requestor))
+
+    @async_call_boundary
+    async def acknowledge(self, report: AuditReport, *, operator: str, reason: str) -> int:
+        """Acknowledge what a verification found after a restore or a failover, by an event that names each range.
+
+        Later verifications have it in `AuditReport.acknowledged`, and are intact but for that. What is found beyond
+        the ranges is a finding as before.
+
+        Args:
+            report: what `verify_audit` returned, with `since` where an anchor is kept.
+            operator: the person who answers for it, 1 to 64 printable ASCII characters.
+            reason: why it is so, likewise; one that could hold a card number is kept as a digest.
+
+        Returns:
+            How many findings are acknowledged.
+
+        Raises:
+            InvalidInputError: an argument is of another form, or a finding names no range that could be acknowledged.
+        """
+        return await acknowledging.acknowledge(self._open(), report, operator, reason)
 
     @async_call_boundary
     async def get(self, token_or_reference: str) -> TokenInfo:

@@ -14,6 +14,7 @@ from functools import partial
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
+from tokenvault.audit.verify.report import AuditReport
 from tokenvault.errors import TokenVaultError, boundary, boundary_init, call_boundary
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
@@ -27,7 +28,7 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.port import TokenStore
-from tokenvault.vault import arguments, history, issue, manage, search, use
+from tokenvault.vault import acknowledging, arguments, history, issue, manage, search, use
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
@@ -592,8 +593,7 @@ class Vault(BlockingFace):
 
         Raises PermissionDeniedError.
         """
-        core = self._open()
-        return run(manage.tokens_of(core, core.pan(pan), arguments.caller(requestor)))
+        return run(manage.tokens_of(self._open(), pan, arguments.caller(requestor)))
 
     @call_boundary
     def tokens_from(self, token_or_reference: str, *, requestor: str | None = None) -> list[TokenInfo]:
@@ -603,6 +603,26 @@ class Vault(BlockingFace):
         """
         core, name = self._open(), arguments.token_or_reference(token_or_reference)
         return run(manage.tokens_from(core, name, arguments.caller(requestor)))
+
+    @call_boundary
+    def acknowledge(self, report: AuditReport, *, operator: str, reason: str) -> int:
+        """Acknowledge what a verification found after a restore or a failover, by an event that names each range.
+
+        Later verifications have it in `AuditReport.acknowledged`, and are intact but for that. What is found beyond
+        the ranges is a finding as before.
+
+        Args:
+            report: what `verify_audit` returned, with `since` where an anchor is kept.
+            operator: the person who answers for it, 1 to 64 printable ASCII characters.
+            reason: why it is so, likewise; one that could hold a card number is kept as a digest.
+
+        Returns:
+            How many findings are acknowledged.
+
+        Raises:
+            InvalidInputError: an argument is of another form, or a finding names no range that could be acknowledged.
+        """
+        return run(acknowledging.acknowledge(self._open(), report, operator, reason))
 
     @call_boundary
     def get(self, token_or_reference: str) -> TokenInfo:

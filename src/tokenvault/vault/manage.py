@@ -90,11 +90,12 @@ async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
     return left_of.remaining(restrictions, record.usage, core.clock.now_ms())
 
 
-async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
+async def tokens_of(core: Core, number: str | Pan, requestor: str | None) -> list[TokenInfo]:
     """The tokens of a card that are not deleted, by token.
 
     It leaves an event, of each token that is found too; but where the host itself finds what it asks for.
     """
+    pan = core.pan(number)
     if requestor is not None:
         await core.permit_by_card(requestor, Action.LOOK_UP)
     live = await live_tokens(core, pan, requestor)

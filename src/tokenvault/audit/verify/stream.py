@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 
+from tokenvault.audit.acknowledgement import Acknowledged, Loss
 from tokenvault.audit.batch_event import changes_of
 from tokenvault.audit.checkpoint import Checkpoint
-from tokenvault.audit.event import Event
+from tokenvault.audit.event import ACTION, Action, Event
 from tokenvault.audit.macs import CheckedEvent
 from tokenvault.audit.merkle import Tree
 from tokenvault.audit.verify.event_index import IndexAudit
@@ -35,7 +36,7 @@ class StreamAudit:
 
     Attributes:
         anchor_entry: the state of the stream when it was verified before.
-        revisions, invalid_macs, index: collected over all streams, for the checks that follow.
+        revisions, invalid_macs, index, acknowledged: collected over all streams, for the checks that follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         vouched: numbers of the checkpoints that signatures speak for.
@@ -53,6 +54,7 @@ class StreamAudit:
     revisions: Revisions = attrs.field(factory=Revisions)
     invalid_macs: InvalidMacs = attrs.field(factory=InvalidMacs)
     index: IndexAudit = attrs.field(factory=IndexAudit)
+    acknowledged: Acknowledged = attrs.field(factory=Acknowledged)
     checkpoints: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     unauthenticated: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     vouched: set[int] = attrs.field(factory=set)
@@ -144,6 +146,9 @@ class StreamAudit:
         self.index.add(row)
         if self.whole:
             self._append(leaf)
+        # Without keys, what a signature commits to counts, if all of it is there.
+        if genuine or (genuine is None and self.whole and row.number <= self.committed):
+            self.acknowledged.add(acknowledged_by(row))
 
     def _advance(self, number: int) -> None:
         """Go on to a number; those in between are missing, unless a killed process may have left them out."""
@@ -218,3 +223,14 @@ class StreamAudit:
         self, kind: FindingKind, message: str, number: int | None = None, last: int | None = None
     ) -> None:
         self.findings.add(kind, message, self.stream, number, last)
+
+
+def acknowledged_by(row: SealedEvent) -> tuple[Loss, ...]:
+    """What an event acknowledges."""
+    if row.body[ACTION : ACTION + 1] != bytes((Action.ACKNOWLEDGE,)):
+        return ()
+    try:
+        acknowledgement = Event.parse(row).acknowledgement
+    except IntegrityError:  # of an event of a batch, that is another byte
+        return ()
+    return () if acknowledgement is None else acknowledgement.losses
