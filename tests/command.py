@@ -21,6 +21,10 @@ from tokenvault.cli import main
 CONFIGURATION = """
 token_store = "sqlite:///vault.db"
 
+[reveal]
+purposes = ["chargeback"]
+minutes = 10
+
 [programs.card-on-file]
 bin = "999912"
 keep_last4 = true

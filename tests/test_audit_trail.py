@@ -549,17 +549,20 @@ def test_the_export_has_every_event_as_a_line_of_json(keys: KeyStore, store: Tok
         (row.stream.hex(), row.number) for row in rows_of(store)
     ]
     assert lines[2] == {
+        "schema_version": 1, "item": 0,
         "stream": lines[0]["stream"], "number": 3, "time": "2026-05-28T20:26:40.000Z", "action": "DETOKENIZE",
         "outcome": "DONE", "requestor": SHOP, "reference": info.reference, "transaction_id": "tx-a", "codes": [],
         "revision": 2, "genuine": True, "operator": None, "kind": "PURCHASE", "amount": None, "currency": None,
-        "retry": False,
+        "retry": False, "score": None, "locked_until": None,
     }  # fmt: skip
     assert lines[3]["checkpoint"]["closes"] is True
     assert len(lines[3]["checkpoint"]["signature"]) == 128
     store.append([SealedEvent(b"\xff" * 16, 1, b"", b"nonsense", bytes(16))])
     without = list(tv.export_audit(store))
     assert json.loads(without[0])["genuine"] is None
-    assert json.loads(without[-1]) == {"stream": "ff" * 16, "number": 1, "genuine": False}
+    assert json.loads(without[-1]) == {
+        "schema_version": 1, "stream": "ff" * 16, "number": 1, "item": 0, "genuine": False,
+    }  # fmt: skip
     assert all(line.isascii() and "\n" not in line and info.token not in line for line in without)
 
 

@@ -24,9 +24,11 @@ from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, batch_events, issue, use
+from tokenvault import maintenance
 from tokenvault.audit.batch_event import BATCH, ITEMS_MAX, NO_NAME, USES_MAX, BatchEvent, Kind, items, parse
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
-from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.event import LOCKING, Action, Event, Outcome
+from tokenvault.audit.guard_note import Failure, FailureKind, account_row
 from tokenvault.audit.use_note import UseNote
 from tokenvault.columns.random import uniform
 from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
@@ -546,7 +548,8 @@ def test_records_under_two_versions_of_the_seal_key_are_read_together(fresh_keys
     store = memory_store(fresh_keys)
     with vaults.open_vault(fresh_keys, store) as vault:
         before = issue(vault, VISA, program="card-on-file").token
-    fresh_keys.create(tv.KeyPurpose.SEAL, tv.Custody.IN_PROCESS, version=2)
+    maintenance.add_key_version(fresh_keys, store, tv.KeyPurpose.SEAL)
+    maintenance.make_primary(fresh_keys, store, tv.KeyPurpose.SEAL, 2, force=True)
     with vaults.open_vault(fresh_keys, store) as vault:
         after = issue(vault, MASTERCARD, program="card-on-file").token
         assert {row.key_version for row in store.get([before, after])} == {1, 2}
@@ -950,7 +953,11 @@ use_notes = st.builds(
     strong=st.booleans(),
     retry=st.booleans(),
     counted=st.lists(_sixteen, max_size=3, unique=True).map(sorted).map(tuple),
+    score=st.none() | st.integers(0, 999),
 )
+
+
+_failures = st.builds(Failure, st.sampled_from(FailureKind), _sixteen, st.binary(min_size=8, max_size=8))
 
 
 @settings(max_examples=200)
@@ -970,9 +977,12 @@ use_notes = st.builds(
         max_size=12,
     ),
     st.integers(0, 2**63),
-    st.sampled_from(Action),
+    st.sampled_from([action for action in Action if action not in LOCKING]),
+    st.lists(_failures, max_size=3).map(tuple),
 )
-def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, action: Action) -> None:
+def test_a_batch_event_reads_back(
+    listed: list[tuple[Any, ...]], time_ms: int, action: Action, failures: tuple[Failure, ...]
+) -> None:
     """Item by item; and no other bytes read as an event than those that an event is written as."""
 
     builder = BatchEventBuilder(len(listed) + 2, str)
@@ -981,11 +991,14 @@ def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, a
         kind = Kind(outcome, requestor, codes, operator)
         builder.note(row, reference, revision, kind, name, note if uses else None)
     issues = action is Action.ISSUE and any(revision for _, revision, *_ in listed)
-    event = builder.event(time_ms, action, b"n" * 16 if issues else NO_NAME)
+    event = builder.event(time_ms, action, b"n" * 16 if issues else NO_NAME, failures)
     assert event is not None
     sealed = SealedEvent(bytes(16), 1, BATCH, event.body(), bytes(16))
     read = parse(sealed)
     assert isinstance(read, BatchEvent)
+    assert read.failures == failures
+    named = set(read.index_rows())
+    assert issues or all(account_row(each.account, time_ms) in named for each in failures)
     assert (read.time_ms, read.action) == (time_ms, action)
     expected = [
         Event(
@@ -1005,7 +1018,9 @@ def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, a
     assert list(items(read)) == expected
     assert list(read.index_rows()) == list(event.index_rows())
     if not issues:  # as single events are found
-        assert set(event.index_rows()) == {row for single in expected for row in single.index_rows()}
+        singles = {row for single in expected for row in single.index_rows()}
+        counted = {account_row(failure.account, time_ms) for failure in failures}
+        assert set(event.index_rows()) == singles | counted
     for changed in (sealed.body[:-1], sealed.body + b"\0", sealed.body[:29] + b"\xff\xff" + sealed.body[31:]):
         with pytest.raises(tv.IntegrityError):
             parse(sealed._replace(body=changed))

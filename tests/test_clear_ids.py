@@ -27,7 +27,8 @@ from tokenvault.testing.clock import ManualClock
 
 UNREGISTERED = "49999999999"
 LUHN_FREE = tv.TokenFormat(bin="999914", luhn=False)
-IDS = ClearIds([LUHN_FREE], [tv.PanRule()], lambda text: hashlib.sha256(text.encode()).digest()[:16])
+IDS = ClearIds(lambda text: hashlib.sha256(text.encode()).digest()[:16])
+IDS.know([tv.TokenProgram("luhn-free", format=LUHN_FREE)])
 
 BEGINS = {
     "4": (13, 16, 19), "51": (16,), "55": (16,), "2221": (16,), "2720": (16,), "34": (15,), "37": (15,),
@@ -120,7 +121,9 @@ def test_a_kept_id_stays_as_it_is_and_tells_ids_apart() -> None:
 def test_a_program_that_takes_cards_without_check_digits_keeps_no_number_of_their_length() -> None:
     text = "4111111111111112"
     assert IDS.kept(text) == text
-    ids = ClearIds([], [tv.PanRule(lengths=(16, 16), luhn=False)], lambda _: bytes(16))
+    ids = ClearIds(lambda _: bytes(16))
+    taking = tv.PanRule(lengths=(16, 16), luhn=False)
+    ids.know([tv.TokenProgram("any", format=tv.TokenFormat(bin="999914"), pans=taking)])
     assert ids.kept(text) != text
     assert ids.kept(text[:-1]) == text[:-1]
 

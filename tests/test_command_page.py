@@ -53,7 +53,7 @@ def test_every_command_of_the_page_runs_and_prints_what_is_shown(
         env={**os.environ, "TOKENVAULT_PASSPHRASE": "for this try only", "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ran.stderr == ""
     printed = ran.stdout.split(f"{MARK}\n")

@@ -17,6 +17,7 @@ from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import MASTERCARD, SHOP, issue, use
 from tokenvault.keys import KeyStore
+from tokenvault.records.layout import NEW_BODY_BYTES_MAX
 from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import TokenStore
@@ -215,9 +216,31 @@ def test_a_vault_stays_within_what_its_store_takes(
     assert tv.verify_audit(store, keys=local_keys).intact
 
 
+class LeastWrites(MemoryTokenStore):
+    """As little as a store may take in one write."""
+
+    write_limits = WriteLimits(rows=16, bytes=2**17, event_bytes=2**14)
+
+
+@pytest.mark.parametrize("values", [10, 400, 900, 3_000, 10_000])
+@pytest.mark.parametrize("kind", [LeastWrites, SmallWrites, MemoryTokenStore])
+def test_a_domain_of_any_size_goes_with_a_token(
+    local_keys: KeyStore, kind: type[MemoryTokenStore], values: int
+) -> None:
+    """A document that would not fit into the write of its token goes before it."""
+    store = kind()
+    tv.provision(local_keys, store)
+    domain = tv.Domain(merchants={f"{n:064}" for n in range(values)})
+    with vaults.open_vault(local_keys, store) as vault:
+        token = issue(vault, domain=domain, metadata={f"{n:064}": "v" * 64 for n in range(16)}).token
+        assert vault.domain(token) == domain
+
+
 def test_chunks_are_cut_by_rows_and_by_bytes() -> None:
     whole = WriteLimits()
-    assert whole.items(batches.ROWS_OF_A_USE, batches.CHUNK_ITEMS) == batches.CHUNK_ITEMS
+    assert whole.items(batches.ROWS_OF_A_USE, batches.CHUNK_USES) > batches.CHUNK_USES * 0.9
+    new = whole.items(batches.ROWS_OF_AN_ISSUE, batches.CHUNK_ITEMS, body_bytes_each=NEW_BODY_BYTES_MAX)
+    assert new > batches.CHUNK_ITEMS * 0.9
     assert WriteLimits(rows=100).items(batches.ROWS_OF_A_USE, 8_000) == 30
     assert WriteLimits(bytes=4_000_000).items(batches.ROWS_OF_A_USE, 8_000) < 4_000_000 // 4_096
     assert WriteLimits(event_bytes=100_000).items(batches.ROWS_OF_AN_ISSUE, 8_000) == 92_000 // 130

@@ -85,7 +85,7 @@ UNFIT = (
     {"token": "1" * 12}, {"token": "1" * 20}, {"token": "1" * 15 + "/"}, {"token": "1" * 15 + ":"},
     {"reference": bytes(15)}, {"pan_fingerprint": bytes(17)}, {"requestor": "4" * 10}, {"requestor": "4" * 10 + "x"},
     {"program": ""}, {"program": "x" * 65}, {"revision": 0}, {"revision": -1}, {"key_version": 0},
-    {"body": bytes(8_193)}, {"seal": bytes(44)}, {"customer": "c" * 65}, {"customer": "\x7f"}, {"customer": "\n"},
+    {"body": bytes(16_385)}, {"seal": bytes(44)}, {"customer": "c" * 65}, {"customer": "\x7f"}, {"customer": "\n"},
     {"last4_key": bytes(15)}, {"status": 0}, {"status": 128}, {"created_ms": -1},
 )  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_columns_are_refused_where_records_are(fields: dict[str, object]) -> Non
     for rows in ([unfit], [record(1), unfit], [unfit, record(1)]):
         with pytest.raises(IntegrityError):
             read(*map(sent, rows))
-    assert RecordColumns.of([record(7, program="x" * 64, body=bytes(8_192), revision=2**63 - 1)]).fit()
+    assert RecordColumns.of([record(7, program="x" * 64, body=bytes(16_384), revision=2**63 - 1)]).fit()
 
 
 def test_nothing_is_read_across_the_borders_of_fields() -> None:

@@ -35,7 +35,7 @@ def test_a_merchant_padded_to_15_is_the_one_of_the_domain_and_a_retry_is_one(vau
     assert not vault.check(token, use(2, merchant="M-1001 ")).allowed
 
 
-@pytest.mark.parametrize("value", [" M-1001", "", " ", " " * 15, "M\t", "M\n", "x" * 65, 5])
+@pytest.mark.parametrize("value", [" M-1001", "", " ", " " * 15, "M\t", "M\n", "x" * 257, 5])
 def test_other_blanks_are_refused_and_the_text_says_so(value: Any) -> None:
     with pytest.raises(tv.InvalidInputError, match=r"merchant .*without a blank at either end"):
         use(merchant=value)

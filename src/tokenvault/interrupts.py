@@ -31,6 +31,7 @@ _USED_HERE: Final = {
     "pkcs11",
     "asn1crypto",
     "psycopg",
+    "psycopg_binary",
     "psycopg_c",
     "typer",
 }

@@ -19,6 +19,7 @@ from tokenvault.audit.batch_event import (
     by_first_use,
 )
 from tokenvault.audit.event import Action
+from tokenvault.audit.guard_note import Failure
 from tokenvault.audit.use_note import NOTE_COLUMN, UseNote
 from tokenvault.stores.new_records import Bytes
 from tokenvault.stores.port import REFERENCE_BYTES
@@ -85,7 +86,9 @@ class BatchEventBuilder:
             self._uses[rows] = np.frombuffer(use.fixed(), NOTE_COLUMN)[0]
             self._counted_of[rows] = self._counted.setdefault(use.counted, len(self._counted))
 
-    def event(self, time_ms: int, action: Action, name: bytes = NO_NAME) -> BatchEvent | None:
+    def event(
+        self, time_ms: int, action: Action, name: bytes = NO_NAME, failures: tuple[Failure, ...] = ()
+    ) -> BatchEvent | None:
         """The event; None where nothing is noted. `name` is that of a batch that issues tokens."""
         if not self._noted.any():
             return None
@@ -106,4 +109,5 @@ class BatchEventBuilder:
             notes=self._uses[self._noted] if uses else self._uses[:0],
             counted=tuple(counted),
             counted_of=counted_of,
+            failures=failures,
         )

@@ -106,8 +106,11 @@ class Trail:
         if in_the_way:
             journal.withdraw(entry)
         else:
-            journal.written(entry)
+            self._done(entry)
         return in_the_way
+
+    def _done(self, entry: Entry) -> None:
+        self.journal.written(entry)
 
     def _seal(
         self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent], seal: Callable[[], T]

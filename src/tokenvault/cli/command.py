@@ -93,7 +93,9 @@ class Session:
     def vault(self) -> Vault:
         """The vault, with the configured programs and requestors. Raises what opening one raises."""
         found = self.configuration
-        vault = Vault(self.keys, self.store, programs=found.programs, requestors=found.requestors)
+        vault = Vault(
+            self.keys, self.store, programs=found.programs, requestors=found.requestors, reveal=found.reveal
+        )
         return self._opened.enter_context(vault)
 
     def _close_later(self, opened: C) -> C:

@@ -37,6 +37,7 @@ from tokenvault.errors import ConfigurationError, TokenVaultError
 from tokenvault.keys.port import Custody
 from tokenvault.model.checks import milliseconds
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
 
@@ -46,7 +47,7 @@ PATH_VARIABLE: Final = "TOKENVAULT_CONFIG"
 KEY_STORE_VARIABLE: Final = "TOKENVAULT_KEY_STORE"
 TOKEN_STORE_VARIABLE: Final = "TOKENVAULT_STORE"  # noqa: S105 # the name of an environment variable, no password
 
-_NAMES: Final = frozenset({"key_store", "token_store", "custody", "programs", "requestors"})
+_NAMES: Final = frozenset({"key_store", "token_store", "custody", "programs", "requestors", "reveal"})
 _PASSWORD: Final = re.compile(r"(://[^:/?#@]*:)[^/?#]*(?=@)|(\b(?:password|pin-value)=)[^&]*", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class Configuration:
         key_store, token_store: addresses, as `open_key_store` and `open_token_store` take them.
         custody: of keys that are made.
         programs, requestors: those of the vault.
+        reveal: its dual control; None where no card number leaves it but for payments.
     """
 
     path: Path | None = None
@@ -69,6 +71,7 @@ class Configuration:
     custody: Custody = Custody.IN_PROCESS
     programs: tuple[TokenProgram, ...] = ()
     requestors: tuple[TokenRequestor, ...] = ()
+    reveal: RevealPolicy | None = None
 
 
 def load(path: Path | None) -> Configuration:
@@ -101,6 +104,7 @@ def load(path: Path | None) -> Configuration:
             _within(f"requestors.{name}", partial(_requestor, name, value))
             for name, value in _table("requestors", table.get("requestors", {})).items()
         ),
+        reveal=_within("reveal", lambda: _reveal(table.get("reveal"))),
     )
 
 
@@ -190,6 +194,10 @@ def _requestor(identity: str, value: object) -> TokenRequestor:
     return TokenRequestor(identity, **_arguments(value, _REQUESTOR_FIELDS))
 
 
+def _reveal(value: object) -> RevealPolicy | None:
+    return None if value is None else RevealPolicy(**_arguments(value, _REVEAL_FIELDS))
+
+
 def _arguments(value: object, fields: frozenset[str]) -> dict[str, Any]:
     """The arguments that a table describes, each as its reader reads it."""
     table = _table("a part", value)
@@ -214,6 +222,7 @@ def _names_of(kind: type[attrs.AttrsInstance], *own: str) -> frozenset[str]:
 _FORMAT_FIELDS: Final = _names_of(TokenFormat)
 _PROGRAM_FIELDS: Final = _names_of(TokenProgram, "name", "format")
 _REQUESTOR_FIELDS: Final = _names_of(TokenRequestor, "id")
+_REVEAL_FIELDS: Final = _names_of(RevealPolicy)
 _READERS: Final[dict[str, Callable[[object], object]]] = {
     "domain": _domain,
     "making": Making,

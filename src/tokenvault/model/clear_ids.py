@@ -20,9 +20,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
-from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, SHORTEST_PAN, Pan, PanRule, luhn_valid
+from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, SHORTEST_PAN, Pan, luhn_valid
+from tokenvault.model.programs import TokenProgram
 from tokenvault.model.spellings import Runs, readings
 from tokenvault.model.token_format import TokenFormat
 
@@ -43,21 +44,30 @@ _CARDS: Final = re.compile(
 """How the cards of the networks begin (ISO/IEC 7812), with their lengths."""
 
 
+class _Numbers(NamedTuple):
+    """The formats of tokens, and the lengths of PANs without a check digit."""
+
+    formats: tuple[TokenFormat, ...]
+    unchecked: tuple[tuple[int, int], ...]
+
+
 class ClearIds:
     """What ids may be kept in clear by a vault.
 
     Args:
-        formats: of the tokens of all programs.
-        rules: which PANs programs take.
         digest: of a text, 16 bytes, under a key.
     """
 
-    def __init__(
-        self, formats: Iterable[TokenFormat], rules: Iterable[PanRule], digest: Callable[[str], bytes]
-    ) -> None:
-        self._formats: Final = tuple(dict.fromkeys(formats))
-        self._unchecked: Final = tuple({rule.lengths for rule in rules if not rule.luhn})
+    def __init__(self, digest: Callable[[str], bytes]) -> None:
         self._digest: Final = digest
+        self._numbers = _Numbers((), ())
+
+    def know(self, programs: Iterable[TokenProgram]) -> None:
+        """Look for the tokens of these programs, and for the PANs that they take, from now on."""
+        known = tuple(programs)
+        formats = tuple(dict.fromkeys(program.format for program in known))
+        unchecked = {program.pans.lengths for program in known if not program.pans.luhn}
+        self._numbers = _Numbers(formats, tuple(unchecked))
 
     def kept(self, text: str, pan: Pan | None = None) -> str:
         """An id as it is kept: as it is, or its digest where it could hold a number, or holds a PAN that is known."""
@@ -91,10 +101,10 @@ class ClearIds:
         return False
 
     def _is_unchecked(self, number: str) -> bool:
-        return any(fewest <= len(number) <= most for fewest, most in self._unchecked)
+        return any(fewest <= len(number) <= most for fewest, most in self._numbers.unchecked)
 
     def _holds_token(self, digits: str) -> bool:
-        return any(_holds_token(digits, each) for each in self._formats)
+        return any(_holds_token(digits, each) for each in self._numbers.formats)
 
 
 def _holds_token(digits: str, token_format: TokenFormat) -> bool:

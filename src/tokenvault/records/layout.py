@@ -76,8 +76,11 @@ ENCODING_VERSION: Final = 2
 BODY: Final = struct.Struct(">BBBBH32sQQBH")
 BODY_TIMES: Final = slice(38, 54)
 """Where a body states when the record was created and updated."""
+NEW_BODY_BYTES_MAX: Final = 8_704
+"""The longest body of a record without counters, which is one that was not used yet: most of it is metadata."""
 BODY_STATUS: Final = 2
 BODY_CREATED: Final = slice(38, 46)
+BODY_METADATA_BYTES: Final = slice(55, 57)
 
 ASSURANCE: Final = struct.Struct(">2sQ")
 PAR: Final = struct.Struct(">29s")

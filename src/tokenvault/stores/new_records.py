@@ -64,7 +64,7 @@ class RecordBatch(ColumnarRecords):
         pan_fingerprints: an array of shape (records, 16) and dtype uint8.
         requestor, program, revision, key_version: the fields that all records share, as in SealedRecord.
         status, created_ms: likewise.
-        bodies: a byte string for each record, of at most 8,192 bytes; often one object for all.
+        bodies: a byte string for each record, of at most 16,384 bytes; often one object for all.
         seals: an array of shape (records, 45) and dtype uint8.
         customers: a text for each record, empty where there is none.
         last4_keys: an array of shape (records, 16) and dtype uint8; of width 0 where tokens are not found by them.

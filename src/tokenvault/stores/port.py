@@ -63,7 +63,7 @@ class SealedRecord(NamedTuple):
         program: 1 to 64 ASCII characters.
         revision: 1 at insertion, one more with every replacement; below 2**63.
         key_version: version of the SEAL key of the seal.
-        body: the other fields, in the canonical encoding of docs/formats.md; at most 8,192 bytes.
+        body: the other fields, in the canonical encoding of docs/formats.md; at most 16,384 bytes.
         seal: 45 bytes: nonce, ciphertext, tag.
         customer: the caller's own id of whom the token is for, up to 64 printable ASCII characters; empty: none.
         last4_key: 16 bytes by which tokens are found by the last four digits of the PAN; empty: not found so.
@@ -244,7 +244,10 @@ class TokenStore(Protocol):
         unwritten()
 
     def count(self, requestor: str, program: str, status: int) -> int:
-        """How many records a group has, counted in an index."""
+        """How many records a group has: exact once a write returns, also after one that was refused or interrupted.
+
+        A store of many records keeps the number beside them: what is read does not depend on it.
+        """
         unwritten()
 
     def find_customer(self, customer: str, *, after: str = "", limit: int = PAGE_MAX) -> list[SealedRecord]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,8 +22,6 @@ from tokenvault.vault.search import Wanted
 AFTER_MAX: Final = 2**62
 METADATA_PAIRS_MAX: Final = 16
 METADATA_TEXT_MAX: Final = 64
-METADATA_CHARACTERS_MAX: Final = 4_000
-"""Of all pairs as JSON in ASCII: any that is ASCII itself fits."""
 
 _REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
 _LAST4: Final = re.compile(r"[0-9]{4}")
@@ -80,7 +77,7 @@ def pan_or_name(core: Core, value: str | Pan) -> Pan | str | bytes:
     if isinstance(value, str):
         if _REFERENCE.fullmatch(value):
             return bytes.fromhex(value)
-        if value.startswith(core.token_bins) and value.isdecimal():
+        if value.startswith(core.parties.known.token_bins) and value.isdecimal():
             return checks.token(value)
     return core.pan(value)
 
@@ -104,8 +101,6 @@ def metadata(value: Mapping[str, str] | None) -> dict[str, str] | None:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise InvalidInputError("metadata is a mapping of texts to texts")
         found[_metadata_text(pair[0])] = _metadata_text(pair[1])
-    if len(json.dumps(found)) > METADATA_CHARACTERS_MAX:
-        raise InvalidInputError("metadata is too long in all", code="METADATA_TOO_LONG")
     return found
 
 

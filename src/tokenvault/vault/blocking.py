@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
-from tokenvault.audit.export import HISTORY_MAX, AuditEvent
-from tokenvault.audit.verify.report import AuditReport
 from tokenvault.errors import TokenVaultError, boundary, boundary_init, call_boundary
 from tokenvault.keys.port import Custody, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram, TokenRequestor
@@ -28,18 +27,22 @@ from tokenvault.model.transaction import Transaction
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.port import TokenStore
-from tokenvault.vault import acknowledging, arguments, history, issue, manage, search, use
+from tokenvault.vault import arguments, issue, manage, search, use, within
 from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
-from tokenvault.vault.face import BlockingFace, store_without_coroutines
+from tokenvault.vault.directory import Directory, StoredDirectory
+from tokenvault.vault.exchange_blocking import BlockingExchange
+from tokenvault.vault.face import store_without_coroutines
+from tokenvault.vault.guard import Guard
 from tokenvault.vault.observer import Observer
 from tokenvault.vault.open import open_core
 from tokenvault.vault.orders import Grant, Order
-from tokenvault.vault.provision import create_schema_and_keys
+from tokenvault.vault.provision import KEY_DELAY, create_schema_and_keys
+from tokenvault.vault.risk import RiskPolicy
 
 
 @boundary
@@ -49,6 +52,7 @@ def provision(
     *,
     custody: Custody = Custody.IN_PROCESS,
     find_by_last4: bool = False,
+    key_delay: timedelta = KEY_DELAY,
 ) -> None:
     """Create the database's schema and the keys that are missing. Idempotent.
 
@@ -58,6 +62,8 @@ def provision(
         custody: of the keys that are made.
         find_by_last4: whether `search` finds tokens by the last four digits of their card, by a keyed index; those
             that are issued from then on by vaults that open later. It stays so.
+        key_delay: how long a running vault may take to notice that keys are rotated, from 0.1 to 600 seconds; of a
+            database that has none yet. A vault asks the database twice in this time; rotation waits for it.
 
     Raises:
         ConfigurationError: the database was made under other keys, or by a newer version of the library.
@@ -66,12 +72,12 @@ def provision(
     """
     with closing(BlockingRuntime()) as runtime:
         run(create_schema_and_keys(
-            keys, store_without_coroutines(store), runtime, custody, find_by_last4=find_by_last4
+            keys, store_without_coroutines(store), runtime, custody, key_delay, find_by_last4=find_by_last4
         ))
 
 
 @boundary_init
-class Vault(BlockingFace):
+class Vault(BlockingExchange):
     """A token vault over a key store and a token store, both of which the caller opens and closes.
 
     It opens when it is made. Safe to share between threads; a forked child may go on with it.
@@ -81,10 +87,15 @@ class Vault(BlockingFace):
         store: the token store, as `open_token_store` opens it.
         programs: the token programs; every program that has tokens in the store belongs here.
         requestors: the parties that may use the vault.
+        directory: in place of both, where they are looked up: a StoredDirectory, which this vault changes, or one of
+            the host's own.
         clock: the source of the time; unset, the machine's.
         checkpoints: how often the audit trail gets a checkpoint; unset, after 1,000 events or 60 seconds.
         observer: is told of calls, decisions and conflicts, from a thread of its own: it can neither break a call nor
             hold it up. Unset, nothing is told.
+        guard: when a requestor that guesses tokens is locked out; unset, `Guard()`.
+        risk: is asked about each use that its domain allows, before the card is handed out; unset, nobody is.
+        reveal: under which dual control card numbers leave by `reveal`; unset, none does.
 
     Raises:
         ConfigurationError: the parts do not fit together, or nothing is provisioned yet.
@@ -103,18 +114,26 @@ class Vault(BlockingFace):
         *,
         programs: Iterable[TokenProgram] = (),
         requestors: Iterable[TokenRequestor] = (),
+        directory: Directory | StoredDirectory | None = None,
         clock: Clock | None = None,
         checkpoints: CheckpointPolicy | None = None,
         observer: Observer | None = None,
+        guard: Guard | None = None,
+        risk: RiskPolicy | None = None,
+        reveal: RevealPolicy | None = None,
     ) -> None:
         opening = partial(
             open_core,
             keys,
             programs=programs,
             requestors=requestors,
+            directory=directory,
             clock=clock,
             checkpoints=checkpoints,
             observer=observer,
+            guard=guard,
+            risk=risk,
+            reveal=reveal,
         )
         super().__init__(store, opening)
 
@@ -174,6 +193,7 @@ class Vault(BlockingFace):
         terms = arguments.terms(
             requestor, program, domain, token_expiry, assurance, active, accept_expired, operator
         )
+        run(core.parties.refresh(terms.program))
         order = Order(
             card=Card(core.pan(pan, terms.program), arguments.optional_expiry(expiry)),
             terms=terms,
@@ -255,6 +275,7 @@ class Vault(BlockingFace):
             DomainRestrictionError: with every control that failed.
             TokenNotFoundError: there is no such token.
             PermissionDeniedError: the transaction's requestor is unknown or has no Permission.DETOKENIZE.
+            RequestorLockedOutError: it guessed too often (`guard`).
             InvalidInputError: an argument is of another form, or the transaction holds the card number.
             ConflictError: others kept using the token; nothing was counted.
         """
@@ -541,13 +562,9 @@ class Vault(BlockingFace):
         Raises as `suspend`.
         """
         core, name = self._open(), arguments.token_or_reference(token)
-        return run(manage.update_assurance(
-            core,
-            name,
-            None if method is None else checks.assurance("method", method),
-            None if at is None else arguments.milliseconds("at", at),
-            arguments.by(None, operator),
-        ))
+        stated = None if method is None else checks.assurance("method", method)
+        at_ms = None if at is None else arguments.milliseconds("at", at)
+        return run(manage.update_assurance(core, name, stated, at_ms, arguments.by(None, operator)))
 
     @call_boundary
     def update_card(
@@ -580,6 +597,7 @@ class Vault(BlockingFace):
             LifecycleError, PermissionDeniedError, ConflictError: as `suspend`.
         """
         core = self._open()
+        run(core.parties.refresh())
         new = NewCard(None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry))
         name = arguments.pan_or_name(core, pan_or_token_or_reference)
         return run(manage.update_card(core, name, new, arguments.by(requestor, operator)))
@@ -593,7 +611,9 @@ class Vault(BlockingFace):
 
         Raises PermissionDeniedError.
         """
-        return run(manage.tokens_of(self._open(), pan, arguments.caller(requestor)))
+        core = self._open()
+        run(core.parties.refresh())
+        return run(manage.tokens_of(core, core.pan(pan), arguments.caller(requestor)))
 
     @call_boundary
     def tokens_from(self, token_or_reference: str, *, requestor: str | None = None) -> list[TokenInfo]:
@@ -603,26 +623,6 @@ class Vault(BlockingFace):
         """
         core, name = self._open(), arguments.token_or_reference(token_or_reference)
         return run(manage.tokens_from(core, name, arguments.caller(requestor)))
-
-    @call_boundary
-    def acknowledge(self, report: AuditReport, *, operator: str, reason: str) -> int:
-        """Acknowledge what a verification found after a restore or a failover, by an event that names each range.
-
-        Later verifications have it in `AuditReport.acknowledged`, and are intact but for that. What is found beyond
-        the ranges is a finding as before.
-
-        Args:
-            report: what `verify_audit` returned, with `since` where an anchor is kept.
-            operator: the person who answers for it, 1 to 64 printable ASCII characters.
-            reason: why it is so, likewise; one that could hold a card number is kept as a digest.
-
-        Returns:
-            How many findings are acknowledged.
-
-        Raises:
-            InvalidInputError: an argument is of another form, or a finding names no range that could be acknowledged.
-        """
-        return run(acknowledging.acknowledge(self._open(), report, operator, reason))
 
     @call_boundary
     def get(self, token_or_reference: str) -> TokenInfo:
@@ -677,12 +677,8 @@ class Vault(BlockingFace):
             ConfigurationError: tokens are not found by their last four digits here.
         """
         wanted = arguments.wanted(requestor, customer, program, status, last4)
-        return run(search.search(
-            self._open(),
-            wanted,
-            after=arguments.after_token(after),
-            limit=checks.whole_number("limit", limit, 1, search.SEARCH_MAX),
-        ))
+        most = checks.whole_number("limit", limit, 1, search.SEARCH_MAX)
+        return run(search.search(self._open(), wanted, after=arguments.after_token(after), limit=most))
 
     @call_boundary
     def count(
@@ -695,25 +691,27 @@ class Vault(BlockingFace):
         """How many tokens there are, of a program, a requestor, a status, or several of them: by an index."""
         return run(search.count(self._open(), arguments.wanted(requestor, None, program, status, None)))
 
-    @call_boundary
-    def history(
-        self, token_or_reference: str, *, after: int = 0, limit: int = HISTORY_MAX
-    ) -> list[AuditEvent]:
-        """What the audit trail says of a token, each event authenticated, by time, stream and number.
+    @boundary
+    def within(self, connection: object) -> Vault:
+        """This vault inside a transaction of your own: what it changes is there once you commit, or never was.
 
-        By its reference (32 hexadecimal digits) also where the record is gone. Raises TokenNotFoundError.
+        It is used by `with`, or `async with`, and ends before you commit or roll back. It issues (`issue`,
+        `issue_from`, `issue_many`), uses and manages tokens by single calls; a token that it changed is locked for
+        others until you commit. What is refused or looked for leaves its event at once, whatever becomes of the
+        transaction, and so does each card number that is handed out.
 
         Args:
-            token_or_reference: the token.
-            after: how many events to pass over: with `limit`, for reading in pages.
-            limit: the most events to return, from 1 to 1,000.
+            connection: to the database of this vault's token store, which is PostgreSQL: psycopg's, or SQLAlchemy's
+                connection or session over psycopg. Its transaction is durable (`synchronous_commit`).
+
+        Raises:
+            ConfigurationError: the store has no part in such a transaction; or the connection commits by itself, only
+                reads, is not durable, or is to another database (NO_TRANSACTION, STORE_NOT_DURABLE).
         """
-        return run(history.history(
-            self._open(),
-            arguments.token_or_reference(token_or_reference),
-            after=checks.whole_number("after", after, 0, arguments.AFTER_MAX),
-            limit=checks.whole_number("limit", limit, 1, HISTORY_MAX),
-        ))
+        inside = Vault.__new__(Vault)
+        opening = partial(within.inner_core, self._open(), self._store, connection, store_without_coroutines)
+        BlockingExchange.__init__(inside, self._store, opening)
+        return inside
 
     @boundary
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from tokenvault.audit.batch_event import ITEMS_MAX, BatchEvent, Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.guard_note import Failure
 from tokenvault.errors import (
     InvalidInputError,
     LifecycleError,
@@ -38,7 +39,8 @@ from tokenvault.vault.alterations import (
     status_change,
     winding_down,
 )
-from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.core import Core, Unsealed, failed, requestor_unknown
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.issue import SOURCES_MAX
 from tokenvault.vault.orders import expired
 
@@ -86,21 +88,22 @@ async def domain(core: Core, name: str | bytes) -> Domain:
 async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
     """What is left of each limit that applies to a token."""
     record = (await core.read(name, None)).record
-    restrictions = await core.documents.restrictions(record, record.requestor)
+    restrictions = await core.documents.restrictions(core.parties, record, record.requestor)
     return left_of.remaining(restrictions, record.usage, core.clock.now_ms())
 
 
-async def tokens_of(core: Core, number: str | Pan, requestor: str | None) -> list[TokenInfo]:
+async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
     """The tokens of a card that are not deleted, by token.
 
     It leaves an event, of each token that is found too; but where the host itself finds what it asks for.
     """
-    pan = core.pan(number)
     if requestor is not None:
         await core.permit_by_card(requestor, Action.LOOK_UP)
     live = await live_tokens(core, pan, requestor)
-    if not live:
+    if not live and requestor is None:
         await core.deny(Action.LOOK_UP, requestor, outcome=Outcome.NOT_FOUND)
+    elif not live and requestor is not None:
+        await core.deny_miss(Action.LOOK_UP, requestor, "card", pan.reveal())
     for start in range(0, 0 if requestor is None else len(live), ITEMS_MAX):
         await core.trail.note(_found_by_card(core, requestor, live[start : start + ITEMS_MAX]))
     return [await core.info(unsealed) for unsealed in live]
@@ -119,10 +122,12 @@ def _found_by_card(core: Core, requestor: str | None, live: Sequence[Unsealed]) 
 async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
     """The tokens that were issued from a token, directly or not, and are not deleted, by token."""
     source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
-    if source.card is None:
-        return []
-    live = await live_tokens(core, source.card.pan, None)
-    by_reference = {unsealed.record.reference: unsealed for unsealed in live}
+    # By fingerprint: a token that is deleted has no card any more, and those that came from it live on.
+    pan_fingerprints = {source.record.pan_fingerprint}
+    if source.card is not None:
+        pan_fingerprints.update(await core.runtime.call(core.keys.pan_fingerprints, source.card.pan))
+    of_card = [unsealed async for unsealed in core.of_card(sorted(pan_fingerprints), None)]
+    by_reference = {unsealed.record.reference: unsealed for unsealed in of_card}
     wanted = source.record.reference
 
     def comes_from(record: TokenRecord) -> bool:
@@ -135,7 +140,11 @@ async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> l
             record = before.record
         return False
 
-    return [await core.info(unsealed) for unsealed in live if comes_from(unsealed.record)]
+    return [
+        await core.info(unsealed)
+        for unsealed in of_card
+        if unsealed.card is not None and comes_from(unsealed.record)
+    ]
 
 
 async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
@@ -151,9 +160,18 @@ async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsea
 # Changing.
 
 
-async def change_status(core: Core, name: str | bytes, change: Change, by: By = HOST) -> TokenInfo:
-    """Change the status of a token."""
-    return await _change(core, name, Action[change.name], status_change(change, by.actor), by)
+async def change_status(
+    core: Core, name: str | bytes, change: Change, by: By = HOST, failures: tuple[Failure, ...] = ()
+) -> TokenInfo:
+    """Change the status of a token; the event notes failures for the guard."""
+    return await _change(core, name, Action[change.name], status_change(core, change, by.actor), by, failures)
+
+
+async def release(core: Core, requestor: str, by: By) -> None:
+    """Let a requestor in that the guard locked out."""
+    if await core.parties.requestor(requestor) is None:
+        raise requestor_unknown()
+    await core.guards.release(requestor, by.operator)
 
 
 async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
@@ -214,7 +232,7 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
     live = [record for record, _ in await live_tokens(core, name, by.requestor)]
     if not live:
-        await core.deny(Action.UPDATE_CARD, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
+        await core.deny_miss(Action.UPDATE_CARD, by.requestor, "card", name.reveal(), operator=by.operator)
         raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
     if new.pan is not None:
         for record in live:
@@ -246,7 +264,14 @@ def refuse_new_card(core: Core, new: NewCard) -> None:
         raise expired("the card")
 
 
-async def _change(core: Core, name: str | bytes, action: Action, alter: Alteration, by: By) -> TokenInfo:
+async def _change(
+    core: Core,
+    name: str | bytes,
+    action: Action,
+    alter: Alteration,
+    by: By,
+    failures: tuple[Failure, ...] = (),
+) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
     codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
@@ -270,6 +295,7 @@ async def _change(core: Core, name: str | bytes, action: Action, alter: Alterati
             codes=codes,
             revision=revision,
             operator=by.operator,
+            failures=failures,
         )
         if not await core.replace(changed, event):
             return await core.info(changed)
@@ -294,7 +320,11 @@ async def manageable(core: Core, name: str | bytes, action: Action, by: By) -> t
         acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
     if acting is not None and not await may_manage(core, record, action, acting):
-        await core.deny(action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator)
+        tally = Tally(core.guards)
+        tally.refusal(acting, core.keys.failure(*failed(name)))
+        await core.deny(
+            action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator, tally=tally
+        )
         raise not_its_token()
     return unsealed, acting
 

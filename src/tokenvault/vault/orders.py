@@ -11,7 +11,7 @@ from tokenvault.errors import InvalidInputError, PermissionDeniedError
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
-from tokenvault.model.programs import Permission, TokenProgram
+from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
 
@@ -88,7 +88,7 @@ class Grant(NamedTuple):
 async def permitted_program(core: Core, terms: Terms, issuer: str) -> TokenProgram:
     """The program, if a requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
     requestor = await core.permit(issuer, Permission.ISSUE, Action.ISSUE)
-    program = core.programs.get(terms.program)
+    program = await core.parties.program(terms.program)
     if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(
@@ -144,10 +144,9 @@ def expired(name: str) -> InvalidInputError:
     )
 
 
-def renews(core: Core, order: Order, unsealed: Unsealed) -> bool:
+def renews(requestor: TokenRequestor | None, order: Order, unsealed: Unsealed) -> bool:
     """Whether a card comes again with a later expiry, from a requestor that may manage its tokens."""
     before, after = None if unsealed.card is None else unsealed.card.expiry, order.card.expiry
-    requestor = core.requestors.get(order.terms.requestor)
     return (
         after is not None
         and (before is None or after > before)

@@ -12,7 +12,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.model.ledger import LedgerEntry, Uses
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.keyring import KeyRing
-from tokenvault.stores.port import SealedEvent
+from tokenvault.stores.port import AsyncTokenStore, SealedEvent
 from tokenvault.vault.core import Core
 
 _NOT_GENUINE: Final = "an audit event of this use is not one that a vault wrote: verify the trail"
@@ -63,7 +63,8 @@ class UseNames(NamedTuple):
         contents = dict.fromkeys(self.contents, transaction.content)
         entries = [_entry(use, time_ms, ids, contents) for _, time_ms, *_, use in ordered]
         # Two that came at once under one id, and that no limit counts, were both allowed: each is a retry of itself.
-        entries.sort(key=lambda entry: entry.content != transaction.content)
+        # All others stay in their order, also where they are alike: a capture goes before the refunds of it.
+        entries.sort(key=lambda entry: entry.use_id == self.own[0] and entry.content != transaction.content)
         return Uses.of([*entries, *later], self.own[0], self.original[0] if self.original else None)
 
     def note(self, transaction: Transaction, entry: LedgerEntry | None, *, allowed: bool) -> UseNote:
@@ -99,6 +100,21 @@ def _entry(
         counted=use.counted,
         strong=use.strong,
     )
+
+
+async def events_of(store: AsyncTokenStore, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+    """The events of many uses, as `TokenStore.uses` finds them: in parts, where they are more than one answer holds.
+
+    Raises IntegrityError where those of one use id alone are too many.
+    """
+    try:
+        return await store.uses(pairs)
+    except IntegrityError as error:
+        if error.code != "TOO_MANY_EVENTS" or len(pairs) < 2:
+            raise
+    half = len(pairs) // 2
+    parts = [await events_of(store, part) for part in (pairs[:half], pairs[half:])]
+    return list({(row.stream, row.number): row for part in parts for row in part}.values())
 
 
 async def genuine_events(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenvault.audit import succession
 from tokenvault.audit.acknowledgement import Acknowledged
 from tokenvault.audit.checkpoint import CrossReference
 from tokenvault.audit.event import leaf_of
@@ -37,7 +38,8 @@ def verify_audit(
         public_key: what `audit_public_key` returned, PEM. Without keys, signed checkpoints are authenticated, and by
             them the checkpoints that they refer to and the events that they commit to (`AuditReport.covered`); an
             edit is then located between two checkpoints. With or without keys, every stream must then end with a
-            checkpoint that is signed, or that a signed one refers to.
+            checkpoint that is signed, or that a signed one refers to. A key is trusted too that a trusted one
+            introduced (`maintenance.introduce_signer`).
         since: an earlier report, or what its `anchor()` returned: all that was there then must be there still.
 
     Raises:
@@ -46,6 +48,7 @@ def verify_audit(
     """
     checks.blocking_store("store", store)
     trusted = TrustedKeys(keys, public_key)
+    trusted.learn(succession.stored(store.get_meta))
     before: dict[bytes, AnchorEntry] = {}
     if since is not None:
         before = dict(since.anchor_entries) if isinstance(since, AuditReport) else parse_anchor(since)

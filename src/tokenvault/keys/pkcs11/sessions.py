@@ -214,20 +214,31 @@ class TokenSessions:
         ):
             return action(session)
 
-    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
-        """Make a key, or raise CollisionError when there is one or another process makes it too.
+    def generate(
+        self, state: State, name: KeyName, custody: Custody, identity: bytes, key: Secret | None = None
+    ) -> KeyName:
+        """Make a key, or of one from outside an object; CollisionError: there is one, or another process makes it.
 
         Run again with the same identity, it goes on with what the first run made.
         """
-        return self.write(state, lambda session: self._generate(state, session, name, custody, identity))
+        return self.write(state, lambda session: self._generate(state, session, name, custody, identity, key))
 
     def _generate(
-        self, state: State, session: Session, name: KeyName, custody: Custody, identity: bytes
+        self,
+        state: State,
+        session: Session,
+        name: KeyName,
+        custody: Custody,
+        identity: bytes,
+        key: Secret | None,
     ) -> KeyName:
         if not objects.find_made(session, identity):
             if objects.find_named(session, name):
                 raise CollisionError
-            objects.generate(session, name, custody, identity)
+            if key is None:
+                objects.generate(session, name, custody, identity)
+            else:
+                objects.bring_in(session, name, custody, identity, key)
             state.module.settle()
         made = objects.find_made(session, identity)
         named = objects.find_named(session, name)

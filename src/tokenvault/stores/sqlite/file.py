@@ -48,6 +48,13 @@ _SCHEMA: Final = (
     "CREATE INDEX tokens_by_group ON tokens (requestor, program, status, created_ms, token)",
     "CREATE INDEX tokens_by_customer ON tokens (customer, token) WHERE customer <> ''",
     "CREATE INDEX tokens_by_last4_key ON tokens (last4_key, token) WHERE last4_key <> x''",
+    """CREATE TABLE token_counts (
+        requestor TEXT NOT NULL,
+        program TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        PRIMARY KEY (requestor, program, status)
+    ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE events (
         stream BLOB NOT NULL,
         number INTEGER NOT NULL,

@@ -1,0 +1,30 @@
+"""Maintenance beside running vaults: keys that rotate, records that follow them, an inventory of both.
+
+`tokenvault.maintenance.awaited` has the same functions as coroutines, over a store with coroutines.
+"""
+
+from tokenvault.maintenance.blocking import (
+    add_key_version,
+    destroy,
+    introduce_signer,
+    inventory,
+    make_primary,
+    refingerprint,
+    reseal,
+    retire,
+)
+from tokenvault.maintenance.renewal import Progress
+from tokenvault.maintenance.rotation import Usage
+
+__all__ = [
+    "Progress",
+    "Usage",
+    "add_key_version",
+    "destroy",
+    "introduce_signer",
+    "inventory",
+    "make_primary",
+    "refingerprint",
+    "reseal",
+    "retire",
+]
