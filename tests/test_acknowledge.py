@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import vaults
+from tests.editors import Row, postgres_database
+from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vaults import VISA, all_events, issue, use
 from tokenvault.audit.acknowledgement import LOSSES_MAX, Acknowledged, Loss
@@ -126,6 +128,98 @@ def test_an_auditor_with_the_public_key_alone_sees_it_once_it_is_signed_for(rest
     report = tv.verify_audit(restored.store, public_key=pem, since=restored.anchor)
     assert {each.kind for each in report.acknowledged} >= {FindingKind.STREAM_DROPPED}
     assert report.intact
+
+
+def test_an_acknowledgement_that_somebody_forged_counts_for_nothing(restored: Restored) -> None:
+    """Made by hand of a genuine one, in its place in another stream, or with further ranges in its own."""
+    restored.acknowledge()
+    (row,) = [row for row in restored.rows() if Event.parse(row).action is Action.ACKNOWLEDGE]
+    restored.edit("DELETE FROM events WHERE stream = ? AND number = ?", row.stream, row.number)
+    wider = Event.parse(row)
+    assert wider.acknowledgement is not None
+    (first, *rest) = wider.acknowledgement.losses
+    losses = (first._replace(first=1, last=2**63 - 1), *rest)
+    body = wider._replace(acknowledgement=wider.acknowledgement._replace(losses=losses)).body()
+    for stream, number in ((row.stream, row.number), (b"\x7f" * 16, 1)):
+        restored.edit(
+            "INSERT INTO events (stream, number, reference, body, mac) VALUES (?, ?, ?, ?, ?)",
+            stream,
+            number,
+            row.reference,
+            body,
+            row.mac,
+        )
+        report = restored.verify()
+        assert not report.acknowledged
+        assert {FindingKind.TRUNCATED, FindingKind.STREAM_DROPPED} <= {each.kind for each in report.findings}
+
+
+def test_one_forged_among_events_that_a_signature_commits_to_does_not_excuse_itself(
+    restored: Restored,
+) -> None:
+    """With the public key alone no MAC is looked at: what is not as was signed for acknowledges nothing."""
+    pem = tv.audit_public_key(restored.keys)
+    with restored.open() as vault:
+        vault.acknowledge(restored.verify(), operator="ann", reason="restored")
+        issue(vault)  # the root that shows the forgery comes after one more event
+    (genuine,) = [row for row in restored.rows() if Event.parse(row).action is Action.ACKNOWLEDGE]
+    stream = genuine.stream  # of a vault that was closed: the last checkpoint commits to all of it
+    event = Event.parse(genuine)
+    assert event.acknowledgement is not None
+    everything = Loss(FindingKind.EDITED, stream, 1, 2**63 - 1)
+    forged = event._replace(acknowledgement=event.acknowledgement._replace(losses=(everything,)))
+    restored.edit(
+        "UPDATE events SET body = ? WHERE stream = ? AND number = ?", forged.body(), stream, genuine.number
+    )
+    report = tv.verify_audit(restored.store, public_key=pem)
+    found = {(each.kind, each.stream) for each in report.findings}
+    assert (FindingKind.EDITED, stream.hex()) in found
+    assert not any(each.kind is FindingKind.EDITED for each in report.acknowledged)
+
+
+def test_an_acknowledgement_hides_nothing_that_it_does_not_name(restored: Restored) -> None:
+    report = restored.verify()
+    (truncated,) = [each for each in report.findings if each.kind is FindingKind.TRUNCATED]
+    part = attrs.evolve(report, findings=(truncated,), open_findings=())
+    with restored.open() as vault:
+        assert vault.acknowledge(part, operator="ann", reason="one of two") == 1
+    after = restored.verify()
+    assert [each.kind for each in after.acknowledged] == [FindingKind.TRUNCATED]
+    assert [each.kind for each in after.findings] == [FindingKind.STREAM_DROPPED]
+
+
+def test_a_failover_that_lost_rows_is_acknowledged_and_a_later_loss_is_found(
+    local_keys: KeyStore, postgres_server: PostgresServer
+) -> None:
+    clock = ManualClock(NOW_MS)
+    with postgres_database(postgres_server) as (store, new_editor):
+        tv.provision(local_keys, store)
+        with new_editor() as editor, vaults.open_vault(local_keys, store, clock) as running:
+            token = issue(running, domain=tv.Domain(limits=(tv.Limit(uses=3),))).token
+            running.detokenize(token, use("replicated"))
+            tables = ("events", "event_index", "tokens", "token_counts")
+            standby: dict[str, list[Row]] = {table: editor.rows(table) for table in tables}
+            running.detokenize(token, use("lost"))
+            issue(running)
+            anchor = tv.verify_audit(store, keys=local_keys).anchor()
+            running.close()
+            for table, rows in standby.items():
+                editor.restore(table, rows)
+            before = tv.verify_audit(store, keys=local_keys, since=anchor)
+            assert [each.kind for each in before.findings] == [FindingKind.TRUNCATED]
+            clock.advance(1)
+            with vaults.open_vault(local_keys, store, clock) as vault:
+                vault.acknowledge(before, operator="ann", reason="failover of Friday")
+                vault.detokenize(token, use("after"))
+                again = issue(vault)
+            report = tv.verify_audit(store, keys=local_keys, since=anchor)
+            assert report.intact
+            assert [each.kind for each in report.acknowledged] == [FindingKind.TRUNCATED]
+            editor.execute("DELETE FROM {}tokens WHERE token = %s", (again.token,))
+            report = tv.verify_audit(store, keys=local_keys, since=report.anchor())
+            assert [(each.kind, each.reference) for each in report.findings] == [
+                (FindingKind.RECORD_REMOVED, again.reference)
+            ]
 
 
 def test_a_report_with_what_names_no_range_is_refused_whole(restored: Restored) -> None:

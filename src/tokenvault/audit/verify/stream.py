@@ -65,6 +65,7 @@ class StreamAudit:
     whole: bool = True
     _invalid: list[InvalidMac] = attrs.field(factory=list)
     _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
+    _uncertain: tuple[Loss, ...] = ()  # without keys: until a root shows that the events are those signed for
 
     @property
     def committed(self) -> int:
@@ -145,9 +146,9 @@ class StreamAudit:
             self.revisions.add(reference, revision)
         self.index.add(row)
         if self.whole:
+            self._uncertain += acknowledged_by(row) if genuine is None else ()
             self._append(leaf)
-        # Without keys, what a signature commits to counts, if all of it is there.
-        if genuine or (genuine is None and self.whole and row.number <= self.committed):
+        if genuine:
             self.acknowledged.add(acknowledged_by(row))
 
     def _advance(self, number: int) -> None:
@@ -192,7 +193,11 @@ class StreamAudit:
         self.tree = self.tree.with_leaf(leaf)
         size = self.tree.size
         roots = self._roots.get(size)
-        if roots is None or roots == {self.tree.root()}:
+        if roots is None:
+            return
+        uncertain, self._uncertain = self._uncertain, ()
+        if roots == {self.tree.root()}:
+            self.acknowledged.add(uncertain)
             return
         self.whole = False
         before = max((each for each in self._roots if each < size), default=0)
