@@ -131,6 +131,10 @@ def calls(
         "acknowledge": (vault.acknowledge, 1, ["operator", "reason"]),
         "get": (vault.get, 1, []),
         "history": (vault.history, 1, ["after", "limit"]),
+        "capacity": (vault.capacity, 0, ["recent_days"]),
+        "health": (vault.health, 0, ["within_ms"]),
+        "health": (vault.health, 0, ["within_ms"]),
+        "export_audit": (lambda **named: list(tv.export_audit(store, **named)), 0, ["after", "shape", "stop"]),
         "CheckpointPolicy": (tv.CheckpointPolicy, 0, ["events", "seconds"]),
         "Pan.parse": (tv.Pan.parse, 1, []),
         "CardExpiry": (tv.CardExpiry, 2, []),
@@ -220,7 +224,7 @@ USES_THE_STORE = frozenset(
      "search", "count", "get_many", "delete_many", "update_domain_many", "update_token_many", "update_card_many",
      "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
      "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
-     "provision", "capacity", "health"}
+     "provision", "capacity", "health", "export_audit"}
 )  # fmt: skip
 
 

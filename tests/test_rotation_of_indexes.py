@@ -16,6 +16,7 @@ from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import MASTERCARD, SHOP, VISA, all_records, issue, use
 from tokenvault import Kind, maintenance
+from tokenvault.audit.event import Action
 from tokenvault.errors import IntegrityError, KeyStoreError, TokenVaultError
 from tokenvault.keys import KeyPurpose, KeyStore
 from tokenvault.records import index_keys, sealing
@@ -225,6 +226,25 @@ def test_two_vaults_give_an_idempotency_key_one_token_though_one_has_not_noticed
             token = issue(late, idempotency_key="k").token
             other.join()
             assert found == [token]
+
+
+def test_what_came_from_a_deleted_token_is_found_at_every_stage(
+    keys: KeyStore, store: TokenStore, vault: tv.Vault
+) -> None:
+    """By the events that name their source: a tombstone has no card, and no fingerprint of one."""
+    source = issue(vault, program="card-on-file")
+    between = vault.issue_from(source.token, requestor=SHOP, program="one-time")
+    last = vault.issue_from(between.token, requestor=SHOP, program="one-time")
+    others = issue(vault)
+    vault.delete(source.token)
+    vault.delete(between.token)
+    for _ in stages(keys, store, FINGERPRINT):
+        assert [each.token for each in vault.tokens_from(source.token, requestor=SHOP)] == [last.token]
+        assert [each.token for each in vault.tokens_from(between.token)] == [last.token]
+        assert vault.tokens_from(others.token) == []
+    vault.delete(last.token, requestor=SHOP)
+    assert vault.tokens_from(source.token) == []
+    assert [each.action for each in vault.history(source.token)].count(Action.ISSUE) == 1
 
 
 def test_metadata_is_sealed_anew_and_keeps_its_key_for_as_long_as_it_is_under_it(

@@ -51,7 +51,7 @@ from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
 from tokenvault.model import dual_control
 from tokenvault.stores.index_rows import NO_USE, USE_ID_BYTES, IndexRow
-from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
+from tokenvault.stores.port import MALFORMED_EVENT, REFERENCE_BYTES, SealedEvent
 
 ENCODING_VERSION: Final = 3
 
@@ -185,6 +185,8 @@ class Event(NamedTuple):
             allowed = self.outcome is Outcome.DONE
             use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=allowed)
             rows = [IndexRow(self.reference, use_id) for use_id in use_ids]
+            if source := source_of(self):
+                rows.append(IndexRow(source, self.reference))
         if self.failures:
             rows += failure_rows(self.failures, self.time_ms)
         if self.action in LOCKING and self.requestor is not None:
@@ -256,6 +258,14 @@ class Event(NamedTuple):
         if reader.more:
             event = event._replace(failures=read_failures(reader))
         return event  # more bytes than that would not encode back
+
+
+def source_of(event: Event) -> bytes:
+    """The reference of the token that a token was issued from: its event names it in letters; empty for others."""
+    if event.action is not Action.ISSUE or event.outcome is not Outcome.DONE:
+        return b""
+    source = dual_control.from_letters(event.transaction_id or "")
+    return source if len(source) == REFERENCE_BYTES else b""
 
 
 class _Encoded(Protocol):

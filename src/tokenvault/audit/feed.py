@@ -122,19 +122,25 @@ class Feed:
         self._keys: Final = None if keys is None else AuditKeys(keys)
         self._shape: Final = shape
         self._places: Mapping[bytes, Place] = {} if after is None else parse_position(after)
+        self._read: list[tuple[bytes, Place]] = []
         self.more = False
 
     @property
     def position(self) -> str:
         """How far it has come, once a look is over."""
-        return Position(self._places).text()
+        return self._between().text()
+
+    def _between(self) -> Position:
+        return Position(self._places, self._read, len(self._read))
 
     def look(self, *, pages_at_once: int | None = None) -> Generator[AuditLine, None, None]:
         """The lines that there are by now."""
         self.more = False
         names = sorted(name for name in self._store.streams() if len(name) == STREAM_BYTES)
         present = set(names)
-        self._places = {name: place for name, place in self._places.items() if name in present}
+        places = self._between().all_places()
+        self._places = {name: place for name, place in places.items() if name in present}
+        self._read = []  # not emptied: lines that were given go by it
         for stream in names:
             place = self._places.get(stream, Place())
             if not place.closed:
@@ -158,7 +164,7 @@ class Feed:
                 self.more = True
                 break
         if place != before:
-            self._places = {**self._places, stream: place}
+            self._read.append((stream, place))
         if malformed >= pages.MALFORMED_MAX:
             raise IntegrityError(
                 "too many rows of a stream are malformed: what follows them was not read",
@@ -201,7 +207,8 @@ class Feed:
         return after
 
     def _line(self, document: dict[str, object], stream: bytes, place: Place) -> AuditLine:
-        return AuditLine(json.dumps(document, ensure_ascii=True), Position(self._places, stream, place))
+        at = Position(self._places, self._read, len(self._read), stream, place)
+        return AuditLine(json.dumps(document, ensure_ascii=True), at)
 
     def _readable(
         self, event: AuditEvent, item: int, genuine: bool | None, single: Event | None

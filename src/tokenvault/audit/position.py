@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import islice, pairwise
 from typing import Final
 
 import attrs
@@ -20,7 +20,8 @@ from tokenvault.errors import IntegrityError, InvalidInputError
 
 VERSION: Final = 1
 
-TEXT_CHARACTERS_MAX: Final = 16 * 2**20
+TEXT_CHARACTERS_MAX: Final = 2**28
+"""Of a position: 5 million streams."""
 
 GAPS_MAX: Final = 10_000
 """Gaps of one stream: more than a process has writes under way at once."""
@@ -105,18 +106,27 @@ class Position:
     """What was read of all streams.
 
     Attributes:
-        places: of each stream, by its name.
-        stream: the one that is being read, whose place is not the one of `places`; None between two looks.
+        places: of each stream, by its name, when the look began.
+        read: the streams that were read since, and their places; it grows on.
+        count: how many of these.
+        stream: the one that is being read; None between two looks.
         place: of that stream.
     """
 
     places: Mapping[bytes, Place]
+    read: Sequence[tuple[bytes, Place]] = ()
+    count: int = 0
     stream: bytes | None = None
     place: Place = Place()
 
+    def all_places(self) -> dict[bytes, Place]:
+        """The place of each stream."""
+        places = {**self.places, **dict(islice(self.read, self.count))}
+        return places if self.stream is None else {**places, self.stream: self.place}
+
     def text(self) -> str:
         """As a text of ASCII, without blanks or ends of lines."""
-        places = dict(self.places) if self.stream is None else {**self.places, self.stream: self.place}
+        places = self.all_places()
         return json.dumps(
             {
                 "version": VERSION,

@@ -13,6 +13,7 @@ from tokenvault.errors import (
     PermissionDeniedError,
     TokenSpaceExhaustedError,
 )
+from tokenvault.model import dual_control
 from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
@@ -355,6 +356,7 @@ def _event(order: Order, unsealed: Unsealed, now_ms: int, *, revision: int) -> E
         outcome=Outcome.DONE,
         requestor=order.terms.requestor,
         reference=unsealed.record.reference,
+        transaction_id=dual_control.letters(order.source) or None,
         revision=revision,
         operator=order.terms.operator,
     )

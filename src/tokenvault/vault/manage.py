@@ -40,6 +40,7 @@ from tokenvault.vault.alterations import (
     winding_down,
 )
 from tokenvault.vault.core import Core, Unsealed, failed, requestor_unknown
+from tokenvault.vault.descent import descendants
 from tokenvault.vault.guard import Tally
 from tokenvault.vault.issue import SOURCES_MAX
 from tokenvault.vault.orders import expired
@@ -122,29 +123,7 @@ def _found_by_card(core: Core, requestor: str | None, live: Sequence[Unsealed]) 
 async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
     """The tokens that were issued from a token, directly or not, and are not deleted, by token."""
     source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
-    # By fingerprint: a token that is deleted has no card any more, and those that came from it live on.
-    pan_fingerprints = {source.record.pan_fingerprint}
-    if source.card is not None:
-        pan_fingerprints.update(await core.runtime.call(core.keys.pan_fingerprints, source.card.pan))
-    of_card = [unsealed async for unsealed in core.of_card(sorted(pan_fingerprints), None)]
-    by_reference = {unsealed.record.reference: unsealed for unsealed in of_card}
-    wanted = source.record.reference
-
-    def comes_from(record: TokenRecord) -> bool:
-        for _ in range(SOURCES_MAX):
-            if record.source == wanted:
-                return True
-            before = by_reference.get(record.source)
-            if before is None:
-                return False
-            record = before.record
-        return False
-
-    return [
-        await core.info(unsealed)
-        for unsealed in of_card
-        if unsealed.card is not None and comes_from(unsealed.record)
-    ]
+    return [await core.info(unsealed) for unsealed in await descendants(core, source)]
 
 
 async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
