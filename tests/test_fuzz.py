@@ -133,7 +133,6 @@ def calls(
         "history": (vault.history, 1, ["after", "limit"]),
         "capacity": (vault.capacity, 0, ["recent_days"]),
         "health": (vault.health, 0, ["within_ms"]),
-        "health": (vault.health, 0, ["within_ms"]),
         "export_audit": (lambda **named: list(tv.export_audit(store, **named)), 0, ["after", "shape", "stop"]),
         "CheckpointPolicy": (tv.CheckpointPolicy, 0, ["events", "seconds"]),
         "Pan.parse": (tv.Pan.parse, 1, []),
