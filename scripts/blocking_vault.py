@@ -79,8 +79,8 @@ EXCHANGE_SENTENCES: Final = (
         "Generated from `exchange_awaited` by `python -m scripts.blocking_vault`: change that, and run this.",
     ),
     (
-        "from tokenvault.vault import arguments",
-        "from tokenvault.runtime import run\nfrom tokenvault.vault import arguments",
+        "from tokenvault.vault import acknowledging",
+        "from tokenvault.runtime import run\nfrom tokenvault.vault import acknowledging",
     ),
 )
 

@@ -128,6 +128,7 @@ def calls(
         "update_domain": (vault.update_domain, 2, ["requestor"]),
         "update_card": (vault.update_card, 1, ["new_pan", "expiry", "requestor"]),
         "tokens_of": (vault.tokens_of, 1, ["requestor"]),
+        "acknowledge": (vault.acknowledge, 1, ["operator", "reason"]),
         "get": (vault.get, 1, []),
         "history": (vault.history, 1, ["after", "limit"]),
         "capacity": (vault.capacity, 0, ["recent_days"]),

@@ -13,6 +13,7 @@ Layout of an event's body, encoding version 3, big endian:
     1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
     ..  only of a use (action DETOKENIZE) of a token that there is: its note (`use_note`)
     ..  only of a checkpoint: its payload (`checkpoint`); of a lock-out: its payload (`guard_note`)
+    ..  only of action ACKNOWLEDGE: its payload (`acknowledgement`)
     ..  only where it counts failures: these (`guard_note`)
 
 Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
@@ -35,6 +36,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from tokenvault.audit.acknowledgement import Acknowledgement
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.guard_note import (
     Failure,
@@ -61,6 +63,9 @@ _POSITION: Final = struct.Struct(">QB")
 REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
 """Where a body states its revision."""
 
+ACTION: Final = 9
+"""Where it states its action, unless it is of a batch."""
+
 MALFORMED: Final = "an audit event is not one that this library writes"
 
 
@@ -83,6 +88,7 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     CHECK = 14
     LOCK_OUT = 15
     RELEASE = 16
+    ACKNOWLEDGE = 17
     REQUEST_REVEAL = 30
     APPROVE_REVEAL = 31
     REVEAL = 32
@@ -147,6 +153,7 @@ class Event(NamedTuple):
         operator: the person behind a management call, as the host names them; None where it names none.
         use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
         checkpoint: only of action CHECKPOINT: what it says.
+        acknowledgement: only of action ACKNOWLEDGE, likewise.
         lock_out: only of action LOCK_OUT: until when.
         failures: what it counts for the guard.
     """
@@ -162,6 +169,7 @@ class Event(NamedTuple):
     operator: str | None = None
     use: UseNote | None = None
     checkpoint: Checkpoint | None = None
+    acknowledgement: Acknowledgement | None = None
     lock_out: LockOut | None = None
     failures: tuple[Failure, ...] = ()
 
@@ -211,7 +219,8 @@ class Event(NamedTuple):
         named = (self.requestor or "", self.transaction_id or "", self.operator or "")
         texts = "".join(map(prefixed, named)) + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
         use = b"" if self.use is None else self.use.pack()
-        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
+        special = self.checkpoint or self.acknowledgement
+        payload = b"" if special is None else special.payload()
         if self.lock_out is not None:
             payload = self.lock_out.pack()
         return fixed + texts.encode("ascii") + use + payload + packed_failures(self.failures)
@@ -240,6 +249,8 @@ class Event(NamedTuple):
         )
         if event.action is Action.CHECKPOINT:
             return event._replace(checkpoint=Checkpoint.parse(reader.rest()))
+        if event.action is Action.ACKNOWLEDGE:
+            return event._replace(acknowledgement=Acknowledgement.parse(reader.rest()))
         if event.action is Action.LOCK_OUT:
             return event._replace(lock_out=LockOut.parse(reader.rest()))
         if event.action is Action.DETOKENIZE and event.outcome is not Outcome.NOT_FOUND and reader.more:

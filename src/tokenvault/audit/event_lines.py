@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.acknowledgement import described
+from tokenvault.audit.event import Event
 from tokenvault.audit.export import AuditEvent
 
 SCHEMA_VERSION: Final = 1
@@ -23,10 +24,8 @@ def unreadable_line(stream: bytes, number: int) -> dict[str, object]:
     }
 
 
-def event_line(
-    event: AuditEvent, item: int, genuine: bool | None, checkpoint: Checkpoint | None
-) -> dict[str, object]:
-    """Of an event, or of an item of a batch, which are counted from 0."""
+def event_line(event: AuditEvent, item: int, genuine: bool | None, single: Event | None) -> dict[str, object]:
+    """Of an event, or of an item of a batch, which are counted from 0 and of which `single` is None."""
     line: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "stream": event.stream,
@@ -49,7 +48,8 @@ def event_line(
         "locked_until": None if event.locked_until is None else _text(event.locked_until),
         "genuine": genuine,
     }
-    if checkpoint is not None:
+    if single is not None and single.checkpoint is not None:
+        checkpoint = single.checkpoint
         line["checkpoint"] = {
             "size": checkpoint.size,
             "root": checkpoint.root.hex(),
@@ -62,6 +62,8 @@ def event_line(
             "key_id": checkpoint.key_id.hex() or None,
             "signature": checkpoint.signature.hex() or None,
         }
+    if single is not None and single.acknowledgement is not None:
+        line["acknowledged"] = described(single.acknowledgement)
     return line
 
 

@@ -12,7 +12,6 @@ from collections.abc import Generator, Mapping
 from typing import Final, Literal, TypeAlias
 
 from tokenvault.audit.batch_event import parse
-from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.event import Event
 from tokenvault.audit.event_lines import event_line, unreadable_line
 from tokenvault.audit.export import AuditEvent, events_of
@@ -196,8 +195,9 @@ class Feed:
         except IntegrityError:
             lines, checkpoint = [self._unreadable(row.stream, row.number)], None
         else:
-            checkpoint = event.checkpoint if isinstance(event, Event) else None
-            lines = [self._readable(each, item, genuine, checkpoint) for item, each in enumerate(events)]
+            single = event if isinstance(event, Event) else None
+            checkpoint = None if single is None else single.checkpoint
+            lines = [self._readable(each, item, genuine, single) for item, each in enumerate(events)]
         if genuine and checkpoint is not None:
             after = after.with_checkpoint(row.number, checkpoint)
         given = place.lines_of(row.number)
@@ -211,9 +211,9 @@ class Feed:
         return AuditLine(json.dumps(document, ensure_ascii=True), at)
 
     def _readable(
-        self, event: AuditEvent, item: int, genuine: bool | None, checkpoint: Checkpoint | None
+        self, event: AuditEvent, item: int, genuine: bool | None, single: Event | None
     ) -> dict[str, object]:
-        line = event_line(event, item, genuine, checkpoint)
+        line = event_line(event, item, genuine, single)
         return line if self._shape == "tokenvault" else ocsf_event(event, item, genuine, line)
 
     def _unreadable(self, stream: bytes, number: int) -> dict[str, object]:

@@ -59,6 +59,7 @@ _ACTIVITIES: Final[dict[Action, tuple[int, str]]] = {
     Action.CHECK: (2, _TOKEN),
     Action.LOCK_OUT: (12, _REQUESTOR),
     Action.RELEASE: (13, _REQUESTOR),
+    Action.ACKNOWLEDGE: (3, _TRAIL),
     Action.REQUEST_REVEAL: (1, _REQUEST),
     Action.APPROVE_REVEAL: (3, _REQUEST),
     Action.REVEAL: (2, _TOKEN),

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
+from tokenvault.audit.verify.report import AuditReport
 from tokenvault.errors import async_boundary, async_call_boundary
 from tokenvault.model import checks, dual_control
 from tokenvault.model.domain import Domain
@@ -16,7 +17,7 @@ from tokenvault.model.dual_control import RevealRequest
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.token_info import TokenInfo
-from tokenvault.vault import arguments, capacity, export, health, history, manage, reveal
+from tokenvault.vault import acknowledging, arguments, capacity, export, health, history, manage, reveal
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.imports import Importing, TokenToImport
 from tokenvault.vault.batch.results import IssueBatchResult
@@ -245,6 +246,26 @@ class AwaitedExchange(AwaitedFace):
         """
         named = checks.requestor_id("requestor", requestor)
         await self._open().changing.disable(named, arguments.optional_text("operator", operator))
+
+    @async_call_boundary
+    async def acknowledge(self, report: AuditReport, *, operator: str, reason: str) -> int:
+        """Acknowledge what a verification found after a restore or a failover, by an event that names each range.
+
+        Later verifications have it in `AuditReport.acknowledged`, and are intact but for that. What is found beyond
+        the ranges is a finding as before.
+
+        Args:
+            report: what `verify_audit` returned, with `since` where an anchor is kept.
+            operator: the person who answers for it, 1 to 64 printable ASCII characters.
+            reason: why it is so, likewise; one that could hold a card number is kept as a digest.
+
+        Returns:
+            How many findings are acknowledged.
+
+        Raises:
+            InvalidInputError: an argument is of another form, or a finding names no range that could be acknowledged.
+        """
+        return await acknowledging.acknowledge(self._open(), report, operator, reason)
 
     @async_call_boundary
     async def history(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,9 +18,10 @@ from tokenvault.audit.verify.report import ANCHOR_CHARACTERS_MAX, AuditFinding, 
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.cli.command import Session, command
 from tokenvault.cli.commands import apps
+from tokenvault.cli.commands.options import Yes
 from tokenvault.cli.exits import NO
 from tokenvault.cli.feed_files import FeedFiles
-from tokenvault.cli.inputs import open_private, reason_of
+from tokenvault.cli.inputs import confirm, open_private, reason_of
 from tokenvault.cli.views import NOTHING, facts, listing, verdict
 from tokenvault.errors import InvalidInputError
 from tokenvault.stores import TokenStore
@@ -96,6 +98,31 @@ def anchor(
     with os.fdopen(open_private(to), "w", encoding="ascii") as file:
         file.write(f"{report.anchor()}\n")
     _show(session, report, {"anchor": str(to)})
+
+
+@command(apps.audit, "acknowledge")
+def acknowledge(
+    session: Session,
+    operator: Annotated[str, typer.Option("--operator", help="Who answers for it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why it is so, such as which backup was restored.")],
+    since: Since = None,
+    yes: Yes = False,
+) -> None:
+    """Acknowledge what a restore or a failover lost.
+
+    Verifies, shows the findings and asks; then an event names them, and later verifications are intact but for these.
+    Give the last anchor from before. Ends with 1 where nothing is to be acknowledged.
+    """
+    report = _verified(session, None, since, without_keys=False)
+    count = len(report.findings) + len(report.open_findings)
+    if not count:
+        _show(session, report, {})
+        raise typer.Exit(NO.code)
+    for kind, number in sorted(Counter(each.kind.name for each in report.findings).items()):
+        session.output.note(f"{kind}: {number:,}")
+    confirm(f"Acknowledge {count:,} findings, for ever?", yes=yes)
+    done = session.vault.acknowledge(report, operator=operator, reason=reason)
+    session.output.result({"acknowledged": done}, verdict(f"{done:,} findings are acknowledged", good=True))
 
 
 @command(apps.audit, "export")
