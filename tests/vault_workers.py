@@ -286,3 +286,11 @@ def issue_batches(uri: str, url: str, chunk_items: int, number: int, program: st
         batches.CHUNK_ITEMS = chunk_items  # type: ignore[misc] # many chunks, so that a kill finds one under way
         vault = vaults.open_vault(keys, store)
         vault.issue_many(map(card_number, range(number)), requestor=vaults.SHOP, program=program)
+
+
+def issue_with_keys(uri: str, url: str, number: int) -> None:
+    """Issue a token for each of so many cards, each under an idempotency key of its own."""
+    with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
+        vault = vaults.open_vault(keys, store)
+        for card in range(number):
+            vaults.issue(vault, card_number(card), idempotency_key=str(card))

@@ -174,7 +174,8 @@ class Vault(BlockingExchange):
                 the token by it.
             metadata: the caller's own pairs, at most 16, of 1 to 64 printable characters each; they are sealed.
             idempotency_key: names the request, 1 to 64 printable ASCII characters: the same one again, with the same
-                arguments, gives the same token, of whichever program. Unique to the requestor and the program.
+                arguments, gives the same token as it is by then, of whichever program. Unique to the requestor and
+                the program. A card that had its CONVERGENT token before the key was used leaves the key unused.
             accept_expired: whether a card may have expired already, as those that are imported.
             operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the audit event.
 
@@ -227,7 +228,7 @@ class Vault(BlockingExchange):
         issued to sees it by `tokens_from`, and may suspend, resume and delete it.
 
         Args:
-            token_or_reference: the source: active, and at most 8 tokens away from one that was issued for a card.
+            token_or_reference: the source: active, and at most 7 tokens away from one that was issued for a card.
             requestor: id of the requestor that the new token is for.
             program: name of the new token's program.
             domain: of the new token; unset, only the program's and the requestor's restrict it.
@@ -236,7 +237,8 @@ class Vault(BlockingExchange):
             active: False for a token that `activate` makes usable later.
             customer: as of `issue`.
             metadata: as of `issue`.
-            idempotency_key: as of `issue`.
+            idempotency_key: as of `issue`, unique to `requestor`. A retry, too, needs an active source; that its card
+                was renewed meanwhile does not matter.
             operator: the person behind the call.
 
         Raises:

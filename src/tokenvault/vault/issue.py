@@ -35,7 +35,7 @@ from tokenvault.vault.orders import (
 )
 
 SOURCES_MAX: Final = 8
-"""How long a chain of tokens is, each of which was issued from the one before."""
+"""How many tokens of a chain were each issued from the one before."""
 
 DRAWS_MAX: Final = 8
 """Random tokens drawn one by one; after so many collisions the space is looked at."""
@@ -53,6 +53,7 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
     record, card = await core.read(grant.source, Action.ISSUE)
     program = await permitted_program(core, terms, record.requestor)
     if await core.parties.requestor(terms.requestor) is None:
+        await core.deny(Action.ISSUE, record.requestor, "REQUESTOR_UNKNOWN", reference=record.reference)
         raise PermissionDeniedError(
             "the requestor that the token is for is not registered with the vault", code="REQUESTOR_UNKNOWN"
         )
@@ -76,11 +77,13 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
     return await _issue(core, order, program)
 
 
-async def _refuse_long_chain(core: Core, record: TokenRecord) -> None:
+async def _refuse_long_chain(core: Core, source: TokenRecord) -> None:
+    record = source
     for _ in range(SOURCES_MAX):
         if not record.source:
             return
         record = (await core.read(record.source, None)).record
+    await core.deny(Action.ISSUE, source.requestor, "SOURCES_EXCEEDED", reference=source.reference)
     raise LifecycleError(
         f"at most {SOURCES_MAX} tokens are issued one from another: issue from an earlier one",
         code="SOURCES_EXCEEDED",
@@ -224,7 +227,7 @@ async def _converge(
         own = await candidate(tombstones)
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
-        return await _again(core, order, existing[0], now_ms)
+        return await _again(core, order, program, existing[0], now_ms)
     if await core.key_versions.settle():
         return await _anew(core, order, program, now_ms)
     # What is counted of a card here outlives the deletion of its token: each took it over from the one before.
@@ -240,12 +243,12 @@ async def _converge(
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
         if _converges(order, program, there, pan_fingerprints):
-            return await _again(core, order, there, now_ms)
+            return await _again(core, order, program, there, now_ms)
     raise _exhausted(program, choices)
 
 
 async def _anew(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
-    """Begin again, with the keys that are in force now: those that it was begun with are not."""
+    """Begin again: the keys or the token that it was begun with are not those in force now."""
     if order.idempotency_key is not None:
         return await _repeatable(core, order, program, now_ms)
     return await _converge(core, order, program, now_ms)
@@ -312,25 +315,35 @@ def _converges(
     )
 
 
-async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
+async def _again(
+    core: Core, order: Order, program: TokenProgram, unsealed: Unsealed, now_ms: int
+) -> Unsealed:
     """Issue an existing token again: unchanged, but for the expiry of a card that was renewed."""
     renewed = renews(await core.parties.requestor(order.terms.requestor), order, unsealed)
     refuse_different(order, unsealed, renewed=renewed)
     if renewed:
-        unsealed = await _renew(core, order, unsealed.record.token)
+        still = await _renew(core, order, unsealed.record.token)
+        if still is None:
+            return await _anew(core, order, program, now_ms)
+        unsealed = still
     await core.trail.note(_event(order, unsealed, now_ms, revision=0))
     return unsealed
 
 
-async def _renew(core: Core, order: Order, token: str) -> Unsealed:
-    """Give a token the expiry of its renewed card. Raises ConflictError after many conflicts."""
+async def _renew(core: Core, order: Order, token: str) -> Unsealed | None:
+    """Give a token the expiry of its renewed card; None if it is not this card's any more.
+
+    Raises ConflictError after many conflicts.
+    """
     conflicts = 0
     while True:
         unsealed = await core.read(token, None)
         record, card = unsealed
         requestor = await core.parties.requestor(order.terms.requestor)
-        if card is None or card.pan != order.card.pan or not renews(requestor, order, unsealed):
-            return unsealed  # others changed it meanwhile: the caller looks at it as it is now
+        if card is None or card.pan != order.card.pan:
+            return None  # deleted meanwhile, or given another card
+        if not renews(requestor, order, unsealed):
+            return unsealed  # another caller came first with this expiry, or a later one
         now_ms, revision = core.clock.now_ms(), record.revision + 1
         changed = Unsealed(
             record._replace(updated_ms=now_ms, revision=revision), Card(card.pan, order.card.expiry)

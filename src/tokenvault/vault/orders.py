@@ -48,21 +48,23 @@ class Order(NamedTuple):
 
     @property
     def request(self) -> str:
-        """All that a repeated request has to repeat, in one text. Holds the card number: digest it with a key."""
+        """All that a repeated request has to repeat, in one text. Holds the card number: digest it with a key.
+
+        Where it names a source, the card is none of it: who asks does not give it, and it may be renewed meanwhile.
+        """
         terms, card = self.terms, self.card
         return json.dumps(
             [
                 terms.requestor,
                 terms.program,
-                card.pan.reveal(),
-                str(card.expiry),
+                *(("", "") if self.source else (card.pan.reveal(), str(card.expiry))),
                 terms.domain.digest.hex(),
                 str(terms.token_expiry),
                 terms.assurance,
                 terms.active,
                 self.par,
                 self.customer,
-                self.metadata and dict(self.metadata),
+                dict(self.metadata or {}) or None,
                 self.source.hex(),
             ],
             sort_keys=True,

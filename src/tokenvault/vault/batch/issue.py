@@ -238,7 +238,7 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
         token = existing.get(card)
         renewed = token is not None and any(orders.renews(requestor, chunk.order(row), token) for row in same)
         if token is not None and not renewed:
-            again.update(dict.fromkeys(_as_ordered(chunk, same, token), token))
+            again.update(dict.fromkeys(await _as_ordered(chunk, same, token), token))
         elif card in existing:
             singly += same
         else:
@@ -251,16 +251,17 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     return sorted(waiting)
 
 
-def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int]:
+async def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int]:
     """Answer rows whose card has a token already. Returns those that order it as it is; the others fail."""
     found = []
+    info = await chunk.core.info(token)
     for row in rows:
         try:
             orders.refuse_different(chunk.order(row), token)
         except InvalidInputError as error:
             chunk.results.fail(row, error)
         else:
-            chunk.results.put(row, token, info_of(*token, dict(chunk.own.get(row, NOTHING).metadata)))
+            chunk.results.put(row, token, info)
             found.append(row)
     return found
 
