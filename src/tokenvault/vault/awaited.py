@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Self
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
@@ -699,7 +700,7 @@ class AsyncVault(AwaitedExchange):
         return await search.count(self._open(), arguments.wanted(requestor, None, program, status, None))
 
     @boundary
-    def within(self, connection: object) -> AsyncVault:
+    def within(self, connection: object) -> Self:
         """This vault inside a transaction of your own: what it changes is there once you commit, or never was.
 
         It is used by `with`, or `async with`, and ends before you commit or roll back. It issues (`issue`,
@@ -715,10 +716,9 @@ class AsyncVault(AwaitedExchange):
             ConfigurationError: the store has no part in such a transaction; or the connection commits by itself, only
                 reads, is not durable, or is to another database (NO_TRANSACTION, STORE_NOT_DURABLE).
         """
-        inside = AsyncVault.__new__(AsyncVault)
-        opening = partial(within.inner_core, self._open(), self._store, connection, store_with_coroutines)
-        AwaitedExchange.__init__(inside, self._store, opening)
-        return inside
+        return self._anew(
+            partial(within.inner_core, self._open(), self._store, connection, store_with_coroutines)
+        )
 
     @async_boundary
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Self
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
@@ -694,7 +695,7 @@ class Vault(BlockingExchange):
         return run(search.count(self._open(), arguments.wanted(requestor, None, program, status, None)))
 
     @boundary
-    def within(self, connection: object) -> Vault:
+    def within(self, connection: object) -> Self:
         """This vault inside a transaction of your own: what it changes is there once you commit, or never was.
 
         It is used by `with`, or `async with`, and ends before you commit or roll back. It issues (`issue`,
@@ -710,10 +711,9 @@ class Vault(BlockingExchange):
             ConfigurationError: the store has no part in such a transaction; or the connection commits by itself, only
                 reads, is not durable, or is to another database (NO_TRANSACTION, STORE_NOT_DURABLE).
         """
-        inside = Vault.__new__(Vault)
-        opening = partial(within.inner_core, self._open(), self._store, connection, store_without_coroutines)
-        BlockingExchange.__init__(inside, self._store, opening)
-        return inside
+        return self._anew(
+            partial(within.inner_core, self._open(), self._store, connection, store_without_coroutines)
+        )
 
     @boundary
     def close(self) -> None:

@@ -94,6 +94,12 @@ class BlockingFace(Face):
         self._opened = True
         self._start(run(opening(blocking, BlockingRuntime())))
 
+    def _anew(self, opening: Opening) -> Self:
+        """Another vault over the same store."""
+        other = type(self).__new__(type(self))
+        BlockingFace.__init__(other, self._store, opening)
+        return other
+
     def _begin(self) -> None:
         core = self._core
         if core is not None and core.key_versions.stale:
@@ -112,6 +118,12 @@ class AwaitedFace(Face):
         self._opening: Final = opening
 
     _begin = Face._renew
+
+    def _anew(self, opening: Opening) -> Self:
+        """Another vault over the same store."""
+        other = type(self).__new__(type(self))
+        AwaitedFace.__init__(other, self._store, opening)
+        return other
 
     @async_boundary
     async def __aenter__(self) -> Self:
