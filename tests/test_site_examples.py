@@ -29,6 +29,7 @@ import tokenvault as tv
 import tokenvault.testing
 from tests import softhsm
 from tests.postgres_server import PostgresServer, new_name
+from tokenvault import maintenance
 from tokenvault.keys import KeyStore
 from tokenvault.stores import TokenStore
 
@@ -127,6 +128,17 @@ def test_postgresql_and_poolers(postgres_server: PostgresServer, local_keys: Key
             superuser.execute(f"DROP DATABASE {database} WITH (FORCE)")
             for role in roles:
                 superuser.execute(f"DROP ROLE {role}")
+
+
+def test_what_need_not_be_kept(local_keys: KeyStore) -> None:
+    program = tv.TokenProgram("checkout", format=tv.TokenFormat(bin="999913"))
+    shop = tv.TokenRequestor("40012345678", programs={"checkout"})
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
+            for _ in range(2):
+                vault.issue("4111111111111111", requestor=shop.id, program="checkout", customer="customer-17")
+        run_examples("howto/retention.md", {"maintenance": maintenance, "keys": local_keys, "store": store})
 
 
 def test_one_transaction_with_your_own_tables(postgres_url: str, local_keys: KeyStore) -> None:

@@ -89,6 +89,8 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     LOCK_OUT = 15
     RELEASE = 16
     ACKNOWLEDGE = 17
+    FORGET = 20
+    PURGE = 21
     REQUEST_REVEAL = 30
     APPROVE_REVEAL = 31
     REVEAL = 32

@@ -19,6 +19,7 @@ from tokenvault.cli.commands import (
     keys,
     life,
     parties,
+    retention,
     rotation,
     schema,
     setup,
@@ -30,7 +31,20 @@ from tokenvault.cli.inputs import refuse_secrets
 from tokenvault.cli.output import Output, mask_digits
 from tokenvault.errors import TokenVaultError, bare
 
-COMMANDS = (audit, capacity, cards, dual_control, keys, life, parties, rotation, schema, setup, tokens)
+COMMANDS = (
+    audit,
+    capacity,
+    cards,
+    dual_control,
+    keys,
+    life,
+    parties,
+    retention,
+    rotation,
+    schema,
+    setup,
+    tokens,
+)
 """The modules whose functions are commands: importing them adds those to the app."""
 
 app.registered_commands.sort(key=lambda added: PANELS.index(str(added.rich_help_panel)))

@@ -15,13 +15,15 @@ from tokenvault.audit.batch_event import ITEMS_MAX
 from tokenvault.audit.event import Action
 from tokenvault.errors import boundary
 from tokenvault.keys.port import VERSION_MAX, Custody, KeyName, KeyPurpose, KeyStore
-from tokenvault.maintenance import bill_of_materials, renewal, rotation, signers
+from tokenvault.maintenance import bill_of_materials, renewal, retention, rotation, signers
 from tokenvault.maintenance.renewal import PAGE, Progress, Report
+from tokenvault.maintenance.retention import Purged
 from tokenvault.maintenance.rotation import Usage
 from tokenvault.maintenance.upkeep import Upkeep, upkeep
 from tokenvault.model import checks
 from tokenvault.runtime import BlockingRuntime, Clock, run
 from tokenvault.stores.port import TokenStore
+from tokenvault.vault import arguments
 from tokenvault.vault.face import store_without_coroutines
 
 REST_PERCENT_MAX: Final = 10_000
@@ -200,6 +202,79 @@ def destroy(
         return run(upkeep(
             keys, store_without_coroutines(store), runtime, clock, partial(rotation.destroy, name)
         ))
+
+
+@boundary
+def forget(
+    keys: KeyStore,
+    store: TokenStore,
+    customer: str,
+    *,
+    operator: str | None = None,
+    page: int = PAGE,
+    clock: Clock | None = None,
+) -> Purged:
+    """Delete every token of a customer, whatever its status: no table of the database holds a card of theirs then.
+
+    Vaults go on meanwhile; a token that one issues for the customer while this runs is deleted too. Killed at any
+    point, it has done what it has done: call it again. Each page leaves one event. What stays of a token is what
+    stays of each deleted one: its value and reference, its uses, the customer's id, and what its limits counted.
+
+    Args:
+        keys: the key store.
+        store: the database.
+        customer: the host's id of the customer, as `issue` was given it.
+        operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the events.
+        page: records written in one step, from 1 to 8,000.
+        clock: the source of the time; unset, the machine's.
+
+    Returns:
+        What was done. Records that are not genuine are left as they are, and counted as `unreadable`.
+
+    Raises:
+        ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError: as `add_key_version`.
+        ConflictError: others kept changing the same records.
+    """
+    wanted = checks.text("customer", customer)
+    person = arguments.optional_text("operator", operator)
+    checks.whole_number("page", page, 1, ITEMS_MAX)
+    task = partial(retention.forget, wanted, person, page)
+    with closing(BlockingRuntime()) as runtime:
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
+
+
+@boundary
+def purge(
+    keys: KeyStore,
+    store: TokenStore,
+    *,
+    operator: str | None = None,
+    page: int = PAGE,
+    clock: Clock | None = None,
+) -> Purged:
+    """Delete every token whose winding down is over: whose `purge_after` has passed.
+
+    Beside running vaults, resumed and repeated as `forget`.
+
+    Args:
+        keys: the key store.
+        store: the database.
+        operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the events.
+        page: records written in one step, from 1 to 8,000.
+        clock: the source of the time; unset, the machine's.
+
+    Returns:
+        What was done, as of `forget`.
+
+    Raises:
+        ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError: as `add_key_version`.
+        ConflictError: others kept changing the same records.
+    """
+    person = arguments.optional_text("operator", operator)
+    checks.whole_number("page", page, 1, ITEMS_MAX)
+    task = partial(retention.purge, person, page)
+    with closing(BlockingRuntime()) as runtime:
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
 
 
 @boundary

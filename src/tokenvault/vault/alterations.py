@@ -14,6 +14,7 @@ from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.model.programs import TokenProgram
+from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.orders import refuse_token_as_customer
@@ -48,14 +49,23 @@ def status_change(core: Core, change: Change, actor: Actor | None = None) -> Alt
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
         status, suspended_by = transition(record.status, record.suspended_by, change, actor)
-        kept = None if status is TokenStatus.DELETED else card
-        if kept is None:  # a tombstone keeps nothing that tells of the card, but that it was issued for it
-            record = record._replace(last4_key=b"", metadata=b"", par=None)
-        if card is not None and kept is None:
-            record = record._replace(pan_fingerprint=core.keys.tombstone_fingerprints(card.pan)[0])
-        return Unsealed(record._replace(status=status, suspended_by=suspended_by), kept)
+        if card is not None and status is TokenStatus.DELETED:
+            return Unsealed(tombstone(core.keys, record, card.pan), None)
+        return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)
 
     return alter
+
+
+def tombstone(keys: KeyRing, record: TokenRecord, pan: Pan) -> TokenRecord:
+    """The record of a deleted token: it keeps nothing that tells of the card, but that it was issued for it."""
+    return record._replace(
+        pan_fingerprint=keys.tombstone_fingerprints(pan)[0],
+        last4_key=b"",
+        metadata=b"",
+        par=None,
+        status=TokenStatus.DELETED,
+        suspended_by=frozenset(),
+    )
 
 
 def winding_down(purge_after_ms: int) -> Alteration:
