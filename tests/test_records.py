@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tokenvault as tv
 from tests.strategies import REQUESTORS, big, records
+from tokenvault.audit.acknowledgement import Acknowledgement, Loss
 from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX, Checkpoint, CrossReference
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.guard_note import LEVEL_MAX, Failure, FailureKind, LockOut
@@ -69,6 +71,7 @@ def _refused_or_identical(record: TokenRecord, body: bytes) -> None:
     assert parsed.body() == body
 
 
+OWN_PAYLOAD = (Action.CHECKPOINT, Action.LOCK_OUT, Action.ACKNOWLEDGE)
 hashes = st.binary(min_size=32, max_size=32)
 checkpoints = st.builds(
     Checkpoint,
@@ -98,9 +101,7 @@ failures = st.lists(
 plain_events = st.builds(
     Event,
     time_ms=big,
-    action=st.sampled_from(
-        [action for action in Action if action not in (Action.CHECKPOINT, Action.LOCK_OUT)]
-    ),
+    action=st.sampled_from([action for action in Action if action not in OWN_PAYLOAD]),
     outcome=st.sampled_from(Outcome),
     requestor=st.none() | st.sampled_from(REQUESTORS),
     reference=st.binary(min_size=16, max_size=16) | st.just(b""),
@@ -111,6 +112,7 @@ plain_events = st.builds(
     use=st.none(),
     checkpoint=st.none(),
     lock_out=st.none(),
+    acknowledgement=st.none(),
     failures=st.just(()),
 )
 sixteen = st.binary(min_size=16, max_size=16).filter(any)
@@ -141,6 +143,7 @@ use_events = st.builds(
     ),
     checkpoint=st.none(),
     lock_out=st.none(),
+    acknowledgement=st.none(),
     failures=failures,
 )
 lock_outs = st.builds(
@@ -157,12 +160,47 @@ lock_outs = st.builds(
     use=st.none(),
     checkpoint=st.none(),
     lock_out=st.builds(LockOut, big, st.integers(0, LEVEL_MAX)),
+    acknowledgement=st.none(),
+    failures=st.just(()),
+)
+filled = st.binary(min_size=16, max_size=16).filter(any) | st.just(b"")
+acknowledgements = st.builds(
+    Event,
+    time_ms=big,
+    action=st.just(Action.ACKNOWLEDGE),
+    outcome=st.just(Outcome.DONE),
+    requestor=st.none(),
+    reference=st.just(b""),
+    transaction_id=st.none(),
+    codes=st.just(()),
+    revision=st.just(0),
+    operator=st.just("ann"),
+    use=st.none(),
+    checkpoint=st.none(),
+    lock_out=st.none(),
+    acknowledgement=st.builds(
+        Acknowledgement,
+        reason=st.text("abc 123", max_size=64),
+        losses=st.lists(
+            st.builds(
+                Loss,
+                kind=st.sampled_from(tv.FindingKind),
+                stream=filled,
+                first=big,
+                last=big,
+                reference=filled,
+                revision=big,
+            ),
+            max_size=3,
+        ).map(tuple),
+    ),
     failures=st.just(()),
 )
 events = (
     use_events
     | plain_events
     | lock_outs
+    | acknowledgements
     | st.builds(
         Event,
         time_ms=big,
@@ -177,6 +215,7 @@ events = (
         use=st.none(),
         checkpoint=checkpoints,
         lock_out=st.none(),
+        acknowledgement=st.none(),
         failures=st.just(()),
     )
 )
