@@ -7,6 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import tokenvault as tv
 from tests.command import CONFIGURATION, SHOP, VISA, provision_with_a_short_delay
@@ -102,3 +104,33 @@ def test_a_second_region(local_keys: KeyStore, other_keys: KeyStore) -> None:
         east, west = regions
         with east, west:
             run_examples("howto/second-region.md", {"tv": tv, "east": east, "west": west})
+
+
+def test_leaving(local_keys: KeyStore) -> None:
+    pair = ec.generate_private_key(ec.SECP256R1())
+    public = pair.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    private = pair.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    program = tv.TokenProgram("one-time", format=tv.TokenFormat(bin="999913"))
+    shop = tv.TokenRequestor(SHOP, programs={"one-time"})
+    policy = tv.RevealPolicy(purposes={"migration"})
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with tv.Vault(local_keys, store, programs=[program], requestors=[shop], reveal=policy) as vault:
+            row: tv.TokenToImport = {"token": "9999130000000033", "pan": VISA, "expiry": "2039-12"}
+            vault.import_tokens([row], requestor=SHOP, program="one-time")
+            request = vault.request_export(public_key=public, operator="alice", purpose="migration")
+            vault.approve(request.id, operator="bob")
+            with Path("cards.jwe").open("w") as file:
+                vault.export_cards(request, public_key=public, operator="alice", to=file)
+    run_examples("howto/leaving.md", {"private_pem": private})
+
+
+def test_coming_from_another_vault(local_keys: KeyStore) -> None:
+    with closing(open_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with tv.Vault(local_keys, store, programs=[PROGRAM], requestors=[REQUESTOR]) as vault:
+            run_examples("howto/coming.md", {"vault": vault})
