@@ -84,3 +84,10 @@ def test_the_command_of_the_page_finds_its_test() -> None:
     [shown] = [text for language, text in blocks_of("evidence.md") if language == "sh"]
     [name] = re.findall(r"-k (test_\w+)$", shown.strip())
     assert name in names_of_tests()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (DOCS / "howto").glob("*.md")))
+def test_each_command_that_a_how_to_names_is_there(page: str) -> None:
+    """Links between pages are looked at where the site is built; some pages show tests of the reader's own."""
+    lost = missing((DOCS / "howto" / page).read_text(encoding="utf-8"))
+    assert [name for name in lost if not name.endswith(".md") and not name.startswith("test_")] == []
