@@ -92,7 +92,7 @@ def test_failover(postgres_url: str, local_keys: KeyStore, tmp_path: Path) -> No
 
 def test_a_second_region(local_keys: KeyStore, other_keys: KeyStore) -> None:
     with closing(open_store("memory:")) as here, closing(open_store("memory:")) as there:
-        regions = []
+        regions: list[tv.Vault] = []
         for keys, store, name, digits in (
             (local_keys, here, "east", "999912"),
             (other_keys, there, "west", "999913"),
