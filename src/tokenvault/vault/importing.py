@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, TextIO, TypeAlias
 import attrs
 
 from tokenvault.errors import InvalidInputError, TokenVaultError, boundary_init, iterator_boundary
+from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
 from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry, could_hold_pan
@@ -167,7 +168,9 @@ def _rows(source: Source, columns: Mapping[str, str], after_line: int) -> Iterat
         try:
             # What is no UTF-8 is held against the rows that it stands in.
             file = source.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-        except OSError:
+        except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise InvalidInputError("the file of cards can not be opened") from None
         with file:
             yield from _rows(file, columns, after_line)

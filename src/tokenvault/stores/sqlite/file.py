@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
-from tokenvault.interrupts import is_interrupt
+from tokenvault.interrupts import exists, is_interrupt
 from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
@@ -227,7 +227,7 @@ class SqliteFile:
 
     def _state(self) -> tuple[int, ...] | None:
         """What changes when a vault writes to the file; None while one has it open for writing."""
-        if os.path.exists(f"{self._path}-wal"):
+        if exists(f"{self._path}-wal"):
             return None
         try:
             found = os.stat(self._path)
@@ -245,7 +245,7 @@ class SqliteFile:
             connection.opened_on = self._file_there()
             connection.statement = connection.cursor()
         except sqlite3.OperationalError:
-            if os.path.exists(self._path):
+            if exists(self._path):
                 raise
             raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)
