@@ -546,6 +546,25 @@ def test_programs_and_requestors_are_those_of_the_file(command: Command) -> None
     assert acquirer["domain"] == {"max_amount": {"amount": 25_000, "currency": "EUR"}}
 
 
+def test_programs_and_requestors_of_the_database_are_put_shown_and_disabled(command: Command) -> None:
+    Path("tokenvault.toml").write_text('directory = "stored"\ntoken_store = "sqlite:///vault.db"\n')
+    Path("program.toml").write_text('bin = "999914"\npans = { lengths = [16, 19] }\n')
+    assert command("programs", "put", "fuel", "program.toml").code == 0
+    assert [each["name"] for each in command.json("programs", "list")["programs"]] == ["fuel"]
+    table = 'programs = ["fuel"]\npermissions = ["issue"]\n'
+    assert command.json("requestors", "put", SHOP, "-", stdin=table)["permissions"] == ["issue"]
+    assert command.json("requestors", "show", SHOP)["disabled"] is False
+    assert command.json("issue", "-r", SHOP, "-p", "fuel", "--expiry", "2040-01", stdin=f"{VISA}\n")[
+        "reference"
+    ]
+    assert command.json("requestors", "disable", SHOP)["disabled"] is True
+    assert "nothing: it is disabled" in command("requestors", "show", SHOP).out
+    assert command("issue", "-r", SHOP, "-p", "fuel", "--expiry", "2040-01", stdin=f"{VISA}\n").code == 5
+    assert command("requestors", "list").code == 2
+    assert command("requestors", "put", SHOP, "-", stdin='program = ["fuel"]').code == 2
+    assert command("requestors", "show", ACQUIRER).code == 2
+
+
 # Looking after.
 
 
