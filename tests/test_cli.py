@@ -36,6 +36,7 @@ from tests.command import (
 )
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.cli import configuration, run
+from tokenvault.cli import person as who
 from tokenvault.cli.commands import apps, dual_control, setup
 from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
@@ -297,14 +298,31 @@ def test_two_users_get_one_card_number_out(
     assert command("reveal", "show", request).code == 5
 
 
-def test_the_person_is_the_user_of_the_process_whatever_the_environment_says(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_person_is_who_logged_in_also_behind_sudo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    login = tmp_path / "loginuid"
+    monkeypatch.setattr(who, "LOGIN", login)
+    login.write_text("4000001")
+    for user in (0, 4_000_000):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        assert who.person() == "uid 4000001"
+    login.write_text("0")
+    assert who.person() == pwd.getpwuid(0).pw_name
+
+
+@pytest.mark.parametrize("said", [None, "4294967295", "", "who"])
+def test_where_nobody_logged_in_the_person_is_the_user_of_the_process_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str | None
+) -> None:
+    monkeypatch.setattr(who, "LOGIN", tmp_path / "loginuid")
+    if said is not None:
+        (tmp_path / "loginuid").write_text(said)
     for variable in ("USER", "LOGNAME", "SUDO_USER", "USERNAME"):
         monkeypatch.setenv(variable, "bob")
-    assert dual_control.person() == pwd.getpwuid(os.getuid()).pw_name
+    assert who.person() == pwd.getpwuid(os.getuid()).pw_name
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
-    assert dual_control.person() == "uid 4000000"
+    assert who.person() == "uid 4000000"
 
 
 def test_cards_move_into_another_vault_by_two_users(
@@ -526,6 +544,25 @@ def test_programs_and_requestors_are_those_of_the_file(command: Command) -> None
     acquirer = command.json("requestors", "list")["requestors"][1]
     assert acquirer["permissions"] == ["detokenize"]
     assert acquirer["domain"] == {"max_amount": {"amount": 25_000, "currency": "EUR"}}
+
+
+def test_programs_and_requestors_of_the_database_are_put_shown_and_disabled(command: Command) -> None:
+    Path("tokenvault.toml").write_text('directory = "stored"\ntoken_store = "sqlite:///vault.db"\n')
+    Path("program.toml").write_text('bin = "999914"\npans = { lengths = [16, 19] }\n')
+    assert command("programs", "put", "fuel", "program.toml").code == 0
+    assert [each["name"] for each in command.json("programs", "list")["programs"]] == ["fuel"]
+    table = 'programs = ["fuel"]\npermissions = ["issue"]\n'
+    assert command.json("requestors", "put", SHOP, "-", stdin=table)["permissions"] == ["issue"]
+    assert command.json("requestors", "show", SHOP)["disabled"] is False
+    assert command.json("issue", "-r", SHOP, "-p", "fuel", "--expiry", "2040-01", stdin=f"{VISA}\n")[
+        "reference"
+    ]
+    assert command.json("requestors", "disable", SHOP)["disabled"] is True
+    assert "nothing: it is disabled" in command("requestors", "show", SHOP).out
+    assert command("issue", "-r", SHOP, "-p", "fuel", "--expiry", "2040-01", stdin=f"{VISA}\n").code == 5
+    assert command("requestors", "list").code == 2
+    assert command("requestors", "put", SHOP, "-", stdin='program = ["fuel"]').code == 2
+    assert command("requestors", "show", ACQUIRER).code == 2
 
 
 # Looking after.

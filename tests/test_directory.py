@@ -126,6 +126,19 @@ def test_a_disabled_requestor_does_nothing_and_its_tokens_serve_those_whom_they_
         assert vault.detokenize(token, a_use(5)).pan.reveal() == PAN
 
 
+def test_programs_and_a_requestor_are_read_as_the_vault_acts_on_them(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with filled(local_keys, store) as vault:
+        assert [program.name for program in vault.programs()] == ["p"]
+        assert vault.requestor(SHOP).programs == {"p"}
+        vault.disable_requestor(SHOP)
+        assert vault.requestor(SHOP).disabled
+        with pytest.raises(tv.InvalidInputError) as nobody:
+            vault.requestor(AGENT)
+        assert nobody.value.code == "REQUESTOR_UNKNOWN"
+
+
 def test_each_change_leaves_an_event_and_the_trail_verifies(
     local_keys: tv.KeyStore, store: tv.TokenStore
 ) -> None:

@@ -347,6 +347,7 @@ def test_every_token_works_in_a_vault_under_other_keys_with_exact_limits(
         "requestors": REQUESTORS,
         "reveal": vaults.REVEAL,
         "clock": clock,
+        "guard": tv.Guard(refusals=None),  # a third of all uses is refused, on purpose
     }
     with closing(source), open_face(keys, source, **parts) as old:
         cards = [(vault_workers.card_number(number), "2029-12") for number in range(tokens)]

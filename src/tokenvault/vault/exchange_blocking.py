@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from tokenvault.audit.event import Action
 from tokenvault.audit.export import HISTORY_MAX, AuditEvent
 from tokenvault.audit.verify.report import AuditReport
-from tokenvault.errors import boundary, call_boundary
+from tokenvault.errors import InvalidInputError, boundary, call_boundary
 from tokenvault.model import checks, dual_control
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealRequest
@@ -268,6 +268,25 @@ class BlockingExchange(BlockingFace):
             InvalidInputError: an argument is of another form, or a finding names no range that could be acknowledged.
         """
         return run(acknowledging.acknowledge(self._open(), report, operator, reason))
+
+    @call_boundary
+    def programs(self) -> list[TokenProgram]:
+        """The programs of this vault, by name; those that it has met, where its directory does not list them all."""
+        core = self._open()
+        run(core.parties.refresh())
+        return sorted(core.parties.known.by_name.values(), key=lambda program: program.name)
+
+    @call_boundary
+    def requestor(self, requestor: str) -> TokenRequestor:
+        """A requestor, by its id, as this vault acts on it now.
+
+        Raises:
+            InvalidInputError: there is no such requestor.
+        """
+        found = run(self._open().parties.requestor(checks.requestor_id("requestor", requestor)))
+        if found is None:
+            raise InvalidInputError("there is no such requestor", code="REQUESTOR_UNKNOWN")
+        return found
 
     @call_boundary
     def history(

@@ -36,8 +36,8 @@ audit: Final = _app("The audit trail: verify, anchor, export.")
 schema: Final = _app("The database's schema: sql, status.")
 reveal: Final = _app("A card number under dual control: request, approve, show.")
 export: Final = _app("Cards to another vault, under dual control: request, approve, write.")
-programs: Final = _app("Token programs: list.")
-requestors: Final = _app("Token requestors: list.")
+programs: Final = _app("Token programs: list, put.")
+requestors: Final = _app("Token requestors: list, show, put, disable.")
 
 for _name, _group, _panel in (
     ("reveal", reveal, CARDS),

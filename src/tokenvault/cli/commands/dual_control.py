@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import pwd
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, TextIO, TypeAlias
 
 import attrs
 import typer
@@ -18,6 +19,7 @@ from tokenvault.cli.commands.apps import CARDS, app, export, reveal
 from tokenvault.cli.commands.options import TokenArgument
 from tokenvault.cli.exits import NO
 from tokenvault.cli.inputs import open_private, read_document, reason_of, require_private_output
+from tokenvault.cli.person import person
 from tokenvault.cli.views import NOTHING, counted, facts, moment, verdict
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.dual_control import RevealRequest
@@ -34,14 +36,6 @@ Purpose: TypeAlias = Annotated[
 PublicKey: TypeAlias = Annotated[
     Path, typer.Option("--public-key", metavar="FILE", help="The other vault's public key, in PEM.")
 ]
-
-
-def person() -> str:
-    """Who runs the command: the user of this process, whom no argument or variable names."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"
 
 
 @command(reveal, "request")
@@ -103,8 +97,12 @@ def write(
 ) -> None:
     """Write the cards of an approved export into a new file, once."""
     key, vault = read_document(public_key), session.vault
-    with os.fdopen(open_private(to), "w", encoding="ascii") as file:
-        report = vault.export_cards(request, public_key=key, operator=person(), to=file)
+    with (
+        os.fdopen(open_private(to), "w", encoding="ascii") as file,
+        session.output.progress("lines") as shown,
+    ):
+        watched = _Watched(file, partial(shown.advance, shown.add_task("written", total=None)))
+        report = vault.export_cards(request, public_key=key, operator=person(), to=watched)
     session.output.result(
         {"tokens": report.tokens, "lines": report.lines, "to": str(to)},
         verdict(f"{counted(report.tokens, 'token')} in {to}", good=True),
@@ -130,7 +128,13 @@ def import_export(
             file = opened.enter_context(exported.open(encoding="ascii"))
         except OSError as error:
             raise InvalidInputError(f"{exported.name} can not be read ({reason_of(error)})") from None
-        rows = open_export(file, private_key=key, password=None if password is None else password.encode())
+        shown = opened.enter_context(session.output.progress("bytes", known=True))
+        task = shown.add_task("importing", total=os.fstat(file.fileno()).st_size)
+        rows = open_export(
+            _watched(file, partial(shown.advance, task)),
+            private_key=key,
+            password=None if password is None else password.encode(),
+        )
         results = vault.import_tokens(rows, operator=person())
     errors = {str(row): error.code for row, error in results.errors.items()}
     imported = len(results) - len(errors)
@@ -141,6 +145,26 @@ def import_export(
     )
     if errors:
         raise typer.Exit(NO.code)
+
+
+@attrs.frozen
+class _Watched:
+    """A file of which each text that is written is told."""
+
+    file: TextIO
+    tell: Callable[[], None]
+
+    def write(self, text: str, /) -> None:
+        """Write a text."""
+        self.file.write(text)
+        self.tell()
+
+
+def _watched(lines: Iterable[str], tell: Callable[[int], None]) -> Iterator[str]:
+    """Lines, of which the length of each is told once it was read."""
+    for line in lines:
+        yield line
+        tell(len(line))
 
 
 def _show(session: Session, request: RevealRequest) -> None:

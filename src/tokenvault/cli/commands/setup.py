@@ -77,8 +77,8 @@ def _show_status(session: Session) -> None:
                 "token store": shown_address(found.token_store or ""),
                 "keys": Text(f"{keys}", "green" if all(versions.values()) else "red"),
                 "audit trail": f"{counted(len(streams), 'stream')}, {'signed' if signs else 'not signed'}",
-                "programs": str(len(found.programs)),
-                "requestors": str(len(found.requestors)),
+                "programs": "in the database" if found.stored else str(len(found.programs)),
+                "requestors": "in the database" if found.stored else str(len(found.requestors)),
             }
         ),
     )
