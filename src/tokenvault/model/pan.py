@@ -18,7 +18,7 @@ import attrs
 
 from tokenvault.columns.random import fresh_key
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
-from tokenvault.model.spellings import SHORTEST_NUMBER, spells
+from tokenvault.model.spellings import SHORTEST_NUMBER, readings, spelled
 from tokenvault.model.zones import day_begin_ms
 
 PAN_LENGTH_MIN: Final = 13
@@ -149,7 +149,8 @@ class Pan:
 
     def stands_in(self, text: str) -> bool:
         """Whether a text holds the digits, whatever stands between them, before and behind."""
-        return spells(text, self.reveal())
+        found = readings(text)
+        return bool(found) and spelled(found, self.reveal())
 
     @property
     def last4(self) -> str:

@@ -41,9 +41,14 @@ def readings(text: str) -> list[Runs]:
     return [runs for runs in found if _enough(runs)]
 
 
+def spelled(found: Sequence[Runs], digits: str) -> bool:
+    """Whether the readings of a text hold digits, whatever stands between them, before and behind."""
+    return any(digits in "".join(runs) for runs in found)
+
+
 def spells(text: str, digits: str) -> bool:
     """Whether a text holds digits, whatever stands between them, before and behind."""
-    return any(digits in "".join(runs) for runs in readings(text))
+    return spelled(readings(text), digits)
 
 
 def _enough(runs: Runs) -> bool:

@@ -15,7 +15,7 @@ from tokenvault.model.authentication import Authentication
 from tokenvault.model.kinds import KINDS, Kind, Original
 from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry, Pan, read_expiry
-from tokenvault.model.spellings import readings
+from tokenvault.model.spellings import SHORTEST_NUMBER, readings
 from tokenvault.model.words import Words
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
@@ -183,11 +183,11 @@ class Transaction:
     @property
     def _could_contain_pan(self) -> bool:
         """Whether any card number could stand in a field: if not, `contains_pan` is False."""
-        return any(map(readings, self._texts))
+        return any(readings(text) for text in self._texts if len(text) >= SHORTEST_NUMBER)
 
     def contains_pan(self, pan: Pan) -> bool:
         """Whether a card number stands in any field, whatever stands between its digits, before and behind."""
-        return any(map(pan.stands_in, self._texts))
+        return self._could_contain_pan and any(map(pan.stands_in, self._texts))
 
     @property
     def _texts(self) -> list[str]:
