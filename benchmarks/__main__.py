@@ -17,7 +17,7 @@ import numpy
 import psycopg
 from cryptography.hazmat.backends.openssl.backend import backend
 
-from benchmarks import audit, batches, ff1, growth, postgresql, report, single, threads
+from benchmarks import audit, batches, ff1, growth, postgresql, report, rotation, single, threads
 from benchmarks.servers import running_server
 from tests import softhsm
 from tests.postgres_server import PostgresServer
@@ -103,6 +103,15 @@ def _growth(arguments: argparse.Namespace) -> None:
         growth.growth(server, Path(name), arguments.tokens, write=arguments.write)
 
 
+def _rotation(arguments: argparse.Namespace) -> None:
+    with (
+        _server() as server,
+        tempfile.TemporaryDirectory() as name,
+        report.section("rotation", write=arguments.write),
+    ):
+        rotation.main(server, Path(name))
+
+
 def _token() -> str:
     return softhsm.new_token(Path(os.environ["SOFTHSM2_CONF"]).parent)
 
@@ -120,6 +129,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "postgresql": _postgresql,
     "batches": _batches,
     "growth": _growth,
+    "rotation": _rotation,
 }
 
 

@@ -41,21 +41,7 @@ def trail(keys: KeyStore, path: Path, events: int) -> SqliteTokenStore:
         store.append(journal.seal(journal.begin_closing(closing_entry), 1))
     records = [_record(number, revision) for number, revision in enumerate(revisions)]
     with closing(sqlite3.connect(path)) as sql:  # the port inserts revision 1 only
-        values = [
-            (
-                r.token,
-                r.reference,
-                r.pan_fingerprint,
-                r.requestor,
-                r.program,
-                r.revision,
-                r.key_version,
-                r.body,
-                r.seal,
-            )
-            for r in records
-        ]
-        sql.executemany("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        sql.executemany(f"INSERT INTO tokens VALUES ({', '.join('?' * len(SealedRecord._fields))})", records)
         sql.commit()
     return store
 

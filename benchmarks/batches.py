@@ -187,7 +187,7 @@ def _executemany(path: Path, twin: Path) -> float:
             for number, event in enumerate(events):
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany(
-                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     records[8_000 * number : 8_000 * (number + 1)],
                 )
                 connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", event)

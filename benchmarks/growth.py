@@ -1,4 +1,4 @@
-"""What one `detokenize` costs as the number of tokens grows, and what a token takes on the disk."""
+"""What `detokenize`, `search` and `count` cost as the number of tokens grows, and what a token takes on the disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import tokenvault as tv
@@ -23,6 +25,8 @@ from tokenvault.stores.port import PAGE_MAX, REFERENCE_BYTES, STREAM_BYTES, Seal
 
 TOKENS = (10**4, 10**5, 10**6)
 CALLS = 500
+PAGE = 20
+OF_A_CUSTOMER = 5
 STRIDE = 982_451_653  # a prime
 
 
@@ -49,8 +53,16 @@ def growth(
         ("PostgreSQL", server.url(schema=schema), postgres_bytes),
         ("SQLite", f"sqlite:///{file}", lambda: file.stat().st_size),
     ):
-        print(f"\n{name}, one detokenize of a random token, without limits")
-        row("tokens", "microseconds", "bytes a token", "filled a second")
+        print(f"\n{name}, one call of each: microseconds")
+        row(
+            "tokens",
+            "detokenize",
+            f"search, {PAGE}",
+            "search, customer",
+            "count",
+            "bytes a token",
+            "filled a second",
+        )
         series[name] = _one_store(keys, tv.open_token_store(url), size, tokens_max)
     keys.close()
     if write:
@@ -76,26 +88,46 @@ def _one_store(
             new, start = wanted - len(tokens), time.perf_counter()
             tokens += _fill(keys, store, cards, len(tokens), new)
             a_second = new / (time.perf_counter() - start)
-            taken = []
-            for token in random.choices(tokens, k=CALLS):
-                transaction = tv.Transaction(
+            if vault.count() != wanted:
+                raise AssertionError("the count is wrong")
+            drawn = random.choices(tokens, k=CALLS)
+            uses = [
+                tv.Transaction(
                     id=f"tx-{next(numbers)}",
                     requestor=REQUESTOR,
                     merchant="M-1001",
                     amount=tv.Money(1, "EUR"),
                 )
-                before = time.perf_counter_ns()
-                vault.detokenize(token, transaction)
-                taken.append(time.perf_counter_ns() - before)
-            points.append((wanted, statistics.median(taken) / 1e3))
+                for _ in drawn
+            ]
+            customers = [f"customer-{random.randrange(wanted // OF_A_CUSTOMER)}" for _ in drawn]
+            microseconds = [
+                _median(
+                    partial(vault.detokenize, token, use) for token, use in zip(drawn, uses, strict=True)
+                ),
+                _median(partial(vault.search, after=token, limit=PAGE) for token in drawn),
+                _median(partial(vault.search, customer=customer) for customer in customers),
+                _median(repeat(vault.count, CALLS)),
+            ]
+            points.append((wanted, microseconds[0]))
             row(
                 f"{wanted:,}",
-                f"{points[-1][1]:.0f}",
+                *(f"{each:.0f}" for each in microseconds),
                 f"{size() / wanted:.0f}",
                 f"{a_second:.0f}",
             )
     store.close()
     return points
+
+
+def _median(calls: Iterable[Callable[[], object]]) -> float:
+    """Microseconds of the median call."""
+    taken = []
+    for call in calls:
+        before = time.perf_counter_ns()
+        call()
+        taken.append(time.perf_counter_ns() - before)
+    return statistics.median(taken) / 1e3
 
 
 def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, count: int) -> list[str]:
@@ -118,11 +150,12 @@ def _fill(keys: KeyStore, store: TokenStore, cards: Iterator[str], there: int, c
                 TokenRecord(
                     token=token, reference=os.urandom(REFERENCE_BYTES), pan_fingerprint=os.urandom(16),
                     requestor=REQUESTOR, program=program.name, revision=1, domain=UNLIMITED.digest,
-                    status=TokenStatus.ACTIVE, created_ms=now_ms, updated_ms=now_ms,
+                    status=TokenStatus.ACTIVE, created_ms=now_ms + there + len(made) + place, updated_ms=now_ms,
+                    customer=f"customer-{(there + len(made) + place) // OF_A_CUSTOMER}",
                 ),
                 Card(Pan.parse(next(cards)), expiry),
             )
-            for token in drawn
+            for place, token in enumerate(drawn)
         ]  # fmt: skip
         rows = [ring.seal(record, card) for record, card in opened]
         issued = Event(

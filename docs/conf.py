@@ -154,9 +154,16 @@ class Public(SphinxDirective):
             undocumented = (
                 ["   :undoc-members:"] if issubclass(found, enum.Enum) else []
             )
+            # The vault's methods stand in two modules for each face.
+            inherited = (
+                ["   :inherited-members: BlockingFace, AwaitedFace"]
+                if name in ("Vault", "AsyncVault")
+                else []
+            )
             return [
                 f".. auto{kind}:: {module_name}.{name}",
                 "   :members:",
+                *inherited,
                 *undocumented,
             ]
         kind = "function" if callable(found) else "data"

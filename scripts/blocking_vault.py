@@ -1,7 +1,7 @@
-"""Generates `tokenvault/vault/blocking.py` from `tokenvault/vault/awaited.py`, so that both faces are one text.
+"""Generates the blocking faces of the vault and of maintenance from the awaited ones, so that both are one text.
 
-python -m scripts.blocking_vault            writes it
-python -m scripts.blocking_vault --check    fails if it is not what this writes
+python -m scripts.blocking_vault            writes them
+python -m scripts.blocking_vault --check    fails if one is not what this writes
 
 `async def` becomes `def`, `await flow` becomes `run(flow)`, and the names and sentences of the tables below are
 replaced. Each of them has to occur: a table that no longer fits the text is an error.
@@ -12,21 +12,23 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault" / "vault"
-SOURCE: Final = FOLDER / "awaited.py"
-TARGET: Final = FOLDER / "blocking.py"
+import attrs
+
+PACKAGE: Final = Path(__file__).resolve().parent.parent / "src" / "tokenvault"
 
 NAMES: Final = {
     "AsyncTokenStore": "TokenStore",
     "AsyncVault": "Vault",
-    "AwaitedFace": "BlockingFace",
+    "AwaitedExchange": "BlockingExchange",
     "LoopRuntime": "BlockingRuntime",
     "__aexit__": "__exit__",
     "async_boundary": "boundary",
     "async_call_boundary": "call_boundary",
+    "exchange_awaited": "exchange_blocking",
     "open_async_token_store": "open_token_store",
     "provision_async": "provision",
     "store_with_coroutines": "store_without_coroutines",
@@ -39,16 +41,12 @@ SENTENCES: Final = (
         "Generated from `awaited` by `python -m scripts.blocking_vault`: change that module, and run this.",
     ),
     (
-        "import TokenVaultError, async_boundary, async_call_boundary, boundary_init\n",
+        "import TokenVaultError, async_boundary, async_call_boundary, boundary, boundary_init\n",
         "import TokenVaultError, boundary, boundary_init, call_boundary\n",
     ),
     (
         "from tokenvault.runtime import Clock, LoopRuntime\n",
         "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
-    ),
-    (
-        "from tokenvault.vault.face import AwaitedFace, store_with_coroutines\n",
-        "from tokenvault.vault.face import BlockingFace, store_without_coroutines\n",
     ),
     (
         """\
@@ -67,15 +65,74 @@ SENTENCES: Final = (
     ("run(self.close())", "self.close()"),
 )
 
+EXCHANGE_NAMES: Final = {
+    "AwaitedExchange": "BlockingExchange",
+    "AwaitedFace": "BlockingFace",
+    "async_boundary": "boundary",
+    "async_call_boundary": "call_boundary",
+}
 
-def blocking(source: str) -> str:
+EXCHANGE_SENTENCES: Final = (
+    ("otherwise than for payments, for asyncio.", "otherwise than for payments."),
+    (
+        "`exchange_blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `exchange_awaited` by `python -m scripts.blocking_vault`: change that, and run this.",
+    ),
+    (
+        "from tokenvault.vault import acknowledging",
+        "from tokenvault.runtime import run\nfrom tokenvault.vault import acknowledging",
+    ),
+)
+
+MAINTENANCE_NAMES: Final = {
+    "AsyncTokenStore": "TokenStore",
+    "LoopRuntime": "BlockingRuntime",
+    "async_boundary": "boundary",
+    "store_with_coroutines": "store_without_coroutines",
+}
+
+MAINTENANCE_SENTENCES: Final = (
+    (" beside running vaults, for asyncio.", " beside running vaults."),
+    (
+        "`blocking` is generated from this module by `python -m scripts.blocking_vault`.",
+        "Generated from `awaited` by `python -m scripts.blocking_vault`: change that module, and run this.",
+    ),
+    (
+        "from tokenvault.runtime import Clock, LoopRuntime\n",
+        "from tokenvault.runtime import BlockingRuntime, Clock, run\n",
+    ),
+)
+
+
+@attrs.frozen
+class Faces:
+    """The awaited face, the blocking one, and what is replaced in the text of the first."""
+
+    source: Path
+    target: Path
+    names: Mapping[str, str]
+    sentences: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, place: str, names: Mapping[str, str], sentences: Sequence[tuple[str, str]]) -> Faces:
+        """The faces at a place of the package: a folder, and how their names begin."""
+        return cls(PACKAGE / f"{place}awaited.py", PACKAGE / f"{place}blocking.py", names, sentences)
+
+
+VAULT: Final = Faces.of("vault/", NAMES, SENTENCES)
+MAINTENANCE: Final = Faces.of("maintenance/", MAINTENANCE_NAMES, MAINTENANCE_SENTENCES)
+EXCHANGE: Final = Faces.of("vault/exchange_", EXCHANGE_NAMES, EXCHANGE_SENTENCES)
+FACES = (VAULT, EXCHANGE, MAINTENANCE)
+
+
+def blocking(source: str, faces: Faces = VAULT) -> str:
     """The text of the blocking face. Raises ValueError where a table does not fit the text."""
     text = _without_awaits(source)
-    for awaited, replacement in SENTENCES:
+    for awaited, replacement in faces.sentences:
         if text.count(awaited) != 1:
             raise ValueError(f"the text has this {text.count(awaited)} times, not once: {awaited}")
         text = text.replace(awaited, replacement)
-    for name, replacement in NAMES.items():
+    for name, replacement in faces.names.items():
         text, count = re.subn(rf"\b{name}\b", replacement, text)
         if not count:
             raise ValueError(f"the text does not have {name}")
@@ -101,18 +158,21 @@ def _without_awaits(source: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the blocking face, or check it."""
-    text = blocking(SOURCE.read_text(encoding="utf-8"))
-    if arguments == ["--check"]:
-        if TARGET.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{TARGET.name} is not what {SOURCE.name} gives: run python -m scripts.blocking_vault")
-        return 1
-    if arguments:
+    """Write the blocking faces, or check them."""
+    if arguments not in ([], ["--check"]):
         print(__doc__)
         return 2
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    wrong = 0
+    for faces in FACES:
+        text = blocking(faces.source.read_text(encoding="utf-8"), faces)
+        if not arguments:
+            faces.target.write_text(text, encoding="utf-8")
+        elif faces.target.read_text(encoding="utf-8") != text:
+            print(
+                f"{faces.target} is not what {faces.source.name} gives: run python -m scripts.blocking_vault"
+            )
+            wrong = 1
+    return wrong
 
 
 if __name__ == "__main__":

@@ -10,16 +10,23 @@ import select
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
+import tokenvault as tv
 from tokenvault.cli import main
 
 CONFIGURATION = """
 token_store = "sqlite:///vault.db"
+
+[reveal]
+purposes = ["chargeback"]
+minutes = 10
 
 [programs.card-on-file]
 bin = "999912"
@@ -41,6 +48,12 @@ domain = '{"max_amount": {"amount": 25000, "currency": "EUR"}}'
 SHOP, ACQUIRER = "40012345678", "40087654321"
 VISA, MASTERCARD = "4111111111111111", "5555555555554444"
 PTY_SECONDS_MAX = 30
+
+
+def provision_with_a_short_delay(key_store: str, token_store: str) -> None:
+    """Rotation waits for the delay that a database was made with: the command's is 5 seconds."""
+    with closing(tv.open_key_store(key_store)) as keys, closing(tv.open_token_store(token_store)) as store:
+        tv.provision(keys, store, key_delay=timedelta(milliseconds=100))
 
 
 @attrs.frozen

@@ -171,6 +171,25 @@ def local_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyStore]:
     key_store.close()
 
 
+@pytest.fixture(params=["memory", "sqlite", "postgres", *ASYNC_STORES])
+def local_store(request: pytest.FixtureRequest, local_keys: KeyStore, tmp_path: Path) -> Iterator[TokenStore]:
+    """As `store`, for vaults with keys in a file; tokens are found by last four digits too."""
+    url = "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/local.db"
+    if request.param.endswith("postgres"):
+        url = request.getfixturevalue("postgres_url")
+    opened = open_on_a_loop(url) if request.param in ASYNC_STORES else tv.open_token_store(url)
+    faces.provision(local_keys, opened, find_by_last4=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def local_vault(local_keys: KeyStore, local_store: TokenStore, clock: ManualClock) -> Iterator[tv.Vault]:
+    """A vault with keys in a file: for tests of many calls over every store."""
+    with vaults.open_vault(local_keys, local_store, clock) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The server, running."""

@@ -36,12 +36,12 @@ def open_face(keys: KeyStore, store: TokenStore, **parts: Any) -> tv.Vault:
     return cast(tv.Vault, OnALoopVault(tv.AsyncVault(keys, native, **parts), run))
 
 
-def provision(keys: KeyStore, store: TokenStore) -> None:
+def provision(keys: KeyStore, store: TokenStore, **parts: Any) -> None:
     """As either face does it."""
     if isinstance(store, TokenStoreOnALoop):
-        store.run(tv.provision_async(keys, store.store))
+        store.run(tv.provision_async(keys, store.store, **parts))
     else:
-        tv.provision(keys, store)
+        tv.provision(keys, store, **parts)
 
 
 def asked_by_the_vault(store: TokenStore) -> object:

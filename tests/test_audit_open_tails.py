@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests import vaults
 from tests.vaults import issue, use
 from tokenvault import FindingKind, Grade
 from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 ONCE = tv.Domain(limits=(tv.Limit(uses=1),))
@@ -95,6 +97,103 @@ def test_the_last_event_is_found_whatever_the_length_of_the_tail(
     )
     kinds = {each.kind for each in killed.verify().findings}
     assert FindingKind.TRUNCATED in kinds
+
+
+class Crash:
+    """A database whose vaults were killed all at once, each after a use of a token that no limit counts."""
+
+    def __init__(self, keys: KeyStore, vaults_killed: int) -> None:
+        self.keys, self.store = keys, MemoryTokenStore()
+        tv.provision(keys, self.store)
+        killed = [self.open() for _ in range(vaults_killed)]
+        tokens = [issue(vault).token for vault in killed]
+        for vault, token in zip(killed, tokens, strict=True):
+            for number in range(3):
+                vault.detokenize(token, use(number))
+        self.running = killed
+
+    def open(self, *, events: int = 1_000) -> tv.Vault:
+        policy = tv.CheckpointPolicy(events=events, seconds=86_400)
+        return tv.Vault(
+            self.keys,
+            self.store,
+            programs=vaults.PROGRAMS,
+            requestors=vaults.REQUESTORS,
+            checkpoints=policy,
+        )
+
+    def ends(self) -> dict[bytes, int]:
+        numbers: dict[bytes, int] = {}
+        for stream, number in self.store._events:
+            numbers[stream] = max(number, numbers.get(stream, 0))
+        return numbers
+
+    def unseen(self, ends: dict[bytes, int]) -> int:
+        """How many of these last events can be taken away without a finding."""
+        count = 0
+        for place in ends.items():
+            kept = dict(self.store._events)
+            del self.store._events[place]
+            report = tv.verify_audit(self.store, keys=self.keys)
+            count += report.intact and not report.open_findings
+            self.store._events = kept
+        return count
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize(("killed", "closing"), [(3, 1), (40, 1), (70, 2), (100, 3)])
+def test_vaults_that_close_in_turn_name_the_ends_of_all_that_were_killed(
+    local_keys: KeyStore, killed: int, closing: int
+) -> None:
+    crash = Crash(local_keys, killed)
+    ends = crash.ends()
+    some = dict(list(ends.items())[:: max(1, killed // 20)])
+    assert crash.unseen(dict(list(some.items())[:2])) == 2  # until the next vault
+    for _ in range(closing):
+        with crash.open() as vault:
+            issue(vault)
+    assert tv.verify_audit(crash.store, keys=local_keys).findings == ()
+    assert crash.unseen(some) == 0
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_vault_that_goes_on_names_the_ends_of_all_that_were_killed(local_keys: KeyStore) -> None:
+    crash = Crash(local_keys, 60)
+    ends = crash.ends()
+    with crash.open(events=1) as vault:
+        for _ in range(4):
+            issue(vault)
+        assert crash.unseen(dict(list(ends.items())[::5])) == 0
+
+
+def test_the_end_of_a_stream_that_went_on_after_it_was_named_is_named_again(local_keys: KeyStore) -> None:
+    crash = Crash(local_keys, 2)
+    first, second = crash.running
+    with crash.open() as vault:
+        issue(vault)
+    issue(first)
+    issue(second)
+    ends = {stream: number for stream, number in crash.ends().items() if number == 6}
+    assert len(ends) == 2
+    with crash.open() as vault:
+        issue(vault)
+    assert crash.unseen(ends) == 0
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_named_end_costs_one_read_and_a_closed_stream_none(local_keys: KeyStore) -> None:
+    crash = Crash(local_keys, 5)
+    with crash.open() as vault:
+        issue(vault)
+    with mock.patch.object(crash.store, "events", wraps=crash.store.events) as ask:
+        vault = crash.open()
+        issue(vault)
+        assert ask.call_count == 5
+        for _ in range(5):
+            issue(vault)
+        assert ask.call_count == 5
+        vault.close()
+    assert ask.call_count == 5 + 3 * 5
 
 
 def test_until_the_next_vault_what_no_checkpoint_covers_is_counted_by_stream(

@@ -95,7 +95,8 @@ def test_a_stream_refers_to_the_last_checkpoint_of_every_other_one_once(
         checkpoint = Event.parse(row).checkpoint
         for each in checkpoint.cross_references if checkpoint else ():
             is_checkpoint = rows[each.stream, each.number].reference == each.stream
-            assert is_checkpoint or row.number == 1  # the first names the last event of an open stream too
+            # The first, and the one that closes, name the last event of an open stream too.
+            assert is_checkpoint or row.number == 1 or (checkpoint and checkpoint.closes)
             references.setdefault(row.stream, []).append((each.stream, each.number))
     assert all(len(set(each)) == len(each) for each in references.values())
     last = max(number for stream, number in rows if stream == rows_of(store)[0].stream)
@@ -548,17 +549,20 @@ def test_the_export_has_every_event_as_a_line_of_json(keys: KeyStore, store: Tok
         (row.stream.hex(), row.number) for row in rows_of(store)
     ]
     assert lines[2] == {
+        "schema_version": 1, "item": 0,
         "stream": lines[0]["stream"], "number": 3, "time": "2026-05-28T20:26:40.000Z", "action": "DETOKENIZE",
         "outcome": "DONE", "requestor": SHOP, "reference": info.reference, "transaction_id": "tx-a", "codes": [],
         "revision": 2, "genuine": True, "operator": None, "kind": "PURCHASE", "amount": None, "currency": None,
-        "retry": False,
+        "retry": False, "score": None, "locked_until": None,
     }  # fmt: skip
     assert lines[3]["checkpoint"]["closes"] is True
     assert len(lines[3]["checkpoint"]["signature"]) == 128
     store.append([SealedEvent(b"\xff" * 16, 1, b"", b"nonsense", bytes(16))])
     without = list(tv.export_audit(store))
     assert json.loads(without[0])["genuine"] is None
-    assert json.loads(without[-1]) == {"stream": "ff" * 16, "number": 1, "genuine": False}
+    assert json.loads(without[-1]) == {
+        "schema_version": 1, "stream": "ff" * 16, "number": 1, "item": 0, "genuine": False,
+    }  # fmt: skip
     assert all(line.isascii() and "\n" not in line and info.token not in line for line in without)
 
 

@@ -24,9 +24,11 @@ from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, batch_events, issue, use
+from tokenvault import maintenance
 from tokenvault.audit.batch_event import BATCH, ITEMS_MAX, NO_NAME, USES_MAX, BatchEvent, Kind, items, parse
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
-from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.event import LOCKING, Action, Event, Outcome
+from tokenvault.audit.guard_note import Failure, FailureKind, account_row
 from tokenvault.audit.use_note import UseNote
 from tokenvault.columns.random import uniform
 from tokenvault.keys import BlockCipher, KeyName, KeyPurpose, KeyStore
@@ -393,10 +395,10 @@ def test_a_chunk_is_one_write_and_one_event(keys: KeyStore, store: TokenStore) -
         assert counting.calls == ["insert"] * 3
         counting.calls.clear()
         small.issue_many(many(30), requestor=SHOP, program="card-on-file", domain=TWICE)
-        assert counting.calls == ["find", "insert"] * 3
+        assert counting.calls == ["find", "find", "insert"] * 3  # cards, and cards whose token was deleted
         counting.calls.clear()
         small.issue_many(many(30), requestor=SHOP, program="card-on-file", domain=TWICE)
-        assert counting.calls == ["find", "append"] * 3
+        assert counting.calls == ["find", "find", "append"] * 3
         counting.calls.clear()
         assert not small.detokenize_many(zip(texts(issued), map(use, count()), strict=False)).failed
         assert counting.calls == ["get", "uses", "replace"] * 3
@@ -546,7 +548,8 @@ def test_records_under_two_versions_of_the_seal_key_are_read_together(fresh_keys
     store = memory_store(fresh_keys)
     with vaults.open_vault(fresh_keys, store) as vault:
         before = issue(vault, VISA, program="card-on-file").token
-    fresh_keys.create(tv.KeyPurpose.SEAL, tv.Custody.IN_PROCESS, version=2)
+    maintenance.add_key_version(fresh_keys, store, tv.KeyPurpose.SEAL)
+    maintenance.make_primary(fresh_keys, store, tv.KeyPurpose.SEAL, 2, force=True)
     with vaults.open_vault(fresh_keys, store) as vault:
         after = issue(vault, MASTERCARD, program="card-on-file").token
         assert {row.key_version for row in store.get([before, after])} == {1, 2}
@@ -624,14 +627,14 @@ def test_a_card_that_comes_again_with_another_expiry_is_answered_as_by_single_ca
 
 
 def test_a_card_that_stands_in_a_chunk_often_gets_one_token(local_keys: KeyStore) -> None:
-    """The rest find it in a second round: two reads and two writes, however often it stands there."""
+    """The rest find it in a second round: two rounds of reads and a write, however often it stands there."""
     counting = CountingStore(memory_store(local_keys))
     opened: Any = counting
     with vaults.open_vault(local_keys, opened) as vault:
         issue(vault)
         counting.calls.clear()
         found = vault.issue_many(many(20) * 50, requestor=SHOP, program="card-on-file")
-        assert counting.calls == ["find", "insert", "find", "append"]
+        assert counting.calls == ["find", "find", "insert", "find", "find", "append"]
     assert len(set(texts(found))) == 20
     assert texts(found) == texts(found)[:20] * 50
 
@@ -950,7 +953,11 @@ use_notes = st.builds(
     strong=st.booleans(),
     retry=st.booleans(),
     counted=st.lists(_sixteen, max_size=3, unique=True).map(sorted).map(tuple),
+    score=st.none() | st.integers(0, 999),
 )
+
+
+_failures = st.builds(Failure, st.sampled_from(FailureKind), _sixteen, st.binary(min_size=8, max_size=8))
 
 
 @settings(max_examples=200)
@@ -970,22 +977,28 @@ use_notes = st.builds(
         max_size=12,
     ),
     st.integers(0, 2**63),
-    st.sampled_from(Action),
+    st.sampled_from([action for action in Action if action not in LOCKING]),
+    st.lists(_failures, max_size=3).map(tuple),
 )
-def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, action: Action) -> None:
+def test_a_batch_event_reads_back(
+    listed: list[tuple[Any, ...]], time_ms: int, action: Action, failures: tuple[Failure, ...]
+) -> None:
     """Item by item; and no other bytes read as an event than those that an event is written as."""
 
-    builder = BatchEventBuilder(len(listed) + 2)
+    builder = BatchEventBuilder(len(listed) + 2, str)
     uses = action is Action.DETOKENIZE
     for row, (reference, revision, outcome, requestor, codes, name, operator, note) in enumerate(listed, 1):
         kind = Kind(outcome, requestor, codes, operator)
         builder.note(row, reference, revision, kind, name, note if uses else None)
     issues = action is Action.ISSUE and any(revision for _, revision, *_ in listed)
-    event = builder.event(time_ms, action, b"n" * 16 if issues else NO_NAME)
+    event = builder.event(time_ms, action, b"n" * 16 if issues else NO_NAME, failures)
     assert event is not None
     sealed = SealedEvent(bytes(16), 1, BATCH, event.body(), bytes(16))
     read = parse(sealed)
     assert isinstance(read, BatchEvent)
+    assert read.failures == failures
+    named = set(read.index_rows())
+    assert issues or all(account_row(each.account, time_ms) in named for each in failures)
     assert (read.time_ms, read.action) == (time_ms, action)
     expected = [
         Event(
@@ -1005,7 +1018,9 @@ def test_a_batch_event_reads_back(listed: list[tuple[Any, ...]], time_ms: int, a
     assert list(items(read)) == expected
     assert list(read.index_rows()) == list(event.index_rows())
     if not issues:  # as single events are found
-        assert set(event.index_rows()) == {row for single in expected for row in single.index_rows()}
+        singles = {row for single in expected for row in single.index_rows()}
+        counted = {account_row(failure.account, time_ms) for failure in failures}
+        assert set(event.index_rows()) == singles | counted
     for changed in (sealed.body[:-1], sealed.body + b"\0", sealed.body[:29] + b"\xff\xff" + sealed.body[31:]):
         with pytest.raises(tv.IntegrityError):
             parse(sealed._replace(body=changed))
@@ -1024,7 +1039,7 @@ def test_any_bytes_are_an_event_or_refused(body: bytes) -> None:
 def test_the_largest_event_of_a_chunk_fits(action: Action, most: int) -> None:
     """Every item with a kind, a revision, the longest transaction id and, of uses, a note of its own."""
     codes = [f"CODE_{n:020}" for n in range(24)]
-    builder = BatchEventBuilder(most)
+    builder = BatchEventBuilder(most, str)
     for row in range(most):
         chosen = tuple(codes[n] for n in range(12) if row >> n & 1) + tuple(codes[12:])
         name = row.to_bytes(16)

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import typer
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import softhsm
-from tests.command import ACQUIRER, CONFIGURATION, MASTERCARD, SHOP, VISA, Command, run_in_terminal
+from tests.command import (
+    ACQUIRER,
+    CONFIGURATION,
+    MASTERCARD,
+    SHOP,
+    VISA,
+    Command,
+    provision_with_a_short_delay,
+    run_in_terminal,
+)
 from tests.postgres_server import PostgresServer, new_name
 from tokenvault.cli import configuration, run
-from tokenvault.cli.commands import apps, setup
+from tokenvault.cli import person as who
+from tokenvault.cli.commands import apps, dual_control, setup
 from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
 from tokenvault.stores import schema_sql
+from tokenvault.vault.health import NO_ANSWER
 
 GROUPS = {"keys": apps.keys, "audit": apps.audit, "schema": apps.schema, "programs": apps.programs,
-          "requestors": apps.requestors}  # fmt: skip
+          "requestors": apps.requestors, "reveal": apps.reveal, "export": apps.export}  # fmt: skip
 SPELLINGS = [VISA, "4111 1111 1111 1111", "4111-1111-1111-1111", f"--domain={VISA}", f"x{VISA}"]
 
 
@@ -86,7 +100,7 @@ def test_a_token_s_life_goes_by_its_reference(command: Command) -> None:
     assert command.json("check", reference, *use)["allowed"] is True
     assert command.json("detokenize", reference, *use)["pan"] == "411111******1111"
     events = command.json("history", reference)["events"]
-    assert [event["action"] for event in events] == ["ISSUE", "SUSPEND", "RESUME", "DETOKENIZE"]
+    assert [event["action"] for event in events] == ["ISSUE", "SUSPEND", "CHECK", "RESUME", "DETOKENIZE"]
     assert events[-1]["transaction_id"] == "tx-1"
     assert command.json("delete", reference, "--yes")["last4"] is None
     assert command("suspend", reference, "--by", "issuer").code == 6
@@ -259,6 +273,88 @@ def test_the_card_number_is_shown_in_a_private_file_or_a_terminal_and_nowhere_el
     assert [event["action"] for event in command.json("history", reference)["events"]].count(
         "DETOKENIZE"
     ) == 2
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets another user run the command."""
+    return lambda name: monkeypatch.setattr(dual_control, "person", lambda: name)
+
+
+def test_two_users_get_one_card_number_out(
+    command: Command, person: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = command.issue()
+    person("alice")
+    request = command.json("reveal", "request", reference, "--purpose", "chargeback")["id"]
+    assert command("reveal", "approve", request).code == 5
+    person("bob")
+    assert command.json("reveal", "approve", request)["approved_by"] == "bob"
+    person("alice")
+    piped = command("reveal", "show", request)
+    assert piped.code == 2, "whoever reads the pipe may keep it; the request is as good as before"
+    monkeypatch.setattr(dual_control, "require_private_output", lambda: None)
+    assert VISA in command("reveal", "show", request).out
+    assert command("reveal", "show", request).code == 5
+
+
+def test_the_person_is_who_logged_in_also_behind_sudo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    login = tmp_path / "loginuid"
+    monkeypatch.setattr(who, "LOGIN", login)
+    login.write_text("4000001")
+    for user in (0, 4_000_000):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        assert who.person() == "uid 4000001"
+    login.write_text("0")
+    assert who.person() == pwd.getpwuid(0).pw_name
+
+
+@pytest.mark.parametrize("said", [None, "4294967295", "", "who"])
+def test_where_nobody_logged_in_the_person_is_the_user_of_the_process_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str | None
+) -> None:
+    monkeypatch.setattr(who, "LOGIN", tmp_path / "loginuid")
+    if said is not None:
+        (tmp_path / "loginuid").write_text(said)
+    for variable in ("USER", "LOGNAME", "SUDO_USER", "USERNAME"):
+        monkeypatch.setenv(variable, "bob")
+    assert who.person() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert who.person() == "uid 4000000"
+
+
+def test_cards_move_into_another_vault_by_two_users(
+    command: Command, folder: Path, person: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = command.issue()
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, locked = serialization.Encoding.PEM, serialization.BestAvailableEncryption(b"a password")
+    Path("public.pem").write_bytes(
+        key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    Path("private.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, locked))
+    person("alice")
+    asked = command.json(
+        "export", "request", "--public-key", "public.pem", "--purpose", "chargeback", "-r", SHOP
+    )
+    assert asked["terms"][1:] == [f"requestor {SHOP}"]
+    write = ("export", "write", asked["id"], "--public-key", "public.pem", "--to")
+    assert command(*write, "refused.jwe").code == 5
+    person("bob")
+    assert command("export", "approve", asked["id"]).code == 0
+    person("alice")
+    assert command.json(*write, "cards.jwe")["tokens"] == 1
+    assert stat.S_IMODE(Path("cards.jwe").stat().st_mode) == 0o600
+    monkeypatch.setenv("TOKENVAULT_STORE", "sqlite:///other.db")
+    assert command("provision").code == 0
+    opened = ("import-export", "cards.jwe", "--private-key", "private.pem")
+    assert command(*opened).code == 2
+    monkeypatch.setenv("TOKENVAULT_EXPORT_PASSWORD", "a password")
+    assert command.json(*opened) == {"imported": 1, "rejected": 0, "errors": {}}
+    assert command.json("info", reference)["reference"] == reference
+    assert command("import-export", "none.jwe", "--private-key", "private.pem").code == 2
 
 
 def test_a_prompt_does_not_echo_and_the_output_is_wide_as_the_terminal(
@@ -450,6 +546,25 @@ def test_programs_and_requestors_are_those_of_the_file(command: Command) -> None
     assert acquirer["domain"] == {"max_amount": {"amount": 25_000, "currency": "EUR"}}
 
 
+def test_programs_and_requestors_of_the_database_are_put_shown_and_disabled(command: Command) -> None:
+    Path("tokenvault.toml").write_text('directory = "stored"\ntoken_store = "sqlite:///vault.db"\n')
+    Path("program.toml").write_text('bin = "999914"\npans = { lengths = [16, 19] }\n')
+    assert command("programs", "put", "fuel", "program.toml").code == 0
+    assert [each["name"] for each in command.json("programs", "list")["programs"]] == ["fuel"]
+    table = 'programs = ["fuel"]\npermissions = ["issue"]\n'
+    assert command.json("requestors", "put", SHOP, "-", stdin=table)["permissions"] == ["issue"]
+    assert command.json("requestors", "show", SHOP)["disabled"] is False
+    assert command.json("issue", "-r", SHOP, "-p", "fuel", "--expiry", "2040-01", stdin=f"{VISA}\n")[
+        "reference"
+    ]
+    assert command.json("requestors", "disable", SHOP)["disabled"] is True
+    assert "nothing: it is disabled" in command("requestors", "show", SHOP).out
+    assert command("issue", "-r", SHOP, "-p", "fuel", "--expiry", "2040-01", stdin=f"{VISA}\n").code == 5
+    assert command("requestors", "list").code == 2
+    assert command("requestors", "put", SHOP, "-", stdin='program = ["fuel"]').code == 2
+    assert command("requestors", "show", ACQUIRER).code == 2
+
+
 # Looking after.
 
 
@@ -490,15 +605,90 @@ def test_the_trail_is_verified_exported_and_anchored(command: Command) -> None:
     assert not Path("other.json").exists()
 
 
+def test_an_export_goes_on_where_the_one_before_ended(command: Command) -> None:
+    command.issue()
+    files = ("--to", "events.jsonl", "--after", "position.json")
+    first = command.json("audit", "export", *files)["events"]
+    command.issue()
+    assert command.json("audit", "export", *files)["events"] > 0
+    assert command.json("audit", "export", *files)["events"] == 0
+    lines = Path("events.jsonl").read_text()
+    assert sorted(lines.splitlines()) == sorted(command("audit", "export").out.splitlines())
+    assert len(lines.splitlines()) > first
+    assert stat.S_IMODE(Path("events.jsonl").stat().st_mode) == 0o600
+    with Path("events.jsonl").open("a") as file:
+        file.write('{"what was written": "and not kept"')
+    assert command.json("audit", "export", *files)["events"] == 0
+    assert Path("events.jsonl").read_text() == lines
+    shown = [command("audit", "export", "--after", "shown.json", "--ocsf").out for _ in range(2)]
+    assert {json.loads(line)["class_uid"] for line in shown[0].splitlines()} == {3004}
+    assert shown[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        ("touch mine.txt", ("--to", "mine.txt", "--after", "new.json"), "name a new file"),
+        ("echo 4111111111111111 > p.json", ("--after", "p.json"), "holds no position"),
+        ("echo '[[[' > p.json", ("--after", "p.json"), "holds no position"),
+        ("touch mine.txt", ("--to", "mine.txt", "--after", "kept.json"), "elsewhere"),
+        ("truncate -s 9 events.jsonl", ("--to", "events.jsonl", "--after", "kept.json"), "another file"),
+        ("mkdir d", ("--after", "d"), "can not be read"),
+    ],
+)
+def test_an_export_does_not_write_over_a_file_that_is_not_its_own(
+    command: Command, make: str, options: tuple[str, ...], message: str
+) -> None:
+    command.issue()
+    assert command("audit", "export", "--to", "events.jsonl", "--after", "kept.json").code == 0
+    subprocess.run(make, shell=True, check=True)  # noqa: S602 # of this file
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    ran = command("audit", "export", *options)
+    assert (ran.code, message in ran.err) == (2, True), ran
+    assert VISA not in ran.err
+    for path, content in before.items():
+        if not path.name.startswith("vault.db"):
+            assert path.read_bytes() == content
+
+
+def test_an_export_that_follows_is_killed_and_goes_on_without_loss_or_repeat(command: Command) -> None:
+    arguments = ("audit", "export", "--follow", "--to", "events.jsonl", "--after", "position.json")
+    for number in range(5):
+        with subprocess.Popen([sys.executable, "-m", "tokenvault.cli", *arguments]) as process:
+            try:
+                command.issue()
+                wanted = len(command("audit", "export").out.splitlines()) - (number % 2)
+                until = time.monotonic() + 60
+                while not Path("events.jsonl").exists() or (
+                    Path("events.jsonl").read_bytes().count(b"\n") < wanted
+                ):
+                    assert time.monotonic() < until
+                    time.sleep(0.01)
+            finally:
+                process.kill()
+    assert command("audit", "export", *arguments[3:]).code == 0
+    lines = Path("events.jsonl").read_text().splitlines()
+    assert sorted(lines) == sorted(command("audit", "export").out.splitlines())
+
+
 def test_health_tells_each_part_and_ends_with_one_where_a_part_is_not_well(command: Command) -> None:
-    assert command.json("health")["well"]
+    healthy = command.json("health")
+    assert healthy["well"]
+    assert [part["part"] for part in healthy["parts"]] == [
+        "configuration",
+        "database",
+        "module",
+        "clock",
+        "signer",
+        "checkpoint",
+        "vault",
+    ]
     Path("vault.db").write_bytes(b"no database at all" * 100)
     sick = command("health", "--json")
     assert sick.code == 1
     assert [part["part"] for part in sick.document["parts"] if not part["well"]] == [
         "database",
         "vault",
-        "audit trail",
     ]
 
 
@@ -507,7 +697,7 @@ def test_health_waits_for_no_part_longer_than_it_is_told() -> None:
     begun = time.monotonic()
     finding = setup.look("module", lambda: str(never.wait(30)), 0.2)
     assert time.monotonic() - begun < 5
-    assert (finding.well, finding.message) == (False, setup.NO_ANSWER)
+    assert (finding.well, finding.message) == (False, NO_ANSWER)
     never.set()
 
 
@@ -620,3 +810,28 @@ def test_every_module_of_commands_is_loaded() -> None:
     }
     assert {module.__name__.rpartition(".")[2] for module in run.COMMANDS} == files
     assert isinstance(apps.app, typer.Typer)
+
+
+# Keys that rotate.
+
+
+def test_a_key_is_rotated_by_commands(unprovisioned: Command, tmp_path: Path) -> None:
+    command = unprovisioned
+    provision_with_a_short_delay(os.environ["TOKENVAULT_KEY_STORE"], "sqlite:///vault.db")
+    issued = command.json("issue", "-r", SHOP, "-p", "card-on-file", stdin=VISA)
+    newest = command.json("keys", "add", "seal")["version"]
+    states = {each["version"]: each["state"] for each in command.json("keys", "list")["keys"]["seal"]}
+    assert (states[newest], states[newest - 1]) == ("readable", "primary")
+    assert command.json("keys", "primary", "seal", str(newest), "--force")["version"] == newest
+    assert command("keys", "retire", "seal", str(newest - 1)).code == 6, "records need it"
+    assert command.json("keys", "reseal")["done"] == 1
+    assert command.json("keys", "reseal", "--fingerprints")["done"] == 0
+    for version in range(1, newest):
+        assert command.json("keys", "retire", "seal", str(version))["rows_read"] in (0, 1)
+        assert command("keys", "destroy", "seal", str(version)).code == 2, "nobody said yes"
+        assert command.json("keys", "destroy", "seal", str(version), "--yes")["version"] == version
+    inventory = command.json("keys", "inventory")
+    assert inventory["bomFormat"] == "CycloneDX"
+    assert json.loads(command("keys", "inventory", "--no-rows").out)["specVersion"] == "1.6"
+    used = ("detokenize", issued["reference"], "-r", SHOP, "--channel", "ecommerce", "--id", "order-1")
+    assert command(*used).code == 0

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tokenvault as tv
 from tokenvault.audit import batch_event as batch_events
-from tokenvault.audit import checkpoint, use_note
+from tokenvault.audit import checkpoint, guard_note, use_note
 from tokenvault.audit import event as events
 from tokenvault.audit.merkle import Tree
 from tokenvault.crypto import ccm, ff1
@@ -37,7 +37,8 @@ from tokenvault.model.ledger import NO_USES
 from tokenvault.model.pan import Card, CardExpiry, Pan
 from tokenvault.records import layout, sealing
 from tokenvault.records import record as records
-from tokenvault.records.keyring import KeyRing, key_check_value
+from tokenvault.records.key_table import key_check_value
+from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import SEAL_BYTES, SealedEvent
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -53,6 +54,7 @@ LAYOUTS = {
     "Cross-reference": checkpoint._CROSS_REFERENCE.size,
     "Batch event body, fixed part": batch_events._FIXED.size,
     "Note of a use, fixed part": use_note.NOTE.size,
+    "Failure": guard_note._FAILURE.size,
     "Vaultless tweak": 11,
 }
 
@@ -168,7 +170,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     note = use_note.UseNote(
         tv.Kind.PURCHASE, content, use_id, amount=42_00, currency="EUR", counted=(counter,)
     )
-    packed = struct.pack(">BBQ3s16s16s16sB16s", 1, 1, 42_00, b"EUR", content, use_id, bytes(16), 1, counter)
+    packed = struct.pack(
+        ">BBQ3s16s16s16sHB16s", 1, 1, 42_00, b"EUR", content, use_id, bytes(16), 0, 1, counter
+    )
     assert note.pack() == packed
     event = events.Event(
         time_ms=TIME_MS + 1_000, action=events.Action.DETOKENIZE, outcome=events.Outcome.DONE,
@@ -293,7 +297,7 @@ def test_the_sql_is_the_schema_of_a_provisioned_file(tmp_path: Path) -> None:
         ]
     documented = [one_line(statement) for statement in "".join(blocks("sql")).split(";") if statement.strip()]
     assert sorted(documented) == sorted([one_line(sql) for (sql,) in statements] + pragmas)
-    assert len(documented) == 12
+    assert len(documented) == 13
 
 
 def test_the_numbers_of_actions_outcomes_and_labels_are_the_code_s() -> None:

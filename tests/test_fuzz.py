@@ -128,8 +128,12 @@ def calls(
         "update_domain": (vault.update_domain, 2, ["requestor"]),
         "update_card": (vault.update_card, 1, ["new_pan", "expiry", "requestor"]),
         "tokens_of": (vault.tokens_of, 1, ["requestor"]),
+        "acknowledge": (vault.acknowledge, 1, ["operator", "reason"]),
         "get": (vault.get, 1, []),
         "history": (vault.history, 1, ["after", "limit"]),
+        "capacity": (vault.capacity, 0, ["recent_days"]),
+        "health": (vault.health, 0, ["within_ms"]),
+        "export_audit": (lambda **named: list(tv.export_audit(store, **named)), 0, ["after", "shape", "stop"]),
         "CheckpointPolicy": (tv.CheckpointPolicy, 0, ["events", "seconds"]),
         "Pan.parse": (tv.Pan.parse, 1, []),
         "CardExpiry": (tv.CardExpiry, 2, []),
@@ -219,13 +223,13 @@ USES_THE_STORE = frozenset(
      "search", "count", "get_many", "delete_many", "update_domain_many", "update_token_many", "update_card_many",
      "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
      "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
-     "provision"}
+     "provision", "capacity", "health", "export_audit"}
 )  # fmt: skip
 
 
 def test_every_method_of_the_vault_is_fuzzed() -> None:
     public = {name for name in vars(tv.Vault) if not name.startswith("_")}
-    assert public - {"close"} <= USES_THE_STORE
+    assert public - {"close", "within"} <= USES_THE_STORE
 
 
 @settings(

@@ -12,7 +12,8 @@ from tests.pure_token import OWNER, PureToken
 from tests.strategies import DAY_MS, NOW_MS
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.authentication import Authentication, Factor
-from tokenvault.model.controls import CryptogramRule
+from tokenvault.model.controls import LIMITS_MAX, CryptogramRule
+from tokenvault.model.counters import COUNTERS_MAX
 from tokenvault.model.domain import Domain
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import FOLLOW_UPS_MAX, UseLedger
@@ -87,6 +88,16 @@ def test_a_late_retry_of_a_reversed_payment_is_refused() -> None:
     assert shop.pay(5, id="b") == ""
     assert shop.pay(5, id="a") == "TRANSACTION_REVERSED"
     assert shop.pay(5, id="b") == ""
+
+
+def test_a_late_retry_of_an_increment_of_a_reversed_payment_is_refused() -> None:
+    shop = Shop(Domain(limits=(monthly(),)))
+    assert shop.pay(50_00, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 10_00, id="i", original="a") == ""
+    assert shop.told(Kind.REVERSAL, 20_00, original="a") == ""
+    assert shop.told(Kind.INCREMENT, 10_00, id="i", original="a") == ""
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.told(Kind.INCREMENT, 10_00, id="i", original="a") == "TRANSACTION_REVERSED"
 
 
 def test_captures_in_parts_count_once_and_the_last_releases_the_rest() -> None:
@@ -220,7 +231,8 @@ def test_a_verification_takes_no_money_and_counts_nowhere() -> None:
     for kind in (Kind.CAPTURE, Kind.REVERSAL):
         assert shop.told(kind, original="v") == "ORIGINAL_CLOSED"
     assert "ORIGINAL_CLOSED" in shop.told(Kind.INCREMENT, 1, original="v")
-    assert shop.told(Kind.REFUND, 1, original="v") == "CURRENCY_DIFFERS"
+    for cents in (None, 1):
+        assert shop.told(Kind.REFUND, cents, original="v") == "ORIGINAL_CLOSED"
     assert shop.told(Kind.DISPUTE, original="v") == ""
 
 
@@ -374,6 +386,18 @@ def test_a_use_that_does_not_say_its_channel_is_within_every_scope() -> None:
     assert shop.left() == [0, 0]
 
 
+def test_limits_that_come_and_go_make_no_other_limit_forget_what_it_does_not_bind() -> None:
+    program = Domain(limits=(Limit(uses=1, per=Period.MONTH, channels={Channel.ATM}),))
+    shop = Shop(program=program)
+    assert shop.pay(channel=Channel.ATM) == ""
+    for turn in range(2 * COUNTERS_MAX // LIMITS_MAX):
+        names = [f"M-{turn}-{place}" for place in range(LIMITS_MAX)]
+        shop.domain = Domain(limits=[Limit(uses=9, merchants={name}) for name in names])
+        assert shop.pay(channel=Channel.ECOMMERCE) == ""
+        assert len(shop.usage.counters) <= COUNTERS_MAX
+    assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED"
+
+
 def test_an_increment_is_within_the_scope_of_its_use() -> None:
     shop = Shop(Domain(limits=(Limit(amount=Money(100, "EUR"), kinds={Kind.PURCHASE}),)))
     assert shop.pay(90, id="a") == ""
@@ -399,6 +423,16 @@ def test_a_use_before_a_strong_one_is_not_given_back_to_what_came_after() -> Non
     assert shop.left() == [1]
     assert shop.told(Kind.REVERSAL, original="b", days=2) == ""
     assert shop.left() == [2]
+
+
+def test_a_clock_set_back_gives_no_use_before_a_strong_one_back_to_what_came_after() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=2, since_authentication=True),)))
+    assert shop.pay(1, id="a", days=5) == ""
+    assert shop.pay(1, authentication=strong(1), days=1) == ""
+    assert shop.pay(1, days=2) == ""
+    assert shop.pay(1, days=2) == ""
+    assert shop.told(Kind.REVERSAL, original="a", days=2) == ""
+    assert shop.pay(1, days=2) == "STRONG_AUTHENTICATION_REQUIRED"
 
 
 def test_a_refused_use_tells_what_to_present_and_passes_with_it() -> None:

@@ -15,7 +15,7 @@ ROOT = Path(tokenvault.__file__).parent
 # Each room may import from those of the floors before it, and from no other on its own.
 ORDER = (
     "interrupts < errors < columns, runtime < crypto, model, stores < keys < audit, rules, vaultless < records"
-    " < vault < observers, testing, cli"
+    " < vault < maintenance, observers, testing < cli"
 )
 
 FLOORS = {room.strip(): floor for floor, rooms in enumerate(ORDER.split("<")) for room in rooms.split(",")}

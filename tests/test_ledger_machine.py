@@ -91,7 +91,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (self.token.usage, self.token.entries) == before, "what is refused leaves nothing"
         if name in self.told:
             same = self.told[name] == transaction
-            reversed_ = name in self.known and self.known[name].gone
+            raised = transaction.kind is Kind.INCREMENT  # which goes the way of its use
+            use = (transaction.requestor, transaction.original or "") if raised else name
+            reversed_ = use in self.known and self.known[use].gone
             assert decision.allowed == (same and not reversed_)
             assert (self.token.usage, self.token.entries) == before, "a retry counts nothing"
             return None

@@ -19,7 +19,7 @@ from tests import wrong_adapters
 from tests.own_token_store import OwnTokenStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
-from tokenvault.testing import StoreHarness, TokenStoreContract
+from tokenvault.testing import StoreHarness, TokenStoreContract, token_store_isolation
 
 TESTS: Final = Path(__file__).parent
 
@@ -150,6 +150,48 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
     wrong_adapters.OrdersEventsByArrival: [
         (lambda contract, _, store: contract.test_events_about_a_reference(store), "order of arrival"),
     ],
+    wrong_adapters.CountsWhatWasInserted: [
+        (lambda contract, _, store: contract.test_counts_follow_every_write(store), "count does not agree"),
+        (lambda contract, _, store: contract.test_counts_by_threads(store), "count does not agree"),
+    ],
+    wrong_adapters.CountsBesideTheTransaction: [
+        (
+            lambda contract, _, store: contract.test_an_interrupted_write(store, "insert", 1),
+            "count does not agree",
+        ),
+        (
+            lambda contract, _, store: contract.test_an_interrupted_write(store, "replace", 3),
+            "count does not agree",
+        ),
+    ],
+    wrong_adapters.ReadsTheUseBeforeItsRecord: [
+        (
+            lambda contract, _, store: contract.test_a_use_is_not_older_than_its_record(store),
+            "older than its record",
+        ),
+    ],
+    wrong_adapters.FindsUsesOfAnyToken: [
+        (lambda contract, _, store: contract.test_a_use_with_its_record(store), "other uses or tokens"),
+    ],
+    wrong_adapters.GivesAnEventForEachName: [
+        (lambda contract, _, store: contract.test_a_use_with_its_record(store), "one of them came twice"),
+        (lambda contract, _, store: contract.test_many_uses(store), "one of them came twice"),
+    ],
+    wrong_adapters.LosesPairs: [
+        (lambda contract, _, store: contract.test_many_uses(store), "a use id"),
+    ],
+    wrong_adapters.ListsByTheTimeAlone: [
+        (lambda contract, _, store: contract.test_lists_in_the_order_of_issue(store), "one millisecond"),
+    ],
+    wrong_adapters.RemembersGroups: [
+        (lambda contract, _, store: contract.test_lists_in_the_order_of_issue(store), "groups are not"),
+    ],
+    wrong_adapters.FindsCustomersInAnyCase: [
+        (lambda contract, _, store: contract.test_customers_and_last_four(store), "by another text"),
+    ],
+    wrong_adapters.FindsLastFourKeyByKey: [
+        (lambda contract, _, store: contract.test_customers_and_last_four(store), "all together"),
+    ],
     wrong_adapters.TakesFewerRowsThanItSays: [
         (
             lambda contract, harness, store: contract.test_the_write_of_most_rows(store, harness),
@@ -177,3 +219,15 @@ def test_the_contract_says_what_is_wrong_with_an_adapter(kind: type[OwnTokenStor
             with pytest.raises(AssertionError, match=complaint):
                 test(CONTRACT, harness, store)
     gc.collect()  # what an interrupt dropped
+
+
+def test_a_child_that_stands_still_within_the_fork_is_ended_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line of the kit runs in such a child: only its parent can end the wait."""
+    monkeypatch.setattr(token_store_isolation, "CHILD_SECONDS_MAX", 0.5)
+    harness = OwnHarness(tmp_path, wrong_adapters.StandsStillInItsChild)
+    with closing(harness.open()) as store:
+        store.provision()
+        with pytest.raises(AssertionError, match=r"stood still for 0\.5 seconds"):
+            CONTRACT.test_a_forked_child(harness, store)

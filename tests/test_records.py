@@ -6,14 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tokenvault as tv
 from tests.strategies import REQUESTORS, big, records
+from tokenvault.audit.acknowledgement import Acknowledgement, Loss
 from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX, Checkpoint, CrossReference
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.guard_note import LEVEL_MAX, Failure, FailureKind, LockOut
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
 from tokenvault.model.kinds import Kind
 from tokenvault.records.record import STATUS_CODES, TokenRecord
 from tokenvault.stores.port import SealedEvent, SealedRecord
+from tokenvault.vault.risk import SCORE_MAX
 
 
 def row_of(record: TokenRecord, body: bytes) -> SealedRecord:
@@ -67,6 +71,7 @@ def _refused_or_identical(record: TokenRecord, body: bytes) -> None:
     assert parsed.body() == body
 
 
+OWN_PAYLOAD = (Action.CHECKPOINT, Action.LOCK_OUT, Action.ACKNOWLEDGE)
 hashes = st.binary(min_size=32, max_size=32)
 checkpoints = st.builds(
     Checkpoint,
@@ -84,10 +89,19 @@ checkpoints = st.builds(
     key_id=st.binary(min_size=7, max_size=7).map(b"\x01".__add__),
     signature=st.binary(min_size=64, max_size=64),
 )
+failures = st.lists(
+    st.builds(
+        Failure,
+        st.sampled_from(FailureKind),
+        st.binary(min_size=16, max_size=16),
+        st.binary(min_size=8, max_size=8),
+    ),
+    max_size=5,
+).map(tuple)
 plain_events = st.builds(
     Event,
     time_ms=big,
-    action=st.sampled_from([action for action in Action if action is not Action.CHECKPOINT]),
+    action=st.sampled_from([action for action in Action if action not in OWN_PAYLOAD]),
     outcome=st.sampled_from(Outcome),
     requestor=st.none() | st.sampled_from(REQUESTORS),
     reference=st.binary(min_size=16, max_size=16) | st.just(b""),
@@ -97,13 +111,16 @@ plain_events = st.builds(
     operator=st.none() | st.text("abc 123", min_size=1, max_size=64),
     use=st.none(),
     checkpoint=st.none(),
+    lock_out=st.none(),
+    acknowledgement=st.none(),
+    failures=st.just(()),
 )
 sixteen = st.binary(min_size=16, max_size=16).filter(any)
 use_events = st.builds(
     Event,
     time_ms=big,
     action=st.just(Action.DETOKENIZE),
-    outcome=st.sampled_from(Outcome),
+    outcome=st.sampled_from([Outcome.DONE, Outcome.DENIED, Outcome.TAMPERED]),
     requestor=st.sampled_from(REQUESTORS),
     reference=sixteen,
     transaction_id=st.text("abc 123", min_size=1, max_size=64),
@@ -121,13 +138,69 @@ use_events = st.builds(
         final=st.booleans(),
         strong=st.booleans(),
         retry=st.booleans(),
+        score=st.none() | st.integers(0, SCORE_MAX),
         counted=st.lists(sixteen, max_size=64, unique=True).map(sorted).map(tuple),
     ),
     checkpoint=st.none(),
+    lock_out=st.none(),
+    acknowledgement=st.none(),
+    failures=failures,
+)
+lock_outs = st.builds(
+    Event,
+    time_ms=big,
+    action=st.just(Action.LOCK_OUT),
+    outcome=st.just(Outcome.DONE),
+    requestor=st.sampled_from(REQUESTORS),
+    reference=st.just(b""),
+    transaction_id=st.none(),
+    codes=st.just(()),
+    revision=st.just(0),
+    operator=st.none(),
+    use=st.none(),
+    checkpoint=st.none(),
+    lock_out=st.builds(LockOut, big, st.integers(0, LEVEL_MAX)),
+    acknowledgement=st.none(),
+    failures=st.just(()),
+)
+filled = st.binary(min_size=16, max_size=16).filter(any) | st.just(b"")
+acknowledgements = st.builds(
+    Event,
+    time_ms=big,
+    action=st.just(Action.ACKNOWLEDGE),
+    outcome=st.just(Outcome.DONE),
+    requestor=st.none(),
+    reference=st.just(b""),
+    transaction_id=st.none(),
+    codes=st.just(()),
+    revision=st.just(0),
+    operator=st.just("ann"),
+    use=st.none(),
+    checkpoint=st.none(),
+    lock_out=st.none(),
+    acknowledgement=st.builds(
+        Acknowledgement,
+        reason=st.text("abc 123", max_size=64),
+        losses=st.lists(
+            st.builds(
+                Loss,
+                kind=st.sampled_from(tv.FindingKind),
+                stream=filled,
+                first=big,
+                last=big,
+                reference=filled,
+                revision=big,
+            ),
+            max_size=3,
+        ).map(tuple),
+    ),
+    failures=st.just(()),
 )
 events = (
     use_events
     | plain_events
+    | lock_outs
+    | acknowledgements
     | st.builds(
         Event,
         time_ms=big,
@@ -141,6 +214,9 @@ events = (
         operator=st.none(),
         use=st.none(),
         checkpoint=checkpoints,
+        lock_out=st.none(),
+        acknowledgement=st.none(),
+        failures=st.just(()),
     )
 )
 

@@ -36,6 +36,7 @@ from tokenvault.testing.simulation.world import SimulatedWorld
 from tokenvault.vault import issue, manage
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.parties import Parties
 
 SEEDS = 20_000
 PARTS = 4
@@ -64,11 +65,12 @@ def test_no_schedule_of_a_million_breaks_a_property() -> None:
             pass
 
 
-def test_a_write_given_up_too_early_may_take_the_number_of_the_checkpoint_that_closes() -> None:
-    """The vault's close raises then, as it may; the stream ends without closing, and all properties hold."""
-    history = simulate(160_070)
-    assert [process.late for process in history.world.processes] == [True, False]
-    assert len(history.closed) == 1
+def test_schedules_in_which_a_write_is_given_up_too_early_are_among_them_and_hold_all_properties() -> None:
+    """Such a write may take the number of the checkpoint that closes, and `Vault.close` raises then, as it may."""
+    late = [
+        any(process.late for process in simulate(seed).world.processes) for seed in range(200_000, 200_100)
+    ]
+    assert 1 < sum(late) < 50
 
 
 # Replay.
@@ -301,9 +303,12 @@ def a_domain_kept_for_good(patch: pytest.MonkeyPatch) -> None:
     """The restrictions of a token are read once, and an update of its domain is not seen."""
     restrictions = Documents.restrictions
 
-    async def first(documents: Documents, record: TokenRecord, acting: str) -> Restrictions:
-        read = await restrictions(documents, record, acting)
-        return documents._restrictions.setdefault((record.token, "", b"", acting), read)
+    async def first(documents: Documents, parties: Parties, record: TokenRecord, acting: str) -> Restrictions:
+        read = await restrictions(documents, parties, record, acting)
+        kept = documents._restrictions.get((record.program, record.requestor, record.domain, acting))
+        assert kept is not None
+        first = documents._restrictions.setdefault((record.token, "", b"", acting), kept)
+        return first.restrictions if first is not kept else read
 
     patch.setattr(Documents, "restrictions", first)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -133,6 +134,32 @@ def test_an_explanation_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) 
             store.get([a_record(1).token])
     assert caught.value.__context__ is None
     assert SECRET not in str(caught.value)
+
+
+class TimeLimitError(Exception):
+    """A time limit of the application."""
+
+
+def test_a_time_limit_that_strikes_an_explanation_comes_out_as_it_was_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def give_up(_number: int, _frame: object) -> None:
+        raise TimeLimitError
+
+    def explain(_: object, __: Exception) -> str:
+        signal.raise_signal(signal.SIGUSR1)
+        return "never told"
+
+    monkeypatch.setattr(FailingStore, "_explain", explain)
+    former = signal.signal(signal.SIGUSR1, give_up)
+    try:
+        with closing(FailingStore()) as store:
+            store.failure = OSError(SECRET)
+            with pytest.raises(TimeLimitError) as caught:
+                store.get([a_record(1).token])
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 class Strange:

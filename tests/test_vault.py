@@ -14,6 +14,7 @@ from tests import faces, vaults
 from tests.strategies import DAY_MS, NOW_MS
 from tests.test_pan import PUBLISHED
 from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, issue, use
+from tokenvault import maintenance
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.model.pan import luhn_check_digit, luhn_valid
@@ -87,11 +88,12 @@ def test_a_deleted_convergent_token_is_never_issued_again(vault: tv.Vault) -> No
 
 def test_tokens_outlive_the_key_versions_that_made_them(fresh_keys: KeyStore, custody: tv.Custody) -> None:
     keys, store = fresh_keys, tv.open_token_store("memory:")
-    tv.provision(keys, store)
+    tv.provision(keys, store, key_delay=timedelta(milliseconds=100))
     with vaults.open_vault(keys, store) as vault:
         before = issue(vault, program="card-on-file")
     for purpose in (tv.KeyPurpose.FINGERPRINT, tv.KeyPurpose.SEAL, tv.KeyPurpose.AUDIT):
-        keys.create(purpose, custody)
+        name = maintenance.add_key_version(keys, store, purpose, custody)
+        maintenance.make_primary(keys, store, name.purpose, name.version)
     with vaults.open_vault(keys, store) as vault:
         assert issue(vault, program="card-on-file") == before
         assert [info.token for info in vault.tokens_of(VISA)] == [before.token]

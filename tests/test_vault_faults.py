@@ -187,7 +187,10 @@ def test_large_domains_push_each_other_out_of_memory(
         vault.check(tokens[-1], vaults.use())
         documents = vault._core.documents if vault._core else None
         assert documents is not None
-        kept = {*documents._domains.values(), *(each.token for each in documents._restrictions.values())}
+        kept = {
+            *documents._domains.values(),
+            *(each.restrictions.token for each in documents._restrictions.values()),
+        }
         assert sum(len(each.document) for each in kept) <= 300_000
     assert len(kept) < 10
     for number, token in enumerate(tokens):
@@ -197,7 +200,7 @@ def test_large_domains_push_each_other_out_of_memory(
 def test_the_empty_domain_is_known_at_any_time(local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while other threads' domains push each other out of the memory of a vault."""
     monkeypatch.setattr(vault_documents, "DOMAINS_CACHED_MAX", 3)
-    documents = Documents(BlockingStore(MemoryTokenStore()), {}, {})
+    documents = Documents(BlockingStore(MemoryTokenStore()))
     others = [tv.Domain(merchants={f"M-{n}"}) for n in range(10)]
     stop = threading.Event()
 

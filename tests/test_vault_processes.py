@@ -28,6 +28,7 @@ from tokenvault.keys import KeyStore
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import TokenStore
+from tokenvault.testing.token_store_harness import assert_counted
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 
@@ -132,11 +133,20 @@ def counted(record: TokenRecord) -> int:
     return value
 
 
-def tries(token: str, each: int, amounts: random.Random | None = None) -> Tries:
+def tries(
+    token: str,
+    each: int,
+    amounts: random.Random | None = None,
+    *,
+    amount: int = 1,
+    kind: tv.Kind = tv.Kind.PURCHASE,
+    original: str | None = None,
+) -> Tries:
     """So many uses for each thread of each process, every one with an id of its own."""
 
     def one(process: int, thread: int, number: int) -> Use:
-        return Use(f"{process}-{thread}-{number}", amounts.randint(1, 500) if amounts else 1)
+        cents = amounts.randint(1, 500) if amounts else amount
+        return Use(f"{process}-{thread}-{number}", cents, kind, original)
 
     return Tries(
         token,
@@ -220,6 +230,89 @@ def test_one_transaction_retried_by_all_at_once_is_answered_to_all_and_counts_on
     assert_numbered_without_gap(store, 1 + 64)
 
 
+# What follows a use.
+
+TWO_USES = tv.Domain(
+    limits=(tv.Limit(uses=2), tv.Limit(amount=tv.Money(100_00, "EUR"), per=timedelta(days=30)))
+)
+
+
+def left(vault: tv.Vault, token: str) -> list[int]:
+    return [remaining.left for remaining in vault.remaining(token)]
+
+
+def paid(vault: tv.Vault) -> str:
+    """A token with two uses of 60 and 40, which take all that its limits allow."""
+    token = issue(vault, domain=TWO_USES).token
+    for name, cents in (("paid", 60_00), ("kept", 40_00)):
+        vault.detokenize(token, use(name, amount=tv.Money(cents, "EUR")))
+    assert left(vault, token) == [0, 0]
+    return token
+
+
+def test_a_use_that_64_contenders_reverse_is_given_back_once(
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
+) -> None:
+    """Each with an id of its own: one gives it back, all others learn that nothing of it is open."""
+    token = paid(vault)
+    found = tried(site, url, tries(token, 1, amount=60_00, kind=tv.Kind.REVERSAL, original="tx-paid"))
+    assert sorted(each.outcome for each in found) == [*["ORIGINAL_CLOSED"] * 63, REDEEMED]
+    assert left(vault, token) == [1, 60_00]
+    vault.detokenize(token, use("again", amount=tv.Money(60_00, "EUR")))
+    assert left(vault, token) == [0, 0]
+    assert_numbered_without_gap(store, 3 + 64 + 1)
+
+
+def test_one_reversal_retried_by_all_at_once_is_answered_to_all_and_gives_back_once(
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
+) -> None:
+    token = paid(vault)
+    same = Use("void", 60_00, tv.Kind.REVERSAL, "tx-paid")
+    found = tried(site, url, Tries(token, [[[same]] * THREADS] * PROCESSES))
+    assert {each.outcome for each in found} == {REDEEMED}
+    assert left(vault, token) == [1, 60_00]
+    assert_numbered_without_gap(store, 3 + 64)
+
+
+def test_reversals_in_parts_by_contenders_give_back_what_was_taken_and_no_more(
+    site: Site, url: str, vault: tv.Vault
+) -> None:
+    token = paid(vault)
+    found = tried(site, url, tries(token, 1, amount=7_00, kind=tv.Kind.REVERSAL, original="tx-paid"))
+    outcomes = [each.outcome for each in found]
+    assert (outcomes.count(REDEEMED), outcomes.count("REVERSAL_EXCEEDS")) == (8, 56)
+    assert left(vault, token) == [0, 56_00]
+
+
+def test_partial_refunds_by_64_contenders_never_exceed_the_capture(
+    site: Site, url: str, vault: tv.Vault
+) -> None:
+    """What was allowed adds up to at most the capture; the rest, and no unit more, is still allowed."""
+    token, captured = paid(vault), 50_00
+    capture = tv.Money(captured, "EUR")
+    vault.detokenize(token, use("captured", kind=tv.Kind.CAPTURE, original="tx-paid", amount=capture))
+    found = tried(site, url, tries(token, 1, random.Random(11), kind=tv.Kind.REFUND, original="tx-paid"))
+    allowed = [each.amount for each in found if each.outcome == REDEEMED]
+    assert sum(each.amount for each in found) > captured >= sum(allowed)
+    assert {each.outcome for each in found} == {REDEEMED, "REFUND_EXCEEDS"}
+    rest = captured - sum(allowed)
+    assert all(each.amount > rest for each in found if each.outcome != REDEEMED), "a refused one would fit"
+
+    def refund(number: int, cents: int) -> tv.Card:
+        amount = tv.Money(cents, "EUR")
+        more = use(f"refund-{number}", kind=tv.Kind.REFUND, original="tx-paid", amount=amount)
+        return vault.detokenize(token, more)
+
+    with pytest.raises(tv.DomainRestrictionError):
+        refund(1, rest + 1)
+    if rest:
+        refund(2, rest)
+    assert left(vault, token) == [0, 10_00], "limits count no refund"
+
+
+# Suspension.
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_no_card_comes_out_of_another_process_once_a_suspension_has_returned(
     site: Site, url: str, vault: tv.Vault, many: bool
@@ -230,6 +323,23 @@ def test_no_card_comes_out_of_another_process_once_a_suspension_has_returned(
     assert answer == "refused"
     outcomes = [event.outcome.name for event in vault.history(token) if event.action is Action.DETOKENIZE]
     assert outcomes == ["DENIED"]
+
+
+# Dual control.
+
+
+def test_an_approval_gives_one_card_number_to_64_contenders(
+    site: Site, url: str, vault: tv.Vault, store: TokenStore
+) -> None:
+    """One gets it, and each of the others leaves an event of its refusal."""
+    token = issue(vault).token
+    request = vault.request_reveal(token, operator="alice", purpose="chargeback")
+    vault.approve(request, operator="bob")
+    answers = site.crew.run(url, vault_workers.reveal, request.id)
+    assert sorted(found for answer in answers for found in answer) == [VISA, *["REQUEST_USED"] * 63]
+    outcomes = [event.outcome.name for event in vault.history(token) if event.action is Action.REVEAL]
+    assert sorted(outcomes) == [*["DENIED"] * 63, "DONE"]
+    assert_numbered_without_gap(store, 3 + 64)
 
 
 # Convergence.
@@ -303,6 +413,7 @@ def assert_nothing_half_done(site: Site, database: Database, told: dict[int, str
         assert all((event.action, event.outcome) == (Action.ISSUE, Outcome.DONE) for event in noted)
         assert {event.reference for event in noted} == references
         assert len(noted) == len(references) == len(rows)
+        assert_counted(store)
         assert set(told.values()) <= {row.token for row in rows}
         assert len(rows) <= len(told) + rounds * WRITER_THREADS, (
             "at most one a thread was written and not told"

@@ -16,13 +16,15 @@ KNOWN = {
     "keys/pkcs11/worker.py Worker._start with _starting": "held while a thread is started",
     "keys/pkcs11/worker.py Worker._serve get": "the worker's thread, which waits for something to do",
     "vault/observer.py _Worker._work get": "the observer's thread, which waits for something to do",
+    "vault/key_versions.py KeyVersions._use with _lock": "held for two assignments; a forked child has its own",
+    "runtime.py LoopRuntime.ask result": "of a task that is done",
     "stores/postgres/pool.py LoopPool._take acquire": "once where it is free, once within `asyncio.timeout`",
     "runtime.py Workers.call wait": "for a function that has begun: what it waits for has a bound",
     "testing/faults.py FaultSchedule.set with _lock": "held for two assignments",
     "testing/faults.py FaultSchedule.__call__ with _lock": "held for one step of a list, which the caller gave",
     "testing/key_stores.py _in_child waitpid": "the child was killed",
     "testing/token_store_harness.py run_processes join": "the process was killed",
-    "testing/token_store_isolation.py _Child.run waitpid": "the child's alarm ends it",
+    "testing/token_store_isolation.py _Child.run waitpid": "the child answered and ends, or was killed",
 }
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -73,6 +74,8 @@ class Use:
 
     id: str
     amount: int
+    kind: tv.Kind = tv.Kind.PURCHASE
+    original: str | None = None
     outcome: str = ""
 
 
@@ -99,7 +102,8 @@ def redeem(place: Place, tries: Tries) -> list[Use]:
         return [one(use) for use in tries.uses[place.process][thread]]
 
     def one(use: Use) -> Use:
-        transaction = vaults.use(use.id, amount=tv.Money(use.amount, "EUR"))
+        amount = tv.Money(use.amount, "EUR")
+        transaction = vaults.use(use.id, amount=amount, kind=use.kind, original=use.original)
         try:
             card = place.vault.detokenize(tries.token, transaction)
         except tv.DomainRestrictionError as refused:
@@ -108,6 +112,26 @@ def redeem(place: Place, tries: Tries) -> list[Use]:
         return attrs.evolve(use, outcome=REDEEMED)
 
     return [use for uses in place.threads(each, THREADS) for use in uses]
+
+
+GUESSING_THREADS = 2
+
+
+def guess_tokens(place: Place, count: int) -> dict[str, int]:
+    """Ask for so many tokens that there are not, each process and thread for others; what came of it, by code."""
+
+    def each(thread: int) -> Counter[str]:
+        found = Counter[str]()
+        share = count // GUESSING_THREADS
+        first = 9999990000000000 + count * place.process + share * thread
+        for number in range(share):
+            try:
+                place.vault.detokenize(f"{first + number}", vaults.use(number))
+            except tv.TokenVaultError as error:
+                found[error.code] += 1
+        return found
+
+    return dict(sum(place.threads(each, GUESSING_THREADS), Counter[str]()))
 
 
 def converge(place: Place, count: int) -> dict[int, str]:
@@ -122,6 +146,18 @@ def converge(place: Place, count: int) -> dict[int, str]:
         }
 
     return {number: token for issued in place.threads(each, 4) for number, token in issued.items()}
+
+
+def reveal(place: Place, request: str) -> list[str]:
+    """Every thread reveals the card of one approved request, as the person who asked for it."""
+
+    def each(_thread: int) -> str:
+        try:
+            return place.vault.reveal(request, operator="alice").pan.reveal()
+        except tv.PermissionDeniedError as refused:
+            return refused.code
+
+    return place.threads(each, THREADS)
 
 
 def use_beside_suspension(place: Place, uses: LateUse) -> str:
@@ -250,3 +286,11 @@ def issue_batches(uri: str, url: str, chunk_items: int, number: int, program: st
         batches.CHUNK_ITEMS = chunk_items  # type: ignore[misc] # many chunks, so that a kill finds one under way
         vault = vaults.open_vault(keys, store)
         vault.issue_many(map(card_number, range(number)), requestor=vaults.SHOP, program=program)
+
+
+def issue_with_keys(uri: str, url: str, number: int) -> None:
+    """Issue a token for each of so many cards, each under an idempotency key of its own."""
+    with closing(tv.open_key_store(uri)) as keys, closing(tv.open_token_store(url)) as store:
+        vault = vaults.open_vault(keys, store)
+        for card in range(number):
+            vaults.issue(vault, card_number(card), idempotency_key=str(card))

@@ -42,10 +42,12 @@ REQUESTORS = (
     tv.TokenRequestor(ISSUER_ONLY, permissions={tv.Permission.ISSUE}, programs={"one-time", "card-on-file"}),
 )
 
+REVEAL = tv.RevealPolicy(purposes={"chargeback", "fraud inquiry"}, minutes=15, per_person_and_day=5)
 
-def open_vault(keys: KeyStore, store: TokenStore, clock: Clock | None = None) -> tv.Vault:
-    clock = clock or ManualClock(NOW_MS)
-    return open_face(keys, store, programs=PROGRAMS, requestors=REQUESTORS, clock=clock)
+
+def open_vault(keys: KeyStore, store: TokenStore, clock: Clock | None = None, **parts: Any) -> tv.Vault:
+    given = {"programs": PROGRAMS, "requestors": REQUESTORS, "reveal": REVEAL, **parts}
+    return open_face(keys, store, clock=clock or ManualClock(NOW_MS), **given)
 
 
 def issue(vault: tv.Vault, pan: str = VISA, **arguments: Any) -> tv.TokenInfo:

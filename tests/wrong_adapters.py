@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.own_token_store import OwnTokenStore, Work
 from tokenvault.errors import TokenStoreError
 from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
-from tokenvault.stores.port import EventPage, Fence, SealedEvent, SealedRecord
+from tokenvault.stores.port import EventPage, Fence, FoundUse, SealedEvent, SealedRecord, TokenGroup
 from tokenvault.stores.write_limits import WriteLimits
 
 CHUNK = 500
@@ -130,6 +130,13 @@ class SharesAConnectionWithItsChild(_KeepsAConnection):
         self._lock = threading.RLock()
 
 
+class StandsStillInItsChild(OwnTokenStore):
+    """Waits, in the hook of a fork, for what only another thread of the parent could give."""
+
+    def after_fork_in_child(self) -> None:
+        threading.Event().wait()
+
+
 class OrdersTokensAsIntegers(OwnTokenStore):
     """Takes tokens for numbers where it scans."""
 
@@ -238,3 +245,132 @@ class LooksAtTheFenceBefore(OwnTokenStore):
         look = "SELECT revision FROM tokens WHERE token = ?"
         moved = [token for token, revision in fence if self._read(look, token) != [(revision,)]]
         return moved or super()._append(events, ())
+
+
+class CountsWhatWasInserted(OwnTokenStore):
+    """Keeps the count of each group beside the records, and changes it where it inserts."""
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = super()._connect()
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS counts (requestor TEXT, program TEXT, status INTEGER, tokens INTEGER,"
+            " PRIMARY KEY (requestor, program, status))"
+        )
+        return connection
+
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        refused = super()._insert(records, events, document)
+        if not refused:
+            groups = [(record.requestor, record.program, record.status) for record in records]
+            self._write(lambda connection: self._add(connection, groups))
+        return refused
+
+    def _add(self, connection: sqlite3.Connection, groups: Sequence[tuple[str, str, int]]) -> list[str]:
+        connection.executemany(
+            "INSERT INTO counts VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET tokens = tokens + 1", groups
+        )
+        return []
+
+    def _count(self, requestor: str, program: str, status: int) -> int:
+        sql = "SELECT tokens FROM counts WHERE requestor = ? AND program = ? AND status = ?"
+        return next((tokens for (tokens,) in self._read(sql, requestor, program, status)), 0)
+
+
+class CountsBesideTheTransaction(CountsWhatWasInserted):
+    """Counts what is replaced too, by what it read before, in a transaction of its own."""
+
+    def _replace(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
+    ) -> list[str]:
+        before = self._get([record.token for record in records])
+        refused = super()._replace(records, events, fence)
+        if not refused:
+            change = (
+                "UPDATE counts SET tokens = tokens - 1 WHERE requestor = ? AND program = ? AND status = ?"
+            )
+            left = [(record.requestor, record.program, record.status) for record in before]
+            entered = [(record.requestor, record.program, record.status) for record in records]
+
+            def work(connection: sqlite3.Connection) -> list[str]:
+                connection.executemany(change, left)
+                return self._add(connection, entered)
+
+            self._write(work)
+        return refused
+
+
+class ReadsTheUseBeforeItsRecord(OwnTokenStore):
+    """Reads the events of a use, and then the record: what was written in between is in the record alone."""
+
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        known = super()._get_use(name, use_ids)
+        return FoundUse(super()._get_use(name, []).record, known.events)
+
+
+class FindsUsesOfAnyToken(OwnTokenStore):
+    """Looks for the use ids of a use, as if no other token had them."""
+
+    def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
+        record = super()._get_use(name, []).record
+        marks = ", ".join("?" * len(use_ids))
+        rows = self._read(
+            f"SELECT DISTINCT e.* FROM events AS e JOIN event_index USING (stream, number) WHERE use_id IN ({marks})",
+            *use_ids,
+        )
+        return FoundUse(record, [SealedEvent(*row) for row in rows] if record else [])
+
+
+class GivesAnEventForEachName(OwnTokenStore):
+    """Gives the event of a use once for each of its names."""
+
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        return [
+            event
+            for pair in dict.fromkeys(pairs)
+            for event in super(GivesAnEventForEachName, self)._uses([pair])
+        ]
+
+
+class LosesPairs(OwnTokenStore):
+    """Asks for the references and the use ids of many uses apart, as if each reference had each use."""
+
+    def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+        use_ids = list(dict.fromkeys(use_id for _, use_id in pairs))
+        references = dict.fromkeys(reference for reference, _ in pairs)
+        return super()._uses([(reference, use_id) for reference in references for use_id in use_ids])
+
+
+class ListsByTheTimeAlone(OwnTokenStore):
+    """Goes on behind the time of issue of the last record, as if no two were issued in one millisecond."""
+
+    def _list_tokens(
+        self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
+    ) -> list[SealedRecord]:
+        return super()._list_tokens(requestor, program, status, (after[0], ":"), limit)
+
+
+class RemembersGroups(OwnTokenStore):
+    """Reads the groups once: those that come later are not among them."""
+
+    def _groups(self) -> list[TokenGroup]:
+        if not hasattr(self, "_known"):
+            self._known = super()._groups()
+        return self._known
+
+
+class FindsCustomersInAnyCase(OwnTokenStore):
+    """Compares customers as its database compares texts, without regard to case."""
+
+    def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
+        sql = "SELECT * FROM tokens WHERE customer = ? COLLATE NOCASE AND token > ? ORDER BY token LIMIT ?"
+        return [SealedRecord(*row) for row in self._read(sql, customer, after, limit)]
+
+
+class FindsLastFourKeyByKey(OwnTokenStore):
+    """Gives what it found by each key, one key after the other."""
+
+    def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
+        found = [super(FindsLastFourKeyByKey, self)._find_last4([key], after, limit) for key in last4_keys]
+        return [record for records in found for record in records][:limit]

@@ -1,6 +1,6 @@
 """`Vault`: what each method takes and gives."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import repeat
 from typing import assert_type
 
@@ -106,4 +106,4 @@ def audited(keys: KeyStore, store: TokenStore) -> None:
     assert_type(report.intact, bool)
     assert_type(report.anchor(), str)
     assert_type(tv.audit_public_key(keys), str | None)
-    assert_type(tv.export_audit(store, keys=keys), Iterator[str])
+    assert_type(tv.export_audit(store, keys=keys), Generator[tv.AuditLine, None, None])

@@ -77,5 +77,5 @@ ROOMS: Final = {
             *_VAULT_TESTS,
         ),
     ),
-    "vault": Room(("vault",), _VAULT_TESTS, generated=("vault/blocking.py",)),
+    "vault": Room(("vault",), _VAULT_TESTS, generated=("vault/blocking.py", "vault/exchange_blocking.py")),
 }

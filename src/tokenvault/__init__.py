@@ -7,7 +7,8 @@ Everything a caller needs stands here; `tokenvault.ff1`, `tokenvault.keys`, `tok
 import pkgutil as _pkgutil
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
-from tokenvault.audit.export import AuditEvent, export_audit
+from tokenvault.audit.export import AuditEvent
+from tokenvault.audit.feed import AuditLine, export_audit
 from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind, Grade
 from tokenvault.audit.verify.trusted_keys import audit_public_key
 from tokenvault.audit.verify.verify import verify_audit
@@ -21,6 +22,7 @@ from tokenvault.errors import (
     KeyStoreError,
     LifecycleError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenSpaceExhaustedError,
     TokenStoreError,
@@ -32,6 +34,7 @@ from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import CryptogramRule
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.iso import add_codes
 from tokenvault.model.kinds import Kind
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -50,9 +53,16 @@ from tokenvault.stores import AsyncTokenStore, TokenStore, open_async_token_stor
 from tokenvault.vault.awaited import AsyncVault, provision_async
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.batch.change import CardChange, TokenChange
+from tokenvault.vault.batch.imports import TokenToImport
 from tokenvault.vault.batch.results import BatchResult, IssueBatchResult
 from tokenvault.vault.blocking import Vault, provision
+from tokenvault.vault.capacity import Capacity
+from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
+from tokenvault.vault.export import ExportReport, open_export
+from tokenvault.vault.guard import Guard
+from tokenvault.vault.health import Health, HealthPart
 from tokenvault.vault.importing import ImportedRow, import_cards
+from tokenvault.vault.risk import RiskAnswer, RiskControl, RiskDecision, RiskPolicy, RiskRequest
 from tokenvault.vaultless.tokenizer import VaultlessTokenizer
 
 __version__ = "0.1.0.dev0"
@@ -64,9 +74,11 @@ __all__ = [
     "AsyncVault",
     "AuditEvent",
     "AuditFinding",
+    "AuditLine",
     "AuditReport",
     "Authentication",
     "BatchResult",
+    "Capacity",
     "Card",
     "CardChange",
     "CardExpiry",
@@ -79,11 +91,16 @@ __all__ = [
     "CryptogramRule",
     "Custody",
     "Decision",
+    "Directory",
     "Domain",
     "DomainRestrictionError",
+    "ExportReport",
     "Factor",
     "FindingKind",
     "Grade",
+    "Guard",
+    "Health",
+    "HealthPart",
     "ImportedRow",
     "IntegrityError",
     "InvalidInputError",
@@ -102,6 +119,16 @@ __all__ = [
     "Permission",
     "PermissionDeniedError",
     "Remaining",
+    "RequestorLockedOutError",
+    "RevealPolicy",
+    "RevealRequest",
+    "RiskAnswer",
+    "RiskControl",
+    "RiskDecision",
+    "RiskPolicy",
+    "RiskRequest",
+    "StaticDirectory",
+    "StoredDirectory",
     "TokenChange",
     "TokenFormat",
     "TokenInfo",
@@ -112,6 +139,7 @@ __all__ = [
     "TokenStatus",
     "TokenStore",
     "TokenStoreError",
+    "TokenToImport",
     "TokenVaultError",
     "Transaction",
     "Vault",
@@ -123,6 +151,7 @@ __all__ = [
     "ff1",
     "import_cards",
     "open_async_token_store",
+    "open_export",
     "open_key_store",
     "open_token_store",
     "provision",

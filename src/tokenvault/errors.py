@@ -12,8 +12,8 @@ import inspect
 import re
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -22,11 +22,12 @@ from tokenvault.interrupts import is_interrupt
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
-
+B_co = TypeVar("B_co", covariant=True)
 
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[^0-9A-Za-z]?[0-9]){12,}")
 _ARGUMENT: Final = re.compile("[A-Za-z_]{1,40}[0-9]?")
 _END: Final = object()
+_OF_HANDLER: Final = "_raised_by_signal_handler"
 
 
 def without_numbers(text: str) -> str:
@@ -123,6 +124,13 @@ class PermissionDeniedError(TokenVaultError):
     response_code = "58"  # not permitted to this acceptor
 
 
+class RequestorLockedOutError(PermissionDeniedError):
+    """The requestor asked for too many tokens that do not exist, or made too many uses that were refused."""
+
+    code = "REQUESTOR_LOCKED_OUT"
+    response_code = "59"  # suspected fraud
+
+
 class IntegrityError(TokenVaultError):
     """What was read is not what the vault wrote: changed, moved, or sealed under another key."""
 
@@ -162,9 +170,6 @@ class ConfigurationError(TokenVaultError):
     code = "CONFIGURATION"
 
 
-# The boundary.
-
-
 def boundary(call: Callable[P, T]) -> Callable[P, T]:
     """Let only the library's errors out of a function, without their frames."""
 
@@ -195,11 +200,13 @@ def async_boundary(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
     return bounded
 
 
-def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+def iterator_boundary(
+    call: Callable[P, Generator[T, None, None]],
+) -> Callable[P, Generator[T, None, None]]:
     """As `boundary`, for a generator function: also for each step of what it gives."""
 
     @functools.wraps(call)
-    def bounded(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
         try:
             return _BoundedIterator(call(*args, **kwargs))
         except BaseException as error:
@@ -210,15 +217,24 @@ def iterator_boundary(call: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]
     return bounded
 
 
-class _BoundedIterator(Iterator[T], Generic[T]):
-    def __init__(self, source: Iterator[T]) -> None:
+class _BoundedIterator(Generator[T, None, None]):
+    def __init__(self, source: Generator[T, None, None]) -> None:
         self._source = source
 
-    def __next__(self) -> T:
+    def send(self, _value: None) -> T:
         item = self._step()
         if item is _END:
             raise StopIteration
         return item  # type: ignore[return-value] # the source's, not the mark of its end
+
+    def throw(self, *error: Any) -> NoReturn:
+        """End the source. Raises the error, or what ending it raises."""
+        self.close()
+        raise error[0]
+
+    @boundary
+    def close(self) -> None:
+        self._source.close()
 
     @boundary
     def _step(self) -> T | object:
@@ -229,14 +245,18 @@ CallEnd: TypeAlias = Callable[[str, int, object, BaseException | None], None]
 """Is told a method's name, when it began (`time.perf_counter_ns`), and its result or its error."""
 
 
-class Called(Protocol):
+class Called(Protocol[B_co]):
     """Knows its calls under way, by a mark each: to put one into a set, and to take it out, is one step."""
 
     _calls: set[object]
     _ended: CallEnd | None
 
+    def _begin(self) -> B_co:
+        """Do what has to be done before each call."""
 
-S = TypeVar("S", bound=Called)
+
+S = TypeVar("S", bound=Called[None])
+A = TypeVar("A", bound=Called[Coroutine[Any, Any, None]])
 
 
 def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -248,6 +268,7 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
         begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
             calls.add(mark)
+            self._begin()
             result = call(self, *args, **kwargs)
             if ended is not None:
                 ended(call.__name__, begun_ns, result, None)
@@ -266,16 +287,17 @@ def call_boundary(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 
 
 def async_call_boundary(
-    call: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    call: Callable[Concatenate[A, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[A, P], Coroutine[Any, Any, T]]:
     """As `async_boundary`, for a method that closing waits for."""
 
     @functools.wraps(call)
-    async def bounded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def bounded(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
         mark, calls, ended = object(), self._calls, self._ended
         begun_ns = 0 if ended is None else time.perf_counter_ns()
         try:
             calls.add(mark)
+            await self._begin()
             result = await call(self, *args, **kwargs)
             if ended is not None:
                 ended(call.__name__, begun_ns, result, None)

@@ -14,7 +14,9 @@ here, and where it strikes in the application's own code that this library calls
 from __future__ import annotations
 
 import dis
+import os
 import signal
+import stat
 import sys
 import traceback
 from contextlib import suppress
@@ -31,6 +33,7 @@ _USED_HERE: Final = {
     "pkcs11",
     "asn1crypto",
     "psycopg",
+    "psycopg_binary",
     "psycopg_c",
     "typer",
 }
@@ -51,6 +54,43 @@ def is_interrupt(error: BaseException) -> bool:
         with suppress(AttributeError):  # a frozen error, as of attrs
             setattr(error, _MARK, True)
     return found
+
+
+class ignoring:  # as contextlib.suppress is written
+    """Ends errors of some kinds, as `contextlib.suppress` does, but no interrupt."""
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, self._kinds) and not is_interrupt(error)
+
+
+def real_path(path: str) -> str:
+    """The path without links; as it stands where it leads nowhere.
+
+    As `os.path.realpath`, which takes an interrupt that is an OSError for an answer, and so do the two below.
+    """
+    with ignoring(OSError):
+        return os.path.realpath(path, strict=True)
+    return os.path.abspath(path)
+
+
+def exists(path: str) -> bool:
+    """Whether a path leads to anything."""
+    with ignoring(OSError, ValueError):
+        return os.stat(path) is not None
+    return False
+
+
+def is_file(path: str) -> bool:
+    """Whether a path leads to a regular file."""
+    with ignoring(OSError, ValueError):
+        return stat.S_ISREG(os.stat(path).st_mode)
+    return False
 
 
 def _is_of_signal_handler(error: BaseException) -> bool:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat, starmap
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar
+
+import attrs
 
 from tokenvault.errors import ConfigurationError, InvalidInputError
 from tokenvault.interrupts import is_interrupt
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 CLOSED = "this vault is closed: open another"
 
@@ -26,6 +32,13 @@ NOW_MS_MAX: Final = 253_402_300_799_999
 
 MODULE_THREADS: Final = 16
 """Blocks that wait in several threads go to the module in one call (see `keys.pkcs11.coalescer`)."""
+
+
+ASKED_MAX: Final = 64
+"""Calls of functions of the host's own that may be under way: those that hang stay so."""
+
+_asked: Final[dict[int, set[object]]] = {}
+"""By process id, a mark for each of them that is in a thread."""
 
 
 class Clock(Protocol):
@@ -66,6 +79,36 @@ class CheckedClock:
         return now_ms
 
 
+@attrs.define(eq=False)
+class Attempt:
+    """A flow that runs beside its caller, who waits for it only so long.
+
+    Attributes:
+        begun_ns, ended_ns: when, by `time.perf_counter_ns`; None until it has ended.
+        result: what it returned.
+        error: what it raised.
+    """
+
+    begun_ns: int = attrs.field(factory=time.perf_counter_ns)
+    ended_ns: int | None = None
+    result: str = ""
+    error: BaseException | None = None
+
+    async def work(self, flow: Callable[[], Coroutine[Any, Any, str]]) -> None:
+        """Run the flow."""
+        try:
+            self.result = await flow()
+        except BaseException as error:
+            self.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self.ended_ns = time.perf_counter_ns()
+
+
+Flows: TypeAlias = Mapping[str, Callable[[], Coroutine[Any, Any, str]]]
+
+
 class Runtime(Protocol):
     """What a flow needs of its surroundings: somewhere to block, and a way to wait."""
 
@@ -81,6 +124,19 @@ class Runtime(Protocol):
         """Wait."""
         ...
 
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        """Run flows beside each other, and wait for them for at most so many seconds.
+
+        One that has not ended goes on. It is not begun again under its name before it has ended.
+        """
+        ...
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        """Call a function of the host's own. Its result, alone; nothing where it failed or took longer."""
+        ...
+
     def close(self) -> None:
         """Let threads end; later calls may be refused. Idempotent."""
         ...
@@ -88,6 +144,9 @@ class Runtime(Protocol):
 
 class BlockingRuntime:
     """Blocks where it is called: the runtime of `Vault`."""
+
+    def __init__(self) -> None:
+        self._attempts: Final[dict[tuple[int, str], tuple[Attempt, threading.Thread]]] = {}
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in this thread."""
@@ -98,6 +157,60 @@ class BlockingRuntime:
     async def sleep(self, seconds: float) -> None:
         """Block this thread for so many seconds."""
         time.sleep(seconds)
+
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        """Run flows in threads that do not hold up the end of the process. A forked child has its own."""
+        until = time.monotonic() + seconds
+        attempts = {name: self._begin(name, flow) for name, flow in flows.items()}
+        for _, thread in attempts.values():
+            thread.join(max(0.0, until - time.monotonic()))
+        return {name: attempt for name, (attempt, _) in attempts.items()}
+
+    def _begin(
+        self, name: str, flow: Callable[[], Coroutine[Any, Any, str]]
+    ) -> tuple[Attempt, threading.Thread]:
+        key = os.getpid(), name
+        begun = self._attempts.get(key)
+        if begun is None or not begun[1].is_alive():
+            attempt = Attempt()
+            thread = threading.Thread(
+                target=lambda: run(attempt.work(flow)), name=f"tokenvault-{name}", daemon=True
+            )
+            begun = attempt, thread
+            thread.start()
+            self._attempts[key] = begun
+        return begun
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        """Call a function of the host's own, in a thread that is left alone where it takes longer."""
+        results: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
+        mark, under_way = object(), _asked.setdefault(os.getpid(), set())
+
+        def work() -> None:
+            result: list[object] = []
+            try:
+                result.append(function(argument))
+            except BaseException:  # noqa: BLE001, S110 # whatever it holds: it ends here
+                pass
+            finally:
+                results.put(result)
+                under_way.discard(mark)
+
+        if len(under_way) >= ASKED_MAX:
+            return ()
+        try:
+            under_way.add(mark)
+            threading.Thread(target=work, name="tokenvault-ask", daemon=True).start()
+        except BaseException as error:
+            under_way.discard(mark)
+            if isinstance(error, RuntimeError):  # no thread is to be had
+                return ()
+            raise
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=seconds)
+        return ()
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -151,7 +264,8 @@ class Workers:
 
 
 class _Keys(Protocol):
-    blocking: bool
+    @property
+    def blocking(self) -> bool: ...
 
 
 class LoopRuntime:
@@ -160,6 +274,8 @@ class LoopRuntime:
     def __init__(self) -> None:
         self.keys: _Keys | None = None  # until it is known which keys there are, they may block
         self._workers = Workers(MODULE_THREADS)
+        self._attempts: Final[dict[str, tuple[Attempt, asyncio.Task[None]]]] = {}
+        self._asked: set[asyncio.Task[list[object]]] = set()
         self._closed = False
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -178,9 +294,44 @@ class LoopRuntime:
         """Suspend this task for so many seconds."""
         await asyncio.sleep(seconds)
 
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        """Run flows in tasks of their own."""
+        attempts = {}
+        for name, flow in flows.items():
+            if name not in self._attempts or self._attempts[name][1].done():
+                attempt = Attempt()
+                self._attempts[name] = attempt, asyncio.create_task(attempt.work(flow))
+            attempts[name] = self._attempts[name]
+        await asyncio.wait([task for _, task in attempts.values()], timeout=seconds)
+        return {name: attempt for name, (attempt, _) in attempts.items()}
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        """Call a coroutine function of the host's own; where it takes longer, it is cancelled and left alone."""
+        if len(self._asked) >= ASKED_MAX:
+            return ()
+
+        async def work() -> list[object]:
+            with contextlib.suppress(Exception):  # whatever it holds: it ends here
+                result = function(argument)
+                return [await result if inspect.isawaitable(result) else result]
+            return []
+
+        task = asyncio.ensure_future(work())
+        self._asked.add(task)  # until it ends: the loop itself would let go of it
+        task.add_done_callback(self._asked.discard)
+        try:
+            await asyncio.wait((task,), timeout=seconds)
+            return task.result() if task.done() and not task.cancelled() else ()
+        finally:
+            task.cancel()
+
     def close(self) -> None:
         """Let the threads end; later calls are refused."""
         self._closed = True
+        for _, task in self._attempts.values():
+            task.cancel()
         self._workers.close()
 
 

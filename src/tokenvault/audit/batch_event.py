@@ -21,7 +21,8 @@ Layout of its body, encoding version 2, big endian:
     ..  only of uses (action DETOKENIZE):
         2 number of sets of counters, s, 1 or more; each: 1 number of counters, then their keys, 16 bytes, ascending
         unless s is 1: the index of the set of counters that each item was added to, 2 bytes
-        the note of each item, 61 bytes (`use_note`, but for its counters); zeros where there is no such token
+        the note of each item, 63 bytes (`use_note`, but for its counters); zeros where there is no such token
+    ..  only where it counts failures: these (`guard_note`)
 
 Kinds, codes, transaction ids and sets of counters stand in the order in which items first have them. The row's own
 reference is 16 zero bytes. The event is found by the reference of each item, and by its uses; but not by those of
@@ -49,6 +50,7 @@ from tokenvault.audit.event import (
     parsed,
     prefixed,
 )
+from tokenvault.audit.guard_note import Failure, failure_rows, packed_failures, read_failures
 from tokenvault.audit.use_note import NOTE, NOTE_COLUMN, RETRY, UseNote, packed_keys, read_keys
 from tokenvault.errors import IntegrityError
 from tokenvault.stores.new_records import Bytes, IndexColumns, split
@@ -101,6 +103,7 @@ class BatchEvent(NamedTuple):
         notes: of uses, shape (items,), dtype NOTE_COLUMN; zeros where there is no such token. Of others, empty.
         counted: all sets of counters that occur; of others than uses, the empty one.
         counted_of: the index of each item's set, shape (items,), dtype int64.
+        failures: what it counts for the guard.
     """
 
     time_ms: int
@@ -115,6 +118,7 @@ class BatchEvent(NamedTuple):
     notes: npt.NDArray[np.void]
     counted: tuple[Counted, ...]
     counted_of: Indexes
+    failures: tuple[Failure, ...] = ()
 
     @property
     def reference(self) -> bytes:
@@ -128,13 +132,20 @@ class BatchEvent(NamedTuple):
             own = self.references[led_to & (self.revisions == 0)]
             names = np.frombuffer(self.name + BATCH, np.uint8).reshape(-1, REFERENCE_BYTES)
             return IndexColumns.of(np.concatenate((own, names)))
+        accounts = failure_rows(self.failures, self.time_ms)
+        rows = np.frombuffer(b"".join(map(b"".join, accounts)), np.uint8).reshape(-1, 2 * REFERENCE_BYTES)
+        counted, times = np.hsplit(rows, 2)
         if self.action is not Action.DETOKENIZE:
-            return IndexColumns.of(self.references[led_to])
+            own = self.references[led_to]
+            return IndexColumns.of(
+                np.concatenate((own, counted)), np.concatenate((np.zeros_like(own), times))
+            )
         found = led_to & self._found_by_use()
         follows = found & (_words(self.notes["original"]) != 0).any(axis=1)
         none = np.zeros((int((led_to & ~found).sum()), REFERENCE_BYTES), np.uint8)
-        references = (self.references[led_to & ~found], self.references[found], self.references[follows])
-        use_ids = (none, _bytes(self.notes["use_id"][found]), _bytes(self.notes["original"][follows]))
+        own = self.references
+        references = (own[led_to & ~found], own[found], own[follows], counted)
+        use_ids = (none, _bytes(self.notes["use_id"][found]), _bytes(self.notes["original"][follows]), times)
         return IndexColumns.of(np.concatenate(references), np.concatenate(use_ids))
 
     def _found_by_use(self) -> npt.NDArray[np.bool_]:
@@ -179,6 +190,7 @@ class BatchEvent(NamedTuple):
             if len(self.counted) > 1:
                 parts.append(self.counted_of.astype(">u2").tobytes())
             parts.append(self.notes.tobytes())
+        parts.append(packed_failures(self.failures))
         return b"".join(parts)
 
     def items(self, only: Container[bytes] | None = None) -> Iterator[Event]:
@@ -248,6 +260,8 @@ class BatchEvent(NamedTuple):
         )
         if event.action is Action.DETOKENIZE:
             event = event._with_notes(reader)
+        if reader.more:
+            event = event._replace(failures=read_failures(reader))
         in_order = (
             _areby_first_use(kinds, event.kind_of)
             and _areby_first_use(transaction_ids, event.id_of)

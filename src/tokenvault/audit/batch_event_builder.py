@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +19,7 @@ from tokenvault.audit.batch_event import (
     by_first_use,
 )
 from tokenvault.audit.event import Action
+from tokenvault.audit.guard_note import Failure
 from tokenvault.audit.use_note import NOTE_COLUMN, UseNote
 from tokenvault.stores.new_records import Bytes
 from tokenvault.stores.port import REFERENCE_BYTES
@@ -26,9 +30,11 @@ class BatchEventBuilder:
 
     Args:
         rows: how many items the chunk has; those that are not noted stand in no event.
+        kept: gives the form in which an id may be kept.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, kept: Callable[[str], str]) -> None:
+        self._kept = functools.lru_cache(maxsize=rows)(kept)
         self._kinds: dict[Kind, int] = {}
         self._transaction_ids: dict[str | None, int] = {}
         self._noted = np.zeros(rows, np.bool_)
@@ -70,13 +76,19 @@ class BatchEventBuilder:
         self._noted[rows] = True
         self._references[rows] = references
         self._revisions[rows] = revision
+        if kind.operator is not None:
+            kind = kind._replace(operator=self._kept(kind.operator))
+        if transaction_id is not None:
+            transaction_id = self._kept(transaction_id)
         self._kind_of[rows] = self._kinds.setdefault(kind, len(self._kinds))
         self._id_of[rows] = self._transaction_ids.setdefault(transaction_id, len(self._transaction_ids))
         if use is not None:
             self._uses[rows] = np.frombuffer(use.fixed(), NOTE_COLUMN)[0]
             self._counted_of[rows] = self._counted.setdefault(use.counted, len(self._counted))
 
-    def event(self, time_ms: int, action: Action, name: bytes = NO_NAME) -> BatchEvent | None:
+    def event(
+        self, time_ms: int, action: Action, name: bytes = NO_NAME, failures: tuple[Failure, ...] = ()
+    ) -> BatchEvent | None:
         """The event; None where nothing is noted. `name` is that of a batch that issues tokens."""
         if not self._noted.any():
             return None
@@ -97,4 +109,5 @@ class BatchEventBuilder:
             notes=self._uses[self._noted] if uses else self._uses[:0],
             counted=tuple(counted),
             counted_of=counted_of,
+            failures=failures,
         )

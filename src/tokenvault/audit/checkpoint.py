@@ -59,7 +59,7 @@ class CheckpointPolicy:
 class CrossReference:
     """The latest checkpoint of another stream, as the writer of a checkpoint found it: stream, number, leaf hash.
 
-    A stream's first checkpoint refers to the last event of the streams that no checkpoint closes too.
+    Checkpoints refer to the last event of streams that no checkpoint closes too (`open_ends`).
     """
 
     stream: bytes

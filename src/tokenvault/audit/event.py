@@ -12,7 +12,9 @@ Layout of an event's body, encoding version 3, big endian:
     1   length of the operator, then its ASCII
     1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
     ..  only of a use (action DETOKENIZE) of a token that there is: its note (`use_note`)
-    ..  only of a checkpoint: its payload (`checkpoint`)
+    ..  only of a checkpoint: its payload (`checkpoint`); of a lock-out: its payload (`guard_note`)
+    ..  only of action ACKNOWLEDGE: its payload (`acknowledgement`)
+    ..  only where it counts failures: these (`guard_note`)
 
 Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
 
@@ -34,12 +36,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from tokenvault.audit.acknowledgement import Acknowledgement
 from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.guard_note import (
+    Failure,
+    LockOut,
+    failure_rows,
+    lock_rows,
+    packed_failures,
+    read_failures,
+)
 from tokenvault.audit.merkle import LEAF
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
-from tokenvault.stores.index_rows import NO_USE, IndexRow
-from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
+from tokenvault.model import dual_control
+from tokenvault.stores.index_rows import NO_USE, USE_ID_BYTES, IndexRow
+from tokenvault.stores.port import MALFORMED_EVENT, REFERENCE_BYTES, SealedEvent
 
 ENCODING_VERSION: Final = 3
 
@@ -50,6 +62,9 @@ _FIXED: Final = struct.Struct(">BQBBQ")
 _POSITION: Final = struct.Struct(">QB")
 REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
 """Where a body states its revision."""
+
+ACTION: Final = 9
+"""Where it states its action, unless it is of a batch."""
 
 MALFORMED: Final = "an audit event is not one that this library writes"
 
@@ -71,6 +86,43 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     UPDATE_ASSURANCE = 12
     WIND_DOWN = 13
     CHECK = 14
+    LOCK_OUT = 15
+    RELEASE = 16
+    ACKNOWLEDGE = 17
+    FORGET = 20
+    PURGE = 21
+    REQUEST_REVEAL = 30
+    APPROVE_REVEAL = 31
+    REVEAL = 32
+    REQUEST_EXPORT = 33
+    APPROVE_EXPORT = 34
+    EXPORT = 35
+    ADD_KEY_VERSION = 41
+    MAKE_PRIMARY = 42
+    RESEAL = 43
+    REFINGERPRINT = 44
+    RETIRE_KEY = 45
+    DESTROY_KEY = 46
+    INTRODUCE_SIGNER = 47
+    PUT_PROGRAM = 60
+    PUT_REQUESTOR = 61
+    DISABLE_REQUESTOR = 62
+
+
+LOCKING: Final = (Action.LOCK_OUT, Action.RELEASE)
+"""What is done to a requestor."""
+
+REQUESTS: Final = (Action.REQUEST_REVEAL, Action.REQUEST_EXPORT)
+"""What one person asks for and another one has to approve: counted by person and day."""
+
+DUAL_CONTROL: Final = (
+    *REQUESTS,
+    Action.APPROVE_REVEAL,
+    Action.REVEAL,
+    Action.APPROVE_EXPORT,
+    Action.EXPORT,
+)
+"""What happens under dual control: the transaction id is the request's number, the first code its purpose."""
 
 
 class Outcome(int, enum.Enum):
@@ -93,14 +145,19 @@ class Event(NamedTuple):
         time_ms: milliseconds of the Unix epoch.
         action: what the vault was called to do.
         outcome: how the action ended.
-        requestor: id of the calling requestor; None for the host application itself.
+        requestor: id of the calling requestor, or of the one that is locked out or released; None for the host
+            application itself.
         reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream.
-        transaction_id: of the use of a token; None for other actions.
-        codes: violation codes, or the actor who suspends or resumes.
+        transaction_id: of the use of a token, as it may be kept; under dual control, the request's number in 32
+            letters; or else None.
+        codes: violation codes, or the actor who suspends or resumes; under dual control, the purpose.
         revision: of the record that was written with this event; 0 where none was.
         operator: the person behind a management call, as the host names them; None where it names none.
         use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
         checkpoint: only of action CHECKPOINT: what it says.
+        acknowledgement: only of action ACKNOWLEDGE, likewise.
+        lock_out: only of action LOCK_OUT: until when.
+        failures: what it counts for the guard.
     """
 
     time_ms: int
@@ -114,13 +171,49 @@ class Event(NamedTuple):
     operator: str | None = None
     use: UseNote | None = None
     checkpoint: Checkpoint | None = None
+    acknowledgement: Acknowledgement | None = None
+    lock_out: LockOut | None = None
+    failures: tuple[Failure, ...] = ()
 
     def index_rows(self) -> tuple[IndexRow, ...]:
-        """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream."""
-        if not self.reference:
-            return ()
-        use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=self.outcome is Outcome.DONE)
-        return tuple([IndexRow(self.reference, use_id) for use_id in use_ids])
+        """The rows of the index that lead to the event: from its token and uses; to a checkpoint from its stream.
+
+        From the guard's accounts, and under dual control from its request, too.
+        """
+        if self.reference and self.action in DUAL_CONTROL:
+            return self._rows_of_request()
+        rows: list[IndexRow] = []
+        if self.reference:
+            allowed = self.outcome is Outcome.DONE
+            use_ids = (NO_USE,) if self.use is None else self.use.found_by(allowed=allowed)
+            rows = [IndexRow(self.reference, use_id) for use_id in use_ids]
+            if source := source_of(self):
+                rows.append(IndexRow(source, self.reference))
+        if self.failures:
+            rows += failure_rows(self.failures, self.time_ms)
+        if self.action in LOCKING and self.requestor is not None:
+            rows += lock_rows(self.requestor, self.time_ms)
+        return tuple(rows)
+
+    def with_ids(self, kept: Callable[[str], str]) -> Event:
+        """The event with its ids as they may be kept."""
+        if self.transaction_id is None and self.operator is None:
+            return self
+        return self._replace(
+            transaction_id=self.transaction_id and kept(self.transaction_id),
+            operator=self.operator and kept(self.operator),
+        )
+
+    def _rows_of_request(self) -> tuple[IndexRow, ...]:
+        """By its request, and a request also by its person and day; what was refused by its token alone."""
+        number = dual_control.from_letters(self.transaction_id or "")
+        if self.outcome is not Outcome.DONE or len(number) != USE_ID_BYTES:
+            return (IndexRow(self.reference, NO_USE),)
+        rows = (IndexRow(self.reference, number),)
+        if self.action not in REQUESTS:
+            return rows
+        day = dual_control.person_day(self.action, self.operator or "", self.time_ms)
+        return (*rows, IndexRow(day, number))
 
     def body(self) -> bytes:
         """The canonical encoding. Raises ValueError for a length of 128 or more: it is no ASCII."""
@@ -128,8 +221,11 @@ class Event(NamedTuple):
         named = (self.requestor or "", self.transaction_id or "", self.operator or "")
         texts = "".join(map(prefixed, named)) + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
         use = b"" if self.use is None else self.use.pack()
-        payload = b"" if self.checkpoint is None else self.checkpoint.payload()
-        return fixed + texts.encode("ascii") + use + payload
+        special = self.checkpoint or self.acknowledgement
+        payload = b"" if special is None else special.payload()
+        if self.lock_out is not None:
+            payload = self.lock_out.pack()
+        return fixed + texts.encode("ascii") + use + payload + packed_failures(self.failures)
 
     @classmethod
     def parse(cls, row: SealedEvent) -> Event:
@@ -155,9 +251,23 @@ class Event(NamedTuple):
         )
         if event.action is Action.CHECKPOINT:
             return event._replace(checkpoint=Checkpoint.parse(reader.rest()))
-        if event.action is Action.DETOKENIZE and reader.more:
+        if event.action is Action.ACKNOWLEDGE:
+            return event._replace(acknowledgement=Acknowledgement.parse(reader.rest()))
+        if event.action is Action.LOCK_OUT:
+            return event._replace(lock_out=LockOut.parse(reader.rest()))
+        if event.action is Action.DETOKENIZE and event.outcome is not Outcome.NOT_FOUND and reader.more:
             event = event._replace(use=UseNote.read(reader))
+        if reader.more:
+            event = event._replace(failures=read_failures(reader))
         return event  # more bytes than that would not encode back
+
+
+def source_of(event: Event) -> bytes:
+    """The reference of the token that a token was issued from: its event names it in letters; empty for others."""
+    if event.action is not Action.ISSUE or event.outcome is not Outcome.DONE:
+        return b""
+    source = dual_control.from_letters(event.transaction_id or "")
+    return source if len(source) == REFERENCE_BYTES else b""
 
 
 class _Encoded(Protocol):

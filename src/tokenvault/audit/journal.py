@@ -79,7 +79,8 @@ class _Stream:
         settled: leaf hashes of settled numbers that are not in the tree yet.
         closing: the number of the checkpoint that closes the stream; None while events may be added.
         due_count, due_ms: the next checkpoint is due once so many numbers are settled, or the time is there.
-        referenced: by other stream, the number of its checkpoint last referred to.
+        referenced: by other stream, the number of its event last referred to.
+        looked_behind: by other stream, the number of its latest checkpoint when its end was looked for last.
     """
 
     def __init__(self, name: bytes) -> None:
@@ -94,6 +95,7 @@ class _Stream:
         self.due_count = 0
         self.due_ms = 0
         self.referenced: dict[bytes, int] = {}
+        self.looked_behind: dict[bytes, int] = {}
         self._grown = _Grown(Tree())
 
     @property
@@ -148,6 +150,8 @@ class Entry:
         checkpoint_number: of the checkpoint.
         leaves: by each number that it holds, the leaf hash, once sealed.
         rows: to be written in one atomic step, once sealed.
+        looked_behind: as of its stream, by its own checkpoint.
+        repeated: the streams of which its checkpoint refers to events that were referred to before.
         over: whether nobody works on it any more.
     """
 
@@ -158,7 +162,14 @@ class Entry:
     checkpoint_number: int = 0
     leaves: dict[int, bytes] = attrs.field(factory=dict)
     rows: tuple[SealedEvent, ...] = ()
+    looked_behind: dict[bytes, int] = attrs.field(factory=dict)
+    repeated: frozenset[bytes] = frozenset()
     over: bool = False
+
+    @property
+    def at_an_edge(self) -> bool:
+        """Whether its checkpoint is the first of its stream, or may close it."""
+        return self.event is None or self.checkpoint_number == 1
 
 
 class Journal:
@@ -270,7 +281,7 @@ class Journal:
         references = tuple(
             CrossReference(row.stream, row.number, leaf_of(row))
             for row in genuine
-            if row.number > stream.referenced.get(row.stream, 0)
+            if row.number > stream.referenced.get(row.stream, 0) or row.stream in entry.repeated
         )
         complete = attrs.evolve(
             checkpoint, cross_references=references, unauthenticated_rows=len(others) - len(genuine)
@@ -302,10 +313,13 @@ class Journal:
             stream.grow()
         if entry.checkpoint is not None:
             references = {each.stream: each.number for each in entry.checkpoint.cross_references}
+            looked_behind = entry.looked_behind
             if len(stream.referenced) + len(references) > _REFERENCED_MAX:
                 stream.referenced = references  # the next checkpoints then repeat some cross-references
+                stream.looked_behind = looked_behind
             else:
                 stream.referenced.update(references)
+                stream.looked_behind.update(looked_behind)
 
     def withdraw(self, entry: Entry, found: Sequence[SealedEvent] = ()) -> None:
         """Free the numbers of an entry that was not written, except those where other events were `found`."""

@@ -1,4 +1,4 @@
-"""The AUDIT keys of a key store: MACs of events, made under the newest key and checked under any version."""
+"""The AUDIT keys of a key store: MACs of events, made under the primary key and checked under any version."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ class AuditKeys:
         checks.offers("keys", keys, "versions", "a key store, as open_key_store opens one")
         self._keys: Final = keys
         self._macs: dict[int, Cmac] = {}
-        self._newest = max(keys.versions(KeyPurpose.AUDIT), default=0)
+        self._primary = max(keys.versions(KeyPurpose.AUDIT), default=0)
         self.signer: Final = keys.signer()
+
+    def write_under(self, version: int) -> None:
+        """Make MACs under a version from now on, though the key store may have a newer one."""
+        self._primary = version
 
     def tag(self, leaf: bytes) -> bytes:
         """The MAC of an event, given its leaf hash: 16 bytes."""
-        return self._mac(self._newest).tag(leaf[:AUTHENTICATED_BYTES])
+        return self._mac(self._primary).tag(leaf[:AUTHENTICATED_BYTES])
 
     def check(self, rows: Sequence[SealedEvent]) -> list[CheckedEvent]:
         """The events with their leaf hashes, and whether their MACs are right.
@@ -59,6 +63,13 @@ class AuditKeys:
                 genuine[at] = hmac.compare_digest(tags[start : start + TAG_BYTES], rows[at].mac)
             left = [at for at in left if not genuine[at]]
         return list(map(CheckedEvent, rows, leaves, genuine))
+
+    def is_genuine(self, leaf: bytes, tag: bytes) -> bool:
+        """Whether a MAC is of a leaf hash, under the AUDIT key of any version."""
+        return any(
+            hmac.compare_digest(self._mac(version).tag(leaf[:AUTHENTICATED_BYTES]), tag)
+            for version in reversed(self._keys.versions(KeyPurpose.AUDIT))
+        )
 
     def genuine(self, rows: Sequence[SealedEvent]) -> list[SealedEvent]:
         """Those of the events whose MAC is right."""

@@ -7,16 +7,16 @@ is read to find out whether it happened after all; that comes before the next ev
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 import attrs
 
 from tokenvault.audit.batch_event import BatchEvent
-from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX
-from tokenvault.audit.event import Event, is_open
+from tokenvault.audit.event import Event
 from tokenvault.audit.journal import Entry, Journal
+from tokenvault.audit.open_ends import candidates, view_of, with_open_ends
 from tokenvault.errors import IntegrityError
+from tokenvault.model.clear_ids import ClearIds
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import MALFORMED_EVENT, AsyncTokenStore, Fence, SealedEvent
 
@@ -26,20 +26,15 @@ Change: TypeAlias = Callable[[tuple[SealedEvent, ...], T], Coroutine[Any, Any, l
 CLOSING_MAX: Final = 1_000
 """Checkpoints that closing writes at most, one for each number that was given back and not used again."""
 
-SEARCH_STEPS_MAX: Final = 128
-"""Reads that look for the last event of a stream which ended without closing, one event each."""
-
-OPEN_ENDS_MAX: Final = 16
-"""Streams that ended without closing, or are under way, whose last event a stream's first checkpoint names."""
-
 
 @attrs.frozen
 class Trail:
-    """The audit trail as this vault writes it."""
+    """The audit trail as this vault writes it. No event gets into it but by `write`, with ids that may be kept."""
 
     store: AsyncTokenStore
     runtime: Runtime
     journal: Journal
+    ids: ClearIds
 
     async def note(self, event: Event | BatchEvent, fence: Fence = ()) -> list[str]:
         """Write an event alone, if the records of a fence have its revisions still. Returns the tokens that moved.
@@ -65,6 +60,8 @@ class Trail:
         """
         if doubts := self.journal.doubts():
             await self._settle(doubts)
+        if isinstance(event, Event):  # of a batch, the builder sees to it
+            event = event.with_ids(self.ids.kept)
         entry = self.journal.entry(event)
         try:
             self.journal.begin(entry, event.time_ms, checkpoint=True)
@@ -100,9 +97,7 @@ class Trail:
             if entry.checkpoint is None:
                 rows, sealed = await self.runtime.call(self._seal, entry, time_ms, (), seal)
             else:  # it may be signed by the module, also where the other keys work in this process
-                others = await self._latest_checkpoints()
-                if entry.checkpoint_number == 1:
-                    others = await self._with_open_ends(others)
+                others = await self._others(entry)
                 rows, sealed = await self.runtime.block(self._seal, entry, time_ms, others, seal)
         except BaseException:
             journal.withdraw(entry)
@@ -111,8 +106,11 @@ class Trail:
         if in_the_way:
             journal.withdraw(entry)
         else:
-            journal.written(entry)
+            self._done(entry)
         return in_the_way
+
+    def _done(self, entry: Entry) -> None:
+        self.journal.written(entry)
 
     def _seal(
         self, entry: Entry, time_ms: int, latest_checkpoints: Sequence[SealedEvent], seal: Callable[[], T]
@@ -122,38 +120,16 @@ class Trail:
     async def _append(self, rows: tuple[SealedEvent, ...], _: None) -> None:
         await self.store.append(rows)
 
-    async def _latest_checkpoints(self) -> Sequence[SealedEvent]:
+    async def _others(self, entry: Entry) -> Sequence[SealedEvent]:
+        """The events of other streams that the checkpoint of an entry refers to, and rows that no vault wrote."""
         try:
-            return await self.store.latest_checkpoints(CROSS_REFERENCES_MAX)
+            latest = await self.store.latest_checkpoints(view_of(entry))
         except IntegrityError:
             return (MALFORMED_EVENT,)  # the checkpoint counts it; events are to be written all the same
-
-    async def _with_open_ends(self, latest: Sequence[SealedEvent]) -> Sequence[SealedEvent]:
-        """The latest checkpoints of other streams, and of the youngest that none closes their last event too.
-
-        So the first checkpoint of a stream closes those that ended without closing: later, their end can not be
-        taken away unseen.
-        """
-        youngest = sorted(latest, key=lambda row: row.stream, reverse=True)
-        ends = [
-            await self._last_event(row) for row in [row for row in youngest if is_open(row)][:OPEN_ENDS_MAX]
-        ]
-        found = [end for end in ends if end not in latest]
-        return [*youngest[: CROSS_REFERENCES_MAX - len(found)], *found]
-
-    async def _last_event(self, latest: SealedEvent) -> SealedEvent:
-        """The last event of a stream, given its latest checkpoint, found in at most SEARCH_STEPS_MAX reads."""
-        last, step = latest, 1
-        with suppress(IntegrityError):  # a malformed row: verification reports it
-            for _ in range(SEARCH_STEPS_MAX):
-                page = await self.store.events(stream=last.stream, after=last.number + step - 1, limit=1)
-                if page:
-                    last, step = page[0], 2 * step
-                elif step == 1:
-                    break
-                else:
-                    step //= 2
-        return last
+        if not candidates(entry, latest):
+            return sorted(latest, key=lambda row: row.stream, reverse=True)
+        genuine = await self.runtime.block(self.journal.keys.genuine, latest)
+        return await with_open_ends(self.store, entry, latest, genuine)
 
     async def _settle(self, doubts: list[Entry]) -> None:
         """Find out which failed writes happened after all, so that no number is left out or used twice."""

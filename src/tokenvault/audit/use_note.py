@@ -9,6 +9,7 @@ Layout, big endian:
     16  content digest (`KeyRing.contents`); zeros for a use that was refused
     16  use id (`KeyRing.use_ids`)
     16  use id of the original; zeros where the use names none
+    2   score of the risk control, and 1; 0 where there is none
     1   number of counters that it was added to, at most 64; each: 16 key, ascending
 
 An event of a use that was refused, or is a retry of one that stands in the ledger already, is found by the history of
@@ -29,7 +30,7 @@ from tokenvault.stores.index_rows import NO_USE
 NO_CONTENT: Final = bytes(16)
 """The content digest of a use that was refused: nothing is compared with it."""
 
-NOTE: Final = struct.Struct(">BBQ3s16s16s16s")
+NOTE: Final = struct.Struct(">BBQ3s16s16s16sH")
 NOTE_COLUMN: Final = np.dtype(
     [
         ("kind", "u1"),
@@ -39,6 +40,7 @@ NOTE_COLUMN: Final = np.dtype(
         ("content", "V16"),
         ("use_id", "V16"),
         ("original", "V16"),
+        ("score", ">u2"),
     ]
 )
 """The layout before it, of many uses at once."""
@@ -86,6 +88,7 @@ class UseNote(NamedTuple):
         strong: whether it started counters again by its strong authentication.
         retry: whether it repeats a use that stands in the ledger already, and counts nothing.
         counted: keys of the velocity counters that it was added to, 16 bytes each, ascending.
+        score: of the risk control; None where it was not asked, or gave none.
     """
 
     kind: Kind
@@ -98,14 +101,16 @@ class UseNote(NamedTuple):
     strong: bool = False
     retry: bool = False
     counted: tuple[bytes, ...] = ()
+    score: int | None = None
 
     def fixed(self) -> bytes:
-        """The note in bytes, but for the counters: 61 bytes."""
+        """The note in bytes, but for the counters: 63 bytes."""
         given = (self.final, self.strong, self.retry)
         flags = sum(flag for flag, is_set in zip(_FLAGS, given, strict=True) if is_set)
         currency = self.currency.encode("ascii")
+        score = 0 if self.score is None else self.score + 1
         return NOTE.pack(
-            _CODES[self.kind], flags, self.amount, currency, self.content, self.use_id, self.original
+            _CODES[self.kind], flags, self.amount, currency, self.content, self.use_id, self.original, score
         )
 
     def pack(self) -> bytes:
@@ -114,8 +119,8 @@ class UseNote(NamedTuple):
 
     @classmethod
     def of_fixed(cls, encoded: bytes, counted: tuple[bytes, ...]) -> UseNote:
-        """The note of 61 bytes and counters. Raises ValueError, KeyError or struct.error for what no note has."""
-        kind, flags, amount, currency, content, use_id, original = NOTE.unpack(encoded)
+        """The note of 63 bytes and counters. Raises ValueError, KeyError or struct.error for what no note has."""
+        kind, flags, amount, currency, content, use_id, original, score = NOTE.unpack(encoded)
         if flags >= 2 * _FLAGS[-1]:
             raise ValueError("a flag that no note has")
         final, strong, retry = (bool(flags & flag) for flag in _FLAGS)
@@ -130,6 +135,7 @@ class UseNote(NamedTuple):
             strong=strong,
             retry=retry,
             counted=counted,
+            score=score - 1 if score else None,
         )
 
     @classmethod

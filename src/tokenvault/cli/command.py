@@ -27,6 +27,7 @@ from tokenvault.keys import KeyStore, open_key_store
 from tokenvault.runtime import Closable
 from tokenvault.stores import TokenStore, open_token_store
 from tokenvault.vault.blocking import Vault
+from tokenvault.vault.directory import StoredDirectory
 
 P = ParamSpec("P")
 C = TypeVar("C", bound=Closable)
@@ -93,7 +94,14 @@ class Session:
     def vault(self) -> Vault:
         """The vault, with the configured programs and requestors. Raises what opening one raises."""
         found = self.configuration
-        vault = Vault(self.keys, self.store, programs=found.programs, requestors=found.requestors)
+        vault = Vault(
+            self.keys,
+            self.store,
+            programs=found.programs,
+            requestors=found.requestors,
+            directory=StoredDirectory() if found.stored else None,
+            reveal=found.reveal,
+        )
         return self._opened.enter_context(vault)
 
     def _close_later(self, opened: C) -> C:

@@ -13,6 +13,8 @@
     programs = ["card-on-file"]
     permissions = ["issue", "detokenize", "manage"]
 
+In place of both, `directory = "stored"`: they are in the database, where `programs put`, `requestors put` write them.
+
 TOKENVAULT_KEY_STORE and TOKENVAULT_STORE go before the file's addresses, and TOKENVAULT_CONFIG names the file.
 Names that are not known are refused: a misspelled control would silently not restrict.
 """
@@ -33,10 +35,12 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from tokenvault.cli.inputs import reason_of
-from tokenvault.errors import ConfigurationError, TokenVaultError
+from tokenvault.errors import ConfigurationError, InvalidInputError, TokenVaultError
 from tokenvault.keys.port import Custody
 from tokenvault.model.checks import milliseconds
 from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
+from tokenvault.model.pan import USUAL_PANS, PanRule
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
 
@@ -46,7 +50,12 @@ PATH_VARIABLE: Final = "TOKENVAULT_CONFIG"
 KEY_STORE_VARIABLE: Final = "TOKENVAULT_KEY_STORE"
 TOKEN_STORE_VARIABLE: Final = "TOKENVAULT_STORE"  # noqa: S105 # the name of an environment variable, no password
 
-_NAMES: Final = frozenset({"key_store", "token_store", "custody", "programs", "requestors"})
+_NAMES: Final = frozenset(
+    {"key_store", "token_store", "custody", "programs", "requestors", "directory", "reveal"}
+)
+STORED: Final = "stored"
+"""What `directory` says where programs and requestors are in the database."""
+
 _PASSWORD: Final = re.compile(r"(://[^:/?#@]*:)[^/?#]*(?=@)|(\b(?:password|pin-value)=)[^&]*", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -61,6 +70,8 @@ class Configuration:
         key_store, token_store: addresses, as `open_key_store` and `open_token_store` take them.
         custody: of keys that are made.
         programs, requestors: those of the vault.
+        stored: whether they are in the database instead, where commands change them.
+        reveal: its dual control; None where no card number leaves it but for payments.
     """
 
     path: Path | None = None
@@ -69,6 +80,8 @@ class Configuration:
     custody: Custody = Custody.IN_PROCESS
     programs: tuple[TokenProgram, ...] = ()
     requestors: tuple[TokenRequestor, ...] = ()
+    stored: bool = False
+    reveal: RevealPolicy | None = None
 
 
 def load(path: Path | None) -> Configuration:
@@ -101,6 +114,8 @@ def load(path: Path | None) -> Configuration:
             _within(f"requestors.{name}", partial(_requestor, name, value))
             for name, value in _table("requestors", table.get("requestors", {})).items()
         ),
+        stored=_within("directory", lambda: _stored(table)),
+        reveal=_within("reveal", lambda: _reveal(table.get("reveal"))),
     )
 
 
@@ -117,6 +132,24 @@ def read_domain(text: str) -> Domain:
         return _domain(tomllib.loads(text))
     except tomllib.TOMLDecodeError:
         return Domain.from_json(text)  # its error says what is expected
+
+
+def read_program(name: str, text: str) -> TokenProgram:
+    """A program of a text in TOML, as its table in the file. Raises InvalidInputError."""
+    return _read_party(f"program {name}", text, partial(_program, name))
+
+
+def read_requestor(identity: str, text: str) -> TokenRequestor:
+    """A requestor of a text in TOML, as its table in the file. Raises InvalidInputError."""
+    return _read_party(f"requestor {identity}", text, partial(_requestor, identity))
+
+
+def _read_party(place: str, text: str, make: Callable[[object], T]) -> T:
+    try:
+        return make(tomllib.loads(text))
+    except (TokenVaultError, ValueError, TypeError) as error:
+        said = str(error)
+    raise InvalidInputError(f"{place}: {said}")
 
 
 def _path_of_environment() -> Path | None:
@@ -190,6 +223,22 @@ def _requestor(identity: str, value: object) -> TokenRequestor:
     return TokenRequestor(identity, **_arguments(value, _REQUESTOR_FIELDS))
 
 
+def _stored(table: Mapping[str, Any]) -> bool:
+    value = table.get("directory")
+    if value not in (None, STORED):
+        raise ConfigurationError(f'it is "{STORED}", or absent')
+    if value is not None and table.keys() & {"programs", "requestors"}:
+        raise ConfigurationError(
+            "programs and requestors are in the database: write them there with `programs put` and `requestors put`,"
+            " and remove their tables"
+        )
+    return value is not None
+
+
+def _reveal(value: object) -> RevealPolicy | None:
+    return None if value is None else RevealPolicy(**_arguments(value, _REVEAL_FIELDS))
+
+
 def _arguments(value: object, fields: frozenset[str]) -> dict[str, Any]:
     """The arguments that a table describes, each as its reader reads it."""
     table = _table("a part", value)
@@ -207,6 +256,11 @@ def _permissions(value: object) -> object:
     return {Permission(each) for each in value} if isinstance(value, list) else value
 
 
+def _pans(value: object) -> PanRule:
+    table = _table("pans", value)
+    return PanRule(**{**table, "lengths": tuple(table.get("lengths", USUAL_PANS.lengths))})
+
+
 def _names_of(kind: type[attrs.AttrsInstance], *own: str) -> frozenset[str]:
     return frozenset(field.name for field in attrs.fields(kind) if field.init) - frozenset(own)
 
@@ -214,9 +268,11 @@ def _names_of(kind: type[attrs.AttrsInstance], *own: str) -> frozenset[str]:
 _FORMAT_FIELDS: Final = _names_of(TokenFormat)
 _PROGRAM_FIELDS: Final = _names_of(TokenProgram, "name", "format")
 _REQUESTOR_FIELDS: Final = _names_of(TokenRequestor, "id")
+_REVEAL_FIELDS: Final = _names_of(RevealPolicy)
 _READERS: Final[dict[str, Callable[[object], object]]] = {
     "domain": _domain,
     "making": Making,
+    "pans": _pans,
     "permissions": _permissions,
 }
 """How what a table says is read, by its name; all else is taken as it is, and the library checks it."""

@@ -11,14 +11,40 @@ from pathlib import Path
 import typer
 
 from tokenvault.cli import configuration
-from tokenvault.cli.commands import audit, capacity, cards, keys, life, parties, schema, setup, tokens
+from tokenvault.cli.commands import (
+    audit,
+    capacity,
+    cards,
+    dual_control,
+    keys,
+    life,
+    parties,
+    retention,
+    rotation,
+    schema,
+    setup,
+    tokens,
+)
 from tokenvault.cli.commands.apps import PANELS, app
 from tokenvault.cli.exits import DONE, INTERRUPTED, READER_GONE, USAGE, exit_code_of
 from tokenvault.cli.inputs import refuse_secrets
 from tokenvault.cli.output import Output, mask_digits
 from tokenvault.errors import TokenVaultError, bare
 
-COMMANDS = (audit, capacity, cards, keys, life, parties, schema, setup, tokens)
+COMMANDS = (
+    audit,
+    capacity,
+    cards,
+    dual_control,
+    keys,
+    life,
+    parties,
+    retention,
+    rotation,
+    schema,
+    setup,
+    tokens,
+)
 """The modules whose functions are commands: importing them adds those to the app."""
 
 app.registered_commands.sort(key=lambda added: PANELS.index(str(added.rich_help_panel)))

@@ -87,9 +87,11 @@ def _counted(
                 if before is None
                 else before.added(window, value)
             )
-    usage = usage.with_counters(added.values())
+    usage = usage.with_counters(added.values(), restrictions.limits_by_key)
     if strong:
-        usage = attrs.evolve(usage, authenticated_ms=now_ms)
+        # Not before any use that it starts again: a clock that was set back gives none of them back once more.
+        latest_ms = max(now_ms, usage.authenticated_ms, usage.last_used_ms)
+        usage = attrs.evolve(usage, authenticated_ms=latest_ms)
     if cryptogram is not None and cryptogram > usage.cryptogram_counter:
         usage = attrs.evolve(usage, cryptogram_counter=cryptogram)
     if KINDS[transaction.kind].counts_use:

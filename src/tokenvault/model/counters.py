@@ -7,7 +7,7 @@ window twice: nothing is left of a window before both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Final, NamedTuple
 
 import attrs
@@ -87,7 +87,8 @@ class Usage:
     Attributes:
         counters: sorted by key, at most 64.
         cryptogram_counter: the highest seen, or -1.
-        authenticated_ms: when a use with strong authentication last started counters again, or -1.
+        authenticated_ms: when a use with strong authentication last started counters again, but not before the latest
+            use that was made until then; or -1.
         last_used_ms: when the latest use was made, in milliseconds of the Unix epoch, or -1.
         used_before_ms: the one before it, at or before `last_used_ms`; or -1.
     """
@@ -135,12 +136,14 @@ class Usage:
         counters = tuple(change(counter) if counter.key == key else counter for counter in self.counters)
         return self if counters == self.counters else attrs.evolve(self, counters=counters)
 
-    def with_counters(self, changed: Iterable[Counter]) -> Usage:
+    def with_counters(self, changed: Iterable[Counter], kept: Container[bytes]) -> Usage:
         """The usage with these counters in place of those of the same keys.
 
-        Beyond 64, those of limits that are not set any more go, first the ones that are over.
+        Beyond 64, those of limits that are not set any more go, first the ones that are over. A limit that is set
+        keeps its counter (`kept`) also through uses that it does not bind.
         """
-        needed = {counter.key: counter for counter in changed}
+        needed = {counter.key: counter for counter in self.counters if counter.key in kept}
+        needed |= {counter.key: counter for counter in changed}
         others = [counter for counter in self.counters if counter.key not in needed]
         room = COUNTERS_MAX - len(needed)
         if len(others) > room:

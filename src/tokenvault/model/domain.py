@@ -25,7 +25,8 @@ from tokenvault.model.kinds import Kind
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut, Listing
 from tokenvault.model.money import Money
-from tokenvault.model.pan import Pan, holds_digits
+from tokenvault.model.pan import Pan
+from tokenvault.model.spellings import readings
 from tokenvault.model.transaction import Channel
 
 _FROM_JSON: Final = {name: control.from_json for name, control in CONTROLS.items()}
@@ -159,11 +160,15 @@ class Domain:
     @property
     def _could_contain_pan(self) -> bool:
         """Whether any card number could stand in the document: if not, `contains_pan` is False."""
-        return holds_digits(self.to_json())
+        return any(map(readings, self._texts))
 
     def contains_pan(self, pan: Pan) -> bool:
-        """Whether a card number stands in the document."""
-        return pan.stands_in(self.to_json())
+        """Whether a card number stands in a value of the document, whatever stands between its digits."""
+        return any(map(pan.stands_in, self._texts))
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return domain_document.texts(self.document)
 
     @classmethod
     @boundary

@@ -50,6 +50,20 @@ def decode(text: object, readers: Mapping[str, Callable[[object], object]]) -> d
     return {name: readers[name](value) for name, value in _object(fields, *readers).items()}
 
 
+def texts(document: bytes) -> list[str]:
+    """Every text and number in a document, names apart."""
+    left, found = [json.loads(document)], list[str]()
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        else:
+            found.append(str(value))
+    return found
+
+
 def counted_of(limit: Limit) -> dict[str, object]:
     """What a limit counts: its fields without its maximum, plain."""
     fields: dict[str, object] = {"counts": "uses" if limit.amount is None else limit.amount.currency}

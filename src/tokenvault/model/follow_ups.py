@@ -72,7 +72,9 @@ def id_violations(transaction: Transaction, uses: Uses) -> list[Violation]:
         return []
     if not is_retry(transaction, before):
         return [_REUSED]
-    return [_REVERSED] if uses.reversed else []
+    # An increment goes the way of its use: nothing that was given back is handed out again uncounted.
+    raised = uses.ledger if transaction.kind is Kind.INCREMENT else None
+    return [_REVERSED] if uses.reversed or (raised is not None and raised.reversed) else []
 
 
 def original_violations(
@@ -90,7 +92,7 @@ def original_violations(
         return [_FOLLOWED_UP] if rule.follow_up and ledger.follow_ups >= FOLLOW_UPS_MAX else []
     if ledger.follow_ups >= FOLLOW_UPS_MAX:
         return [_FOLLOWED_UP]
-    if rule.original is Original.OPEN and not ledger.open:
+    if not (ledger.open if rule.original is Original.OPEN else KINDS[ledger.use.kind].counts_money):
         return [_CLOSED]
     if transaction.amount is not None and transaction.amount.currency != ledger.use.currency:
         return [_CURRENCY]

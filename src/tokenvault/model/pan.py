@@ -18,12 +18,13 @@ import attrs
 
 from tokenvault.columns.random import fresh_key
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
+from tokenvault.model.spellings import SHORTEST_NUMBER, readings, spelled
 from tokenvault.model.zones import day_begin_ms
 
 PAN_LENGTH_MIN: Final = 13
 PAN_LENGTH_MAX: Final = 19
 _LONG_BIN_FROM: Final = 16
-SHORTEST_PAN: Final = 12
+SHORTEST_PAN: Final = SHORTEST_NUMBER
 """Digits of the shortest PAN that a `PanRule` may accept; `PAN_LENGTH_MIN` is what is accepted without one."""
 
 LAST_ZONE_MS: Final = 12 * 3_600_000
@@ -33,7 +34,6 @@ _GROUPED_LENGTH_MAX: Final = 2 * PAN_LENGTH_MAX - 1
 _GROUPED: Final = re.compile(r"[0-9]+(?:[ -][0-9]+)*")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 _RUNS: Final = re.compile(r"[0-9]+")
-_LONG_RUN: Final = re.compile(rf"[0-9]{{{SHORTEST_PAN}}}")
 _EXPIRY_FORM: Final = 'an expiry reads "YYYY-MM", such as "2029-12"'
 _EXPIRY: Final = re.compile(r"20[0-9]{2}-(?:0[1-9]|1[0-2])")
 # For what looks around in objects, not for who reads memory. A forked child goes on with the key and the numbers.
@@ -61,20 +61,15 @@ def luhn_check_digit(payload: str) -> str:
 
 
 def could_hold_pan(text: str) -> bool:
-    """Whether a text holds 12 to 19 digits in a row that pass the Luhn check, with or without separators.
+    """Whether a text that a person typed holds 12 to 19 digits in a row that pass the Luhn check, blanks left out.
 
-    One in ten of other numbers of that length does so by chance.
+    One in ten of other numbers of that length does so by chance. What is kept is held to more: see `clear_ids`.
     """
-    return holds_digits(text) and any(
+    return any(
         SHORTEST_PAN <= len(run) <= PAN_LENGTH_MAX and luhn_valid(run)
         for form in (text, text.replace(" ", "").replace("-", ""))
         for run in _RUNS.findall(form)
     )
-
-
-def holds_digits(text: str) -> bool:
-    """Whether a text holds 12 digits in a row, with or without separators: else no PAN stands in it."""
-    return len(text) >= SHORTEST_PAN and _LONG_RUN.search(text.replace(" ", "").replace("-", "")) is not None
 
 
 @boundary_init
@@ -153,9 +148,9 @@ class Pan:
         return _mask(self._masked, self._number).decode("ascii")
 
     def stands_in(self, text: str) -> bool:
-        """Whether a text holds the digits, in one piece or with spaces or hyphens between them."""
-        digits = self.reveal()
-        return digits in text or digits in text.replace(" ", "").replace("-", "")
+        """Whether a text holds the digits, whatever stands between them, before and behind."""
+        found = readings(text)
+        return bool(found) and spelled(found, self.reveal())
 
     @property
     def last4(self) -> str:

@@ -24,6 +24,8 @@ DENSITY: Final = 1_000
 
 EXPECTED_TOKENS_MAX: Final = 10**15
 _COMMON_PAN_LENGTH: Final = 16
+REFUSALS_MAX: Final = 100
+"""The most refusals after which a program has a token suspended: they are read with each further one."""
 
 
 class Making(Words):
@@ -56,10 +58,12 @@ class TokenProgram:
         making: RANDOM or CONVERGENT.
         domain: controls that hold for each token of the program.
         expected_tokens: how many tokens the program is planned for. With the format's length, or else with 16
-            digits, there must be room for a thousand times as many.
+            digits, or what of `pans` is next to that, there must be room for a thousand times as many.
         pans: which numbers it takes for PANs.
         per_customer: whether a convergent token is one for each customer of a card.
         accept_density: whether room for twice the expected tokens will do, though more guesses then hit one.
+        suspend_after_refusals: 1 to 100: after so many different uses of a token that were refused within
+            `Guard.per`, the vault suspends it as Actor.VAULT; None: never.
         expiry_zone: name of the time zone in which a month of expiry ends; None: the last one of the earth, UTC-12.
 
     Raises:
@@ -75,6 +79,7 @@ class TokenProgram:
     per_customer: bool = attrs.field(default=False, kw_only=True)
     accept_density: bool = attrs.field(default=False, kw_only=True)
     expiry_zone: str | None = attrs.field(default=None, kw_only=True)
+    suspend_after_refusals: int | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         checks.text("a program's name", self.name)
@@ -85,6 +90,8 @@ class TokenProgram:
         checks.instance("a program's pans", self.pans, PanRule)
         checks.true_or_false("per_customer", self.per_customer)
         checks.true_or_false("accept_density", self.accept_density)
+        if self.suspend_after_refusals is not None:
+            checks.whole_number("suspend_after_refusals", self.suspend_after_refusals, 1, REFUSALS_MAX)
         if self.expiry_zone is not None:
             zone_of(self.expiry_zone)
         if self.per_customer and self.making is not Making.CONVERGENT:
@@ -94,7 +101,9 @@ class TokenProgram:
         self._check_capacity()
 
     def _check_capacity(self) -> None:
-        capacity = self.format.capacity(self.format.length or _COMMON_PAN_LENGTH)
+        shortest, longest = self.pans.lengths
+        usual = min(max(_COMMON_PAN_LENGTH, shortest), longest)
+        capacity = self.format.capacity(self.format.length or usual)
         wanted = (HEADROOM if self.accept_density else DENSITY) * self.expected_tokens
         if capacity < wanted:
             density = "" if self.accept_density else ", or accept_density where guesses may hit one"
@@ -126,6 +135,7 @@ class TokenRequestor:
         programs: names of the programs that it may issue tokens of.
         permissions: what it may do: ISSUE tokens, DETOKENIZE those whose domain allows it, MANAGE its own.
         domain: controls that hold for each token issued to it.
+        disabled: whether it may do nothing now. Its tokens still serve the others that their domains name.
 
     Raises:
         InvalidInputError: a value is of another form.
@@ -137,7 +147,9 @@ class TokenRequestor:
         default=frozenset(Permission), converter=_permissions, kw_only=True
     )
     domain: Domain = attrs.field(default=NO_RESTRICTION, kw_only=True)
+    disabled: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         checks.requestor_id("a requestor's id", self.id)
         checks.instance("a requestor's domain", self.domain, Domain)
+        checks.true_or_false("disabled", self.disabled)

@@ -16,7 +16,7 @@ from tokenvault.columns.arrays import Words
 from tokenvault.columns.digits import luhn_sums
 from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
-from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_sum
+from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_sum, luhn_valid
 
 BIN_LENGTH_MAX: Final = 12
 _BIN: Final = re.compile(rf"[0-9]{{1,{BIN_LENGTH_MAX}}}")
@@ -81,6 +81,15 @@ class TokenFormat:
             last4: shape (rows,), dtype uint64: the last four digits of each PAN, as a number.
         """
         return self._numbers(choices, pan_length, last4, luhn_sums)
+
+    def matches(self, token: str, pan_length: int, last4: str) -> bool:
+        """Whether digits could be the token of a PAN of this many digits that ends in `last4`."""
+        return (
+            len(token) == (self.length or pan_length)
+            and token.startswith(self.bin)
+            and luhn_valid(token) is self.luhn
+            and (not self.keep_last4 or token.endswith(last4))
+        )
 
     def _numbers(
         self, choices: Numbers, pan_length: int, last4: Numbers, sums: Callable[[Numbers], Numbers]

@@ -14,7 +14,8 @@ from tokenvault.model import checks
 from tokenvault.model.authentication import Authentication
 from tokenvault.model.kinds import KINDS, Kind, Original
 from tokenvault.model.money import Money
-from tokenvault.model.pan import CardExpiry, Pan, holds_digits, read_expiry
+from tokenvault.model.pan import CardExpiry, Pan, read_expiry
+from tokenvault.model.spellings import SHORTEST_NUMBER, readings
 from tokenvault.model.words import Words
 
 CRYPTOGRAM_COUNTER_MAX: Final = 2**32 - 1
@@ -182,15 +183,15 @@ class Transaction:
     @property
     def _could_contain_pan(self) -> bool:
         """Whether any card number could stand in a field: if not, `contains_pan` is False."""
-        return holds_digits(self._text)
+        return any(readings(text) for text in self._texts if len(text) >= SHORTEST_NUMBER)
 
     def contains_pan(self, pan: Pan) -> bool:
-        """Whether a card number stands in any field, in one piece or with spaces or hyphens between its digits."""
-        return pan.stands_in(self._text)
+        """Whether a card number stands in any field, whatever stands between its digits, before and behind."""
+        return self._could_contain_pan and any(map(pan.stands_in, self._texts))
 
     @property
-    def _text(self) -> str:
-        return f"{self.id}{_SEPARATOR}{self._content}"
+    def _texts(self) -> list[str]:
+        return [self.id, *self._content.split(_SEPARATOR)]
 
 
 def _refuse(message: str, code: str) -> None:

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenvault.observers.logs import LoggingObserver
-from tokenvault.vault.observer import CallEnded, ConflictMet, Decided, Observer
+from tokenvault.vault.observer import CallEnded, ConflictMet, Decided, LockedOut, Observer
 
 if TYPE_CHECKING:
     from tokenvault.observers.telemetry import OpenTelemetryObserver
 
-__all__ = ["CallEnded", "ConflictMet", "Decided", "LoggingObserver", "Observer", "OpenTelemetryObserver"]
+__all__ = [
+    "CallEnded",
+    "ConflictMet",
+    "Decided",
+    "LockedOut",
+    "LoggingObserver",
+    "Observer",
+    "OpenTelemetryObserver",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -7,13 +7,13 @@ from typing import Final
 
 import attrs
 
-from tokenvault.vault.observer import DONE, REFUSED, CallEnded, ConflictMet, Decided, Observed
+from tokenvault.vault.observer import DONE, REFUSED, CallEnded, ConflictMet, Decided, LockedOut, Observed
 
 
 class LoggingObserver:
     """Writes events to a logger; each record has the event's fields as a dict in its attribute `tokenvault`.
 
-    Calls that are done and allowed uses are DEBUG, refusals and conflicts INFO, failures ERROR.
+    Calls that are done and allowed uses are DEBUG, refusals and conflicts INFO, lock-outs WARNING, failures ERROR.
 
     Args:
         logger: unset, the one named "tokenvault".
@@ -35,3 +35,5 @@ class LoggingObserver:
             self._logger.log(level, "%s %s", event.name, told, extra=fields)
         elif isinstance(event, ConflictMet):
             self._logger.info("a change starts over, for the %d. time", event.attempts, extra=fields)
+        elif isinstance(event, LockedOut):
+            self._logger.warning("requestor %s is locked out: %s", event.requestor, event.cause, extra=fields)

@@ -7,6 +7,7 @@ where a call did not end well. With tokenvault.client before each name, and toke
     decisions             counter, {decision}     operation.name, decision.allowed
     violations            counter, {violation}    operation.name, violation.code
     conflicts             counter, {conflict}
+    lock_outs             counter, {lock_out}     lock_out.cause
 
 A span is made once its call has ended, in another thread: it has the call's own times, and no parent.
 """
@@ -18,7 +19,7 @@ from typing import Final
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from tokenvault.vault.observer import DONE, REFUSED, CallEnded, ConflictMet, Decided, Observed
+from tokenvault.vault.observer import DONE, REFUSED, CallEnded, ConflictMet, Decided, LockedOut, Observed
 
 SCOPE: Final = "tokenvault"
 
@@ -49,6 +50,9 @@ class OpenTelemetryObserver:
         self._conflicts: Final = meter.create_counter(
             "tokenvault.client.conflicts", "{conflict}", "Changes that started over."
         )
+        self._lock_outs: Final = meter.create_counter(
+            "tokenvault.client.lock_outs", "{lock_out}", "Requestors that the guard locked out."
+        )
 
     def observe(self, event: Observed) -> None:
         """Record an event."""
@@ -61,6 +65,8 @@ class OpenTelemetryObserver:
                 self._violations.add(1, {**name, "tokenvault.violation.code": code})
         elif isinstance(event, ConflictMet):
             self._conflicts.add(1)
+        elif isinstance(event, LockedOut):
+            self._lock_outs.add(1, {"tokenvault.lock_out.cause": event.cause})
 
     def _record_call(self, event: CallEnded) -> None:
         attributes: dict[str, str | int] = {"tokenvault.operation.name": event.name}

@@ -80,6 +80,7 @@ NEW_BODY_BYTES_MAX: Final = 8_704
 """The longest body of a record without counters, which is one that was not used yet: most of it is metadata."""
 BODY_STATUS: Final = 2
 BODY_CREATED: Final = slice(38, 46)
+BODY_METADATA_BYTES: Final = slice(55, 57)
 
 ASSURANCE: Final = struct.Struct(">2sQ")
 PAR: Final = struct.Struct(">29s")

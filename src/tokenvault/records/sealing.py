@@ -28,7 +28,8 @@ METADATA_PAIRS_MAX: Final = 16
 METADATA_CHARACTERS_MAX: Final = 64
 """Of a name, and of a value."""
 
-_CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
+CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
+"""What a record's IntegrityError says."""
 
 
 def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_version: int) -> SealedRecord:
@@ -43,7 +44,7 @@ def seal(record: TokenRecord, card: Card | None, cipher: BlockCipher, key_versio
 def unseal(row: SealedRecord, cipher: BlockCipher) -> Card | None:
     """The card of a row; None for a tombstone. Raises IntegrityError where it is not what was sealed."""
     if len(row.seal) != SEAL_BYTES:
-        raise IntegrityError(_CHANGED)
+        raise IntegrityError(CHANGED)
     nonce, sealed = row.seal[: layout.NONCE_BYTES], row.seal[layout.NONCE_BYTES :]
     digest = record_digest(row)
     return _unpacked(ccm.decrypt(cipher, nonce, sealed, digest[: layout.ASSOCIATED_BYTES]), digest)
@@ -60,10 +61,24 @@ def seal_metadata(
     return layout.METADATA_HEADER.pack(key_version, nonce) + ccm.encrypt(cipher, nonce, plaintext, reference)
 
 
+def metadata_of(body: bytes) -> bytes:
+    """The sealed metadata at the end of a record's body, as the body states its length; nothing where it has none."""
+    count = int.from_bytes(body[layout.BODY_METADATA_BYTES])
+    return body[-count:] if 0 < count <= len(body) - layout.BODY.size else b""
+
+
+def key_versions(row: SealedRecord) -> tuple[int, ...]:
+    """The versions of the SEAL key that a row needs: of its seal, and of its metadata if it has any."""
+    metadata = metadata_of(row.body)
+    if len(metadata) < layout.METADATA_HEADER.size:
+        return (row.key_version,)
+    return row.key_version, metadata_key_version(metadata)
+
+
 def metadata_key_version(sealed: bytes) -> int:
     """The version of the SEAL key that metadata is sealed under. Raises IntegrityError."""
     if len(sealed) < layout.METADATA_HEADER.size:
-        raise IntegrityError(_CHANGED)
+        raise IntegrityError(CHANGED)
     version, _ = layout.METADATA_HEADER.unpack_from(sealed)
     return int(version)
 
@@ -101,7 +116,7 @@ def record_digest(row: SealedRecord) -> bytes:
         except struct.error:  # a number or length that no record has
             header = b""
     if not header:
-        raise IntegrityError(_CHANGED)
+        raise IntegrityError(CHANGED)
     texts = f"{row.token}{row.requestor}{row.program}{row.customer}".encode()
     return hashlib.sha256(header + texts + row.body).digest()[: layout.DIGEST_BYTES]
 
@@ -119,7 +134,7 @@ def _packed(card: Card | None, digest: bytes) -> bytes:
 def _unpacked(plaintext: bytes, digest: bytes) -> Card | None:
     number, shape, digest_end = layout.PLAINTEXT.unpack(plaintext)
     if not hmac.compare_digest(digest_end, digest[layout.ASSOCIATED_BYTES :]):
-        raise IntegrityError(_CHANGED)
+        raise IntegrityError(CHANGED)
     length, month_number = shape >> layout.EXPIRY_BITS, shape & layout.EXPIRY_MASK
     if length == 0:
         return None

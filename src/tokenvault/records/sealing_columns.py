@@ -90,6 +90,23 @@ def seal_many(
     return [row._replace(seal=seal) for row, seal in zip(rows, seals, strict=True)]
 
 
+def renew_many(
+    rows: Sequence[SealedRecord],
+    cards: CardColumns,
+    cipher: BlockCipher,
+    key_version: int,
+) -> list[SealedRecord]:
+    """Seal genuine rows anew, each as its next revision, with their cards. Raises KeyStoreError."""
+    nonces = _nonces(len(rows))
+    renewed = [
+        row._replace(revision=row.revision + 1, key_version=key_version, seal=nonce)
+        for row, nonce in zip(rows, split(nonces), strict=True)
+    ]
+    digests = _column(b"".join(map(record_digest, renewed)), layout.DIGEST_BYTES)
+    seals = split(_seals(cipher, nonces, cards, digests))
+    return [row._replace(seal=seal) for row, seal in zip(renewed, seals, strict=True)]
+
+
 def unseal_many(
     cipher: BlockCipher, rows: Sequence[SealedRecord]
 ) -> tuple[CardColumns, npt.NDArray[np.bool_]]:

@@ -51,7 +51,7 @@ CLOSED: Final = "the token store is closed; open it again with open_token_store"
 _SHOWN: Final = "unsafe_debug is on: an error shows what the adapter raised, which can hold row data"
 
 _PASSED: Final = (TokenStoreError, IntegrityError, InvalidInputError)
-_ABOUT_THE_SCHEMA: Final = ("provision", "check_schema")
+_ALSO_PASSED: Final = dict.fromkeys(("provision", "check_schema"), (ConfigurationError,))
 
 Answer: TypeAlias = T | Awaitable[T]
 """What a private method of an adapter returns: the value itself, or a coroutine that gives it."""
@@ -331,18 +331,22 @@ def _nothing(_: object) -> None:
     """What a method gives that states no value, whatever an adapter returns."""
 
 
-def _port_error(store: Adapter, name: str, error: Exception) -> TokenVaultError:
+def _alone(error: Exception) -> Exception:
+    """An error without what was handled where it was raised: that can hold row data."""
+    error.__cause__ = error.__context__ = None
+    return error
+
+
+def _port_error(store: Adapter, name: str, error: Exception) -> Exception:
     """The error that a caller of a method sees in place of what an adapter raised; chained to nothing."""
-    if isinstance(error, _PASSED) or (isinstance(error, ConfigurationError) and name in _ABOUT_THE_SCHEMA):
-        # An adapter may have raised it inside an except block; what it handled there can hold row data.
-        error.__cause__ = error.__context__ = None
-        return error
+    if isinstance(error, (*_PASSED, *_ALSO_PASSED.get(name, ()))) or is_interrupt(error):
+        return _alone(error)
     if isinstance(error, TokenVaultError):
         return TokenStoreError(str(error), code=error.code)
     try:
         return TokenStoreError(store._explain(error), code=store._code(error))
-    except Exception:  # noqa: BLE001  a hook of the adapter must not let anything else out either
-        return TokenStoreError(UNEXPLAINED)
+    except Exception as failed:  # noqa: BLE001  a hook of the adapter must not let anything else out either
+        return _alone(failed) if is_interrupt(failed) else TokenStoreError(UNEXPLAINED)
 
 
 def _failure(store: Adapter, name: str, error: Exception) -> Exception:
@@ -350,9 +354,6 @@ def _failure(store: Adapter, name: str, error: Exception) -> Exception:
 
     What a signal's handler or another thread raised in the middle passes as it is, without what was handled there.
     """
-    if is_interrupt(error):
-        error.__cause__ = error.__context__ = None
-        return error
     failure = _port_error(store, name, error)
     if type(store).unsafe_debug is True and failure is not error:
         failure.__cause__ = error

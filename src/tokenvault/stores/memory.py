@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -25,6 +26,7 @@ from tokenvault.stores.port import (
     TokenGroup,
     digest_of,
 )
+from tokenvault.stores.token_counts import changes, counts_of, group_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +68,7 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         self._held: list[bool] = []  # whether a fork holds it
         self._records: dict[str, SealedRecord] = {}
         self._tokens: list[str] = []  # sorted
+        self._counts: Counter[TokenGroup] = Counter()
         self._events: dict[tuple[bytes, int], SealedEvent] = {}
         self._index: dict[bytes, list[tuple[bytes, bytes, int]]] = {}  # by reference, each sorted
         self._domains: dict[bytes, bytes] = {}
@@ -151,18 +154,17 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
     ) -> list[SealedRecord]:
         group = TokenGroup(requestor, program, status)
-        listed = sorted((r.created_ms, r.token) for r in self._records.values() if _group_of(r) == group)
+        listed = sorted((r.created_ms, r.token) for r in self._records.values() if group_of(r) == group)
         first = bisect.bisect_right(listed, after)
         return [self._records[token] for _, token in listed[first : first + limit]]
 
     @_alone
     def _groups(self) -> list[TokenGroup]:
-        return sorted(set(map(_group_of, self._records.values())))
+        return sorted(group for group, number in self._counts.items() if number)
 
     @_alone
     def _count(self, requestor: str, program: str, status: int) -> int:
-        group = TokenGroup(requestor, program, status)
-        return sum(_group_of(record) == group for record in self._records.values())
+        return self._counts[TokenGroup(requestor, program, status)]
 
     @_alone
     def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
@@ -286,6 +288,9 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
                 if record.token not in self._records:
                     bisect.insort(self._tokens, record.token)
                 self._records[record.token] = record
+            self._counts.update(
+                changes((group_of(record) for _, record in before if record), map(group_of, records))
+            )
         except BaseException:
             for key in new:
                 self._events.pop(key, None)
@@ -297,6 +302,7 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
                 else:
                     self._records[token] = stood
             self._tokens = sorted(self._records)
+            self._counts = counts_of([*self._records.values()])
             raise
 
     def _append_all(self, events: Sequence[SealedEvent]) -> None:
@@ -311,7 +317,3 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     def _index_one(self, event: SealedEvent) -> None:
         for reference, use_id in event.index_rows:
             bisect.insort(self._index.setdefault(reference, []), (use_id, event.stream, event.number))
-
-
-def _group_of(record: SealedRecord) -> TokenGroup:
-    return TokenGroup(record.requestor, record.program, record.status)

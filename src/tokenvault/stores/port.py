@@ -244,7 +244,10 @@ class TokenStore(Protocol):
         unwritten()
 
     def count(self, requestor: str, program: str, status: int) -> int:
-        """How many records a group has, counted in an index."""
+        """How many records a group has: exact once a write returns, also after one that was refused or interrupted.
+
+        A store of many records keeps the number beside them: what is read does not depend on it.
+        """
         unwritten()
 
     def find_customer(self, customer: str, *, after: str = "", limit: int = PAGE_MAX) -> list[SealedRecord]:

@@ -9,13 +9,21 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.index_rows import IndexRow
-from tokenvault.stores.port import PAGE_MAX, AsyncTokenStore, SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import (
+    PAGE_MAX,
+    AsyncTokenStore,
+    SealedEvent,
+    SealedRecord,
+    TokenGroup,
+    TokenStore,
+)
 from tokenvault.stores.write_limits import ROW_BYTES
 
 THREADS: Final = 8
@@ -24,6 +32,11 @@ PROCESS_SECONDS_MAX: Final = 60.0
 
 _RECORD_BYTES: Final = 200  # of the body of a sample
 _EVENT_BYTES: Final = 100
+
+_MISCOUNTED: Final = (
+    "count does not agree with the records: where counts are kept, they change in the transaction of every insert, "
+    "and of every replacement that changes requestor, program or status"
+)
 
 _T = TypeVar("_T")
 
@@ -182,6 +195,16 @@ def most(store: TokenStore, rows_each: int = 1, bytes_each: int = 0) -> int:
 def replaced(record: SealedRecord) -> SealedRecord:
     """A record that may take the place of this one."""
     return record._replace(revision=record.revision + 1, body=b"changed")
+
+
+def assert_counted(store: TokenStore) -> None:
+    """The store counts in each group as many records as it has there."""
+    records: list[SealedRecord] = []
+    while page := store.scan(after=records[-1].token if records else ""):
+        records += page
+    expected = Counter(TokenGroup(each.requestor, each.program, each.status) for each in records)
+    counted = {group: store.count(*group) for group in store.groups()}
+    assert counted == expected, _MISCOUNTED
 
 
 def race(work: Callable[[int], _T]) -> list[_T]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, cast
 
 import pytest
 
@@ -19,9 +20,28 @@ from tokenvault.stores.port import (
     TokenGroup,
     TokenStore,
 )
-from tokenvault.testing.token_store_harness import StoreHarness, a_record, an_event, as_read, most, replaced
+from tokenvault.testing.token_store_harness import (
+    PROCESS_SECONDS_MAX,
+    StoreHarness,
+    a_record,
+    an_event,
+    as_read,
+    most,
+    replaced,
+)
 from tokenvault.testing.token_store_index import IndexContract
 
+_CHANGES: Final = 100
+_READS_MAX: Final = 50_000
+_OTHER_USES: Final = "events of other uses or tokens came with a use, or one of them came twice"
+_CROSSED: Final = "a pair of reference and use id was looked for as a reference and, apart from it, a use id"
+_OLD_USES: Final = (
+    "events of a use are older than its record: read both in one transaction, or the record first"
+)
+_LISTED: Final = "a list is not in the order of created_ms and token, or skips records of one millisecond"
+_GROUPED: Final = "groups are not those that have records now, ascending"
+_CUSTOMERS: Final = "a customer is found by another text, or its records are not in the order of tokens"
+_LAST4: Final = "the records of several keys are not, all together, in the order of tokens"
 _USES = [bytes([n]) * 16 for n in range(1, 9)]
 
 
@@ -66,12 +86,30 @@ class UsesContract(IndexContract):
             for name in (record.token, record.reference):
                 found = store.get_use(name, asked)
                 assert found.record == record
-                assert sorted(found.events) == as_read(*expected), (
-                    "events of other uses or tokens, or one twice"
-                )
+                assert sorted(found.events) == as_read(*expected), _OTHER_USES
         assert (
             store.get_use(a_record(7).token, _USES) == store.get_use(bytes(16), _USES) == FoundUse(None, [])
         )
+
+    def test_a_use_is_not_older_than_its_record(self, store: TokenStore) -> None:
+        """The events are those of the record that comes with them, or later ones, while others write both at once."""
+        record, use_id = a_record(1), _USES[0]
+        store.insert([record], [a_use(1, record.reference, use_id)])
+
+        def write() -> None:
+            for revision in range(2, _CHANGES + 2):
+                event = a_use(revision, record.reference, use_id)
+                assert store.replace([record._replace(revision=revision)], [event]) == []
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            for name in (record.token, record.reference) * _READS_MAX:
+                found = store.get_use(name, [use_id])
+                assert found.record is not None
+                assert len(found.events) >= found.record.revision, _OLD_USES
+                if writing.done():
+                    break
+            writing.result(PROCESS_SECONDS_MAX)
 
     def test_many_uses(self, store: TokenStore) -> None:
         """The events of pairs of reference and use id, each once, however many pairs have none."""
@@ -88,38 +126,40 @@ class UsesContract(IndexContract):
             (records[0].reference, _USES[1]),
             (records[1].reference, _USES[0]),
         ]
-        assert sorted(store.uses([*none, *pairs, *pairs])) == as_read(*events[:2])
-        assert store.uses([(records[1].reference, _USES[1]), (records[2].reference, _USES[0])]) == []
+        assert sorted(store.uses([*none, *pairs, *pairs])) == as_read(*events[:2]), _OTHER_USES
+        crossed = [(records[1].reference, _USES[2]), (records[2].reference, _USES[0])]
+        assert store.uses(crossed) == [], _CROSSED
         assert store.uses([]) == []
 
     def test_lists_in_the_order_of_issue(self, store: TokenStore) -> None:
         """Each group's records by time of issue and token, in pages; groups and counts are of what there is."""
-        assert store.groups() == []
+        assert store.groups() == [], _GROUPED
         records = [
             a_record(
                 n,
                 requestor=str(1 + n % 2) * 11,
                 program=f"p{n // 2 % 2}",
                 status=1 + n // 4 % 3,
-                created_ms=10 ** (n % 5) + 1_000 * (n % 7),
+                created_ms=(100, 100, 99, 99, 9)[n // 12],  # 12 groups
             )
             for n in range(60)
         ]
         store.insert(records, [])
         groups = sorted({TokenGroup(each.requestor, each.program, each.status) for each in records})
-        assert store.groups() == groups
+        assert store.groups() == groups, _GROUPED
         for group in [*groups, TokenGroup("3" * 11, "p0", 1), TokenGroup("1" * 11, "p0", 9)]:
             expected = sorted(
                 (each for each in records if (each.requestor, each.program, each.status) == group),
                 key=lambda each: (each.created_ms, each.token),
             )
             assert store.count(*group) == len(expected)
-            assert store.list_tokens(*group) == expected, "not by created_ms and token"
+            assert store.list_tokens(*group) == expected, _LISTED
             read = functools.partial(store.list_tokens, *group)
-            assert _paged(read, lambda each: (each.created_ms, each.token), (-1, "")) == expected
+            assert _paged(read, lambda each: (each.created_ms, each.token), (-1, "")) == expected, _LISTED
         moved = replaced(records[0])._replace(status=9)
         store.replace([moved], [])
         assert store.list_tokens(moved.requestor, moved.program, 9) == [moved]
+        assert store.groups() == sorted({*groups, TokenGroup(moved.requestor, moved.program, 9)}), _GROUPED
         assert store.count(moved.requestor, moved.program, 9) == 1
 
     def test_customers_and_last_four(self, store: TokenStore) -> None:
@@ -132,12 +172,12 @@ class UsesContract(IndexContract):
         store.insert(list(reversed(records)), [])
         for customer in ("ann", "Ann", "bob", "an"):
             expected = [each for each in records if each.customer == customer]
-            assert (
-                _paged(functools.partial(store.find_customer, customer), lambda each: each.token) == expected
-            )
+            find = functools.partial(store.find_customer, customer)
+            assert _paged(find, lambda each: each.token) == expected, _CUSTOMERS
         for asked in ([], keys[:1], keys[1:3], keys):
             expected = [each for each in records if each.last4_key in asked]
-            assert _paged(functools.partial(store.find_last4, asked), lambda each: each.token) == expected
+            find_any = functools.partial(store.find_last4, asked)
+            assert _paged(find_any, lambda each: each.token) == expected, _LAST4
 
     def test_limits_of_uses_and_lists(self, store: TokenStore, harness: StoreHarness) -> None:
         """What is beyond the port's limits is InvalidInputError, and nothing is done."""

@@ -34,6 +34,7 @@ from tokenvault.stores.port import (
     digest_of,
 )
 from tokenvault.stores.write_limits import BODY_BYTES_MAX, DOCUMENT_BYTES_MAX, EVENT_BODY_BYTES_MAX
+from tokenvault.testing.token_store_counts import CountsContract
 from tokenvault.testing.token_store_harness import (
     Capability,
     StoreHarness,
@@ -44,7 +45,6 @@ from tokenvault.testing.token_store_harness import (
     race,
     replaced,
 )
-from tokenvault.testing.token_store_uses import UsesContract
 
 _AS_INTEGERS: Final = (
     "tokens are not in the order of strings: a store that compares them as integers puts '9999999999999' before "
@@ -52,7 +52,7 @@ _AS_INTEGERS: Final = (
 )
 
 
-class TokenStoreContract(UsesContract):
+class TokenStoreContract(CountsContract):
     """One test for each promise of `TokenStore`. A subclass overrides the fixture `harness`."""
 
     # Records that are looked up and scanned.

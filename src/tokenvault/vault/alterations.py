@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from tokenvault.errors import InvalidInputError, LifecycleError
+from tokenvault.errors import ConfigurationError, InvalidInputError, LifecycleError
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change, TokenStatus, transition
 from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.model.programs import TokenProgram
+from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.orders import refuse_token_as_customer
 
 Alteration: TypeAlias = Callable[[Unsealed], Coroutine[Any, Any, Unsealed]]
 
@@ -40,18 +43,29 @@ class NewCard(NamedTuple):
     expiry: CardExpiry | None
 
 
-def status_change(change: Change, actor: Actor | None = None) -> Alteration:
+def status_change(core: Core, change: Change, actor: Actor | None = None) -> Alteration:
     """Another status."""
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
         status, suspended_by = transition(record.status, record.suspended_by, change, actor)
-        kept = None if status is TokenStatus.DELETED else card
-        if kept is None:  # a tombstone keeps nothing that tells of the card
-            record = record._replace(last4_key=b"", metadata=b"", par=None)
-        return Unsealed(record._replace(status=status, suspended_by=suspended_by), kept)
+        if card is not None and status is TokenStatus.DELETED:
+            return Unsealed(tombstone(core.keys, record, card.pan), None)
+        return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)
 
     return alter
+
+
+def tombstone(keys: KeyRing, record: TokenRecord, pan: Pan) -> TokenRecord:
+    """The record of a deleted token: it keeps nothing that tells of the card, but that it was issued for it."""
+    return record._replace(
+        pan_fingerprint=keys.tombstone_fingerprints(pan)[0],
+        last4_key=b"",
+        metadata=b"",
+        par=None,
+        status=TokenStatus.DELETED,
+        suspended_by=frozenset(),
+    )
 
 
 def winding_down(purge_after_ms: int) -> Alteration:
@@ -97,10 +111,11 @@ def property_change(core: Core, properties: Properties, *, by_host: bool) -> Alt
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = _living(unsealed)
+        refuse_token_as_customer(core, customer)
         texts = (customer or "", *(metadata or {}), *(metadata or {}).values())
         if by_host and any(card.pan.stands_in(text) for text in texts):
             raise _mentions("the customer or the metadata")
-        if customer not in (None, record.customer) and core.programs[record.program].per_customer:
+        if customer not in (None, record.customer) and (await _program(core, record)).per_customer:
             raise LifecycleError(
                 "the token converges on its customer: issue one for another", code="CUSTOMER_FIXED"
             )
@@ -152,12 +167,22 @@ def card_change(
 
 async def refuse_card(core: Core, record: TokenRecord, new_pan: Pan) -> None:
     """Raise InvalidInputError if a token can not have a PAN behind it."""
-    core.programs[record.program].pans.check(new_pan.reveal())
+    (await _program(core, record)).pans.check(new_pan.reveal())
     own = await core.documents.get(record.domain)
     if own.contains_pan(new_pan) or any(
         new_pan.stands_in(text) for text in (record.par or "", record.customer)
     ):
         raise _mentions("the token's domain, par or customer")
+
+
+async def _program(core: Core, record: TokenRecord) -> TokenProgram:
+    program = await core.parties.program(record.program)
+    if program is None:
+        raise ConfigurationError(
+            "the token's program is not among the programs of this vault: add it",
+            code="PROGRAM_OR_REQUESTOR_MISSING",
+        )
+    return program
 
 
 def _living(unsealed: Unsealed) -> tuple[TokenRecord, Card]:

@@ -77,7 +77,7 @@ def pan_or_name(core: Core, value: str | Pan) -> Pan | str | bytes:
     if isinstance(value, str):
         if _REFERENCE.fullmatch(value):
             return bytes.fromhex(value)
-        if value.startswith(core.token_bins) and value.isdecimal():
+        if value.startswith(core.parties.known.token_bins) and value.isdecimal():
             return checks.token(value)
     return core.pan(value)
 

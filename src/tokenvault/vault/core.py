@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Final, NamedTuple
 
 import attrs
@@ -15,20 +15,26 @@ from tokenvault.errors import (
     IntegrityError,
     InvalidInputError,
     PermissionDeniedError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenStoreError,
-    TokenVaultError,
 )
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import USUAL_PANS, Card, Pan, PanRule, could_hold_pan, read_pan
-from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
+from tokenvault.model.pan import Card, Pan, read_pan
+from tokenvault.model.programs import Permission, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.runtime import Clock, Runtime
 from tokenvault.stores.port import AsyncTokenStore, SealedRecord
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.guard import Guards, Tally
+from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import ConflictMet, Deliveries
+from tokenvault.vault.parties import Parties
+from tokenvault.vault.risk import RiskDesk, RiskPolicy
+from tokenvault.vault.stored_parties import Registry, not_stored
 
 CONFLICTS_MAX: Final = 512
 """How often a change starts over because others changed the same record first."""
@@ -58,32 +64,46 @@ def unsealed(record: TokenRecord, card: Card | None) -> Unsealed:
     return Unsealed(record, card)
 
 
+def not_found(name: str | bytes) -> TokenNotFoundError:
+    """The error of a token, or a reference, that no record has."""
+    named = "no such token" if isinstance(name, str) else "no token with this reference"
+    return TokenNotFoundError(f"{named} in this vault")
+
+
 @attrs.frozen
 class Core:
-    """The ports and configuration of one vault."""
+    """The ports and configuration of one vault.
+
+    Attributes:
+        registry: changes its parties, where the vault does that.
+        inside: whether it is a part of another vault, in a transaction of the host's.
+    """
 
     store: AsyncTokenStore
     runtime: Runtime
     clock: Clock
-    keys: KeyRing
+    key_versions: KeyVersions
     trail: Trail
     documents: Documents
-    programs: Mapping[str, TokenProgram]
-    requestors: Mapping[str, TokenRequestor]
+    parties: Parties
+    guards: Guards
+    registry: Registry | None = None
     finds_last4: bool = False
     deliveries: Deliveries | None = None
-    token_bins: tuple[str, ...] = attrs.field(init=False)
-    _any_pan: PanRule = attrs.field(init=False)
+    risk: RiskPolicy | None = None
+    reveal: RevealPolicy | None = None
+    inside: bool = False
 
-    @token_bins.default
-    def _bins_of_programs(self) -> tuple[str, ...]:
-        return tuple(program.format.bin for program in self.programs.values())
+    @property
+    def keys(self) -> KeyRing:
+        """The keys, by the key table in force. What has to fit together comes from one ring: ask for it once."""
+        return self.key_versions.ring
 
-    @_any_pan.default
-    def _rule_of_any_program(self) -> PanRule:
-        rules = [program.pans for program in self.programs.values()] or [USUAL_PANS]
-        fewest, most = zip(*(rule.lengths for rule in rules), strict=True)
-        return PanRule(lengths=(min(fewest), max(most)), luhn=all(rule.luhn for rule in rules))
+    async def rekeyed(self, keys: KeyRing) -> bool:
+        """Whether other keys are in force by now than those of a ring; read again where that is due."""
+        if self.key_versions.stale:
+            await self.key_versions.refresh()
+        return self.keys is not keys
 
     # Permissions
 
@@ -91,22 +111,48 @@ class Core:
         self, requestor: str, permission: Permission, action: Action, transaction_id: str | None = None
     ) -> TokenRequestor:
         """The registered requestor, if it has a permission. Raises PermissionDeniedError, once that is noted."""
-        denied = self.denial(requestor, permission)
-        if denied is not None:
-            await self.deny(action, requestor, "PERMISSION_DENIED", transaction_id=safe_id(transaction_id))
+        registered = await self.parties.requestor(requestor)
+        if registered is not None:
+            await self.guards.refresh(requestor)
+        denied = denial_of(registered, permission) or self.guards.locked_out(requestor)
+        if denied is not None or registered is None:
+            denied = denied or requestor_unknown()
+            await self.deny(action, requestor, denial_code(denied), transaction_id=transaction_id)
             raise denied
-        return self.requestors[requestor]
+        return registered
 
-    def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
-        """Why a requestor may not do something; None if it may."""
-        registered = self.requestors.get(requestor)
-        if registered is None:
-            return PermissionDeniedError(
-                "this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN"
-            )
-        if permission not in registered.permissions:
-            return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
-        return None
+    async def permit_by_card(self, requestor: str, action: Action) -> None:
+        """Let a requestor manage tokens by a card number. Raises PermissionDeniedError, once that is noted.
+
+        Whether a card has a token, and which, confirms a guess of its number: only who handles card numbers may ask.
+        """
+        await self.permit(requestor, Permission.MANAGE, action)
+        denied = await self.denial_by_card(requestor)
+        if denied is not None:
+            await self.deny(action, requestor, denied.code)
+            raise denied
+
+    async def denial_by_card(self, requestor: str | None) -> PermissionDeniedError | None:
+        """Why a requestor that may manage tokens may not name them by a card number; None if it may."""
+        registered = None if requestor is None else await self.parties.requestor(requestor)
+        if registered is None or registered.permissions & {Permission.ISSUE, Permission.DETOKENIZE}:
+            return None
+        return PermissionDeniedError(
+            "a card is named by its number with Permission.ISSUE or DETOKENIZE only: name the token",
+            code="CARD_NUMBER_NOT_ALLOWED",
+        )
+
+    async def refuse_locked_out(self, requestor: str, action: Action, transaction_id: str | None) -> None:
+        """Raise RequestorLockedOutError, once it is noted, if a requestor was locked out since it was permitted."""
+        locked_out = self.guards.locked_out(requestor)
+        if locked_out is not None:
+            await self.deny(action, requestor, locked_out.code, transaction_id=transaction_id)
+            raise locked_out
+
+    async def denial(self, requestor: str, permission: Permission) -> PermissionDeniedError | None:
+        """Why a requestor may not do something, as far as is known in this process; None if it may."""
+        denied = denial_of(await self.parties.requestor(requestor), permission)
+        return denied or self.guards.locked_out(requestor)
 
     async def deny(
         self,
@@ -117,8 +163,12 @@ class Core:
         transaction_id: str | None = None,
         operator: str | None = None,
         outcome: Outcome = Outcome.DENIED,
+        tally: Tally | None = None,
     ) -> None:
-        """Note that something was refused. Raises TokenStoreError."""
+        """Note that something was refused, and what the guard counts of it.
+
+        Raises TokenStoreError, and RequestorLockedOutError where the guard answers in place of the caller.
+        """
         await self.trail.note(
             Event(
                 time_ms=self.clock.now_ms(),
@@ -129,8 +179,38 @@ class Core:
                 transaction_id=transaction_id,
                 operator=operator,
                 codes=codes,
+                failures=() if tally is None else tally.failures,
             )
         )
+        if tally is not None and (locked_out := await tally.settle()) is not None:
+            raise locked_out
+
+    async def deny_miss(
+        self,
+        action: Action,
+        requestor: str | None,
+        *what: str,
+        transaction_id: str | None = None,
+        operator: str | None = None,
+    ) -> None:
+        """Note that what a requestor asked for is not there, and count it. Raises as `deny`."""
+        tally = Tally(self.guards)
+        locked_out = None if requestor is None else tally.miss(requestor, self.keys.failure(*what))
+        await self.deny(
+            action,
+            requestor,
+            *(() if locked_out is None else (locked_out.code,)),
+            transaction_id=transaction_id,
+            operator=operator,
+            outcome=Outcome.NOT_FOUND if locked_out is None else Outcome.DENIED,
+            tally=tally,
+        )
+        if locked_out is not None:
+            raise locked_out
+
+    def risk_desk(self, deadlines: int = 1) -> RiskDesk | None:
+        """Who asks about the uses of one call, if a risk control is to be asked."""
+        return None if self.risk is None else RiskDesk(self.risk, self.runtime, deadlines)
 
     # Records
 
@@ -161,20 +241,23 @@ class Core:
         transaction_id: str | None = None,
     ) -> Unsealed:
         """As `read`, of what the store found under the name."""
-        failure: TokenVaultError
-        if row is not None:
-            outcome, reference = Outcome.TAMPERED, row.reference  # as the row claims it
-            try:
-                return await self.open(row, name)
-            except IntegrityError as error:
-                failure = error
-        else:
-            outcome, reference = Outcome.NOT_FOUND, b""
-            named = "no such token" if isinstance(name, str) else "no token with this reference"
-            failure = TokenNotFoundError(f"{named} in this vault")
+        if row is None:
+            if action is not None:
+                await self.deny_miss(action, requestor, *failed(name), transaction_id=transaction_id)
+            raise not_found(name)
+        try:
+            return await self.open(row, name)
+        except IntegrityError as error:
+            failure = error
         if action is not None:
-            shown = safe_id(transaction_id)
-            await self.deny(action, requestor, reference=reference, transaction_id=shown, outcome=outcome)
+            reference = row.reference  # as the row claims it
+            await self.deny(
+                action,
+                requestor,
+                reference=reference,
+                transaction_id=transaction_id,
+                outcome=Outcome.TAMPERED,
+            )
         raise failure
 
     def open(self, row: SealedRecord, name: str | bytes | None = None) -> Coroutine[Any, Any, Unsealed]:
@@ -241,21 +324,45 @@ class Core:
 
         Raises InvalidInputError.
         """
-        known = self.programs.get(program or "")
-        return read_pan(value, self._any_pan if known is None else known.pans)
+        known = self.parties.known.by_name.get(program or "")
+        return read_pan(value, self.parties.known.any_pan if known is None else known.pans)
+
+    @property
+    def changing(self) -> Registry:
+        """What changes programs and requestors. Raises ConfigurationError where they are not in the database."""
+        if self.registry is None:
+            raise not_stored()
+        return self.registry
 
     def refuse_token_as_pan(self, pan: Pan) -> None:
         """Raise InvalidInputError if a PAN lies in the token BIN of any program: it is a token already."""
-        if pan.reveal().startswith(self.token_bins):
+        if pan.reveal().startswith(self.parties.known.token_bins):
             raise InvalidInputError(
                 "this number lies in a token BIN: it is a token already, not a PAN", code="PAN_IS_TOKEN"
             )
 
 
-def safe_id(transaction_id: str | None, pan: Pan | None = None) -> str | None:
-    """A transaction id as an event may hold it: masked if it is, or could be, a card number."""
-    if transaction_id is None:
-        return None
-    if could_hold_pan(transaction_id) or (pan is not None and pan.stands_in(transaction_id)):
-        return f"masked {transaction_id[-4:]}"
-    return transaction_id
+def denial_of(registered: TokenRequestor | None, permission: Permission) -> PermissionDeniedError | None:
+    """Why a requestor may not do something; None if it may."""
+    if registered is None:
+        return requestor_unknown()
+    if registered.disabled:
+        return PermissionDeniedError("this requestor is disabled", code="REQUESTOR_DISABLED")
+    if permission not in registered.permissions:
+        return PermissionDeniedError(f"this requestor does not have the permission {permission.name}")
+    return None
+
+
+def requestor_unknown() -> PermissionDeniedError:
+    """The error for a requestor that is not configured."""
+    return PermissionDeniedError("this requestor is not registered with the vault", code="REQUESTOR_UNKNOWN")
+
+
+def denial_code(denied: PermissionDeniedError) -> str:
+    """What the event says of a requestor that may not do something."""
+    return denied.code if isinstance(denied, RequestorLockedOutError) else "PERMISSION_DENIED"
+
+
+def failed(name: str | bytes) -> tuple[str, ...]:
+    """By what a token or reference that failed is known to the guard."""
+    return ("token", name) if isinstance(name, str) else ("reference", name.hex())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError
 from tokenvault.model.decision import Restrictions
@@ -12,10 +11,20 @@ from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import AsyncTokenStore, digest_of
 from tokenvault.stores.write_limits import DOCUMENT_BESIDE_BYTES_MAX
+from tokenvault.vault.parties import Parties
 
 DOMAINS_CACHED_MAX: Final = 10_000
 DOCUMENT_BYTES_CACHED_MAX: Final = 8 * 2**20
 """Of the documents of all cached domains together; in memory a domain takes some four times its document."""
+
+
+class _Kept(NamedTuple):
+    """What applies to a token, and what that was found from."""
+
+    program: TokenProgram
+    owner: TokenRequestor
+    other: TokenRequestor | None
+    restrictions: Restrictions
 
 
 class Documents:
@@ -24,17 +33,10 @@ class Documents:
     The cache is bounded by their number and by their bytes: whoever issues tokens chooses how large they are.
     """
 
-    def __init__(
-        self,
-        store: AsyncTokenStore,
-        programs: Mapping[str, TokenProgram],
-        requestors: Mapping[str, TokenRequestor],
-    ) -> None:
+    def __init__(self, store: AsyncTokenStore) -> None:
         self._store = store
-        self._programs = programs
-        self._requestors = requestors
         self._domains: dict[bytes, Domain] = {NO_RESTRICTION.digest: NO_RESTRICTION}
-        self._restrictions: dict[tuple[str, str, bytes, str], Restrictions] = {}
+        self._restrictions: dict[tuple[str, str, bytes, str], _Kept] = {}
         self._document_bytes = 0
 
     async def get(self, digest: bytes) -> Domain:
@@ -90,23 +92,23 @@ class Documents:
         self._domains[domain.digest] = domain
         self._document_bytes += size
 
-    async def restrictions(self, record: TokenRecord, acting: str) -> Restrictions:
+    async def restrictions(self, parties: Parties, record: TokenRecord, acting: str) -> Restrictions:
         """The documents that apply to a token in the hands of a requestor.
 
         Raises ConfigurationError, IntegrityError, TokenStoreError.
         """
-        key = record.program, record.requestor, record.domain, acting
-        cached = self._restrictions.get(key)
-        if cached is not None:
-            return cached
-        program, owner = self._programs.get(record.program), self._requestors.get(record.requestor)
+        program, owner = await parties.program(record.program), await parties.requestor(record.requestor)
         if program is None or owner is None:
             missing = "program" if program is None else "requestor"
             raise ConfigurationError(
                 f"the token's {missing} is not among the {missing}s of this vault: add it",
                 code="PROGRAM_OR_REQUESTOR_MISSING",
             )
-        other = None if acting == record.requestor else self._requestors[acting]
+        other = None if acting == record.requestor else await parties.requestor(acting)
+        key = record.program, record.requestor, record.domain, acting
+        kept = self._restrictions.get(key)
+        if kept is not None and kept.program is program and kept.owner is owner and kept.other is other:
+            return kept.restrictions
         restrictions = Restrictions(
             program=program.domain,
             requestor=owner.domain,
@@ -117,5 +119,5 @@ class Documents:
         )
         if len(self._restrictions) >= DOMAINS_CACHED_MAX:
             self._restrictions = {}
-        self._restrictions[key] = restrictions
+        self._restrictions[key] = _Kept(program, owner, other, restrictions)
         return restrictions

@@ -43,6 +43,12 @@ class Face:
             raise ConfigurationError(CLOSED if self._opened else not_open, code="VAULT_NOT_OPEN")
         return self._core
 
+    async def _renew(self) -> None:
+        """Read the key table again before the call, where that is due."""
+        core = self._core
+        if core is not None and core.key_versions.stale:
+            await core.key_versions.refresh()
+
     def _start(self, core: Core) -> None:
         """Open the vault."""
         self._unclosed.append(core)
@@ -73,7 +79,7 @@ class Face:
         while self._calls and time.monotonic() < until:
             await core.runtime.sleep(_POLL_SECONDS)
         await core.trail.close(core.clock.now_ms())
-        if core.deliveries is not None:
+        if core.deliveries is not None and not core.inside:
             await core.runtime.block(core.deliveries.close)
         core.runtime.close()
 
@@ -83,9 +89,21 @@ class BlockingFace(Face):
 
     def __init__(self, store: TokenStore, opening: Opening) -> None:
         super().__init__()
+        self._store: Final = store
         blocking = store_without_coroutines(store)
         self._opened = True
         self._start(run(opening(blocking, BlockingRuntime())))
+
+    def _anew(self, opening: Opening) -> Self:
+        """Another vault over the same store."""
+        other = type(self).__new__(type(self))
+        BlockingFace.__init__(other, self._store, opening)
+        return other
+
+    def _begin(self) -> None:
+        core = self._core
+        if core is not None and core.key_versions.stale:
+            run(self._renew())
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +117,14 @@ class AwaitedFace(Face):
         self._store: Final = store
         self._opening: Final = opening
 
+    _begin = Face._renew
+
+    def _anew(self, opening: Opening) -> Self:
+        """Another vault over the same store."""
+        other = type(self).__new__(type(self))
+        AwaitedFace.__init__(other, self._store, opening)
+        return other
+
     @async_boundary
     async def __aenter__(self) -> Self:
         if self._opened:
@@ -110,7 +136,7 @@ class AwaitedFace(Face):
         except BaseException:
             runtime.close()
             raise
-        runtime.keys = core.keys
+        runtime.keys = core.key_versions
         self._start(core)
         return self
 

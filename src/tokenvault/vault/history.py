@@ -9,7 +9,7 @@ from tokenvault.audit.export import AuditEvent, audit_events
 from tokenvault.errors import IntegrityError, TokenNotFoundError
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent
-from tokenvault.vault.core import Core
+from tokenvault.vault.core import Core, not_found
 
 PAGE: Final = 64
 """Events read at once: one of a batch may be 1 MiB."""
@@ -30,7 +30,7 @@ async def history(core: Core, name: str | bytes, after: int, limit: int) -> list
     if record is not None and record.batch:
         found += await _about(core, record.batch, reference)
     if not found and record is None:
-        raise TokenNotFoundError("no token with this reference in this vault")
+        raise not_found(name)
     found.sort(key=attrgetter("time", "stream", "number"))
     return found[after : after + limit]
 

@@ -7,10 +7,9 @@ the same token.
 
 from __future__ import annotations
 
-import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO, TypeAlias
@@ -18,19 +17,22 @@ from typing import Final, NamedTuple, TextIO, TypeAlias
 import attrs
 
 from tokenvault.errors import InvalidInputError, TokenVaultError, boundary_init, iterator_boundary
+from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
 from tokenvault.model.domain import Domain
 from tokenvault.model.pan import CardExpiry, could_hold_pan
+from tokenvault.model.spellings import SHORTEST_NUMBER, spells
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault.batch.cards import CardToIssue
 from tokenvault.vault.blocking import Vault
+from tokenvault.vault.csv_rows import MISSHAPEN, csv_rows
 
 CHUNK_ROWS: Final = 4_000
 """Rows that are issued at once."""
 
 CELL_CHARACTERS_MAX: Final = 4_096
-LINE_CHARACTERS_MAX: Final = 65_536
-SAMPLE_CHARACTERS: Final = 4_096
+COLUMN_SETS_MAX: Final = 1_024
+"""Sets of columns that are remembered; mappings may each have another."""
 
 COLUMNS: Final[Mapping[str, frozenset[str]]] = {
     "pan": frozenset(
@@ -63,7 +65,7 @@ _MONTHS: Final = {
 _ROUNDED: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE][+]?[0-9]+")
 _PATTERNS: Final = (
     re.compile(
-        r"(?P<y>20[0-9]{2})[-/. ]?(?P<m>0[1-9]|1[0-2])(?:[-/.](?:0[1-9]|[12][0-9]|3[01]))?(?:[T ].*)?"
+        r"(?P<y>20[0-9]{2})[-/. ]?(?P<m>0[1-9]|1[0-2])(?:[-/.](?:0[1-9]|[12][0-9]|3[01]))?(?:[t ].*)?"
     ),
     re.compile(r"(?P<m>0?[1-9]|1[0-2])[-/. ](?P<y>20[0-9]{2}|[0-9]{2})"),
     re.compile(r"(?P<m>0[1-9]|1[0-2])(?P<y>20[0-9]{2}|[0-9]{2})"),
@@ -111,7 +113,7 @@ def import_cards(
     columns: Mapping[str, str] | None = None,
     after_line: int = 0,
     operator: str | None = None,
-) -> Iterator[ImportedRow]:
+) -> Generator[ImportedRow, None, None]:
     """Issue a token for each row of a file, also for cards that have expired.
 
     Expiries are read as "12/29", "1229", "12/2029", "2029-12", "202912", "Dec-29" and the like; card numbers with
@@ -164,19 +166,41 @@ def _outcome(row: _Row, result: TokenInfo | TokenVaultError) -> ImportedRow:
 def _rows(source: Source, columns: Mapping[str, str], after_line: int) -> Iterator[_Row]:
     if isinstance(source, Path):
         try:
-            file = source.open(encoding="utf-8-sig", newline="")
-        except OSError:
+            # What is no UTF-8 is held against the rows that it stands in.
+            file = source.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+        except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise InvalidInputError("the file of cards can not be opened") from None
         with file:
             yield from _rows(file, columns, after_line)
         return
-    lines = _of_file(source) if isinstance(source, io.TextIOBase) else _of_mappings(source)
-    names: dict[str, str] | None = None
+    lines = csv_rows(source) if isinstance(source, io.TextIOBase) else _of_mappings(source)
+    known: dict[tuple[str, ...], dict[str, str]] = {}
     for line, cells in lines:
-        if names is None:
-            names = _names(cells, columns)
-        if line > after_line and any(str(value or "").strip() for value in cells.values()):
+        if line <= after_line or not any(str(value or "").strip() for value in cells.values()):
+            continue
+        try:
+            names = _names_of(cells, columns, known)
+        except InvalidInputError as error:
+            if not known:
+                raise
+            yield _Row(line, None, error)
+        else:
             yield _row(line, cells, names)
+
+
+def _names_of(
+    cells: Mapping[str, object], columns: Mapping[str, str], known: dict[tuple[str, ...], dict[str, str]]
+) -> dict[str, str]:
+    """The column of each property; mappings need not all have the same."""
+    keys = tuple(cells)
+    if keys not in known:
+        names = _names(cells, columns)
+        if len(known) >= COLUMN_SETS_MAX:
+            known.clear()
+        known[keys] = names
+    return known[keys]
 
 
 def _of_mappings(source: object) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -186,43 +210,6 @@ def _of_mappings(source: object) -> Iterator[tuple[int, Mapping[str, object]]]:
         if not isinstance(cells, Mapping):
             raise InvalidInputError("each row is a mapping of column to value")
         yield place, cells
-
-
-def _of_file(file: io.TextIOBase) -> Iterator[tuple[int, Mapping[str, object]]]:
-    line = 0
-    try:
-        header = file.readline(SAMPLE_CHARACTERS).lstrip("\ufeff")
-        separator = max(",;\t", key=header.count)
-        reader = csv.reader(_bounded(header, file), delimiter=separator)
-        names = next(reader, [])
-        for cells in reader:
-            line = reader.line_num
-            # A row of another length has no card that could be trusted.
-            yield (
-                line,
-                dict(zip(names, cells, strict=True))
-                if len(cells) == len(names)
-                else _misshapen(names, cells),
-            )
-    except (csv.Error, UnicodeDecodeError, OSError):
-        problem = f"the file of cards is no CSV in UTF-8, behind line {line}"
-    else:
-        return
-    raise InvalidInputError(problem)
-
-
-def _misshapen(names: list[str], cells: list[str]) -> Mapping[str, object]:
-    return {**dict.fromkeys(names), _SHAPE: True} if any(cells) else {}
-
-
-_SHAPE: Final = "\0shape"  # no column of a CSV is called so
-
-
-def _bounded(header: str, file: io.TextIOBase) -> Iterator[str]:
-    """The lines of a file, none longer than LINE_CHARACTERS_MAX; old Macs' line ends too."""
-    yield header
-    while line := file.readline(LINE_CHARACTERS_MAX):
-        yield line
 
 
 def _names(cells: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, str]:
@@ -250,8 +237,10 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
         value = cells.get(names[known]) if known in names else None
         return "" if value is None else str(value).strip().strip("\u00a0")[:CELL_CHARACTERS_MAX]
 
-    if _SHAPE in cells:
-        message = "the row has more or fewer cells than the first line"
+    if MISSHAPEN in cells:
+        message = (
+            "the row is too long, its quotes do not close, or it has not as many cells as the first line"
+        )
         return _Row(line, None, InvalidInputError(message, code="ROW_MISSHAPEN"))
     name = cell("id")
     try:
@@ -263,8 +252,10 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
             par=cell("par") or None,
             idempotency_key=key,
         )
-        # An id that could be a card number is not repeated.
-        return _Row(line, None if could_hold_pan(name) else key, card)
+        # An id that could be a card number, or holds the row's, is not repeated.
+        number = "".join(re.findall("[0-9]+", cell("pan")))
+        secret = could_hold_pan(name) or (len(number) >= SHORTEST_NUMBER and spells(name, number))
+        return _Row(line, None if secret else key, card)
     except InvalidInputError as error:
         return _Row(line, None, error)
 

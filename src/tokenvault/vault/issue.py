@@ -13,10 +13,11 @@ from tokenvault.errors import (
     PermissionDeniedError,
     TokenSpaceExhaustedError,
 )
+from tokenvault.model import dual_control
 from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
-from tokenvault.model.programs import Making, Permission, TokenProgram
+from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
@@ -34,7 +35,7 @@ from tokenvault.vault.orders import (
 )
 
 SOURCES_MAX: Final = 8
-"""How long a chain of tokens is, each of which was issued from the one before."""
+"""How many tokens of a chain were each issued from the one before."""
 
 DRAWS_MAX: Final = 8
 """Random tokens drawn one by one; after so many collisions the space is looked at."""
@@ -51,8 +52,11 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
     terms = grant.terms
     record, card = await core.read(grant.source, Action.ISSUE)
     program = await permitted_program(core, terms, record.requestor)
-    if terms.requestor not in core.requestors:
-        raise core.denial(terms.requestor, Permission.DETOKENIZE) or PermissionDeniedError()
+    if await core.parties.requestor(terms.requestor) is None:
+        await core.deny(Action.ISSUE, record.requestor, "REQUESTOR_UNKNOWN", reference=record.reference)
+        raise PermissionDeniedError(
+            "the requestor that the token is for is not registered with the vault", code="REQUESTOR_UNKNOWN"
+        )
     now_ms = core.clock.now_ms()
     expiry = effective_expiry(record, card)
     if card is None or record.status is not TokenStatus.ACTIVE:
@@ -73,11 +77,13 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
     return await _issue(core, order, program)
 
 
-async def _refuse_long_chain(core: Core, record: TokenRecord) -> None:
+async def _refuse_long_chain(core: Core, source: TokenRecord) -> None:
+    record = source
     for _ in range(SOURCES_MAX):
         if not record.source:
             return
         record = (await core.read(record.source, None)).record
+    await core.deny(Action.ISSUE, source.requestor, "SOURCES_EXCEEDED", reference=source.reference)
     raise LifecycleError(
         f"at most {SOURCES_MAX} tokens are issued one from another: issue from an earlier one",
         code="SOURCES_EXCEEDED",
@@ -92,11 +98,11 @@ async def issue(core: Core, order: Order) -> Unsealed:
 async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     core.refuse_token_as_pan(order.card.pan)
     program.pans.check(order.card.pan.reveal())
-    refuse_mention(order)
+    refuse_mention(core, order)
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
     if order.par is not None:
-        await _refuse_other_par(core, order)
+        await refuse_other_par(core, order)
     if order.idempotency_key is not None:
         return await _repeatable(core, order, program, now_ms)
     if program.making is Making.CONVERGENT:
@@ -104,7 +110,7 @@ async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     return await _draw(core, order, program, now_ms)
 
 
-async def _refuse_other_par(core: Core, order: Order) -> None:
+async def refuse_other_par(core: Core, order: Order) -> None:
     """Raise InvalidInputError if a token of the same card has another payment account reference: a card has one."""
     pan = order.card.pan
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
@@ -151,18 +157,23 @@ async def _repeatable(core: Core, order: Order, program: TokenProgram, now_ms: i
     callers at once try the same ones in the same order.
     """
     key = order.terms.requestor, program.name, order.idempotency_key or ""
-    references = core.keys.repeatable_references(*key)
+    keys = core.keys
+    references = keys.repeatable_references(*key)
     for reference in references:
         row = await core.store.by_reference(reference)
         if row is not None:
             return await _repeated(core, order, await core.open(row), now_ms)
+    if await core.key_versions.settle():  # until then other vaults derive another reference
+        return await _anew(core, order, program, now_ms)
     if program.making is Making.CONVERGENT:
         return await _converge(core, order, program, now_ms, references[0])
     pan, token_format = order.card.pan, program.format
-    pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, pan)
+    pan_fingerprint = await core.runtime.call(keys.pan_fingerprint, pan)
     choices = token_format.choices(len(pan))
     for number in range(CANDIDATES_MAX):
-        token = token_format.make(core.keys.repeatable_choice(*key, number) % choices, len(pan), pan.last4)
+        token = token_format.make(keys.repeatable_choice(*key, number) % choices, len(pan), pan.last4)
+        if await core.rekeyed(keys):
+            return await _anew(core, order, program, now_ms)
         issued = await _insert(core, order, token, pan_fingerprint, now_ms, references[0])
         if issued is not None:
             return issued
@@ -194,13 +205,14 @@ async def _converge(
 ) -> Unsealed:
     """Issue the token that card, requestor and program converge on, and the customer where the program says so."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
-    choices = token_format.choices(len(pan))
+    keys, choices = core.keys, token_format.choices(len(pan))
     scope = requestor, program.name, order.customer or "" if program.per_customer else ""
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
-    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
+    pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
+    found_by = (*pan_fingerprints, *keys.tombstone_fingerprints(pan))
     stored = [
         unsealed
-        async for unsealed in core.of_card(pan_fingerprints, requestor, program.name)
+        async for unsealed in core.of_card(found_by, requestor, program.name)
         if not program.per_customer or unsealed.record.customer == scope[-1]
     ]
     existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
@@ -208,27 +220,38 @@ async def _converge(
     tombstones = len(deleted)
 
     async def candidate(number: int) -> str:
-        drawn = await core.runtime.call(core.keys.convergent_choice, pan_fingerprints[0], *scope, number)
+        drawn = await core.runtime.call(keys.convergent_choice, pan_fingerprints[0], *scope, number)
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
     if len(existing) > 1:  # a card update merged two cards: the token that this one had stays its token
         own = await candidate(tombstones)
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
-        return await _again(core, order, existing[0], now_ms)
+        return await _again(core, order, program, existing[0], now_ms)
+    if await core.key_versions.settle():
+        return await _anew(core, order, program, now_ms)
     # What is counted of a card here outlives the deletion of its token: each took it over from the one before.
     usage = max(deleted, key=lambda record: record.updated_ms).usage if deleted else UNUSED
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
         token = await candidate(number)
+        if await core.rekeyed(keys):
+            return await _anew(core, order, program, now_ms)
         issued = await _insert(core, order, token, pan_fingerprints[0], now_ms, reference, usage)
         if issued is not None:
             return issued
         # Another process came first with this card; or the candidate is another card's, or deleted.
         there = await core.read(token, None)
         if _converges(order, program, there, pan_fingerprints):
-            return await _again(core, order, there, now_ms)
+            return await _again(core, order, program, there, now_ms)
     raise _exhausted(program, choices)
+
+
+async def _anew(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
+    """Begin again: the keys or the token that it was begun with are not those in force now."""
+    if order.idempotency_key is not None:
+        return await _repeatable(core, order, program, now_ms)
+    return await _converge(core, order, program, now_ms)
 
 
 def _exhausted(program: TokenProgram, choices: int) -> TokenSpaceExhaustedError:
@@ -292,24 +315,35 @@ def _converges(
     )
 
 
-async def _again(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -> Unsealed:
+async def _again(
+    core: Core, order: Order, program: TokenProgram, unsealed: Unsealed, now_ms: int
+) -> Unsealed:
     """Issue an existing token again: unchanged, but for the expiry of a card that was renewed."""
-    renewed = renews(core, order, unsealed)
+    renewed = renews(await core.parties.requestor(order.terms.requestor), order, unsealed)
     refuse_different(order, unsealed, renewed=renewed)
     if renewed:
-        unsealed = await _renew(core, order, unsealed.record.token)
+        still = await _renew(core, order, unsealed.record.token)
+        if still is None:
+            return await _anew(core, order, program, now_ms)
+        unsealed = still
     await core.trail.note(_event(order, unsealed, now_ms, revision=0))
     return unsealed
 
 
-async def _renew(core: Core, order: Order, token: str) -> Unsealed:
-    """Give a token the expiry of its renewed card. Raises ConflictError after many conflicts."""
+async def _renew(core: Core, order: Order, token: str) -> Unsealed | None:
+    """Give a token the expiry of its renewed card; None if it is not this card's any more.
+
+    Raises ConflictError after many conflicts.
+    """
     conflicts = 0
     while True:
         unsealed = await core.read(token, None)
         record, card = unsealed
-        if card is None or card.pan != order.card.pan or not renews(core, order, unsealed):
-            return unsealed  # others changed it meanwhile: the caller looks at it as it is now
+        requestor = await core.parties.requestor(order.terms.requestor)
+        if card is None or card.pan != order.card.pan:
+            return None  # deleted meanwhile, or given another card
+        if not renews(requestor, order, unsealed):
+            return unsealed  # another caller came first with this expiry, or a later one
         now_ms, revision = core.clock.now_ms(), record.revision + 1
         changed = Unsealed(
             record._replace(updated_ms=now_ms, revision=revision), Card(card.pan, order.card.expiry)
@@ -335,6 +369,7 @@ def _event(order: Order, unsealed: Unsealed, now_ms: int, *, revision: int) -> E
         outcome=Outcome.DONE,
         requestor=order.terms.requestor,
         reference=unsealed.record.reference,
+        transaction_id=dual_control.letters(order.source) or None,
         revision=revision,
         operator=order.terms.operator,
     )

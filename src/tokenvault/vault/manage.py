@@ -5,10 +5,14 @@ What a change makes of a record stands in `alterations`; who may make it, and ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from tokenvault.audit.batch_event import ITEMS_MAX, BatchEvent, Kind
+from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.guard_note import Failure
 from tokenvault.errors import (
     InvalidInputError,
     LifecycleError,
@@ -35,7 +39,9 @@ from tokenvault.vault.alterations import (
     status_change,
     winding_down,
 )
-from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.core import Core, Unsealed, failed, requestor_unknown
+from tokenvault.vault.descent import descendants
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.issue import SOURCES_MAX
 from tokenvault.vault.orders import expired
 
@@ -83,40 +89,41 @@ async def domain(core: Core, name: str | bytes) -> Domain:
 async def remaining(core: Core, name: str | bytes) -> tuple[Remaining, ...]:
     """What is left of each limit that applies to a token."""
     record = (await core.read(name, None)).record
-    restrictions = await core.documents.restrictions(record, record.requestor)
+    restrictions = await core.documents.restrictions(core.parties, record, record.requestor)
     return left_of.remaining(restrictions, record.usage, core.clock.now_ms())
 
 
 async def tokens_of(core: Core, pan: Pan, requestor: str | None) -> list[TokenInfo]:
-    """The tokens of a card that are not deleted, by token. What a requestor does not find leaves an event."""
+    """The tokens of a card that are not deleted, by token.
+
+    It leaves an event, of each token that is found too; but where the host itself finds what it asks for.
+    """
     if requestor is not None:
-        await core.permit(requestor, Permission.MANAGE, Action.LOOK_UP)
+        await core.permit_by_card(requestor, Action.LOOK_UP)
     live = await live_tokens(core, pan, requestor)
-    if requestor is not None and not live:
+    if not live and requestor is None:
         await core.deny(Action.LOOK_UP, requestor, outcome=Outcome.NOT_FOUND)
+    elif not live and requestor is not None:
+        await core.deny_miss(Action.LOOK_UP, requestor, "card", pan.reveal())
+    for start in range(0, 0 if requestor is None else len(live), ITEMS_MAX):
+        await core.trail.note(_found_by_card(core, requestor, live[start : start + ITEMS_MAX]))
     return [await core.info(unsealed) for unsealed in live]
+
+
+def _found_by_card(core: Core, requestor: str | None, live: Sequence[Unsealed]) -> Event | BatchEvent:
+    """The event of tokens that were found by the number of their card."""
+    now_ms = core.clock.now_ms()
+    notes = BatchEventBuilder(len(live), core.trail.ids.kept)
+    for row, unsealed in enumerate(live):
+        notes.note(row, unsealed.record.reference, 0, Kind(Outcome.DONE, requestor))
+    batch = notes.event(now_ms, Action.LOOK_UP) if len(live) > 1 else None
+    return batch or Event(now_ms, Action.LOOK_UP, Outcome.DONE, requestor, live[0].record.reference)
 
 
 async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
     """The tokens that were issued from a token, directly or not, and are not deleted, by token."""
     source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
-    if source.card is None:
-        return []
-    live = await live_tokens(core, source.card.pan, None)
-    by_reference = {unsealed.record.reference: unsealed for unsealed in live}
-    wanted = source.record.reference
-
-    def comes_from(record: TokenRecord) -> bool:
-        for _ in range(SOURCES_MAX):
-            if record.source == wanted:
-                return True
-            before = by_reference.get(record.source)
-            if before is None:
-                return False
-            record = before.record
-        return False
-
-    return [await core.info(unsealed) for unsealed in live if comes_from(unsealed.record)]
+    return [await core.info(unsealed) for unsealed in await descendants(core, source)]
 
 
 async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
@@ -132,9 +139,18 @@ async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsea
 # Changing.
 
 
-async def change_status(core: Core, name: str | bytes, change: Change, by: By = HOST) -> TokenInfo:
-    """Change the status of a token."""
-    return await _change(core, name, Action[change.name], status_change(change, by.actor), by)
+async def change_status(
+    core: Core, name: str | bytes, change: Change, by: By = HOST, failures: tuple[Failure, ...] = ()
+) -> TokenInfo:
+    """Change the status of a token; the event notes failures for the guard."""
+    return await _change(core, name, Action[change.name], status_change(core, change, by.actor), by, failures)
+
+
+async def release(core: Core, requestor: str, by: By) -> None:
+    """Let a requestor in that the guard locked out."""
+    if await core.parties.requestor(requestor) is None:
+        raise requestor_unknown()
+    await core.guards.release(requestor, by.operator)
 
 
 async def begin_winding_down(core: Core, name: str | bytes, purge_after_ms: int, by: By) -> TokenInfo:
@@ -180,7 +196,10 @@ async def update_assurance(
 async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By) -> list[TokenInfo]:
     """Put a new PAN or expiry behind a token, or behind all tokens of a card; each in a step of its own."""
     if by.requestor is not None:
-        await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
+        if isinstance(name, Pan):
+            await core.permit_by_card(by.requestor, Action.UPDATE_CARD)
+        else:
+            await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
     refuse_new_card(core, new)
     pan_fingerprint = b""
     if new.pan is not None:
@@ -192,11 +211,21 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
     live = [record for record, _ in await live_tokens(core, name, by.requestor)]
     if not live:
-        await core.deny(Action.UPDATE_CARD, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
+        await core.deny_miss(Action.UPDATE_CARD, by.requestor, "card", name.reveal(), operator=by.operator)
         raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
     if new.pan is not None:
         for record in live:
-            await refuse_card(core, record, new.pan)
+            try:
+                await refuse_card(core, record, new.pan)
+            except InvalidInputError as error:
+                await core.deny(
+                    Action.UPDATE_CARD,
+                    by.requestor,
+                    error.code,
+                    reference=record.reference,
+                    operator=by.operator,
+                )
+                raise
     infos = []
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
@@ -214,7 +243,14 @@ def refuse_new_card(core: Core, new: NewCard) -> None:
         raise expired("the card")
 
 
-async def _change(core: Core, name: str | bytes, action: Action, alter: Alteration, by: By) -> TokenInfo:
+async def _change(
+    core: Core,
+    name: str | bytes,
+    action: Action,
+    alter: Alteration,
+    by: By,
+    failures: tuple[Failure, ...] = (),
+) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
     codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
@@ -223,10 +259,9 @@ async def _change(core: Core, name: str | bytes, action: Action, alter: Alterati
         before = unsealed.record
         try:
             record, card = await alter(unsealed)
-        except LifecycleError:
-            await core.deny(
-                action, acting, LIFECYCLE_CODE, *codes, reference=before.reference, operator=by.operator
-            )
+        except (LifecycleError, InvalidInputError) as error:
+            code = LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code
+            await core.deny(action, acting, code, *codes, reference=before.reference, operator=by.operator)
             raise
         now_ms, revision = core.clock.now_ms(), before.revision + 1
         changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)
@@ -239,6 +274,7 @@ async def _change(core: Core, name: str | bytes, action: Action, alter: Alterati
             codes=codes,
             revision=revision,
             operator=by.operator,
+            failures=failures,
         )
         if not await core.replace(changed, event):
             return await core.info(changed)
@@ -263,7 +299,11 @@ async def manageable(core: Core, name: str | bytes, action: Action, by: By) -> t
         acting = record.requestor
         await core.permit(acting, Permission.MANAGE, action)
     if acting is not None and not await may_manage(core, record, action, acting):
-        await core.deny(action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator)
+        tally = Tally(core.guards)
+        tally.refusal(acting, core.keys.failure(*failed(name)))
+        await core.deny(
+            action, acting, NOT_ITS_TOKEN, reference=record.reference, operator=by.operator, tally=tally
+        )
         raise not_its_token()
     return unsealed, acting
 

@@ -2,7 +2,8 @@
 
 Events go through a bounded queue to a thread of their own. So an observer that raises, waits or hangs costs no call
 anything but the queue's place: what does not fit is dropped and counted. An event holds names of calls, controls and
-errors, and numbers; no argument of a call, so never a PAN, a token or a reference.
+errors, and numbers; no argument of a call, so never a PAN, a token or a reference. That of a lock-out names the
+requestor.
 """
 
 from __future__ import annotations
@@ -92,7 +93,22 @@ class ConflictMet:
     attempts: int
 
 
-Observed: TypeAlias = CallEnded | Decided | ConflictMet
+@attrs.frozen(kw_only=True)
+class LockedOut:
+    """The guard locked a requestor out.
+
+    Attributes:
+        requestor: id of the requestor.
+        until_ms: until when, milliseconds of the Unix epoch.
+        cause: what it did too often: "MISS", asking for tokens that do not exist, or "REFUSAL".
+    """
+
+    requestor: str
+    until_ms: int
+    cause: str
+
+
+Observed: TypeAlias = CallEnded | Decided | ConflictMet | LockedOut
 
 
 class Observer(Protocol):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Journal
@@ -11,19 +10,22 @@ from tokenvault.audit.trail import Trail
 from tokenvault.errors import ConfigurationError
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.clear_ids import ClearIds
+from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.records.keyring import KeyRing
 from tokenvault.runtime import CheckedClock, Clock, Runtime, SystemClock
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault.core import Core
+from tokenvault.vault.directory import Directory, StaticDirectory, StoredDirectory
 from tokenvault.vault.documents import Documents
+from tokenvault.vault.guard import Guard, Guards
+from tokenvault.vault.key_versions import KeyVersions
 from tokenvault.vault.observer import Deliveries, Observer
-from tokenvault.vault.provision import check_keys, finds_last4
-
-T = TypeVar("T")
-
-CONFIGURED_MAX = 100_000
-"""The most programs, and the most requestors, of one vault."""
+from tokenvault.vault.parties import DirectorySource, Parties, age_of
+from tokenvault.vault.provision import finds_last4, table_of
+from tokenvault.vault.risk import RiskPolicy
+from tokenvault.vault.stored_parties import Registry, StoredParties
 
 
 async def open_core(
@@ -33,52 +35,79 @@ async def open_core(
     *,
     programs: Iterable[TokenProgram],
     requestors: Iterable[TokenRequestor],
+    directory: Directory | StoredDirectory | None,
     clock: Clock | None,
     checkpoints: CheckpointPolicy | None,
     observer: Observer | None,
+    guard: Guard | None,
+    risk: RiskPolicy | None,
+    reveal: RevealPolicy | None,
 ) -> Core:
     """The core of a vault, once its parts are checked to fit together; arguments and errors as in `Vault`."""
     checks.offers("keys", keys, "cipher", "a key store, as open_key_store opens one")
-    by_name = _named("programs", programs, TokenProgram, lambda program: program.name)
-    by_id = _named("requestors", requestors, TokenRequestor, lambda requestor: requestor.id)
-    for requestor in by_id.values():
-        if not requestor.programs <= by_name.keys():
-            raise ConfigurationError(
-                "a requestor may issue tokens of a program that this vault does not have",
-                code="PROGRAM_OR_REQUESTOR_MISSING",
-            )
+    chosen = _directory(directory, programs, requestors)
     if checkpoints is not None:
         checks.instance("checkpoints", checkpoints, CheckpointPolicy)
+    if reveal is not None:
+        checks.instance("reveal", reveal, RevealPolicy)
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
+    if guard is not None:
+        checks.instance("guard", guard, Guard)
+    if risk is not None:
+        checks.instance("risk", risk, RiskPolicy).fits(runtime)
     await store.check_schema()
-    ring = await runtime.call(KeyRing, keys)
-    await check_keys(keys, store, runtime)
+    versions = await open_keys(keys, store, runtime)
+    audit = versions.ring.audit
+    documents, ids = Documents(store), ClearIds(versions.id_digest)
+    trail = Trail(store, runtime, Journal(audit, checkpoints), ids)
+    ticking = SystemClock() if clock is None else CheckedClock(clock)
+    deliveries = None if observer is None else Deliveries(observer)
+    registry = None
+    if isinstance(chosen, StoredDirectory):
+        stored = StoredParties(store, runtime, audit, documents)
+        parties = Parties(stored, chosen.max_age_seconds, ids)
+        registry = Registry(stored, parties, trail, documents, ticking)
+    else:
+        parties = Parties(DirectorySource(chosen, runtime), age_of(chosen), ids)
+    await parties.refresh()
     return Core(
         store=store,
         runtime=runtime,
-        clock=SystemClock() if clock is None else CheckedClock(clock),
-        keys=ring,
-        trail=Trail(store, runtime, Journal(ring.audit, checkpoints)),
-        documents=Documents(store, by_name, by_id),
-        programs=by_name,
-        requestors=by_id,
+        clock=ticking,
+        key_versions=versions,
+        trail=trail,
+        documents=documents,
+        parties=parties,
+        registry=registry,
         finds_last4=await finds_last4(store),
-        deliveries=None if observer is None else Deliveries(observer),
+        guards=Guards(guard or Guard(), store, runtime, ticking, versions.ring, trail, deliveries),
+        deliveries=deliveries,
+        risk=risk,
+        reveal=reveal,
     )
 
 
-def _named(argument: str, values: Iterable[T], kind: type[T], name_of: Callable[[T], str]) -> dict[str, T]:
-    """The programs or requestors of an argument by their names: each of its kind, no two with one name."""
-    listed = [
-        checks.instance(f"each of {argument}", value, kind)
-        for value in checks.listed(argument, values, CONFIGURED_MAX)
-    ]
-    if len(listed) > CONFIGURED_MAX:
+async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) -> KeyVersions:
+    """The keys of a vault over a database, checked to be those that it was made under; errors as in `Vault`."""
+    stored = await table_of(keys, store, runtime)
+    ring = await runtime.call(KeyRing, keys, stored.table)
+    return KeyVersions(keys, store, runtime, stored, ring)
+
+
+def _directory(
+    directory: Directory | StoredDirectory | None,
+    programs: Iterable[TokenProgram],
+    requestors: Iterable[TokenRequestor],
+) -> Directory | StoredDirectory:
+    """The directory of a vault: the one given, or one of its programs and requestors."""
+    if directory is None:
+        return StaticDirectory(programs, requestors)
+    if programs != () or requestors != ():
         raise ConfigurationError(
-            f"a vault has at most {CONFIGURED_MAX} {argument}", code="TOO_MANY_CONFIGURED"
+            "a vault has a directory, or programs and requestors: not both", code="DIRECTORY_AND_PARTIES"
         )
-    named = {name_of(value): value for value in listed}
-    if len(named) != len(listed):
-        raise ConfigurationError(f"two {argument} have the same name", code="NAME_TAKEN")
-    return named
+    if not isinstance(directory, StoredDirectory):
+        checks.offers("directory", directory, "requestor", "a Directory")
+        checks.offers("directory", directory, "program", "a Directory")
+    return directory

@@ -11,7 +11,7 @@ from tokenvault.errors import InvalidInputError, PermissionDeniedError
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
-from tokenvault.model.programs import Permission, TokenProgram
+from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
 
@@ -48,21 +48,23 @@ class Order(NamedTuple):
 
     @property
     def request(self) -> str:
-        """All that a repeated request has to repeat, in one text. Holds the card number: digest it with a key."""
+        """All that a repeated request has to repeat, in one text. Holds the card number: digest it with a key.
+
+        Where it names a source, the card is none of it: who asks does not give it, and it may be renewed meanwhile.
+        """
         terms, card = self.terms, self.card
         return json.dumps(
             [
                 terms.requestor,
                 terms.program,
-                card.pan.reveal(),
-                str(card.expiry),
+                *(("", "") if self.source else (card.pan.reveal(), str(card.expiry))),
                 terms.domain.digest.hex(),
                 str(terms.token_expiry),
                 terms.assurance,
                 terms.active,
                 self.par,
                 self.customer,
-                self.metadata and dict(self.metadata),
+                dict(self.metadata or {}) or None,
                 self.source.hex(),
             ],
             sort_keys=True,
@@ -88,7 +90,7 @@ class Grant(NamedTuple):
 async def permitted_program(core: Core, terms: Terms, issuer: str) -> TokenProgram:
     """The program, if a requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
     requestor = await core.permit(issuer, Permission.ISSUE, Action.ISSUE)
-    program = core.programs.get(terms.program)
+    program = await core.parties.program(terms.program)
     if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(
@@ -103,14 +105,23 @@ async def permitted_program(core: Core, terms: Terms, issuer: str) -> TokenProgr
     return program
 
 
-def refuse_mention(order: Order) -> None:
-    """Raise InvalidInputError if the card number stands in what the vault keeps beside it."""
+def refuse_mention(core: Core, order: Order) -> None:
+    """Raise InvalidInputError if the card number stands in what is kept beside it, or a token in the customer."""
+    refuse_token_as_customer(core, order.customer)
     pan, metadata = order.card.pan, order.metadata or {}
     texts = (order.par or "", order.customer or "", *metadata, *metadata.values())
     if order.terms.domain.contains_pan(pan) or any(pan.stands_in(text) for text in texts):
         raise InvalidInputError(
             "the domain, par, customer or metadata holds the card number: use ids that do not",
             code="CARD_NUMBER_IN_TEXT",
+        )
+
+
+def refuse_token_as_customer(core: Core, customer: str | None) -> None:
+    """Raise InvalidInputError if a customer could hold a token: it is kept in clear, and found by."""
+    if customer and core.trail.ids.could_hold_token(customer):
+        raise InvalidInputError(
+            "the customer could hold a token: use an id that does not", code="CARD_NUMBER_IN_TEXT"
         )
 
 
@@ -135,10 +146,9 @@ def expired(name: str) -> InvalidInputError:
     )
 
 
-def renews(core: Core, order: Order, unsealed: Unsealed) -> bool:
+def renews(requestor: TokenRequestor | None, order: Order, unsealed: Unsealed) -> bool:
     """Whether a card comes again with a later expiry, from a requestor that may manage its tokens."""
     before, after = None if unsealed.card is None else unsealed.card.expiry, order.card.expiry
-    requestor = core.requestors.get(order.terms.requestor)
     return (
         after is not None
         and (before is None or after > before)

@@ -82,14 +82,15 @@ async def _by_key(core: Core, wanted: Wanted, after: str, limit: int) -> list[Se
     last4_keys = () if wanted.last4 is None else core.keys.last4_keys(wanted.last4)
     page = _pages(core, wanted, last4_keys)
     rows: list[SealedRecord] = []
+    size = max(limit, SEARCH_DEFAULT)  # whether too many are looked through does not hang on a small limit
     for _ in range(PAGES_MAX):
-        found = await page(after, limit)
+        found = await page(after, size)
         rows += [
             row
             for row in found
             if wanted.includes(row) and (wanted.last4 is None or row.last4_key in last4_keys)
         ]
-        if len(found) < limit or len(rows) >= limit:
+        if len(found) < size or len(rows) >= limit:
             return rows[:limit]
         after = found[-1].token
     raise TokenStoreError(

@@ -63,7 +63,8 @@ class UseNames(NamedTuple):
         contents = dict.fromkeys(self.contents, transaction.content)
         entries = [_entry(use, time_ms, ids, contents) for _, time_ms, *_, use in ordered]
         # Two that came at once under one id, and that no limit counts, were both allowed: each is a retry of itself.
-        entries.sort(key=lambda entry: entry.content != transaction.content)
+        # All others stay in their order, also where they are alike: a capture goes before the refunds of it.
+        entries.sort(key=lambda entry: entry.use_id == self.own[0] and entry.content != transaction.content)
         return Uses.of([*entries, *later], self.own[0], self.original[0] if self.original else None)
 
     def note(self, transaction: Transaction, entry: LedgerEntry | None, *, allowed: bool) -> UseNote:

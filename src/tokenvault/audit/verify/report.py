@@ -112,6 +112,7 @@ class AuditReport:
             such, and one that is at work for the moment.
         open_findings: the same as findings of grade OPEN, at most 10,000; runs of numbers are one.
         anchor_entries: for `anchor`, by stream.
+        acknowledged: what would be findings, had no operator acknowledged it (`Vault.acknowledge`).
     """
 
     findings: tuple[AuditFinding, ...]
@@ -126,10 +127,11 @@ class AuditReport:
     gaps: int
     open_findings: tuple[AuditFinding, ...]
     anchor_entries: Mapping[bytes, AnchorEntry] = attrs.field(repr=False)
+    acknowledged: tuple[AuditFinding, ...] = ()
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong. What `open_findings` names may be there."""
+        """Whether nothing is wrong but what was acknowledged. What `open_findings` names may be there."""
         return not self.findings
 
     def anchor(self) -> str:

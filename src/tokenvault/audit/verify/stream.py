@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 
+from tokenvault.audit.acknowledgement import Acknowledged, Loss
 from tokenvault.audit.batch_event import changes_of
 from tokenvault.audit.checkpoint import Checkpoint
-from tokenvault.audit.event import Event
+from tokenvault.audit.event import ACTION, Action, Event
 from tokenvault.audit.macs import CheckedEvent
 from tokenvault.audit.merkle import Tree
 from tokenvault.audit.verify.event_index import IndexAudit
@@ -35,7 +36,7 @@ class StreamAudit:
 
     Attributes:
         anchor_entry: the state of the stream when it was verified before.
-        revisions, invalid_macs, index: collected over all streams, for the checks that follow.
+        revisions, invalid_macs, index, acknowledged: collected over all streams, for the checks that follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         vouched: numbers of the checkpoints that signatures speak for.
@@ -53,6 +54,7 @@ class StreamAudit:
     revisions: Revisions = attrs.field(factory=Revisions)
     invalid_macs: InvalidMacs = attrs.field(factory=InvalidMacs)
     index: IndexAudit = attrs.field(factory=IndexAudit)
+    acknowledged: Acknowledged = attrs.field(factory=Acknowledged)
     checkpoints: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     unauthenticated: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     vouched: set[int] = attrs.field(factory=set)
@@ -63,6 +65,7 @@ class StreamAudit:
     whole: bool = True
     _invalid: list[InvalidMac] = attrs.field(factory=list)
     _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
+    _uncertain: tuple[Loss, ...] = ()  # without keys: until a root shows that the events are those signed for
 
     @property
     def committed(self) -> int:
@@ -143,7 +146,10 @@ class StreamAudit:
             self.revisions.add(reference, revision)
         self.index.add(row)
         if self.whole:
+            self._uncertain += acknowledged_by(row) if genuine is None else ()
             self._append(leaf)
+        if genuine:
+            self.acknowledged.add(acknowledged_by(row))
 
     def _advance(self, number: int) -> None:
         """Go on to a number; those in between are missing, unless a killed process may have left them out."""
@@ -187,7 +193,11 @@ class StreamAudit:
         self.tree = self.tree.with_leaf(leaf)
         size = self.tree.size
         roots = self._roots.get(size)
-        if roots is None or roots == {self.tree.root()}:
+        if roots is None:
+            return
+        uncertain, self._uncertain = self._uncertain, ()
+        if roots == {self.tree.root()}:
+            self.acknowledged.add(uncertain)
             return
         self.whole = False
         before = max((each for each in self._roots if each < size), default=0)
@@ -218,3 +228,14 @@ class StreamAudit:
         self, kind: FindingKind, message: str, number: int | None = None, last: int | None = None
     ) -> None:
         self.findings.add(kind, message, self.stream, number, last)
+
+
+def acknowledged_by(row: SealedEvent) -> tuple[Loss, ...]:
+    """What an event acknowledges."""
+    if row.body[ACTION : ACTION + 1] != bytes((Action.ACKNOWLEDGE,)):
+        return ()
+    try:
+        acknowledgement = Event.parse(row).acknowledgement
+    except IntegrityError:  # of an event of a batch, that is another byte
+        return ()
+    return () if acknowledgement is None else acknowledgement.losses

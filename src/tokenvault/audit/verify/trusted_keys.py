@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from tokenvault.audit.checkpoint import SIGNATURE_BYTES, Checkpoint, key_id_of, signed_message
 from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
+from tokenvault.audit.succession import Succession
 from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
@@ -43,11 +44,24 @@ class TrustedKeys:
         self._public: dict[bytes, ec.EllipticCurvePublicKey] = {}
         if self._audit is not None and self._audit.signer is not None:
             der = self._audit.signer.public_key
-            key = serialization.load_der_public_key(der)
-            if isinstance(key, ec.EllipticCurvePublicKey):
-                self._public[key_id_of(der)] = key
-        for key in () if public_key is None else _parsed(public_key):
+            self._public[key_id_of(der)] = signing_key(der)
+        for key in () if public_key is None else public_keys_of(public_key):
             self._public[key_id_of(key.public_bytes(serialization.Encoding.DER, _INFO))] = key
+
+    def learn(self, successions: Sequence[Succession]) -> None:
+        """Trust the successors of trusted keys, and theirs."""
+        left = list(successions)
+        while True:
+            known = [each for each in left if self._is_signed(each)]
+            for each in known:
+                self._public.setdefault(key_id_of(each.public_key), signing_key(each.public_key))
+            if not known:
+                return
+            left = [each for each in left if each not in known]
+
+    def _is_signed(self, succession: Succession) -> bool:
+        key = self._public.get(succession.former)
+        return key is not None and is_signature(key, succession.signature, succession.signed)
 
     def check(self, rows: Sequence[SealedEvent]) -> list[CheckedEvent]:
         """The events, each with its leaf hash and whether its MAC is right. Raises KeyStoreError."""
@@ -58,16 +72,31 @@ class TrustedKeys:
         key = self._public.get(checkpoint.key_id)
         if key is None:
             return None
-        r, s = (int.from_bytes(half) for half in (checkpoint.signature[:32], checkpoint.signature[32:]))
         message = signed_message(row.stream, row.number, row.body[:-SIGNATURE_BYTES])
-        try:
-            key.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
-            return False
-        return True
+        return is_signature(key, checkpoint.signature, message)
 
 
-def _parsed(text: str) -> list[ec.EllipticCurvePublicKey]:
+def signing_key(public_key: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a SubjectPublicKeyInfo in DER. Raises InvalidInputError where it is none of P-256."""
+    with suppress(ValueError, UnsupportedAlgorithm):
+        key = serialization.load_der_public_key(public_key)
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+            return key
+    raise InvalidInputError("a public key of a signer is one of P-256 in DER")
+
+
+def is_signature(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:
+    """Whether r and s are a key's ECDSA signature of a message with SHA-256."""
+    r, s = (int.from_bytes(half) for half in (signature[:32], signature[32:]))
+    try:
+        key.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def public_keys_of(text: str) -> list[ec.EllipticCurvePublicKey]:
+    """The public keys of a text in PEM, 1 to 100 of P-256. Raises InvalidInputError."""
     blocks = _PEM.findall(text)[: PUBLIC_KEYS_MAX + 1] if isinstance(text, str) else []
     keys = []
     for block in blocks:

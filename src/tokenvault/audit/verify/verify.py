@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tokenvault.audit import succession
+from tokenvault.audit.acknowledgement import Acknowledged
 from tokenvault.audit.checkpoint import CrossReference
 from tokenvault.audit.event import leaf_of
 from tokenvault.audit.verify.event_index import IndexAudit
@@ -36,7 +38,8 @@ def verify_audit(
         public_key: what `audit_public_key` returned, PEM. Without keys, signed checkpoints are authenticated, and by
             them the checkpoints that they refer to and the events that they commit to (`AuditReport.covered`); an
             edit is then located between two checkpoints. With or without keys, every stream must then end with a
-            checkpoint that is signed, or that a signed one refers to.
+            checkpoint that is signed, or that a signed one refers to. A key is trusted too that a trusted one
+            introduced (`maintenance.introduce_signer`).
         since: an earlier report, or what its `anchor()` returned: all that was there then must be there still.
 
     Raises:
@@ -45,15 +48,17 @@ def verify_audit(
     """
     checks.blocking_store("store", store)
     trusted = TrustedKeys(keys, public_key)
+    trusted.learn(succession.stored(store.get_meta))
     before: dict[bytes, AnchorEntry] = {}
     if since is not None:
         before = dict(since.anchor_entries) if isinstance(since, AuditReport) else parse_anchor(since)
     findings, revisions, invalid_macs, index = Findings(), Revisions(), InvalidMacs(), IndexAudit()
+    acknowledged = Acknowledged()
     audits = {}
     for name in sorted(store.streams()):
         if len(name) == STREAM_BYTES:
             audit = StreamAudit(
-                store, name, trusted, findings, before.get(name), revisions, invalid_macs, index
+                store, name, trusted, findings, before.get(name), revisions, invalid_macs, index, acknowledged
             )
             audits[name] = audit
         else:
@@ -70,19 +75,22 @@ def verify_audit(
     if public_key is not None:
         check_signed(audits, findings)
     records = revisions.check(store, trusted, findings)
-    return _report(audits, findings, records, _anchor_entries(audits, before, keys is not None))
+    entries = _anchor_entries(audits, before, keys is not None)
+    return _report(audits, findings, acknowledged, records, entries)
 
 
 def _report(
     audits: dict[bytes, StreamAudit],
     findings: Findings,
+    acknowledged: Acknowledged,
     records: int,
     anchor_entries: dict[bytes, AnchorEntry],
 ) -> AuditReport:
     covered = {name: min(audit.committed, audit.events) for name, audit in audits.items()}
     checkpoints = [found for audit in audits.values() for found in audit.checkpoints.values()]
+    known = {each for each in (*findings.found, *findings.open) if acknowledged.covers(each)}
     return AuditReport(
-        findings=tuple(findings.found),
+        findings=tuple(each for each in findings.found if each not in known),
         findings_omitted=findings.omitted,
         streams=len(audits),
         events=sum(audit.events for audit in audits.values()),
@@ -92,7 +100,8 @@ def _report(
         covered=sum(covered.values()),
         uncovered={name.hex(): audit.events - covered[name] for name, audit in audits.items()},
         gaps=sum(audit.gaps for audit in audits.values()),
-        open_findings=tuple(findings.open),
+        open_findings=tuple(each for each in findings.open if each not in known),
+        acknowledged=tuple(each for each in (*findings.found, *findings.open) if each in known),
         anchor_entries=anchor_entries,
     )
 

@@ -31,13 +31,17 @@ def _app(text: str) -> typer.Typer:
 
 
 app: Final = _app(MAIN_HELP)
-keys: Final = _app("Keys: list, create, signer.")
+keys: Final = _app("Keys: list, create, rotate, and the signer.")
 audit: Final = _app("The audit trail: verify, anchor, export.")
 schema: Final = _app("The database's schema: sql, status.")
-programs: Final = _app("Token programs: list.")
-requestors: Final = _app("Token requestors: list.")
+reveal: Final = _app("A card number under dual control: request, approve, show.")
+export: Final = _app("Cards to another vault, under dual control: request, approve, write.")
+programs: Final = _app("Token programs: list, put.")
+requestors: Final = _app("Token requestors: list, show, put, disable.")
 
 for _name, _group, _panel in (
+    ("reveal", reveal, CARDS),
+    ("export", export, CARDS),
     ("keys", keys, SET_UP),
     ("schema", schema, SET_UP),
     ("audit", audit, SET_UP),

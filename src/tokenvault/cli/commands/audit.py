@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,20 +13,24 @@ import typer
 from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
-from tokenvault.audit.export import export_audit
+from tokenvault.audit.feed import LOOK_SECONDS, PAGES_AT_ONCE, Feed
 from tokenvault.audit.verify.report import ANCHOR_CHARACTERS_MAX, AuditFinding, AuditReport
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.cli.command import Session, command
 from tokenvault.cli.commands import apps
+from tokenvault.cli.commands.options import Yes
 from tokenvault.cli.exits import NO
-from tokenvault.cli.inputs import open_private, reason_of
+from tokenvault.cli.feed_files import FeedFiles
+from tokenvault.cli.inputs import confirm, open_private, reason_of
 from tokenvault.cli.views import NOTHING, facts, listing, verdict
 from tokenvault.errors import InvalidInputError
-from tokenvault.keys import KeyStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.forwarding import Forwarding
 
 FINDINGS_SHOWN_MAX: Final = 50
+
+SAVED_LINES: Final = 1_000
+"""Lines of an export after which its position is kept."""
 
 PublicKey = Annotated[
     Path | None,
@@ -95,39 +100,80 @@ def anchor(
     _show(session, report, {"anchor": str(to)})
 
 
+@command(apps.audit, "acknowledge")
+def acknowledge(
+    session: Session,
+    operator: Annotated[str, typer.Option("--operator", help="Who answers for it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why it is so, such as which backup was restored.")],
+    since: Since = None,
+    yes: Yes = False,
+) -> None:
+    """Acknowledge what a restore or a failover lost.
+
+    Verifies, shows the findings and asks; then an event names them, and later verifications are intact but for these.
+    Give the last anchor from before. Ends with 1 where nothing is to be acknowledged.
+    """
+    report = _verified(session, None, since, without_keys=False)
+    count = len(report.findings) + len(report.open_findings)
+    if not count:
+        _show(session, report, {})
+        raise typer.Exit(NO.code)
+    for kind, number in sorted(Counter(each.kind.name for each in report.findings).items()):
+        session.output.note(f"{kind}: {number:,}")
+    confirm(f"Acknowledge {count:,} findings, for ever?", yes=yes)
+    done = session.vault.acknowledge(report, operator=operator, reason=reason)
+    session.output.result({"acknowledged": done}, verdict(f"{done:,} findings are acknowledged", good=True))
+
+
 @command(apps.audit, "export")
 def export(
     session: Session,
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="New file; unset, the standard output.")
+        Path | None, typer.Option("--to", metavar="FILE", help="File of lines; unset, the standard output.")
     ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option("--after", metavar="FILE", help="Keep the position in this file, and go on behind it."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for new events, until interrupted.")] = False,
+    ocsf: Annotated[bool, typer.Option("--ocsf", help="As events of OCSF 1.8.0.")] = False,
     without_keys: WithoutKeys = False,
 ) -> None:
     """Write all events as JSON Lines.
 
-    Each says whether its MAC is right.
+    Each says whether its MAC is right. With --after, a run goes on where the one before ended or was killed.
     """
     with ExitStack() as opened:
-        file = None
-        if to is not None:
-            file = opened.enter_context(os.fdopen(open_private(to), "w", encoding="ascii"))
+        files = FeedFiles(session.output.console.file, to, after)
+        opened.callback(files.close)
         progress = opened.enter_context(session.output.progress("read"))
-        keys = None if without_keys else session.keys
-        count = 0
-        for line in _lines(WatchedStore(session.store, progress), keys):
-            count += 1
-            if file is None:
-                session.output.line(line)
-            else:
-                file.write(f"{line}\n")
+        feed = Feed(
+            WatchedStore(session.store, progress),
+            None if without_keys else session.keys,
+            after=files.position,
+            shape="ocsf" if ocsf else "tokenvault",
+        )
+        count = _write(feed, files, follow=False)
+        while follow:
+            if not feed.more:
+                time.sleep(LOOK_SECONDS)
+            count += _write(feed, files, follow=True)
     if to is not None:
         session.output.result(
             {"events": count, "to": str(to)}, verdict(f"{count:,} events in {to}", good=True)
         )
 
 
-def _lines(store: TokenStore, keys: KeyStore | None) -> Iterator[str]:
-    return export_audit(store, keys=keys)
+def _write(feed: Feed, files: FeedFiles, *, follow: bool) -> int:
+    """Write the lines of one look. Returns how many."""
+    count = 0
+    for count, line in enumerate(feed.look(pages_at_once=PAGES_AT_ONCE if follow else None), 1):
+        files.write(line)
+        if count % SAVED_LINES == 0:
+            files.save(line.position)
+    if count or not follow:
+        files.save(feed.position)
+    return count
 
 
 def _verified(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -14,9 +15,13 @@ from tokenvault.cli.command import Session, command
 from tokenvault.cli.commands import apps
 from tokenvault.cli.exits import NO
 from tokenvault.cli.views import NOTHING, listing, verdict
+from tokenvault.errors import ConfigurationError
 from tokenvault.keys import Custody, KeyPurpose, KeyStore
 from tokenvault.keys.port import KeyName
-from tokenvault.records.keyring import key_check_value
+from tokenvault.records.key_table import key_check_value
+from tokenvault.runtime import BlockingRuntime, run
+from tokenvault.vault.face import store_without_coroutines
+from tokenvault.vault.key_versions import find_table
 
 CustodyOption = Annotated[
     Custody | None, typer.Option("--custody", help="Where new keys do their work; unset, as configured.")
@@ -24,31 +29,55 @@ CustodyOption = Annotated[
 
 
 def check_values(keys: KeyStore, purpose: KeyPurpose) -> dict[int, str]:
-    """The key check value of each version of a purpose: 3 bytes of CMAC, hexadecimal. Raises KeyStoreError."""
+    """The key check value of each version of a purpose: 8 bytes of CMAC, hexadecimal. Raises KeyStoreError."""
     return {
         version: key_check_value(keys.cipher(KeyName(purpose, version))).hex()
         for version in keys.versions(purpose)
     }
 
 
+def states_of(session: Session) -> dict[tuple[str, int], str]:
+    """The state of each key version in the database's key table; none where there is no table yet.
+
+    Raises ConfigurationError, KeyStoreError, TokenStoreError.
+    """
+    if session.configuration.token_store is None:
+        return {}
+    store = store_without_coroutines(session.store)
+    try:
+        run(store.check_schema())
+    except ConfigurationError:
+        return {}  # it is not provisioned
+    with closing(BlockingRuntime()) as runtime:
+        stored = run(find_table(session.keys, store, runtime))
+    entries = () if stored is None else stored.table.entries
+    return {(entry.name.purpose.value, entry.name.version): entry.state.name.lower() for entry in entries}
+
+
 @command(apps.keys, "list")
 def list_keys(session: Session) -> None:
     """List the versions of each key.
 
-    The key check value is 3 bytes of CMAC: two that are alike are one key.
+    With the state of each in the database, if that is provisioned.
+
+    The key check value is 8 bytes of CMAC: two that are alike are one key.
     """
     found = {purpose.value: check_values(session.keys, purpose) for purpose in KeyPurpose}
     signs = session.keys.signer() is not None
+    states = states_of(session)
     rows: list[Sequence[RenderableType]] = []
     for purpose, versions in found.items():
         rows += [
-            (purpose, str(version), value, "writes" if version == max(versions) else "reads")
+            (purpose, str(version), value, states.get((purpose, version), "not in use"))
             for version, value in versions.items()
         ] or [(purpose, NOTHING, NOTHING, Text("missing", "red"))]
     session.output.result(
         {
             "keys": {
-                purpose: [{"version": version, "check_value": value} for version, value in versions.items()]
+                purpose: [
+                    {"version": version, "check_value": value, "state": states.get((purpose, version))}
+                    for version, value in versions.items()
+                ]
                 for purpose, versions in found.items()
             },
             "signer": signs,

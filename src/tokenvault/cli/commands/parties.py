@@ -1,24 +1,40 @@
-"""Programs and requestors, as the configuration has them."""
+"""Programs and requestors: those of the configuration, or those of the database, which commands change."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
 from rich.console import RenderableType
 from rich.text import Text
 
 from tokenvault.cli.command import Session, command
 from tokenvault.cli.commands import apps
 from tokenvault.cli.commands.options import listed
-from tokenvault.cli.views import NOTHING, listing
+from tokenvault.cli.configuration import read_program, read_requestor
+from tokenvault.cli.inputs import read_document
+from tokenvault.cli.person import person
+from tokenvault.cli.views import NOTHING, facts, listing, verdict
+from tokenvault.errors import InvalidInputError
 from tokenvault.model.domain import NO_RESTRICTION, Domain
-from tokenvault.model.programs import TokenProgram
+from tokenvault.model.programs import TokenProgram, TokenRequestor
 
 COMMON_PAN_LENGTH = 16
+
+RequestorArgument: TypeAlias = Annotated[
+    str, typer.Argument(metavar="REQUESTOR", help="Id of the token requestor, 11 digits.")
+]
+TableArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="FILE", help="What its table would say, TOML; - is the standard input.")
+]
 
 
 @command(apps.programs, "list")
 def list_programs(session: Session) -> None:
     """List the token programs."""
-    found = session.configuration.programs
+    configuration = session.configuration
+    found = tuple(session.vault.programs()) if configuration.stored else configuration.programs
     table = listing(
         ("program", "BIN", "making", "form", "restricted by"),
         (
@@ -32,12 +48,31 @@ def list_programs(session: Session) -> None:
             for program in found
         ),
     )
-    session.output.result({"programs": found}, table if found else Text("no program is configured", "dim"))
+    session.output.result({"programs": found}, table if found else Text("there is no program", "dim"))
+
+
+@command(apps.programs, "put")
+def put_program(
+    session: Session,
+    program: Annotated[str, typer.Argument(metavar="PROGRAM", help="Name of the program.")],
+    table: TableArgument,
+) -> None:
+    """Add a program to the database, or change it there.
+
+    Running vaults see it within seconds.
+    """
+    put = read_program(program, read_document(table))
+    session.vault.put_program(put, operator=person())
+    session.output.result(put, verdict(f"program {put.name} is in the database", good=True))
 
 
 @command(apps.requestors, "list")
 def list_requestors(session: Session) -> None:
-    """List the token requestors."""
+    """List the token requestors of the configuration."""
+    if session.configuration.stored:
+        raise InvalidInputError(
+            "requestors are in the database, each under its id: `requestors show` shows one"
+        )
     found = session.configuration.requestors
     table = listing(
         ("requestor", "may", "programs", "restricted by"),
@@ -51,8 +86,49 @@ def list_requestors(session: Session) -> None:
             for requestor in found
         ),
     )
+    session.output.result({"requestors": found}, table if found else Text("there is no requestor", "dim"))
+
+
+@command(apps.requestors, "show")
+def show_requestor(session: Session, requestor: RequestorArgument) -> None:
+    """Show a token requestor as vaults act on it."""
+    _show(session, session.vault.requestor(requestor))
+
+
+@command(apps.requestors, "put")
+def put_requestor(session: Session, requestor: RequestorArgument, table: TableArgument) -> None:
+    """Add a requestor to the database, or change it there.
+
+    Running vaults see it within seconds.
+    """
+    put = read_requestor(requestor, read_document(table))
+    session.vault.put_requestor(put, operator=person())
+    _show(session, put)
+
+
+@command(apps.requestors, "disable")
+def disable_requestor(session: Session, requestor: RequestorArgument) -> None:
+    """Let a requestor do nothing more.
+
+    Its tokens still serve the others that their domains name. `requestors put` lets it act again.
+    """
+    session.vault.disable_requestor(requestor, operator=person())
+    _show(session, session.vault.requestor(requestor))
+
+
+def _show(session: Session, requestor: TokenRequestor) -> None:
     session.output.result(
-        {"requestors": found}, table if found else Text("no requestor is configured", "dim")
+        requestor,
+        facts(
+            {
+                "requestor": requestor.id,
+                "may": Text("nothing: it is disabled", "red")
+                if requestor.disabled
+                else listed(permission.value for permission in requestor.permissions),
+                "programs": listed(requestor.programs),
+                "restricted by": _controls(requestor.domain),
+            }
+        ),
     )
 
 

@@ -58,6 +58,7 @@ class Attribute(enum.IntEnum):
     TOKEN = 0x1
     PRIVATE = 0x2
     LABEL = 0x3
+    VALUE = 0x11
     KEY_TYPE = 0x100
     ID = 0x102
     SENSITIVE = 0x103

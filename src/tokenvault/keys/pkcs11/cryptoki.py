@@ -52,6 +52,7 @@ _PLACES: Final = {
     "C_CloseSession": 13,
     "C_GetSessionInfo": 15,
     "C_Login": 18,
+    "C_CreateObject": 20,
     "C_DestroyObject": 22,
     "C_GetAttributeValue": 24,
     "C_FindObjectsInit": 26,
@@ -210,13 +211,14 @@ class Session:
                 told[each] = value
         return code, told
 
+    def create_object(self, template: Template) -> None:
+        """C_CreateObject."""
+        self.module.call("C_CreateObject", _ulong(self.handle), *_packed(template), ctypes.byref(_ulong(0)))
+
     def generate_key(self, template: Template) -> None:
         """C_GenerateKey by CKM_AES_KEY_GEN."""
-        made = _ulong(0)
-        mechanism = _mechanism(Mechanism.AES_KEY_GEN)
-        self.module.call(
-            "C_GenerateKey", _ulong(self.handle), mechanism, *_packed(template), ctypes.byref(made)
-        )
+        made, mechanism = ctypes.byref(_ulong(0)), _mechanism(Mechanism.AES_KEY_GEN)
+        self.module.call("C_GenerateKey", _ulong(self.handle), mechanism, *_packed(template), made)
 
     def generate_pair(self, public: Template, private: Template) -> None:
         """C_GenerateKeyPair by CKM_EC_KEY_PAIR_GEN."""

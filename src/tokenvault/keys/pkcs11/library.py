@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Final, Protocol
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.interrupts import is_file, is_interrupt
 from tokenvault.keys.pkcs11.constants import Code
 from tokenvault.keys.pkcs11.cryptoki import CallError, Cryptoki
 from tokenvault.keys.pkcs11.worker import calling
@@ -119,7 +119,7 @@ def _initialize_with_python_pkcs11(path: str) -> bool:
 
 
 def _load(path: str) -> Cryptoki:
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise KeyStoreError(
             "there is no file at module-path: install the PKCS#11 module or correct the path",
             code="KEY_STORE_MODULE_MISSING",
@@ -127,6 +127,8 @@ def _load(path: str) -> Cryptoki:
     try:
         return Cryptoki(path)
     except OSError as error:
+        if is_interrupt(error):  # a time limit may be a TimeoutError
+            raise
         told = str(error)
     except CallError as error:
         told = str(error)

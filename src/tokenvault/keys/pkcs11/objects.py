@@ -18,6 +18,7 @@ from tokenvault.keys.pkcs11.constants import Attribute, KeyType, ObjectClass
 from tokenvault.keys.pkcs11.cryptoki import Session, Template, Value
 from tokenvault.keys.pkcs11.errors import DoubtfulError, UnfitModuleError
 from tokenvault.keys.port import KEY_BYTES, VERSION_MAX, Custody, KeyName, KeyPurpose
+from tokenvault.keys.secrets import Secret
 
 IDENTITY_BYTES: Final = 16
 """Of the CKA_ID of each object, random."""
@@ -234,20 +235,39 @@ def mark_destroyed(session: Session, name: KeyName) -> None:
         _generate(session, destroyed_label(name), secrets.token_bytes(IDENTITY_BYTES))
 
 
-def _generate(session: Session, label: str, identity: bytes) -> None:
-    session.generate_key(
+def bring_in(session: Session, name: KeyName, custody: Custody, identity: bytes, key: Secret) -> None:
+    """Make an object of a key from outside, with the attributes of one that is made in the token.
+
+    Older versions that are not here count as destroyed from then on: they stay behind in the module before.
+    """
+    for version in range(1, name.version):
+        older = KeyName(name.purpose, version)
+        if not find_named(session, older):
+            mark_destroyed(session, older)
+    session.create_object(
         {
-            Attribute.CLASS: ObjectClass.SECRET_KEY,
-            Attribute.TOKEN: True,
-            Attribute.LABEL: label,
-            Attribute.ID: identity,
-            Attribute.PRIVATE: True,
-            Attribute.SENSITIVE: True,
-            Attribute.EXTRACTABLE: False,
-            **{use: use in CAPABILITIES for use in _USES},
-            Attribute.VALUE_LEN: KEY_BYTES,
+            Attribute.KEY_TYPE: KeyType.AES,
+            **_attributes(label_of(name, custody), identity),
+            Attribute.VALUE: bytes.fromhex(key.reveal()),
         }
     )
+
+
+def _generate(session: Session, label: str, identity: bytes) -> None:
+    session.generate_key({**_attributes(label, identity), Attribute.VALUE_LEN: KEY_BYTES})
+
+
+def _attributes(label: str, identity: bytes) -> Template:
+    return {
+        Attribute.CLASS: ObjectClass.SECRET_KEY,
+        Attribute.TOKEN: True,
+        Attribute.LABEL: label,
+        Attribute.ID: identity,
+        Attribute.PRIVATE: True,
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: False,
+        **{use: use in CAPABILITIES for use in _USES},
+    }
 
 
 def find_made(session: Session, identity: bytes) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from typing import Final, NoReturn, TypeVar
@@ -11,6 +10,7 @@ from typing import Final, NoReturn, TypeVar
 import attrs
 
 from tokenvault.errors import KeyStoreError
+from tokenvault.interrupts import real_path
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import Coalescer
 from tokenvault.keys.pkcs11.cryptoki import CallError, Session
@@ -80,7 +80,7 @@ class TokenSessions:
         self.closed = False
         self._uri: Final = uri
         self._call_seconds: Final = call_seconds
-        self._real_path: Final = os.path.realpath(uri.module_path)
+        self._real_path: Final = real_path(uri.module_path)
         # Processes that share a token share a PIN file; who can not read it can not hold up those who do.
         self._lock_path: Final = uri.pin_path or self._real_path
         self._states: dict[Module, State] = {}
@@ -214,20 +214,31 @@ class TokenSessions:
         ):
             return action(session)
 
-    def generate(self, state: State, name: KeyName, custody: Custody, identity: bytes) -> KeyName:
-        """Make a key, or raise CollisionError when there is one or another process makes it too.
+    def generate(
+        self, state: State, name: KeyName, custody: Custody, identity: bytes, key: Secret | None = None
+    ) -> KeyName:
+        """Make a key, or of one from outside an object; CollisionError: there is one, or another process makes it.
 
         Run again with the same identity, it goes on with what the first run made.
         """
-        return self.write(state, lambda session: self._generate(state, session, name, custody, identity))
+        return self.write(state, lambda session: self._generate(state, session, name, custody, identity, key))
 
     def _generate(
-        self, state: State, session: Session, name: KeyName, custody: Custody, identity: bytes
+        self,
+        state: State,
+        session: Session,
+        name: KeyName,
+        custody: Custody,
+        identity: bytes,
+        key: Secret | None,
     ) -> KeyName:
         if not objects.find_made(session, identity):
             if objects.find_named(session, name):
                 raise CollisionError
-            objects.generate(session, name, custody, identity)
+            if key is None:
+                objects.generate(session, name, custody, identity)
+            else:
+                objects.bring_in(session, name, custody, identity, key)
             state.module.settle()
         made = objects.find_made(session, identity)
         named = objects.find_named(session, name)

@@ -31,6 +31,7 @@ from tokenvault.keys.pkcs11.sessions import CLOSED, State, TokenSessions
 from tokenvault.keys.pkcs11.signer import ModuleSigner, create_signer, find_signer
 from tokenvault.keys.pkcs11.worker import CALL_SECONDS
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
+from tokenvault.keys.secrets import Secret
 from tokenvault.keys.uri import Pkcs11Uri, parse_pkcs11_uri
 from tokenvault.model import checks
 
@@ -190,12 +191,36 @@ class Pkcs11KeyStore:
         except CollisionError:
             raise CollisionError(name.version) from None
 
-    def _generate(self, name: KeyName, custody: Custody) -> KeyName:
+    def bring_in(self, name: KeyName, custody: Custody, key: Secret) -> None:
+        """Make an object of a key from outside (64 hexadecimal digits), as `keys.ceremony` puts it together.
+
+        Raises:
+            KeyStoreError: the token has this version or a newer one, or had it, or does not take a key from outside,
+                or can not be reached.
+        """
+        self._sessions.alone(partial(self._bring_in, name, custody, key))
+
+    def _bring_in(self, name: KeyName, custody: Custody, key: Secret) -> None:
+        _, newest = self._found(name.purpose)
+        if name.version <= newest:
+            raise KeyStoreError(
+                f"the token has or had {name} or a newer version: bring older ones in first",
+                code="KEY_STORE_VERSION_TAKEN",
+            )
+        try:
+            self._generate(name, custody, key)
+        except CollisionError:
+            raise KeyStoreError(
+                f"another process made {name} at the same moment; nothing was brought in",
+                code="KEY_STORE_VERSION_TAKEN",
+            ) from None
+
+    def _generate(self, name: KeyName, custody: Custody, key: Secret | None = None) -> KeyName:
         """Make a key; what can not be proved is destroyed again. CollisionError: another process makes it too."""
         identity = secrets.token_bytes(objects.IDENTITY_BYTES)
         try:
             return self._sessions.run(
-                partial(self._sessions.generate, name=name, custody=custody, identity=identity)
+                partial(self._sessions.generate, name=name, custody=custody, identity=identity, key=key)
             )
         except KeyStoreError as error:
             failure = error

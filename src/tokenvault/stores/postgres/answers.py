@@ -7,12 +7,13 @@ stays registered while the connection lives, and data is read when the loop repo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Final
 
 import psycopg
 from psycopg import generators
 from psycopg.pq.abc import PGresult
+
+from tokenvault.interrupts import ignoring
 
 CANCEL_SECONDS_MAX: Final = 5.0
 """How long a statement that was cancelled is waited for: first for the server to take it, then for its end."""
@@ -89,7 +90,7 @@ class Answers:
 
     async def _end(self) -> None:
         """Have the server end the statement under way. Where that fails, the caller closes the connection."""
-        with contextlib.suppress(psycopg.Error, TimeoutError):
+        with ignoring(psycopg.Error, TimeoutError):
             await self._connection.cancel_safe(timeout=CANCEL_SECONDS_MAX)
             await self._connection.wait(
                 generators.execute(self._connection.pgconn), timeout=CANCEL_SECONDS_MAX

@@ -19,6 +19,7 @@ from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
+from psycopg.rows import tuple_row
 
 from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import ANSWER_MARGIN_SECONDS, STATEMENT_SECONDS, PostgresAddress
@@ -174,7 +175,7 @@ class BlockingConnection(Connection):
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
-        cursor = RawCursor(self.connection)
+        cursor = RawCursor(self.connection, row_factory=tuple_row)
         cursor.execute(in_schema(sql, self._schema))
         return [] if cursor.rownumber is None else cursor.fetchall()
 
@@ -215,7 +216,7 @@ class LoopConnection(Connection):
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
-        cursor = AsyncRawCursor(self.connection)
+        cursor = AsyncRawCursor(self.connection, row_factory=tuple_row)
         await cursor.execute(in_schema(sql, self._schema))
         return [] if cursor.rownumber is None else await cursor.fetchall()
 

@@ -17,7 +17,7 @@ from typing import Final
 from tokenvault.errors import ConfigurationError, InvalidInputError
 from tokenvault.stores.postgres.connection import Connection
 from tokenvault.stores.postgres.errors import MISSING, PRESENT
-from tokenvault.stores.postgres.statements import DOMAINS, EVENT_INDEX, EVENTS, META, TOKENS
+from tokenvault.stores.postgres.statements import COUNTS, DOMAINS, EVENT_INDEX, EVENTS, META, TOKENS
 
 SCHEMA_VERSION: Final = 3
 
@@ -26,6 +26,7 @@ _VERSION: Final = '"{schema}".schema_version'
 _PROVISIONING_LOCK: Final = 0x746B7674  # "tkvt"
 # Room on its page for the new version of a replaced row: then no index has to be updated.
 _FILLFACTOR: Final = "WITH (fillfactor = 85)"
+_FILLFACTOR_OF_COUNTS: Final = "WITH (fillfactor = 20)"  # a few rows, each replaced all the time
 
 _UNPROVISIONED: Final = (
     "the PostgreSQL database holds no token store yet: call tokenvault.provision(keys, store) once"
@@ -92,20 +93,20 @@ def schema_sql(schema: str, partitions: int) -> list[str]:
 def grants_sql(schema: str, vault: str, auditor: str | None) -> list[str]:
     """The least rights of the role that runs a vault, and of one that verifies its trail.
 
-    Events, their index, documents and named values are only ever added: nobody may change or delete one. Records are
-    replaced, and never deleted.
+    Events, their index, documents and named values are only ever added: nobody may change or delete one. Records and
+    counts are replaced, and never deleted.
     """
     added = ", ".join((EVENTS, EVENT_INDEX, DOMAINS, META))
     statements = [
         f'GRANT USAGE ON SCHEMA "{{schema}}" TO {_name(vault)}',
-        f"GRANT SELECT, INSERT, UPDATE ON {TOKENS} TO {_name(vault)}",
+        f"GRANT SELECT, INSERT, UPDATE ON {TOKENS}, {COUNTS} TO {_name(vault)}",
         f"GRANT SELECT, INSERT ON {added} TO {_name(vault)}",
         f"GRANT SELECT ON {_VERSION} TO {_name(vault)}",
     ]
     if auditor is not None:
         statements += [
             f'GRANT USAGE ON SCHEMA "{{schema}}" TO {_name(auditor)}',
-            f"GRANT SELECT ON {TOKENS}, {added}, {_VERSION} TO {_name(auditor)}",
+            f"GRANT SELECT ON {TOKENS}, {COUNTS}, {added}, {_VERSION} TO {_name(auditor)}",
         ]
     return [statement.replace("{schema}", schema) for statement in statements]
 
@@ -144,6 +145,14 @@ def _tables(partitions: int) -> list[str]:
         f"CREATE INDEX tokens_by_group ON {TOKENS} (requestor, program, status, created_ms, token)",
         f"CREATE INDEX tokens_by_customer ON {TOKENS} (customer, token) WHERE customer <> ''",
         f"CREATE INDEX tokens_by_last4_key ON {TOKENS} (last4_key, token) WHERE length(last4_key) > 0",
+        f"""CREATE TABLE {COUNTS} (
+            tokens bigint NOT NULL,
+            status bigint NOT NULL,
+            shard bigint NOT NULL,
+            requestor text COLLATE "C" NOT NULL,
+            program bytea NOT NULL,
+            PRIMARY KEY (requestor, program, status, shard)
+        ) {_FILLFACTOR_OF_COUNTS}""",
         f"""CREATE TABLE {EVENTS} (
             number bigint NOT NULL,
             stream bytea NOT NULL,

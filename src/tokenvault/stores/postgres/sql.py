@@ -15,6 +15,10 @@ COMMITTED, which connections set:
 
 Many records to insert are copied instead: see `copy`.
 
+Counts are the last rows that a transaction locks, in the order of their groups: whoever waits for one holds all else
+that it needs, so that no two wait for each other. PostgreSQL runs the last of the CTEs that nothing reads first, so
+`counted` stands before the others.
+
 Rows of the index come as arrays, in the order of the index: an event of a batch has thousands.
 """
 
@@ -24,6 +28,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tokenvault.stores.postgres.statements import (
+    COUNTS,
     DOMAINS,
     EVENT,
     EVENT_COLUMNS,
@@ -34,6 +39,7 @@ from tokenvault.stores.postgres.statements import (
     META,
     RECORD,
     RECORD_COLUMNS,
+    TOKEN_COUNT,
     TOKENS,
     Statement,
 )
@@ -87,7 +93,8 @@ FIND_LAST4: Final = Statement(
     _ONE_RECORD,
 )
 COUNT: Final = Statement(
-    f"SELECT count(*) FROM {TOKENS} WHERE requestor = $1 AND program = $2 AND status = $3",
+    f"SELECT coalesce(sum(tokens), 0)::bigint FROM {COUNTS}"
+    " WHERE requestor = $1 AND program = $2 AND status = $3",
     (TEXT, ASCII_BYTEA, INT8),
     (INT8,),
 )
@@ -108,7 +115,20 @@ GROUPS: Final = Statement(
 )
 EXISTING: Final = Statement(f"SELECT token FROM {TOKENS} WHERE token = ANY($1)", (array_of(ASCII),), (TEXT,))
 
-# Records and their events, written together.
+# Records, their events and counts, written together.
+
+SHARDS: Final = 256
+"""Rows that the count of one group is divided among, by the process of the server: writers hold a row until they are
+committed, and would wait for one another at one."""
+
+
+def _add_to_counts(changes: str) -> str:
+    """The statement that adds to counts: `changes` gives requestor, program, status and a number, in this order."""
+    return f"""
+        INSERT INTO {COUNTS} (requestor, program, status, tokens, shard)
+        SELECT change.*, pg_backend_pid() % {SHARDS} FROM ({changes}) AS change ORDER BY 1, 2, 3
+        ON CONFLICT (requestor, program, status, shard)
+            DO UPDATE SET tokens = token_counts.tokens + excluded.tokens"""
 
 
 def _places(first: int, kinds: Sequence[Kind]) -> str:
@@ -147,33 +167,40 @@ def _index(first: int, condition: str = "") -> str:
     )"""
 
 
-def _with_events(write: str, kinds: Sequence[Kind], count: int) -> Statement:
-    """A statement that writes a record and its events; it returns the token where it could not.
+def _with_events(
+    write: str, kinds: Sequence[Kind], count: int, answer: str = "$1", gives: Kind = TEXT
+) -> Statement:
+    """A statement that writes a record and its events; where it could not, it returns the token, or another answer.
 
     Args:
         write: the CTE `written`, which has a row where the record was written, and others.
         kinds: of its values, before those of the events and of their rows in the index.
         count: of events.
+        answer: where the record was not written.
+        gives: the kind of the answer.
     """
     takes = (*kinds, *_ONE_EVENT * count)
     sql = f"""
     WITH {write}, noted AS (
         INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM written, {_event_rows(1 + len(kinds), count)}
-    ), {_index(1 + len(takes), "written,")} SELECT $1 WHERE NOT EXISTS (SELECT FROM written)"""
-    return Statement(sql, (*takes, *_INDEX_ROWS), (TEXT,))
+    ), {_index(1 + len(takes), "written,")} SELECT {answer} WHERE NOT EXISTS (SELECT FROM written)"""
+    return Statement(sql, (*takes, *_INDEX_ROWS), (gives,))
 
 
+_COUNTED_NEW: Final = _add_to_counts("SELECT $4::text, $5::bytea, $12::bigint, 1 FROM written")
 _INSERT: Final = f"""written AS (
         INSERT INTO {TOKENS} ({RECORD_COLUMNS}) VALUES ({_places(1, _ONE_RECORD)})
         ON CONFLICT (token) DO NOTHING RETURNING 1
-    )"""
+    ), counted AS ({_COUNTED_NEW})"""
 _INSERT_WITH_DOCUMENT: Final = f"""{_INSERT}, kept AS (
         INSERT INTO {DOMAINS} SELECT ${_AFTER_RECORD}, ${_AFTER_RECORD + 1} FROM written
         ON CONFLICT (digest) DO NOTHING
     )"""
 _REPLACE: Final = f"""written AS (
         UPDATE {TOKENS} SET ({_REPLACED}) = ROW ({_places(2, _ONE_RECORD[1:])})
-        WHERE token = $1 AND revision = $6 - 1 RETURNING 1
+        WHERE token = $1 AND revision = $6 - 1
+            AND (requestor, program, status) IS NOT DISTINCT FROM ($4, $5, $12)
+        RETURNING 1
     )"""
 
 INSERT: Final = {n: _with_events(_INSERT, _ONE_RECORD, n) for n in FEW_EVENTS}
@@ -182,8 +209,16 @@ INSERT_WITH_DOCUMENT: Final = {
 }
 """By the number of events. Returns the token if it exists already."""
 
-REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n) for n in FEW_EVENTS}
-"""By the number of events. Returns the token if its revision has moved."""
+_UNMOVED: Final = f"(SELECT count(*) FROM {TOKENS} WHERE token = $1 AND revision = $6 - 1)"
+REPLACE_ONE: Final = {n: _with_events(_REPLACE, _ONE_RECORD, n, _UNMOVED, INT8) for n in FEW_EVENTS}
+"""By the number of events, of a record that stays in its group, which most do: no count changes. Where the record was
+not replaced it returns 0 if its revision has moved, or 1 if it had not: then `REPLACE_MANY` tells."""
+
+
+_CHANGED: Final = """SELECT requestor, program, status, sum(number)::bigint FROM unmoved, (
+            SELECT old.requestor, old.program, old.status, -1 AS number FROM locked AS old JOIN new USING (token)
+            UNION ALL SELECT requestor, program, status, 1 FROM new
+        ) AS record GROUP BY requestor, program, status HAVING sum(number) <> 0"""
 
 
 def _replace_many(lock: str) -> Statement:
@@ -194,8 +229,8 @@ def _replace_many(lock: str) -> Statement:
         SELECT token, revision - 1 AS revision FROM new
         UNION ALL SELECT * FROM unnest({_places(_FENCE_PLACE, _FENCE)})
     ), locked AS MATERIALIZED (
-        SELECT token, revision FROM {TOKENS} WHERE token = ANY($1::text[] || ${_FENCE_PLACE}::text[])
-        ORDER BY token {lock}
+        SELECT token, revision, requestor, program, status FROM {TOKENS}
+        WHERE token = ANY($1::text[] || ${_FENCE_PLACE}::text[]) ORDER BY token {lock}
     ), moved AS MATERIALIZED (
         SELECT token FROM expected LEFT JOIN locked USING (token)
         WHERE locked.revision IS DISTINCT FROM expected.revision
@@ -204,12 +239,21 @@ def _replace_many(lock: str) -> Statement:
         WHERE old.token = new.token AND NOT EXISTS (SELECT FROM moved)
     ), unmoved AS (
         SELECT WHERE NOT EXISTS (SELECT FROM moved)
+    ), counted AS (
+        {_add_to_counts(_CHANGED)}
     ), noted AS (
         INSERT INTO {EVENTS} ({EVENT_COLUMNS}) SELECT noted.* FROM unmoved,
         unnest({_places(_EVENTS_PLACE, _MANY_EVENTS)}) AS noted
     ), {_index(_INDEX_PLACE, "unmoved,")} SELECT token FROM moved"""
     return Statement(sql, _MANY_RECORDS + _MANY_EVENTS + _INDEX_ROWS + _FENCE, (TEXT,))
 
+
+ADD_TO_COUNTS: Final = Statement(
+    _add_to_counts("SELECT * FROM unnest($1, $2, $3, $4)"),
+    (*map(array_of, TOKEN_COUNT.values()),),
+    (),
+)
+"""Takes requestors, programs, statuses and by how much the count of each changes."""
 
 REPLACE_MANY: Final = _replace_many("FOR NO KEY UPDATE")
 APPEND_MANY: Final = _replace_many("FOR SHARE")
@@ -291,11 +335,12 @@ USES: Final = Statement(
     _ONE_EVENT,
 )
 
+# As three conditions of their own, the lengths would have the planner expect one row, and sort all that lie behind.
 INDEX_ROWS: Final = Statement(
     f"""
     SELECT {INDEX_COLUMNS} FROM {EVENT_INDEX}
-    WHERE (reference, use_id, stream, number) > ($1, $2, $3, $4)
-        AND length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16 AND number > 0
+    WHERE (reference, use_id, stream, number) > ($1, $2, $3, $4) AND number > 0
+        AND coalesce(length(reference) = 16 AND length(use_id) = 16 AND length(stream) = 16, false)
     ORDER BY reference, use_id, stream, number LIMIT $5""",
     (*INDEX.values(), INT8),
     (*INDEX.values(),),

@@ -29,6 +29,7 @@ from tokenvault.stores.postgres.values import (
 )
 
 TOKENS: Final = '"{schema}".tokens'
+COUNTS: Final = '"{schema}".token_counts'
 EVENTS: Final = '"{schema}".events'
 EVENT_INDEX: Final = '"{schema}".event_index'
 DOMAINS: Final = '"{schema}".domains'
@@ -56,6 +57,9 @@ EVENT: Final = {"stream": BYTEA, "number": INT8, "reference": BYTEA, "body": BYT
 
 INDEX: Final = {"reference": BYTEA, "use_id": BYTEA, "stream": BYTEA, "number": INT8}
 """The columns of a row of the index."""
+
+TOKEN_COUNT: Final = {"requestor": TEXT, "program": ASCII_BYTEA, "status": INT8, "tokens": INT8}
+"""The columns of a count, but for its shard."""
 
 RECORD_COLUMNS: Final = ", ".join(RECORD)
 EVENT_COLUMNS: Final = ", ".join(EVENT)

@@ -6,14 +6,17 @@ a session of the server for itself prepares a statement when it first runs it, w
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import starmap
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from tokenvault.errors import TokenStoreError
+from tokenvault.runtime import run
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
@@ -36,13 +39,19 @@ from tokenvault.stores.postgres.copy import copy_of, tokens_of
 from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
-from tokenvault.stores.postgres.statements import RECORD, Statement, read_record_columns
+from tokenvault.stores.postgres.statements import RECORD, TOKEN_COUNT, Statement, read_record_columns
+from tokenvault.stores.postgres.within import Held, HeldBlockingConnection, HeldLoopConnection, hold
+from tokenvault.stores.token_counts import counts_of, sorted_changes
+
+T = TypeVar("T")
 
 
 class _PostgresStore(Adapter, Forkable):
     """What the blocking store and the one with coroutines share."""
 
     _connection_type: ClassVar[type[Connection]]
+    _held_type: ClassVar[type[HeldBlockingConnection | HeldLoopConnection]]
+    _held: Held | None = None
     _pool_type: ClassVar[type[BlockingPool | LoopPool]]
 
     def __init__(
@@ -77,6 +86,9 @@ class _PostgresStore(Adapter, Forkable):
 
     # Connections and statements.
 
+    async def _use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        return await (self._held or self._pool_here()).use(work)
+
     def _pool_here(self) -> Pool:
         pid = os.getpid()  # another one also after a fork that Python did not see
         pool = self._pools.get(pid)
@@ -89,6 +101,18 @@ class _PostgresStore(Adapter, Forkable):
     def _new_pool(self) -> Pool:
         return self._pool_type(self._open, self._address.connections, self._address.wait_seconds)
 
+    async def _within(self, connection: object) -> Self:
+        """A store over a connection of the host's, in its transaction."""
+        try:
+            held = await hold(connection, self._held_type, self._address)
+        except psycopg.Error as error:
+            failure = TokenStoreError(self._explain(error), code=self._code(error))
+        else:
+            inside = copy.copy(self)
+            inside._held = held
+            return inside
+        raise failure
+
     async def _open(self) -> Connection:
         connection = await self._connection_type.open(self._address)
         try:
@@ -100,7 +124,7 @@ class _PostgresStore(Adapter, Forkable):
 
     async def _run(self, statement: Statement, *values: Any) -> PGresult:
         packed = statement.packed(values)
-        return await self._pool_here().use(lambda connection: connection.run(statement, packed))
+        return await self._use(lambda connection: connection.run(statement, packed))
 
     async def _firsts(self, statement: Statement, *values: Any) -> list[Any]:
         """The values of a statement that gives one column."""
@@ -124,6 +148,10 @@ class _PostgresStore(Adapter, Forkable):
         copy, tokens = copy_of(records), tokens_of(records)
         note, values = _appending(events, ())
         noted = note.packed(values)
+        groups = sorted_changes(counts_of(records))
+        counted = sql.ADD_TO_COUNTS.packed(
+            columns_of([(*group, number) for group, number in groups], TOKEN_COUNT)
+        )
 
         async def copy_all(connection: Connection) -> list[str]:
             async with connection.transaction():
@@ -135,13 +163,14 @@ class _PostgresStore(Adapter, Forkable):
                 await connection.copy(copy)
                 if events:
                     await connection.run_unprepared(note, noted)
+                await connection.run_unprepared(sql.ADD_TO_COUNTS, counted)
             return []
 
         try:
-            return await self._pool_here().use(copy_all)
+            return await self._use(copy_all)
         except psycopg.errors.UniqueViolation:
             pass
-        return await self._pool_here().use(copy_all)
+        return await self._use(copy_all)
 
     # The port.
 
@@ -153,7 +182,7 @@ class _PostgresStore(Adapter, Forkable):
             connection.close()
 
     async def _check_schema(self) -> None:
-        await self._pool_here().use(check_version)
+        await self._use(check_version)
 
     async def _get(self, tokens: Sequence[str]) -> Sequence[SealedRecord]:
         if len(tokens) == 1:
@@ -226,7 +255,9 @@ class _PostgresStore(Adapter, Forkable):
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
     ) -> list[str]:
         if len(records) == 1 and len(events) in sql.FEW_EVENTS and not fence:
-            return await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *event_values(events))
+            unmoved = await self._firsts(sql.REPLACE_ONE[len(events)], *records[0], *event_values(events))
+            if not any(unmoved):
+                return [records[0].token for _ in unmoved]
         columns = (
             *columns_of(records, RECORD),
             *event_columns(events),
@@ -323,7 +354,21 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
     """
 
     _connection_type = BlockingConnection
+    _held_type = HeldBlockingConnection
     _pool_type = BlockingPool
+
+    def within(self, connection: object) -> PostgresTokenStore:
+        """The same store over a connection of the host's own, in its transaction: see `Vault.within`.
+
+        Args:
+            connection: psycopg's, or SQLAlchemy's connection or session over it, with a transaction.
+
+        Raises:
+            InvalidInputError: it is none of these.
+            ConfigurationError: it has no transaction, or one that is not durable or only reads.
+            TokenStoreError: the server can not be asked.
+        """
+        return run(self._within(connection))
 
 
 class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
@@ -333,7 +378,12 @@ class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
     """
 
     _connection_type = LoopConnection
+    _held_type = HeldLoopConnection
     _pool_type = LoopPool
+
+    async def within(self, connection: object) -> AsyncPostgresTokenStore:
+        """As `PostgresTokenStore.within`, for connections with coroutines."""
+        return await self._within(connection)
 
 
 def _appending(events: Sequence[SealedEvent], fence: Fence) -> tuple[Statement, list[Any]]:

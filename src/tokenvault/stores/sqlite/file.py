@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
-from tokenvault.interrupts import is_interrupt
+from tokenvault.interrupts import exists, is_interrupt
 from tokenvault.runtime import close_all, put_result
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
@@ -48,6 +48,13 @@ _SCHEMA: Final = (
     "CREATE INDEX tokens_by_group ON tokens (requestor, program, status, created_ms, token)",
     "CREATE INDEX tokens_by_customer ON tokens (customer, token) WHERE customer <> ''",
     "CREATE INDEX tokens_by_last4_key ON tokens (last4_key, token) WHERE last4_key <> x''",
+    """CREATE TABLE token_counts (
+        requestor TEXT NOT NULL,
+        program TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        PRIMARY KEY (requestor, program, status)
+    ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE events (
         stream BLOB NOT NULL,
         number INTEGER NOT NULL,
@@ -220,7 +227,7 @@ class SqliteFile:
 
     def _state(self) -> tuple[int, ...] | None:
         """What changes when a vault writes to the file; None while one has it open for writing."""
-        if os.path.exists(f"{self._path}-wal"):
+        if exists(f"{self._path}-wal"):
             return None
         try:
             found = os.stat(self._path)
@@ -238,7 +245,7 @@ class SqliteFile:
             connection.opened_on = self._file_there()
             connection.statement = connection.cursor()
         except sqlite3.OperationalError:
-            if os.path.exists(self._path):
+            if exists(self._path):
                 raise
             raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES_MAX)

@@ -36,10 +36,7 @@ LIST: Final = (
     _RECORD + "INDEXED BY tokens_by_group WHERE requestor = ? AND program = ? AND status = ?"
     " AND (created_ms, token) > (?, ?) ORDER BY created_ms, token LIMIT ?"
 )
-COUNT: Final = (
-    "SELECT count(*) FROM tokens INDEXED BY tokens_by_group"
-    " WHERE requestor = ? AND program = ? AND status = ?"
-)
+COUNT: Final = "SELECT tokens FROM token_counts WHERE requestor = ? AND program = ? AND status = ?"
 # One index look-up a group, where DISTINCT reads every record. SQLite begins at what is equal to the row that it is
 # given, and steps on from there: that row is one behind every record of the group, not each of them.
 NEXT_GROUP: Final = (
@@ -109,6 +106,11 @@ REPLACE_ALL: Final = (
     " program = :program, revision = :revision, key_version = :key_version, body = :body, seal = :seal,"
     " customer = :customer, last4_key = :last4_key, status = :status, created_ms = :created_ms"
     " WHERE token = :token AND revision = :revision - 1"
+)
+GROUP_OF: Final = "SELECT requestor, program, status FROM tokens WHERE token = ?"
+ADD_TO_COUNT: Final = (
+    "INSERT INTO token_counts VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (requestor, program, status) DO UPDATE SET tokens = tokens + excluded.tokens"
 )
 PUT_DOMAIN: Final = "INSERT INTO domains VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
 GET_DOMAIN: Final = "SELECT document FROM domains WHERE digest = ?"

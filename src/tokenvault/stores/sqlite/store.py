@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any, Final, TypeVar
@@ -44,6 +45,7 @@ from tokenvault.stores.sqlite.file import (
     is_unreadable,
 )
 from tokenvault.stores.sqlite.pool import Pool
+from tokenvault.stores.token_counts import changes, counts_of, group_of, sorted_changes
 
 T = TypeVar("T")
 
@@ -137,21 +139,12 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     # Connections and statements.
 
     def _read(self, statement: str, values: Sequence[str | bytes | int] = ()) -> list[Any]:
+        return self._reading(lambda connection: connection.run(statement, values))
+
+    def _reading(self, work: Callable[[Connection], T]) -> T:
+        """Do work that reads, with a connection of its own."""
         try:
-            return self._pool_here().read(lambda connection: connection.run(statement, values))
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            if is_unreadable(error):
-                raise IntegrityError("a stored row has a text or a size that was not written") from None
-            raise
-
-    def _read_each(self, statement: str, values: Sequence[tuple[bytes | int, ...]]) -> list[Any]:
-        """The rows of one statement for each of many values."""
-
-        def work(connection: Connection) -> list[Any]:
-            return [row for each in values for row in connection.run(statement, each)]
-
-        try:
-            return self._pool_here().read(work) if values else []
+            return self._pool_here().read(work)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             if is_unreadable(error):
                 raise IntegrityError("a stored row has a text or a size that was not written") from None
@@ -214,22 +207,22 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         return SealedRecord._make(rows[0]) if rows else None
 
     def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
-        # The record first: what is written in between is then seen in the events, or not at all.
-        if isinstance(name, bytes):
-            record = self._by_reference(name)
-        else:
-            rows = self._read(sql.BY_TOKENS[1], (name,))
-            record = SealedRecord._make(rows[0]) if rows else None
-        if record is None:
-            return FoundUse(None, [])
-        return FoundUse(record, self._uses([(record.reference, use_id) for use_id in use_ids]))
+        statement = sql.BY_REFERENCE if isinstance(name, bytes) else sql.BY_TOKENS[1]
+
+        def work(connection: Connection) -> FoundUse:
+            # The record first: what is written in between is then seen in the events, or not at all.
+            rows = connection.run(statement, (name,))
+            if not rows:
+                return FoundUse(None, [])
+            record = SealedRecord._make(rows[0])
+            return FoundUse(
+                record, _events_of(connection, [(record.reference, use_id) for use_id in use_ids])
+            )
+
+        return self._reading(work)
 
     def _uses(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
-        places = dict.fromkeys(self._read_each(sql.EVENTS_OF_USE, pairs))
-        if len(places) > PAGE_MAX:
-            return [MALFORMED_EVENT] * len(places)  # too many for any answer
-        events = [SealedEvent(*fields) for fields in self._read_each(sql.ONE_EVENT, list(places))]
-        return events + [MALFORMED_EVENT] * (len(places) - len(events))
+        return self._reading(lambda connection: _events_of(connection, pairs)) if pairs else []
 
     def _list_tokens(
         self, requestor: str, program: str, status: int, after: tuple[int, str], limit: int
@@ -244,8 +237,8 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         return groups[1:]
 
     def _count(self, requestor: str, program: str, status: int) -> int:
-        ((count,),) = self._read(sql.COUNT, (requestor, program, status))
-        return int(count)
+        rows = self._read(sql.COUNT, (requestor, program, status))
+        return int(rows[0][0]) if rows else 0
 
     def _find_customer(self, customer: str, after: str, limit: int) -> list[SealedRecord]:
         rows = self._read(sql.FIND_CUSTOMER, (customer, after, limit))
@@ -341,6 +334,15 @@ def _named(path: str | os.PathLike[str]) -> str:
     return name
 
 
+def _events_of(connection: Connection, pairs: Sequence[tuple[bytes, bytes]]) -> list[SealedEvent]:
+    """The events of pairs of reference and use id; MALFORMED_EVENT for each that is not there."""
+    places = dict.fromkeys(row for pair in pairs for row in connection.run(sql.EVENTS_OF_USE, pair))
+    if len(places) > PAGE_MAX:
+        return [MALFORMED_EVENT] * len(places)  # too many for any answer
+    events = [SealedEvent(*row) for place in places for row in connection.run(sql.ONE_EVENT, place)]
+    return events + [MALFORMED_EVENT] * (len(places) - len(events))
+
+
 # What happens within a transaction.
 
 
@@ -358,7 +360,9 @@ def _insert_all(
         existing = _existing(connection, [record.token for record in records])
         if existing:
             return existing
-        connection.statement.executemany(sql.INSERT, records)
+        # In the order of two of the indexes: the pages that come next are those of the row before.
+        connection.statement.executemany(sql.INSERT, sorted(records))
+    _count_all(connection, counts_of(records))
     if document is not None:
         connection.statement.execute(sql.PUT_DOMAIN, (digest_of(document), document))
     return _append_all(connection, events)
@@ -376,11 +380,25 @@ def _replace_all(
 ) -> list[str]:
     execute = connection.statement.execute
     moved = _moved(connection, fence)
+    left: list[TokenGroup] = []
+    entered: list[TokenGroup] = []
     for record in records:
         values = record._asdict()
-        if not (execute(sql.REPLACE, values).rowcount or execute(sql.REPLACE_ALL, values).rowcount):
+        if execute(sql.REPLACE, values).rowcount:
+            continue
+        left += starmap(TokenGroup, execute(sql.GROUP_OF, (record.token,)).fetchall())
+        entered.append(group_of(record))
+        if not execute(sql.REPLACE_ALL, values).rowcount:
             moved.append(record.token)
-    return moved or _append_all(connection, events)
+    if moved:
+        return moved
+    _count_all(connection, changes(left, entered))
+    return _append_all(connection, events)
+
+
+def _count_all(connection: Connection, counts: Counter[TokenGroup]) -> None:
+    for group, number in sorted_changes(counts):
+        connection.statement.execute(sql.ADD_TO_COUNT, (*group, number))
 
 
 def _moved(connection: Connection, fence: Fence) -> list[str]:

@@ -13,13 +13,13 @@ import random
 import threading
 import time
 import types
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose
-from tokenvault.runtime import Clock
+from tokenvault.runtime import Attempt, Clock, Flows
 from tokenvault.stores.forwarding import AsyncForwarding
 from tokenvault.stores.port import TokenStore
 from tokenvault.vault.awaited import AsyncVault
@@ -27,6 +27,7 @@ from tokenvault.vault.provision import PROVISIONED
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 WRITES: Final = frozenset({"insert", "replace", "append"})
 """Calls that leave records or events; a write has a second suspension, before its answer is there."""
@@ -109,6 +110,18 @@ class SimulatedRuntime:
     async def sleep(self, seconds: float) -> None:
         await suspend("a sleep")
         self._slept(seconds)
+
+    async def attempt(self, flows: Flows, seconds: float) -> dict[str, Attempt]:
+        attempts = {name: Attempt() for name in flows}
+        for name, flow in flows.items():
+            await attempts[name].work(flow)
+        return attempts
+
+    async def ask(
+        self, seconds: float, function: Callable[[T], U | Awaitable[U]], argument: T
+    ) -> Sequence[object]:
+        await suspend("a question")
+        return (function(argument),)
 
     def close(self) -> None:
         pass

@@ -20,12 +20,14 @@ from tokenvault.errors import (
     IntegrityError,
     InvalidInputError,
     LifecycleError,
+    RequestorLockedOutError,
     TokenNotFoundError,
     TokenVaultError,
 )
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Change
 from tokenvault.model.pan import CardExpiry, Pan
+from tokenvault.records.sealing import CHANGED
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import arguments, manage
 from tokenvault.vault.alterations import (
@@ -38,7 +40,8 @@ from tokenvault.vault.alterations import (
 )
 from tokenvault.vault.batch.read import StoredTokens, read
 from tokenvault.vault.batch.results import ObjectResults
-from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.core import Core, Unsealed, failed, not_found
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.manage import By
 
 ATTEMPTS_MAX: Final = 32
@@ -93,6 +96,7 @@ class _Chunk:
     stored: StoredTokens
     notes: BatchEventBuilder
     now_ms: int
+    tally: Tally
     found: dict[int, list[TokenInfo]] = attrs.Factory(dict)
     failed: dict[int, TokenVaultError] = attrs.Factory(dict)
     changed: dict[str, Unsealed] = attrs.Factory(dict)
@@ -101,9 +105,9 @@ class _Chunk:
 # Items.
 
 
-def to_delete(_core: Core, _by: By, item: object) -> Wanted:
+def to_delete(core: Core, _by: By, item: object) -> Wanted:
     """A token to delete."""
-    return Wanted(_name(item), status_change(Change.DELETE))
+    return Wanted(_name(item), status_change(core, Change.DELETE))
 
 
 def to_get(_core: Core, _by: By, item: object) -> Name:
@@ -174,8 +178,9 @@ async def change_chunk(
     results = ObjectResults[list[TokenInfo]](len(items))
     wanted = await core.runtime.call(_read_items, core, by, reader, items, results)
     steps = await _steps(core, action, by, wanted, results)
+    tally = Tally(core.guards)
     for attempt in range(ATTEMPTS_MAX):
-        chunk = await _change(core, action, by, steps)
+        chunk = await _change(core, action, by, steps, tally)
         if not await _write(chunk):
             break
         await core.conflict(attempt)
@@ -183,6 +188,7 @@ async def change_chunk(
         error = ConflictError("others keep changing these tokens; nothing was done: retry later")
         results.fail(np.array(sorted({step.item for step in steps}), np.intp), error)
         return results
+    await tally.settle()
     for item in {step.item for step in steps}:
         if item in chunk.found:
             results.put(item, chunk.found[item])
@@ -230,21 +236,35 @@ async def _steps(
         if not isinstance(name, Pan):
             steps.append(_Step(item, name, alter))
             continue
-        live = await manage.live_tokens(core, name, by.requestor)
+        denied = await core.denial_by_card(by.requestor)
+        if denied is not None:
+            await core.deny(action, by.requestor, denied.code, operator=by.operator)
+            results.fail(item, denied)
+            continue
+        live = [] if _locked_out(core, by) else await manage.live_tokens(core, name, by.requestor)
         steps += [_Step(item, record.token, alter) for record, _ in live]
         if not live:
-            await core.deny(action, by.requestor, outcome=Outcome.NOT_FOUND, operator=by.operator)
             message = "this card has no token in this vault"
-            results.fail(item, TokenNotFoundError(message, code="CARD_HAS_NO_TOKEN"))
+            error: TokenVaultError = TokenNotFoundError(message, code="CARD_HAS_NO_TOKEN")
+            try:
+                await core.deny_miss(action, by.requestor, "card", name.reveal(), operator=by.operator)
+            except RequestorLockedOutError as locked_out:
+                error = locked_out
+            results.fail(item, error)
         if len(steps) > ITEMS_MAX:
             raise InvalidInputError("the cards of a chunk have too many tokens: change them one by one")
     return steps
 
 
-async def _change(core: Core, action: Action, by: By, steps: list[_Step]) -> _Chunk:
+def _locked_out(core: Core, by: By) -> RequestorLockedOutError | None:
+    return None if by.requestor is None else core.guards.locked_out(by.requestor)
+
+
+async def _change(core: Core, action: Action, by: By, steps: list[_Step], tally: Tally) -> _Chunk:
     """What becomes of the tokens, as they are stored now."""
     stored = await read(core, list(dict.fromkeys(step.name for step in steps)))
-    chunk = _Chunk(core, action, by, stored, BatchEventBuilder(len(steps)), core.clock.now_ms())
+    notes = BatchEventBuilder(len(steps), core.trail.ids.kept)
+    chunk = _Chunk(core, action, by, stored, notes, core.clock.now_ms(), tally)
     for row, step in enumerate(steps):
         try:
             await _change_one(chunk, row, step)
@@ -256,9 +276,14 @@ async def _change(core: Core, action: Action, by: By, steps: list[_Step]) -> _Ch
 async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
     """Change one token, after those before it, and note it. Raises what the single call does."""
     core, by, note = chunk.core, chunk.by, chunk.notes.note
+    if (locked_out := _locked_out(core, by)) is not None:
+        note(row, b"", 0, Kind(Outcome.DENIED, by.requestor, (locked_out.code,), by.operator))
+        raise locked_out
     try:
         stored = _unsealed(chunk.stored, step.name)
     except TokenNotFoundError:
+        if by.requestor is not None:
+            chunk.tally.miss(by.requestor, core.keys.failure(*failed(step.name)))
         note(row, b"", 0, Kind(Outcome.NOT_FOUND, by.requestor, operator=by.operator))
         raise
     except IntegrityError:
@@ -270,12 +295,13 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         core, before.record, chunk.action, by.requestor
     ):
         codes = (manage.NOT_ITS_TOKEN,)
+        chunk.tally.refusal(by.requestor, core.keys.failure(*failed(step.name)))
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise manage.not_its_token()
     try:
         record, card = await step.alter(before)
-    except LifecycleError:
-        codes = (manage.LIFECYCLE_CODE,)
+    except (LifecycleError, InvalidInputError) as error:
+        codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise
     revision = stored.record.revision + 1
@@ -292,15 +318,15 @@ def _unsealed(stored: StoredTokens, name: Name) -> Unsealed:
         raise stored.unreadable[name]
     place = stored.places.get(name)
     if place is None:
-        raise TokenNotFoundError("no such token in this vault")
+        raise not_found(name)
     if not stored.genuine[place]:
-        raise IntegrityError("a token record is not one that this library writes")
+        raise IntegrityError(CHANGED)
     return stored.unsealed(place)
 
 
 async def _write(chunk: _Chunk) -> list[str]:
     """Write the records and the event of a chunk; returns the tokens that others changed first: then nothing is."""
-    core, event = chunk.core, chunk.notes.event(chunk.now_ms, chunk.action)
+    core, event = chunk.core, chunk.notes.event(chunk.now_ms, chunk.action, failures=chunk.tally.failures)
     if event is None:
         return []
     if not chunk.changed:

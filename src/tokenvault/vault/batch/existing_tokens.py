@@ -35,6 +35,7 @@ async def find_existing(
         looked up by a single call. Cards without a token are left out.
     """
     by_key = [split(column) for column in pan_fingerprints]
+    by_key += await core.runtime.call(core.keys.tombstone_fingerprints_many, pans)
     rows = await _rows(core, terms, by_key)
     if rows is None:
         return dict.fromkeys(range(len(pans.values)))

@@ -24,6 +24,7 @@ from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import STATUS_CODES
 from tokenvault.records.sealing_columns import NewRecords
 from tokenvault.records.token_info import info_of
@@ -51,22 +52,20 @@ class _Chunk:
         own: what tokens have of their own, by row; of others nothing.
         now_ms: milliseconds of the Unix epoch.
         name: of the batch, by which the records that are written lead to its event, 16 bytes.
+        keys: the vault's when the chunk began.
         pan_fingerprints: of the cards, under the newest key or under each, newest first; set before any is written.
     """
 
     core: Core
     terms: Terms
+    program: TokenProgram
     cards: CardColumns
     results: TokenInfoResults
     own: Mapping[int, Own]
     now_ms: int
     name: bytes
+    keys: KeyRing
     pan_fingerprints: Sequence[Bytes] = ()
-
-    @property
-    def program(self) -> TokenProgram:
-        """The program of all tokens."""
-        return self.core.programs[self.terms.program]
 
     def order(self, row: int) -> Order:
         """The order of one card."""
@@ -103,17 +102,30 @@ class _Chunk:
         return chosen.reshape(-1, REFERENCE_BYTES)
 
 
-async def issue_chunk(core: Core, terms: Terms, items: Sequence[object]) -> TokenInfoResults:
+async def issue_chunk(
+    core: Core, terms: Terms, program: TokenProgram, items: Sequence[object]
+) -> TokenInfoResults:
     """Issue a token for each card of a chunk: a PAN, or a pair of PAN and expiry."""
-    cards, unreadable, own = read_cards(items, core.programs[terms.program].pans)
-    results, now_ms = TokenInfoResults(len(items)), core.clock.now_ms()
-    chunk = _Chunk(core, terms, cards, results, own, now_ms, os.urandom(REFERENCE_BYTES))
+    cards, unreadable, own = read_cards(items, program.pans)
+    chunk = _Chunk(
+        core=core,
+        terms=terms,
+        program=program,
+        cards=cards,
+        results=TokenInfoResults(len(items)),
+        own=own,
+        now_ms=core.clock.now_ms(),
+        name=os.urandom(REFERENCE_BYTES),
+        keys=core.keys,
+    )
     for row, error in unreadable.items():
         chunk.results.fail(row, error)
     _refuse(chunk)
     await _put_domains(chunk)
     # A PAR has to be compared with those of all tokens of its card.
-    named = [row for row, each in own.items() if (each.idempotency_key or each.par) and results.answered(row)]
+    named = [
+        row for row, each in own.items() if (each.idempotency_key or each.par) and chunk.results.answered(row)
+    ]
     rows = np.setdiff1d(chunk.rows(), np.array(named, np.intp))
     if len(rows):
         references = os.urandom(len(items) * REFERENCE_BYTES)
@@ -134,7 +146,7 @@ async def _put_domains(chunk: _Chunk) -> None:
 def _refuse(chunk: _Chunk) -> None:
     """Refuse the cards that `issue` refuses, for the same reason first."""
     core, terms, cards, results = chunk.core, chunk.terms, chunk.cards, chunk.results
-    suspect = in_token_bins(cards.pans, core.programs.values())
+    suspect = in_token_bins(cards.pans, core.parties.known.by_name.values())
     suspect[list(chunk.own)] = True
     suspect &= ~results.failed
     if terms.domain._could_contain_pan:
@@ -143,7 +155,7 @@ def _refuse(chunk: _Chunk) -> None:
         order = chunk.order(row)
         try:
             core.refuse_token_as_pan(order.card.pan)
-            orders.refuse_mention(order)
+            orders.refuse_mention(core, order)
             orders.refuse_expired(order, chunk.program, chunk.now_ms)
         except InvalidInputError as error:
             results.fail(row, error)
@@ -162,7 +174,7 @@ def _refuse(chunk: _Chunk) -> None:
 async def _issue_random(chunk: _Chunk, rows: Rows) -> None:
     """Draw a token for each card, and write them."""
     core = chunk.core
-    newest = await core.runtime.call(core.keys.pan_fingerprint_many, chunk.cards.pans)
+    newest = await core.runtime.call(chunk.keys.pan_fingerprint_many, chunk.cards.pans)
     chunk.pan_fingerprints = (newest,)
     written = await _write_random(chunk, rows)
     _answer_new(chunk, written)
@@ -198,7 +210,7 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
     Of cards that stand in the chunk more than once, the first gets a token, and the others find it in a next round.
     """
     core = chunk.core
-    chunk.pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints_many, chunk.cards.pans)
+    chunk.pan_fingerprints = await core.runtime.call(chunk.keys.pan_fingerprints_many, chunk.cards.pans)
     waiting: list[int] = rows.tolist()
     while waiting:
         waiting = await _issue_round(chunk, waiting)
@@ -206,6 +218,7 @@ async def _issue_convergent(chunk: _Chunk, rows: Rows) -> None:
 
 async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     """Issue convergent tokens, but for rows whose card gets a new one by an earlier row: those are returned."""
+    await chunk.core.key_versions.settle()
     rows_of_cards: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     names, per_customer = split(chunk.pan_fingerprints[0]), chunk.program.per_customer
     for row in rows:
@@ -217,16 +230,15 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
         chunk.core, chunk.terms, pan_fingerprints, chunk.cards.take(firsts).pans, customers
     )
     again: dict[int, Unsealed] = {}
+    requestor = await chunk.core.parties.requestor(chunk.terms.requestor)
     fresh: list[int] = []
     singly: list[int] = []
     waiting: list[int] = []
     for card, same in enumerate(rows_of_cards.values()):
         token = existing.get(card)
-        renewed = token is not None and any(
-            orders.renews(chunk.core, chunk.order(row), token) for row in same
-        )
+        renewed = token is not None and any(orders.renews(requestor, chunk.order(row), token) for row in same)
         if token is not None and not renewed:
-            again.update(dict.fromkeys(_as_ordered(chunk, same, token), token))
+            again.update(dict.fromkeys(await _as_ordered(chunk, same, token), token))
         elif card in existing:
             singly += same
         else:
@@ -239,16 +251,17 @@ async def _issue_round(chunk: _Chunk, rows: Sequence[int]) -> list[int]:
     return sorted(waiting)
 
 
-def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int]:
+async def _as_ordered(chunk: _Chunk, rows: Sequence[int], token: Unsealed) -> list[int]:
     """Answer rows whose card has a token already. Returns those that order it as it is; the others fail."""
     found = []
+    info = await chunk.core.info(token)
     for row in rows:
         try:
             orders.refuse_different(chunk.order(row), token)
         except InvalidInputError as error:
             chunk.results.fail(row, error)
         else:
-            chunk.results.put(row, token, info_of(*token, dict(chunk.own.get(row, NOTHING).metadata)))
+            chunk.results.put(row, token, info)
             found.append(row)
     return found
 
@@ -259,7 +272,7 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
         return rows
     core, terms, tokens = chunk.core, chunk.terms, chunk.results.issued
     numbers = await core.runtime.call(
-        core.keys.convergent_choices,
+        chunk.keys.convergent_choices,
         chunk.pan_fingerprints[0][rows],
         terms.requestor,
         terms.program,
@@ -277,6 +290,8 @@ async def _candidates(chunk: _Chunk, rows: Rows) -> Rows:
 
 async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsealed]) -> Rows:
     """Write candidates, and the event of all; returns the rows that were written: other tokens exist already."""
+    if len(rows) and await chunk.core.rekeyed(chunk.keys):
+        rows = NONE  # single calls derive them anew
     records = await _seal(chunk, rows) if len(rows) else None
     for _ in range(WRITES_MAX):
         in_the_way = await _write(chunk, rows, records, again)
@@ -293,7 +308,7 @@ async def _write_convergent(chunk: _Chunk, rows: Rows, again: Mapping[int, Unsea
 
 async def _seal(chunk: _Chunk, rows: Rows) -> RecordBatch:
     """The records of new tokens."""
-    keys, terms, listed = chunk.core.keys, chunk.terms, rows.tolist()
+    keys, terms, listed = chunk.keys, chunk.terms, rows.tolist()
     references = chunk.references(rows)
 
     def seal() -> RecordBatch:
@@ -331,7 +346,7 @@ def _last4_keys(chunk: _Chunk, rows: Rows) -> Bytes:
     """By what the last four digits of cards find tokens, shape (rows, 16); (rows, 0) where they do not."""
     if not chunk.core.finds_last4:
         return np.zeros((len(rows), 0), np.uint8)
-    known = lru_cache(maxsize=None)(lambda last4: chunk.core.keys.last4_keys(f"{last4:04}")[0])
+    known = lru_cache(maxsize=None)(lambda last4: chunk.keys.last4_keys(f"{last4:04}")[0])
     keys = [known(last4) for last4 in (chunk.cards.pans.values[rows] % LAST4).tolist()]
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, LAST4_KEY_BYTES)
 
@@ -344,8 +359,8 @@ async def _write(
     Returns the tokens that exist already: then none.
     """
     core = chunk.core
-    done = Kind(Outcome.DONE, chunk.terms.requestor)
-    notes = BatchEventBuilder(len(chunk.cards.months))
+    done = Kind(Outcome.DONE, chunk.terms.requestor, operator=chunk.terms.operator)
+    notes = BatchEventBuilder(len(chunk.cards.months), core.trail.ids.kept)
     notes.note_many(rows, chunk.references(rows), 1, done)
     for row, token in again.items():
         notes.note(row, token.record.reference, 0, done)

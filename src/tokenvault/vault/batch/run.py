@@ -25,6 +25,7 @@ from tokenvault.records.layout import NEW_BODY_BYTES_MAX
 from tokenvault.records.token_info import TokenInfo
 from tokenvault.vault import orders
 from tokenvault.vault.batch.change import CARDS_MAX, Reader, card_to_update, change_chunk, get_chunk
+from tokenvault.vault.batch.imports import Importing, import_chunk
 from tokenvault.vault.batch.issue import issue_chunk
 from tokenvault.vault.batch.results import (
     BatchResult,
@@ -47,6 +48,9 @@ CHUNK_USES: Final = USES_MAX
 ROWS_OF_AN_ISSUE: Final = 1
 """A record, or a row of the index for a token that is there already."""
 
+ROWS_OF_AN_IMPORT: Final = 2
+"""A record, and a row of the index for a token that is there already."""
+
 ROWS_OF_A_CHANGE: Final = 2
 """A record, and a row of the index."""
 
@@ -67,31 +71,39 @@ async def issue_all(core: Core, cards: Iterable[object], terms: Terms) -> IssueB
     await core.documents.put(terms.domain)
     return IssueBatchResult(
         await _chunks(
+            core,
             "cards",
             cards,
             TokenInfoResults,
-            partial(issue_chunk, core, terms),
+            partial(issue_chunk, core, terms, program),
             core.store.write_limits.items(ROWS_OF_AN_ISSUE, CHUNK_ITEMS, body_bytes_each=NEW_BODY_BYTES_MAX),
         )
     )
 
 
+async def import_all(core: Core, rows: Iterable[object], common: Importing) -> IssueBatchResult[TokenInfo]:
+    """Import the token of each row."""
+    size = core.store.write_limits.items(ROWS_OF_AN_IMPORT, CHUNK_ITEMS)
+    work = partial(import_chunk, core, common)
+    return IssueBatchResult(await _chunks(core, "rows", rows, TokenInfoResults, work, size))
+
+
 async def detokenize_all(core: Core, uses: Iterable[object]) -> BatchResult[Card]:
     """The card behind each token, for pairs of token and transaction."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
-    return BatchResult(await _chunks("uses", uses, CardResults, partial(detokenize_chunk, core), size))
+    return BatchResult(await _chunks(core, "uses", uses, CardResults, partial(detokenize_chunk, core), size))
 
 
 async def check_all(core: Core, uses: Iterable[object]) -> BatchResult[Decision]:
     """The decision on each use, for pairs of token and transaction."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_USES, EVENT_BYTES_OF_A_USE)
-    return BatchResult(await _chunks("uses", uses, DecisionResults, partial(check_chunk, core), size))
+    return BatchResult(await _chunks(core, "uses", uses, DecisionResults, partial(check_chunk, core), size))
 
 
 async def get_all(core: Core, names: Iterable[object]) -> BatchResult[TokenInfo]:
     """The properties of each token."""
     size = core.store.write_limits.items(ROWS_OF_A_USE, CHUNK_ITEMS)
-    results = await _chunks("tokens", names, ObjectResults[TokenInfo], partial(get_chunk, core), size)
+    results = await _chunks(core, "tokens", names, ObjectResults[TokenInfo], partial(get_chunk, core), size)
     return BatchResult(results)
 
 
@@ -116,10 +128,11 @@ async def _changes(
         await core.permit(by.requestor, Permission.MANAGE, action)
     size = core.store.write_limits.items(ROWS_OF_A_CHANGE, most)
     work = partial(change_chunk, core, action, by, reader)
-    return await _chunks(name, items, ObjectResults[list[TokenInfo]], work, size)
+    return await _chunks(core, name, items, ObjectResults[list[TokenInfo]], work, size)
 
 
 async def _chunks(
+    core: Core,
     name: str,
     items: Iterable[object],
     kind: type[C],
@@ -135,6 +148,8 @@ async def _chunks(
     while chunk := _next(name, rest, size):
         if len(failures) < FAILED_CHUNKS_MAX:
             try:
+                if core.key_versions.stale:
+                    await core.key_versions.refresh()
                 done.append(await work(chunk))
                 failures.clear()
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 import numpy as np
@@ -17,11 +17,12 @@ import numpy as np
 from tokenvault.audit.batch_event import Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.guard_note import FailureKind
 from tokenvault.errors import (
     ConfigurationError,
     IntegrityError,
     InvalidInputError,
-    TokenNotFoundError,
+    PermissionDeniedError,
     TokenVaultError,
 )
 from tokenvault.model.kinds import KINDS
@@ -29,11 +30,16 @@ from tokenvault.model.ledger import LedgerEntry
 from tokenvault.model.programs import Permission
 from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import Transaction
+from tokenvault.records.sealing import CHANGED
+from tokenvault.stores.new_records import split
 from tokenvault.stores.port import Fence, SealedEvent
-from tokenvault.vault import arguments, use
+from tokenvault.vault import use
+from tokenvault.vault.batch.asked import Name, Use, uses_of
 from tokenvault.vault.batch.read import StoredTokens, read
-from tokenvault.vault.batch.results import CardResults, ChunkResults, DecisionResults, Rows
-from tokenvault.vault.core import Core, Unsealed, safe_id
+from tokenvault.vault.batch.results import CardResults, DecisionResults, Rows
+from tokenvault.vault.core import Core, Unsealed, denial_code, failed, not_found
+from tokenvault.vault.refusals import Refusals
+from tokenvault.vault.risk import CHUNK_DEADLINES, RiskDesk
 from tokenvault.vault.uses import UseNames, events_of, genuine_events
 
 ATTEMPTS_MAX: Final = 8
@@ -48,12 +54,6 @@ COUNTED_BYTES_EACH: Final = 50
 
 R = TypeVar("R", CardResults, DecisionResults)
 
-Name: TypeAlias = str | bytes
-"""A token, or a reference of 16 bytes."""
-
-Use: TypeAlias = tuple[Name, Transaction]
-"""A requested use: a token and its transaction."""
-
 
 @attrs.frozen
 class _Chunk(Generic[R]):
@@ -63,6 +63,8 @@ class _Chunk(Generic[R]):
         names: of each transaction, by the id of the object.
         events: what the ledger has on the uses, with its row, by the token's reference.
         repeated: tokens that come more than once.
+        refusals: what the guard counts of it.
+        desk: asks the risk control, if there is one: about each use by itself.
     """
 
     core: Core
@@ -74,6 +76,13 @@ class _Chunk(Generic[R]):
     names: dict[int, UseNames]
     events: Mapping[bytes, list[tuple[SealedEvent, Event]]]
     repeated: frozenset[int]
+    refusals: Refusals
+    desk: RiskDesk | None
+
+    @property
+    def action(self) -> Action:
+        """What the items are."""
+        return Action.DETOKENIZE if isinstance(self.results, CardResults) else Action.CHECK
 
     def place(self, row: int) -> int:
         """Where the record of a use's token stands in `stored`."""
@@ -114,6 +123,15 @@ class _Group:
         uses = names.uses(events, self.transaction, later)
         return use.Case(unsealed, self.restrictions, names, uses, self.transaction, chunk.now_ms)
 
+    def parts(self, chunk: _Chunk[Any]) -> list[_Group]:
+        """The uses by themselves, each with its own token, where a risk control is asked about each."""
+        if chunk.desk is None:
+            return [self]
+        return [
+            attrs.evolve(self, rows=np.array([row]), token=chunk.stored.unsealed(chunk.place(row)))
+            for row in self.rows.tolist()
+        ]
+
 
 @attrs.define
 class _Used:
@@ -133,12 +151,14 @@ class _Used:
 async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
     """The cards behind tokens, for pairs of token and transaction; the uses are recorded first."""
     contended: set[Name] = set()  # tokens that others keep changing
+    refusals, desk = Refusals(core), core.risk_desk(CHUNK_DEADLINES)
     for attempt in range(ATTEMPTS_MAX + 1):
         results = CardResults(len(items))
-        uses = _uses(items, results)
+        uses = uses_of(items, results)
         if attempt == ATTEMPTS_MAX:
             contended.update(name for name, _ in uses.values())
-        chunk = await _read(core, {row: use for row, use in uses.items() if use[0] not in contended}, results)
+        left = {row: use for row, use in uses.items() if use[0] not in contended}
+        chunk = await _read(core, left, results, refusals, desk)
         changed_by_others = await _detokenize(chunk, contended)
         if not changed_by_others:
             break
@@ -147,6 +167,7 @@ async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
             places = chunk.stored.places
             contended.update(name for name in places if chunk.stored.rows[places[name]].token in others)
         await core.conflict(attempt)
+    await refusals.settle()
     for row, (name, transaction) in uses.items():
         if name in contended:
             try:
@@ -159,37 +180,49 @@ async def detokenize_chunk(core: Core, items: Sequence[object]) -> CardResults:
 async def check_chunk(core: Core, items: Sequence[object]) -> DecisionResults:
     """The decisions on uses, for pairs of token and transaction; nothing is counted."""
     results = DecisionResults(len(items))
-    chunk = await _read(core, _uses(items, results), results)
+    refusals = Refusals(core)
+    desk = core.risk_desk(CHUNK_DEADLINES)
+    chunk = await _read(core, uses_of(items, results), results, refusals, desk)
     for group in await _groups(chunk):
-        try:
-            results.put(group.rows, use.decision_on(group.case(chunk, group.token)))
-        except InvalidInputError as error:
-            results.fail(group.rows, error)
+        for part in group.parts(chunk):
+            await _check(chunk, part)
     await _write(chunk, {})
+    await refusals.settle()
     return results
 
 
-def _uses(items: Sequence[Any], results: ChunkResults[Any]) -> dict[int, Use]:
-    """The uses by their row; an item that is no use fails."""
-    found = {}
-    for row, item in enumerate(items):
-        try:
-            found[row] = _use(item)
-        except InvalidInputError as error:
-            results.fail(row, error)
-    return found
+async def _check(chunk: _Chunk[DecisionResults], group: _Group) -> None:
+    """Decide on uses that one decision answers, and note them where they are not allowed."""
+    case = group.case(chunk, group.token)
+    codes: tuple[str, ...]
+    try:
+        decision = await use.with_risk(case, use.decision_on(case), chunk.desk)
+    except InvalidInputError as error:
+        chunk.results.fail(group.rows, error)
+        codes = (use.CONTAINS_PAN_CODE,)
+    else:
+        chunk.results.put(group.rows, decision)
+        codes = use.codes_of(decision)
+    if not codes:
+        return
+    event = use.refused_check(chunk.core, case, codes)
+    kind = Kind(event.outcome, event.requestor, event.codes)
+    places = np.array([chunk.place(row) for row in group.rows.tolist()])
+    references = chunk.stored.references[places]
+    chunk.notes.note_many(group.rows, references, 0, kind, event.transaction_id)
+    if codes != (use.CONTAINS_PAN_CODE,):
+        _count(chunk, places, case, event.codes)
 
 
-def _use(item: object) -> Use:
-    if (type(item) is not tuple and type(item) is not list) or len(item) != 2:
-        raise InvalidInputError("each use is a pair of token and transaction")
-    name = arguments.token_or_reference(item[0])
-    if type(item[0]) is not str:  # it could compare unlike its digits
-        raise InvalidInputError("a token is a str of 13 to 19 ASCII digits")
-    return name, arguments.transaction(item[1])
+def _count(chunk: _Chunk[R], places: Rows, case: use.Case, codes: tuple[str, ...]) -> None:
+    """Count uses that were refused, of tokens with the same decision key."""
+    for reference in split(chunk.stored.references[places]):
+        chunk.refusals.add(case.unsealed.record._replace(reference=reference), case.transaction, codes)
 
 
-async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
+async def _read(
+    core: Core, uses: dict[int, Use], results: R, refusals: Refusals, desk: RiskDesk | None
+) -> _Chunk[R]:
     stored = await read(core, list(dict.fromkeys(name for name, _ in uses.values())))
     names = {}
     for _, transaction in uses.values():
@@ -211,11 +244,13 @@ async def _read(core: Core, uses: dict[int, Use], results: R) -> _Chunk[R]:
         uses=uses,
         stored=stored,
         results=results,
-        notes=BatchEventBuilder(len(results)),
+        notes=BatchEventBuilder(len(results), core.trail.ids.kept),
         now_ms=core.clock.now_ms(),
         names=names,
         events=events,
         repeated=frozenset(place for place, count in times.items() if count > 1),
+        refusals=refusals,
+        desk=desk,
     )
 
 
@@ -227,22 +262,44 @@ async def _groups(chunk: _Chunk[R]) -> list[_Group]:
 
 async def _by_decision_key(chunk: _Chunk[R]) -> dict[Hashable, list[int]]:
     """Group uses that their requestor may make, of tokens whose records are there and genuine; the others fail."""
-    requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
-    denials = {requestor: chunk.core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
+    core, stored = chunk.core, chunk.stored
+    denials = await _denials(chunk)
     found: dict[Hashable, list[int]] = defaultdict(list)
     for row, (name, transaction) in chunk.uses.items():
-        denial, place = denials[transaction.requestor], chunk.stored.places.get(name)
+        denial, place = denials[transaction.requestor], stored.places.get(name)
+        if denial is None and place is None and name not in stored.unreadable:
+            tally = chunk.refusals.tally
+            denial = tally.miss(transaction.requestor, core.keys.failure(*failed(name)))
+            # Those that follow are answered as calls one after the other would be.
+            denials[transaction.requestor] = await core.denial(transaction.requestor, Permission.DETOKENIZE)
         if denial is not None:
-            _refuse(chunk, row, denial, Outcome.DENIED, codes=("PERMISSION_DENIED",))
-        elif name in chunk.stored.unreadable:
-            chunk.results.fail(row, chunk.stored.unreadable[name])
+            _refuse(chunk, row, denial, Outcome.DENIED, codes=(denial_code(denial),))
+        elif name in stored.unreadable:
+            chunk.results.fail(row, stored.unreadable[name])
         elif place is None:
-            _refuse(chunk, row, TokenNotFoundError("no such token in this vault"), Outcome.NOT_FOUND)
-        elif chunk.stored.genuine[place]:
-            found[chunk.stored.decision_keys[place]].append(row)
+            _refuse(chunk, row, not_found(name), Outcome.NOT_FOUND)
+        elif stored.genuine[place]:
+            found[stored.decision_keys[place]].append(row)
         else:
             await _reject(chunk, row)
     return found
+
+
+async def _denials(chunk: _Chunk[R]) -> dict[str, PermissionDeniedError | None]:
+    """Why requestors may not use tokens, as all processes know it where any token is not there."""
+    core, stored = chunk.core, chunk.stored
+    requestors = {transaction.requestor for _, transaction in chunk.uses.values()}
+    miss = {
+        transaction.requestor
+        for name, transaction in chunk.uses.values()
+        if name not in stored.places and name not in stored.unreadable
+    }
+    for requestor in sorted(requestors):
+        if await core.parties.requestor(requestor) is not None:
+            await core.guards.refresh(requestor)
+        if requestor in miss and await core.denial(requestor, Permission.DETOKENIZE) is None:
+            await core.guards.settle(requestor, FailureKind.MISS)
+    return {requestor: await core.denial(requestor, Permission.DETOKENIZE) for requestor in requestors}
 
 
 async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
@@ -260,7 +317,9 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
     for same in by_transaction.values():
         _, transaction = chunk.uses[same[0]]
         try:
-            restrictions = await chunk.core.documents.restrictions(token.record, transaction.requestor)
+            restrictions = await chunk.core.documents.restrictions(
+                chunk.core.parties, token.record, transaction.requestor
+            )
         except (ConfigurationError, IntegrityError) as error:
             chunk.results.fail(np.array(same), error)
             continue
@@ -280,7 +339,7 @@ async def _by_transaction(chunk: _Chunk[R], rows: list[int]) -> list[_Group]:
 async def _reject(chunk: _Chunk[R], row: int) -> None:
     """Refuse a use of a token whose record is not what a vault wrote."""
     stored = chunk.stored.rows[chunk.place(row)]
-    failure = IntegrityError("a token record is not one that this library writes")
+    failure = IntegrityError(CHANGED)
     try:
         await chunk.core.open(stored)
     except IntegrityError as error:
@@ -297,12 +356,10 @@ def _refuse(
     codes: tuple[str, ...] = (),
     reference: bytes = b"",
 ) -> None:
-    """Answer a use by an error, and note it; for checks, note only a missing permission."""
+    """Answer a use by an error, and note it."""
     _, transaction = chunk.uses[row]
     chunk.results.fail(row, error)
-    if outcome is Outcome.DENIED or isinstance(chunk.results, CardResults):
-        kind = Kind(outcome, transaction.requestor, codes)
-        chunk.notes.note(row, reference, 0, kind, safe_id(transaction.id))
+    chunk.notes.note(row, reference, 0, Kind(outcome, transaction.requestor, codes), transaction.id)
 
 
 async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[str]:
@@ -313,7 +370,7 @@ async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[
     one_by_one: dict[int, _Group] = {}
     for group in await _groups(chunk):
         first = int(group.rows[0])
-        if group.restrictions.counted or not chunk.stands_alone(first):
+        if group.restrictions.counted or chunk.desk is not None or not chunk.stands_alone(first):
             one_by_one.update(dict.fromkeys(group.rows.tolist(), group))
         else:
             _answer(chunk, group)
@@ -321,18 +378,18 @@ async def _detokenize(chunk: _Chunk[CardResults], contended: set[Name]) -> list[
     room = COUNTED_BYTES_FREE + COUNTED_BYTES_EACH * len(chunk.results)
     for row in sorted(one_by_one):
         name, _ = chunk.uses[row]
-        if name in contended or chunk.notes.counted_bytes > room:
+        if name in contended or chunk.notes.counted_bytes + chunk.refusals.tally.size > room:
             contended.add(name)
         else:
-            _use_one(chunk, row, one_by_one[row], used)
+            await _use_one(chunk, row, one_by_one[row], used)
     written = {token: each.unsealed for token, each in used.items() if each.written}
     return await _write(chunk, written, _fence(chunk, written))
 
 
 def _fence(chunk: _Chunk[CardResults], written: Mapping[str, Unsealed]) -> Fence:
     """The tokens whose cards are handed out and whose records are not written, with what was decided on."""
-    rows = chunk.stored.rows
-    places = {chunk.place(row) for row in chunk.uses if chunk.results.answered(row)}
+    rows, failed = chunk.stored.rows, chunk.results.failed  # made of all rows each time that it is asked for
+    places = {chunk.place(row) for row in chunk.uses if not failed[row]}
     answered = {rows[place].token: rows[place].revision for place in places}
     return [(token, answered[token]) for token in sorted(answered.keys() - written.keys())]
 
@@ -341,7 +398,7 @@ def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
     """Answer uses that do not count."""
     case = group.case(chunk, group.token)
     judgment = use.judge(case)
-    event = judgment.event(case)
+    event = judgment.event(case, chunk.core.trail.ids)
     kind = Kind(event.outcome, event.requestor, event.codes)
     places = np.array([chunk.place(row) for row in group.rows.tolist()])
     references = chunk.stored.references[places]
@@ -350,9 +407,10 @@ def _answer(chunk: _Chunk[CardResults], group: _Group) -> None:
         chunk.results.cards.put(group.rows, chunk.stored.cards.take(places))
     else:
         chunk.results.fail(group.rows, judgment.refusal)
+        _count(chunk, places, case, judgment.codes)
 
 
-def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str, _Used]) -> None:
+async def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str, _Used]) -> None:
     """Answer a use after those before it.
 
     The token's record as it is to be written goes into `used`: one revision, however many uses it counts.
@@ -361,7 +419,7 @@ def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str
     stored = chunk.stored.rows[place]
     before = used.setdefault(stored.token, _Used(chunk.stored.unsealed(place)))
     case = group.case(chunk, before.unsealed, before.entries)
-    judgment = use.judge(case)
+    judgment = await use.judged(case, chunk.desk)
     revision = 0
     if judgment.changed is not None:
         revision = stored.revision + 1
@@ -369,18 +427,20 @@ def _use_one(chunk: _Chunk[CardResults], row: int, group: _Group, used: dict[str
         before.written = True
     if judgment.entry is not None:
         before.entries.append(judgment.entry)
-    event = judgment.event(case)
+    event = judgment.event(case, chunk.core.trail.ids)
     kind = Kind(event.outcome, event.requestor, event.codes)
     chunk.notes.note(row, event.reference, revision, kind, event.transaction_id, event.use)
     if judgment.refusal is not None:
         chunk.results.fail(row, judgment.refusal)
+        chunk.refusals.add(before.unsealed.record, group.transaction, judgment.codes)
     elif before.unsealed.card is not None:
         chunk.results.cards.put_card(row, before.unsealed.card)
 
 
 async def _write(chunk: _Chunk[R], written: dict[str, Unsealed], fence: Fence = ()) -> list[str]:
     """Write the event, with the records of tokens that were used; returns those that others changed first."""
-    core, event = chunk.core, chunk.notes.event(chunk.now_ms, Action.DETOKENIZE)
+    core, failures = chunk.core, chunk.refusals.tally.failures
+    event = chunk.notes.event(chunk.now_ms, chunk.action, failures=failures)
     if event is None:
         return []
     if not written:

@@ -1,0 +1,490 @@
+"""`export_audit` as a feed: each event once, however late it becomes visible, and after any restart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokenvault as tv
+from tests import feed_workers, vault_workers
+from tests.test_audit_planted_streams import Database
+from tests.test_audit_trail import rows_of
+from tests.vaults import SHOP, VISA, issue, open_vault, use
+from tokenvault.audit import feed as module
+from tokenvault.audit import ocsf
+from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.event import Action, Event, Outcome
+from tokenvault.audit.position import GAPS_MAX, Place, parse_position
+from tokenvault.audit.verify import pages
+from tokenvault.keys import KeyStore
+from tokenvault.keys.file import FileKeyStore
+from tokenvault.model import checks
+from tokenvault.stores import TokenStore
+from tokenvault.stores.port import SealedEvent
+
+SECONDS_MAX = 60.0
+
+Name = tuple[str, int, int]
+
+
+@pytest.fixture
+def records(local_keys: KeyStore) -> Iterator[TokenStore]:
+    with closing(provisioned(local_keys)) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def trail(local_keys: KeyStore) -> list[SealedEvent]:
+    """Rows of three streams, one not closed, with checkpoints between and batches of several items."""
+    with closing(provisioned(local_keys)) as store:
+        for number in range(3):
+            vault = open_vault(local_keys, store, checkpoints=tv.CheckpointPolicy(events=4))
+            tokens = [issue(vault).token for _ in range(4)]
+            vault.detokenize_many([(token, use(f"{number}-{n}")) for n, token in enumerate(tokens)])
+            vault.issue_many([VISA] * 3, requestor=SHOP, program="one-time")
+            if number < 2:
+                vault.close()
+            else:
+                return rows_of(store)
+    raise AssertionError
+
+
+def provisioned(keys: KeyStore, url: str = "memory:") -> TokenStore:
+    store = tv.open_token_store(url)
+    tv.provision(keys, store)
+    return store
+
+
+def name(line: str) -> Name:
+    document = json.loads(line)
+    return document["stream"], document["number"], document["item"]
+
+
+def exported(store: TokenStore, keys: KeyStore | None, **arguments: Any) -> list[str]:
+    return list(tv.export_audit(store, keys=keys, **arguments))
+
+
+def checkpoint_size(row: SealedEvent) -> int:
+    checkpoint = Event.parse(row).checkpoint if row.reference == row.stream else None
+    return 0 if checkpoint is None else checkpoint.size
+
+
+def closes(row: SealedEvent) -> bool:
+    checkpoint = Event.parse(row).checkpoint if row.reference == row.stream else None
+    return checkpoint is not None and checkpoint.closes
+
+
+def shuffled(rows: list[SealedEvent], source: random.Random) -> list[SealedEvent]:
+    """In any order in which they could have become visible: a checkpoint after the events that it commits to."""
+    left, order = list(rows), []
+    while left:
+        ready = [
+            row
+            for row in left
+            if not any(other.stream == row.stream and other.number <= checkpoint_size(row) for other in left)
+        ]
+        row = source.choice(ready)
+        left.remove(row)
+        order.append(row)
+    return order
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), with_keys=st.booleans(), restarts=st.booleans())
+def test_each_event_comes_once_in_whichever_order_they_become_visible(
+    seed: int, with_keys: bool, restarts: bool, local_keys: KeyStore, trail: list[SealedEvent]
+) -> None:
+    """Looks and appended rows take turns at random; so do restarts, at any line, also within a batch."""
+    source = random.Random(seed)
+    keys = local_keys if with_keys else None
+    with closing(provisioned(local_keys)) as store:
+        found: list[str] = []
+        position: str | None = None
+        feed = module.Feed(store, keys)
+        order = shuffled(trail, source)
+        while True:
+            count = source.randint(1, 8)
+            for row in order[:count]:
+                store.append([row])
+            del order[:count]
+            for line in feed.look(pages_at_once=source.choice([None, 1])):
+                found.append(line)
+                position = line.position
+                if restarts and source.random() < 0.1:
+                    feed = module.Feed(store, keys, after=position)
+                    break
+            else:
+                if not order and not feed.more:
+                    break
+        found += feed.look()
+        expected = exported(store, keys)
+        assert len(found) == len(expected)
+        assert set(found) == set(expected)
+        closed = [stream for stream, place in parse_position(feed.position).items() if place.closed]
+        assert len(closed) == (2 if with_keys else 0), (
+            "those that no vault writes any more are not read again"
+        )
+
+
+def test_what_a_checkpoint_does_not_commit_to_is_waited_for() -> None:
+    """It is written while events with lower numbers are on their way; those that it commits to are there."""
+    place = Place().with_row(2).with_row(6).with_checkpoint(6, Checkpoint(size=3, root=bytes(32)))
+    assert place.gaps == ((1, 1), (3, 5))
+    assert place.without_settled().gaps == ((4, 5),)
+
+
+def test_a_closed_stream_is_read_until_nothing_is_missing_in_it() -> None:
+    place = Place().with_row(2).with_checkpoint(2, Checkpoint(size=1, root=bytes(32), closes=True))
+    assert not place.closed
+    assert place.with_row(1).closed
+    assert place.without_settled().closed
+
+
+def test_an_export_goes_on_behind_each_of_its_lines(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    for row in trail:
+        records.append([row])
+    lines = list(tv.export_audit(records, keys=local_keys))
+    assert len(lines) == len({name(line) for line in lines}) > len(trail)
+    for count, line in enumerate(lines, 1):
+        assert exported(records, local_keys, after=line.position) == lines[count:]
+
+
+def test_an_export_that_follows_gives_what_comes_and_ends_when_it_is_stopped_or_closed(
+    local_keys: KeyStore, records: TokenStore
+) -> None:
+    with open_vault(local_keys, records) as vault:
+        issue(vault)
+        stop, found = threading.Event(), list[str]()
+        feed = tv.export_audit(records, keys=local_keys, follow=True, stop=stop)
+        thread = threading.Thread(target=found.extend, args=(feed,))
+        thread.start()
+        waited_for(lambda: len(found) == 2)
+        issue(vault)
+        issue(vault)
+        waited_for(lambda: len(found) == 4)
+        stop.set()
+        thread.join(module.LOOK_SECONDS / 2)
+        assert not thread.is_alive()
+        assert found == exported(records, local_keys)
+        feed = tv.export_audit(records, keys=local_keys, follow=True)
+        assert next(feed) == found[0]
+        feed.close()
+        assert list(feed) == []
+
+
+def test_looks_are_no_further_apart_than_their_bound(
+    local_keys: KeyStore, records: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    with open_vault(local_keys, records) as vault:
+        issue(vault)
+        feed = tv.export_audit(records, keys=local_keys, follow=True)
+        assert [json.loads(line)["action"] for line in itertools.islice(feed, 2)] == ["CHECKPOINT", "ISSUE"]
+        timer = threading.Timer(0.1, lambda: issue(vault))
+        begun = time.monotonic()
+        timer.start()
+        assert json.loads(next(feed))["number"] == 3
+        assert 0.1 <= time.monotonic() - begun < 1
+        feed.close()
+
+
+def test_a_stream_that_never_ends_does_not_keep_others_from_being_read(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE", 1)
+    monkeypatch.setattr(pages.stream_pages, "__kwdefaults__", {"after": 0, "size": 1})
+    monkeypatch.setattr(module, "PAGES_AT_ONCE", 2)
+    for row in trail:
+        records.append([row])
+    stop = threading.Event()
+    found: list[str] = []
+    for line in tv.export_audit(records, keys=local_keys, follow=True, stop=stop):
+        found.append(line)
+        if len(found) == len(exported(records, local_keys)):
+            stop.set()
+    streams = [stream for stream, _ in itertools.groupby(name(line)[0] for line in found)]
+    assert len(streams) > 6, "they take turns"
+    assert {name(line) for line in found} == {name(line) for line in exported(records, local_keys)}
+
+
+def test_a_forged_checkpoint_does_not_end_the_reading_of_a_stream(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    """Who can write to the database must not silence a vault: what its MAC does not bear ends nothing."""
+    closing_row = next(row for row in trail if closes(row))
+    stream = [row for row in trail if row.stream == closing_row.stream]
+    for row in stream[:-1]:
+        records.append([row])
+    records.append([stream[-1]._replace(mac=bytes(16))])
+    feed = module.Feed(records, local_keys)
+    assert sum(json.loads(line)["genuine"] is False for line in feed.look()) == 1
+    later = stream[-1]._replace(number=stream[-1].number + 1)
+    records.append([later])
+    assert [name(line)[1] for line in feed.look()] == [later.number]
+
+
+def test_an_event_that_was_removed_is_not_waited_for_once_a_checkpoint_commits_to_it(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    stream = next(row.stream for row in trail if closes(row))
+    for row in trail:
+        if row.stream == stream and row.number != 2:
+            records.append([row])
+    feed = module.Feed(records, local_keys)
+    assert 2 not in [name(line)[1] for line in feed.look()]
+    assert not parse_position(feed.position)[stream].closed
+    assert list(feed.look()) == []
+    assert parse_position(feed.position)[stream].closed
+
+
+def test_a_row_planted_far_ahead_hides_no_event_of_the_vault(
+    local_keys: KeyStore, records: TokenStore
+) -> None:
+    with open_vault(local_keys, records) as vault:
+        issue(vault)
+        records.append([rows_of(records)[1]._replace(number=2**62)])
+        feed = module.Feed(records, local_keys)
+        assert len(list(feed.look())) == 3
+        for _ in range(3):
+            issue(vault)
+        assert [json.loads(line)["genuine"] for line in feed.look()] == [True] * 3
+    assert [json.loads(line)["action"] for line in feed.look()] == ["CHECKPOINT"]
+    assert list(feed.look()) == []
+
+
+def test_an_event_that_comes_to_a_number_told_as_malformed_is_given(
+    local_keys: KeyStore, tmp_path: Path
+) -> None:
+    database = Database(tmp_path / "vault.db", local_keys)
+    before = set(database.store.streams())
+    with closing(database.store), closing(database.sql), open_vault(local_keys, database.store) as vault:
+        issue(vault)
+        (stream,) = set(database.store.streams()) - before
+        feed = module.Feed(database.store, local_keys)
+        assert [name(line)[1] for line in feed.look() if name(line)[0] == stream.hex()] == [1, 2]
+        database.plant(stream, 8, mac=1)
+        assert [name(line)[1] for line in feed.look()] == [3, 4, 5, 6, 7, 8]
+        for _ in range(3):
+            issue(vault)
+        assert [(name(line)[1], json.loads(line)["genuine"]) for line in feed.look()] == [
+            (number, True) for number in (3, 4, 5)
+        ]
+        assert list(feed.look()) == []
+
+
+def test_too_many_gaps_are_told_and_not_kept(local_keys: KeyStore, records: TokenStore) -> None:
+    with open_vault(local_keys, records) as vault:
+        issue(vault)
+    row = rows_of(records)[0]._replace(stream=b"\xff" * 16, index_rows=())
+    for first in range(1, GAPS_MAX + 3, 5_000):
+        numbers = range(first, min(first + 5_000, GAPS_MAX + 3))
+        records.append([row._replace(number=2 * number) for number in numbers])
+    with pytest.raises(tv.IntegrityError) as told:
+        exported(records, None)
+    assert told.value.code == "TOO_MANY_EVENTS"
+
+
+def test_streams_that_are_gone_leave_the_position(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    for row in trail:
+        records.append([row])
+    last = list(tv.export_audit(records, keys=local_keys))[-1]
+    with closing(provisioned(local_keys)) as other, open_vault(local_keys, other) as vault:
+        issue(vault)
+        (line, _) = tv.export_audit(other, keys=local_keys, after=last.position)
+        assert len(json.loads(line.position)["streams"]) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "null", "[]", "{}", '{"version":2,"streams":{}}', '{"version":true,"streams":{}}',
+        '{"version":1,"streams":[]}', '{"version":1,"streams":{},"more":1}',
+        *(f'{{"version":1,"streams":{{"{each[0]}":{each[1]}}}}}' for each in (
+            ("AA" * 16, "[1,0,0,[],[]]"), ("aa", "[1,0,0,[],[]]"), ("aa" * 16, "{}"), ("aa" * 16, "[1,0,0,[]]"),
+            ("aa" * 16, "[-1,0,0,[],[]]"), ("aa" * 16, "[1,0,2,[],[]]"), ("aa" * 16, "[1.0,0,0,[],[]]"),
+            ("aa" * 16, "[9,0,0,[3],[]]"), ("aa" * 16, "[9,0,0,[4,3],[]]"), ("aa" * 16, "[9,0,0,[3,4,4,5],[]]"),
+            ("aa" * 16, "[9,0,0,[9,10],[]]"), ("aa" * 16, "[9,0,0,[],[1,0]]"), ("aa" * 16, "[9,0,0,[],[1,1,1,2]]"),
+            ("aa" * 16, f"[{2**63},0,0,[],[]]"), ("aa" * 16, "[9,0,0,[true,2],[]]"),
+        )),
+        "[" * 100_000, VISA,
+    ],
+)  # fmt: skip
+def test_what_is_no_position_is_refused_before_anything_is_read(text: str, records: TokenStore) -> None:
+    with pytest.raises(tv.InvalidInputError) as told:
+        exported(records, None, after=text)
+    assert VISA not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"after": 1}, {"follow": 1}, {"shape": "json"}, {"stop": True}, {"keys": "file:keys"}]
+)
+def test_other_arguments_are_refused(arguments: dict[str, Any], records: TokenStore) -> None:
+    with pytest.raises(tv.InvalidInputError):
+        exported(records, arguments.pop("keys", None), **arguments)
+
+
+@pytest.fixture(scope="module")
+def own_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "passphrase").write_text("correct horse battery staple")
+    uri = f"file:{folder}/keys.json?passphrase-source=file:{folder}/passphrase"
+    with closing(FileKeyStore(uri)) as keys:
+        tv.provision(keys, tv.open_token_store("memory:"))
+    return uri
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_feed_killed_again_and_again_beside_writers_that_are_too_has_every_event_once(
+    kind: str, own_uri: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/vault.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    context = multiprocessing.get_context("spawn")
+    file, source = tmp_path / "feed", random.Random(kind)
+    with closing(tv.open_key_store(own_uri)) as keys, closing(provisioned(keys, url)) as store:
+        for life in range(4):
+            pipes = [context.Pipe(duplex=False) for _ in range(2)]
+            processes = [
+                context.Process(
+                    target=vault_workers.issue_for_ever,
+                    args=(own_uri, url, 1_000_000 * (2 * life + each), pipes[each][1]),
+                )
+                for each in range(2)
+            ]
+            processes.append(context.Process(target=feed_workers.follow_into, args=(own_uri, url, file)))
+            for process in processes:
+                process.start()
+            before = file.stat().st_size if file.exists() else 0
+            waited_for(partial(grown, file, before))
+            time.sleep(source.uniform(0.5, 1.5))
+            for process in reversed(processes):
+                process.kill()
+                process.join(SECONDS_MAX)
+            for ours, theirs in pipes:
+                ours.close()
+                theirs.close()
+        time.sleep(1)  # the server ends what it was sent
+        expected = exported(store, keys)
+        process = context.Process(target=feed_workers.follow_into, args=(own_uri, url, file))
+        process.start()
+        waited_for(lambda: file.read_bytes().count(b"\n") >= len(expected))
+        time.sleep(2 * module.LOOK_SECONDS)
+        process.kill()
+        process.join(SECONDS_MAX)
+        found = [line.decode() for line, _ in feed_workers.whole(file)]
+    assert len(expected) > 200
+    assert len(found) == len(set(found))
+    assert set(found) == set(expected)
+
+
+def grown(file: Path, before: int) -> bool:
+    return file.exists() and file.stat().st_size > before
+
+
+def waited_for(reached: Callable[[], bool]) -> None:
+    until = time.monotonic() + SECONDS_MAX
+    while not reached():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+# OCSF.
+
+SCHEMA = json.loads((Path(__file__).parent / "vectors" / "ocsf_1.8.0_entity_management.json").read_text())
+
+
+def problems(document: dict[str, Any], attributes: dict[str, Any], where: str) -> Iterator[str]:
+    """What OCSF would refuse."""
+    for attribute, rule in attributes.items():
+        if rule["required"] and attribute not in document:
+            yield f"{where}.{attribute} is missing"
+    for attribute, value in document.items():
+        rule = attributes.get(attribute)
+        if rule is None:
+            yield f"{where}.{attribute} is unknown"
+        elif rule["type"] in ("integer_t", "long_t", "timestamp_t") and type(value) is not int:
+            yield f"{where}.{attribute} is no number"
+        elif rule["type"] == "string_t" and not (isinstance(value, str) and value):
+            yield f"{where}.{attribute} is no text"
+        elif "enum" in rule and str(value) not in rule["enum"]:
+            yield f"{where}.{attribute} is none of the values"
+        elif rule["type"] in SCHEMA["objects"]:
+            parts = SCHEMA["objects"][rule["type"]]
+            yield from problems(value, parts["attributes"], f"{where}.{attribute}")
+            if parts["at_least_one"] and not set(parts["at_least_one"]) & value.keys():
+                yield f"{where}.{attribute} has none of {parts['at_least_one']}"
+
+
+def assert_valid(line: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(line)
+    assert list(problems(document, SCHEMA["class"], "event")) == []
+    assert (document["class_uid"], document["category_uid"]) == (SCHEMA["class_uid"], SCHEMA["category_uid"])
+    assert document["type_uid"] == 100 * document["class_uid"] + document["activity_id"]
+    assert document["metadata"]["version"] == SCHEMA["version"]
+    if document["activity_id"] != 99:
+        enum = SCHEMA["class"]["activity_id"]["enum"]
+        assert document["activity_name"] == enum[str(document["activity_id"])]
+    return document
+
+
+def test_ocsf_events_have_what_the_class_requires_and_the_line_they_are_made_of(
+    local_keys: KeyStore, records: TokenStore
+) -> None:
+    with open_vault(local_keys, records) as vault:
+        token = issue(vault).token
+        vault.detokenize(token, use(amount=tv.Money(100, "EUR")))
+        vault.suspend(token, operator="ann", by=tv.Actor.ISSUER)
+        with pytest.raises(tv.DomainRestrictionError):
+            vault.detokenize(token, use(2))
+        with pytest.raises(tv.TokenNotFoundError):
+            vault.detokenize("9999130000000003", use(3))
+        vault.request_reveal(token, operator="ann", purpose="chargeback")
+        vault.issue_many([VISA] * 3, requestor=SHOP, program="one-time")
+        vault.delete(token)
+    records.append([SealedEvent(b"\xff" * 16, 1, b"", b"nonsense", bytes(16))])
+    own, lines = exported(records, local_keys), exported(records, local_keys, shape="ocsf")
+    documents = [assert_valid(line) for line in lines]
+    assert [document["unmapped"]["tokenvault"] for document in documents] == list(map(json.loads, own))
+    assert len({document["metadata"]["uid"] for document in documents}) == len(documents)
+    assert all(line.isascii() and VISA[:12] not in line and token not in line for line in lines)
+    told = {(each["metadata"]["event_code"], each["status_id"]): each for each in reversed(documents)}
+    suspended = told["SUSPEND", 1]
+    assert (suspended["activity_name"], suspended["actor"]) == ("Suspend", {"user": {"name": "ann"}})
+    assert suspended["entity"]["uid"] == told["ISSUE", 1]["entity"]["uid"] is not None
+    assert told["DETOKENIZE", 2]["severity_id"] == 2
+    assert told["UNREADABLE", 2]["severity_id"] == 5
+    assert checks.utc(told["DETOKENIZE", 1]["time"]) == vault_time(told["DETOKENIZE", 1])
+
+
+def vault_time(document: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(document["unmapped"]["tokenvault"]["time"])
+
+
+@pytest.mark.parametrize("action", Action)
+def test_every_action_is_a_valid_ocsf_event_of_an_activity_of_its_own_choice(action: Action) -> None:
+    assert action in ocsf._ACTIVITIES
+    event = tv.AuditEvent(
+        time=datetime(2026, 5, 28, tzinfo=UTC), action=action, outcome=Outcome.DENIED, requestor=None,
+        reference=None, transaction_id=None, operator=None, kind=None, amount=None, retry=False, score=None,
+        codes=(), revision=0, locked_until=None, stream="00" * 16, number=1,
+    )  # fmt: skip
+    for genuine in (True, False, None):
+        document = assert_valid(json.dumps(ocsf.ocsf_event(event, 0, genuine, {})))
+        assert (document["severity_id"] == 5) == (genuine is False)

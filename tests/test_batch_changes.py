@@ -1,0 +1,233 @@
+"""Changes of many tokens at once: each is what the single call does, and one that fails hides no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+
+import tokenvault as tv
+from tests.strategies import NOW_MS
+from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, issue, open_vault
+from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.testing.clock import ManualClock
+from tokenvault.vault.batch import change as batch_change
+
+ANY: Any = None  # for arguments that are wrong on purpose
+DOMAIN = tv.Domain(merchants={"M-7"})
+NEW_CARD = "4242424242424242"
+OTHERS = "OTHERS"
+
+
+class Kind(NamedTuple):
+    """A change, by the batch and by the single call; `wrong` are items that are no change at all."""
+
+    many: Callable[[tv.Vault, Sequence[Any], Any], tv.BatchResult[Any]]
+    one: Callable[[tv.Vault, Any, Any], object]
+    item: Callable[[Any], Any]
+    wrong: Sequence[Any]
+
+
+KINDS = {
+    "domain": Kind(
+        lambda vault, items, by: vault.update_domain_many(items, requestor=by),
+        lambda vault, name, by: vault.update_domain(name, DOMAIN, requestor=by),
+        lambda name: (name, DOMAIN),
+        ("4", None, ("9" * 16,), ("9" * 16, "no domain"), (5, DOMAIN)),
+    ),
+    "token": Kind(
+        lambda vault, items, by: vault.update_token_many(items, requestor=by),
+        lambda vault, name, by: vault.update_token(
+            name, token_expiry="2032-01", customer="customer-9", metadata={"a": "b"}, requestor=by
+        ),
+        lambda name: (name, {"token_expiry": "2032-01", "customer": "customer-9", "metadata": {"a": "b"}}),
+        (None, ("9" * 16, None), ("9" * 16, {"unknown": 1}), ("9" * 16, {}), ("9" * 16, {"customer": 5})),
+    ),
+    "card": Kind(
+        lambda vault, items, by: vault.update_card_many(items, requestor=by),
+        lambda vault, name, by: vault.update_card(name, new_pan=NEW_CARD, expiry="2033-03", requestor=by),
+        lambda name: (name, {"new_pan": NEW_CARD, "expiry": "2033-03"}),
+        (None, (5, {"expiry": "2033-03"}), (VISA, {}), (VISA, {"new_pan": "4111111111111112"}), (VISA, 7)),
+    ),
+    "delete": Kind(
+        lambda vault, items, by: vault.delete_many(items, requestor=by),
+        lambda vault, name, by: vault.delete(name, requestor=by),
+        lambda name: name,
+        (None, 5, b"9" * 16, "", "not a token"),
+    ),
+}
+
+
+class Scene:
+    """A vault with tokens of two requestors, one deleted and one changed in the database."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self.store = MemoryTokenStore()
+        tv.provision(keys, self.store)
+        self.vault = open_vault(keys, self.store, ManualClock(NOW_MS))
+        self.names: dict[str, Any] = {
+            "of the shop": issue(self.vault).token,
+            "by reference": issue(self.vault, MASTERCARD).reference,
+            "deleted": issue(self.vault).token,
+            "tampered": issue(self.vault).token,
+            "nowhere": "9999130000000007",
+            "no reference": "0" * 32,
+        }
+        self.vault.delete(self.names["deleted"])
+        row = self.store._records[self.names["tampered"]]
+        self.genuine = row
+        self.store._records[row.token] = row._replace(body=row.body[:-1] + bytes((row.body[-1] ^ 1,)))
+
+    def close(self) -> None:
+        with suppress(tv.TokenVaultError):
+            self.vault.close()
+        self.store.close()
+
+
+@pytest.fixture
+def pair(local_keys: KeyStore) -> Iterator[tuple[Scene, Scene]]:
+    scenes = Scene(local_keys), Scene(local_keys)
+    yield scenes
+    for scene in scenes:
+        scene.close()
+
+
+def outcome(call: Callable[[], Any]) -> tuple[str, ...]:
+    try:
+        return shown(call())
+    except tv.TokenVaultError as error:
+        return shown(error)
+
+
+def shown(value: Any) -> tuple[str, ...]:
+    """What of an answer does not depend on random numbers."""
+    if isinstance(value, tv.IntegrityError):  # a batch does not tell which part is wrong
+        return (type(value).__name__, value.code)
+    if isinstance(value, tv.TokenVaultError):
+        return (type(value).__name__, value.code, str(value))
+    infos = value if isinstance(value, list) else [value]
+    return tuple(
+        f"{each.status} {each.last4} {each.card_expiry} {each.token_expiry} {each.customer} {each.revision}"
+        for each in infos
+    )
+
+
+@pytest.mark.parametrize("by", [None, SHOP, ACQUIRER])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_change_of_a_batch_is_what_the_single_call_does(
+    pair: tuple[Scene, Scene], kind: str, by: str | None
+) -> None:
+    first, second = pair
+    change = KINDS[kind]
+    names = list(first.names)
+
+    one_by_one = [outcome(partial(change.one, second.vault, second.names[name], by)) for name in names]
+    items = [change.item(first.names[name]) for name in names]
+    if by == ACQUIRER:  # it lacks the permission: the batch is refused as a whole
+        with pytest.raises(tv.PermissionDeniedError):
+            change.many(first.vault, items, by)
+        assert {each[0] for each in one_by_one} == {"PermissionDeniedError"}
+        return
+    at_once = [shown(each) for each in change.many(first.vault, items, by)]
+    assert dict(zip(names, at_once, strict=True)) == dict(zip(names, one_by_one, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_items_that_are_no_change_fail_alone(pair: tuple[Scene, Scene], kind: str) -> None:
+    scene, change = pair[0], KINDS[kind]
+    good = change.item(scene.names["of the shop"])
+    result = change.many(scene.vault, [*change.wrong, good], None)
+    assert sorted(result.errors) == list(range(len(change.wrong)))
+    assert all(isinstance(error, tv.InvalidInputError) for error in result.errors.values())
+    assert not isinstance(result[len(change.wrong)], tv.TokenVaultError)
+    many: Any = change.many
+    for wrong in ("a text", 5, None):
+        with pytest.raises(tv.InvalidInputError):
+            many(scene.vault, wrong, None)
+
+
+def test_a_token_that_comes_twice_sees_its_first_change(pair: tuple[Scene, Scene]) -> None:
+    scene = pair[0]
+    token = scene.names["of the shop"]
+    twice = scene.vault.update_token_many(
+        [(token, {"customer": "a"}), (token, {"token_expiry": "2035-05"}), (token, {"customer": "b"})]
+    )
+    assert [
+        (each.customer, str(each.token_expiry or "")) for each in twice if isinstance(each, tv.TokenInfo)
+    ] == [
+        ("a", "2029-12"),
+        ("a", "2035-05"),
+        ("b", "2035-05"),
+    ]
+    info = scene.vault.get(token)
+    assert (info.customer, str(info.token_expiry), info.revision) == ("b", "2035-05", 2)
+
+
+def test_cards_are_changed_by_their_number_with_all_their_tokens(pair: tuple[Scene, Scene]) -> None:
+    scene = pair[0]
+    scene.store._records[scene.genuine.token] = scene.genuine
+    more = [scene.genuine.token, issue(scene.vault, program="card-on-file").token, issue(scene.vault).token]
+    changed = scene.vault.update_card_many(
+        [
+            (VISA, {"expiry": "2034-01"}),
+            ("5105105105105100", {"expiry": "2034-01"}),
+            (MASTERCARD, {"expiry": "2034-02"}),
+        ]
+    )
+    assert isinstance(changed[0], list)
+    assert {info.token for info in changed[0]} == {scene.names["of the shop"], *more}
+    assert isinstance(changed[1], tv.TokenNotFoundError)
+    assert changed[1].code == "CARD_HAS_NO_TOKEN"
+    assert isinstance(changed[2], list)
+    assert [str(info.card_expiry) for info in changed[2]] == ["2034-02"]
+
+
+def test_get_many_is_what_get_gives(pair: tuple[Scene, Scene]) -> None:
+    scene = pair[0]
+    names = [*scene.names.values(), 5, "no token", b"9" * 16]
+    many: Any = scene.vault.get_many
+    got = [shown(each) for each in many(names)]
+    assert got[: len(scene.names)] == [
+        outcome(partial(scene.vault.get, name)) for name in scene.names.values()
+    ]
+    assert {each[0] for each in got[len(scene.names) :]} == {"InvalidInputError"}
+
+
+def test_changes_of_one_token_at_once_by_batches_are_all_made(local_keys: KeyStore) -> None:
+    scene = Scene(local_keys)
+    token = scene.names["of the shop"]
+    before = scene.vault.get(token).revision
+
+    def work(number: int) -> None:
+        for step in range(10):
+            done = scene.vault.update_token_many([(token, {"customer": f"c-{number}-{step}"})])
+            assert not done.failed
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scene.vault.get(token).revision == before + 40
+    scene.close()
+
+
+def test_a_chunk_that_others_keep_changing_fails_as_a_whole_and_writes_nothing(
+    pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = pair[0]
+    token = scene.names["of the shop"]
+    replace = MemoryTokenStore._replace
+    monkeypatch.setattr(batch_change, "ATTEMPTS_MAX", 3)
+    monkeypatch.setattr(
+        MemoryTokenStore, "_replace", lambda _store, records, *_: [row.token for row in records]
+    )
+    done = scene.vault.update_token_many([(token, {"customer": "a"}), (5, {})])  # type: ignore[list-item] # the second is wrong
+    assert isinstance(done[0], tv.ConflictError)
+    monkeypatch.setattr(MemoryTokenStore, "_replace", replace)
+    assert scene.vault.get(token).customer is None

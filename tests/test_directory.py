@@ -1,0 +1,435 @@
+"""Programs and requestors at run time: in the database, and in a directory of the host's own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokenvault as tv
+from tests.vaults import SHOP
+from tests.vaults import VISA as PAN
+from tokenvault.model import party_document
+from tokenvault.runtime import run
+from tokenvault.vault import parties as vault_parties
+from tokenvault.vault.directory import StoredDirectory
+from tokenvault.vault.parties import PARTIES_CACHED_MAX
+
+AGENT = "40087654321"
+PROGRAM = tv.TokenProgram("p", format=tv.TokenFormat(bin="999912"))
+OTHER = tv.TokenProgram("q", format=tv.TokenFormat(bin="999913", length=19), accept_density=True)
+FOR_BOTH = tv.Domain(requestors={SHOP, AGENT})
+
+
+def a_use(number: int = 1, requestor: str = SHOP) -> tv.Transaction:
+    return tv.Transaction(id=f"t-{number}", requestor=requestor)
+
+
+def changes(store: tv.TokenStore, keys: tv.KeyStore) -> list[tuple[str, str | None, str, int]]:
+    """Action, operator, name and version of each event about a program or requestor."""
+    events = map(json.loads, tv.export_audit(store, keys=keys))
+    return [
+        (
+            each["action"],
+            each.get("operator"),
+            each["codes"][0],
+            int(each["codes"][1].removeprefix("VERSION_")),
+        )
+        for each in events
+        if "REQUESTOR" in each["action"] or "PROGRAM" in each["action"]
+    ]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, local_keys: tv.KeyStore) -> Iterator[tv.TokenStore]:
+    address = "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
+    opened = tv.open_token_store(address)
+    tv.provision(local_keys, opened)
+    yield opened
+    opened.close()
+
+
+def open_stored(keys: tv.KeyStore, store: tv.TokenStore, seconds: float = 0.05) -> tv.Vault:
+    return tv.Vault(keys, store, directory=tv.StoredDirectory(max_age_seconds=seconds))
+
+
+def filled(keys: tv.KeyStore, store: tv.TokenStore, seconds: float = 0.05) -> tv.Vault:
+    vault = open_stored(keys, store, seconds)
+    vault.put_program(PROGRAM, operator="ada")
+    vault.put_requestor(tv.TokenRequestor(SHOP, programs={"p"}), operator="ada")
+    return vault
+
+
+def test_a_vault_begins_empty_and_works_with_what_is_put(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with open_stored(local_keys, store) as vault, pytest.raises(tv.PermissionDeniedError):
+        vault.issue(PAN, requestor=SHOP, program="p")
+    with filled(local_keys, store) as vault:
+        token = vault.issue(PAN, requestor=SHOP, program="p").token
+        assert vault.detokenize(token, a_use()).pan.reveal() == PAN
+    with open_stored(local_keys, store) as again:
+        assert again.detokenize(token, a_use()).pan.reveal() == PAN
+        with pytest.raises(tv.InvalidInputError) as refused:
+            again.issue(token, requestor=SHOP, program="p")
+        assert refused.value.code == "PAN_IS_TOKEN"  # all programs are known when a vault opens
+
+
+def test_a_change_is_seen_by_the_other_vault_within_the_stated_time(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with filled(local_keys, store, 60) as acting, open_stored(local_keys, store, 0.05) as other:
+        token = acting.issue(PAN, requestor=SHOP, program="p", domain=FOR_BOTH).token
+        assert other.detokenize(token, a_use()).expiry is None
+        acting.put_requestor(
+            tv.TokenRequestor(SHOP, programs={"p"}, domain=tv.Domain(merchants={"M-1"})), operator="ada"
+        )
+        assert not acting.check(token, a_use(2)).allowed  # its own vault at once
+        time.sleep(0.06)
+        assert not other.check(token, a_use(2)).allowed
+        acting.put_program(OTHER)
+        acting.put_requestor(tv.TokenRequestor(SHOP, programs={"p", "q"}))
+        time.sleep(0.06)
+        assert len(other.issue(PAN, requestor=SHOP, program="q").token) == 19
+
+
+def test_a_disabled_requestor_does_nothing_and_its_tokens_serve_those_whom_they_name(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with filled(local_keys, store) as vault:
+        vault.put_requestor(tv.TokenRequestor(AGENT))
+        token = vault.issue(PAN, requestor=SHOP, program="p", domain=FOR_BOTH).token
+        vault.disable_requestor(SHOP, operator="grace")
+        for refused in (
+            lambda: vault.issue(PAN, requestor=SHOP, program="p"),
+            lambda: vault.detokenize(token, a_use()),
+            lambda: vault.check(token, a_use()),
+            lambda: vault.delete(token, requestor=SHOP),
+        ):
+            with pytest.raises(tv.PermissionDeniedError) as denied:
+                refused()
+            assert denied.value.code == "REQUESTOR_DISABLED"
+        assert vault.detokenize(token, a_use(2, AGENT)).pan.reveal() == PAN
+        many = vault.detokenize_many([(token, a_use(3)), (token, a_use(4, AGENT))])
+        assert isinstance(many[0], tv.PermissionDeniedError)
+        assert isinstance(many[1], tv.Card)
+        vault.put_requestor(tv.TokenRequestor(SHOP, programs={"p"}))
+        assert vault.detokenize(token, a_use(5)).pan.reveal() == PAN
+
+
+def test_programs_and_a_requestor_are_read_as_the_vault_acts_on_them(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with filled(local_keys, store) as vault:
+        assert [program.name for program in vault.programs()] == ["p"]
+        assert vault.requestor(SHOP).programs == {"p"}
+        vault.disable_requestor(SHOP)
+        assert vault.requestor(SHOP).disabled
+        with pytest.raises(tv.InvalidInputError) as nobody:
+            vault.requestor(AGENT)
+        assert nobody.value.code == "REQUESTOR_UNKNOWN"
+
+
+def test_each_change_leaves_an_event_and_the_trail_verifies(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with filled(local_keys, store) as vault:
+        vault.put_requestor(tv.TokenRequestor(SHOP, programs={"p"}, permissions={tv.Permission.ISSUE}))
+        vault.disable_requestor(SHOP, operator="grace")
+    assert changes(store, local_keys) == [
+        ("PUT_PROGRAM", "ada", "p", 1),
+        ("PUT_REQUESTOR", "ada", SHOP, 1),
+        ("PUT_REQUESTOR", None, SHOP, 2),
+        ("DISABLE_REQUESTOR", "grace", SHOP, 3),
+    ]
+    assert tv.verify_audit(store, keys=local_keys).intact
+
+
+def test_what_a_database_writer_changes_is_refused(
+    local_keys: tv.KeyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row edited, or moved to another name."""
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    filled(local_keys, store).close()
+    names = [name for name in store._meta if name.startswith("requestor:")]  # type: ignore[attr-defined] # the adapter's own dictionary
+    (name,) = names
+    right = store._meta[name]  # type: ignore[attr-defined] # as above
+    for wrong in (right[:-3] + b"xyz", right[:16] + right[16:].replace(b"false", b"true"), b"", right[:15]):
+        store._meta[name] = wrong  # type: ignore[attr-defined] # as above
+        with (
+            open_stored(local_keys, store) as vault,
+            pytest.raises((tv.IntegrityError, tv.PermissionDeniedError)),
+        ):
+            vault.issue(PAN, requestor=SHOP, program="p")
+    store._meta[name] = right  # type: ignore[attr-defined] # as above
+    moved = f"requestor:{party_row(AGENT)}:1"
+    store._meta[moved] = right  # type: ignore[attr-defined] # as above
+    with open_stored(local_keys, store) as vault:
+        assert vault.issue(PAN, requestor=SHOP, program="p").token
+        with pytest.raises(tv.IntegrityError):
+            vault.issue(PAN, requestor=AGENT, program="p")
+
+
+def party_row(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def test_many_versions_are_found_in_few_reads(
+    local_keys: tv.KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with filled(local_keys, store) as vault:
+        for number in range(200):
+            limits = (tv.Limit(uses=number + 1),)
+            vault.put_requestor(
+                tv.TokenRequestor(SHOP, programs={"p"}, domain=tv.Domain(limits=limits)), operator="ada"
+            )
+    asked: list[str] = []
+    get_meta = type(store).get_meta
+
+    def counting(store: tv.TokenStore, name: str) -> bytes | None:
+        asked.append(name)
+        return get_meta(store, name)
+
+    with open_stored(local_keys, store) as vault:
+        monkeypatch.setattr(type(store), "get_meta", counting)
+        token = vault.issue(PAN, requestor=SHOP, program="p").token
+        assert vault.remaining(token)[0].left == 200
+        assert len(asked) < 30
+
+
+def test_contenders_for_one_requestor_each_get_a_version(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    vaults = [filled(local_keys, store) if n == 0 else open_stored(local_keys, store) for n in range(3)]
+
+    def put(vault: tv.Vault, merchant: str) -> None:
+        domain = tv.Domain(merchants={merchant})
+        vault.put_requestor(tv.TokenRequestor(SHOP, programs={"p"}, domain=domain))
+
+    threads = [threading.Thread(target=put, args=(vaults[n % 3], f"M-{n}")) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = {version for action, _, _, version in changes(store, local_keys) if action == "PUT_REQUESTOR"}
+    assert written == set(range(1, 14))
+    for vault in vaults:
+        vault.close()
+    assert tv.verify_audit(store, keys=local_keys).intact
+
+
+def look_ups_beside_changes(keys: tv.KeyStore, steps: int, age: float) -> None:
+
+    store = tv.open_token_store("memory:")
+    tv.provision(keys, store)
+    vaults = [filled(keys, store, age) if n == 0 else open_stored(keys, store, age) for n in range(4)]
+    ids = [f"400{number:08}" for number in range(8)]
+    acknowledged: dict[str, list[tuple[float, int]]] = {each: [] for each in ids}
+    changing = {each: threading.Lock() for each in ids}
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        chance, vault = random.Random(number), vaults[number % 4]
+        for _ in range(steps):
+            named = chance.choice(ids)
+            if chance.random() < 0.02:
+                with changing[named]:
+                    count = len(acknowledged[named]) + 1
+                    domain = tv.Domain(limits=(tv.Limit(uses=count),))
+                    vault.put_requestor(tv.TokenRequestor(named, programs={"p"}, domain=domain))
+                    acknowledged[named].append((time.monotonic(), count))
+            else:
+                begun = time.monotonic()
+                found = run(vault._open().parties.requestor(named))
+                least = max(
+                    (count for at, count in tuple(acknowledged[named]) if at <= begun - age), default=0
+                )
+                seen = 0 if found is None else found.domain.limits[0].uses or 0
+                if seen < least:
+                    wrong.append(f"{named}: {seen} < {least}")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    for vault in vaults:
+        vault.close()
+    assert tv.verify_audit(store, keys=keys).intact
+
+
+def test_nobody_acts_on_a_party_older_than_the_stated_time(local_keys: tv.KeyStore) -> None:
+    look_ups_beside_changes(local_keys, 800, 0.02)
+
+
+@pytest.mark.nightly
+def test_nobody_acts_on_a_party_older_than_the_stated_time_in_a_million_steps(
+    local_keys: tv.KeyStore,
+) -> None:
+    look_ups_beside_changes(local_keys, 62_500, 0.05)
+
+
+def test_requestors_take_memory_only_as_they_are_used(
+    local_keys: tv.KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault_parties, "PARTIES_CACHED_MAX", 50)
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with filled(local_keys, store, 60) as vault:
+        for number in range(200):
+            vault.put_requestor(tv.TokenRequestor(f"401{number:08}"))
+        core = vault._open()
+        assert len(core.parties._requestors._held) <= 50
+    assert PARTIES_CACHED_MAX == 10_000
+
+
+class Table:
+    """A host's own directory."""
+
+    max_age_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.requestors = {SHOP: tv.TokenRequestor(SHOP, programs={"p"})}
+        self.asked = 0
+
+    def program(self, name: str, /) -> tv.TokenProgram | None:
+        return PROGRAM if name == "p" else None
+
+    def requestor(self, name: str, /) -> tv.TokenRequestor | None:
+        self.asked += 1
+        return self.requestors.get(name)
+
+
+class AwaitedTable(Table):
+    async def program(self, name: str, /) -> tv.TokenProgram | None:  # type: ignore[override] # as of AsyncVault
+        await asyncio.sleep(0)
+        return super().program(name)
+
+    async def requestor(self, name: str, /) -> tv.TokenRequestor | None:  # type: ignore[override] # as above
+        await asyncio.sleep(0)
+        return super().requestor(name)
+
+
+def test_a_host_looks_parties_up_in_its_own_tables(local_keys: tv.KeyStore, store: tv.TokenStore) -> None:
+    table = Table()
+    with tv.Vault(local_keys, store, directory=table) as vault:
+        token = vault.issue(PAN, requestor=SHOP, program="p").token
+        assert vault.detokenize(token, a_use()).pan.reveal() == PAN
+        before, table.max_age_seconds = table.asked, 60
+        table.requestors.clear()
+        with pytest.raises(
+            tv.PermissionDeniedError
+        ):  # its age was read when the vault opened: it is asked each time
+            vault.detokenize(token, a_use(2))
+        assert table.asked > before
+        with pytest.raises(tv.ConfigurationError) as refused:
+            vault.put_program(PROGRAM)
+        assert refused.value.code == "DIRECTORY_NOT_STORED"
+
+
+@pytest.mark.parametrize("table", [Table(), AwaitedTable()])
+def test_an_async_vault_takes_directories_with_coroutines_and_without(
+    local_keys: tv.KeyStore, table: Table
+) -> None:
+    async def work() -> None:
+        store = tv.open_async_token_store("memory:")
+        await tv.provision_async(local_keys, store)
+        async with tv.AsyncVault(local_keys, store, directory=table) as vault:
+            token = (await vault.issue(PAN, requestor=SHOP, program="p")).token
+            assert (await vault.detokenize(token, a_use())).pan.reveal() == PAN
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_directory_that_fails_or_answers_wrong_ends_the_call_with_a_code(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    table = Table()
+    with tv.Vault(local_keys, store, directory=table) as vault:
+        table.requestors = {SHOP: tv.TokenRequestor(AGENT)}
+        with pytest.raises(tv.ConfigurationError) as wrong:
+            vault.issue(PAN, requestor=SHOP, program="p")
+        assert wrong.value.code == "DIRECTORY_WRONG"
+        table.requestors = None  # type: ignore[assignment] # so that it fails
+        with pytest.raises(tv.TokenStoreError) as failed:
+            vault.issue(PAN, requestor=SHOP, program="p")
+        assert failed.value.code == "DIRECTORY_FAILED"
+        assert failed.value.__cause__ is None
+
+
+def test_a_vault_has_a_directory_or_parties_and_not_both(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    with pytest.raises(tv.ConfigurationError) as both:
+        tv.Vault(local_keys, store, programs=[PROGRAM], directory=tv.StaticDirectory([PROGRAM]))
+    assert both.value.code == "DIRECTORY_AND_PARTIES"
+    with pytest.raises(tv.InvalidInputError):
+        tv.Vault(local_keys, store, directory=object())  # type: ignore[arg-type] # no directory
+    with filled(local_keys, store) as vault:
+        with pytest.raises(tv.InvalidInputError) as unknown:
+            vault.put_requestor(tv.TokenRequestor(AGENT, programs={"nowhere"}))
+        assert unknown.value.code == "PROGRAM_UNKNOWN"
+        with pytest.raises(tv.InvalidInputError) as nobody:
+            vault.disable_requestor(AGENT)
+        assert nobody.value.code == "REQUESTOR_UNKNOWN"
+        names = {f"{number:064}" for number in range(80)}
+        with pytest.raises(tv.InvalidInputError) as long:
+            vault.put_requestor(tv.TokenRequestor(AGENT, programs=names))
+        assert long.value.code == "PARTY_TOO_LONG"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), 100_000, True, "5"])
+def test_the_age_of_an_answer_is_bounded(seconds: object) -> None:
+    with pytest.raises(tv.InvalidInputError):
+        StoredDirectory(max_age_seconds=seconds)  # type: ignore[arg-type] # that is the point
+
+
+programs = st.builds(
+    tv.TokenProgram,
+    st.from_regex(r"[!-~]([ -~]{0,20}[!-~])?", fullmatch=True),
+    format=st.builds(tv.TokenFormat, bin=st.from_regex(r"[0-9]{1,6}", fullmatch=True), luhn=st.booleans()),
+    making=st.sampled_from(tv.Making),
+    domain=st.just(tv.Domain(merchants={"M-1"})),
+    expected_tokens=st.integers(1, 1_000),
+    pans=st.builds(tv.PanRule, lengths=st.sampled_from([(12, 19), (13, 16)]), luhn=st.booleans()),
+    accept_density=st.booleans(),
+    expiry_zone=st.sampled_from([None, "Asia/Shanghai"]),
+)
+requestors = st.builds(
+    tv.TokenRequestor,
+    st.from_regex(r"[0-9]{11}", fullmatch=True),
+    programs=st.sets(st.from_regex(r"[a-z]{1,8}", fullmatch=True)),
+    permissions=st.sets(st.sampled_from(tv.Permission), min_size=1),
+    domain=st.just(tv.Domain(merchants={"M-1"})),
+    disabled=st.booleans(),
+)
+
+
+@settings(max_examples=200)
+@given(st.one_of(programs, requestors))
+def test_a_document_reads_back_as_what_was_written(party: tv.TokenProgram | tv.TokenRequestor) -> None:
+    document = party_document.encode(party)
+    assert party_document.domain_of(document) == party.domain.digest
+    newer = document.replace("{", '{"newer":1,', 1)
+    if isinstance(party, tv.TokenProgram):
+        assert party_document.decode(tv.TokenProgram, document, party.domain) == party
+        with pytest.raises(tv.IntegrityError):
+            party_document.decode(tv.TokenProgram, newer, party.domain)
+    else:
+        assert party_document.decode(tv.TokenRequestor, document, party.domain) == party
+        with pytest.raises(tv.IntegrityError):
+            party_document.decode(tv.TokenRequestor, newer, party.domain)

@@ -1,0 +1,160 @@
+"""Asks that could be guesses leave events, and the right to manage tokens confirms no card number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from functools import partial
+
+import pytest
+
+import tokenvault as tv
+from tests.faces import open_face
+from tests.strategies import NOW_MS
+from tests.vaults import (
+    ACQUIRER,
+    MASTERCARD,
+    PROGRAMS,
+    REQUESTORS,
+    SHOP,
+    STRANGER,
+    VISA,
+    all_events,
+    issue,
+    use,
+)
+from tokenvault.audit.export import AuditEvent, audit_events
+from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.testing.clock import ManualClock
+
+MANAGER, ISSUER, USER = "40000000002", "40000000003", "40000000004"
+HOLDERS = {
+    MANAGER: {tv.Permission.MANAGE},
+    ISSUER: {tv.Permission.MANAGE, tv.Permission.ISSUE},
+    USER: {tv.Permission.MANAGE, tv.Permission.DETOKENIZE},
+}
+
+
+class Desk:
+    """A vault whose events are looked at."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self.store = MemoryTokenStore()
+        tv.provision(keys, self.store)
+        names = {program.name for program in PROGRAMS}
+        owners = [
+            tv.TokenRequestor(name, permissions=rights, programs=names) for name, rights in HOLDERS.items()
+        ]
+        self.clock = ManualClock(NOW_MS)
+        self.vault = open_face(
+            keys, self.store, programs=PROGRAMS, requestors=(*REQUESTORS, *owners), clock=self.clock
+        )
+
+    def events(self) -> list[AuditEvent]:
+        rows = [row for stream in self.store.streams() for row in all_events(self.store, stream)]
+        events = [event for row in rows for event in audit_events(row)]
+        return [event for event in events if event.action.name != "CHECKPOINT"]
+
+    def left_by(self, ask: Callable[[], object]) -> list[tuple[str, str, str | None, tuple[str, ...]]]:
+        """What the events say that a call left."""
+        before = len(self.events())
+        with suppress(tv.TokenVaultError):
+            ask()
+        return [
+            (event.action.name, event.outcome.name, event.requestor, event.codes)
+            for event in self.events()[before:]
+        ]
+
+
+@pytest.fixture
+def desk(local_keys: KeyStore) -> Iterator[Desk]:
+    made = Desk(local_keys)
+    with closing(made.vault):
+        yield made
+
+
+def test_a_check_that_fails_leaves_an_event_and_one_that_is_allowed_none(desk: Desk) -> None:
+    vault, only = desk.vault, tv.Domain(merchants={"M"})
+    token = issue(vault, domain=only).token
+    assert desk.left_by(lambda: vault.check(token, use(merchant="M"))) == []
+    assert desk.left_by(lambda: vault.check_many([(token, use(merchant="M"))])) == []
+    outcomes = {
+        "refused": (token, use(merchant="N"), ("CHECK", "DENIED", SHOP, ("MERCHANT_NOT_ALLOWED",))),
+        "unknown": ("9999130000000009", use(), ("CHECK", "NOT_FOUND", SHOP, ())),
+        "others": (token, use(merchant="M", requestor=ACQUIRER),
+                   ("CHECK", "DENIED", ACQUIRER, ("REQUESTOR_NOT_ALLOWED",))),
+        "no right": (token, use(requestor=STRANGER), ("CHECK", "DENIED", STRANGER, ("PERMISSION_DENIED",))),
+        "number": (token, use(merchant="M", id=VISA), ("CHECK", "DENIED", SHOP, ("CARD_NUMBER_IN_TRANSACTION",))),
+    }  # fmt: skip
+    for name, (number, each, left) in outcomes.items():
+        assert desk.left_by(partial(vault.check, number, each)) == [left], name
+        assert desk.left_by(partial(vault.check_many, [(number, each)] * 2)) == [left] * 2, name
+    assert len([event for event in vault.history(token) if event.action.name == "CHECK"]) == 9
+
+
+def test_a_check_that_meets_a_changed_record_leaves_an_event(desk: Desk) -> None:
+    token = issue(desk.vault).token
+    (row,) = desk.store.get([token])
+    desk.store._records[token] = row._replace(revision=7)
+    left = ("CHECK", "TAMPERED", SHOP, ())
+    assert desk.left_by(lambda: desk.vault.check(token, use())) == [left]
+    assert desk.left_by(lambda: desk.vault.check_many([(token, use())])) == [left]
+
+
+@pytest.mark.parametrize("name", [VISA, MASTERCARD])
+def test_with_manage_alone_a_card_number_is_neither_confirmed_nor_denied(desk: Desk, name: str) -> None:
+    issue(desk.vault, requestor=SHOP)
+    refused = ("DENIED", MANAGER, ("CARD_NUMBER_NOT_ALLOWED",))
+    asks: dict[str, Callable[[], object]] = {
+        "LOOK_UP": lambda: desk.vault.tokens_of(name, requestor=MANAGER),
+        "UPDATE_CARD": lambda: desk.vault.update_card(name, expiry="2031-01", requestor=MANAGER),
+    }
+    for action, ask in asks.items():
+        with pytest.raises(tv.PermissionDeniedError) as raised:
+            ask()
+        assert raised.value.code == "CARD_NUMBER_NOT_ALLOWED"
+        assert desk.left_by(ask) == [(action, *refused)]
+    changes = [(name, tv.CardChange(expiry="2031-01"))]
+    assert desk.left_by(lambda: desk.vault.update_card_many(changes, requestor=MANAGER)) == [
+        ("UPDATE_CARD", *refused)
+    ]
+    (failed,) = desk.vault.update_card_many(changes, requestor=MANAGER)
+    assert isinstance(failed, tv.PermissionDeniedError)
+    assert failed.code == "CARD_NUMBER_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize("requestor", [None, ISSUER, USER, SHOP])
+def test_each_question_by_a_card_number_leaves_an_event_whatever_the_answer(
+    desk: Desk, requestor: str | None
+) -> None:
+    vault = desk.vault
+    issue(vault)
+    right = vault.tokens_of(VISA, requestor=requestor)
+    assert len(right) == (requestor in (None, SHOP))
+    outcome = "DONE" if right else "NOT_FOUND"
+    left = [] if requestor is None else [("LOOK_UP", outcome, requestor, ())]
+    assert desk.left_by(lambda: vault.tokens_of(VISA, requestor=requestor)) == left
+    for _ in range(3):
+        assert desk.left_by(lambda: vault.tokens_of(MASTERCARD, requestor=requestor)) == [
+            ("LOOK_UP", "NOT_FOUND", requestor, ())
+        ]
+        assert desk.left_by(lambda: vault.update_card(MASTERCARD, expiry="2031-01", requestor=requestor)) == [
+            ("UPDATE_CARD", "NOT_FOUND", requestor, ())
+        ]
+
+
+def test_each_token_found_by_a_card_number_has_that_in_its_history(desk: Desk) -> None:
+    tokens = [issue(desk.vault).token for _ in range(3)]
+    desk.vault.tokens_of(VISA, requestor=SHOP)
+    for token in tokens:
+        assert [event.action.name for event in desk.vault.history(token)] == ["ISSUE", "LOOK_UP"]
+
+
+def test_a_change_of_card_that_is_not_acceptable_leaves_an_event(desk: Desk) -> None:
+    token = issue(desk.vault, customer=f"c-{MASTERCARD}").token
+    left = [("UPDATE_CARD", "DENIED", SHOP, ("CARD_NUMBER_IN_TEXT",))]
+    for name in (token, VISA):
+        assert desk.left_by(partial(desk.vault.update_card, name, new_pan=MASTERCARD, requestor=SHOP)) == left
+        changes = [(name, tv.CardChange(new_pan=MASTERCARD))]
+        assert desk.left_by(partial(desk.vault.update_card_many, changes, requestor=SHOP)) == left

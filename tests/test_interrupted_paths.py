@@ -1,0 +1,82 @@
+"""A time limit that is an OSError, as TimeoutError is, comes out of each look at a path: it is never taken for no."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenvault import interrupts
+from tokenvault.keys.pkcs11.host_lock import host_lock
+
+
+class TimeLimitError(TimeoutError):
+    """As RQ raises one in its signal's handler."""
+
+
+@pytest.fixture
+def limit() -> Iterator[None]:
+    def handler(_number: int, _frame: object) -> None:
+        raise TimeLimitError
+
+    former = signal.signal(signal.SIGUSR1, handler)
+    yield
+    signal.signal(signal.SIGUSR1, former)
+
+
+def locked(path: str) -> None:
+    with host_lock(path):
+        pass
+
+
+LOOKS: dict[str, tuple[Callable[[str], object], str, str]] = {
+    "real_path": (interrupts.real_path, "os", "lstat"),
+    "exists": (interrupts.exists, "os", "stat"),
+    "is_file": (interrupts.is_file, "os", "stat"),
+    "host_lock opening": (locked, "os", "open"),
+    "host_lock locking": (locked, "fcntl", "flock"),
+}
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_time_limit_comes_out_of_every_look_at_a_path_and_no_handle_is_left(
+    look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, module, name = LOOKS[look]
+    path = tmp_path / "file"
+    path.write_text("")
+    real = getattr(__import__(module), name)
+
+    strikes = [signal.SIGUSR1]
+
+    def struck(*arguments: Any, **named: Any) -> Any:
+        result = real(*arguments, **named)
+        if strikes:
+            signal.raise_signal(strikes.pop())
+        return result
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{module}.{name}", struck)
+        with pytest.raises(TimeLimitError):
+            call(str(path))
+    if look != "host_lock opening":  # there the handle is lost in the test's own function
+        assert len(os.listdir("/proc/self/fd")) == before
+    call(str(path))
+
+
+def test_paths_are_told_as_os_path_tells_them(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link", "dangling", "nowhere", ".", "file/below", "\0"):
+        path = str(tmp_path / name)
+        assert interrupts.exists(path) == os.path.exists(path), name  # what it replaces
+        assert interrupts.is_file(path) == os.path.isfile(path), name  # what it replaces
+    assert interrupts.real_path(str(tmp_path / "link")) == os.path.realpath(tmp_path / "file")
+    assert interrupts.real_path(str(tmp_path / "nowhere")) == str(tmp_path / "nowhere")
