@@ -262,8 +262,43 @@ def test_a_loss_covers_what_lies_within_it_and_nothing_else(
     finding = AuditFinding(
         kind=kind, message="", stream=(b"s" * 16).hex(), number=other_first, last=other_first + other_more
     )
-    within = first <= other_first and other_first + other_more <= first + more
-    lost = {FindingKind.TRUNCATED, FindingKind.REMOVED, FindingKind.GAP}
+    begins = (
+        1 if kind is FindingKind.STREAM_DROPPED else other_first
+    )  # a whole stream, up to what was known of it
+    within = first <= begins and other_first + other_more <= first + more
+    lost = {FindingKind.TRUNCATED, FindingKind.REMOVED, FindingKind.GAP, FindingKind.STREAM_DROPPED}
     assert known.covers(finding) == (within and kind in lost)
     assert not known.covers(attrs.evolve(finding, stream=(b"t" * 16).hex()))
     assert not known.covers(attrs.evolve(finding, stream=None))
+
+
+def test_what_a_stream_does_after_its_loss_was_acknowledged_is_missed_when_it_is_gone() -> None:
+    known = Acknowledged()
+    dropped = AuditFinding(
+        kind=FindingKind.STREAM_DROPPED, message="", stream=(b"s" * 16).hex(), number=1, last=9
+    )
+    loss = Loss.of(dropped)
+    assert loss is not None
+    known.add((loss,))
+    assert known.covers(dropped)
+    assert not known.covers(attrs.evolve(dropped, last=10))
+    for kind in (FindingKind.TRUNCATED, FindingKind.REMOVED):
+        assert known.covers(attrs.evolve(dropped, kind=kind, number=4, last=9))
+        assert not known.covers(attrs.evolve(dropped, kind=kind, number=4, last=10))
+
+
+def test_an_older_row_that_is_put_back_again_is_no_part_of_what_was_acknowledged() -> None:
+    """Nor is the event of one more change that is taken away."""
+    reference = (b"r" * 16).hex()
+    fell = AuditFinding(kind=FindingKind.REVISION_FELL, message="", number=2, reference=reference, revision=1)
+    gone = AuditFinding(
+        kind=FindingKind.REMOVED, message="", number=2, last=3, reference=reference, revision=2
+    )
+    known = Acknowledged()
+    known.add(loss for each in (fell, gone) if (loss := Loss.of(each)) is not None)
+    assert known.covers(fell)
+    assert not known.covers(attrs.evolve(fell, number=3)), "more has been told of the record since"
+    assert known.covers(gone)
+    assert known.covers(attrs.evolve(gone, number=3, revision=3))
+    assert not known.covers(attrs.evolve(gone, last=4))
+    assert not known.covers(attrs.evolve(gone, reference=(b"q" * 16).hex()))

@@ -40,6 +40,25 @@ def test_whom_a_token_was_issued_to_sees_and_ends_all_that_came_from_it(vault: t
     assert vault.get(other.token) == other
 
 
+def test_what_came_from_a_token_is_seen_though_any_of_it_has_another_card(vault: tv.Vault) -> None:
+    source = issue(vault)
+    first, second = (
+        grant(vault, source.token, requestor=ACQUIRER),
+        grant(vault, source.token, requestor=ACQUIRER),
+    )
+    every = sorted([first.token, second.token])
+
+    def seen() -> list[str]:
+        return [info.token for info in vault.tokens_from(source.token, requestor=SHOP)]
+
+    vault.update_card(first.token, new_pan="5555555555554444")
+    assert seen() == every
+    vault.update_card(source.token, new_pan="378282246310005")
+    assert seen() == every
+    vault.delete(source.token)
+    assert seen() == every
+
+
 def test_a_token_from_a_token_has_a_budget_and_a_life_of_its_own(vault: tv.Vault) -> None:
     source = issue(vault)
     budget = tv.Domain(limits=[tv.Limit(amount=tv.Money(100, "EUR"))])

@@ -7,6 +7,8 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,8 +22,10 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, all_events, all_records, issue, use
+from tokenvault import maintenance
 from tokenvault.audit.event import Action, Event
-from tokenvault.keys import KeyStore
+from tokenvault.keys import KeyPurpose, KeyStore
+from tokenvault.maintenance import upkeep
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -414,3 +418,131 @@ def test_an_acquirer_inside_has_no_more_rights_than_outside(
 ) -> None:
     with host.transaction(), vault.within(host) as inside, pytest.raises(tv.PermissionDeniedError):
         issue(inside, requestor=ACQUIRER)
+
+
+# What the transaction must not undo, and whom it keeps waiting.
+
+
+@pytest.fixture
+def own_keys(tmp_path: Path) -> Iterator[KeyStore]:
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    address = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
+    with closing(tv.open_key_store(address)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("purpose", [KeyPurpose.SEAL, KeyPurpose.FINGERPRINT], ids=lambda each: each.value)
+def test_a_rotation_waits_for_a_transaction_that_has_written(
+    own_keys: KeyStore, postgres_url: str, host: psycopg.Connection[Any], purpose: KeyPurpose
+) -> None:
+    done = threading.Event()
+
+    def rotate() -> None:
+        with closing(tv.open_token_store(postgres_url)) as rotating:
+            maintenance.add_key_version(own_keys, rotating, purpose)
+            maintenance.make_primary(own_keys, rotating, purpose, 2)
+            maintenance.refingerprint(own_keys, rotating)
+            maintenance.reseal(own_keys, rotating)
+            maintenance.retire(own_keys, rotating, purpose, 1)
+            maintenance.destroy(own_keys, rotating, purpose, 1)
+        done.set()
+
+    with closing(tv.open_token_store(postgres_url)) as store:
+        tv.provision(own_keys, store, key_delay=timedelta(milliseconds=100))
+        with tv.Vault(
+            own_keys, store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS, clock=ManualClock(NOW_MS)
+        ) as vault:
+            with host.transaction(), vault.within(host) as inside:
+                token = issue(inside, program="card-on-file").token
+                thread = threading.Thread(target=rotate)
+                thread.start()
+                assert not done.wait(1.5)
+            thread.join(60)
+            assert done.is_set()
+            assert vault.get(token).token == token
+            assert issue(vault, program="card-on-file").token == token
+        assert_intact(store, own_keys)
+
+
+def test_a_rotation_refuses_after_a_bounded_wait(
+    local_keys: KeyStore, store: TokenStore, vault: tv.Vault, host: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(upkeep, "TRANSACTIONS_SECONDS_MAX", 0.2)
+    with host.transaction(), vault.within(host) as inside:
+        issue(inside)
+        with pytest.raises(tv.LifecycleError) as refused:
+            maintenance.reseal(local_keys, store)
+        assert refused.value.code == "TRANSACTION_OPEN"
+    maintenance.reseal(local_keys, store)
+
+
+def test_refusals_inside_suspend_a_token_whatever_becomes_of_the_transaction(
+    local_keys: KeyStore, store: TokenStore, host: psycopg.Connection[Any]
+) -> None:
+    program = tv.TokenProgram("strict", format=tv.TokenFormat(bin="999917"), suspend_after_refusals=3)
+    shop = tv.TokenRequestor(SHOP, programs={"strict"})
+    with tv.Vault(
+        local_keys, store, programs=[program], requestors=[shop], clock=ManualClock(NOW_MS)
+    ) as vault:
+        tokens = [issue(vault, program="strict", domain=TWICE).token for _ in range(2)]
+        for number in range(3):
+            with (
+                suppress(tv.DomainRestrictionError),
+                host.transaction(),
+                vault.within(host) as inside,
+            ):
+                inside.detokenize(tokens[0], use(f"bad-{number}", merchant="M-2"))
+        assert vault.get(tokens[0]).status is tv.TokenStatus.SUSPENDED
+        with host.transaction(force_rollback=True), vault.within(host) as inside:
+            inside.detokenize(tokens[1], use("good", merchant="M-1"))  # its row is locked from here on
+            for number in range(4):
+                with suppress(tv.DomainRestrictionError, tv.LifecycleError):
+                    inside.detokenize(tokens[1], use(f"worse-{number}", merchant="M-2"))
+    assert_intact(store, local_keys)
+
+
+def test_whether_a_card_is_known_is_never_told_without_an_event(
+    vault: tv.Vault, store: TokenStore, host: psycopg.Connection[Any]
+) -> None:
+    issue(vault, VISA)
+    before = len(events(store))
+    with host.transaction(force_rollback=True), vault.within(host) as inside:
+        assert inside.update_card(VISA, expiry="2031-01")
+    told = events(store)[before:]
+    assert [(each.action, each.codes) for each in told if each.action is not Action.CHECKPOINT] == [
+        (Action.UPDATE_CARD, ("WITHIN",))
+    ]
+    before = len(events(store))
+    with host.transaction(force_rollback=True), vault.within(host) as inside:
+        issue(inside, MASTERCARD, program="card-on-file")
+    assert Action.ISSUE in [each.action for each in events(store)[before:]]
+
+
+def test_a_pipeline_is_refused_and_one_caller_at_a_time_works_inside(
+    vault: tv.Vault, store: TokenStore, local_keys: KeyStore, host: psycopg.Connection[Any]
+) -> None:
+    host.execute("SELECT 1")
+    with host.pipeline(), pytest.raises(tv.ConfigurationError, match="pipeline"):
+        vault.within(host)
+    host.rollback()
+    codes: list[str] = []
+    with host.transaction(), vault.within(host) as inside:
+
+        def work() -> None:
+            for _ in range(20):
+                try:
+                    issue(inside)
+                except tv.TokenStoreError as error:
+                    codes.append(error.code)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with host.pipeline(), pytest.raises(tv.TokenStoreError):
+            issue(inside)
+    assert set(codes) <= {"TRANSACTION_BUSY"}
+    vault.close()
+    assert_intact(store, local_keys)

@@ -6,7 +6,8 @@ Layout of the payload of an event of action ACKNOWLEDGE, which follows its body,
     2   number of losses, at most 1,000; each:
         1   kind of the finding, by its place in FindingKind, from 1
         16  stream; zeros where it is about a record
-        8   first number, 8 last number; 0 where it names none
+        8   first number, 8 last number; of a record, its revisions that no event tells of; where it fell, twice how
+            many events tell of the revision, or of the record if an older row was put back; 0 where it names none
         16  reference; zeros where it is about a stream
         8   revision; 0 where it names none
 """
@@ -31,7 +32,6 @@ _LOST: Final = frozenset(
 _COUNT: Final = struct.Struct(">H")
 _LOSS: Final = struct.Struct(">B16sQQ16sQ")
 _NONE: Final = bytes(16)
-_END: Final = 2**63 - 1
 
 
 class Loss(NamedTuple):
@@ -51,7 +51,7 @@ class Loss(NamedTuple):
             return None  # it would cover what is not known yet
         first, last = finding.number or 0, finding.last or finding.number or 0
         if finding.kind is FindingKind.STREAM_DROPPED:
-            first, last = 1, _END
+            first = 1  # up to what was known of it
         return cls(
             finding.kind,
             bytes.fromhex(finding.stream or ""),
@@ -64,9 +64,12 @@ class Loss(NamedTuple):
     def covers(self, other: Loss) -> bool:
         """Whether another loss lies within this one."""
         alike = self.kind is other.kind or {self.kind, other.kind} <= _LOST
-        if self.reference or other.reference:
-            return alike and (self.reference, self.revision) == (other.reference, other.revision)
-        return alike and self.stream == other.stream and self.first <= other.first <= other.last <= self.last
+        if self.kind is FindingKind.REVISION_FELL and self.first != other.first:
+            return False  # it fell again, or more has been told of it since
+        if self.kind is not FindingKind.REMOVED and self.revision != other.revision:
+            return False
+        within = self.first <= other.first <= other.last <= self.last
+        return alike and within and (self.stream, self.reference) == (other.stream, other.reference)
 
 
 class Acknowledgement(NamedTuple):

@@ -213,7 +213,9 @@ async def forget(
     page: int = PAGE,
     clock: Clock | None = None,
 ) -> Purged:
-    """Delete every token of a customer, whatever its status: no table of the database holds a card of theirs then.
+    """Delete every token of a customer, whatever its status: no token of theirs has a card in any table then.
+
+    A token that was issued from one of theirs is of the customer that `issue_from` named, or of none.
 
     Vaults go on meanwhile; a token that one issues for the customer while this runs is deleted too. Killed at any
     point, it has done what it has done: call it again. Each page leaves one event. What stays of a token is what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -26,6 +27,12 @@ WRITES_MAX: Final = 100
 
 WAITS_MAX: Final = 100
 """How often a wait for all vaults starts over because the key table changed meanwhile."""
+
+
+TRANSACTIONS_SECONDS_MAX: Final = 60.0
+"""How long is waited for transactions of hosts that have written."""
+
+_POLL_SECONDS: Final = 0.05
 
 
 @attrs.frozen
@@ -73,8 +80,23 @@ class Upkeep:
             await self.runtime.sleep(before.table.delay_ms / 1_000)
             await self.versions.refresh()
             if self.versions.stored == before:
-                return
+                return await self._until_written()
         raise ConflictError("others keep changing the key table: retry later")
+
+    async def _until_written(self) -> None:
+        """Wait until every transaction is over that may have written under the keys before. Raises LifecycleError."""
+        if not hasattr(self.store, "writers"):
+            return
+        waited_for: set[str] = await self.store.writers()
+        until = time.monotonic() + TRANSACTIONS_SECONDS_MAX
+        while waited_for:
+            if time.monotonic() > until:
+                raise LifecycleError(
+                    "a transaction of a host that has written is still open: end it, and call again",
+                    code="TRANSACTION_OPEN",
+                )
+            await self.runtime.sleep(_POLL_SECONDS)
+            waited_for &= await self.store.writers()
 
     async def until_seen(self) -> None:
         """Wait as `until_noticed`, for vaults that have all keys of the table.

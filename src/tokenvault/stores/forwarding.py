@@ -61,6 +61,11 @@ class BlockingStore(_Lifted):
         self._store: Final = store
         self.write_limits = store.write_limits
 
+    async def writers(self) -> set[str]:
+        """The transactions that have written and are not over; none where the store has no transactions of a host."""
+        found: set[str] = getattr(self._store, "writers", set)()
+        return found
+
 
 class ThreadedTokenStore(AsyncForwarding):
     """Any blocking token store, for the tasks of any event loop: each call blocks a thread, not the loop.
@@ -76,6 +81,11 @@ class ThreadedTokenStore(AsyncForwarding):
         self.write_limits = store.write_limits
         self._closed = False
         self._workers: Final = Workers(THREADS)
+
+    async def writers(self) -> set[str]:
+        """As `BlockingStore.writers`."""
+        found: set[str] = await self._workers.call(getattr(self._store, "writers", set))
+        return found
 
     async def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if name != "close":

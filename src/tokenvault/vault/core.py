@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 import attrs
@@ -76,7 +76,8 @@ class Core:
 
     Attributes:
         registry: changes its parties, where the vault does that.
-        inside: whether it is a part of another vault, in a transaction of the host's.
+        outer: the vault that this one is a part of, in a transaction of the host's; None of others.
+        touched: the references of tokens whose rows that transaction may have locked.
     """
 
     store: AsyncTokenStore
@@ -92,12 +93,17 @@ class Core:
     deliveries: Deliveries | None = None
     risk: RiskPolicy | None = None
     reveal: RevealPolicy | None = None
-    inside: bool = False
+    outer: Core | None = None
+    touched: Set[bytes] = frozenset()
 
     @property
     def keys(self) -> KeyRing:
         """The keys, by the key table in force. What has to fit together comes from one ring: ask for it once."""
         return self.key_versions.ring
+
+    def lasting(self, reference: bytes) -> Core:
+        """Where a change of a token outlives a host's transaction, unless that has the token locked."""
+        return self if self.outer is None or reference in self.touched else self.outer
 
     async def rekeyed(self, keys: KeyRing) -> bool:
         """Whether other keys are in force by now than those of a ring; read again where that is due."""

@@ -1,7 +1,6 @@
 """Tokens from tokens: what was issued from a token, directly or not.
 
-All stand for one card, by whose number they are found. A source that is deleted has no card any more: the events of
-the tokens that came from it lead to one that still has.
+The event of each names its source, and leads on, also where a token in between is deleted or has another card by now.
 """
 
 from __future__ import annotations
@@ -19,46 +18,48 @@ from tokenvault.vault.issue import SOURCES_MAX
 
 _PAGE: Final = 64
 _PAGES_MAX: Final = 10_000
-"""Of events, looked through for a token that still has a card."""
+"""Of the events of one token."""
 
 
 async def descendants(core: Core, source: Unsealed) -> list[Unsealed]:
     """The tokens that came from a token and are not deleted, by token. Raises IntegrityError, KeyStoreError."""
-    card = source.card or await _card_of_descendant(core, source.record)
-    if card is None:
-        return []
+    found = await _by_events(core, source.record)
+    if source.card is not None:  # tokens that were imported have no such events
+        found |= await _by_card(core, source.record, source.card)
+    living = (unsealed for unsealed in found.values() if unsealed.card is not None)
+    return sorted(living, key=lambda unsealed: unsealed.record.token)
+
+
+async def _by_events(core: Core, source: TokenRecord) -> dict[bytes, Unsealed]:
+    """By reference, what the events of issuing lead to, tombstones too, whatever card each has by now."""
+    found: dict[bytes, Unsealed] = {}
+    waiting = [source.reference]
+    while waiting:
+        async for reference in _issued_from(core, waiting.pop()):
+            row = None if reference in found else await core.store.by_reference(reference)
+            if row is not None:
+                found[reference] = await core.open(row, reference)
+                waiting.append(reference)
+    return found
+
+
+async def _by_card(core: Core, source: TokenRecord, card: Card) -> dict[bytes, Unsealed]:
+    """By reference, what the records of the source's card say that it came from it."""
     found_by = await core.runtime.call(core.keys.pan_fingerprints, card.pan)
     deleted_by = core.keys.tombstone_fingerprints(card.pan)
     of_card = [unsealed async for unsealed in core.of_card((*found_by, *deleted_by), None)]
-    by_reference = {unsealed.record.reference: unsealed.record for unsealed in of_card}
+    by_reference = {unsealed.record.reference: unsealed for unsealed in of_card}
 
     def comes_from_it(record: TokenRecord) -> bool:
         for _ in range(SOURCES_MAX):
-            if record.source == source.record.reference:
+            if record.source == source.reference:
                 return True
             if record.source not in by_reference:
                 return False
-            record = by_reference[record.source]
+            record = by_reference[record.source].record
         return False
 
-    return [each for each in of_card if each.card is not None and comes_from_it(each.record)]
-
-
-async def _card_of_descendant(core: Core, record: TokenRecord) -> Card | None:
-    """The card of the first token found that came from a deleted one and has it still."""
-    seen = {record.reference}
-    waiting = [record.reference]
-    while waiting:
-        async for reference in _issued_from(core, waiting.pop()):
-            row = None if reference in seen else await core.store.by_reference(reference)
-            if row is None:
-                continue
-            found = await core.open(row, reference)
-            if found.card is not None:
-                return found.card
-            seen.add(reference)
-            waiting.append(reference)
-    return None
+    return {reference: each for reference, each in by_reference.items() if comes_from_it(each.record)}
 
 
 async def _issued_from(core: Core, source: bytes) -> AsyncIterator[bytes]:

@@ -79,7 +79,7 @@ class Face:
         while self._calls and time.monotonic() < until:
             await core.runtime.sleep(_POLL_SECONDS)
         await core.trail.close(core.clock.now_ms())
-        if core.deliveries is not None and not core.inside:
+        if core.deliveries is not None and core.outer is None:
             await core.runtime.block(core.deliveries.close)
         core.runtime.close()
 

@@ -47,5 +47,6 @@ class Refusals:
                 # Deleted since, or changed by others all the time: the next refusal tries again.
                 with suppress(LifecycleError, ConflictError):
                     by_vault = manage.By(actor=Actor.VAULT)
-                    await manage.change_status(self._core, reference, Change.SUSPEND, by_vault, (mark,))
+                    core = self._core.lasting(reference)
+                    await manage.change_status(core, reference, Change.SUSPEND, by_vault, (mark,))
         return await self.tally.settle()

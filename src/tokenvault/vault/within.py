@@ -23,13 +23,14 @@ from tokenvault.errors import ConfigurationError
 from tokenvault.model.domain import Domain
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import AsyncTokenStore, Fence
+from tokenvault.stores.turns import one_at_a_time
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
 
 T = TypeVar("T")
 
 WITHIN: Final = "WITHIN"
-"""The code of the event, outside, of a card number that is handed out inside."""
+"""The code of the event, outside, of what was done inside."""
 
 _CHANGES: Final = frozenset(
     {
@@ -49,11 +50,23 @@ _CHANGES: Final = frozenset(
 """What is done inside, call by call."""
 
 
+_SEEN: Final = frozenset({Action.DETOKENIZE, Action.ISSUE, Action.UPDATE_CARD})
+"""What hands out a card number, or may tell whether one is known: its event stands outside too."""
+
+
 @attrs.frozen
 class InnerTrail(Trail):
-    """The trail of a vault inside a transaction."""
+    """The trail of a vault inside a transaction.
+
+    Attributes:
+        outer: of the vault that it belongs to.
+        touched: the references of tokens whose rows the transaction may have locked.
+        turn: to write, one caller at a time.
+    """
 
     outer: Trail
+    touched: set[bytes]
+    turn: list[None] = attrs.Factory(lambda: [None])
 
     async def note(self, event: Event | BatchEvent, fence: Fence = ()) -> list[str]:
         """As in Trail: an allowed use inside, anything else outside."""
@@ -73,8 +86,11 @@ class InnerTrail(Trail):
                 " issue_many",
                 code="NOT_IN_TRANSACTION",
             )
-        in_the_way = await super().write(event, seal, change)
-        if isinstance(event, Event) and event.action is Action.DETOKENIZE and not in_the_way:
+        if isinstance(event, Event):
+            self.touched.add(event.reference)
+        with one_at_a_time(self.turn):  # or another's number would be taken for one that was taken back
+            in_the_way = await super().write(event, seal, change)
+        if isinstance(event, Event) and event.action in _SEEN and not in_the_way:
             await self.outer.note(event._replace(use=None, revision=0, codes=(*event.codes, WITHIN)))
         return in_the_way
 
@@ -143,7 +159,9 @@ async def inner_core(
         raise ConfigurationError(
             "the connection is to another database than this vault's", code="NO_TRANSACTION"
         )
-    trail = InnerTrail(inside, runtime, Journal(outer.trail.journal.keys), outer.trail.ids, outer.trail)
+    touched: set[bytes] = set()
+    journal = Journal(outer.trail.journal.keys)
+    trail = InnerTrail(inside, runtime, journal, outer.trail.ids, outer.trail, touched)
     return attrs.evolve(
         outer,
         store=inside,
@@ -152,5 +170,6 @@ async def inner_core(
         documents=InnerDocuments(inside, outer.documents),
         registry=None,
         reveal=None,
-        inside=True,
+        outer=outer,
+        touched=touched,
     )

@@ -67,7 +67,9 @@ class AuditFinding:
         kind: what was done.
         message: the same in words, with what is known of how it was found.
         stream: of the event, hexadecimal.
-        number: of the event; last: the number of the last one, where the finding is about several in a row.
+        number: of the event; last: the number of the last one, where the finding is about several in a row. About a
+            record, the revisions that no event tells of; where it fell, how many events tell of the revision, or of
+            the record where an older row was put back.
         reference: of the token whose record it is about, hexadecimal.
         revision: of that record.
     """

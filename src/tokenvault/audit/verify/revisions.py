@@ -10,6 +10,7 @@ once, for all records.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -76,10 +77,11 @@ class Revisions:
 
     def check(self, store: TokenStore, trusted: TrustedKeys, findings: Findings) -> int:
         """Read all records and note what is wrong. Returns how many there are."""
-        for reference, revision in self._repeated:
+        for (reference, revision), again in Counter(self._repeated).items():
             findings.add(
                 FindingKind.REVISION_FELL,
                 "two events tell of this revision: the record was put back to an older one and changed again",
+                number=again + 1,
                 reference=reference,
                 revision=revision,
             )
@@ -123,6 +125,7 @@ class Revisions:
             findings.add(
                 FindingKind.REVISION_FELL,
                 f"the record has revision {revision}, and an event tells of {newest}: an older row was put back",
+                number=run + len(above) + sum(reference == each for each, _ in self._repeated),
                 reference=reference,
                 revision=revision,
             )
@@ -150,12 +153,13 @@ class Revisions:
         """Note the revisions of a record that no event states."""
         if not record.stated:
             message = "no event tells of this record: they were removed, or the record was planted"
-            findings.add(FindingKind.REMOVED, message, reference=reference, revision=record.revision)
+            newest = record.revision
+            findings.add(FindingKind.REMOVED, message, None, 1, newest, reference=reference, revision=newest)
             return
         for first, last in self._missing_runs(reference, record):
             up_to = f" up to {last}" if last > first else ""
             message = f"no event tells of the change to revision {first}{up_to}"
-            findings.add(FindingKind.REMOVED, message, reference=reference, revision=first)
+            findings.add(FindingKind.REMOVED, message, None, first, last, reference=reference, revision=first)
 
     def _missing_runs(self, reference: bytes, record: _Unexplained) -> Iterator[tuple[int, int]]:
         """The first and the last of the revisions, run by run, that no event states."""

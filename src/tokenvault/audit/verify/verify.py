@@ -145,7 +145,8 @@ def _check_cross_references(
             if name in referenced
             else "it was there when the trail was verified before"
         )
-        findings.add(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", name)
+        known = max((*referenced.get(name, ()), *([before[name].size] if name in before else ())))
+        findings.add(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", name, None, known)
     for name in sorted(referenced.keys() & audits.keys()):
         for _, reference in sorted(referenced[name].items()):
             _check_cross_reference(reference, audits[name], store, findings)
@@ -168,12 +169,12 @@ def _check_cross_reference(
                 audit.last + 1,
                 number,
             )
-    elif now is None or leaf_of(now) != reference.leaf:
+    elif now is None:
+        message = "another stream refers to an event here, which is not there"
+        findings.add(FindingKind.REMOVED, message, stream, number)
+    elif leaf_of(now) != reference.leaf:
         findings.add(
-            FindingKind.EDITED,
-            "another stream refers to an event here, which is not there, or another one",
-            stream,
-            number,
+            FindingKind.EDITED, "another stream refers to an event here, which is another one", stream, number
         )
 
 

@@ -386,6 +386,16 @@ PUT_DOMAIN: Final = Statement(
     f"INSERT INTO {DOMAINS} VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING", (BYTEA, BYTEA), ()
 )
 GET_DOMAIN: Final = Statement(f"SELECT document FROM {DOMAINS} WHERE digest = $1", (BYTEA,), (BYTEA,))
+WRITERS: Final = Statement(
+    f"""
+    SELECT DISTINCT l.virtualtransaction FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+    WHERE d.datname = current_database() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+        AND l.relation IN ('{TOKENS}'::regclass, '{EVENTS}'::regclass)""",
+    (),
+    (TEXT,),
+)
+"""Transactions that have written records or events and are not over."""
+
 GET_META: Final = Statement(f"SELECT value FROM {META} WHERE name = $1", (TEXT,), (BYTEA,))
 PUT_META: Final = Statement(
     f"""

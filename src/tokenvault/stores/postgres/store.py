@@ -113,6 +113,10 @@ class _PostgresStore(Adapter, Forkable):
             return inside
         raise failure
 
+    async def _writers(self) -> list[str]:
+        """The transactions that have written records or events and are not over."""
+        return await self._firsts(sql.WRITERS)
+
     async def _open(self) -> Connection:
         connection = await self._connection_type.open(self._address)
         try:
@@ -353,6 +357,10 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
         InvalidInputError: the address is of another form.
     """
 
+    def writers(self) -> set[str]:
+        """The transactions that have written and are not over: a rotation of keys waits for them."""
+        return set(run(self._writers()))
+
     _connection_type = BlockingConnection
     _held_type = HeldBlockingConnection
     _pool_type = BlockingPool
@@ -376,6 +384,10 @@ class AsyncPostgresTokenStore(_PostgresStore, AsyncTokenStoreBase):
 
     A call that is cancelled is done wholly or not at all. Close it: its event loop keeps its connections until then.
     """
+
+    async def writers(self) -> set[str]:
+        """As `PostgresTokenStore.writers`."""
+        return set(await self._writers())
 
     _connection_type = LoopConnection
     _held_type = HeldLoopConnection

@@ -14,13 +14,14 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import generators
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, TokenStoreError
 from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import PostgresAddress
 from tokenvault.stores.postgres.connection import BlockingConnection, Connection, LoopConnection
+from tokenvault.stores.turns import one_at_a_time
 
 T = TypeVar("T")
 
@@ -58,18 +59,22 @@ class Held:
 
     def __init__(self, connection: Connection) -> None:
         self._connection: Final = connection
+        self._turn: Final[list[None]] = [None]
         self.pid: Final = os.getpid()
 
     async def use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a piece of work in the host's transaction. Raises TokenStoreError where that is over."""
-        if self.pid != os.getpid() or not self.in_transaction:
-            raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
-        return await work(self._connection)
+        with one_at_a_time(self._turn):
+            if self.pid != os.getpid() or not self.in_transaction:
+                raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
+            return await work(self._connection)
 
     @property
     def in_transaction(self) -> bool:
         """Whether the connection is in a transaction that can go on."""
-        return self._connection.connection.info.transaction_status == TransactionStatus.INTRANS
+        connection = self._connection.connection
+        plain = connection.pgconn.pipeline_status == PipelineStatus.OFF
+        return plain and connection.info.transaction_status == TransactionStatus.INTRANS
 
 
 async def hold(
@@ -89,6 +94,10 @@ async def hold(
     if not isinstance(found, wanted):
         raise InvalidInputError(
             f"connection is a psycopg.{wanted.__name__}, or SQLAlchemy's over one, with a transaction of the host's"
+        )
+    if found.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise ConfigurationError(
+            "the connection is in pipeline mode: leave that first", code="NO_TRANSACTION"
         )
     connection = kind(found, address)  # type: ignore[arg-type] # which of both it is was just looked at
     ((synchronous_commit, read_only),) = await connection.rows(
