@@ -1,0 +1,104 @@
+"""A token for the card behind a token: who may have one, from which source, and how far a chain goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import tokenvault as tv
+from tests.strategies import NOW_MS
+from tests.vaults import ACQUIRER, SHOP, STRANGER, issue, open_vault, use
+from tokenvault.audit.event import Action
+from tokenvault.keys import KeyStore
+from tokenvault.testing.clock import ManualClock
+from tokenvault.vault.issue import SOURCES_MAX
+
+YEAR_MS = 366 * 86_400_000
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(NOW_MS)
+
+
+@pytest.fixture
+def vault(local_keys: KeyStore, clock: ManualClock) -> Iterator[tv.Vault]:
+    with closing(tv.open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store, clock) as opened:
+            yield opened
+
+
+def grant(vault: tv.Vault, source: str, **arguments: Any) -> tv.TokenInfo:
+    return vault.issue_from(source, **{"requestor": SHOP, "program": "one-time", **arguments})
+
+
+def refused(vault: tv.Vault, source: tv.TokenInfo, code: str, **arguments: Any) -> None:
+    """By the token and by the reference; each leaves an event about the source."""
+    for name in (source.token, source.reference):
+        before = len(vault.history(source.reference))
+        with pytest.raises(tv.TokenVaultError) as caught:
+            grant(vault, name, **arguments)
+        assert caught.value.code == code
+        told = vault.history(source.reference)[before:]
+        assert [(event.action, event.codes) for event in told] == [(Action.ISSUE, (code,))]
+
+
+def test_a_chain_has_so_many_tokens_and_no_more(vault: tv.Vault) -> None:
+    last = issue(vault)
+    for _ in range(SOURCES_MAX):
+        last = grant(vault, last.token)
+    refused(vault, last, "SOURCES_EXCEEDED")
+    assert vault.detokenize(last.token, use()).pan.last4 == "1111"
+
+
+@pytest.mark.parametrize("change", ["suspended", "inactive", "winding down", "deleted"])
+def test_a_source_that_is_not_active_gives_no_token(vault: tv.Vault, change: str) -> None:
+    source = issue(vault, active=change != "inactive")
+    if change == "suspended":
+        vault.suspend(source.token, by=tv.Actor.ISSUER)
+    elif change == "winding down":
+        vault.wind_down(source.token, purge_after=datetime(2030, 1, 1, tzinfo=UTC))
+    elif change == "deleted":
+        vault.delete(source.token)
+    refused(vault, source, "SOURCE_NOT_ACTIVE")
+
+
+def test_a_source_that_has_expired_gives_no_token(vault: tv.Vault, clock: ManualClock) -> None:
+    source = issue(vault, expiry="2026-12")
+    assert grant(vault, source.token).status is tv.TokenStatus.ACTIVE
+    clock.advance(YEAR_MS)
+    refused(vault, source, "SOURCE_EXPIRED")
+
+
+def test_whom_the_vault_does_not_know_gets_no_token(vault: tv.Vault) -> None:
+    refused(vault, issue(vault), "REQUESTOR_UNKNOWN", requestor=STRANGER)
+
+
+def test_a_token_from_a_token_has_properties_of_its_own(vault: tv.Vault) -> None:
+    source = issue(vault, customer="c-1", metadata={"a": "b"})
+    given = grant(vault, source.token, requestor=ACQUIRER, customer="c-2", metadata={"c": "d"})
+    assert (given.requestor, given.customer, given.metadata) == (ACQUIRER, "c-2", {"c": "d"})
+    assert grant(vault, source.token).customer is None
+    assert vault.get(source.token) == source
+
+
+def test_one_idempotency_key_gives_one_token_though_the_source_is_renewed_meanwhile(vault: tv.Vault) -> None:
+    source, other = issue(vault), issue(vault)
+    first = grant(vault, source.token, idempotency_key="k")
+    vault.update_card(source.token, expiry="2031-01")
+    assert grant(vault, source.reference, idempotency_key="k").token == first.token
+    with pytest.raises(tv.InvalidInputError) as conflict:
+        grant(vault, other.token, idempotency_key="k")
+    assert conflict.value.code == "IDEMPOTENCY_CONFLICT"
+
+
+def test_nobody_gets_a_token_from_one_of_others(vault: tv.Vault) -> None:
+    with pytest.raises(tv.TokenNotFoundError):
+        grant(vault, "9999130000000003")
+    with pytest.raises(tv.TokenNotFoundError):
+        grant(vault, "0" * 32)
