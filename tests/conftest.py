@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,15 @@ def local_store(request: pytest.FixtureRequest, local_keys: KeyStore, tmp_path: 
 def local_vault(local_keys: KeyStore, local_store: TokenStore, clock: ManualClock) -> Iterator[tv.Vault]:
     """A vault with keys in a file: for tests of many calls over every store."""
     with vaults.open_vault(local_keys, local_store, clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_keys(tmp_path: Path) -> Iterator[KeyStore]:
+    """A key store of the test's own, whose keys come from a file: what is made and destroyed there harms no other."""
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    address = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
+    with closing(tv.open_key_store(address)) as opened:
         yield opened
 
 

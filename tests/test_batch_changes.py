@@ -21,7 +21,6 @@ from tokenvault.vault.batch import change as batch_change
 ANY: Any = None  # for arguments that are wrong on purpose
 DOMAIN = tv.Domain(merchants={"M-7"})
 NEW_CARD = "4242424242424242"
-OTHERS = "OTHERS"
 
 
 class Kind(NamedTuple):

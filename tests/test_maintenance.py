@@ -33,12 +33,8 @@ DELAY = timedelta(milliseconds=100)
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Iterator[KeyStore]:
-    (tmp_path / "passphrase").write_text("correct horse battery staple")
-    with closing(
-        tv.open_key_store(f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase")
-    ) as opened:
-        yield opened
+def keys(own_keys: KeyStore) -> KeyStore:
+    return own_keys
 
 
 @pytest.fixture

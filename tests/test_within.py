@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -324,9 +323,7 @@ def test_after_the_commit_nothing_more_is_done_inside(
         vault.within(host)
     host.rollback()
     vault.close()
-    assert not [
-        each for each in tv.verify_audit(store, keys=local_keys).findings if each.kind.name != "UNCOVERED"
-    ]
+    assert_intact(store, local_keys)
 
 
 def test_a_connection_is_left_as_it_was(vault: tv.Vault, host: psycopg.Connection[Any]) -> None:
@@ -421,14 +418,6 @@ def test_an_acquirer_inside_has_no_more_rights_than_outside(
 
 
 # What the transaction must not undo, and whom it keeps waiting.
-
-
-@pytest.fixture
-def own_keys(tmp_path: Path) -> Iterator[KeyStore]:
-    (tmp_path / "passphrase").write_text("correct horse battery staple")
-    address = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
-    with closing(tv.open_key_store(address)) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("purpose", [KeyPurpose.SEAL, KeyPurpose.FINGERPRINT], ids=lambda each: each.value)

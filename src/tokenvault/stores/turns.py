@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import give_all, put_result
 
-_BUSY = "another thread or task works in this transaction: one at a time does"
+_BUSY: Final = "another thread or task works in this transaction: one at a time does"
 
 
 @contextmanager

@@ -154,7 +154,7 @@ class Parties:
             self.known = Programs(others if read.party is None else {**others, name: read.party})
             self._ids.know(self.known.by_name.values())
 
-    def put_requestor(self, id: str, read: Read[TokenRequestor], asked: float) -> None:  # noqa: A002
+    def put_requestor(self, id: str, read: Read[TokenRequestor], asked: float) -> None:  # noqa: A002 # the field's word
         """Note what a requestor is, as read after an instant of time.monotonic."""
         self._requestors.put(id, read, asked + self._age)
 

@@ -40,7 +40,7 @@ from tokenvault.stores.postgres.errors import explanation
 from tokenvault.stores.postgres.pool import BlockingPool, LoopPool, Pool
 from tokenvault.stores.postgres.schema import check_version, provision
 from tokenvault.stores.postgres.statements import RECORD, TOKEN_COUNT, Statement, read_record_columns
-from tokenvault.stores.postgres.within import Held, HeldBlockingConnection, HeldLoopConnection, hold
+from tokenvault.stores.postgres.within import Held, HeldLoopConnection, hold
 from tokenvault.stores.token_counts import counts_of, sorted_changes
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class _PostgresStore(Adapter, Forkable):
     """What the blocking store and the one with coroutines share."""
 
     _connection_type: ClassVar[type[Connection]]
-    _held_type: ClassVar[type[HeldBlockingConnection | HeldLoopConnection]]
+    _held_type: ClassVar[type[BlockingConnection | HeldLoopConnection]]
     _held: Held | None = None
     _pool_type: ClassVar[type[BlockingPool | LoopPool]]
 
@@ -362,7 +362,7 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
         return set(run(self._writers()))
 
     _connection_type = BlockingConnection
-    _held_type = HeldBlockingConnection
+    _held_type = BlockingConnection
     _pool_type = BlockingPool
 
     def within(self, connection: object) -> PostgresTokenStore:

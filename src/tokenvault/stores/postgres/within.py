@@ -35,10 +35,6 @@ _OVER: Final = (
 )
 
 
-class HeldBlockingConnection(BlockingConnection):
-    """A psycopg.Connection of the host's."""
-
-
 class HeldLoopConnection(LoopConnection):
     """A psycopg.AsyncConnection of the host's."""
 
@@ -79,7 +75,7 @@ class Held:
 
 async def hold(
     given: object,
-    kind: type[HeldBlockingConnection | HeldLoopConnection],
+    kind: type[BlockingConnection | HeldLoopConnection],
     address: PostgresAddress,
 ) -> Held:
     """Hold a connection of the host's, once it is looked at.
@@ -89,7 +85,7 @@ async def hold(
         ConfigurationError: it has no transaction, or one that a vault can not work in.
         psycopg.Error: the server can not be asked.
     """
-    wanted = psycopg.Connection if kind is HeldBlockingConnection else psycopg.AsyncConnection
+    wanted = psycopg.Connection if kind is BlockingConnection else psycopg.AsyncConnection
     found = await _driver_connection(given)
     if not isinstance(found, wanted):
         raise InvalidInputError(
