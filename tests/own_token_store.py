@@ -148,6 +148,20 @@ class OwnTokenStore(TokenStoreBase, Forkable):
     def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
         return self._replace((), events, fence)
 
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        index = "DELETE FROM event_index WHERE reference = ? AND use_id = ? AND stream = ? AND number = ?"
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            connection.executemany("DELETE FROM tokens WHERE token = ? AND revision = ?", records)
+            for event in events:
+                connection.executemany(
+                    index, [(*name, event.stream, event.number) for name in event.index_rows]
+                )
+                connection.execute("DELETE FROM events WHERE stream = ? AND number = ?", event[:2])
+            return []
+
+        self._write(work)
+
     def _append_to(self, connection: sqlite3.Connection, events: Sequence[SealedEvent]) -> list[str]:
         for event in events:
             connection.execute("INSERT INTO events VALUES (?,?,?,?,?)", event[:5])

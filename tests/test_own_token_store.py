@@ -164,6 +164,15 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
             "count does not agree",
         ),
     ],
+    wrong_adapters.PrunesByTheToken: [
+        (lambda contract, harness, store: contract.test_pruned_records(store, harness), "another revision"),
+    ],
+    wrong_adapters.PrunesEventsAlone: [
+        (lambda contract, harness, store: contract.test_pruned_events(store, harness), "row of the index"),
+    ],
+    wrong_adapters.PrunesByTheNumber: [
+        (lambda contract, harness, store: contract.test_pruned_events(store, harness), "and no others"),
+    ],
     wrong_adapters.ReadsTheUseBeforeItsRecord: [
         (
             lambda contract, _, store: contract.test_a_use_is_not_older_than_its_record(store),

@@ -85,6 +85,7 @@ STORE_CALLS: dict[str, Callable[[Any], Any]] = {
     "insert": lambda store: store.insert([RECORD], [EVENT]),
     "replace": lambda store: store.replace([a_record(2, revision=2)], [an_event(2)]),
     "append": lambda store: store.append([EVENT]),
+    "prune": lambda store: store.prune([EVENT], [(a_record(3).token, 1)]),
     "events": lambda store: store.events(stream=EVENT.stream),
     "events_about": lambda store: store.events_about(RECORD.reference),
     "index_rows": lambda store: store.index_rows(),
@@ -101,6 +102,7 @@ WRITES: dict[str, Callable[[MemoryTokenStore], bool]] = {
     "insert": lambda store: RECORD.token in store._records and len(store._events) == 1,
     "replace": lambda store: store._records[a_record(2).token].revision == 2 and len(store._events) == 1,
     "append": lambda store: len(store._events) == 1,
+    "prune": lambda store: a_record(3).token not in store._records,
     "put_domain": lambda store: DIGEST in store._domains,
     "put_meta": lambda store: "a" in store._meta,
     "close": lambda store: store._closed,
@@ -109,7 +111,7 @@ WRITES: dict[str, Callable[[MemoryTokenStore], bool]] = {
 
 def memory() -> MemoryTokenStore:
     store = MemoryTokenStore()
-    store.insert([a_record(2)], [])
+    store.insert([a_record(2), a_record(3)], [])
     return store
 
 

@@ -374,3 +374,26 @@ class FindsLastFourKeyByKey(OwnTokenStore):
     def _find_last4(self, last4_keys: Sequence[bytes], after: str, limit: int) -> list[SealedRecord]:
         found = [super(FindsLastFourKeyByKey, self)._find_last4([key], after, limit) for key in last4_keys]
         return [record for records in found for record in records][:limit]
+
+
+class PrunesByTheToken(OwnTokenStore):
+    """Deletes records whatever their revision is by now."""
+
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        stored = self._get([token for token, _ in records])
+        super()._prune(events, [(record.token, record.revision) for record in stored])
+
+
+class PrunesEventsAlone(OwnTokenStore):
+    """Deletes events and leaves the rows that lead to them."""
+
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        super()._prune([event._replace(index_rows=()) for event in events], records)
+
+
+class PrunesByTheNumber(OwnTokenStore):
+    """Deletes the events of a number, of whatever stream."""
+
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        also = [event._replace(stream=stream) for event in events for stream in self._streams()]
+        super()._prune(also, records)

@@ -145,6 +145,9 @@ class Adapter(ABC):
     def _append(self, events: Sequence[SealedEvent], fence: Fence) -> Answer[list[str]]: ...
 
     @abstractmethod
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> Answer[None]: ...
+
+    @abstractmethod
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> Answer[list[SealedEvent]]: ...
 
     @abstractmethod
@@ -267,6 +270,11 @@ class _Guard(Adapter, ABC):
         checked, fence = checks.checked_events(events), checks.checked_fence(fence)
         checks.check_write(self.write_limits, (), checked, fence=fence)
         return self._append(checked, fence) if checked else [], _unchanged
+
+    def prune(self, events: Sequence[SealedEvent], records: Fence = ()) -> Asked[None]:
+        checked, records = checks.checked_events(events), checks.checked_fence(records)
+        checks.check_write(self.write_limits, (), checked, fence=records)
+        return self._prune(checked, records) if checked or records else None, _nothing
 
     def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> Asked[list[SealedEvent]]:
         checks.check_stream_page(stream, after, limit)

@@ -206,6 +206,29 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
         return self._replace((), events, fence)
 
     @_alone
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        gone = [
+            self._records[token]
+            for token, revision in records
+            if token in self._records and self._records[token].revision == revision
+        ]
+        kept, index = dict(self._events), dict(self._index)
+        for event in events:
+            kept.pop((event.stream, event.number), None)
+            for reference, use_id in event.index_rows:
+                row = use_id, event.stream, event.number
+                index[reference] = [each for each in index.get(reference, []) if each != row]
+        stay = {token: r for token, r in self._records.items() if r not in gone} if gone else self._records
+        # One step, also where a signal's handler raises: what was is not changed.
+        self.__dict__.update(
+            _events=kept,
+            _index=index,
+            _records=stay,
+            _tokens=sorted(stay),
+            _counts=counts_of([*stay.values()]),
+        )
+
+    @_alone
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         numbers = sorted(number for of, number in self._events if of == stream and number >= first)
         return [self._events[stream, number] for number in numbers[:limit]]

@@ -304,6 +304,14 @@ class TokenStore(Protocol):
         """
         unwritten()
 
+    def prune(self, events: Sequence[SealedEvent], records: Fence = ()) -> None:
+        """Delete events, with the rows of the index that they name, and records, in one atomic step.
+
+        For what a purge has noted in the audit trail. What is not there is no error: the call can be repeated. A
+        record goes only if it has the revision that is stated for its token still; `count` falls with it.
+        """
+        unwritten()
+
     def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:
         """Events of one stream with a number above `after`, ascending.
 
@@ -448,6 +456,10 @@ class AsyncTokenStore(Protocol):
 
     async def append(self, events: Sequence[SealedEvent], fence: Fence = ()) -> list[str]:
         """Append events, if the records of a fence have the revisions that it states. Returns those that moved."""
+        unwritten()
+
+    async def prune(self, events: Sequence[SealedEvent], records: Fence = ()) -> None:
+        """Delete events, with the rows of the index that they name, and records, in one atomic step."""
         unwritten()
 
     async def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:

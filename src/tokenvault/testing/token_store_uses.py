@@ -29,7 +29,7 @@ from tokenvault.testing.token_store_harness import (
     most,
     replaced,
 )
-from tokenvault.testing.token_store_index import IndexContract
+from tokenvault.testing.token_store_prune import PruneContract
 
 _CHANGES: Final = 100
 _READS_MAX: Final = 50_000
@@ -51,7 +51,7 @@ def a_use(number: int, reference: bytes, *use_ids: bytes) -> SealedEvent:
     return an_event(number, reference=reference)._replace(index_rows=rows)
 
 
-class UsesContract(IndexContract):
+class UsesContract(PruneContract):
     """A use is found with its record, and tokens by what they have in common."""
 
     def test_the_columns_of_a_record(self, store: TokenStore) -> None:

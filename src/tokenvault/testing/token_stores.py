@@ -299,6 +299,10 @@ class TokenStoreContract(CountsContract):
             lambda: store.events_about(record.reference, after=b"\xff" * CURSOR_BYTES),
             lambda: store.events_about(record.reference, limit=0),
             lambda: store.events_about(record.reference, limit=too_many),
+            lambda: store.prune([event._replace(number=0)]),
+            lambda: store.prune([an_event(n + 1) for n in range(too_many)]),
+            lambda: store.prune([], [("4" * 12, 1)]),
+            lambda: store.prune([], [(record.token, 0)]),
         )
         assert harness.raw_counts() == (0, 0)
 
@@ -334,6 +338,7 @@ class TokenStoreContract(CountsContract):
             lambda: store.insert([a_record(1)], []),
             lambda: store.replace([replaced(a_record(1))], []),
             lambda: store.append([an_event(1)]),
+            lambda: store.prune([an_event(1)]),
             lambda: store.events(stream=bytes(16)),
             lambda: store.events_about(bytes(16)),
             store.index_rows,

@@ -259,6 +259,29 @@ REPLACE_MANY: Final = _replace_many("FOR NO KEY UPDATE")
 APPEND_MANY: Final = _replace_many("FOR SHARE")
 """Both take arrays of values; the second, no records. They return the tokens whose revision has moved."""
 
+PRUNE: Final = Statement(
+    f"""
+    WITH named AS MATERIALIZED (
+        SELECT t.token FROM {TOKENS} AS t JOIN unnest($1::text[], $2::bigint[]) AS n (token, revision)
+            ON t.token = n.token AND t.revision = n.revision
+        WHERE t.token = ANY($1::text[]) ORDER BY t.token FOR UPDATE OF t
+    ), gone AS (
+        DELETE FROM {TOKENS} AS t USING named WHERE t.token = named.token
+        RETURNING t.requestor, t.program, t.status
+    ), counted AS (
+        {_add_to_counts("SELECT requestor, program, status, -count(*) FROM gone GROUP BY 1, 2, 3")}
+    ), unindexed AS (
+        DELETE FROM {EVENT_INDEX} AS i USING unnest({_places(5, _INDEX_ROWS)}) AS n ({INDEX_COLUMNS})
+        WHERE (i.reference, i.use_id, i.stream, i.number) = (n.reference, n.use_id, n.stream, n.number)
+    ), pruned AS (
+        DELETE FROM {EVENTS} AS e USING unnest($3::bytea[], $4::bigint[]) AS n (stream, number)
+        WHERE (e.stream, e.number) = (n.stream, n.number)
+    ) SELECT ''::text WHERE false""",
+    (*_FENCE, array_of(BYTEA), array_of(INT8), *_INDEX_ROWS),
+    (TEXT,),
+)
+"""Takes tokens and revisions, streams and numbers of events, and rows of the index."""
+
 # Events.
 
 

@@ -273,6 +273,11 @@ class _PostgresStore(Adapter, Forkable):
         statement, values = _appending(events, fence)
         return await self._firsts(statement, *values)
 
+    async def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        streams, numbers, *_, references, use_ids, of_streams, of_numbers = event_columns(events)
+        named = columns_of(records, ("token", "revision"))
+        await self._run(sql.PRUNE, *named, streams, numbers, references, use_ids, of_streams, of_numbers)
+
     async def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         return await self._events(sql.EVENTS_OF_STREAM, stream, first, limit)
 

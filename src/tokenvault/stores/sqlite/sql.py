@@ -120,6 +120,14 @@ APPEND: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?)"
 # A row that is there already was planted: it leads to this event all the same.
 INDEX: Final = "INSERT OR IGNORE INTO event_index VALUES (?, ?, ?, ?)"
 
+PRUNE_EVENT: Final = "DELETE FROM events WHERE stream = ? AND number = ?"
+PRUNE_INDEX: Final = (
+    "DELETE FROM event_index WHERE reference = ? AND use_id = ? AND stream = ? AND number = ?"
+)
+PRUNE_RECORD: Final = (
+    "DELETE FROM tokens WHERE token = ? AND revision = ? RETURNING requestor, program, status"
+)
+
 
 def statements_of(keys: Sequence[_Key]) -> list[tuple[int, Sequence[_Key]]]:
     """Keys for statements of few sizes, so that few are kept prepared; the last is filled up with its last key."""

@@ -262,6 +262,9 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
         return self._transact(lambda connection: _replace_all(connection, (), events, fence))
 
+    def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
+        self._transact(lambda connection: _prune_all(connection, events, records))
+
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         return list(starmap(SealedEvent, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
 
@@ -412,9 +415,23 @@ def _moved(connection: Connection, fence: Fence) -> list[str]:
 def _append_all(connection: Connection, events: Sequence[SealedEvent]) -> list[str]:
     for event in events:
         connection.statement.execute(sql.APPEND, event[:5])
-        index = event.index_rows
-        names = index.names() if isinstance(index, IndexColumns) else index
-        connection.statement.executemany(
-            sql.INDEX, [(reference, use_id, event.stream, event.number) for reference, use_id in names]
-        )
+        connection.statement.executemany(sql.INDEX, _index_of(event))
+    return []
+
+
+def _index_of(event: SealedEvent) -> list[tuple[bytes, bytes, bytes, int]]:
+    """The rows of the index that an event names."""
+    index = event.index_rows
+    names = index.names() if isinstance(index, IndexColumns) else index
+    return [(reference, use_id, event.stream, event.number) for reference, use_id in names]
+
+
+def _prune_all(connection: Connection, events: Sequence[SealedEvent], records: Fence) -> list[str]:
+    left: list[TokenGroup] = []
+    for record in records:
+        left += starmap(TokenGroup, connection.statement.execute(sql.PRUNE_RECORD, record).fetchall())
+    _count_all(connection, changes(left, ()))
+    for event in events:
+        connection.statement.executemany(sql.PRUNE_INDEX, _index_of(event))
+    connection.statement.executemany(sql.PRUNE_EVENT, [event[:2] for event in events])
     return []
