@@ -17,8 +17,9 @@ from psycopg.pq.abc import PGresult
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import run
+from tokenvault.stores.adapter import Adapter
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
-from tokenvault.stores.guard import Adapter, AsyncTokenStoreBase, TokenStoreBase
+from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.port import (
     PAGE_MAX,
@@ -338,7 +339,7 @@ class PostgresTokenStore(_PostgresStore, TokenStoreBase):
     What an operator needs to know:
 
     - The role that provisions owns the schema, or is given an empty one. Another role may run the vault with USAGE on
-      the schema and SELECT, INSERT and UPDATE on its tables; nothing is ever deleted.
+      the schema and SELECT, INSERT and UPDATE on its tables. One that purges needs DELETE, too.
     - What is acknowledged is as durable as the server's `synchronous_commit` says; where it is off, the store refuses
       to work unless its own address sets it.
     - A pooler may stand in between that hands out connections by session or by transaction (PgBouncer's

@@ -372,10 +372,9 @@ def _insert_all(
 
 
 def _existing(connection: Connection, tokens: Sequence[str]) -> list[str]:
-    found: list[Any] = []
-    for size, chunk in sql.statements_of(tokens):
-        found += connection.statement.execute(sql.EXISTING[size], chunk).fetchall()
-    return [token for (token,) in found]
+    execute = connection.statement.execute
+    pages = [execute(sql.EXISTING[size], chunk).fetchall() for size, chunk in sql.statements_of(tokens)]
+    return [token for page in pages for (token,) in page]
 
 
 def _replace_all(
@@ -427,10 +426,10 @@ def _index_of(event: SealedEvent) -> list[tuple[bytes, bytes, bytes, int]]:
 
 
 def _prune_all(connection: Connection, events: Sequence[SealedEvent], records: Fence) -> list[str]:
-    left: list[TokenGroup] = []
-    for record in records:
-        left += starmap(TokenGroup, connection.statement.execute(sql.PRUNE_RECORD, record).fetchall())
-    _count_all(connection, changes(left, ()))
+    left = [
+        row for each in records for row in connection.statement.execute(sql.PRUNE_RECORD, each).fetchall()
+    ]
+    _count_all(connection, changes(starmap(TokenGroup, left), ()))
     for event in events:
         connection.statement.executemany(sql.PRUNE_INDEX, _index_of(event))
     connection.statement.executemany(sql.PRUNE_EVENT, [event[:2] for event in events])
