@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tokenvault as tv
 from tokenvault.audit import batch_event as batch_events
-from tokenvault.audit import checkpoint, guard_note, use_note
+from tokenvault.audit import checkpoint, guard_note, purge_note, use_note
 from tokenvault.audit import event as events
 from tokenvault.audit.merkle import Tree
 from tokenvault.crypto import ccm, ff1
@@ -55,6 +55,8 @@ LAYOUTS = {
     "Batch event body, fixed part": batch_events._FIXED.size,
     "Note of a use, fixed part": use_note.NOTE.size,
     "Failure": guard_note._FAILURE.size,
+    "Run of a purge, fixed part": purge_note._RUN.size,
+    "Changes of a purge": purge_note.CHANGE_BYTES,
     "Vaultless tweak": 11,
 }
 

@@ -7,7 +7,8 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenvault.audit.merkle import Tree
+from tokenvault.audit.merkle import Tree, subtrees
+from tokenvault.audit.purge_note import Run
 
 
 def leaf(data: bytes) -> bytes:
@@ -34,6 +35,25 @@ def test_the_root_after_each_leaf_is_that_of_the_definition(entries: list[bytes]
         tree = tree.with_leaf(leaf(entry))
         assert tree.size == size
         assert tree.root() == tree_hash(entries[:size])
+
+
+@given(st.integers(0, 70), st.integers(1, 70), st.integers(0, 9))
+def test_a_tree_goes_on_from_the_roots_of_subtrees_as_from_their_leaves(
+    before: int, gone: int, after: int
+) -> None:
+    leaves = [leaf(bytes((n,))) for n in range(before + gone + after)]
+    taken = leaves[before : before + gone]
+    expected = tree = Tree()
+    for each in leaves:
+        expected = expected.with_leaf(each)
+    for each in leaves[:before]:
+        tree = tree.with_leaf(each)
+    roots = subtrees(before + 1, taken)
+    tree = Run(before + 1, before + gone, roots).after(tree)
+    for each in leaves[before + gone :]:
+        tree = tree.with_leaf(each)
+    assert tree == expected
+    assert len(roots) <= min(gone, 2 * gone.bit_length())
 
 
 def test_the_roots_are_those_of_published_vectors() -> None:

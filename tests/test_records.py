@@ -12,6 +12,7 @@ from tokenvault.audit.acknowledgement import Acknowledgement, Loss
 from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX, Checkpoint, CrossReference
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.guard_note import LEVEL_MAX, Failure, FailureKind, LockOut
+from tokenvault.audit.purge_note import PurgeNote
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
 from tokenvault.model.kinds import Kind
@@ -71,7 +72,7 @@ def _refused_or_identical(record: TokenRecord, body: bytes) -> None:
     assert parsed.body() == body
 
 
-OWN_PAYLOAD = (Action.CHECKPOINT, Action.LOCK_OUT, Action.ACKNOWLEDGE)
+OWN_PAYLOAD = (Action.CHECKPOINT, Action.LOCK_OUT, Action.ACKNOWLEDGE, Action.PURGE_EVENTS)
 hashes = st.binary(min_size=32, max_size=32)
 checkpoints = st.builds(
     Checkpoint,
@@ -113,6 +114,7 @@ plain_events = st.builds(
     checkpoint=st.none(),
     lock_out=st.none(),
     acknowledgement=st.none(),
+    purge=st.none(),
     failures=st.just(()),
 )
 sixteen = st.binary(min_size=16, max_size=16).filter(any)
@@ -144,6 +146,7 @@ use_events = st.builds(
     checkpoint=st.none(),
     lock_out=st.none(),
     acknowledgement=st.none(),
+    purge=st.none(),
     failures=failures,
 )
 lock_outs = st.builds(
@@ -161,6 +164,7 @@ lock_outs = st.builds(
     checkpoint=st.none(),
     lock_out=st.builds(LockOut, big, st.integers(0, LEVEL_MAX)),
     acknowledgement=st.none(),
+    purge=st.none(),
     failures=st.just(()),
 )
 filled = st.binary(min_size=16, max_size=16).filter(any) | st.just(b"")
@@ -194,6 +198,29 @@ acknowledgements = st.builds(
             max_size=3,
         ).map(tuple),
     ),
+    purge=st.none(),
+    failures=st.just(()),
+)
+purges = st.builds(
+    Event,
+    time_ms=big,
+    action=st.just(Action.PURGE_EVENTS),
+    outcome=st.just(Outcome.DONE),
+    requestor=st.none(),
+    reference=sixteen,
+    transaction_id=st.none(),
+    codes=st.just(()),
+    revision=st.just(0),
+    operator=st.none() | st.just("ann"),
+    use=st.none(),
+    checkpoint=st.none(),
+    lock_out=st.none(),
+    acknowledgement=st.none(),
+    purge=st.builds(
+        PurgeNote.of,
+        st.dictionaries(st.integers(1, 60), hashes, min_size=1).map(lambda leaves: sorted(leaves.items())),
+        st.lists(st.tuples(sixteen, st.integers(1, 9)), max_size=9),
+    ),
     failures=st.just(()),
 )
 events = (
@@ -201,6 +228,7 @@ events = (
     | plain_events
     | lock_outs
     | acknowledgements
+    | purges
     | st.builds(
         Event,
         time_ms=big,
@@ -216,6 +244,7 @@ events = (
         checkpoint=checkpoints,
         lock_out=st.none(),
         acknowledgement=st.none(),
+        purge=st.none(),
         failures=st.just(()),
     )
 )

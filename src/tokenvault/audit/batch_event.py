@@ -315,11 +315,26 @@ def changes_of(row: SealedEvent, only: bytes | None = None) -> set[tuple[bytes, 
             event = parsed(row, BatchEvent.read)
         except IntegrityError:
             return set()
+        if event.action is Action.PURGE_TOKENS:  # it wrote none
+            return set()
         rows = slice(None) if only is None else event._rows_of(only)
         changes = list(zip(split(event.references[rows]), event.revisions[rows].tolist(), strict=True))
     return {
         (reference, revision) for reference, revision in changes if revision and only in (None, reference)
     }
+
+
+def purged_by(row: SealedEvent) -> list[tuple[bytes, int]]:
+    """The records that an event says a purge deleted: reference and revision of each."""
+    if not _is_batch(row):
+        return []
+    try:
+        event = parsed(row, BatchEvent.read)
+    except IntegrityError:
+        return []
+    if event.action is not Action.PURGE_TOKENS:
+        return []
+    return list(zip(split(event.references), event.revisions.tolist(), strict=True))
 
 
 def references_of(row: SealedEvent) -> list[bytes]:

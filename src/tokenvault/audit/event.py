@@ -13,7 +13,7 @@ Layout of an event's body, encoding version 3, big endian:
     1   number of codes; each: 1 length and its ASCII. Every length and number here is below 128
     ..  only of a use (action DETOKENIZE) of a token that there is: its note (`use_note`)
     ..  only of a checkpoint: its payload (`checkpoint`); of a lock-out: its payload (`guard_note`)
-    ..  only of action ACKNOWLEDGE: its payload (`acknowledgement`)
+    ..  only of action ACKNOWLEDGE: its payload (`acknowledgement`); of PURGE_EVENTS: its payload (`purge_note`)
     ..  only where it counts failures: these (`guard_note`)
 
 Input of the leaf hash, which is SHA-256 (the layout of RFC 9162: a leaf begins with a byte 00):
@@ -47,6 +47,7 @@ from tokenvault.audit.guard_note import (
     read_failures,
 )
 from tokenvault.audit.merkle import LEAF
+from tokenvault.audit.purge_note import PurgeNote
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import IntegrityError
 from tokenvault.model import dual_control
@@ -65,6 +66,9 @@ REVISION: Final = slice(_FIXED.size - 8, _FIXED.size)
 
 ACTION: Final = 9
 """Where it states its action, unless it is of a batch."""
+
+_BATCH_ACTION: Final = 25
+"""Where one of a batch states it."""
 
 MALFORMED: Final = "an audit event is not one that this library writes"
 
@@ -91,6 +95,8 @@ class Action(int, enum.Enum):  # an IntEnum would print as a number
     ACKNOWLEDGE = 17
     FORGET = 20
     PURGE = 21
+    PURGE_EVENTS = 22
+    PURGE_TOKENS = 23
     REQUEST_REVEAL = 30
     APPROVE_REVEAL = 31
     REVEAL = 32
@@ -125,6 +131,9 @@ DUAL_CONTROL: Final = (
 """What happens under dual control: the transaction id is the request's number, the first code its purpose."""
 
 
+_PURGES: Final = (bytes((Action.PURGE_EVENTS,)), bytes((Action.PURGE_TOKENS,)))
+
+
 class Outcome(int, enum.Enum):
     """How the action ended.
 
@@ -147,7 +156,8 @@ class Event(NamedTuple):
         outcome: how the action ended.
         requestor: id of the calling requestor, or of the one that is locked out or released; None for the host
             application itself.
-        reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream.
+        reference: of the token record, 16 bytes; empty where none was found; of a checkpoint, its stream; of a purge
+            of events, theirs.
         transaction_id: of the use of a token, as it may be kept; under dual control, the request's number in 32
             letters; or else None.
         codes: violation codes, or the actor who suspends or resumes; under dual control, the purpose.
@@ -156,6 +166,7 @@ class Event(NamedTuple):
         use: only of action DETOKENIZE: what the event notes of the use; None where there is no such token.
         checkpoint: only of action CHECKPOINT: what it says.
         acknowledgement: only of action ACKNOWLEDGE, likewise.
+        purge: only of action PURGE_EVENTS, likewise.
         lock_out: only of action LOCK_OUT: until when.
         failures: what it counts for the guard.
     """
@@ -172,6 +183,7 @@ class Event(NamedTuple):
     use: UseNote | None = None
     checkpoint: Checkpoint | None = None
     acknowledgement: Acknowledgement | None = None
+    purge: PurgeNote | None = None
     lock_out: LockOut | None = None
     failures: tuple[Failure, ...] = ()
 
@@ -221,7 +233,7 @@ class Event(NamedTuple):
         named = (self.requestor or "", self.transaction_id or "", self.operator or "")
         texts = "".join(map(prefixed, named)) + chr(len(self.codes)) + "".join(map(prefixed, self.codes))
         use = b"" if self.use is None else self.use.pack()
-        special = self.checkpoint or self.acknowledgement
+        special = self.checkpoint or self.acknowledgement or self.purge
         payload = b"" if special is None else special.payload()
         if self.lock_out is not None:
             payload = self.lock_out.pack()
@@ -253,6 +265,8 @@ class Event(NamedTuple):
             return event._replace(checkpoint=Checkpoint.parse(reader.rest()))
         if event.action is Action.ACKNOWLEDGE:
             return event._replace(acknowledgement=Acknowledgement.parse(reader.rest()))
+        if event.action is Action.PURGE_EVENTS:
+            return event._replace(purge=PurgeNote.parse(reader.rest()))
         if event.action is Action.LOCK_OUT:
             return event._replace(lock_out=LockOut.parse(reader.rest()))
         if event.action is Action.DETOKENIZE and event.outcome is not Outcome.NOT_FOUND and reader.more:
@@ -260,6 +274,13 @@ class Event(NamedTuple):
         if reader.more:
             event = event._replace(failures=read_failures(reader))
         return event  # more bytes than that would not encode back
+
+
+def is_of_purge(row: SealedEvent) -> bool:
+    """Whether a row could be an event of a purge, of either form."""
+    first = row.body[:1]
+    at = ACTION if first == bytes((ENCODING_VERSION,)) else _BATCH_ACTION
+    return row.body[at : at + 1] in _PURGES
 
 
 def source_of(event: Event) -> bytes:

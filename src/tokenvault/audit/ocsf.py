@@ -62,6 +62,8 @@ _ACTIVITIES: Final[dict[Action, tuple[int, str]]] = {
     Action.ACKNOWLEDGE: (3, _TRAIL),
     Action.FORGET: (4, _TOKEN),
     Action.PURGE: (4, _TOKEN),
+    Action.PURGE_EVENTS: (4, _TRAIL),
+    Action.PURGE_TOKENS: (4, _TOKEN),
     Action.REQUEST_REVEAL: (1, _REQUEST),
     Action.APPROVE_REVEAL: (3, _REQUEST),
     Action.REVEAL: (2, _TOKEN),

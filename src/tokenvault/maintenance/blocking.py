@@ -6,16 +6,21 @@ Generated from `awaited` by `python -m scripts.blocking_vault`: change that modu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
+from tokenvault.audit.archive import archive_path
 from tokenvault.audit.batch_event import ITEMS_MAX
+from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action
-from tokenvault.errors import boundary
+from tokenvault.errors import InvalidInputError, boundary
 from tokenvault.keys.port import VERSION_MAX, Custody, KeyName, KeyPurpose, KeyStore
-from tokenvault.maintenance import bill_of_materials, renewal, retention, rotation, signers
+from tokenvault.maintenance import archiving, bill_of_materials, renewal, retention, rotation, signers
+from tokenvault.maintenance.archiving import Archived
+from tokenvault.maintenance.policy import Retention
 from tokenvault.maintenance.renewal import PAGE, Progress, Report
 from tokenvault.maintenance.retention import Purged
 from tokenvault.maintenance.rotation import Usage
@@ -249,32 +254,73 @@ def forget(
 def purge(
     keys: KeyStore,
     store: TokenStore,
+    policy: Retention | None = None,
     *,
+    archive: str | os.PathLike[str] | None = None,
     operator: str | None = None,
     page: int = PAGE,
     clock: Clock | None = None,
 ) -> Purged:
-    """Delete every token whose winding down is over: whose `purge_after` has passed.
+    """Delete every token whose winding down is over, and then what a policy says: tombstones, uses, events.
 
-    Beside running vaults, resumed and repeated as `forget`.
+    Beside running vaults, resumed and repeated as `forget`; one at a time. The trail verifies before, during and
+    after: an event names what goes before it goes. docs/howto/retention.md says what stays.
 
     Args:
         keys: the key store.
-        store: the database.
+        store: the database, opened as its owner: the service's role deletes nothing.
+        policy: for how long the rest is kept; unset, for ever.
+        archive: path of the file that uses and events go to before: a new one, or one of `archive_events` or of a
+            purge before.
         operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the events.
-        page: records written in one step, from 1 to 8,000.
+        page: records or events of one step, from 1 to 8,000.
         clock: the source of the time; unset, the machine's.
 
     Returns:
-        What was done, as of `forget`.
+        What was done, as of `forget`, and of the policy.
 
     Raises:
+        InvalidInputError: the policy wants an archive and none is given, or it can not be used.
+        IntegrityError: the archive holds what no vault wrote.
         ConfigurationError, InvalidInputError, KeyStoreError, TokenStoreError: as `add_key_version`.
         ConflictError: others kept changing the same records.
     """
     person = arguments.optional_text("operator", operator)
     checks.whole_number("page", page, 1, ITEMS_MAX)
-    task = partial(retention.purge, person, page)
+    kept = Retention() if policy is None else checks.instance("policy", policy, Retention)
+    path = None if archive is None else archive_path("archive", archive)
+    if path is None and kept.archive and (kept.uses is not None or kept.events is not None):
+        raise InvalidInputError(
+            "the policy wants an archive of what goes: give its path, or archive=False in the policy",
+            code="ARCHIVE_MISSING",
+        )
+    task = partial(retention.purge, kept, path, person, page)
+    with closing(BlockingRuntime()) as runtime:
+        every = CheckpointPolicy(events=1)  # what an event names may go once a checkpoint commits to it
+        return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task, every))
+
+
+@boundary
+def archive_events(
+    keys: KeyStore, store: TokenStore, to: str | os.PathLike[str], *, clock: Clock | None = None
+) -> Archived:
+    """Add all audit events that an archive does not hold: JSON Lines, with all that verification needs.
+
+    Vaults go on meanwhile. Each page is on the disk before the next is read; killed at any point, it has done what it
+    has done: call it again. `verify_audit(archive=...)` reads it.
+
+    Args:
+        keys: the key store: what the file holds already is checked, and only genuine events are added.
+        store: the database.
+        to: path of the file: a new one, which its owner alone can read, or one that is gone on with.
+        clock: the source of the time; unset, the machine's.
+
+    Raises:
+        InvalidInputError: the file can not be used, or another process writes it.
+        IntegrityError: it holds what no vault wrote.
+        ConfigurationError, KeyStoreError, TokenStoreError: as `add_key_version`.
+    """
+    task = partial(archiving.archive_events, archive_path("to", to))
     with closing(BlockingRuntime()) as runtime:
         return run(upkeep(keys, store_without_coroutines(store), runtime, clock, task))
 

@@ -1,12 +1,16 @@
 """What a vault need not keep: the cards of customers who leave, and of tokens whose winding down is over.
 
 Both become tombstones, as deletion makes them, page by page and beside running vaults. What is done stands in the
-records, so a task that was cut short is taken up by calling it again.
+records, so a task that was cut short is taken up by calling it again. A purge then deletes what a policy says:
+`tombstones` and events (`purging`).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -16,6 +20,10 @@ from tokenvault.audit.batch_event import Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.errors import ConflictError, IntegrityError
+from tokenvault.maintenance.archiving import open_archive
+from tokenvault.maintenance.policy import Retention
+from tokenvault.maintenance.purging import Deadlines, Deletions, EventPurge
+from tokenvault.maintenance.tombstones import TombstonePurge
 from tokenvault.maintenance.upkeep import Upkeep
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.records.record import STATUS_CODES, TokenRecord
@@ -35,11 +43,16 @@ class Purged:
 
     Attributes:
         done: tokens whose card is gone by this call; they are deleted.
-        unreadable: records that are not what a vault wrote: they stay as they are.
+        unreadable: records and events that are not what a vault wrote: they stay as they are.
+        tombstones: records of deleted tokens that a policy let go.
+        events: events that a policy let go; uses: how many of them were of uses.
     """
 
     done: int
     unreadable: int
+    tombstones: int = 0
+    uses: int = 0
+    events: int = 0
 
 
 @attrs.frozen
@@ -66,7 +79,37 @@ async def forget(customer: str, operator: str | None, page: int, at: Upkeep) -> 
     return await _until_none_is_left(_Task(at, Action.FORGET, operator, wanted, pages))
 
 
-async def purge(operator: str | None, page: int, at: Upkeep) -> Purged:
+async def purge(
+    policy: Retention, archive: Path | None, operator: str | None, page: int, at: Upkeep
+) -> Purged:
+    """Delete every token whose winding down is over, and then what a policy says."""
+    purged = await _wound_down(operator, page, at)
+    deletions = Deletions(at)
+    if policy.tombstones is not None:
+        before_ms = _before(policy.tombstones, at) or 0
+        tombstones = TombstonePurge(deletions, before_ms, policy.random_programs, operator, page)
+        purged = attrs.evolve(purged, tombstones=await tombstones.run())
+        purged = attrs.evolve(purged, unreadable=purged.unreadable + tombstones.unreadable)
+    if policy.uses is not None or policy.events is not None:
+        deadlines = Deadlines(_before(policy.uses, at), _before(policy.events, at))
+        with ExitStack() as opened:
+            file = None
+            if archive is not None:
+                file = await at.runtime.block(open_archive, archive, at)
+                opened.callback(file.close)
+            gone = await EventPurge(deletions, deadlines, file, operator, page).run()
+        purged = attrs.evolve(
+            purged, events=gone.events, uses=gone.uses, unreadable=purged.unreadable + gone.unreadable
+        )
+    await deletions.finish()
+    return purged
+
+
+def _before(age: timedelta | None, at: Upkeep) -> int | None:
+    return None if age is None else at.clock.now_ms() - age // timedelta(milliseconds=1)
+
+
+async def _wound_down(operator: str | None, page: int, at: Upkeep) -> Purged:
     """Delete every token whose winding down is over."""
     now_ms = at.clock.now_ms()
 

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
+from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.journal import Journal
 from tokenvault.audit.trail import Trail
@@ -119,11 +120,12 @@ async def upkeep(
     runtime: Runtime,
     clock: Clock | None,
     task: Callable[[Upkeep], Coroutine[Any, Any, T]],
+    checkpoints: CheckpointPolicy | None = None,
 ) -> T:
     """Do a task on a database, and close the trail that it wrote."""
     await store.check_schema()
     versions = await open_keys(keys, store, runtime)
-    trail = Trail(store, runtime, Journal(versions.ring.audit), ClearIds(versions.id_digest))
+    trail = Trail(store, runtime, Journal(versions.ring.audit, checkpoints), ClearIds(versions.id_digest))
     at = Upkeep(keys, store, runtime, SystemClock() if clock is None else clock, versions, trail)
     done = await task(at)
     await trail.close(at.clock.now_ms())

@@ -48,9 +48,9 @@ def begins_below_one(store: TokenStore, stream: bytes) -> bool:
     return _page(store, stream, -1, 1) is None and _page(store, stream, 0, 1) is not None
 
 
-def pages_about(store: TokenStore, reference: bytes) -> Iterator[list[SealedEvent]]:
+def pages_about(store: TokenStore, reference: bytes, after: bytes = b"") -> Iterator[list[SealedEvent]]:
     """The events that the index leads to from a reference, in pages; malformed rows are left out."""
-    after, more = b"", True
+    more = True
     while more:  # a cursor only grows: the guard of stores sees to it
         events, after = store.events_about(reference, after=after, limit=ABOUT_PAGE)
         more = bool(after)

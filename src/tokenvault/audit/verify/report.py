@@ -112,6 +112,7 @@ class AuditReport:
         uncovered: how many others each stream has, by its name in hexadecimal.
         gaps: numbers above the last checkpoint of their stream that no event has. A process that is killed leaves
             such, and one that is at work for the moment.
+        purged: events that purges deleted; archived: how many of these the archives hold that were given.
         open_findings: the same as findings of grade OPEN, at most 10,000; runs of numbers are one.
         anchor_entries: for `anchor`, by stream.
         acknowledged: what would be findings, had no operator acknowledged it (`Vault.acknowledge`).
@@ -130,6 +131,8 @@ class AuditReport:
     open_findings: tuple[AuditFinding, ...]
     anchor_entries: Mapping[bytes, AnchorEntry] = attrs.field(repr=False)
     acknowledged: tuple[AuditFinding, ...] = ()
+    purged: int = 0
+    archived: int = 0
 
     @property
     def intact(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from tokenvault.audit.batch_event import BATCH, changes_of
 from tokenvault.audit.verify.pages import pages_about
+from tokenvault.audit.verify.purged import Purges
 from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.errors import IntegrityError
@@ -50,12 +51,15 @@ class Revisions:
         self._repeated_count = 0
         self._explained: set[tuple[bytes, int]] = set()
         self._unexplained: dict[bytes, _Unexplained] = {}
+        self._purged: dict[bytes, int] = {}  # by reference, the revision of a record that a purge deleted
 
-    def add(self, reference: bytes, revision: int) -> None:
-        """Note that a revision stands in an event."""
+    def add(self, reference: bytes, revision: int, *, again: bool = False) -> None:
+        """Note that a revision stands in an event; `again` where it may have been noted of the same event."""
         run = self._runs.setdefault(reference, 0)
         above = self._above.get(reference, set())
         if revision <= run or revision in above:
+            if again:
+                return
             self._repeated_count += 1
             if len(self._repeated) < REPEATED_MAX:
                 self._repeated.append((reference, revision))
@@ -69,13 +73,17 @@ class Revisions:
             if not above:
                 self._above.pop(reference, None)
 
+    def add_purged(self, reference: bytes, revision: int) -> None:
+        """Note that a purge deleted a record, which had this revision."""
+        self._purged[reference] = max(revision, self._purged.get(reference, 0))
+
     def explain(self, row: SealedEvent) -> None:
         """Note the revisions that an event with an invalid MAC states: that they are missing is no finding then."""
         for change in changes_of(row):
             if len(self._explained) < REPEATED_MAX:
                 self._explained.add(change)
 
-    def check(self, store: TokenStore, trusted: TrustedKeys, findings: Findings) -> int:
+    def check(self, store: TokenStore, trusted: TrustedKeys, findings: Findings, purges: Purges) -> int:
         """Read all records and note what is wrong. Returns how many there are."""
         for (reference, revision), again in Counter(self._repeated).items():
             findings.add(
@@ -104,10 +112,15 @@ class Revisions:
             after = page[-1].token
         self._explain_by_batches(store, trusted, findings)
         for reference, run in self._runs.items():
-            if run != _SEEN:
+            if run != _SEEN and not self._is_gone(reference, run, purges):
                 message = "events tell of this token, and its record is not there"
                 findings.add(FindingKind.RECORD_REMOVED, message, reference=reference)
         return count
+
+    def _is_gone(self, reference: bytes, run: int, purges: Purges) -> bool:
+        """Whether a purge deleted a record as it was last."""
+        newest = max({run, *self._above.get(reference, ())})
+        return newest <= self._purged.get(reference, 0) or purges.record_is_gone(reference, newest)
 
     def _check_record(
         self, record: SealedRecord, store: TokenStore, trusted: TrustedKeys, findings: Findings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+
 from tokenvault.audit.verify.report import FindingKind, Findings
 from tokenvault.audit.verify.stream import FoundCheckpoint, StreamAudit
 
@@ -46,6 +48,6 @@ def check_signed(audits: Mapping[bytes, StreamAudit], findings: Findings) -> Non
 
 def _is_signed_by_now(audit: StreamAudit) -> bool:
     """Whether a stream has a signed checkpoint: as it begins, another thread's event may be there before it."""
-    again = StreamAudit(audit.store, audit.stream, audit.trusted, Findings())
+    again = attrs.evolve(audit, findings=Findings(), checkpoints={}, unauthenticated={}, vouched=set())
     again.find_checkpoints()
     return any(found.signed for found in again.checkpoints.values())

@@ -5,14 +5,17 @@ from __future__ import annotations
 import attrs
 
 from tokenvault.audit.acknowledgement import Acknowledged, Loss
-from tokenvault.audit.batch_event import changes_of
+from tokenvault.audit.batch_event import changes_of, purged_by
 from tokenvault.audit.checkpoint import Checkpoint
-from tokenvault.audit.event import ACTION, Action, Event
+from tokenvault.audit.event import ACTION, Action, Event, is_of_purge, leaf_of
 from tokenvault.audit.macs import CheckedEvent
-from tokenvault.audit.merkle import Tree
+from tokenvault.audit.merkle import Tree, subtrees
+from tokenvault.audit.purge_note import Changes, Run
+from tokenvault.audit.verify.archived import Archives
 from tokenvault.audit.verify.event_index import IndexAudit
 from tokenvault.audit.verify.misplaced import InvalidMac, InvalidMacs
 from tokenvault.audit.verify.pages import begins_below_one, pages_about, stream_pages
+from tokenvault.audit.verify.purged import Purged
 from tokenvault.audit.verify.report import AnchorEntry, FindingKind, Findings
 from tokenvault.audit.verify.revisions import Revisions
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
@@ -36,12 +39,15 @@ class StreamAudit:
 
     Attributes:
         anchor_entry: the state of the stream when it was verified before.
+        purged: what purges took out of it.
+        archives: where that may be read still.
         revisions, invalid_macs, index, acknowledged: collected over all streams, for the checks that follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         vouched: numbers of the checkpoints that signatures speak for.
         events: how many were read; last: the number of the last one.
         gaps: missing numbers that no checkpoint commits to.
+        gone: how many a purge deleted; archived: how many of these the archives hold.
         tree: over the events from 1 on up to the first that is missing or wrong.
         whole: so far, no event is missing or wrong.
     """
@@ -50,6 +56,8 @@ class StreamAudit:
     stream: bytes
     trusted: TrustedKeys
     findings: Findings
+    purged: Purged
+    archives: Archives
     anchor_entry: AnchorEntry | None = None
     revisions: Revisions = attrs.field(factory=Revisions)
     invalid_macs: InvalidMacs = attrs.field(factory=InvalidMacs)
@@ -61,10 +69,14 @@ class StreamAudit:
     events: int = 0
     last: int = 0
     gaps: int = 0
+    gone: int = 0
+    archived: int = 0
     tree: Tree = attrs.field(factory=Tree)
     whole: bool = True
     _invalid: list[InvalidMac] = attrs.field(factory=list)
     _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
+    _passed: int = 0  # the last number of the runs that were passed
+    _present: list[bytes] = attrs.field(factory=list)  # leaves of events of the last one that are there still
     _uncertain: tuple[Loss, ...] = ()  # without keys: until a root shows that the events are those signed for
 
     @property
@@ -125,6 +137,7 @@ class StreamAudit:
         for commitment in (*(each.checkpoint for each in found), self.anchor_entry):
             if commitment is not None and commitment.size:
                 self._roots.setdefault(commitment.size, set()).add(commitment.root)
+        self._count(self.purged.look(), again=False)
         for page in stream_pages(self.store, self.stream):
             if isinstance(page, int):
                 self._advance(page)
@@ -142,6 +155,13 @@ class StreamAudit:
         if genuine is False or after_end:
             self._note_invalid(row, after_end)
             return
+        run = self.purged.at(row.number)
+        if run is not None:
+            self.index.add(row)
+            self._note_present(run, leaf)
+            return
+        for reference, revision in purged_by(row) if genuine and is_of_purge(row) else ():
+            self.revisions.add_purged(reference, revision)
         for reference, revision in changes_of(row):
             self.revisions.add(reference, revision)
         self.index.add(row)
@@ -152,9 +172,68 @@ class StreamAudit:
             self.acknowledged.add(acknowledged_by(row))
 
     def _advance(self, number: int) -> None:
-        """Go on to a number; those in between are missing, unless a killed process may have left them out."""
-        first, last = self.last + 1, number - 1
-        self.last = number
+        """Go on to a number; those in between are gone by a purge, missing, or left out by a killed process."""
+        first, self.last = self.last + 1, number
+        if not self.purged.covers(first, number - 1):
+            self._count(self.purged.look(), again=True)  # a purge may be under way
+        for run in self.purged.between(first, number):
+            self._note_missing(first, run.first - 1)
+            self._pass(run)
+            first = max(first, run.last + 1)
+        self._note_missing(first, number - 1)
+
+    def is_gone(self, number: int) -> bool:
+        """Whether a purge took an event out."""
+        if self.purged.at(number) is None:
+            self._count(self.purged.look(), again=True)
+        return self.purged.at(number) is not None
+
+    def _count(self, changes: list[tuple[Changes, bool]], *, again: bool) -> None:
+        """Note the changes of records that events told of which are gone; `again` where some of these were read."""
+        for (reference, first, last), known in changes:
+            for revision in range(first, last + 1):
+                self.revisions.add(reference, revision, again=again or known)
+
+    def _pass(self, run: Run) -> None:
+        """Put what is gone into the tree by its hashes, or by what an archive holds of it."""
+        if run.last <= self._passed:
+            return
+        self._passed, self._present = run.last, []
+        self.gone += run.size
+        self.whole = self.whole and bool(run.roots)
+        if self.whole and self.tree.size != run.first - 1:
+            self._rebuild(run.first - 1)
+        leaves = self.archives.leaves(self.stream, run)
+        if leaves and run.roots and subtrees(run.first, leaves) != run.roots:
+            message = "an archive holds other events than those that a purge took out here"
+            self._note(FindingKind.EDITED, message, run.first, run.last)
+            leaves = []
+        self.archived += len(leaves)
+        for leaf in leaves if self.whole else ():
+            self._append(leaf)
+        if self.whole and not leaves:
+            self.tree = run.after(self.tree)
+            self._compare_root()
+
+    def _rebuild(self, size: int) -> None:
+        """Make the tree of so many events anew: some were read before a purge took them out."""
+        tree = Tree()
+        for item in self.purged.walk():
+            if tree.size >= size:
+                break
+            tree = item.after(tree) if isinstance(item, Run) else tree.with_leaf(leaf_of(item))
+        self.tree, self.whole = tree, tree.size == size
+
+    def _note_present(self, run: Run, leaf: bytes) -> None:
+        """Note an event that a purge names and that is there still; all of them are what the purge saw."""
+        self.gone -= 1
+        self._present.append(leaf)
+        if len(self._present) == run.size and run.roots and subtrees(run.first, self._present) != run.roots:
+            message = "of these events one is not what it was when a purge named them"
+            self._note(FindingKind.EDITED, message, run.first, run.last)
+
+    def _note_missing(self, first: int, last: int) -> None:
+        """Note numbers that are missing, unless a killed process may have left them out."""
         if first > last:
             return
         self.whole = False
@@ -191,6 +270,10 @@ class StreamAudit:
     def _append(self, leaf: bytes) -> None:
         """Add an event to the tree, and compare its root where something commits to the events up to here."""
         self.tree = self.tree.with_leaf(leaf)
+        self._compare_root()
+
+    def _compare_root(self) -> None:
+        """Compare the root of the tree with what commits to as many events."""
         size = self.tree.size
         roots = self._roots.get(size)
         if roots is None:
@@ -215,6 +298,10 @@ class StreamAudit:
         own = len(self._invalid) < self.events or bool(self.checkpoints) or self.anchor_entry is not None
         self.invalid_macs.found += [each if own else each._replace(expected=False) for each in self._invalid]
         committed = max(self._roots, default=0)
+        if self.last < committed:
+            self._count(self.purged.look(), again=True)
+        if self.last < self.purged.last:
+            self._advance(self.purged.last)
         if self.last < committed:
             self._note(
                 FindingKind.TRUNCATED,

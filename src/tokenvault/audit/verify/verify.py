@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
 from tokenvault.audit import succession
 from tokenvault.audit.acknowledgement import Acknowledged
+from tokenvault.audit.archive import archive_path
 from tokenvault.audit.checkpoint import CrossReference
 from tokenvault.audit.event import leaf_of
+from tokenvault.audit.verify.archived import Archives
 from tokenvault.audit.verify.event_index import IndexAudit
 from tokenvault.audit.verify.misplaced import InvalidMacs, find_origins
+from tokenvault.audit.verify.purged import Purges
 from tokenvault.audit.verify.report import AnchorEntry, AuditReport, FindingKind, Findings, parse_anchor
 from tokenvault.audit.verify.revisions import Revisions
 from tokenvault.audit.verify.signatures import check_signed, vouch
@@ -26,6 +34,7 @@ def verify_audit(
     keys: KeyStore | None = None,
     public_key: str | None = None,
     since: AuditReport | str | None = None,
+    archive: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> AuditReport:
     """Verify the whole audit trail of a database, its records and its index against it. Vaults may go on meanwhile.
 
@@ -40,10 +49,14 @@ def verify_audit(
             edit is then located between two checkpoints. With or without keys, every stream must then end with a
             checkpoint that is signed, or that a signed one refers to. A key is trusted too that a trusted one
             introduced (`maintenance.introduce_signer`).
-        since: an earlier report, or what its `anchor()` returned: all that was there then must be there still.
+        since: an earlier report, or what its `anchor()` returned: all that was there then must be there still, or
+            gone by a purge. What an anchor states of the middle of a purged run is compared with an archive only.
+        archive: archives of `maintenance.archive_events` or `purge`, one path or several: what purges took out is
+            read there and compared with what they said of it.
 
     Raises:
-        InvalidInputError: neither keys nor a public key, or an argument of another form.
+        InvalidInputError: neither keys nor a public key, an archive can not be read, or an argument of another form.
+        IntegrityError: an archive has a line that was not written so.
         KeyStoreError, TokenStoreError: the key store or the database can not be reached.
     """
     checks.blocking_store("store", store)
@@ -52,15 +65,48 @@ def verify_audit(
     before: dict[bytes, AnchorEntry] = {}
     if since is not None:
         before = dict(since.anchor_entries) if isinstance(since, AuditReport) else parse_anchor(since)
+    with closing(Archives(_paths(archive))) as archives:
+        return _verify(store, trusted, before, archives, (keys is not None, public_key is not None))
+
+
+def _paths(archive: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    if not isinstance(archive, list | tuple):
+        return [archive_path("archive", archive)]
+    return [archive_path("archive", each) for each in archive]
+
+
+def _verify(
+    store: TokenStore,
+    trusted: TrustedKeys,
+    before: dict[bytes, AnchorEntry],
+    archives: Archives,
+    given: tuple[bool, bool],
+) -> AuditReport:
+    """Verify all streams, and what the events say of records and the index; given: keys, and a public key."""
+    with_keys, with_public_key = given
     findings, revisions, invalid_macs, index = Findings(), Revisions(), InvalidMacs(), IndexAudit()
     acknowledged = Acknowledged()
-    audits = {}
+    audits: dict[bytes, StreamAudit] = {}
+    purges = Purges(store, trusted, lambda name: _signed_roots(audits, new_audit(name)))
+
+    def new_audit(name: bytes) -> StreamAudit:
+        return StreamAudit(
+            store=store,
+            stream=name,
+            trusted=trusted,
+            findings=findings,
+            purged=purges.of(name),
+            archives=archives,
+            anchor_entry=before.get(name),
+            revisions=revisions,
+            invalid_macs=invalid_macs,
+            index=index,
+            acknowledged=acknowledged,
+        )
+
     for name in sorted(store.streams()):
         if len(name) == STREAM_BYTES:
-            audit = StreamAudit(
-                store, name, trusted, findings, before.get(name), revisions, invalid_macs, index, acknowledged
-            )
-            audits[name] = audit
+            audits[name] = new_audit(name)
         else:
             findings.add(FindingKind.EDITED, "an event's stream has a name of another length", name)
     for audit in audits.values():
@@ -72,11 +118,20 @@ def verify_audit(
     index.check(store, trusted, {name: audit.last for name, audit in audits.items()}, findings)
     find_origins(invalid_macs, trusted, store, findings)
     _check_cross_references(audits, before, store, findings)
-    if public_key is not None:
+    if with_public_key:
         check_signed(audits, findings)
-    records = revisions.check(store, trusted, findings)
-    entries = _anchor_entries(audits, before, keys is not None)
+    records = revisions.check(store, trusted, findings, purges)
+    entries = _anchor_entries(audits, before, with_keys)
     return _report(audits, findings, acknowledged, records, entries)
+
+
+def _signed_roots(audits: dict[bytes, StreamAudit], again: StreamAudit) -> dict[int, bytes]:
+    """What the checkpoints of a stream commit to for which signatures speak, also those that came since."""
+    again.findings = Findings()  # of its own: they are in the report already
+    again.find_checkpoints()
+    vouched = audits[again.stream].checkpoints if again.stream in audits else {}
+    found = [*vouched.values(), *again.checkpoints.values()]
+    return {each.checkpoint.size: each.checkpoint.root for each in found}
 
 
 def _report(
@@ -86,7 +141,10 @@ def _report(
     records: int,
     anchor_entries: dict[bytes, AnchorEntry],
 ) -> AuditReport:
-    covered = {name: min(audit.committed, audit.events) for name, audit in audits.items()}
+    covered = {
+        name: max(min(audit.committed, audit.events + audit.gone) - audit.gone, 0)
+        for name, audit in audits.items()
+    }
     checkpoints = [found for audit in audits.values() for found in audit.checkpoints.values()]
     known = {each for each in (*findings.found, *findings.open) if acknowledged.covers(each)}
     return AuditReport(
@@ -100,6 +158,8 @@ def _report(
         covered=sum(covered.values()),
         uncovered={name.hex(): audit.events - covered[name] for name, audit in audits.items()},
         gaps=sum(audit.gaps for audit in audits.values()),
+        purged=sum(audit.gone for audit in audits.values()),
+        archived=sum(audit.archived for audit in audits.values()),
         open_findings=tuple(each for each in findings.open if each not in known),
         acknowledged=tuple(each for each in (*findings.found, *findings.open) if each in known),
         anchor_entries=anchor_entries,
@@ -161,7 +221,7 @@ def _check_cross_reference(
         return
     now = _event_now(store, stream, number)
     if number > audit.last:
-        if now is None:
+        if now is None and not audit.is_gone(number):
             findings.add(
                 FindingKind.TRUNCATED,
                 "another stream refers to an event of this one that is not there",
@@ -169,6 +229,8 @@ def _check_cross_reference(
                 audit.last + 1,
                 number,
             )
+    elif now is None and audit.is_gone(number):
+        return
     elif now is None:
         message = "another stream refers to an event here, which is not there"
         findings.add(FindingKind.REMOVED, message, stream, number)
