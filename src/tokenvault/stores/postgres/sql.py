@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from tokenvault.stores.port import PAGE_BYTES
 from tokenvault.stores.postgres.statements import (
     COUNTS,
     DOMAINS,
@@ -262,10 +263,6 @@ APPEND_MANY: Final = _replace_many("FOR SHARE")
 # Events.
 
 
-def _select_events(rest: str, *takes: Kind) -> Statement:
-    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT)
-
-
 APPEND: Final = {
     n: Statement(
         f"WITH {_index(1 + n * len(EVENT))}"
@@ -281,8 +278,18 @@ _HELD: Final = f"written AS (SELECT FROM {TOKENS} WHERE token = $1 AND revision 
 APPEND_FENCED: Final = {n: _with_events(_HELD, (TEXT, INT8), n) for n in FEW_EVENTS}
 """By the number of events, behind a fence of one token. Returns the token if its revision has moved."""
 
-EVENTS_OF_STREAM: Final = _select_events(
-    "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
+# The lengths are known without the bodies, which are read of the rows that are in the page alone.
+EVENTS_OF_STREAM: Final = Statement(
+    f"""
+    SELECT {EVENT_COLUMNS} FROM (
+        SELECT {EVENT_COLUMNS}, sum(length(body)) OVER (
+            ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS before FROM (
+            SELECT {EVENT_COLUMNS} FROM {EVENTS} WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3
+        ) AS e
+    ) AS e WHERE coalesce(before, 0) < {PAGE_BYTES} ORDER BY number""",
+    (BYTEA, INT8, INT8),
+    _ONE_EVENT,
 )
 # An event that is not there is one without a MAC, which is none.
 EVENTS_ABOUT: Final = Statement(

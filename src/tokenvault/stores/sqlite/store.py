@@ -26,6 +26,7 @@ from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import (
     MALFORMED_EVENT,
+    PAGE_BYTES,
     PAGE_MAX,
     EventPage,
     Fence,
@@ -34,6 +35,7 @@ from tokenvault.stores.port import (
     SealedRecord,
     TokenGroup,
     digest_of,
+    rows_of_a_page,
 )
 from tokenvault.stores.sqlite import sql
 from tokenvault.stores.sqlite.backup import back_up
@@ -46,6 +48,7 @@ from tokenvault.stores.sqlite.file import (
 )
 from tokenvault.stores.sqlite.pool import Pool
 from tokenvault.stores.token_counts import changes, counts_of, group_of, sorted_changes
+from tokenvault.stores.write_limits import EVENT_BODY_BYTES_MAX
 
 T = TypeVar("T")
 
@@ -263,7 +266,14 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         return self._transact(lambda connection: _replace_all(connection, (), events, fence))
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return list(starmap(SealedEvent, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
+        def work(connection: Connection) -> list[Any]:
+            fits = limit
+            if limit * EVENT_BODY_BYTES_MAX > PAGE_BYTES:
+                sizes = connection.run(sql.EVENT_SIZES, (stream, first, limit))
+                fits = rows_of_a_page([size for (size,) in sizes])
+            return connection.run(sql.EVENTS_OF_STREAM, (stream, first, fits))
+
+        return list(starmap(SealedEvent, self._reading(work)))
 
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
         rows = self._read(sql.EVENTS_ABOUT, (reference, *place_of(after), limit))
