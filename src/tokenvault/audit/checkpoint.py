@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable, Iterator
+from itertools import starmap
 from typing import Final
 
 import attrs
@@ -67,6 +69,16 @@ class CrossReference:
     leaf: bytes
 
 
+def packed_references(references: Iterable[CrossReference]) -> bytes:
+    """Cross-references in their canonical encoding."""
+    return b"".join(_CROSS_REFERENCE.pack(each.stream, each.number, each.leaf) for each in references)
+
+
+def read_references(packed: bytes) -> Iterator[CrossReference]:
+    """Cross-references of their encoding. Raises struct.error."""
+    return starmap(CrossReference, _CROSS_REFERENCE.iter_unpack(packed))
+
+
 @attrs.frozen(kw_only=True)
 class Checkpoint:
     """What a checkpoint says.
@@ -95,7 +107,7 @@ class Checkpoint:
         return b"".join(
             (
                 _FIXED.pack(self.closes, self.size, self.root, self.unauthenticated_rows, len(references)),
-                *(_CROSS_REFERENCE.pack(each.stream, each.number, each.leaf) for each in references),
+                packed_references(references),
                 self.key_id or _UNSIGNED,
                 self.signature,
             )
@@ -108,7 +120,7 @@ class Checkpoint:
         if max(unauthenticated_rows, count) > CROSS_REFERENCES_MAX:
             raise ValueError(unauthenticated_rows, count)
         end = _FIXED.size + count * _CROSS_REFERENCE.size
-        references = _CROSS_REFERENCE.iter_unpack(payload[_FIXED.size : end])
+        references = read_references(payload[_FIXED.size : end])
         key_id = payload[end : end + KEY_ID_BYTES]
         signature = payload[end + KEY_ID_BYTES :]
         if len(signature) != (0 if key_id == _UNSIGNED else SIGNATURE_BYTES):
@@ -117,7 +129,7 @@ class Checkpoint:
             size=size,
             root=root,
             closes=closes,
-            cross_references=tuple(CrossReference(*values) for values in references),
+            cross_references=tuple(references),
             unauthenticated_rows=unauthenticated_rows,
             key_id=b"" if key_id == _UNSIGNED else key_id,
             signature=signature,

@@ -25,6 +25,7 @@ from tokenvault.stores.port import (
     SealedRecord,
     TokenGroup,
     digest_of,
+    rows_of_a_page,
 )
 from tokenvault.stores.token_counts import changes, counts_of, group_of
 
@@ -231,7 +232,8 @@ class MemoryTokenStore(TokenStoreBase, Forkable):
     @_alone
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
         numbers = sorted(number for of, number in self._events if of == stream and number >= first)
-        return [self._events[stream, number] for number in numbers[:limit]]
+        found = [self._events[stream, number] for number in numbers[:limit]]
+        return found[: rows_of_a_page([len(event.body) for event in found])]
 
     @_alone
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from inspect import isfunction
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
 from tokenvault.stores.index_rows import IndexPlace, IndexRow
@@ -21,6 +22,9 @@ from tokenvault.stores.write_limits import WriteLimits
 
 PAGE_MAX: Final = 10_000
 """The most rows that one call reads, and the most records or events that one call writes."""
+
+PAGE_BYTES: Final = 2**24
+"""What the bodies of a page of `events` add up to: with the one by which they reach it, the page ends."""
 
 USE_IDS_MAX: Final = 16
 """The most use ids that one use is looked for by: two names, each under some versions of a key."""
@@ -145,6 +149,11 @@ class EventPage(NamedTuple):
 def digest_of(document: bytes) -> bytes:
     """What a domain document is kept under: its SHA-256."""
     return hashlib.sha256(document).digest()
+
+
+def rows_of_a_page(sizes: Sequence[int]) -> int:
+    """How many events a page of `events` has, given the sizes of the bodies that there are."""
+    return min(len(sizes), 1 + sum(total < PAGE_BYTES for total in accumulate(sizes)))
 
 
 MALFORMED_EVENT: Final = SealedEvent(bytes(16), 1, b"", b"", bytes(16))
@@ -313,10 +322,11 @@ class TokenStore(Protocol):
         unwritten()
 
     def events(self, stream: bytes, *, after: int = 0, limit: int = PAGE_MAX) -> list[SealedEvent]:
-        """Events of one stream with a number above `after`, ascending.
+        """Events of one stream with a number above `after`, ascending: `limit` of them, or those that there are.
 
-        With `after` -1, also rows are looked at whose number is below 1: an IntegrityError, where someone planted
-        them.
+        A page may end earlier, with the event by which its bodies reach PAGE_BYTES: what a reader holds of a trail
+        is then bounded. With `after` -1, also rows are looked at whose number is below 1: an IntegrityError, where
+        someone planted them.
         """
         unwritten()
 

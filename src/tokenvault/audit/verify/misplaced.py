@@ -17,6 +17,9 @@ INVALID_MACS_MAX: Final = 100
 INVALID_MACS_OF_ALL_STREAMS_MAX: Final = 300
 """Events of all streams whose origin is looked for: each is tried in the places of all others."""
 
+INVALID_MACS_BYTES_MAX: Final = 2**24
+"""What the bodies of these add up to at most, beside the last one."""
+
 PLACES_MAX: Final = 200
 """Missing numbers that events are tried in."""
 
@@ -38,11 +41,16 @@ class InvalidMacs:
 
     def __init__(self) -> None:
         self.found: list[InvalidMac] = []
+        self._bytes = 0
         self._missing: list[tuple[bytes, range]] = []
 
-    def room(self) -> int:
-        """How many events of the next stream may be noted."""
-        return min(INVALID_MACS_MAX, INVALID_MACS_OF_ALL_STREAMS_MAX - len(self.found))
+    def takes(self, row: SealedEvent, of_stream: int) -> bool:
+        """Whether an event is noted, given how many of its stream are; what is found of these is added at its end."""
+        room = min(INVALID_MACS_MAX, INVALID_MACS_OF_ALL_STREAMS_MAX - len(self.found))
+        if of_stream >= room or self._bytes >= INVALID_MACS_BYTES_MAX:
+            return False
+        self._bytes += len(row.body)
+        return True
 
     def note_missing(self, stream: bytes, first: int, last: int) -> None:
         """Note that the events from first to last are missing."""

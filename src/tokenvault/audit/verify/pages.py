@@ -1,4 +1,8 @@
-"""Reads events in pages, also where rows are malformed: a store refuses to return those."""
+"""Reads events in pages, also where rows are malformed: a store refuses to return those.
+
+Memory: two pages are there at once, while the next is read. A page of a stream has bodies of PAGE_BYTES (16 MiB) and
+one event more at most, whatever a stream holds, and PAGE rows; one that the index leads to has ABOUT_PAGE events.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.stores.port import MALFORMED_EVENT, SealedEvent, TokenStore
 
 PAGE: Final = 2_000
-ABOUT_PAGE: Final = 64
+ABOUT_PAGE: Final = 16
 """Events about one token that are read at once: one of a batch may be 1 MiB."""
 
 MALFORMED_MAX: Final = 10_000

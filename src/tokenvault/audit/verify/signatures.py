@@ -20,7 +20,7 @@ def vouch(audits: Mapping[bytes, StreamAudit]) -> None:
         if found.number in audit.vouched:
             continue
         audit.vouched.add(found.number)
-        for reference in found.checkpoint.cross_references:
+        for reference in found.cross_references():
             other, number = audits.get(reference.stream), reference.number
             if other is None:
                 continue

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
 from tokenvault.audit.acknowledgement import Acknowledged, Loss
 from tokenvault.audit.batch_event import changes_of, purged_by
-from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.checkpoint import Checkpoint, CrossReference, packed_references, read_references
 from tokenvault.audit.event import ACTION, Action, Event, is_of_purge, leaf_of
 from tokenvault.audit.macs import CheckedEvent
 from tokenvault.audit.merkle import Tree, subtrees
@@ -25,12 +27,42 @@ from tokenvault.stores.port import SealedEvent, TokenStore
 
 @attrs.frozen
 class FoundCheckpoint:
-    """A checkpoint as it stands in its stream; signed: with a right signature."""
+    """A checkpoint as it stands in its stream: some 500 bytes, and 56 for each cross-reference.
+
+    Attributes:
+        number, leaf: of its event.
+        signed: whether it has a right signature.
+        size, root, closes: as in Checkpoint.
+        met_planted_rows: whether it counts rows that no vault wrote.
+        packed: its cross-references.
+    """
 
     number: int
     leaf: bytes
     signed: bool
-    checkpoint: Checkpoint
+    size: int
+    root: bytes
+    closes: bool
+    met_planted_rows: bool
+    packed: bytes = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, event: CheckedEvent, checkpoint: Checkpoint, signed: bool) -> FoundCheckpoint:
+        """A checkpoint and the event that it stands in."""
+        return cls(
+            number=event.row.number,
+            leaf=event.leaf,
+            signed=signed,
+            size=checkpoint.size,
+            root=checkpoint.root,
+            closes=checkpoint.closes,
+            met_planted_rows=bool(checkpoint.unauthenticated_rows),
+            packed=packed_references(checkpoint.cross_references),
+        )
+
+    def cross_references(self) -> Iterator[CrossReference]:
+        """Which events of other streams it refers to."""
+        return read_references(self.packed)
 
 
 @attrs.define(eq=False)
@@ -82,7 +114,7 @@ class StreamAudit:
     @property
     def committed(self) -> int:
         """The number of events that a checkpoint commits to."""
-        return max((each.checkpoint.size for each in self.checkpoints.values()), default=0)
+        return max((each.size for each in self.checkpoints.values()), default=0)
 
     @property
     def size_before(self) -> int:
@@ -98,7 +130,7 @@ class StreamAudit:
                     self._note_checkpoint(event)
 
     def _note_checkpoint(self, event: CheckedEvent) -> None:
-        row, leaf, genuine = event
+        row, _, genuine = event
         try:
             checkpoint = Event.parse(row).checkpoint
         except IntegrityError:
@@ -110,14 +142,19 @@ class StreamAudit:
             self._note(FindingKind.EDITED, "the signature of this checkpoint is wrong", row.number)
             return
         found = self.checkpoints if signature or genuine else self.unauthenticated
-        found[row.number] = FoundCheckpoint(row.number, leaf, bool(signature), checkpoint)
+        found[row.number] = FoundCheckpoint.of(event, checkpoint, bool(signature))
+
+    def has_checkpoint(self, reference: CrossReference) -> bool:
+        """Whether an authenticated checkpoint is the event that another stream refers to."""
+        found = self.checkpoints.get(reference.number)
+        return found is not None and found.leaf == reference.leaf
 
     def check_unauthenticated_rows(self) -> None:
         """Note that checkpoints met rows that no vault wrote, unless the verification before has noted it."""
         numbers = [
             each.number
             for each in self.checkpoints.values()
-            if each.checkpoint.unauthenticated_rows and each.number > self.size_before
+            if each.met_planted_rows and each.number > self.size_before
         ]
         if numbers:
             self._note(
@@ -133,8 +170,8 @@ class StreamAudit:
         if begins_below_one(self.store, self.stream):
             self._note(FindingKind.INSERTED, "a row of this stream has a number below 1: no event has")
         found = self.checkpoints.values()
-        closed_at = min((each.number for each in found if each.checkpoint.closes), default=None)
-        for commitment in (*(each.checkpoint for each in found), self.anchor_entry):
+        closed_at = min((each.number for each in found if each.closes), default=None)
+        for commitment in (*found, self.anchor_entry):
             if commitment is not None and commitment.size:
                 self._roots.setdefault(commitment.size, set()).add(commitment.root)
         self._count(self.purged.look(), again=False)
@@ -261,7 +298,7 @@ class StreamAudit:
         """Note an event that is not genuine; past a limit its origin is not looked for."""
         self.whole = False
         self.revisions.explain(row)
-        if len(self._invalid) < self.invalid_macs.room():
+        if self.invalid_macs.takes(row, len(self._invalid)):
             self._invalid.append(InvalidMac(row, expected=not after_end))
         else:
             kind = FindingKind.INSERTED if after_end else FindingKind.EDITED
@@ -310,6 +347,7 @@ class StreamAudit:
                 committed,
             )
             self.invalid_macs.note_missing(self.stream, self.last + 1, committed)
+        self._roots.clear()  # nothing of it is needed for the streams that follow
 
     def _note(
         self, kind: FindingKind, message: str, number: int | None = None, last: int | None = None

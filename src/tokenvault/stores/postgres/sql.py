@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from tokenvault.stores.port import PAGE_BYTES
 from tokenvault.stores.postgres.statements import (
     COUNTS,
     DOMAINS,
@@ -263,13 +264,10 @@ PRUNE: Final = Statement(
     f"""
     WITH named AS MATERIALIZED (
         SELECT t.token FROM {TOKENS} AS t JOIN unnest($1::text[], $2::bigint[]) AS n (token, revision)
-            ON t.token = n.token AND t.revision = n.revision
-        WHERE t.token = ANY($1::text[]) ORDER BY t.token FOR UPDATE OF t
+            USING (token, revision) WHERE t.token = ANY($1::text[]) ORDER BY t.token FOR UPDATE OF t
     ), gone AS (
-        DELETE FROM {TOKENS} AS t USING named WHERE t.token = named.token
-        RETURNING t.requestor, t.program, t.status
-    ), counted AS (
-        {_add_to_counts("SELECT requestor, program, status, -count(*) FROM gone GROUP BY 1, 2, 3")}
+        DELETE FROM {TOKENS} AS t USING named WHERE t.token = named.token RETURNING requestor, program, status
+    ), counted AS ({_add_to_counts("SELECT requestor, program, status, -count(*) FROM gone GROUP BY 1, 2, 3")}
     ), unindexed AS (
         DELETE FROM {EVENT_INDEX} AS i USING unnest({_places(5, _INDEX_ROWS)}) AS n ({INDEX_COLUMNS})
         WHERE (i.reference, i.use_id, i.stream, i.number) = (n.reference, n.use_id, n.stream, n.number)
@@ -277,16 +275,11 @@ PRUNE: Final = Statement(
         DELETE FROM {EVENTS} AS e USING unnest($3::bytea[], $4::bigint[]) AS n (stream, number)
         WHERE (e.stream, e.number) = (n.stream, n.number)
     ) SELECT ''::text WHERE false""",
-    (*_FENCE, array_of(BYTEA), array_of(INT8), *_INDEX_ROWS),
-    (TEXT,),
-)
+    (*_FENCE, array_of(BYTEA), array_of(INT8), *_INDEX_ROWS), (TEXT,),
+)  # fmt: skip
 """Takes tokens and revisions, streams and numbers of events, and rows of the index."""
 
 # Events.
-
-
-def _select_events(rest: str, *takes: Kind) -> Statement:
-    return Statement(f"SELECT {EVENT_COLUMNS} FROM {EVENTS} {rest}", takes, _ONE_EVENT)
 
 
 APPEND: Final = {
@@ -304,8 +297,18 @@ _HELD: Final = f"written AS (SELECT FROM {TOKENS} WHERE token = $1 AND revision 
 APPEND_FENCED: Final = {n: _with_events(_HELD, (TEXT, INT8), n) for n in FEW_EVENTS}
 """By the number of events, behind a fence of one token. Returns the token if its revision has moved."""
 
-EVENTS_OF_STREAM: Final = _select_events(
-    "WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3", BYTEA, INT8, INT8
+# The lengths are known without the bodies, which are read of the rows that are in the page alone.
+EVENTS_OF_STREAM: Final = Statement(
+    f"""
+    SELECT {EVENT_COLUMNS} FROM (
+        SELECT {EVENT_COLUMNS}, sum(length(body)) OVER (
+            ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS before FROM (
+            SELECT {EVENT_COLUMNS} FROM {EVENTS} WHERE stream = $1 AND number >= $2 ORDER BY number LIMIT $3
+        ) AS e
+    ) AS e WHERE coalesce(before, 0) < {PAGE_BYTES} ORDER BY number""",
+    (BYTEA, INT8, INT8),
+    _ONE_EVENT,
 )
 # An event that is not there is one without a MAC, which is none.
 EVENTS_ABOUT: Final = Statement(

@@ -46,6 +46,9 @@ NEXT_GROUP: Final = (
 )
 EVENTS_OF_USE: Final = "SELECT stream, number FROM event_index WHERE reference = ? AND use_id = ?"
 ONE_EVENT: Final = _EVENT + "WHERE stream = ? AND number = ?"
+EVENT_SIZES: Final = (
+    "SELECT length(body) FROM events WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"
+)
 SCAN: Final = _RECORD + "WHERE token > ? ORDER BY token LIMIT ?"
 SCAN_KEY_VERSION: Final = _RECORD + "WHERE token > ? AND key_version = ? ORDER BY token LIMIT ?"
 EVENTS_OF_STREAM: Final = _EVENT + "WHERE stream = ? AND number >= ? ORDER BY number LIMIT ?"

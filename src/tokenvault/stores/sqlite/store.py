@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any, Final, TypeVar
@@ -23,9 +22,9 @@ from tokenvault.interrupts import is_interrupt
 from tokenvault.stores.forks import Forkable, end_interrupted_hold, hold_still_at_forks
 from tokenvault.stores.guard import TokenStoreBase
 from tokenvault.stores.index_rows import IndexPlace, cursor_of, place_of
-from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import (
     MALFORMED_EVENT,
+    PAGE_BYTES,
     PAGE_MAX,
     EventPage,
     Fence,
@@ -33,9 +32,9 @@ from tokenvault.stores.port import (
     SealedEvent,
     SealedRecord,
     TokenGroup,
-    digest_of,
+    rows_of_a_page,
 )
-from tokenvault.stores.sqlite import sql
+from tokenvault.stores.sqlite import sql, writes
 from tokenvault.stores.sqlite.backup import back_up
 from tokenvault.stores.sqlite.file import (
     SQLITE_VERSION_MIN,
@@ -45,7 +44,7 @@ from tokenvault.stores.sqlite.file import (
     is_unreadable,
 )
 from tokenvault.stores.sqlite.pool import Pool
-from tokenvault.stores.token_counts import changes, counts_of, group_of, sorted_changes
+from tokenvault.stores.write_limits import EVENT_BODY_BYTES_MAX
 
 T = TypeVar("T")
 
@@ -252,21 +251,28 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
-        return self._transact(lambda connection: _insert_all(connection, records, events, document))
+        return self._transact(lambda connection: writes.insert_all(connection, records, events, document))
 
     def _replace(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
     ) -> list[str]:
-        return self._transact(lambda connection: _replace_all(connection, records, events, fence))
+        return self._transact(lambda connection: writes.replace_all(connection, records, events, fence))
 
     def _append(self, events: Sequence[SealedEvent], fence: Fence) -> list[str]:
-        return self._transact(lambda connection: _replace_all(connection, (), events, fence))
+        return self._transact(lambda connection: writes.replace_all(connection, (), events, fence))
 
     def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
-        self._transact(lambda connection: _prune_all(connection, events, records))
+        self._transact(lambda connection: writes.prune_all(connection, events, records))
 
     def _events_of_stream(self, stream: bytes, first: int, limit: int) -> list[SealedEvent]:
-        return list(starmap(SealedEvent, self._read(sql.EVENTS_OF_STREAM, (stream, first, limit))))
+        def work(connection: Connection) -> list[Any]:
+            fits = limit
+            if limit * EVENT_BODY_BYTES_MAX > PAGE_BYTES:
+                sizes = connection.run(sql.EVENT_SIZES, (stream, first, limit))
+                fits = rows_of_a_page([size for (size,) in sizes])
+            return connection.run(sql.EVENTS_OF_STREAM, (stream, first, fits))
+
+        return list(starmap(SealedEvent, self._reading(work)))
 
     def _events_about(self, reference: bytes, after: bytes, limit: int) -> EventPage:
         rows = self._read(sql.EVENTS_ABOUT, (reference, *place_of(after), limit))
@@ -344,93 +350,3 @@ def _events_of(connection: Connection, pairs: Sequence[tuple[bytes, bytes]]) -> 
         return [MALFORMED_EVENT] * len(places)  # too many for any answer
     events = [SealedEvent(*row) for place in places for row in connection.run(sql.ONE_EVENT, place)]
     return events + [MALFORMED_EVENT] * (len(places) - len(events))
-
-
-# What happens within a transaction.
-
-
-def _insert_all(
-    connection: Connection,
-    records: Sequence[SealedRecord],
-    events: Sequence[SealedEvent],
-    document: bytes | None,
-) -> list[str]:
-    if len(records) == 1:
-        if not connection.statement.execute(sql.INSERT, records[0]).rowcount:
-            return [records[0].token]
-    elif records:
-        # Looked for first: to write a chunk of random tokens in vain takes ten times as long.
-        existing = _existing(connection, [record.token for record in records])
-        if existing:
-            return existing
-        # In the order of two of the indexes: the pages that come next are those of the row before.
-        connection.statement.executemany(sql.INSERT, sorted(records))
-    _count_all(connection, counts_of(records))
-    if document is not None:
-        connection.statement.execute(sql.PUT_DOMAIN, (digest_of(document), document))
-    return _append_all(connection, events)
-
-
-def _existing(connection: Connection, tokens: Sequence[str]) -> list[str]:
-    execute = connection.statement.execute
-    pages = [execute(sql.EXISTING[size], chunk).fetchall() for size, chunk in sql.statements_of(tokens)]
-    return [token for page in pages for (token,) in page]
-
-
-def _replace_all(
-    connection: Connection, records: Sequence[SealedRecord], events: Sequence[SealedEvent], fence: Fence
-) -> list[str]:
-    execute = connection.statement.execute
-    moved = _moved(connection, fence)
-    left: list[TokenGroup] = []
-    entered: list[TokenGroup] = []
-    for record in records:
-        values = record._asdict()
-        if execute(sql.REPLACE, values).rowcount:
-            continue
-        left += starmap(TokenGroup, execute(sql.GROUP_OF, (record.token,)).fetchall())
-        entered.append(group_of(record))
-        if not execute(sql.REPLACE_ALL, values).rowcount:
-            moved.append(record.token)
-    if moved:
-        return moved
-    _count_all(connection, changes(left, entered))
-    return _append_all(connection, events)
-
-
-def _count_all(connection: Connection, counts: Counter[TokenGroup]) -> None:
-    for group, number in sorted_changes(counts):
-        connection.statement.execute(sql.ADD_TO_COUNT, (*group, number))
-
-
-def _moved(connection: Connection, fence: Fence) -> list[str]:
-    """The tokens of a fence whose revision has moved: nobody else writes until this transaction is over."""
-    found: dict[str, int] = {}
-    for size, chunk in sql.statements_of([token for token, _ in fence]):
-        found.update(connection.statement.execute(sql.REVISIONS[size], chunk).fetchall())
-    return [token for token, revision in fence if found.get(token) != revision]
-
-
-def _append_all(connection: Connection, events: Sequence[SealedEvent]) -> list[str]:
-    for event in events:
-        connection.statement.execute(sql.APPEND, event[:5])
-        connection.statement.executemany(sql.INDEX, _index_of(event))
-    return []
-
-
-def _index_of(event: SealedEvent) -> list[tuple[bytes, bytes, bytes, int]]:
-    """The rows of the index that an event names."""
-    index = event.index_rows
-    names = index.names() if isinstance(index, IndexColumns) else index
-    return [(reference, use_id, event.stream, event.number) for reference, use_id in names]
-
-
-def _prune_all(connection: Connection, events: Sequence[SealedEvent], records: Fence) -> list[str]:
-    left = [
-        row for each in records for row in connection.statement.execute(sql.PRUNE_RECORD, each).fetchall()
-    ]
-    _count_all(connection, changes(starmap(TokenGroup, left), ()))
-    for event in events:
-        connection.statement.executemany(sql.PRUNE_INDEX, _index_of(event))
-    connection.statement.executemany(sql.PRUNE_EVENT, [event[:2] for event in events])
-    return []
