@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +22,20 @@ from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
 from tests.vaults import issue, use
 from tokenvault import maintenance
+from tokenvault.audit.archive import event_of, line_of
+from tokenvault.audit.event import Action, Event, is_of_purge
+from tokenvault.audit.purge_note import PurgeNote
+from tokenvault.audit.verify.report import FindingKind
 from tokenvault.keys import KeyStore
 from tokenvault.maintenance import Retention
+from tokenvault.stores.forwarding import Forwarding
+from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, TokenStore
 from tokenvault.testing.clock import ManualClock
 
 DAY = timedelta(days=1) // timedelta(milliseconds=1)
 POLICY = Retention(uses=timedelta(days=200), events=timedelta(days=100))
+FREELY = Retention(uses=timedelta(days=200), events=timedelta(days=100), archive=False)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +120,243 @@ def test_the_trail_verifies_before_and_after_with_the_archive_and_without(
         vault.detokenize(tokens[0], use("0-0"))
         assert vault.get(tokens[0]).status is tv.TokenStatus.ACTIVE
     verified(store, keys, archive)
+
+
+def test_a_forged_or_copied_event_of_a_purge_counts_for_nothing(keys: KeyStore, clock: ManualClock) -> None:
+    """Who can write to the database and has no key can not purge: neither alone nor by what a purge wrote."""
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock)
+        clock.advance(300 * DAY)
+        events = all_events(store)
+        maintenance.purge(keys, store, FREELY, page=20, clock=clock)
+        genuine = next(row for row in all_events(store) if is_of_purge(row))
+        left = [row for row in all_events(store) if row.stream == genuine.reference]
+        assert verified(store, keys).purged
+        # Its MAC and its place are of another event: more is named than the vault named.
+        for row in [row for row in all_events(store) if is_of_purge(row)]:
+            del store._events[row.stream, row.number]
+        report = tv.verify_audit(store, keys=keys)
+        assert FindingKind.REMOVED in {each.kind for each in report.findings}
+        event = Event.parse(genuine)
+        assert event.purge is not None
+        forged = event._replace(purge=PurgeNote((event.purge.runs[0],))).body()
+        store._events[genuine.stream, genuine.number] = genuine._replace(body=forged)
+        for given in ({"keys": keys}, {"public_key": tv.audit_public_key(keys)}):
+            report = tv.verify_audit(store, **given)
+            assert FindingKind.REMOVED in {each.kind for each in report.findings}
+            assert report.purged == 0
+        assert len(events) > len(left)
+
+
+def test_an_archive_that_was_edited_is_a_finding_and_no_purge_goes_on_with_it(
+    keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    work(keys, store, clock)
+    clock.advance(300 * DAY)
+    archive = tmp_path / "archive.jsonl"
+    maintenance.purge(keys, store, POLICY, archive=archive, page=50, clock=clock)
+    lines = archive.read_bytes().splitlines(keepends=True)
+    row = event_of(lines[7])
+    assert line_of(row) == lines[7]
+    lines[7] = line_of(row._replace(body=row.body[:-1] + bytes((row.body[-1] ^ 1,))))
+    archive.write_bytes(b"".join(lines))
+    report = tv.verify_audit(store, keys=keys, archive=archive)
+    assert [(each.kind, each.stream) for each in report.findings] == [(FindingKind.EDITED, row.stream.hex())]
+    assert 0 < report.archived < report.purged
+    with pytest.raises(tv.IntegrityError):
+        maintenance.purge(keys, store, POLICY, archive=archive, clock=clock)
+    with pytest.raises(tv.IntegrityError):
+        maintenance.archive_events(keys, store, archive, clock=clock)
+    lines[7] = line_of(row)
+    archive.write_bytes(b"".join(lines)[:-9])  # cut off in the middle of its last line
+    assert verified_in_part(store, keys, archive)
+    assert maintenance.archive_events(keys, store, archive, clock=clock).unreadable == 0
+
+
+def verified_in_part(store: TokenStore, keys: KeyStore, archive: Path) -> bool:
+    report = tv.verify_audit(store, keys=keys, archive=archive)
+    return report.intact and 0 < report.archived < report.purged
+
+
+def test_an_archive_holds_every_event_once_and_goes_on_where_it_was_left(
+    keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive.jsonl"
+    done = 0
+    for _ in range(3):
+        work(keys, store, clock, rounds=1)
+        done += maintenance.archive_events(keys, store, archive, clock=clock).done
+    assert done == len(all_events(store))
+    assert maintenance.archive_events(keys, store, archive, clock=clock).done == 0
+    lines = archive.read_bytes().splitlines(keepends=True)
+    assert sorted(map(event_of, lines[1:])) == sorted(all_events(store))
+    assert archive.stat().st_mode & 0o777 == 0o600
+    archive.write_bytes(b"".join(lines[:9]) + lines[9][:20])  # as a kill leaves it
+    assert maintenance.archive_events(keys, store, archive, clock=clock).done == done - 8
+    assert sorted(map(event_of, archive.read_bytes().splitlines(keepends=True)[1:])) == sorted(
+        all_events(store)
+    )
+    clock.advance(300 * DAY)
+    before = tv.verify_audit(store, keys=keys).anchor()
+    purged = maintenance.purge(keys, store, POLICY, archive=archive, page=30, clock=clock)
+    assert verified(store, keys, archive, since=before).archived == purged.events
+    assert len(archive.read_bytes().splitlines()) == done + 1  # a purge adds what is not there yet
+
+
+def test_a_purge_without_an_archive_is_refused_where_the_policy_wants_one(
+    keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    work(keys, store, clock, rounds=1)
+    clock.advance(300 * DAY)
+    before = all_events(store)
+    with pytest.raises(tv.InvalidInputError) as refused:
+        maintenance.purge(keys, store, POLICY, clock=clock)
+    assert refused.value.code == "ARCHIVE_MISSING"
+    (tmp_path / "other.jsonl").write_text("not an archive\n")
+    for path in (tmp_path, tmp_path / "other.jsonl", tmp_path / "none" / "archive.jsonl"):
+        with pytest.raises(tv.InvalidInputError):
+            maintenance.purge(keys, store, POLICY, archive=path, clock=clock)
+    assert (tmp_path / "other.jsonl").read_text() == "not an archive\n"
+    assert all_events(store) == before
+    for wrong in (
+        {"uses": timedelta(days=89)},
+        {"events": timedelta(0)},
+        {"tombstones": timedelta(days=40_000)},
+    ):
+        with pytest.raises(tv.InvalidInputError):
+            Retention(**wrong)
+
+
+class StopsAt(Forwarding):
+    """A store that is gone from some write on: before that is done, or once it is."""
+
+    def __init__(self, store: TokenStore, write: int, *, done: bool) -> None:
+        self._store = store
+        self.write_limits = store.write_limits
+        self.left = write
+        self._done = done
+
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name not in ("append", "prune", "replace"):
+            return getattr(self._store, name)(*args, **kwargs)
+        self.left -= 1
+        if self.left == 0 and self._done:
+            getattr(self._store, name)(*args, **kwargs)
+        if self.left <= 0:
+            raise tv.TokenStoreError("gone")
+        return getattr(self._store, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_purge_that_stops_at_any_write_leaves_a_trail_that_verifies_and_is_gone_on_with(
+    keys: KeyStore, clock: ManualClock, tmp_path: Path, done: bool
+) -> None:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock, rounds=2, uses=12)
+        clock.advance(300 * DAY)
+        anchor = verified(store, keys).anchor()
+        count = len(all_events(store))
+        archive = tmp_path / "archive.jsonl"
+        stopped = 0
+        for write in range(1, 12):
+            broken = StopsAt(store, write, done=done)
+            try:
+                maintenance.purge(keys, broken, POLICY, archive=archive, page=4, clock=clock)
+            except tv.TokenStoreError:
+                stopped += 1
+            clock.advance(1)
+            report = verified(store, keys, archive, since=anchor)
+            assert report.archived == report.purged
+            assert report.events + report.purged >= count
+            assert verified(store, keys, since=anchor).purged == report.purged
+        assert stopped > 3
+        maintenance.purge(keys, store, POLICY, archive=archive, page=4, clock=clock)
+        assert not [row for row in all_events(store) if Event.parse(row).action is Action.DETOKENIZE]
+        assert len(archive.read_bytes().splitlines()) == verified(store, keys, archive).purged + 1
+
+
+def purge_until_killed(address: str, url: str, archive: str, now_ms: int) -> None:
+    with closing(tv.open_key_store(address)) as keys, closing(tv.open_token_store(url)) as store:
+        maintenance.purge(keys, store, POLICY, archive=archive, page=3, clock=ManualClock(now_ms))
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_purge_is_killed_again_and_again_and_gone_on_with(
+    request: pytest.FixtureRequest, softhsm_uri: str, clock: ManualClock, tmp_path: Path, database: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/v.db"
+    if database == "postgres":
+        url = str(request.getfixturevalue("postgres_url"))
+    archive = tmp_path / "archive.jsonl"
+    with closing(tv.open_key_store(softhsm_uri)) as keys, closing(tv.open_token_store(url)) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock, rounds=3, uses=60)
+        clock.advance(300 * DAY)
+        anchor = verified(store, keys).anchor()
+        killed = purged = 0
+        for _ in range(4):
+            process = multiprocessing.get_context("spawn").Process(
+                target=purge_until_killed, args=(softhsm_uri, url, str(archive), clock.now_ms())
+            )
+            process.start()
+            until = time.monotonic() + 60
+            before = sum(map(len, (store.events(stream=stream) for stream in store.streams())))
+            while time.monotonic() < until and process.is_alive():
+                now = sum(map(len, (store.events(stream=stream) for stream in store.streams())))
+                if now < before - 10:
+                    break
+                time.sleep(0.002)
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+            process.join(60)
+            clock.advance(1)
+            report = verified(store, keys, archive, since=anchor)
+            assert report.archived == report.purged >= purged
+            purged = report.purged
+        assert killed > 0
+        maintenance.purge(keys, store, POLICY, archive=archive, clock=clock)
+        assert not [row for row in all_events(store) if Event.parse(row).action is Action.DETOKENIZE]
+        report = verified(store, keys, archive, since=anchor)
+        assert report.archived == report.purged >= purged
+
+
+def test_vaults_go_on_beside_a_purge_and_the_trail_verifies_all_the_time(
+    keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    work(keys, store, clock, rounds=3, uses=60)
+    clock.advance(300 * DAY)
+    anchor = verified(store, keys).anchor()
+    stop = threading.Event()
+    reports: list[tv.AuditReport] = []
+    with vaults.open_vault(keys, store, clock) as vault:
+
+        def use_it(number: int) -> None:
+            token = issue(vault, card_number(1_000 + number)).token
+            count = 0
+            while not stop.is_set():
+                vault.detokenize(token, use(f"live-{number}-{count}"))
+                count += 1
+
+        def verify() -> None:
+            while not stop.is_set():
+                reports.append(tv.verify_audit(store, keys=keys, since=anchor))
+                reports.append(tv.verify_audit(store, public_key=tv.audit_public_key(keys), since=anchor))
+
+        threads = [threading.Thread(target=use_it, args=(n,)) for n in range(2)]
+        threads.append(threading.Thread(target=verify))
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        archive = tmp_path / "archive.jsonl"
+        done = maintenance.purge(keys, store, POLICY, archive=archive, page=5, clock=clock)
+        time.sleep(0.2)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert [report.findings for report in reports] == [()] * len(reports)
+    assert len(reports) > 1
+    assert done.uses == 180
+    assert verified(store, keys, archive, since=anchor).archived == done.events

@@ -94,13 +94,13 @@ class ArchivePlaces:
 
     def has(self, event: SealedEvent) -> bool:
         """Whether a line is of the stream and number of an event."""
-        return self.place(event.stream, event.number) is not None
+        return self.run(event.stream, event.number) is not None
 
-    def place(self, stream: bytes, number: int) -> int | None:
-        """Where the lines begin among which that of a number is."""
+    def run(self, stream: bytes, number: int) -> tuple[int, int, int] | None:
+        """The first and last number of the lines in a row among which that of a number is, and their place."""
         runs = self._streams.get(stream, [])
         at = bisect.bisect(runs, number, key=_NUMBER) - 1
-        return runs[at][2] if at >= 0 and number <= runs[at][1] else None
+        return runs[at] if at >= 0 and number <= runs[at][1] else None
 
     def missing(self, stream: bytes) -> Iterator[tuple[int, int | None]]:
         """The first and last of the numbers that it does not hold, run by run; the last run has no end."""
@@ -200,17 +200,15 @@ class ArchiveReader:
 
     def events(self, stream: bytes, first: int, last: int) -> Iterator[SealedEvent]:
         """The events of a stream from first to last, up to the first that is not there."""
-        while first <= last and (place := self._places.place(stream, first)) is not None:
-            self._file.seek(place)
-            while (event := event_of(self._file.readline(LINE_BYTES_MAX))).number < first:
-                pass
-            while event[:2] == (stream, first) and first <= last:
-                yield event
-                first += 1
-                line = self._file.readline(LINE_BYTES_MAX)
-                if first > last or not line:
-                    break
-                event = event_of(line)
+        while first <= last and (run := self._places.run(stream, first)) is not None:
+            self._file.seek(run[2])
+            for number in range(run[0], min(last, run[1]) + 1):
+                event = event_of(self._file.readline(LINE_BYTES_MAX))
+                if event[:2] != (stream, number):  # another process writes the file anew
+                    return
+                if number >= first:
+                    yield event
+            first = run[1] + 1
 
     def close(self) -> None:
         """Close the file."""

@@ -109,6 +109,7 @@ class StreamAudit:
     _roots: dict[int, set[bytes]] = attrs.field(factory=dict)
     _passed: int = 0  # the last number of the runs that were passed
     _present: list[bytes] = attrs.field(factory=list)  # leaves of events of the last one that are there still
+    _is_archived: bool = False  # and whether an archive holds it
     _uncertain: tuple[Loss, ...] = ()  # without keys: until a root shows that the events are those signed for
 
     @property
@@ -246,6 +247,7 @@ class StreamAudit:
             self._note(FindingKind.EDITED, message, run.first, run.last)
             leaves = []
         self.archived += len(leaves)
+        self._is_archived = bool(leaves)
         for leaf in leaves if self.whole else ():
             self._append(leaf)
         if self.whole and not leaves:
@@ -264,6 +266,7 @@ class StreamAudit:
     def _note_present(self, run: Run, leaf: bytes) -> None:
         """Note an event that a purge names and that is there still; all of them are what the purge saw."""
         self.gone -= 1
+        self.archived -= self._is_archived
         self._present.append(leaf)
         if len(self._present) == run.size and run.roots and subtrees(run.first, self._present) != run.roots:
             message = "of these events one is not what it was when a purge named them"
