@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
 import pytest
 
 import tokenvault as tv
@@ -62,6 +61,6 @@ def test_the_longest_bodies_are_within_their_bounds() -> None:
         request=b"r" * 16, metadata=sealing.seal_metadata(pairs, bytes(16), cipher, 1), usage=Usage((), 7, 9, 16, 8),
     )  # fmt: skip
     counters = tuple(Counter(n.to_bytes(16), 2, 3, 1, 1, 5) for n in range(COUNTERS_MAX))
-    used = new._replace(usage=attrs.evolve(new.usage, counters=counters))
+    used = new._replace(usage=new.usage._replace(counters=counters))
     assert len(new.body()) <= NEW_BODY_BYTES_MAX < len(used.body()) <= BODY_BYTES_MAX
     assert sealing.unseal_metadata(new.metadata, bytes(16), cipher) == pairs

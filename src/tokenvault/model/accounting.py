@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import attrs
-
 from tokenvault.model.counters import Counter, Usage
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import LedgerEntry, UseLedger, Uses
@@ -91,9 +89,9 @@ def _counted(
     if strong:
         # Not before any use that it starts again: a clock that was set back gives none of them back once more.
         latest_ms = max(now_ms, usage.authenticated_ms, usage.last_used_ms)
-        usage = attrs.evolve(usage, authenticated_ms=latest_ms)
+        usage = usage._replace(authenticated_ms=latest_ms)
     if cryptogram is not None and cryptogram > usage.cryptogram_counter:
-        usage = attrs.evolve(usage, cryptogram_counter=cryptogram)
+        usage = usage._replace(cryptogram_counter=cryptogram)
     if KINDS[transaction.kind].counts_use:
         usage = usage.used_at(now_ms)
     return Recorded(usage, entry._replace(counted=tuple(sorted(added)), strong=strong))

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 from typing import Final, NamedTuple
 
-import attrs
-
 from tokenvault.model.periods import NEVER_MS, Window
 
 COUNTERS_MAX: Final = 64
@@ -80,8 +78,7 @@ class Counter(NamedTuple):
         return self.given_back(window, self.used(window))
 
 
-@attrs.frozen
-class Usage:
+class Usage(NamedTuple):
     """The uses of one token.
 
     Attributes:
@@ -121,20 +118,20 @@ class Usage:
     def used_at(self, now_ms: int) -> Usage:
         """The usage after a use: the two latest are kept, whatever the clock."""
         earlier, later = sorted((now_ms, self.last_used_ms))
-        return attrs.evolve(self, last_used_ms=later, used_before_ms=max(earlier, self.used_before_ms))
+        return self._replace(last_used_ms=later, used_before_ms=max(earlier, self.used_before_ms))
 
     def unused_at(self, time_ms: int) -> Usage:
         """The usage after a use of some time is given back."""
         if time_ms == self.last_used_ms:
-            return attrs.evolve(self, last_used_ms=self.used_before_ms, used_before_ms=NONE)
+            return self._replace(last_used_ms=self.used_before_ms, used_before_ms=NONE)
         if time_ms == self.used_before_ms:
-            return attrs.evolve(self, used_before_ms=NONE)
+            return self._replace(used_before_ms=NONE)
         return self
 
     def changed(self, key: bytes, change: Callable[[Counter], Counter]) -> Usage:
         """The usage after a change of a counter, if it is there."""
         counters = tuple(change(counter) if counter.key == key else counter for counter in self.counters)
-        return self if counters == self.counters else attrs.evolve(self, counters=counters)
+        return self if counters == self.counters else self._replace(counters=counters)
 
     def with_counters(self, changed: Iterable[Counter], kept: Container[bytes]) -> Usage:
         """The usage with these counters in place of those of the same keys.
@@ -149,7 +146,7 @@ class Usage:
         if len(others) > room:
             others = sorted(others, key=lambda counter: counter.ends_ms)[len(others) - room :]
         counters = tuple(sorted([*needed.values(), *others]))
-        return self if counters == self.counters else attrs.evolve(self, counters=counters)
+        return self if counters == self.counters else self._replace(counters=counters)
 
 
 UNUSED: Final = Usage()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Final
 
 import attrs
@@ -74,6 +75,9 @@ FIELD_CHECKS: Final[dict[str, Callable[[object], object]]] = {
     ),
 }
 
+_optional_fields: Final = attrgetter(*FIELD_CHECKS)
+"""Their values, of a transaction."""
+
 
 def _expiry(value: CardExpiry | str | None) -> CardExpiry | None:
     return read_expiry(value) if isinstance(value, str) else value
@@ -132,8 +136,7 @@ class Transaction:
     def __attrs_post_init__(self) -> None:
         checks.text("a transaction's id", self.id)
         checks.requestor_id("a transaction's requestor", self.requestor)
-        for name, check in FIELD_CHECKS.items():
-            value = getattr(self, name)
+        for check, value in zip(FIELD_CHECKS.values(), _optional_fields(self), strict=True):
             if value is not None:
                 check(value)
         if self.kind is not Kind.PURCHASE or self.original is not None or self.final is not True:
@@ -172,7 +175,7 @@ class Transaction:
     def _content(self) -> str:
         """All fields but the id."""
         fields = [self.requestor, self.kind.value, "" if self.final else "part"]
-        fields += [_spelled(getattr(self, name)) for name in FIELD_CHECKS]
+        fields += ["" if value is None else _spelled(value) for value in _optional_fields(self)]
         return _SEPARATOR.join(fields)
 
     @cached_property
@@ -183,7 +186,8 @@ class Transaction:
     @property
     def _could_contain_pan(self) -> bool:
         """Whether any card number could stand in a field: if not, `contains_pan` is False."""
-        return any(readings(text) for text in self._texts if len(text) >= SHORTEST_NUMBER)
+        texts = self._texts
+        return max(map(len, texts)) >= SHORTEST_NUMBER and any(map(readings, texts))
 
     def contains_pan(self, pan: Pan) -> bool:
         """Whether a card number stands in any field, whatever stands between its digits, before and behind."""
@@ -199,8 +203,6 @@ def _refuse(message: str, code: str) -> None:
 
 
 def _spelled(value: object) -> str:
-    if value is None:
-        return ""
     if isinstance(value, str):
         return value
     if isinstance(value, Channel):

@@ -19,6 +19,10 @@ class _BoundedEnum(enum.EnumMeta):
 class Words(enum.Enum, metaclass=_BoundedEnum):
     """An enumeration of words. A value that it does not have is refused with the words that it has."""
 
+    __hash__ = (
+        object.__hash__
+    )  # each is looked up in tables all the time, and Enum's own is written in Python
+
     @classmethod
     def _missing_(cls, _value: object) -> NoReturn:
         raise InvalidInputError(f"a {cls.__name__} is one of: {', '.join(repr(each.value) for each in cls)}")

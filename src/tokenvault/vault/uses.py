@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tokenvault.audit.batch_event import items, parse
@@ -48,24 +48,27 @@ class UseNames(NamedTuple):
 
     def uses(
         self,
-        events: Iterable[tuple[SealedEvent, Event]],
+        events: Sequence[tuple[SealedEvent, Event]],
         transaction: Transaction,
         later: Sequence[LedgerEntry] = (),
     ) -> Uses:
         """What the ledger has on a transaction and its original: events, each with its row, and later entries."""
+        original = self.original[0] if self.original else None
+        if not events and not later:
+            return Uses(self.own[0], original)
         ordered = sorted(
             (event.revision, event.time_ms, row.stream, row.number, position, event.use)
             for position, (row, event) in enumerate(events)
             if event.use is not None and event.outcome is Outcome.DONE and not event.use.retry
         )
         # Keys rotate: what was written under an older one is known by the newest one's name here.
-        ids = dict.fromkeys(self.own, self.own[0]) | dict.fromkeys(self.original, (*self.original, b"")[0])
+        ids = dict.fromkeys(self.own, self.own[0]) | dict.fromkeys(self.original, original or b"")
         contents = dict.fromkeys(self.contents, transaction.content)
         entries = [_entry(use, time_ms, ids, contents) for _, time_ms, *_, use in ordered]
         # Two that came at once under one id, and that no limit counts, were both allowed: each is a retry of itself.
         # All others stay in their order, also where they are alike: a capture goes before the refunds of it.
         entries.sort(key=lambda entry: entry.use_id == self.own[0] and entry.content != transaction.content)
-        return Uses.of([*entries, *later], self.own[0], self.original[0] if self.original else None)
+        return Uses.of([*entries, *later], self.own[0], original)
 
     def note(self, transaction: Transaction, entry: LedgerEntry | None, *, allowed: bool) -> UseNote:
         """What the event of a transaction notes; `entry` is what it adds to the ledger, None for a retry."""

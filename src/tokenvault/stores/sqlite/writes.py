@@ -60,7 +60,8 @@ def replace_all(
             moved.append(record.token)
     if moved:
         return moved
-    _count_all(connection, changes(left, entered))
+    if entered:
+        _count_all(connection, changes(left, entered))
     return _append_all(connection, events)
 
 
