@@ -23,6 +23,7 @@ from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut
 from tokenvault.model.money import Money
+from tokenvault.model.pan import Pan
 from tokenvault.model.periods import Period
 from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.model.velocity import VelocityLimit
@@ -353,3 +354,16 @@ except InvalidInputError:
     assert ran.stdout.splitlines() == [
         '{"countries":["ZZ"],"max_amount":{"amount":1,"currency":"XYZ"}}', "refused"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["merchants", "references", "devices", "agents"])
+def test_a_card_number_is_looked_for_wherever_one_could_stand(name: str) -> None:
+    pan = Pan.parse("4111111111111111")
+    given: dict[str, Any] = {name: {"a", "order 4111-1111-1111-1111", "b"}, "countries": {"FR"}}
+    assert Domain(**given).contains_pan(pan)
+    assert Domain(**given)._could_contain_pan
+    assert not Domain(**{name: {"a", "b"}})._could_contain_pan  # type: ignore[arg-type] # each is a list of texts
+    use = Transaction(id="t", requestor="40012345678", **{name[:-1]: "4111 1111 1111 1111"})  # type: ignore[arg-type] # likewise
+    assert use.contains_pan(pan)
+    assert use._could_contain_pan
+    assert not Transaction(id="t", requestor="40012345678")._could_contain_pan

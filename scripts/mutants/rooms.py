@@ -44,6 +44,8 @@ _MODEL_TESTS: Final = (
     "test_clear_ids.py",
     "test_clock.py",
     "test_padded_fields.py",
+    "test_answers.py",
+    "test_borders.py",
     "test_rules.py",
     "test_disclosure.py",
     "test_metadata.py",
@@ -136,6 +138,6 @@ ROOMS: Final = {
         ("vault",),
         _VAULT_TESTS,
         generated=("vault/blocking.py", "vault/exchange_blocking.py"),
-        left_out=("postgres",),
+        left_out=_OTHER_STORES,
     ),
 }
