@@ -46,6 +46,7 @@ _MODEL_TESTS: Final = (
     "test_padded_fields.py",
     "test_answers.py",
     "test_borders.py",
+    "test_dual_control.py",
     "test_rules.py",
     "test_disclosure.py",
     "test_metadata.py",
