@@ -13,7 +13,7 @@ import pytest
 import tokenvault as tv
 from tests.pure_token import OWNER
 from tokenvault.errors import InvalidInputError
-from tokenvault.model import checks
+from tokenvault.model import checks, iso
 from tokenvault.model.authentication import Authentication, Factor, Strength
 from tokenvault.model.control import shown
 from tokenvault.model.domain import Domain
@@ -248,3 +248,23 @@ def test_room_is_counted_at_the_usual_length_or_the_nearest_that_the_program_tak
         ):
             with pytest.raises(InvalidInputError, match=f"has {room} tokens"):
                 program(**fits, **wrong)
+
+
+def test_a_code_is_added_to_its_own_list_or_none_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iso, "_added", frozenset())  # what is accepted stays so in this process
+    wrong: list[Any] = [["XYZ", "xyz"], ["XY"], ["XYZA"], "XYZ", [5], iter(["XYZ"]), None]
+    for currencies in wrong:
+        with pytest.raises(InvalidInputError, match="three capital letters"):
+            iso.add_codes(currencies=currencies, countries=["ZZ"])
+    for countries in (["ZZ", "zz"], ["Z"], ["ZZZ"], "ZZ"):
+        with pytest.raises(InvalidInputError, match="two capital letters"):
+            iso.add_codes(currencies=["XYZ"], countries=countries)
+    assert not iso.is_currency("XYZ")
+    assert not iso.is_country("ZZ")
+    iso.add_codes(currencies=["XYZ"])
+    iso.add_codes(countries={"ZZ"})
+    assert iso.is_currency("XYZ")
+    assert iso.is_country("ZZ")
+    assert not iso.is_country("XYZ")
+    assert not iso.is_currency("ZZ")
+    assert not iso.is_currency("ZZZ")

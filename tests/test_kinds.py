@@ -636,3 +636,13 @@ def test_a_retry_passes_by_a_clock_behind_that_of_its_authentication() -> None:
     assert shop.pay(5, id="use", authentication=strong()) == ""
     assert shop.pay(5, id="use", authentication=strong(), days=-1) == ""
     assert shop.pay(5, authentication=strong(), days=-1) == "AUTHENTICATION_IN_FUTURE"
+
+
+def test_what_was_given_back_is_not_refunded_even_where_it_named_no_amount() -> None:
+    shop = Shop()
+    for name, cents in (("none", None), ("some", 5)):
+        assert shop.pay(cents, id=name) == ""
+        assert shop.told(Kind.REVERSAL, original=name) == ""
+        assert shop.told(Kind.REFUND, original=name) == "REFUND_EXCEEDS"
+    assert shop.pay(id="kept") == ""
+    assert shop.told(Kind.REFUND, original="kept") == ""

@@ -128,17 +128,20 @@ _RECORDS_TESTS: Final = (
     "test_vault.py",
 )
 _OTHER_STORES: Final = ("postgres", "async-sqlite")
+_ONE_STORE: Final = (*_OTHER_STORES, "[sqlite", "-sqlite", "[module")
+"""Leaves a store in memory, and keys of the process."""
+
 
 ROOMS: Final = {
     "crypto": Room(("crypto",), _CRYPTO_TESTS),
     "columns": Room(("columns",), (*_CRYPTO_TESTS, "test_pan_columns.py", "test_vaultless_columns.py")),
-    "audit": Room(("audit",), _AUDIT_TESTS, left_out=_OTHER_STORES),
+    "audit": Room(("audit",), _AUDIT_TESTS, left_out=_ONE_STORE),
     "records": Room(("records",), _RECORDS_TESTS, left_out=_OTHER_STORES),
-    "model": Room(("model",), _MODEL_TESTS, left_out=(*_OTHER_STORES, "[sqlite", "-sqlite", "[module-")),
+    "model": Room(("model",), _MODEL_TESTS, left_out=_ONE_STORE),
     "vault": Room(
         ("vault",),
         _VAULT_TESTS,
         generated=("vault/blocking.py", "vault/exchange_blocking.py"),
-        left_out=_OTHER_STORES,
+        left_out=_ONE_STORE,
     ),
 }
