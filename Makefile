@@ -48,6 +48,7 @@ test: check docs-check wheel  ## checks, then the installed wheel: a short set w
 	./scripts/system-packages.sh tests
 	$(BIN)/python -m scripts.wheel_tests --others
 	$(BIN)/python -m scripts.wheel_tests
+	$(BIN)/python -m scripts.run_lines
 
 nightly: wheel  ## the long tests
 	./scripts/system-packages.sh tests

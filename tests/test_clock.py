@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter as Tally
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pure_token import OWNER, PureToken
 from tests.strategies import DAY_MS, NOW_MS
-from tokenvault.model.counters import Usage
+from tokenvault.model.counters import NONE, UNUSED, Counter, Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.limits import Limit
-from tokenvault.model.periods import Period
+from tokenvault.model.periods import Period, Window
 from tokenvault.model.transaction import Transaction
 
 LIMITS = st.sampled_from(
@@ -99,3 +100,75 @@ def test_the_two_latest_uses_are_kept(times: list[int]) -> None:
         usage = usage.used_at(time_ms)
     latest = [-1, -1, *sorted(times)]
     assert (usage.used_before_ms, usage.last_used_ms) == (latest[-2], latest[-1])
+
+
+@pytest.mark.parametrize(
+    ("last_ms", "before_ms", "spaced_from"),
+    [
+        # Nothing lies ahead: from an interval after the last use.
+        (5 * DAY_MS, NONE, {5 * DAY_MS: False, 5 * DAY_MS + 999: False, 5 * DAY_MS + 1_000: True}),
+        (5 * DAY_MS, 4 * DAY_MS, {5 * DAY_MS: False, 5 * DAY_MS + 999: False, 5 * DAY_MS + 1_000: True}),
+        (NONE, NONE, {0: True, 1: True, DAY_MS: True}),
+        # The last use lies ahead, by a day or by more.
+        (5 * DAY_MS, NONE, {5 * DAY_MS - 1: False, 4 * DAY_MS: False, 4 * DAY_MS - 1: True, 0: True}),
+        (
+            5 * DAY_MS,
+            3 * DAY_MS,
+            {4 * DAY_MS: False, 4 * DAY_MS - 1: True, 3 * DAY_MS + 1_000: True, 3 * DAY_MS + 999: False},
+        ),
+        # Before both: the clock was set back.
+        (5 * DAY_MS, 3 * DAY_MS, {3 * DAY_MS: False, 3 * DAY_MS - 1: False, DAY_MS: False}),
+    ],
+)
+def test_a_use_keeps_its_distance_from_the_last_that_no_clock_ahead_has_made(
+    last_ms: int, before_ms: int, spaced_from: dict[int, bool]
+) -> None:
+    usage = Usage(last_used_ms=last_ms, used_before_ms=before_ms)
+    assert {now_ms: usage.spaced(now_ms, 1_000) for now_ms in spaced_from} == spaced_from
+
+
+def test_a_use_that_is_given_back_leaves_the_one_before_it() -> None:
+    usage = UNUSED.used_at(5).used_at(9)
+    assert (usage.last_used_ms, usage.used_before_ms) == (9, 5)
+    assert usage.used_at(7).used_before_ms == 7
+    assert usage.used_at(3) == usage
+    assert usage.unused_at(9) == UNUSED.used_at(5)
+    assert usage.unused_at(5) == UNUSED.used_at(9)
+    assert usage.unused_at(7) is usage
+
+
+def test_a_counter_keeps_the_two_latest_windows_and_gives_back_to_them_alone() -> None:
+    windows = {number: Window(number, 0, number + 100) for number in range(9)}
+    counter = Counter(b"k", 5, 3, ends_ms=105)
+    assert [counter.used(number) for number in (4, 5, 6)] == [0, 3, 0]
+    later = counter.added(windows[7], 2)
+    assert later == Counter(b"k", 7, 2, 5, 3, 107)
+    assert [later.used(number) for number in (5, 6, 7, 8)] == [3, 0, 2, 0]
+    assert later.used(4) > 10**15
+    assert later.added(windows[7], 1) == later._replace(value=3)
+    assert later.added(windows[6], 1) == later._replace(previous_window=6, previous_value=1)
+    assert later.added(windows[5], 1) == later._replace(previous_value=4)
+    assert later.given_back(7, 1) == later._replace(value=1)
+    assert later.given_back(7, 9) == later._replace(value=0)
+    assert later.given_back(5, 1) == later._replace(previous_value=2)
+    assert later.given_back(5, 9) == later._replace(previous_value=0)
+    assert later.given_back(6, 1) is later
+    assert later.cleared(7) == later._replace(value=0)
+    assert later.cleared(5) == later._replace(previous_value=0)
+
+
+def test_counters_of_limits_that_are_set_stay_and_of_the_others_those_that_end_last() -> None:
+    def named(number: int) -> Counter:
+        return Counter(bytes([number]) * 16, 0, number, ends_ms=1_000 - number)
+
+    others = [named(number) for number in range(64)]
+    usage = Usage(counters=tuple(others))
+    assert usage.with_counters([], ()) is usage
+    kept = usage.with_counters([named(200)], {others[63].key})
+    assert kept.counters == (*others[:62], others[63], named(200))
+    again = usage.with_counters([named(3)._replace(value=9)], {others[63].key})
+    assert again.counters == (*others[:3], named(3)._replace(value=9), *others[4:])
+    assert usage.changed(others[5].key, lambda counter: counter) is usage
+    assert usage.changed(bytes(16), lambda counter: counter._replace(value=7)).counters[0].value == 7
+    assert usage.used(others[5].key, 0) == 5
+    assert usage.used(b"x" * 16, 0) == 0

@@ -436,3 +436,12 @@ def test_usage_stays_within_its_bounds(steps: list[tuple[int, int]]) -> None:
         assert len(usage.counters) <= COUNTERS_MAX
         assert list(usage.counters) == sorted(usage.counters)
         assert documents.velocity_limits[0].key in {counter.key for counter in usage.counters}
+
+
+def test_a_decision_is_true_exactly_where_no_control_failed() -> None:
+    for status, allowed in ((TokenStatus.ACTIVE, True), (TokenStatus.INACTIVE, False)):
+        token = PureToken()
+        token.status = status
+        decision = token.check(Transaction(id="t", requestor=token.owner), NOW_MS)
+        assert bool(decision) is decision.allowed is allowed
+        assert (decision.violations == ()) is allowed

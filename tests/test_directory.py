@@ -433,3 +433,11 @@ def test_a_document_reads_back_as_what_was_written(party: tv.TokenProgram | tv.T
         assert party_document.decode(tv.TokenRequestor, document, party.domain) == party
         with pytest.raises(tv.IntegrityError):
             party_document.decode(tv.TokenRequestor, newer, party.domain)
+
+
+@pytest.mark.parametrize("document", ["{}", "[]", "null", "x", '{"domain":"zz"}', '{"domain":1}'])
+def test_a_document_that_names_no_domain_was_written_by_another_version(document: str) -> None:
+    with pytest.raises(tv.IntegrityError) as refused:
+        party_document.domain_of(document)
+    assert refused.value.code == "WRITTEN_BY_NEWER_VERSION"
+    assert refused.value.__context__ is None or refused.value.__suppress_context__

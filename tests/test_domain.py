@@ -23,6 +23,8 @@ from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut
 from tokenvault.model.money import Money
+from tokenvault.model.pan import Pan
+from tokenvault.model.periods import Period
 from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.model.velocity import VelocityLimit
 
@@ -166,6 +168,40 @@ def test_a_limit_says_what_it_allows(limit: Limit) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (Limit(uses=5), "5 uses in a token's life"),
+        (Limit(uses=5, per=timedelta(seconds=59)), "5 uses per 59 seconds"),
+        (Limit(uses=5, per=timedelta(seconds=61)), "5 uses per 61 seconds"),
+        (Limit(uses=5, per=timedelta(minutes=1)), "5 uses per minute"),
+        (Limit(uses=5, per=timedelta(hours=36)), "5 uses per 36 hours"),
+        (Limit(uses=5, per=timedelta(days=1)), "5 uses per day"),
+        (Limit(uses=5, per=timedelta(days=30)), "5 uses per 30 days"),
+        (Limit(uses=5, per=Period.DAY), "5 uses per calendar day"),
+        (Limit(uses=5, per=Period.WEEK, zone="Asia/Shanghai"), "5 uses per calendar week of Asia/Shanghai"),
+        (
+            Limit(amount=Money(5, "EUR"), since_authentication=True),
+            f"{Money(5, 'EUR')} since the last strong authentication",
+        ),
+        (
+            Limit(uses=5, per=Period.DAY, since_authentication=True),
+            "5 uses per calendar day since the last strong authentication",
+        ),
+        (
+            Limit(uses=5, per=timedelta(days=1), since_authentication=True),
+            "5 uses per day since the last strong authentication",
+        ),
+        (
+            Limit(uses=5, without_authentication=True, channels={Channel.ATM}, merchants={"M"}),
+            "5 uses in a token's life without strong authentication, of its channels and merchants",
+        ),
+    ],
+)
+def test_a_limit_tells_people_its_window_and_its_scope(limit: Limit, text: str) -> None:
+    assert str(limit) == text
+
+
+@pytest.mark.parametrize(
     "arguments",
     [{}, {"id": ""}, {"id": None}, {"id": "x" * 65}, {"id": "x", "requestor": "1"}, {"id": "\ud800"},
      {"id": "x\n"}, {"id": 5}],
@@ -239,6 +275,8 @@ def test_a_list_has_up_to_10_000_values_and_merchants_up_to_256_characters() -> 
     for wrong in ([*names, "one more"], ["x" * 257]):
         with pytest.raises(InvalidInputError):
             Domain(merchants=wrong)
+    with pytest.raises(InvalidInputError, match="at most 4194304 bytes"):
+        Domain(merchants=names, references=names)
 
 
 @pytest.mark.parametrize(
@@ -316,3 +354,16 @@ except InvalidInputError:
     assert ran.stdout.splitlines() == [
         '{"countries":["ZZ"],"max_amount":{"amount":1,"currency":"XYZ"}}', "refused"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["merchants", "references", "devices", "agents"])
+def test_a_card_number_is_looked_for_wherever_one_could_stand(name: str) -> None:
+    pan = Pan.parse("4111111111111111")
+    given: dict[str, Any] = {name: {"a", "order 4111-1111-1111-1111", "b"}, "countries": {"FR"}}
+    assert Domain(**given).contains_pan(pan)
+    assert Domain(**given)._could_contain_pan
+    assert not Domain(**{name: {"a", "b"}})._could_contain_pan  # type: ignore[arg-type] # each is a list of texts
+    use = Transaction(id="t", requestor="40012345678", **{name[:-1]: "4111 1111 1111 1111"})  # type: ignore[arg-type] # likewise
+    assert use.contains_pan(pan)
+    assert use._could_contain_pan
+    assert not Transaction(id="t", requestor="40012345678")._could_contain_pan

@@ -23,7 +23,7 @@ from tokenvault.model.listing import AllBut
 from tokenvault.model.money import MINOR_UNITS_MAX, Money
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.periods import Period
-from tokenvault.model.remaining import remaining
+from tokenvault.model.remaining import Remaining, remaining
 from tokenvault.model.transaction import CONTRADICTIONS, Channel, Transaction
 
 OTHER = "40087654321"
@@ -31,6 +31,7 @@ NEW = [kind for kind, rule in KINDS.items() if not rule.follow_up]
 PAYMENTS = [kind for kind, rule in KINDS.items() if rule.counts_use]
 FOLLOW_UPS = [kind for kind, rule in KINDS.items() if rule.follow_up]
 LATE = [kind for kind in FOLLOW_UPS if not KINDS[kind].live]
+CHANNELS = [Channel.CHIP, Channel.CONTACTLESS, Channel.QR_CONSUMER, Channel.MAGSTRIPE]
 ids = itertools.count()
 
 
@@ -53,8 +54,10 @@ class Shop(PureToken):
         return self.told(Kind.PURCHASE, cents, **fields)
 
     def left(self, days: float = 0) -> list[int]:
-        now_ms = NOW_MS + int(days * DAY_MS)
-        return [found.left for found in remaining(self.restrictions(OWNER), self.usage, now_ms)]
+        return [found.left for found in self.left_of(days)]
+
+    def left_of(self, days: float = 0) -> tuple[Remaining, ...]:
+        return remaining(self.restrictions(OWNER), self.usage, NOW_MS + int(days * DAY_MS))
 
 
 def monthly(cents: int = 100_00) -> Limit:
@@ -555,3 +558,91 @@ def test_the_table_of_kinds_is_the_design_s() -> None:
 
 def test_a_ledger_of_no_use_is_none() -> None:
     assert UseLedger.of([], bytes(16)) is None
+
+
+# What is kept of a use, and of what follows it.
+
+
+def test_a_merchant_s_own_payment_is_kept_as_itself_whatever_it_rests_on() -> None:
+    """Its currency and its kind are its own, and it is counted as that."""
+    cash = Limit(uses=1, kinds={Kind.CASH})
+    shop = Shop(Domain(limits=(cash, Limit(uses=9, kinds={Kind.PURCHASE}))))
+    assert shop.told(Kind.CASH, 50, id="cit", channel=Channel.ATM) == ""
+    resting: dict[str, Any] = {"channel": Channel.MERCHANT_INITIATED, "original": "cit"}
+    assert shop.pay(amount=Money(7, "USD"), **resting) == ""
+    assert shop.pay(**resting) == ""
+    assert [(entry.amount, entry.currency) for entry in shop.entries] == [(50, "EUR"), (7, "USD"), (0, None)]
+    assert shop.left() == [0, 7]
+
+
+def test_a_dispute_is_kept_in_its_own_currency_and_without_an_amount_in_that_of_its_use() -> None:
+    shop = Shop()
+    assert shop.pay(50, id="use") == ""
+    for amount in (Money(3, "USD"), Money(4, "EUR"), None):
+        assert shop.told(Kind.DISPUTE, original="use", amount=amount) == ""
+    kept = [(entry.amount, entry.currency) for entry in shop.entries[1:]]
+    assert kept == [(3, "USD"), (4, "EUR"), (0, "EUR")]
+
+
+def test_a_reversal_gives_back_its_own_use_and_no_other() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=5), Limit(uses=5, per=Period.DAY), monthly())))
+    for name in ("a", "b", "c"):
+        assert shop.pay(10_00, id=name) == ""
+    assert shop.told(Kind.REVERSAL, original="b") == ""
+    assert shop.left() == [3, 3, 80_00]
+
+
+def test_what_is_given_back_goes_to_every_limit_that_still_counts_it() -> None:
+    """Not to one that a strong authentication has begun anew since, wherever that stands among the others."""
+    light = [
+        Limit(uses=9, since_authentication=True, channels={channel, Channel.ATM}) for channel in CHANNELS
+    ]
+    plain = [Limit(uses=9, channels={channel, Channel.ATM}) for channel in CHANNELS]
+    shop = Shop(Domain(limits=(*light, *plain)))
+    assert shop.pay(id="use", amount=euros(1), channel=Channel.ATM) == ""
+    assert shop.left() == [8] * len(shop.domain.limits)
+    assert shop.pay(channel=Channel.ATM, authentication=strong(1), days=1) == ""
+    assert shop.pay(channel=Channel.ATM, days=2) == ""
+    assert shop.told(Kind.REVERSAL, original="use", days=3) == ""
+    left = {(found.limit.since_authentication, found.left) for found in shop.left_of(days=3)}
+    assert left == {(True, 8), (False, 7)}
+
+
+def test_a_reversal_passes_where_the_limit_that_counted_its_use_was_taken_away() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=5), monthly())))
+    assert shop.pay(10_00, id="use") == ""
+    shop.domain = Domain(limits=(monthly(),))
+    assert shop.told(Kind.REVERSAL, original="use") == ""
+    assert shop.left() == [100_00]
+
+
+def test_an_authentication_lies_ahead_by_no_more_than_clocks_differ() -> None:
+    at = datetime.fromtimestamp(NOW_MS / 1_000, UTC)
+    for ahead_ms, refused in ((30_000, ""), (30_001, "AUTHENTICATION_IN_FUTURE")):
+        told = Authentication(factors=list(Factor)[:2], at=at + timedelta(milliseconds=ahead_ms))
+        assert Shop().pay(5, authentication=told) == refused
+
+
+def test_an_authentication_s_age_is_bounded_by_up_to_a_leap_year() -> None:
+    year = timedelta(days=366)
+    assert Domain(strong_max_age=year).strong_max_age == year
+    with pytest.raises(InvalidInputError, match="366 days"):
+        Domain(strong_max_age=year + timedelta(seconds=1))
+
+
+def test_a_retry_passes_by_a_clock_behind_that_of_its_authentication() -> None:
+    """It was not ahead when the use was allowed."""
+    shop = Shop()
+    assert shop.pay(5, id="use", authentication=strong()) == ""
+    assert shop.pay(5, id="use", authentication=strong(), days=-1) == ""
+    assert shop.pay(5, authentication=strong(), days=-1) == "AUTHENTICATION_IN_FUTURE"
+
+
+def test_what_was_given_back_is_not_refunded_even_where_it_named_no_amount() -> None:
+    shop = Shop()
+    for name, cents in (("none", None), ("some", 5)):
+        assert shop.pay(cents, id=name) == ""
+        assert shop.told(Kind.REVERSAL, original=name) == ""
+        assert shop.told(Kind.REFUND, original=name) == "REFUND_EXCEEDS"
+    assert shop.pay(id="kept") == ""
+    assert shop.told(Kind.REFUND, original="kept") == ""

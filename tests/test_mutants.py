@@ -96,7 +96,32 @@ def test_tests_that_run_the_line_come_first_and_the_quickest_of_them_before_all(
         {"slow": 2.0, "quick": 0.1, "same function": 0.1, "other": 0.0, "endless": 100.0},
         {"m.py": {3: ["slow", "quick"], 2: ["same function", "slow"]}},
     )
-    assert list(covered.tests_for(change)) == ["quick", "slow", "same function", "other"]
+    assert list(covered.tests_for(change)) == ["quick", "slow", "same function"]
+    assert list(covered.tests_for(change, 2.0)) == ["quick"]
+
+
+def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_notice() -> None:
+    """What is computed then is kept for whoever uses it."""
+    change = next(
+        each for each in changes_of("m.py", "def f(a):\n    return a < 1\n") if "<=" in each.becomes
+    )
+    seconds = {"own": 2.0, "module": 0.5, "other": 0.1}
+    lines = {"m.py": {2: ["own"], 9: ["module"]}}
+    assert list(CoverageMap(seconds, lines).tests_for(change)) == ["own"]
+    assert not CoverageMap(seconds, lines, {"m.py": [1, 9]}).is_loaded(change)
+    assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change)) == ["own", "module", "other"]
+    assert list(CoverageMap(seconds, {"m.py": {9: ["module"]}}).tests_for(change)) == [
+        "module",
+        "other",
+        "own",
+    ]
+
+
+def test_entries_are_read_from_the_output_of_a_run() -> None:
+    changes = changes_of("m.py", "X = a < b\nY = 'it''s' is not b\n")
+    text = "200 of 300\n\n@@ -1 +1 @@\n" + "\n".join(f"\n{survivors.entry(change)}" for change in changes)
+    assert survivors.named_in(text + "\n2 changes: 0 noticed") == {survivors.key_of(each) for each in changes}
+    assert survivors.named_in("3 changes: 3 noticed") == set()
 
 
 def test_parts_are_all_changes_once_and_a_sample_is_the_same_for_one_seed() -> None:
@@ -158,7 +183,7 @@ def test_a_small_project_is_tried_in_a_copy_and_its_survivor_told(tmp_path: Path
         "import sys\nfrom pathlib import Path\nfrom scripts.mutants import __main__ as m\n"
         "from scripts.mutants.rooms import ROOMS\nroot = Path(sys.argv[1])\n"
         "changes = m.planted_in(root, ROOMS['crypto'])\n"
-        "sys.exit(m.run(root, ROOMS['crypto'], changes, changes, 2))\n"
+        "sys.exit(m.run(root, ROOMS['crypto'], changes, changes, 2, 9.0))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300

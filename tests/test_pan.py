@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import expiries, pan_digits
 from tokenvault.errors import InvalidInputError
-from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule, luhn_check_digit, luhn_valid
+from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule, could_hold_pan, luhn_check_digit, luhn_valid
 from tokenvault.model.pan_columns import parse_pans
 
 KNOWN = "4111111111111111"
@@ -131,6 +131,7 @@ def test_a_card_is_valid_through_its_month(expiry: CardExpiry) -> None:
 @given(expiries)
 def test_an_expiry_reads_back(expiry: CardExpiry) -> None:
     assert CardExpiry.parse(str(expiry)) == expiry
+    assert CardExpiry.parse(expiry) is expiry
     assert CardExpiry.from_month_number(expiry.month_number) == expiry
 
 
@@ -200,3 +201,22 @@ def test_columns_are_read_by_the_rule_of_their_program() -> None:
     assert columns.lengths.tolist() == [12, 16, 16, 0]
     assert list(errors) == [3]
     assert list(parse_pans(digits)[1]) == [0, 1, 2, 3]
+
+
+@given(
+    pan_digits(min_size=12),
+    st.sampled_from(["{}", "card {}", "{}.csv", "a{}b"]),
+    st.sampled_from(["", " ", "-"]),
+)
+def test_a_typed_text_that_holds_a_card_number_in_a_row_is_noticed(number: str, text: str, gap: str) -> None:
+    grouped = gap.join((number[:4], number[4:8], number[8:]))
+    wrong = f"{number[:-1]}{(int(number[-1]) + 1) % 10}"
+    assert could_hold_pan(text.format(grouped))
+    assert not could_hold_pan(text.format(wrong))
+    assert not could_hold_pan(f"{number[:8]}/{number[8:]}")
+
+
+def test_a_row_of_more_or_fewer_digits_than_a_card_number_has_is_none() -> None:
+    for length in (11, 12, 19, 20):
+        digits = "4" * (length - 1)
+        assert could_hold_pan(digits + luhn_check_digit(digits)) == (12 <= length <= 19)

@@ -41,3 +41,15 @@ def test_columns_of_pans_show_none() -> None:
     """`repr` has their number only."""
     columns, _ = parse_pans(["4111111111111111"])
     assert repr(columns) == str(columns) == f"{columns}" == "<PanColumns of 1>"
+
+
+@given(st.lists(pans, min_size=1, max_size=5), st.integers(0, 5))
+def test_a_pan_with_a_line_break_in_it_is_refused_alone(items: list[str], place: int) -> None:
+    """Between digits, so that both halves could be rows of their own."""
+    place %= len(items)
+    broken = [*items[:place], f"{items[place][:6]}\n{items[place][6:]}", *items[place + 1 :]]
+    columns, errors = parse_pans(broken)
+    assert list(errors) == [place]
+    assert [columns.digits(row) for row in range(len(items)) if row != place] == items[:place] + items[
+        place + 1 :
+    ]

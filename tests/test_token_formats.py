@@ -36,6 +36,15 @@ def test_a_token_is_of_its_format(
     assert token.endswith(last4) or not form.keep_last4
     assert token.isdigit()
     assert token.isascii()
+    assert form.matches(token, pan_length, last4)
+    other = str(int(last4) ^ 1).zfill(4)
+    assert form.matches(token, pan_length, other) != form.keep_last4
+    assert form.matches(token, pan_length % 7 + 13, last4) == (form.length is not None)
+    assert not form.matches(token[:-1] + str((int(token[-1]) + 1) % 10), pan_length, last4) or not form.luhn
+    assert not form.matches(str((int(token[0]) + 1) % 10) + token[1:], pan_length, last4)
+    assert not TokenFormat(bin=form.bin, length=form.length, luhn=not form.luhn).matches(
+        token, pan_length, last4
+    )
 
 
 @pytest.mark.parametrize("luhn", [True, False])

@@ -4,6 +4,7 @@ python -m scripts.mutants ROOM                    every change: hours for the la
 python -m scripts.mutants ROOM --part 2/8         every eighth change, from the second on
 python -m scripts.mutants ROOM --sample 50        so many at random; --seed chooses others
 python -m scripts.mutants ROOM --module audit/    those of a module or folder
+python -m scripts.mutants ROOM --only FILE        those that the output of an earlier run names
 
 A change is noticed when a test fails, or does not end. Which tests run a line is found once, and kept in
 build/mutants. It fails when a change survives that tests/mutants_survivors.toml does not list, and when an entry
@@ -28,7 +29,7 @@ from typing import Final
 from scripts.mutants import copies, coverage_map, survivors
 from scripts.mutants.changes import Change, changes_of
 from scripts.mutants.copies import Copy, Selection
-from scripts.mutants.coverage_map import PACKAGE, CoverageMap
+from scripts.mutants.coverage_map import PACKAGE, TESTS_SECONDS_MAX, CoverageMap
 from scripts.mutants.rooms import ROOMS, Room
 from scripts.mutants.trial import Bench, try_changes
 
@@ -68,12 +69,12 @@ def chosen(changes: list[Change], part: str, sample: int | None, seed: int, modu
 def map_of(root: Path, copy: Copy, room: Room) -> CoverageMap:
     """Which tests of a room run which lines, from build/mutants or made now. Raises SystemExit where tests fail."""
     files = copies.has_tests(root, room.tests)
-    path = root / MAPS / f"{coverage_map.state_of(root, files)}.json"
+    path = root / MAPS / f"{coverage_map.state_of(root, files, room.left_out)}.json"
     if path.is_file():
         pid = copy.start(lambda: copies.run_pytest(Selection(None), files, "--collect-only"))
     else:
         print("finding which tests run which lines", flush=True)
-        pid = copy.start(lambda: coverage_map.measure(copy, files, path))
+        pid = copy.start(lambda: coverage_map.measure(copy, files, room.left_out, path))
     _, status = os.waitpid(pid, 0)
     copies.end(pid)
     if status or not path.is_file():
@@ -88,7 +89,7 @@ def difference(root: Path, change: Change) -> str:
     return "\n".join([f"{PACKAGE / change.module}:{change.line}: {change.where}", *lines])
 
 
-def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs: int) -> int:
+def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs: int, seconds: float) -> int:
     """Try changes of a room and tell of the survivors; 1 where the list of survivors does not hold."""
     listed = survivors.read(root / SURVIVORS)
     survived: list[Change] = []
@@ -105,7 +106,7 @@ def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs
         others = [Copy(first.tree, folder / str(i), with_bytecode=True) for i in range(1, jobs)]
         sys.dont_write_bytecode = True
         files = copies.has_tests(root, room.tests)
-        benches = [Bench(copy, files, covered) for copy in (first, *others)]
+        benches = [Bench(copy, files, covered, seconds) for copy in (first, *others)]
         for number, result in enumerate(try_changes(tried, benches), 1):
             (noticed if result.noticed else survived).append(result.change)
             if not result.noticed and survivors.key_of(result.change) not in listed:
@@ -138,12 +139,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sample", type=int, help="how many, at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--module", default="", help="what the path inside the package begins with")
+    parser.add_argument(
+        "--only", type=Path, help="those of a file of entries, such as an earlier run's output"
+    )
+    parser.add_argument("--seconds", type=float, default=TESTS_SECONDS_MAX, help="of tests for one change")
     parser.add_argument("--jobs", type=int, default=JOBS, help="processes")
     told = parser.parse_args(arguments)
     room = ROOMS[told.room]
     changes = planted_in(ROOT, room)
     tried = chosen(changes, told.part, told.sample, told.seed, told.module)
-    return run(ROOT, room, changes, tried, told.jobs)
+    if told.only is not None:
+        named = survivors.named_in(told.only.read_text(encoding="utf-8"))
+        tried = [change for change in tried if survivors.key_of(change) in named]
+    return run(ROOT, room, changes, tried, told.jobs, told.seconds)
 
 
 if __name__ == "__main__":

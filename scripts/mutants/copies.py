@@ -47,10 +47,11 @@ class Selection:
 
     Args:
         seconds: what each test takes without a change, in the order that they shall run in; None: all there are.
+        left_out: parts of the names of tests that are not run, where all are.
     """
 
-    def __init__(self, seconds: dict[str, float] | None) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: dict[str, float] | None, left_out: tuple[str, ...] = ()) -> None:
+        self._seconds, self._left_out = seconds, left_out
 
     def choose(self, seconds: dict[str, float]) -> None:
         """Have other tests run, and these times hold."""
@@ -72,6 +73,8 @@ class Selection:
             places = {name: place for place, name in enumerate(self._seconds)}
             items[:] = [item for item in items if item.nodeid in places]
             items.sort(key=lambda item: places[item.nodeid])
+        else:
+            items[:] = [item for item in items if not any(part in item.nodeid for part in self._left_out)]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """End the process when the test takes too long, whatever it is doing."""

@@ -16,7 +16,7 @@ from scripts.mutants.copies import Copy, Selection, run_pytest
 
 PACKAGE: Final = Path("src/tokenvault")
 TESTS_SECONDS_MAX: Final = 30.0
-"""For one change tests are run that take so long together, at most: the likeliest to notice first."""
+"""For one change tests are run that take so long together, at most, where no other bound is given."""
 
 
 class CoverageMap:
@@ -25,29 +25,44 @@ class CoverageMap:
     Attributes:
         seconds: how long each test takes, with what it sets up.
         lines: for each module inside the package, the tests that run each line that any runs.
+        loaded: for each module, the lines that run while tests are loaded.
     """
 
-    def __init__(self, seconds: dict[str, float], lines: dict[str, dict[int, list[str]]]) -> None:
-        self.seconds, self.lines = seconds, lines
+    def __init__(
+        self,
+        seconds: dict[str, float],
+        lines: dict[str, dict[int, list[str]]],
+        loaded: dict[str, list[int]] | None = None,
+    ) -> None:
+        self.seconds, self.lines, self.loaded = seconds, lines, loaded or {}
 
-    def tests_for(self, change: Change) -> dict[str, float]:
+    def is_loaded(self, change: Change) -> bool:
+        """Whether the function that is changed runs before any test: its results may be kept."""
+        if change.scope is None or not change.inside:
+            return True
+        _, first, last = change.scope
+        return any(first < line <= last for line in self.loaded.get(change.module, ()))
+
+    def tests_for(self, change: Change, seconds_max: float = TESTS_SECONDS_MAX) -> dict[str, float]:
         """The tests to run with a change, and how long each takes; those first that run its own line.
 
-        Then come those that run its function, its module, and all others: a result that is kept for later callers
-        is computed under one test, and used by many.
+        Then come those that run its function: a result that is kept for later callers is computed under one test,
+        and used by many. Where the line runs while tests are loaded, or no test runs it: its module, and all others.
         """
         module = self.lines.get(change.module, {})
         own, same = set(module.get(change.line, ())), set()
         if change.scope is not None:
             _, first, last = change.scope
             same = {test for line, tests in module.items() if first < line <= last for test in tests}
-        steps = [own, same, {test for tests in module.values() for test in tests}, set(self.seconds)]
+        steps = [own, same]
+        if not own or self.is_loaded(change):
+            steps += [{test for tests in module.values() for test in tests}, set(self.seconds)]
         chosen: dict[str, float] = {}
         total = 0.0
         for step in steps:
             for test in sorted(step - chosen.keys(), key=lambda name: (self.seconds.get(name, 0.0), name)):
                 total += self.seconds.get(test, 0.0)
-                if total > TESTS_SECONDS_MAX and chosen:
+                if total > seconds_max and chosen:
                     return chosen
                 chosen[test] = self.seconds.get(test, 0.0)
         return chosen
@@ -56,8 +71,8 @@ class CoverageMap:
 class _Measure(Selection):
     """Collects lines by test, and times."""
 
-    def __init__(self, coverage: Any) -> None:
-        super().__init__(None)
+    def __init__(self, coverage: Any, left_out: tuple[str, ...]) -> None:
+        super().__init__(None, left_out)
         self._coverage = coverage
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
@@ -76,36 +91,45 @@ class _Measure(Selection):
             self.failed.append(report.nodeid)
 
 
-def measure(copy: Copy, files: list[str], target: Path) -> int:
-    """Run the tests in a copy, in this process, and write the map. Gives pytest's exit code."""
+def measure(copy: Copy, files: list[str], left_out: tuple[str, ...], target: Path) -> int:
+    """Run the tests in a copy, in this process, and write the map. Gives pytest's exit code.
+
+    Args:
+        copy: of the project.
+        files: of tests.
+        left_out: parts of the names of tests that are not run.
+        target: where the map is written.
+    """
     from coverage import Coverage  # noqa: PLC0415  whoever only plants does without
 
     package = copy.tree / PACKAGE
     coverage = Coverage(data_file=None, config_file=False, source=[str(package)])
-    plugin = _Measure(coverage)
+    plugin = _Measure(coverage, left_out)
     coverage.start()
     code = run_pytest(plugin, files)
     coverage.stop()
     data = coverage.get_data()
+    found = {
+        str(Path(path).relative_to(package)): data.contexts_by_lineno(path) for path in data.measured_files()
+    }
     lines = {
-        str(Path(path).relative_to(package)): {
-            str(line): sorted(set(tests) - {""})
-            for line, tests in data.contexts_by_lineno(path).items()
-            if set(tests) - {""}
-        }
-        for path in data.measured_files()
+        module: {str(line): sorted(set(tests) - {""}) for line, tests in each.items() if set(tests) - {""}}
+        for module, each in found.items()
+    }
+    loaded = {
+        module: sorted(line for line, tests in each.items() if "" in tests) for module, each in found.items()
     }
     if not plugin.failed and plugin.seconds:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"seconds": plugin.seconds, "lines": lines}))
+        partial.write_text(json.dumps({"seconds": plugin.seconds, "lines": lines, "loaded": loaded}))
         partial.replace(target)
     return code
 
 
-def state_of(root: Path, files: list[str]) -> str:
+def state_of(root: Path, files: list[str], left_out: tuple[str, ...]) -> str:
     """A digest of the library and of what its tests are made of: a map holds for one state."""
-    digest = hashlib.sha256(repr(sorted(files)).encode())
+    digest = hashlib.sha256(repr((sorted(files), sorted(left_out))).encode())
     for folder in ("src", "tests"):
         for path in sorted((root / folder).rglob("*.py")):
             is_another_test = path.name.startswith("test_") and f"tests/{path.name}" not in files
@@ -120,4 +144,4 @@ def read(path: Path) -> CoverageMap:
     lines = {
         module: {int(line): tests for line, tests in each.items()} for module, each in told["lines"].items()
     }
-    return CoverageMap(told["seconds"], lines)
+    return CoverageMap(told["seconds"], lines, told["loaded"])

@@ -1,7 +1,8 @@
 """A process that has loaded the library and its tests, and tries changes of functions in children of its own.
 
 A child gives the function the code of the change and runs tests at once: nothing is loaded anew. What was computed
-before it was forked knows nothing of the change, so that one which survives here is tried again in a fresh process.
+before it was forked knows nothing of the change. So where the function had run by then, a change that survives here
+is tried again in a fresh process.
 """
 
 from __future__ import annotations

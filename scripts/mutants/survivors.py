@@ -40,6 +40,13 @@ def read(path: Path) -> dict[Survivor, str]:
     return listed
 
 
+def named_in(text: str) -> set[Survivor]:
+    """The changes whose entries a text holds, between other lines."""
+    blocks = [block.split("\n\n")[0] for block in text.split("[[survivor]]\n")[1:]]
+    entries = [tomllib.loads(block) for block in blocks]
+    return {Survivor(*(entry[part] for part in PARTS[:-1])) for entry in entries}
+
+
 def key_of(change: Change) -> Survivor:
     """By which a change is found in the list."""
     return Survivor(change.module, change.where, change.was, change.becomes)

@@ -9,14 +9,17 @@ from typing import Final, NamedTuple
 
 from scripts.mutants.changes import Change
 from scripts.mutants.copies import Copy, Selection, end, run_pytest
-from scripts.mutants.coverage_map import PACKAGE, TESTS_SECONDS_MAX, CoverageMap
+from scripts.mutants.coverage_map import PACKAGE, CoverageMap
 from scripts.mutants.nursery import UNFIT, Nursery
 
 QUICK_TESTS: Final = 40
-"""So many of the likeliest tests run first, in the nursery: most changes are noticed by one of them."""
+"""So many of the likeliest tests run first, in the nursery: most changes are noticed by one of them.
 
-CHANGE_SECONDS_MAX: Final = 180.0 + 4 * TESTS_SECONDS_MAX
-"""A fresh process tries one change for so long at most: tests that never end notice it."""
+All of them run there where nothing that the change reaches is computed while tests are loaded.
+"""
+
+CHANGE_SECONDS_MAX: Final = 180.0
+"""A fresh process tries one change for so long at most, beside four times what its tests take without it."""
 
 _LOOKED_AT_SECONDS: Final = 0.003
 _NOTHING_WENT_WRONG: Final = (0, 5)  # passed, and no such test
@@ -37,10 +40,11 @@ class Bench:
         copy: of the project.
         files: the test files that its nursery loads.
         covered: tells which tests may notice.
+        seconds_max: how long the tests of one change take together without it, at most.
     """
 
-    def __init__(self, copy: Copy, files: list[str], covered: CoverageMap) -> None:
-        self._copy, self._files, self._covered = copy, files, covered
+    def __init__(self, copy: Copy, files: list[str], covered: CoverageMap, seconds_max: float) -> None:
+        self._copy, self._files, self._covered, self._seconds_max = copy, files, covered, seconds_max
         self._nursery: Nursery | None = None
         self._change: Change | None = None
         self._tests: dict[str, float] = {}
@@ -54,11 +58,12 @@ class Bench:
 
     def begin(self, change: Change) -> None:
         """Put a change on trial."""
-        self._change, self._tests = change, self._covered.tests_for(change)
+        self._change, self._tests = change, self._covered.tests_for(change, self._seconds_max)
         if change.scope is None or not change.inside:
             self._begin_afresh()
             return
-        quick = dict(list(self._tests.items())[:QUICK_TESTS])
+        few = QUICK_TESTS if self._covered.is_loaded(change) else None
+        quick = dict(list(self._tests.items())[:few])
         self._nursery = self._nursery or Nursery(self._copy, self._files)
         path = self._copy.tree / PACKAGE / change.module
         self._nursery.ask(path, change.text, change.scope.name, quick)
@@ -67,7 +72,7 @@ class Bench:
         """What became of the change on trial; None while there is none, or it is not known."""
         if self._change is None:
             return None
-        noticed = self._noticed_afresh() if self._pid else self._noticed_quickly()
+        noticed = self._noticed_afresh() if self._pid else self._noticed_quickly(self._change)
         if noticed is None:
             return None
         result = Result(self._change, noticed, len(self._tests))
@@ -81,7 +86,7 @@ class Bench:
         if self._nursery is not None:
             self._nursery.close()
 
-    def _noticed_quickly(self) -> bool | None:
+    def _noticed_quickly(self, change: Change) -> bool | None:
         if self._nursery is None:
             raise RuntimeError("no nursery was asked")
         try:
@@ -93,6 +98,8 @@ class Bench:
             return None
         if code != UNFIT and code not in _NOTHING_WENT_WRONG:
             return True
+        if code != UNFIT and not self._covered.is_loaded(change):
+            return False  # every test has run, and nothing was computed before
         self._begin_afresh()
         return None
 
@@ -101,7 +108,7 @@ class Bench:
             raise RuntimeError("nothing is on trial")
         self._copy.plant(PACKAGE / self._change.module, self._change.text)
         files = sorted({name.partition("::")[0] for name in self._tests})
-        self._ends = time.monotonic() + CHANGE_SECONDS_MAX
+        self._ends = time.monotonic() + CHANGE_SECONDS_MAX + 4 * sum(self._tests.values())
         self._pid = self._copy.start(lambda: run_pytest(Selection(self._tests), files))
 
     def _noticed_afresh(self) -> bool | None:

@@ -40,10 +40,9 @@ def record(
         return Recorded(usage, None)
     rule, ledger = KINDS[transaction.kind], uses.ledger
     if rule.follow_up and ledger is not None:
-        amount, currency = ledger.amount_of(transaction), ledger.use.currency
-        if transaction.kind is Kind.DISPUTE and transaction.amount is not None:
-            currency = transaction.amount.currency
-        use_kind = ledger.use.kind
+        amount, use_kind = ledger.amount_of(transaction), ledger.use.kind
+        # That of its use, but for a dispute.
+        currency = transaction.amount.currency if transaction.amount else ledger.use.currency
     else:
         stated = transaction.amount
         amount, currency = (stated.amount, stated.currency) if stated else (0, None)

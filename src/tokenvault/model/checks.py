@@ -20,8 +20,8 @@ SET_SIZE_MAX: Final = 10_000
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
-_TEXT: Final = re.compile(r"[!-~](?:[ -~]{0,62}[!-~])?")
-_LONG_TEXT: Final = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
+_TEXT: Final = re.compile(rf"[!-~](?:[ -~]{{0,{TEXT_LENGTH_MAX - 2}}}[!-~])?")
+_LONG_TEXT: Final = re.compile(rf"[!-~](?:[ -~]{{0,{LONG_TEXT_LENGTH_MAX - 2}}}[!-~])?")
 _REQUESTOR: Final = re.compile(r"[0-9]{11}")
 _TOKEN: Final = re.compile(rf"[0-9]{{{PAN_LENGTH_MIN},{PAN_LENGTH_MAX}}}")
 _PAR: Final = re.compile(r"[0-9A-Z]{29}")

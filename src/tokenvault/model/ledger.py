@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import attrs
 
 from tokenvault.model.kinds import KINDS, Kind
-from tokenvault.model.money import Money
 from tokenvault.model.transaction import Transaction
 
 FOLLOW_UPS_MAX: Final = 500
@@ -176,10 +175,6 @@ class UseLedger:
         before = sums.reversed
         given = sums.add(entry)
         return FollowedUp(tuple(given), sums.reversed and not before)
-
-    def total(self, amount: Money) -> Money:
-        """What the use would be of with an increment."""
-        return Money(self.authorised + amount.amount, amount.currency)
 
 
 class FollowedUp(NamedTuple):

@@ -1,0 +1,270 @@
+"""The borders of every argument of the model: the last value that is accepted, and the first that is refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+import pytest
+
+import tokenvault as tv
+from tests.pure_token import OWNER
+from tokenvault.errors import InvalidInputError
+from tokenvault.model import checks, iso
+from tokenvault.model.authentication import Authentication, Factor, Strength
+from tokenvault.model.control import shown
+from tokenvault.model.domain import Domain
+from tokenvault.model.dual_control import RevealPolicy
+from tokenvault.model.limits import Limit
+from tokenvault.model.listing import AllBut
+from tokenvault.model.money import Money
+from tokenvault.model.pan import CardExpiry, PanRule
+from tokenvault.model.programs import Making, TokenProgram, TokenRequestor
+from tokenvault.model.token_format import TokenFormat
+from tokenvault.model.transaction import Transaction
+
+SECOND = timedelta(seconds=1)
+TEN_YEARS = timedelta(days=3_660)
+YEAR = timedelta(days=366)
+WIDE = TokenFormat(bin="9", length=19)
+NEWEST = datetime(2199, 12, 31, 23, 59, 59, tzinfo=UTC)
+OLDEST = datetime(2000, 1, 1, tzinfo=UTC)
+ATTEMPT = {"id": "t", "requestor": OWNER}
+
+
+def program(**fields: Any) -> TokenProgram:
+    return TokenProgram(**{"name": "p", "format": WIDE, "accept_density": True, **fields})
+
+
+def transaction(**fields: Any) -> Transaction:
+    return Transaction(**{**ATTEMPT, **fields})
+
+
+def texts(most: int) -> tuple[list[Any], list[Any]]:
+    """Texts of printable ASCII characters, without a blank at either end."""
+    return ["!", "~", "x" * most, "a" + " " * (most - 2) + "b"], [
+        "",
+        " x",
+        "x ",
+        "x" * (most + 1),
+        "\x1f",
+        "\x7f",
+        "é",
+        5,
+    ]
+
+
+def whole(low: int, high: int) -> tuple[list[Any], list[Any]]:
+    return [low, high], [low - 1, high + 1, float(low), True, str(low)]
+
+
+def spans(most: timedelta) -> tuple[list[Any], list[Any]]:
+    return [SECOND, most], [timedelta(0), most + SECOND, SECOND + timedelta(microseconds=1), 1]
+
+
+def sets(of: Callable[[int], Any]) -> tuple[list[Any], list[Any]]:
+    every = list(map(of, range(10_001)))
+    return [every[:1], every[:-1], tuple(every[:2])], [[], every, "text", b"bytes", 5]
+
+
+INSTANTS = [OLDEST, NEWEST], [OLDEST - SECOND, NEWEST + SECOND, NEWEST.replace(tzinfo=None), 5]
+BORDERS: dict[str, tuple[Callable[[Any], object], tuple[list[Any], list[Any]]]] = {
+    "transaction id": (lambda value: transaction(id=value), texts(64)),
+    "original": (lambda value: transaction(original=value, kind=tv.Kind.CAPTURE), texts(64)),
+    "merchant": (lambda value: transaction(merchant=value), ([], ["x" * 257, " x", "x\x7f", 5])),
+    "device": (lambda value: transaction(device=value), (["x", "x" * 256, "x  "], ["x" * 257, " x", "\x1f", 5])),
+    "reference": (lambda value: transaction(reference=value), texts(256)),
+    "agent": (lambda value: transaction(agent=value), texts(256)),
+    "requestor": (lambda value: transaction(requestor=value), (["0" * 11], ["0" * 10, "0" * 12, "0" * 10 + "a", 5])),
+    "category": (lambda value: transaction(merchant_category=value), (["0000", "9999"], ["000", "00000", "000a", 5])),
+    "country": (lambda value: transaction(country=value), (["FR", "XK"], ["fr", "FRA", "ZZ", 5])),
+    "cryptogram": (lambda value: transaction(cryptogram_counter=value), whole(0, 2**32 - 1)),
+    "amount": (lambda value: Money(value, "EUR"), whole(0, 10**15)),
+    "currency": (lambda value: Money(1, value), (["EUR"], ["eur", "EU", "ZZZ", 5])),
+    "method": (lambda value: Authentication(factors=set(Factor), at=OLDEST, method=value), texts(64)),
+    "factors": (
+        lambda value: Authentication(factors=value, at=OLDEST),
+        ([{Factor.POSSESSION}, list(Factor)], [set(), {"possession"}, 5]),
+    ),
+    "authenticated": (lambda value: Authentication(factors=set(Factor), at=value), INSTANTS),
+    "limit of uses": (lambda value: Limit(uses=value), whole(1, 10**9)),
+    "limit of money": (lambda value: Limit(amount=value), ([Money(1, "EUR")], [Money(0, "EUR"), 5])),
+    "limit's window": (lambda value: Limit(uses=1, per=value), spans(TEN_YEARS)),
+    "limit's merchants": (lambda value: Limit(uses=1, merchants=value), sets(str)),
+    "limits": (
+        lambda value: Domain(limits=value),
+        (
+            [[Limit(uses=count) for count in range(1, 17)], ()],
+            [[Limit(uses=count) for count in range(1, 18)], {Limit(uses=1)}, (5,), 5],
+        ),
+    ),
+    "merchants": (lambda value: Domain(merchants=value), sets(str)),
+    "a merchant of a list": (lambda value: Domain(merchants=[value]), (["x" * 256], ["x" * 257, "", 5])),
+    "a requestor of a list": (lambda value: Domain(requestors=[value]), (["0" * 11], ["0" * 10, "0" * 12])),
+    "an assurance": (lambda value: Domain(assurances=[value]), (["0A"], ["0", "0AB", "0a"])),
+    "all but": (AllBut, sets(str)),
+    "interval": (lambda value: Domain(min_interval=value), spans(TEN_YEARS)),
+    "strong age": (lambda value: Domain(strong_max_age=value), spans(YEAR)),
+    "strong factors": (lambda value: Domain(strong_factors=value), whole(1, 3)),
+    "valid from": (lambda value: Domain(valid_from=value), INSTANTS),
+    "valid until": (lambda value: Domain(valid_until=value), INSTANTS),
+    "bin": (lambda value: TokenFormat(bin=value, length=19), (["0", "9" * 12], ["", "9" * 13, "٩", 5])),
+    "bin of short PANs": (lambda value: TokenFormat(bin=value), (["9" * 12], ["9" * 13])),
+    "bin beside four digits": (lambda value: TokenFormat(bin=value, keep_last4=True), (["9" * 8], ["9" * 9])),
+    "token length": (lambda value: TokenFormat(bin="9", length=value), whole(13, 19)),
+    "program's name": (lambda value: program(name=value), texts(64)),
+    "expected tokens": (lambda value: program(expected_tokens=value), whole(1, 10**15)),
+    "refusals": (lambda value: program(suspend_after_refusals=value), whole(1, 100)),
+    "lengths of PANs": (lambda value: PanRule(lengths=value), ([(12, 12), (19, 19)], [(11, 12), (12, 20), (14, 13)])),
+    "requestor's id": (TokenRequestor, (["0" * 11], ["0" * 10, "0" * 12, 5])),
+    "requestor's programs": (
+        lambda value: TokenRequestor(OWNER, programs=value),
+        ([[], set(), (), frozenset(), {"x" * 64}], [{"x" * 65}, {""}, "p", 5]),
+    ),
+    "expiry": (
+        lambda value: CardExpiry(*value),
+        ([(2000, 1), (2099, 12)], [(1999, 12), (2100, 1), (2000, 0), (2000, 13)]),
+    ),
+    "minutes": (lambda value: RevealPolicy(purposes={"p"}, minutes=value), whole(1, 1_440)),
+    "reveals a day": (lambda value: RevealPolicy(purposes={"p"}, per_person_and_day=value), whole(1, 10_000)),
+    "purpose": (lambda value: RevealPolicy(purposes={value}), texts(64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BORDERS)
+def test_the_last_value_is_accepted_and_the_first_beyond_it_refused(name: str) -> None:
+    made, (accepted, refused) = BORDERS[name]
+    for value in accepted:
+        made(value)
+    for value in refused:
+        with pytest.raises(InvalidInputError):
+            made(value)
+
+
+def test_a_span_is_bounded_in_words_that_say_how_long_it_may_be() -> None:
+    with pytest.raises(InvalidInputError, match="min_interval is whole seconds, from 1 second to 3660 days"):
+        Domain(min_interval=timedelta(0))
+    with pytest.raises(InvalidInputError, match="1 to 64 printable"):
+        transaction(id="")
+    with pytest.raises(InvalidInputError, match="1 to 256 printable"):
+        transaction(agent="")
+
+
+def test_an_instant_is_kept_to_the_millisecond_below_it() -> None:
+    kept = checks.instant("x", datetime(2026, 1, 1, 12, 0, 0, 123_999, tzinfo=UTC))
+    assert kept == datetime(2026, 1, 1, 12, 0, 0, 123_000, tzinfo=UTC)
+    assert checks.utc(checks.milliseconds(kept)) == kept
+
+
+def test_the_values_of_a_list_are_shown_up_to_five() -> None:
+    assert shown(["e", "b", "a", "d", "c"]) == "a, b, c, d, e"
+    assert shown(["e", "b", "a", "d", "c", "f", "g"]) == "a, b, c, d, e and 2 more"
+    assert shown(AllBut({"b", "a"})) == "all but a, b"
+
+
+def test_an_authentication_is_strong_up_to_its_age_and_from_no_further_ahead_than_clocks_differ() -> None:
+    at = Authentication(factors=[Factor.POSSESSION, Factor.KNOWLEDGE], at=OLDEST)
+    for strength, latest_ms in ((Strength(2, SECOND), 1_000), (Strength(2), 10**12)):
+        expected = {-30_001: False, -30_000: True, 0: True, latest_ms: True}
+        assert {age: strength.met_by(at, at.at_ms + age) for age in expected} == expected
+    assert not Strength(2, SECOND).met_by(at, at.at_ms + 1_001)
+    assert not Strength(3).met_by(at, at.at_ms)
+    assert Strength(1).met_by(at, at.at_ms)
+    assert str(Strength(1)) == (
+        "an authentication of the cardholder with 1 factor of possession, knowledge, inherence"
+    )
+    assert str(Strength(2, SECOND)).endswith(
+        "with 2 different factors of possession, knowledge, inherence, no older than 0:00:01"
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [Authentication, Domain, Limit, PanRule, RevealPolicy, TokenFormat, Transaction]
+)
+def test_what_has_many_fields_takes_them_by_name_alone(kind: type) -> None:
+    names = [field.name for field in attrs.fields(kind) if field.init]
+    given = inspect.signature(kind).parameters
+    assert [given[name].kind for name in names] == [inspect.Parameter.KEYWORD_ONLY] * len(names)
+
+
+@pytest.mark.parametrize("kind", [TokenProgram, TokenRequestor])
+def test_a_party_takes_its_name_first_and_all_else_by_name(kind: type) -> None:
+    first, *others = [field.name for field in attrs.fields(kind) if field.init]
+    given = inspect.signature(kind).parameters
+    assert given[first].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert {given[name].kind for name in others} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+PUBLIC = [Authentication(factors=set(Factor), at=OLDEST), Domain(), Limit(uses=1), PanRule(), WIDE, transaction(),
+          RevealPolicy(purposes={"p"}), AllBut({"a"}), Money(1, "EUR"), CardExpiry(2030, 1), program(),
+          TokenRequestor(OWNER)]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", PUBLIC, ids=lambda value: type(value).__name__)
+def test_a_value_does_not_change_and_equals_its_like(value: Any) -> None:
+    name = attrs.fields(type(value))[0].name
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(value, name, None)
+    again = attrs.evolve(value)
+    assert again == value
+    assert hash(again) == hash(value)
+
+
+def test_defaults_are_those_that_the_documents_name() -> None:
+    """Each in one place, by what it does for whoever leaves it out."""
+    plain = TokenProgram("p", format=TokenFormat(bin="999912"))
+    assert (plain.making, plain.expected_tokens, plain.per_customer, plain.accept_density) == (
+        Making.RANDOM, 100_000, False, False,
+    )  # fmt: skip
+    assert (plain.expiry_zone, plain.suspend_after_refusals) == (None, None)
+    assert (plain.format.length, plain.format.keep_last4, plain.format.luhn) == (None, False, True)
+    requestor = TokenRequestor(OWNER)
+    assert (requestor.programs, requestor.permissions, requestor.disabled) == (
+        frozenset(), frozenset(tv.Permission), False,
+    )  # fmt: skip
+    assert (PanRule().lengths, PanRule().luhn) == ((13, 19), True)
+    policy = RevealPolicy(purposes={"p"})
+    assert (policy.minutes, policy.per_person_and_day) == (15, 10)
+    assert (Domain().strong_factors, Domain().strong_max_age) == (2, None)
+    use = transaction()
+    assert (use.kind, use.final) == (tv.Kind.PURCHASE, True)
+    limit = Limit(uses=1)
+    assert (limit.zone, limit.since_authentication, limit.without_authentication) == ("UTC", False, False)
+
+
+def test_room_is_counted_at_the_usual_length_or_the_nearest_that_the_program_takes() -> None:
+    """A format of eight digits has 10**(length - 9) tokens that pass the Luhn check."""
+    form = TokenFormat(bin="99991234")
+    for lengths, room in (((13, 19), 10**7), ((12, 15), 10**6), ((17, 19), 10**8), ((13, 13), 10**4)):
+        fits: dict[str, Any] = {"format": form, "pans": PanRule(lengths=lengths)}
+        program(**fits, expected_tokens=room // 2)
+        program(**fits, expected_tokens=room // 1_000, accept_density=False)
+        for wrong in (
+            {"expected_tokens": room // 2 + 1},
+            {"expected_tokens": room // 1_000 + 1, "accept_density": False},
+        ):
+            with pytest.raises(InvalidInputError, match=f"has {room} tokens"):
+                program(**fits, **wrong)
+
+
+def test_a_code_is_added_to_its_own_list_or_none_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iso, "_added", frozenset())  # what is accepted stays so in this process
+    wrong: list[Any] = [["XYZ", "xyz"], ["XY"], ["XYZA"], "XYZ", [5], iter(["XYZ"]), None]
+    for currencies in wrong:
+        with pytest.raises(InvalidInputError, match="three capital letters"):
+            iso.add_codes(currencies=currencies, countries=["ZZ"])
+    for countries in (["ZZ", "zz"], ["Z"], ["ZZZ"], "ZZ"):
+        with pytest.raises(InvalidInputError, match="two capital letters"):
+            iso.add_codes(currencies=["XYZ"], countries=countries)
+    assert not iso.is_currency("XYZ")
+    assert not iso.is_country("ZZ")
+    iso.add_codes(currencies=["XYZ"])
+    iso.add_codes(countries={"ZZ"})
+    assert iso.is_currency("XYZ")
+    assert iso.is_country("ZZ")
+    assert not iso.is_country("XYZ")
+    assert not iso.is_currency("ZZ")
+    assert not iso.is_currency("ZZZ")
