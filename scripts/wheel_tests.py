@@ -30,8 +30,10 @@ DECIDES_CONTENT: Final = ("pyproject.toml", "constraints.txt")
 NOT_HANDED_ON: Final = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 """To the tests: what they import is the wheel; and the processes that they start need not compile tests/ anew."""
 
-PARALLEL: Final = ("--numprocesses", "2", "--dist", "worksteal")
-WHOLE: Final = (*PARALLEL, "--cov", "--cov-report", "term-missing:skip-covered")
+WHOLE: Final = (
+    *("--numprocesses", "3", "--dist", "worksteal"),  # one more than the cores of CI: many tests wait
+    *("--cov", "--cov-report", "term-missing:skip-covered"),
+)
 SHORT: Final = (
     "test_distribution.py",
     # vectors
