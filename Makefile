@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check typing docs docs-check wheel nightly modules mutants bench release clean
+.PHONY: help demo test check typing docs docs-check wheel others nightly modules mutants bench release clean
 .DEFAULT_GOAL := test
 
 help:  ## this list
@@ -14,7 +14,7 @@ help:  ## this list
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/system-packages.sh
 	./scripts/system-packages.sh
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,docs]'
 	touch $@
 
 demo: $(VENV)/.installed  ## keys in SoftHSM, tokens, and payments against them
@@ -31,12 +31,8 @@ check: $(VENV)/.installed typing  ## the source tree, read: style, types, sizes
 typing: $(VENV)/.installed  ## the types that users' editors see
 	$(BIN)/basedpyright --warnings
 
-$(VENV)/.docs: $(VENV)/.installed
-	$(PIP) --editable '.[docs]'
-	touch $@
-
 # Strict: a dead link, a name that is not there or a page that no list has fails the build.
-docs docs-check: $(VENV)/.docs  ## the documentation, in build/docs
+docs docs-check: $(VENV)/.installed  ## the documentation, in build/docs
 	rm -rf build/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
@@ -44,9 +40,13 @@ wheel: $(VENV)/.installed  ## wheel and sdist, in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 
-test: check docs-check wheel  ## checks, then the installed wheel: a short set with every other Python, all of it with this one
-	./scripts/system-packages.sh tests
+others: wheel  ## the installed wheel: a short set with every other Python; for this one, its environment
 	$(BIN)/python -m scripts.wheel_tests --others
+
+# What has nothing to do with each other runs side by side; then all tests, which want the machine for themselves.
+test: $(VENV)/.installed  ## checks, docs, the short set with every other Python; then all tests with this one, on the wheel
+	./scripts/system-packages.sh tests
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target others check docs-check
 	$(BIN)/python -m scripts.wheel_tests
 	$(BIN)/python -m scripts.run_lines
 

@@ -12,9 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from scripts import pythons
 from scripts.pythons import Python
@@ -25,8 +27,13 @@ WHEELS: Final = ROOT / "dist"
 DECIDES_CONTENT: Final = ("pyproject.toml", "constraints.txt")
 """An environment made under another text of these is made anew."""
 
-PARALLEL: Final = ("--numprocesses", "2", "--dist", "worksteal")
-WHOLE: Final = (*PARALLEL, "--cov", "--cov-report", "term-missing:skip-covered")
+NOT_HANDED_ON: Final = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""To the tests: what they import is the wheel; and the processes that they start need not compile tests/ anew."""
+
+WHOLE: Final = (
+    *("--numprocesses", "3", "--dist", "worksteal"),  # one more than the cores of CI: many tests wait
+    *("--cov", "--cov-report", "term-missing:skip-covered"),
+)
 SHORT: Final = (
     "test_distribution.py",
     # vectors
@@ -67,10 +74,12 @@ LEFT_OUT: Final = (
 FEWER_EXAMPLES: Final = ("--hypothesis-profile", "other-pythons")
 """Whoever runs everything has Hypothesis try all."""
 
+OTHERS_AT_ONCE: Final = 2
 
-def tell(text: str) -> None:
-    """Print a line that stands out from pytest's."""
-    print(f"== {text}", flush=True)
+
+def tell(text: str, told: IO[str] | None = None) -> None:
+    """Print a line that stands out from pytest's, or write it where that writes."""
+    print(f"== {text}", file=told, flush=True)
 
 
 def built_wheel() -> Path:
@@ -81,7 +90,7 @@ def built_wheel() -> Path:
     return wheels[0]
 
 
-def environment(python: Python, wheel: Path) -> Path:
+def environment(python: Python, wheel: Path, told: IO[str] | None = None) -> Path:
     """The interpreter of an environment that holds the wheel as it is now, and what the tests need.
 
     Raises:
@@ -91,50 +100,75 @@ def environment(python: Python, wheel: Path) -> Path:
     folder = ENVIRONMENTS / f"{python.version}-{place}"
     interpreter = folder / "bin" / "python"
     note = folder / "made-for"
-    key = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in DECIDES_CONTENT)).hexdigest()
+    held = note.read_text().split() if note.is_file() else []
+    content = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in DECIDES_CONTENT)).hexdigest()
+    wanted = [content, hashlib.sha256(wheel.read_bytes()).hexdigest()]
+    if held == wanted:
+        return interpreter
     # This environment's pip works on the other: no ensurepip is needed, which Debian packages apart.
     pip = [sys.executable, "-m", "pip", "--python", str(interpreter), "--disable-pip-version-check", "install",
            "--quiet", "--constraint", str(ROOT / "constraints.txt")]  # fmt: skip
-    if note.is_file() and note.read_text() == key:
-        subprocess.run([*pip, "--no-deps", "--force-reinstall", str(wheel)], check=True)
+    note.unlink(missing_ok=True)  # until it is made: an environment left half-way is made anew
+    if held[:1] == wanted[:1]:
+        commands = [[*pip, "--no-deps", "--force-reinstall", str(wheel)]]
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([python.executable, "-m", "venv", "--without-pip", folder], check=True)
-        subprocess.run([*pip, f"{wheel}[tests]"], check=True)
-        note.write_text(key)
+        commands = [
+            [str(python.executable), "-m", "venv", "--without-pip", str(folder)],
+            [*pip, f"{wheel}[tests]"],
+        ]
+    for command in commands:
+        subprocess.run(command, check=True, stdout=told, stderr=told)
+    note.write_text(" ".join(wanted))
     return interpreter
 
 
-def run_tests(python: Python, arguments: Sequence[str]) -> bool:
-    """Whether the tests pass with a Python. It is named where they do not, or can not be run."""
-    tell(f"The wheel with Python {python.version}, {python.executable}")
-    wheel = built_wheel()
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables["TOKENVAULT_WHEEL"] = str(wheel)  # tests/test_distribution.py checks that it is what is tested
+def run_tests(python: Python, arguments: Sequence[str], told: IO[str] | None = None) -> bool:
+    """Whether the tests pass with a Python. It is named where they do not, or can not be run.
+
+    Args:
+        python: the interpreter.
+        arguments: for pytest; without any the environment is made and nothing run in it.
+        told: where everything is written to; unless set, it is printed.
+    """
+    tell(f"The wheel with Python {python.version}, {python.executable}", told)
+    variables = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
     try:
-        interpreter = environment(python, wheel)
-        subprocess.run([interpreter, "-m", "pytest", *arguments], cwd=ROOT, env=variables, check=True)
+        wheel = built_wheel()
+        variables["TOKENVAULT_WHEEL"] = str(
+            wheel
+        )  # tests/test_distribution.py checks that it is what is tested
+        command = [str(environment(python, wheel, told)), "-m", "pytest", *arguments]
+        if arguments:
+            subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=told, stderr=told)
     except (OSError, subprocess.CalledProcessError) as error:
-        tell(f"Failed with Python {python.version}, {python.executable}: {error}")
+        tell(f"Failed with Python {python.version}, {python.executable}: {error}", told)
         return False
     return True
 
 
-def run_others() -> bool:
-    """Whether the shorter set passes with every Python that is found, except the one that runs this."""
-    here = pythons.running()
-    left_out = f"not ({' or '.join(LEFT_OUT)})"
-    passed = True
-    for python in pythons.find():
-        if (python.version, python.prefix) == (here.version, here.prefix):
-            continue
-        if python.unusable:
-            tell(f"Not tested with Python {python.version}, {python.executable}: {python.unusable}")
-            continue
-        passed &= run_tests(
-            python, [*PARALLEL, *FEWER_EXAMPLES, "-k", left_out, *(f"tests/{name}" for name in SHORT)]
-        )
+def run_apart(python: Python, arguments: Sequence[str]) -> bool:
+    """Whether the tests pass, told in one piece at the end: others run meanwhile."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+        passed = run_tests(python, arguments, told)
+        told.seek(0)
+        print(told.read(), end="", flush=True)
     return passed
+
+
+def run_others() -> bool:
+    """Whether the shorter set passes with every Python that is found; for the one that runs this, an environment."""
+    here = pythons.running()
+    short = [*FEWER_EXAMPLES, "-k", f"not ({' or '.join(LEFT_OUT)})", *(f"tests/{name}" for name in SHORT)]
+    with ThreadPoolExecutor(OTHERS_AT_ONCE) as threads:
+        begun = []
+        for python in pythons.find():
+            if python.unusable:
+                tell(f"Not tested with Python {python.version}, {python.executable}: {python.unusable}")
+                continue
+            is_here = (python.version, python.prefix) == (here.version, here.prefix)
+            begun.append(threads.submit(run_apart, python, [] if is_here else short))
+        return all(each.result() for each in begun)
 
 
 def main(arguments: Sequence[str]) -> int:

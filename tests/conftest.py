@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tokenvault as tv
 from tests import faces, softhsm, vaults
 from tests.faces import open_on_a_loop
 from tests.interrupts import handled, untraced
+from tests.measuring import processes_unmeasured
 from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
@@ -61,16 +62,25 @@ ASYNC_STORES = {"async-sqlite": tv.Custody.IN_MODULE, "async-postgres": tv.Custo
 """Each with keys in one custody: the flows are those of the other stores."""
 
 
-LEFT_TO_THE_NIGHT = ("Partitioned", "Uvloop", "Own")
-"""In the names of classes, where they are run by processes."""
+PARTNERS = {
+    "memory": tv.Custody.IN_MODULE,
+    "sqlite": tv.Custody.IN_PROCESS,
+    "postgres": tv.Custody.IN_PROCESS,
+    **ASYNC_STORES,
+}
+"""The custody that each store is tested with by day."""
+
+VARIANTS = ("TestPartitioned", "TestUvloop", "TestOwn")
+"""How the names of classes begin that run a contract over what another one runs it over, but for a detail."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the stores with coroutines in the other custody.
 
-    Leave to the night what needs both keys in the module and a database in PostgreSQL, where it says `database`.
-    Neither knows of the other: by day each is tested with the other's usual partner.
+    Leave to the night what needs both keys in the module and a database in PostgreSQL, where it says `database`; and
+    where it says `store`, every store with the other custody than its partner's. Keys and databases know nothing of
+    each other: by day each custody is tested over stores of both faces, and each store with keys in one.
     """
     items[:] = [
         item
@@ -78,15 +88,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ASYNC_STORES.get(parameters(item).get("store", "")) in (None, parameters(item).get("custody"))
     ]
     for item in items:
-        if (parameters(item).get("custody"), parameters(item).get("database")) == (
-            tv.Custody.IN_MODULE,
-            "postgres",
-        ):
+        custody, store = parameters(item).get("custody"), parameters(item).get("store", "")
+        if (custody, parameters(item).get("database")) == (tv.Custody.IN_MODULE, "postgres"):
             item.add_marker(pytest.mark.nightly)
-        # Processes meet the same statements on one table as on its partitions, with any event loop; and nobody uses
-        # the how-to's adapter.
-        if item.name.endswith("_by_processes") and any(name in item.nodeid for name in LEFT_TO_THE_NIGHT):
+        if custody is not None and PARTNERS.get(store, custody) is not custody:
             item.add_marker(pytest.mark.nightly)
+        # The same statements on one table as on its partitions, with any event loop; and nobody uses the how-to's
+        # adapter: their processes are left to the night. What runs no line of its own is not measured either.
+        variant = any(name in item.nodeid for name in VARIANTS)
+        if variant or item.name.endswith("_by_processes"):
+            item.add_marker(pytest.mark.no_cover)
+        if variant and item.name.endswith("_by_processes"):
+            item.add_marker(pytest.mark.nightly)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Keep the mark `no_cover` for the processes that a test starts, too."""
+    with processes_unmeasured() if item.get_closest_marker("no_cover") else nullcontext():
+        return (yield)
 
 
 def parameters(item: pytest.Item) -> dict[str, Any]:

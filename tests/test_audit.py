@@ -125,6 +125,7 @@ def test_an_untouched_trail_verifies_and_its_checkpoints_are_signed(shell: Shell
     assert shell.verify(since=report.anchor()).intact
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("column", ["reference", "body", "mac"])
 def test_an_edited_event_is_named(shell: Shell, column: str) -> None:
     """Each event of each stream, one after the other; also with bytes cut off."""

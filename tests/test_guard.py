@@ -169,6 +169,7 @@ def test_a_retry_counts_nothing(local_keys: KeyStore, clock: ManualClock) -> Non
                     assert not vault.check(token, use(number)).allowed
 
 
+@pytest.mark.no_cover
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -199,6 +200,7 @@ def test_vaults_that_share_a_database_answer_no_more_than_one(
         assert len(told) <= MISSES
 
 
+@pytest.mark.no_cover
 def test_four_processes_that_guess_share_one_count(
     custody: tv.Custody, softhsm_folder: Path, database_url: str
 ) -> None:

@@ -318,6 +318,7 @@ def change_setting(server: PostgresServer, database: str, setting: str) -> None:
 # Under load.
 
 
+@pytest.mark.no_cover
 @openers
 @pytest.mark.parametrize("trouble", ["paused", "restarted"])
 @pytest.mark.parametrize("mode", ["session", "transaction"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,53 @@ def test_one_without_an_environment_fails_by_name_and_the_next_is_tried(
     for path in paths[:2]:
         path.write_text(f"#!/bin/sh\n[ $2 = -c ] || exit 3\n{path.read_text().splitlines()[1]}\n")
     monkeypatch.setattr(wheel_tests, "ENVIRONMENTS", tmp_path / "environments")
+    (tmp_path / "vault.whl").touch()
     monkeypatch.setattr(wheel_tests, "built_wheel", lambda: tmp_path / "vault.whl")
     assert not wheel_tests.run_others()
     told = capsys.readouterr().out
     assert f"Failed with Python 3.12.1, {paths[0]}" in told
     assert f"Failed with Python 3.13.0, {paths[1]}" in told
     assert f"Not tested with Python 3.15.0a1, {paths[2]}: a pre-release" in told
+
+
+def a_wheel(path: Path, word: str) -> Path:
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("a_word.py", f"WORD = {word!r}")
+        wheel.writestr(
+            "a_word-1.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: a-word\nVersion: 1\nProvides-Extra: tests\n",
+        )
+        wheel.writestr(
+            "a_word-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("a_word-1.dist-info/RECORD", "")
+    return path
+
+
+def test_an_environment_holds_the_wheel_as_it_is_now_and_is_made_anew_where_it_was_left_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheel_tests, "ENVIRONMENTS", tmp_path / "environments")
+    path, python = tmp_path / "a_word-1-py3-none-any.whl", pythons.running()
+
+    def word() -> str:
+        interpreter = wheel_tests.environment(python, path)
+        asked = [str(interpreter), "-c", "import a_word; print(a_word.WORD)"]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    a_wheel(path, "first")
+    assert word() == "first"
+    [folder] = (tmp_path / "environments").iterdir()
+    (folder / "kept").touch()
+    written = (folder / "made-for").stat().st_mtime_ns
+    assert word() == "first"
+    assert (folder / "made-for").stat().st_mtime_ns == written
+    a_wheel(path, "second")
+    assert word() == "second"
+    assert (folder / "kept").exists()
+    path.write_bytes(b"no wheel")
+    with pytest.raises(subprocess.CalledProcessError):
+        word()
+    a_wheel(path, "second")
+    assert word() == "second"
+    assert not (folder / "kept").exists()

@@ -246,6 +246,7 @@ def assert_reads_refuse(scene: Scene, row: Row, column: str, changed: Row) -> No
             assert scene.editor.rows("tokens") == standing
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("victim", ["limited", "convergent", "suspended", "deleted"])
 def test_any_column_of_a_token_record_changed_to_anything_gives_no_card(scene: Scene, victim: str) -> None:
     """Every value of one record in each database; of the others, or asking a module each time, every fourth."""

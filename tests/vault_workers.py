@@ -19,6 +19,7 @@ import attrs
 
 import tokenvault as tv
 from tests import vaults
+from tests.measuring import processes_unmeasured
 from tokenvault.keys import KeyStore
 from tokenvault.model.pan import luhn_check_digit
 from tokenvault.stores.forwarding import Forwarding
@@ -254,7 +255,8 @@ def _received(orders: Connection) -> Any:
 
 @contextmanager
 def crew(uri: str) -> Iterator[Crew]:
-    working = Crew(uri)
+    with processes_unmeasured():
+        working = Crew(uri)
     try:
         yield working
     finally:
