@@ -299,7 +299,7 @@ def test_the_sql_is_the_schema_of_a_provisioned_file(tmp_path: Path) -> None:
         ]
     documented = [one_line(statement) for statement in "".join(blocks("sql")).split(";") if statement.strip()]
     assert sorted(documented) == sorted([one_line(sql) for (sql,) in statements] + pragmas)
-    assert len(documented) == 13
+    assert len(documented) == 14
 
 
 def test_the_numbers_of_actions_outcomes_and_labels_are_the_code_s() -> None:

@@ -129,6 +129,18 @@ def calls(
         "update_card": (vault.update_card, 1, ["new_pan", "expiry", "requestor"]),
         "tokens_of": (vault.tokens_of, 1, ["requestor"]),
         "acknowledge": (vault.acknowledge, 1, ["operator", "reason"]),
+        "request_reveal": (vault.request_reveal, 1, ["operator", "purpose"]),
+        "approve": (vault.approve, 1, ["operator"]),
+        "reveal": (vault.reveal, 1, ["operator"]),
+        "request_export": (vault.request_export, 0, ["public_key", "operator", "purpose", "program", "requestor"]),
+        "export_cards": (vault.export_cards, 1, ["public_key", "operator", "to"]),
+        "import_tokens": (vault.import_tokens, 1, ["requestor", "program", "domain", "active", "operator"]),
+        "release": (vault.release, 1, ["operator"]),
+        "put_program": (vault.put_program, 1, ["operator"]),
+        "put_requestor": (vault.put_requestor, 1, ["operator"]),
+        "disable_requestor": (vault.disable_requestor, 1, ["operator"]),
+        "programs": (vault.programs, 0, []),
+        "requestor": (vault.requestor, 1, []),
         "get": (vault.get, 1, []),
         "history": (vault.history, 1, ["after", "limit"]),
         "capacity": (vault.capacity, 0, ["recent_days"]),
@@ -206,7 +218,8 @@ def try_one_call(keys: KeyStore, store: TokenStore, data: st.DataObject, only: f
 
 
 # Without these the call is not a call at all: Python itself refuses it.
-REQUIRED = {"requestor", "program", "by", "purge_after", "bin", "format", "radix", "tweak"}
+REQUIRED = {"requestor", "program", "by", "purge_after", "bin", "format", "radix", "tweak", "operator", "purpose",
+            "public_key", "to", "reason"}  # fmt: skip
 
 
 @pytest.mark.no_cover
@@ -224,12 +237,14 @@ USES_THE_STORE = frozenset(
      "search", "count", "get_many", "delete_many", "update_domain_many", "update_token_many", "update_card_many",
      "check", "detokenize", "issue_many", "check_many", "detokenize_many", "activate", "suspend",
      "resume", "delete", "update_domain", "update_card", "tokens_of", "get", "history", "Vault",
-     "provision", "capacity", "health", "export_audit"}
+     "provision", "capacity", "health", "export_audit", "acknowledge", "request_reveal", "approve", "reveal",
+     "request_export", "export_cards", "import_tokens", "release", "put_program", "put_requestor",
+     "disable_requestor", "programs", "requestor"}
 )  # fmt: skip
 
 
 def test_every_method_of_the_vault_is_fuzzed() -> None:
-    public = {name for name in vars(tv.Vault) if not name.startswith("_")}
+    public = {name for name in dir(tv.Vault) if not name.startswith("_")}
     assert public - {"close", "within"} <= USES_THE_STORE
 
 

@@ -58,6 +58,8 @@ def test_a_schema_of_the_first_edition_is_refused_as_older(
         ).fetchall()
         (version,) = [name for (name,) in tables if "version" in name]
         superuser.execute(
-            psycopg.sql.SQL("UPDATE {} SET version = 1").format(psycopg.sql.Identifier(schema, version))
+            psycopg.sql.SQL("UPDATE {} SET version = 1, reached = NULL").format(
+                psycopg.sql.Identifier(schema, version)
+            )
         )
     refused(local_keys, url, "older release of tokenvault")

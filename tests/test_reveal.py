@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tokenvault as tv
 from tests import vaults
@@ -97,6 +100,35 @@ def test_one_person_under_any_spelling_approves_nothing_of_their_own(vault: tv.V
 def test_a_name_that_could_pass_for_another_is_no_operator(vault: tv.Vault, name: str) -> None:
     request = asked(vault, issue(vault).token)
     assert refusal(lambda: vault.approve(request, operator=name)) == "INVALID_INPUT"
+
+
+def test_each_attempt_of_a_name_that_is_refused_is_an_event_without_it(
+    vault: tv.Vault, store: TokenStore
+) -> None:
+    token, number = issue(vault).token, "0" * 12
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    request = asked(vault, token)
+    export = vault.request_export(public_key=pem, operator="alice", purpose="chargeback")
+    calls: tuple[Callable[[str], object], ...] = (
+        lambda name: asked(vault, token, name),
+        lambda name: vault.approve(request, operator=name),
+        lambda name: vault.reveal(request, operator=name),
+        lambda name: vault.request_export(public_key=pem, operator=name, purpose="chargeback"),
+        lambda name: vault.approve(export, operator=name),
+        lambda name: vault.export_cards(export, public_key=pem, operator=name, to=io.StringIO()),
+    )
+    for call in calls:
+        assert refusal(partial(call, "\N{CYRILLIC SMALL LETTER A}lice")) == "INVALID_INPUT"
+        assert refusal(partial(call, number)) == "OPERATOR_COULD_BE_CARD"
+    vault.close()
+    (stream,) = store.streams()
+    events = map(Event.parse, all_events(store, stream))
+    denied = [event for event in events if event.outcome is Outcome.DENIED]
+    actions = ("REQUEST_REVEAL", "APPROVE_REVEAL", "REVEAL", "REQUEST_EXPORT", "APPROVE_EXPORT", "EXPORT")
+    assert [(event.action.name, event.codes, event.operator) for event in denied] == [
+        (action, (code,), None) for action in actions for code in ("INVALID_INPUT", "OPERATOR_COULD_BE_CARD")
+    ]
 
 
 @pytest.mark.parametrize("name", [VISA, "4111-1111-1111-1111", f"staff {VISA}", "0" * 12])

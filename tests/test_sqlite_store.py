@@ -158,12 +158,18 @@ def test_opening_creates_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "text"), [(4, "install the release that wrote it"), (2, "schema of an older release")]
+    ("version", "text"),
+    [
+        (5, "has schema version 5, .* know version 5; this one knows 4: install the release that wrote it"),
+        (2, "has schema version 2, of an older release of tokenvault; this one upgrades none before 3"),
+        (3, "has schema version 3, .* needs version 4: run tokenvault schema upgrade"),
+    ],
 )
 def test_another_schema_is_refused(path: Path, store: SqliteTokenStore, version: int, text: str) -> None:
     store.close()
     with raw(path) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("UPDATE schema_version SET reached = ?", (version,))
     with closing(SqliteTokenStore(path)) as other:
         for call in (other.check_schema, other.provision):
             with pytest.raises(ConfigurationError, match=text):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
@@ -16,10 +17,13 @@ from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import AsyncTokenStore, TokenStore
+from tokenvault.stores.schema_versions import Report, SchemaStatus, check_since
+from tokenvault.stores.sqlite import upgrade as sqlite_upgrade
 from tokenvault.stores.sqlite.file import schema_sql as sqlite_schema_sql
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
 if TYPE_CHECKING:
+    from tokenvault.stores.postgres.address import PostgresAddress
     from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 
 __all__ = [
@@ -28,6 +32,7 @@ __all__ = [
     "AsyncTokenStoreBase",
     "MemoryTokenStore",
     "PostgresTokenStore",
+    "SchemaStatus",
     "SqliteTokenStore",
     "ThreadedTokenStore",
     "TokenStore",
@@ -36,6 +41,8 @@ __all__ = [
     "open_async_token_store",
     "open_token_store",
     "schema_sql",
+    "schema_status",
+    "upgrade_schema",
 ]
 
 
@@ -88,28 +95,77 @@ def open_async_token_store(url: str) -> AsyncTokenStore:
 
 
 @boundary
-def schema_sql(url: str) -> list[str]:
+def schema_sql(url: str, *, since: int | None = None) -> list[str]:
     """The SQL that makes the schema of a token store, for a database's administrator to run. Connects to nothing.
 
     Args:
         url: as for `open_token_store`; of PostgreSQL's, the options "schema" and "partitions" matter.
+        since: a version that a database has: then what `upgrade_schema` runs there, outside a transaction.
+
+    Raises:
+        InvalidInputError: the address is not one of a database that has a schema, or the version not one that this
+            release upgrades.
+        ConfigurationError: the database's library is missing or too old.
+    """
+    if since is not None:
+        check_since(since)
+    if _is_sqlite(url):
+        return sqlite_schema_sql() if since is None else sqlite_upgrade.upgrade_sql(since)
+    place, schema, upgrade = _postgres_modules(url)
+    statements: list[str] = (
+        schema.schema_sql(place.schema, place.partitions)
+        if since is None
+        else upgrade.upgrade_sql(place.schema, since)
+    )
+    return statements
+
+
+@boundary
+def schema_status(url: str) -> SchemaStatus:
+    """What a database states of its schema, whatever release made it.
+
+    Args:
+        url: as for `open_token_store`, of SQLite or PostgreSQL.
 
     Raises:
         InvalidInputError: the address is not one of a database that has a schema.
-        ConfigurationError: the database's library is missing or too old.
+        ConfigurationError: nothing is provisioned there, or something else is.
+        TokenStoreError: the database can not be read.
     """
-    if type(url) is str and url.startswith("sqlite:"):
-        return sqlite_schema_sql()
-    if type(url) is not str or not url.startswith("postgresql:"):
-        raise InvalidInputError(
-            "a database with a schema has an address that begins with sqlite: or postgresql:"
-        )
-    try:
-        from tokenvault.stores.postgres import address, schema  # noqa: PLC0415 # as for a store
-    except ImportError:
-        raise ConfigurationError(_NO_PSYCOPG, code="STORE_LIBRARY_MISSING") from None
-    place = address.parse_address(url)
-    return schema.schema_sql(place.schema, place.partitions)
+    if _is_sqlite(url):
+        return sqlite_upgrade.status_of(_sqlite_path(url.removeprefix("sqlite:")))
+    place, _, upgrade = _postgres_modules(url)
+    status: SchemaStatus = upgrade.status_of(place)
+    return status
+
+
+@boundary
+def upgrade_schema(url: str, *, report: Report | None = None) -> SchemaStatus:
+    """Upgrade the schema of a database to the version of this release, while vaults work with it.
+
+    Those of the release before go on, as long as they run, and those of this one begin. Cut short at any point, even
+    killed, it goes on when it is called again. On PostgreSQL nobody waits longer than moments; on SQLite those that
+    write wait until the step is done.
+
+    Args:
+        url: as for `open_token_store`, with a role that owns the schema. Not through a pooler where an index takes
+            longer to build than that lets a statement take.
+        report: called with the number of statements that are done and that of all, before each and at the end.
+
+    Raises:
+        InvalidInputError: the address is not one of a database that has a schema.
+        ConfigurationError: nothing is provisioned there, or the schema is newer, or too old to be upgraded.
+        TokenStoreError: STORE_UPGRADING where another process does it; or the database failed, or a lock was not to
+            be had: call it again.
+    """
+    if report is not None and not callable(report):
+        raise InvalidInputError("report is called with two numbers, or None")
+    tell = report or _tell_nobody
+    if _is_sqlite(url):
+        return sqlite_upgrade.upgrade(_sqlite_path(url.removeprefix("sqlite:")), tell)
+    place, _, upgrade = _postgres_modules(url)
+    status: SchemaStatus = upgrade.upgrade(place, tell)
+    return status
 
 
 @boundary
@@ -127,11 +183,31 @@ def grants_sql(url: str, *, vault: str, auditor: str | None = None) -> list[str]
     """
     if type(url) is not str or not url.startswith("postgresql:"):
         raise InvalidInputError("a database with roles has an address that begins with postgresql:")
+    place, schema, _ = _postgres_modules(url)
+    statements: list[str] = schema.grants_sql(place.schema, vault, auditor)
+    return statements
+
+
+def _is_sqlite(url: object) -> bool:
+    """Whether an address is one of SQLite; of PostgreSQL if not. Raises InvalidInputError for any other."""
+    if type(url) is not str or not url.startswith(("sqlite:", "postgresql:")):
+        raise InvalidInputError(
+            "a database with a schema has an address that begins with sqlite: or postgresql:"
+        )
+    return url.startswith("sqlite:")
+
+
+def _postgres_modules(url: str) -> tuple[PostgresAddress, ModuleType, ModuleType]:
+    """The place that an address of PostgreSQL names, and the modules of schemas and of their upgrades."""
     try:
-        from tokenvault.stores.postgres import address, schema  # noqa: PLC0415 # as for a store
+        from tokenvault.stores.postgres import address, schema, upgrade  # noqa: PLC0415 # as for a store
     except ImportError:
         raise ConfigurationError(_NO_PSYCOPG, code="STORE_LIBRARY_MISSING") from None
-    return schema.grants_sql(address.parse_address(url).schema, vault, auditor)
+    return address.parse_address(url), schema, upgrade
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    """Where nobody asked to be told how far an upgrade has come."""
 
 
 def _open_memory(rest: str) -> TokenStore:
@@ -141,6 +217,11 @@ def _open_memory(rest: str) -> TokenStore:
 
 
 def _open_sqlite(rest: str) -> TokenStore:
+    return SqliteTokenStore(_sqlite_path(rest))
+
+
+def _sqlite_path(rest: str) -> str:
+    """The path of a SQLite file in its address, after "sqlite:". Raises InvalidInputError."""
     path = rest.removeprefix("///")
     if path == rest or not path:
         raise InvalidInputError(
@@ -158,7 +239,7 @@ def _open_sqlite(rest: str) -> TokenStore:
         path = "\0"
     if "\0" in path:
         raise InvalidInputError("the path in a SQLite address is percent-encoded UTF-8")
-    return SqliteTokenStore(path)
+    return path
 
 
 def _open_postgres(rest: str) -> TokenStore:

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, NoReturn
 
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.errors import ConfigurationError, PermissionDeniedError
+from tokenvault.errors import ConfigurationError, InvalidInputError, PermissionDeniedError
 from tokenvault.model.dual_control import RevealPolicy, RevealRequest, letters, person, person_day
+from tokenvault.model.dual_control import operator as operator_of
 from tokenvault.records.token_info import instant
 from tokenvault.vault.core import Core
 
@@ -104,6 +105,19 @@ class Call(NamedTuple):
                 code="REVEAL_NOT_CONFIGURED",
             )
         return core.reveal
+
+
+async def step(core: Core, steps: Steps, action: Action, operator: object, number: bytes) -> Call:
+    """The step that a person takes, as the caller names them.
+
+    Raises InvalidInputError, once it is noted, for a name that is refused: it stands in no event.
+    """
+    try:
+        return Call(steps, action, operator_of(operator), number)
+    except InvalidInputError as error:
+        refused = error
+    await core.deny(action, None, refused.code, transaction_id=letters(number))
+    raise refused
 
 
 class Found(NamedTuple):

@@ -50,7 +50,7 @@ class AwaitedExchange(AwaitedFace):
             ConfigurationError: the vault was opened without a RevealPolicy.
         """
         core, name = self._open(), arguments.token_or_reference(token_or_reference)
-        return await reveal.request_reveal(core, name, dual_control.operator(operator), purpose)
+        return await reveal.request_reveal(core, name, operator, purpose)
 
     @async_call_boundary
     async def approve(self, request: RevealRequest | str, *, operator: str) -> RevealRequest:
@@ -70,8 +70,8 @@ class AwaitedExchange(AwaitedFace):
         core, which = self._open(), dual_control.request_id(request)
         subject, number = which
         if subject == number:
-            return await export.approve(core, number, dual_control.operator(operator))
-        return await reveal.approve(core, which, dual_control.operator(operator))
+            return await export.approve(core, number, operator)
+        return await reveal.approve(core, which, operator)
 
     @async_call_boundary
     async def reveal(self, request: RevealRequest | str, *, operator: str) -> Card:
@@ -88,7 +88,7 @@ class AwaitedExchange(AwaitedFace):
             ConfigurationError, TokenNotFoundError, LifecycleError: as `request_reveal`.
         """
         core, which = self._open(), dual_control.request_id(request)
-        return await reveal.reveal(core, which, dual_control.operator(operator))
+        return await reveal.reveal(core, which, operator)
 
     @async_call_boundary
     async def request_export(
@@ -115,8 +115,8 @@ class AwaitedExchange(AwaitedFace):
         """
         core, recipient = self._open(), Recipient(public_key)
         named = arguments.optional_text("program", program)
-        who = dual_control.operator(operator)
-        return await export.request_export(core, who, purpose, recipient, named, arguments.caller(requestor))
+        whose = arguments.caller(requestor)
+        return await export.request_export(core, operator, purpose, recipient, named, whose)
 
     @async_call_boundary
     async def export_cards(
@@ -142,9 +142,8 @@ class AwaitedExchange(AwaitedFace):
             ConfigurationError: as `request_export`.
         """
         core, which = self._open(), dual_control.request_id(request)
-        who = dual_control.operator(operator)
         checks.offers("to", to, "write", "an open text file")
-        return await export.export_cards(core, which, who, Recipient(public_key), to)
+        return await export.export_cards(core, which, operator, Recipient(public_key), to)
 
     @async_call_boundary
     async def import_tokens(

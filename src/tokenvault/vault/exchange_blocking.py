@@ -52,7 +52,7 @@ class BlockingExchange(BlockingFace):
             ConfigurationError: the vault was opened without a RevealPolicy.
         """
         core, name = self._open(), arguments.token_or_reference(token_or_reference)
-        return run(reveal.request_reveal(core, name, dual_control.operator(operator), purpose))
+        return run(reveal.request_reveal(core, name, operator, purpose))
 
     @call_boundary
     def approve(self, request: RevealRequest | str, *, operator: str) -> RevealRequest:
@@ -72,8 +72,8 @@ class BlockingExchange(BlockingFace):
         core, which = self._open(), dual_control.request_id(request)
         subject, number = which
         if subject == number:
-            return run(export.approve(core, number, dual_control.operator(operator)))
-        return run(reveal.approve(core, which, dual_control.operator(operator)))
+            return run(export.approve(core, number, operator))
+        return run(reveal.approve(core, which, operator))
 
     @call_boundary
     def reveal(self, request: RevealRequest | str, *, operator: str) -> Card:
@@ -90,7 +90,7 @@ class BlockingExchange(BlockingFace):
             ConfigurationError, TokenNotFoundError, LifecycleError: as `request_reveal`.
         """
         core, which = self._open(), dual_control.request_id(request)
-        return run(reveal.reveal(core, which, dual_control.operator(operator)))
+        return run(reveal.reveal(core, which, operator))
 
     @call_boundary
     def request_export(
@@ -117,8 +117,8 @@ class BlockingExchange(BlockingFace):
         """
         core, recipient = self._open(), Recipient(public_key)
         named = arguments.optional_text("program", program)
-        who = dual_control.operator(operator)
-        return run(export.request_export(core, who, purpose, recipient, named, arguments.caller(requestor)))
+        whose = arguments.caller(requestor)
+        return run(export.request_export(core, operator, purpose, recipient, named, whose))
 
     @call_boundary
     def export_cards(
@@ -144,9 +144,8 @@ class BlockingExchange(BlockingFace):
             ConfigurationError: as `request_export`.
         """
         core, which = self._open(), dual_control.request_id(request)
-        who = dual_control.operator(operator)
         checks.offers("to", to, "write", "an open text file")
-        return run(export.export_cards(core, which, who, Recipient(public_key), to))
+        return run(export.export_cards(core, which, operator, Recipient(public_key), to))
 
     @call_boundary
     def import_tokens(

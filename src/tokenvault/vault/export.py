@@ -70,7 +70,7 @@ class ExportReport:
 
 async def request_export(
     core: Core,
-    operator: str,
+    operator: object,
     purpose: object,
     recipient: Recipient,
     program: str | None,
@@ -78,17 +78,17 @@ async def request_export(
 ) -> RevealRequest:
     """Ask to export the cards of a program, a requestor, both or all."""
     number = secrets.token_bytes(KEY_BYTES)
-    call = Call(EXPORT, EXPORT.request, operator, number)
+    call = await dual_control.step(core, EXPORT, EXPORT.request, operator, number)
     allowed = await dual_control.allowed_purpose(core, call, purpose)
     return await dual_control.ask(core, call, number, (allowed, *_terms(recipient, program, requestor)))
 
 
-async def approve(core: Core, number: bytes, operator: str) -> RevealRequest:
+async def approve(core: Core, number: bytes, operator: object) -> RevealRequest:
     """Approve another person's export."""
-    call = Call(EXPORT, EXPORT.approve, operator, number)
+    call = await dual_control.step(core, EXPORT, EXPORT.approve, operator, number)
     found = await dual_control.check(core, call, number, await _events(core, call))
     await core.trail.note(call.event(core.clock.now_ms(), found.asked.codes, number))
-    return found.request(core, number, approved_by=operator)
+    return found.request(core, number, approved_by=call.operator)
 
 
 def _terms(recipient: Recipient, program: str | None, requestor: str | None) -> tuple[str, ...]:
@@ -114,11 +114,11 @@ async def _events(core: Core, call: Call) -> list[Event]:
 
 
 async def export_cards(
-    core: Core, request: tuple[bytes, bytes], operator: str, recipient: Recipient, to: Writable
+    core: Core, request: tuple[bytes, bytes], operator: object, recipient: Recipient, to: Writable
 ) -> ExportReport:
     """Write the cards of an approved export, once, for who asked; each chunk once its event is written."""
     subject, number = request
-    call = Call(EXPORT, EXPORT.use, operator, number)
+    call = await dual_control.step(core, EXPORT, EXPORT.use, operator, number)
     found = await dual_control.check(core, call, subject, await _events(core, call))
     purpose, thumbprint, *chosen = found.asked.codes
     if thumbprint != letters(recipient.thumbprint):

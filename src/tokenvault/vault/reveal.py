@@ -24,28 +24,29 @@ class _Living(NamedTuple):
     events: list[Event]
 
 
-async def request_reveal(core: Core, name: str | bytes, operator: str, purpose: object) -> RevealRequest:
+async def request_reveal(core: Core, name: str | bytes, operator: object, purpose: object) -> RevealRequest:
     """Ask to see the card number behind a token."""
-    call = Call(REVEAL, REVEAL.request, operator, secrets.token_bytes(KEY_BYTES))
+    number = secrets.token_bytes(KEY_BYTES)
+    call = await dual_control.step(core, REVEAL, REVEAL.request, operator, number)
     allowed = await dual_control.allowed_purpose(core, call, purpose)
     record = (await _read(core, call, name)).record
     return await dual_control.ask(core, call, record.reference, (allowed,))
 
 
-async def approve(core: Core, request: tuple[bytes, bytes], operator: str) -> RevealRequest:
+async def approve(core: Core, request: tuple[bytes, bytes], operator: object) -> RevealRequest:
     """Approve another person's request."""
     subject, number = request
-    call = Call(REVEAL, REVEAL.approve, operator, number)
+    call = await dual_control.step(core, REVEAL, REVEAL.approve, operator, number)
     await call.policy(core)
     found = await dual_control.check(core, call, subject, (await _read(core, call, subject)).events)
     await core.trail.note(call.event(core.clock.now_ms(), found.asked.codes, subject))
-    return found.request(core, subject, approved_by=operator)
+    return found.request(core, subject, approved_by=call.operator)
 
 
-async def reveal(core: Core, request: tuple[bytes, bytes], operator: str) -> Card:
+async def reveal(core: Core, request: tuple[bytes, bytes], operator: object) -> Card:
     """The card of an approved request, once; to who asked, once the event is written."""
     subject, number = request
-    call = Call(REVEAL, REVEAL.use, operator, number)
+    call = await dual_control.step(core, REVEAL, REVEAL.use, operator, number)
     await call.policy(core)
     living = await _read(core, call, subject)
     found = await dual_control.check(core, call, subject, living.events)

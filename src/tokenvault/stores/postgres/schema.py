@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.stores import schema_versions
 from tokenvault.stores.postgres.connection import Connection
 from tokenvault.stores.postgres.errors import MISSING, PRESENT
 from tokenvault.stores.postgres.statements import COUNTS, DOMAINS, EVENT_INDEX, EVENTS, META, TOKENS
-
-SCHEMA_VERSION: Final = 3
+from tokenvault.stores.schema_versions import OLDEST_SERVED, SCHEMA_VERSION, SchemaStatus
 
 _is_role: Final = re.compile("[A-Za-z0-9_.@$-]{1,63}").fullmatch
-_VERSION: Final = '"{schema}".schema_version'
+VERSION: Final = '"{schema}".schema_version'
 _PROVISIONING_LOCK: Final = 0x746B7674  # "tkvt"
 # Room on its page for the new version of a replaced row: then no index has to be updated.
 _FILLFACTOR: Final = "WITH (fillfactor = 85)"
@@ -35,29 +36,33 @@ _FOREIGN: Final = (
     "the schema in the PostgreSQL database is not a token store but something else; "
     "look at the database and the option 'schema' in the store's URL"
 )
-_NEWER: Final = (
-    "the PostgreSQL database has a schema newer than this release of tokenvault reads and writes: "
-    "install the release that wrote it, or a later one"
-)
-_OLDER: Final = (
-    "the PostgreSQL database has the schema of an older release of tokenvault, which this one does not read: "
-    "provision another schema"
-)
+_PLACE: Final = "PostgreSQL database"
+_REMEDY: Final = "provision another schema"
 
 
 async def check_version(connection: Connection) -> None:
-    """Raise ConfigurationError unless the schema is there, in the version that this code writes."""
+    """Raise ConfigurationError unless the schema is there, in a version that this release works with."""
+    schema_versions.check(await read_status(connection), _PLACE, _REMEDY)
+
+
+async def check_upgrade(connection: Connection) -> SchemaStatus:
+    """The status of a schema that this release can upgrade, or need not. Raises ConfigurationError of any other."""
+    status = await read_status(connection)
+    schema_versions.check_upgrade(status, _PLACE, _REMEDY)
+    return status
+
+
+async def read_status(connection: Connection) -> SchemaStatus:
+    """What the schema states of itself. Raises ConfigurationError where none is there, or something else."""
     try:
-        rows = await connection.rows(f"SELECT version FROM {_VERSION}")
+        rows = await connection.rows(f"SELECT * FROM {VERSION}")  # up to version 3 it has one column
     except MISSING:
         raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED") from None
-    versions = [version for (version,) in rows]
-    if len(versions) != 1 or type(versions[0]) is not int or versions[0] < 1:
+    oldest, reached, upgraded = (*rows[0], None, None)[:3] if len(rows) == 1 else (None, None, None)
+    version = oldest if reached is None else reached
+    if type(oldest) is not int or type(version) is not int or not 1 <= oldest <= version:
         raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
-    if versions[0] > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER, code="STORE_NEWER")
-    if versions[0] < SCHEMA_VERSION:
-        raise ConfigurationError(_OLDER, code="STORE_OLDER")
+    return SchemaStatus(version, oldest, upgraded.astimezone(UTC) if isinstance(upgraded, datetime) else None)
 
 
 async def provision(connection: Connection, partitions: int) -> None:
@@ -73,7 +78,7 @@ async def _provision(connection: Connection, partitions: int) -> None:
     # In a statement of its own, so that those after it see what the last holder of the lock committed.
     await connection.rows(f"SELECT pg_advisory_xact_lock({_PROVISIONING_LOCK}, hashtext('{{schema}}'))")
     ((has_schema, has_version),) = await connection.rows(
-        f"SELECT to_regnamespace('\"{{schema}}\"') IS NOT NULL, to_regclass('{_VERSION}') IS NOT NULL"
+        f"SELECT to_regnamespace('\"{{schema}}\"') IS NOT NULL, to_regclass('{VERSION}') IS NOT NULL"
     )
     if has_version:
         await check_version(connection)
@@ -101,12 +106,12 @@ def grants_sql(schema: str, vault: str, auditor: str | None) -> list[str]:
         f'GRANT USAGE ON SCHEMA "{{schema}}" TO {_name(vault)}',
         f"GRANT SELECT, INSERT, UPDATE ON {TOKENS}, {COUNTS} TO {_name(vault)}",
         f"GRANT SELECT, INSERT ON {added} TO {_name(vault)}",
-        f"GRANT SELECT ON {_VERSION} TO {_name(vault)}",
+        f"GRANT SELECT ON {VERSION} TO {_name(vault)}",
     ]
     if auditor is not None:
         statements += [
             f'GRANT USAGE ON SCHEMA "{{schema}}" TO {_name(auditor)}',
-            f"GRANT SELECT ON {TOKENS}, {COUNTS}, {added}, {_VERSION} TO {_name(auditor)}",
+            f"GRANT SELECT ON {TOKENS}, {COUNTS}, {added}, {VERSION} TO {_name(auditor)}",
         ]
     return [statement.replace("{schema}", schema) for statement in statements]
 
@@ -170,6 +175,7 @@ def _tables(partitions: int) -> list[str]:
         )""",
         f"CREATE TABLE {DOMAINS} (digest bytea PRIMARY KEY, document bytea NOT NULL)",
         f'CREATE TABLE {META} (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL)',
-        f"CREATE TABLE {_VERSION} (version integer NOT NULL)",
-        f"INSERT INTO {_VERSION} VALUES ({SCHEMA_VERSION})",
+        # Releases that know no two numbers compare the first with their own.
+        f"CREATE TABLE {VERSION} (version integer NOT NULL, reached integer, upgraded timestamptz)",
+        f"INSERT INTO {VERSION} VALUES ({OLDEST_SERVED}, {SCHEMA_VERSION}, now())",
     ]

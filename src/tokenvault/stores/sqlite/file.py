@@ -12,21 +12,25 @@ import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from tokenvault.errors import ConfigurationError, TokenStoreError
 from tokenvault.interrupts import exists, is_interrupt
 from tokenvault.runtime import close_all, put_result
+from tokenvault.stores import schema_versions
+from tokenvault.stores.schema_versions import OLDEST_SERVED, SCHEMA_VERSION, SchemaStatus
 
 APPLICATION_ID: Final = 0x746B7674  # "tkvt"
-SCHEMA_VERSION: Final = 3
 SQLITE_VERSION_MIN: Final = (3, 37, 0)  # STRICT tables
 
 _BUSY_PAUSE_SECONDS_MIN: Final = 0.0005
 _BUSY_PAUSE_SECONDS_MAX: Final = 0.004
 _ROW_BYTES_MAX: Final = 2**23  # the largest document is half of it
 _JOURNAL_BYTES_KEPT_MAX: Final = 64 * 2**20
+_SECONDS_MAX: Final = 253_402_300_799  # to the year 9999
 
+NOW: Final = "CAST(strftime('%s', 'now') AS INTEGER)"
 _SCHEMA: Final = (
     """CREATE TABLE tokens (
         token TEXT NOT NULL PRIMARY KEY,
@@ -72,8 +76,11 @@ _SCHEMA: Final = (
     ) STRICT, WITHOUT ROWID""",
     "CREATE TABLE domains (digest BLOB NOT NULL PRIMARY KEY, document BLOB NOT NULL) STRICT, WITHOUT ROWID",
     "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
+    # Beside `user_version`, which releases that know no two numbers compare with their own.
+    "CREATE TABLE schema_version (reached INTEGER NOT NULL, upgraded INTEGER NOT NULL) STRICT",
+    f"INSERT INTO schema_version VALUES ({SCHEMA_VERSION}, {NOW})",  # noqa: S608 # both of this module
     f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+    f"PRAGMA user_version = {OLDEST_SERVED}",
 )
 _PRAGMAS: Final = (
     "PRAGMA synchronous = FULL",
@@ -88,14 +95,8 @@ _UNPROVISIONED: Final = (
     "the SQLite file holds no token store yet: call tokenvault.provision(keys, store) once"
 )
 _FOREIGN: Final = "the file is not a token store but something else; look at the path in the store's URL"
-_NEWER: Final = (
-    "the SQLite file has a schema newer than this release of tokenvault reads and writes: "
-    "install the release that wrote it, or a later one"
-)
-_OLDER: Final = (
-    "the SQLite file has the schema of an older release of tokenvault, which this one does not read: provision "
-    "another file"
-)
+_PLACE: Final = "SQLite file"
+_REMEDY: Final = "provision another file"
 _MOVED: Final = (
     "the SQLite file was removed, moved or replaced under this process, which may have written to it where it is "
     "now: put it back, or call again to go on with the file that is there"
@@ -205,8 +206,7 @@ class SqliteFile:
     def open(self, place: list[Connection]) -> None:
         """Open a connection, once the schema is there. Raises ConfigurationError where it is not."""
         self.open_unchecked(place)
-        if _schema_version(place[-1]) == 0:
-            raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
+        check_current(read_status(place[-1]))
 
     def open_unchecked(self, place: list[Connection]) -> None:
         """Open a connection to whatever the file holds.
@@ -283,16 +283,19 @@ class SqliteFile:
 
     def create_schema(self, connection: Connection) -> None:
         """Create the schema where it is missing, in one transaction."""
-        _schema_version(connection)  # a foreign file is not even switched to WAL
+        read_status(connection)  # a foreign file is not even switched to WAL
         if connection.run("PRAGMA journal_mode = WAL") != [("wal",)]:
             raise TokenStoreError(
                 "SQLite's write-ahead log does not work on this file system; use a local one",
                 code="STORE_FILE_SYSTEM",
             )
         connection.run("BEGIN IMMEDIATE")
-        if _schema_version(connection) == 0:  # looked at again: others may have been faster
+        status = read_status(connection)  # looked at again: others may have been faster
+        if status is None:
             for statement in _SCHEMA:
                 connection.execute(statement)
+        else:
+            check_current(status)
         connection.run("COMMIT")
 
 
@@ -301,26 +304,47 @@ def schema_sql() -> list[str]:
     return ["PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", *map(inspect.cleandoc, _SCHEMA), "COMMIT"]
 
 
-def _schema_version(connection: Connection) -> int:
-    """The version of the schema, 0 in an empty file. Raises ConfigurationError for anything else."""
+def check_current(status: SchemaStatus | None) -> None:
+    """Raise ConfigurationError unless a file has a schema that this release works with."""
+    schema_versions.check(provisioned(status), _PLACE, _REMEDY)
+
+
+def check_upgrade(status: SchemaStatus | None) -> SchemaStatus:
+    """The status of a file that this release can upgrade, or need not. Raises ConfigurationError of any other."""
+    found = provisioned(status)
+    schema_versions.check_upgrade(found, _PLACE, _REMEDY)
+    return found
+
+
+def provisioned(status: SchemaStatus | None) -> SchemaStatus:
+    """The status of a file that holds a token store. Raises ConfigurationError of an empty one."""
+    if status is None:
+        raise ConfigurationError(_UNPROVISIONED, code="STORE_NOT_PROVISIONED")
+    return status
+
+
+def read_status(connection: Connection) -> SchemaStatus | None:
+    """What the file states of its schema; None of an empty one. Raises ConfigurationError for anything else."""
     in_transaction = connection.in_transaction
-    if not in_transaction:  # one view for all three: another process may be creating the schema
+    if not in_transaction:  # one view for all: another process may be creating the schema
         connection.run("BEGIN")
     try:
         ((application_id,),) = connection.run("PRAGMA application_id")
-        ((version,),) = connection.run("PRAGMA user_version")
-        ((objects,),) = connection.run("SELECT count(*) FROM sqlite_schema")
+        ((oldest,),) = connection.run("PRAGMA user_version")
+        ((objects, has_version),) = connection.run(
+            "SELECT count(*), ifnull(max(name = 'schema_version'), 0) FROM sqlite_schema"
+        )
+        stated = connection.run("SELECT reached, upgraded FROM schema_version") if has_version else []
     finally:
         if not in_transaction and connection.in_transaction:
             connection.execute("ROLLBACK")
-    if application_id == APPLICATION_ID and version > SCHEMA_VERSION:
-        raise ConfigurationError(_NEWER, code="STORE_NEWER")
-    if application_id == APPLICATION_ID and 1 <= version < SCHEMA_VERSION:
-        raise ConfigurationError(_OLDER, code="STORE_OLDER")
-    if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
-        return SCHEMA_VERSION
-    if application_id == 0 and version == 0 and not objects:
-        return 0
+    if application_id == oldest == objects == 0:
+        return None
+    if application_id == APPLICATION_ID and oldest >= 1:
+        if not has_version:
+            return SchemaStatus(oldest, oldest)
+        if len(stated) == 1 and stated[0][0] >= oldest and 0 <= stated[0][1] <= _SECONDS_MAX:
+            return SchemaStatus(stated[0][0], oldest, datetime.fromtimestamp(stated[0][1], UTC))
     raise ConfigurationError(_FOREIGN, code="STORE_FOREIGN")
 
 
