@@ -28,8 +28,8 @@ def verify_audit(
 ) -> AuditReport:
     """Verify the whole audit trail of a database, its records and its index against it. Vaults may go on meanwhile.
 
-    Memory: two pages of events, each of 16 MiB (PAGE_BYTES) and one event at most, and for each event 4 bytes, for each
-    token 150, for each checkpoint 700 and 56 for each of its cross-references, for each stream 2,000. The page has
+    Memory: two pages of events, each of 16 MiB (PAGE_BYTES) and one event at most, and for each event 4 bytes, for
+    each token 150, for each checkpoint 700 and 56 for each of its cross-references, for each stream 2,000. A page has
     that bound where the store keeps to it, as those of the library do (`TokenStore.events`).
 
     Args:
