@@ -26,6 +26,8 @@ from tests.test_reveal import refusal
 from tests.vaults import ISSUER_ONLY, MASTERCARD, SHOP, VISA, issue, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
+from tokenvault.stores import MemoryTokenStore
+from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault import export as exporting
@@ -229,6 +231,42 @@ def test_what_was_approved_is_exported_and_no_deleted_token(vault: tv.Vault) -> 
     assert row["token"] == second.token
     assert [row["token"] for row in opened(exported(vault, requestor=ISSUER_ONLY))] == [third.token]
     assert opened(exported(vault, requestor=ISSUER_ONLY, program="card-on-file")) == []
+
+
+def test_what_is_deleted_or_renewed_before_the_event_of_its_export_is_exported_as_it_is_by_then(
+    local_keys: KeyStore,
+) -> None:
+    class Changing(Forwarding):
+        """Another vault changes two of three tokens just after the page that they stand on was read."""
+
+        changes: tuple[Callable[[], object], ...] = ()
+
+        def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            found = getattr(store, name)(*args, **kwargs)
+            if name == "scan":
+                pending, self.changes = self.changes, ()
+                for change in pending:
+                    change()
+            return found
+
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    other, changing = vaults.open_vault(local_keys, store), Changing()
+    deleted, renewed, kept = (issue(other).token for _ in range(3))
+    vault = vaults.open_vault(local_keys, changing)
+    request = vault.request_export(public_key=EC.public, operator="alice", purpose="chargeback")
+    vault.approve(request, operator="bob")
+    changing.changes = (
+        lambda: other.delete(deleted),
+        lambda: other.update_card(renewed, new_pan=MASTERCARD, expiry="2031-12"),
+    )
+    file = io.StringIO()
+    report = vault.export_cards(request, public_key=EC.public, operator="alice", to=file)
+    rows = {row["token"]: row["pan"] for row in opened(file.getvalue().splitlines())}
+    assert rows == {renewed: MASTERCARD, kept: VISA}
+    assert report.tokens == 2
+    assert [event.action for event in other.history(deleted)].count(Action.EXPORT) == 0
+    assert [event.action for event in other.history(kept)].count(Action.EXPORT) == 1
 
 
 def test_a_file_that_fails_ends_the_export(vault: tv.Vault) -> None:

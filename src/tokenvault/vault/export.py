@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import attrs
 
-from tokenvault.audit.batch_event import Kind
+from tokenvault.audit.batch_event import BatchEvent, Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Event, Outcome
 from tokenvault.errors import IntegrityError, InvalidInputError, boundary_init, iterator_boundary
@@ -127,15 +127,14 @@ async def export_cards(
     await core.trail.note(call.event(core.clock.now_ms(), found.asked.codes, subject))
     wanted = dict(text.split(" ", 1) for text in chosen)
     lines = tokens = 0
-    after, size = "", core.store.write_limits.items(1, LINE_ROWS)
+    after, size = "", core.store.write_limits.items(2, LINE_ROWS)  # a row of the index, and the fence
     while page := await core.store.scan(after=after, limit=size):
         after = page[-1].token
-        rows = [row for row in page if _is_wanted(row, wanted)]
-        if rows:
-            for content in _lines(await _rows(core, call, rows, purpose)):
-                await _write(core, recipient, to, {"export": letters(number), "number": lines, **content})
-                lines += 1
-            tokens += len(rows)
+        rows = await _exported(core, call, page, purpose, wanted)
+        for content in _lines(rows):
+            await _write(core, recipient, to, {"export": letters(number), "number": lines, **content})
+            lines += 1
+        tokens += len(rows)
     end = {"export": letters(number), "number": lines, "domains": [], "rows": None}
     await _write(core, recipient, to, end)
     return ExportReport(tokens=tokens, lines=lines + 1)
@@ -150,8 +149,29 @@ def _is_wanted(row: SealedRecord, wanted: Mapping[str, str]) -> bool:
     )
 
 
-async def _rows(core: Core, call: Call, rows: list[SealedRecord], purpose: str) -> list[dict[str, Any]]:
-    """What an export holds of rows, once the event of their export is written. Raises IntegrityError."""
+async def _exported(
+    core: Core, call: Call, page: Sequence[SealedRecord], purpose: str, wanted: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What an export holds of a page, once the event of their export is written, as its rows are by then.
+
+    Raises IntegrityError, ConflictError.
+    """
+    conflicts = 0
+    while rows := [row for row in page if _is_wanted(row, wanted)]:
+        exported, event = await _rows(core, call, rows, purpose)
+        # A deletion that was acknowledged holds.
+        fence = [(row.token, row.revision) for row in rows]
+        if event is None or not await core.trail.note(event, fence):
+            return exported
+        conflicts = await core.conflict(conflicts)
+        page = await core.store.get([row.token for row in rows])
+    return []
+
+
+async def _rows(
+    core: Core, call: Call, rows: list[SealedRecord], purpose: str
+) -> tuple[list[dict[str, Any]], BatchEvent | None]:
+    """What an export holds of rows, and the event of their export. Raises IntegrityError."""
     cards, genuine = await core.runtime.call(core.keys.unseal_many, rows)
     notes = BatchEventBuilder(len(rows), core.trail.ids.kept)
     exported = []
@@ -170,10 +190,7 @@ async def _rows(core: Core, call: Call, rows: list[SealedRecord], purpose: str) 
                 Kind(Outcome.DONE, None, (purpose,), call.operator),
                 letters(call.number),
             )
-    event = notes.event(core.clock.now_ms(), call.action)
-    if event is not None:
-        await core.trail.note(event)
-    return exported
+    return exported, notes.event(core.clock.now_ms(), call.action)
 
 
 async def _row(core: Core, record: TokenRecord, card: Card) -> dict[str, Any]:
