@@ -23,6 +23,7 @@ from tokenvault.audit.acknowledgement import LOSSES_MAX, Acknowledged, Loss
 from tokenvault.audit.event import Action, Event
 from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind
 from tokenvault.keys import KeyStore
+from tokenvault.stores import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.clock import ManualClock
@@ -302,3 +303,34 @@ def test_an_older_row_that_is_put_back_again_is_no_part_of_what_was_acknowledged
     assert known.covers(attrs.evolve(gone, number=3, revision=3))
     assert not known.covers(attrs.evolve(gone, last=4))
     assert not known.covers(attrs.evolve(gone, reference=(b"q" * 16).hex()))
+    assert not known.covers(attrs.evolve(gone, last=2)), "a row from within the range was put back"
+
+
+def test_a_row_from_before_what_was_acknowledged_is_found_when_it_is_put_back(local_keys: KeyStore) -> None:
+    """Also where its revision lies among those whose events are gone: the suspension among them holds."""
+    store, clock = MemoryTokenStore(), ManualClock(NOW_MS)
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store, clock) as vault:
+        token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=100),))).token
+    kept = set(store._events)
+    clock.advance(1)
+    running = vaults.open_vault(local_keys, store, clock)
+    running.detokenize(token, use("t1"))
+    running.detokenize(token, use("t2"))
+    older = store._records[token]
+    running.suspend(token, by=tv.Actor.ISSUER)
+    suspended = store._records[token]
+    for place in store._events.keys() - kept:
+        del store._events[place]
+    for reference, rows in store._index.items():
+        store._index[reference] = [row for row in rows if row[1:] in kept]
+    clock.advance(1)
+    with vaults.open_vault(local_keys, store, clock) as vault:
+        vault.acknowledge(tv.verify_audit(store, keys=local_keys), operator="ann", reason="failover")
+        assert tv.verify_audit(store, keys=local_keys).intact
+        store._records[token] = older
+        assert not tv.verify_audit(store, keys=local_keys).intact
+        store._records[token] = suspended
+        vault.resume(token, by=tv.Actor.ISSUER)
+        vault.detokenize(token, use("t3"))
+        assert tv.verify_audit(store, keys=local_keys).intact, "the run is the same after honest changes"

@@ -66,6 +66,8 @@ class Loss(NamedTuple):
         alike = self.kind is other.kind or {self.kind, other.kind} <= _LOST
         if self.kind is FindingKind.REVISION_FELL and self.first != other.first:
             return False  # it fell again, or more has been told of it since
+        if self.kind is FindingKind.REMOVED and self.reference and self.last != other.last:
+            return False  # the run ends elsewhere: an older row was put back, or more is missing
         if self.kind is not FindingKind.REMOVED and self.revision != other.revision:
             return False
         within = self.first <= other.first <= other.last <= self.last
