@@ -209,6 +209,32 @@ def test_many_versions_are_found_in_few_reads(
         assert len(asked) < 30
 
 
+@pytest.mark.parametrize("removed", [{3}, {3, 4}, {2, 3, 4, 5, 6, 7}, {2, 4, 6}, {1, 2, 3}, set(range(1, 8))])
+def test_a_requestor_that_is_disabled_does_nothing_also_where_former_versions_were_taken_out(
+    local_keys: tv.KeyStore, removed: set[int]
+) -> None:
+    """Neither in the vault that does it, nor in one that runs, nor in the next one."""
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    vault = filled(local_keys, store, 0.001)
+    for number in range(7):
+        domain = tv.Domain(merchants={f"M-{number}"})
+        vault.put_requestor(tv.TokenRequestor(SHOP, programs={"p"}, domain=domain))
+    running = open_stored(local_keys, store, 0.001)
+    assert running.requestor(SHOP) is not None
+    for version in removed:
+        del store._meta[f"requestor:{party_row(SHOP)}:{version}"]  # type: ignore[attr-defined] # the adapter's own dictionary
+    acting = vault if 1 in removed else open_stored(local_keys, store, 0.001)
+    acting.disable_requestor(SHOP, operator="grace")
+    time.sleep(0.01)
+    for each in (acting, vault, running):
+        found = each.requestor(SHOP)
+        assert found is not None
+        assert found.disabled
+        with pytest.raises(tv.PermissionDeniedError):
+            each.issue(PAN, requestor=SHOP, program="p")
+
+
 def test_contenders_for_one_requestor_each_get_a_version(
     local_keys: tv.KeyStore, store: tv.TokenStore
 ) -> None:

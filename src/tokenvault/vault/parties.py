@@ -146,6 +146,11 @@ class Parties:
         self.put_requestor(id, read, asked)
         return read.party
 
+    def version(self, kind: type[TokenProgram] | type[TokenRequestor], name: str) -> int:
+        """The version that this process knows of a program or requestor; 0 where it knows none."""
+        held = self._programs.get(name) if kind is TokenProgram else self._requestors.get(name)
+        return 0 if held is None else held.read.version
+
     def put_program(self, name: str, read: Read[TokenProgram], asked: float) -> None:
         """Note what a program is, as read after an instant of time.monotonic."""
         self._programs.put(name, read, asked + self._age)

@@ -32,6 +32,9 @@ CONFLICTS_MAX: Final = 64
 
 VERSIONS_MAX: Final = 2**31
 
+_LOOK_AHEAD_MAX: Final = 100
+"""How far behind the newest version a change looks for others, in case some between were taken out."""
+
 _LABEL: Final = b"tokenvault: program or requestor\0"
 _PROGRAM: Final = "program"
 _REQUESTOR: Final = "requestor"
@@ -71,9 +74,22 @@ class StoredParties:
             found[name] = await self.program(name, None)
         return found
 
+    async def next_version(self, kind: type[P], name: str, known: int) -> int:
+        """The version that a change of a program or requestor gets: above all that a vault could act on.
+
+        Where somebody took versions out, those behind them are not seen from the first one on, and are by a vault
+        that knows one of them. So it is looked behind a gap too, and from the one that this vault knows.
+        """
+        what = _kind_of(kind)
+        newest = max(await self._latest(what, name, 0), await self._latest(what, name, known))
+        for version in range(newest + 2, newest + 2 + _LOOK_AHEAD_MAX):
+            if await self._store.get_meta(_row(what, name, version)):
+                newest = version
+        return newest + 1
+
     async def put(self, kind: type[P], name: str, version: int, document: str) -> bool:
         """Write a version of a program or requestor. Returns whether it was the first to be this version."""
-        what = _PROGRAM if kind is TokenProgram else _REQUESTOR
+        what = _kind_of(kind)
         if kind is TokenProgram and version == 1:
             await self._list(name)
         return await self._put(_row(what, name, version), document)
@@ -184,7 +200,8 @@ class Registry:
 
     async def disable(self, id: str, operator: str | None) -> None:  # noqa: A002 # the field's word
         """Let a requestor do nothing from now on. Raises InvalidInputError where there is none."""
-        found = (await self.stored.requestor(id, None)).party
+        # Where its first version was taken out, only a vault that knows a later one acts on it, and disables it.
+        found = (await self.stored.requestor(id, None)).party or await self.parties.requestor(id)
         if found is None:
             raise InvalidInputError("there is no such requestor", code="REQUESTOR_UNKNOWN")
         await self.put(
@@ -192,9 +209,8 @@ class Registry:
         )
 
     async def _put(self, kind: type[P], name: str, document: str, change: DirectoryChange) -> int:
-        read = self.stored.program if kind is TokenProgram else self.stored.requestor
         for _ in range(CONFLICTS_MAX):
-            version = (await read(name, None)).version + 1
+            version = await self.stored.next_version(kind, name, self.parties.version(kind, name))
             await self.trail.note(
                 Event(
                     time_ms=self.clock.now_ms(),
@@ -215,6 +231,10 @@ def not_stored() -> ConfigurationError:
         "programs and requestors are changed where the vault has a StoredDirectory: give it one as directory=",
         code="DIRECTORY_NOT_STORED",
     )
+
+
+def _kind_of(kind: type[P]) -> str:
+    return _PROGRAM if kind is TokenProgram else _REQUESTOR
 
 
 def _row(what: str, name: str, version: int) -> str:
