@@ -180,6 +180,23 @@ def test_what_a_database_writer_changes_is_refused(
             vault.issue(PAN, requestor=AGENT, program="p")
 
 
+def test_a_row_that_no_vault_wrote_keeps_no_vault_from_opening_or_from_other_programs(
+    local_keys: tv.KeyStore,
+) -> None:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    filled(local_keys, store).close()
+    store.put_meta("programs:2", b"garbage")
+    store.put_meta(f"program:{party_row('q')}:1", b"garbage")
+    other = tv.TokenProgram("other", format=tv.TokenFormat(bin="999913"))
+    with open_stored(local_keys, store) as vault:
+        vault.put_program(other)
+        assert {each.name for each in vault.programs()} == {"p", "other"}
+        assert vault.issue(PAN, requestor=SHOP, program="p").token
+    with open_stored(local_keys, store) as vault:
+        assert {each.name for each in vault.programs()} == {"p", "other"}
+
+
 def party_row(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
