@@ -366,6 +366,53 @@ def test_sessions_and_connections_of_sqlalchemy(
     assert_intact(store, local_keys)
 
 
+def test_a_savepoint_of_a_session_takes_back_what_was_done_in_it_also_before_the_session_did_anything(
+    vault: tv.Vault, store: TokenStore, local_keys: KeyStore, host: psycopg.Connection[Any], postgres_url: str
+) -> None:
+    """A session sends it only once it is asked for its connection."""
+    engine = sqlalchemy.create_engine(plain(postgres_url).replace("postgresql://", "postgresql+psycopg://"))
+    with Session(engine) as session, session.begin(), vault.within(session) as inside:
+        kept = issue(inside, domain=TWICE).token
+        with session.begin_nested() as nested:
+            lost = issue(inside).token
+            inside.detokenize(kept, use(id="taken back", merchant="M-1"))
+            nested.rollback()
+        with session.begin_nested():
+            also_kept = issue(inside).token
+    engine.dispose()
+    assert {row.token for row in all_records(store)} == {kept, also_kept} != {lost}
+    for number in range(2):
+        vault.detokenize(kept, use(id=f"t{number}", merchant="M-1"))
+    vault.close()
+    assert_intact(store, local_keys)
+
+
+def test_a_savepoint_of_an_async_session_does_as_well(
+    local_keys: KeyStore, host: psycopg.Connection[Any], store: TokenStore, postgres_url: str
+) -> None:
+    async def work() -> str:
+        engine = create_async_engine(plain(postgres_url).replace("postgresql://", "postgresql+psycopg://"))
+        async_store = tv.open_async_token_store(postgres_url)
+        async with (
+            tv.AsyncVault(
+                local_keys, async_store, programs=vaults.PROGRAMS, requestors=vaults.REQUESTORS
+            ) as vault,
+            AsyncSession(engine) as session,
+            session.begin(),
+            vault.within(session) as inside,
+        ):
+            kept = await inside.issue(VISA, requestor=SHOP, program="one-time")
+            async with session.begin_nested() as nested:
+                await inside.issue(VISA, requestor=SHOP, program="one-time")
+                await nested.rollback()
+        await engine.dispose()
+        await async_store.close()
+        return kept.token
+
+    assert [asyncio.run(work())] == [row.token for row in all_records(store)]
+    assert_intact(store, local_keys)
+
+
 def test_the_vault_with_coroutines_works_inside_as_well(
     local_keys: KeyStore, host: psycopg.Connection[Any], store: TokenStore, postgres_url: str
 ) -> None:

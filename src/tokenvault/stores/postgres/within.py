@@ -49,12 +49,16 @@ class HeldLoopConnection(LoopConnection):
 class Held:
     """Stands where a store has its pool: gives the host's connection to one caller after the other.
 
+    A session of SQLAlchemy sends a SAVEPOINT only once it is asked for its connection. So it is asked before each
+    piece of work: else that would stand before the savepoint, and outlive it.
+
     Attributes:
         pid: of the process whose connection it is.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, given: object) -> None:
         self._connection: Final = connection
+        self._given: Final = given
         self._turn: Final[list[None]] = [None]
         self.pid: Final = os.getpid()
 
@@ -62,6 +66,8 @@ class Held:
         """Run a piece of work in the host's transaction. Raises TokenStoreError where that is over."""
         with one_at_a_time(self._turn):
             if self.pid != os.getpid() or not self.in_transaction:
+                raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
+            if await _driver_connection(self._given) is not self._connection.connection:
                 raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
             return await work(self._connection)
 
@@ -99,7 +105,7 @@ async def hold(
     ((synchronous_commit, read_only),) = await connection.rows(
         _QUESTION
     )  # psycopg begins a transaction by it
-    held = Held(connection)
+    held = Held(connection, given)
     if not held.in_transaction:
         raise ConfigurationError(
             "the connection commits by itself: begin a transaction", code="NO_TRANSACTION"
