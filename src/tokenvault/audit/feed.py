@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from typing import Final, Literal, TypeAlias
 
 from tokenvault.audit.batch_event import parse
-from tokenvault.audit.event import Event
+from tokenvault.audit.event import Event, is_of_purge
 from tokenvault.audit.event_lines import event_line, unreadable_line
 from tokenvault.audit.export import AuditEvent, events_of
 from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
 from tokenvault.audit.ocsf import ocsf_event, unreadable_event
 from tokenvault.audit.position import Place, Position, parse_position
+from tokenvault.audit.purge_note import PurgedRuns
 from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError, InvalidInputError, boundary, iterator_boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
-from tokenvault.stores.port import STREAM_BYTES, TokenStore
+from tokenvault.stores.index_rows import NO_USE, cursor_of
+from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES, TokenStore
 
 LOOK_SECONDS: Final = 1.0
 """How long an export that follows waits from one look for new events to the next."""
@@ -123,6 +126,7 @@ class Feed:
         self._shape: Final = shape
         self._places: Mapping[bytes, Place] = {} if after is None else parse_position(after)
         self._read: list[tuple[bytes, Place]] = []
+        self._gone: tuple[bytes, PurgedRuns] = (b"", PurgedRuns())
         self.more = False
 
     @property
@@ -136,6 +140,7 @@ class Feed:
     def look(self, *, pages_at_once: int | None = None) -> Generator[AuditLine, None, None]:
         """The lines that there are by now."""
         self.more = False
+        self._gone = b"", PurgedRuns()
         names = sorted(name for name in self._store.streams() if len(name) == STREAM_BYTES)
         present = set(names)
         places = self._between().all_places()
@@ -188,6 +193,8 @@ class Feed:
 
     def _row(self, checked: CheckedEvent, place: Place) -> Generator[AuditLine, None, Place]:
         row, _, genuine = checked
+        if row.number > place.last + 1:
+            place = place.without_purged(row.number, self._purged(row.stream))
         after = place.with_row(row.number)
         try:
             event = parse(row)
@@ -205,6 +212,19 @@ class Feed:
             whole = count == len(lines)
             yield self._line(line, row.stream, after if whole else place.with_lines(row.number, count))
         return after
+
+    def _purged(self, stream: bytes) -> PurgedRuns:
+        """What purges took out of a stream: read once in a look. Without keys, as the events say."""
+        if self._gone[0] != stream:
+            runs = PurgedRuns()
+            for page in pages.pages_about(self._store, stream, cursor_of(NO_USE, stream, INTEGER_MAX)):
+                for row, _, genuine in check_events(self._keys, [row for row in page if is_of_purge(row)]):
+                    with suppress(IntegrityError):
+                        note = None if genuine is False else Event.parse(row).purge
+                        if note is not None:
+                            runs.add(note)
+            self._gone = stream, runs
+        return self._gone[1]
 
     def _line(self, document: dict[str, object], stream: bytes, place: Place) -> AuditLine:
         at = Position(self._places, self._read, len(self._read), stream, place)

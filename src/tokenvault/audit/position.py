@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 
 from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.purge_note import PurgedRuns
 from tokenvault.errors import IntegrityError, InvalidInputError
 
 VERSION: Final = 1
@@ -78,6 +79,15 @@ class Place:
                 code="TOO_MANY_EVENTS",
             )
         return attrs.evolve(self, last=max(self.last, number), gaps=gaps, begun=begun)
+
+    def without_purged(self, number: int, purged: PurgedRuns) -> Place:
+        """Before a row of this number, where purges took out some of those between: they are no gaps."""
+        gaps, first = list(self.gaps), self.last + 1
+        for run in purged.between(first, number - 1):
+            if run.first > first:
+                gaps.append((first, run.first - 1))
+            first = run.last + 1
+        return attrs.evolve(self, last=min(first, number) - 1, gaps=tuple(gaps))
 
     def with_unreadable(self) -> Place:
         """After a number that can not be read now: an event may still come to stand there."""
