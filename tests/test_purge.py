@@ -220,13 +220,14 @@ def test_a_purge_without_an_archive_is_refused_where_the_policy_wants_one(
             maintenance.purge(keys, store, POLICY, archive=path, clock=clock)
     assert (tmp_path / "other.jsonl").read_text() == "not an archive\n"
     assert all_events(store) == before
+    policy: Any = Retention
     for wrong in (
         {"uses": timedelta(days=89)},
         {"events": timedelta(0)},
         {"tombstones": timedelta(days=40_000)},
     ):
         with pytest.raises(tv.InvalidInputError):
-            Retention(**wrong)
+            policy(**wrong)
 
 
 class StopsAt(Forwarding):
@@ -400,9 +401,9 @@ def test_a_use_stays_with_all_that_followed_it_until_the_last_is_past_its_time(
         assert done.uses == 1
         with pytest.raises(tv.DomainRestrictionError):
             vault.detokenize(token, refund("r3", "kept", 200))
-        assert vault.detokenize(token, refund("r1", "kept", 600))
-        assert vault.detokenize(token, refund("r4", "kept", 100))
-        assert vault.detokenize(token, use("kept", amount=tv.Money(1_000, "EUR")))  # a retry
+        vault.detokenize(token, refund("r1", "kept", 600))
+        vault.detokenize(token, refund("r4", "kept", 100))
+        vault.detokenize(token, use("kept", amount=tv.Money(1_000, "EUR")))  # a retry
         with pytest.raises(tv.DomainRestrictionError):
             vault.detokenize(other, refund("r5", "gone", 1))
         told = [event.transaction_id for event in vault.history(token) if event.kind is not None]
