@@ -492,3 +492,28 @@ def test_a_record_that_somebody_deleted_is_found_after_its_events_are_gone(
                 (FindingKind.RECORD_REMOVED, gone.reference.hex()),
                 (FindingKind.REVISION_FELL, older.reference.hex()),
             }
+
+
+def test_a_stream_that_a_purge_left_can_not_be_dropped_nor_lose_its_last_checkpoint(
+    keys: KeyStore, clock: ManualClock
+) -> None:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock, rounds=1)
+        clock.advance(400 * DAY)
+        (stream,) = store.streams()
+        maintenance.purge(keys, store, FREELY, page=20, clock=clock)
+        verified(store, keys)
+        (last,) = store.events(stream)
+        everything = dict(store._events)
+        for kept in (False, True):
+            store._events = {key: row for key, row in everything.items() if row != last}
+            if kept:  # a row of somebody's own keeps the stream in sight
+                store._events[stream, 1_000] = last._replace(number=1_000, reference=b"", mac=bytes(16))
+            for given in ({"keys": keys}, {"public_key": tv.audit_public_key(keys)}):
+                found = tv.verify_audit(store, **given).findings
+                assert stream.hex() in [
+                    each.stream
+                    for each in found
+                    if each.kind in (FindingKind.STREAM_DROPPED, FindingKind.TRUNCATED, FindingKind.UNSIGNED)
+                ]
