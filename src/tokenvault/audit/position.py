@@ -89,13 +89,16 @@ class Place:
             first = run.last + 1
         return attrs.evolve(self, last=min(first, number) - 1, gaps=tuple(gaps))
 
-    def with_unreadable(self) -> Place:
-        """After a number that can not be read now: an event may still come to stand there."""
-        number = self.last + 1
-        gaps, before = self.gaps, (number, number)
+    def with_unreadable(self, number: int) -> Place:
+        """After a row behind the last number that no vault wrote, or that can not be read now.
+
+        An event may still come to stand there. So it belongs to the gap before it: rows like this make no more gaps.
+        """
+        first, gaps = self.last + 1, self.gaps
         if gaps and gaps[-1][1] == self.last:
-            gaps, before = gaps[:-1], (gaps[-1][0], number)
-        return attrs.evolve(self, last=number, gaps=(*gaps, before))
+            first, gaps = gaps[-1][0], gaps[:-1]
+        begun = tuple(each for each in self.begun if each[0] != number)
+        return attrs.evolve(self, last=number, gaps=(*gaps, (first, number)), begun=begun)
 
     def with_checkpoint(self, number: int, checkpoint: Checkpoint) -> Place:
         """After a genuine checkpoint, which has this number."""

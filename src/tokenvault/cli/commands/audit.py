@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
 from tokenvault import maintenance
-from tokenvault.audit.feed import LOOK_SECONDS, PAGES_AT_ONCE, Feed
+from tokenvault.audit.feed import LOOK_SECONDS, Feed
 from tokenvault.audit.verify.report import ANCHOR_CHARACTERS_MAX, AuditFinding, AuditReport
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.cli.command import Session, command
@@ -26,7 +26,7 @@ from tokenvault.cli.exits import NO
 from tokenvault.cli.feed_files import FeedFiles
 from tokenvault.cli.inputs import confirm, open_private, reason_of
 from tokenvault.cli.views import NOTHING, counted, facts, listing, verdict
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores import TokenStore
 from tokenvault.stores.forwarding import Forwarding
 
@@ -199,10 +199,14 @@ def export(
 def _write(feed: Feed, files: FeedFiles, *, follow: bool) -> int:
     """Write the lines of one look. Returns how many."""
     count = 0
-    for count, line in enumerate(feed.look(pages_at_once=PAGES_AT_ONCE if follow else None), 1):
-        files.write(line)
-        if count % SAVED_LINES == 0:
-            files.save(line.position)
+    try:
+        for count, line in enumerate(feed.look_again() if follow else feed.look(), 1):
+            files.write(line)
+            if count % SAVED_LINES == 0:
+                files.save(line.position)
+    except IntegrityError:  # of a stream that could not be read on: the other ones were
+        files.save(feed.position)
+        raise
     if count or not follow:
         files.save(feed.position)
     return count
