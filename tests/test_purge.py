@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ from tokenvault.audit.event import Action, Event, is_of_purge
 from tokenvault.audit.purge_note import PurgeNote
 from tokenvault.audit.verify.report import FindingKind
 from tokenvault.keys import KeyStore
-from tokenvault.maintenance import Retention
+from tokenvault.maintenance import Retention, awaited
 from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, TokenStore
@@ -517,3 +518,57 @@ def test_a_stream_that_a_purge_left_can_not_be_dropped_nor_lose_its_last_checkpo
                     for each in found
                     if each.kind in (FindingKind.STREAM_DROPPED, FindingKind.TRUNCATED, FindingKind.UNSIGNED)
                 ]
+
+
+def test_both_faces_do_the_same(keys: KeyStore, tmp_path: Path) -> None:
+    clock = ManualClock(NOW_MS)
+    archive, whole = tmp_path / "archive.jsonl", tmp_path / "whole.jsonl"
+    url = f"sqlite:///{tmp_path}/async.db"
+    with closing(tv.open_token_store(url)) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock)
+        count = len(all_events(store))
+    clock.advance(300 * DAY)
+
+    async def task() -> tuple[maintenance.Archived, maintenance.Purged]:
+        awaited_store = tv.open_async_token_store(url)
+        archived = await awaited.archive_events(keys, awaited_store, whole, clock=clock)
+        done = await awaited.purge(keys, awaited_store, POLICY, archive=archive, page=20, clock=clock)
+        await awaited_store.close()
+        return archived, done
+
+    archived, done = asyncio.run(task())
+    assert archived.done == count
+    assert done.events > done.uses > 0
+    with closing(tv.open_token_store(url)) as store:
+        for file in (archive, whole):
+            assert verified(store, keys, file).archived == done.events
+
+
+def test_batches_that_issue_and_use_tokens_go_whole_and_their_revisions_stay(
+    keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    often = tv.Domain(limits=(tv.Limit(uses=9),))
+    with vaults.open_vault(keys, store, clock) as vault:
+        issued = vault.issue_many(
+            [card_number(n) for n in range(30)], requestor=vaults.SHOP, program="one-time", domain=often
+        )
+        tokens = [each.token for each in issued if isinstance(each, tv.TokenInfo)]
+        vault.detokenize_many([(token, use(f"b-{token}")) for token in tokens])
+    anchor = verified(store, keys).anchor()
+    clock.advance(400 * DAY)
+    archive = tmp_path / "archive.jsonl"
+    done = maintenance.purge(keys, store, POLICY, archive=archive, clock=clock)
+    assert (done.uses, done.events) == (1, 3)
+    verified(store, keys, archive, since=anchor)
+    with vaults.open_vault(keys, store, clock) as vault:
+        for token in tokens[:3]:
+            vault.delete(token)
+            assert [event.action for event in vault.history(token)] == [Action.DELETE]
+        clock.advance(100 * DAY)
+        gone = maintenance.purge(
+            keys, store, Retention(tombstones=timedelta(days=90), random_programs={"one-time"}), clock=clock
+        )
+        assert gone.tombstones == 3
+    report = verified(store, keys, archive, since=anchor)
+    assert report.records == 27
