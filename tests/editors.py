@@ -72,7 +72,7 @@ class Editor(ABC):
         self.execute(f"INSERT INTO {{}}{table} ({', '.join(row)}) VALUES ({places})", list(row.values()))
 
     def restore(self, table: str, rows: list[Row]) -> None:
-        if self.rows(table) != rows:
+        if sorted(map(_in_order, self.rows(table))) != sorted(map(_in_order, rows)):
             self.execute("BEGIN")
             self.execute(f"DELETE FROM {{}}{table}")
             for row in rows:
@@ -81,6 +81,11 @@ class Editor(ABC):
 
     def _where(self, row: Row) -> tuple[str, list[Value]]:
         return " AND ".join(f"{name} = {self.place}" for name in row), list(row.values())
+
+
+def _in_order(row: Row) -> str:
+    """A row, whatever the order of its columns."""
+    return repr(sorted(row.items()))
 
 
 class SqliteEditor(Editor):

@@ -1,4 +1,4 @@
-"""Random changes of a vault's SQLite file, by kind, for the test that none of them stays unseen."""
+"""Random changes of a vault's database, by kind, for the test that none of them stays unseen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from tests.editors import Row, SqliteEditor, Value
+from tests.editors import Editor, Row, Value
 
 Tampering = Callable[["Meddler"], None]
 
@@ -21,7 +21,7 @@ class Meddler:
         older: by table, the rows that stood there at an earlier time.
     """
 
-    def __init__(self, editor: SqliteEditor, source: random.Random, older: dict[str, list[Row]]) -> None:
+    def __init__(self, editor: Editor, source: random.Random, older: dict[str, list[Row]]) -> None:
         self.editor, self.source, self.older = editor, source, older
 
     def one(self, rows: list[Row]) -> Row:
@@ -61,9 +61,7 @@ class Meddler:
         """With the rows of the index that lead to them."""
         for row in rows:
             self.editor.remove("events", row)
-            self.editor.execute(
-                "DELETE FROM event_index WHERE stream = ? AND number = ?", (row["stream"], row["number"])
-            )
+            self.editor.remove("event_index", {name: row[name] for name in ("stream", "number")})
 
     def free_number(self, stream: Value) -> int:
         numbers = [int(row["number"]) for row in self.events() if row["stream"] == stream]

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,13 @@ from tokenvault.audit import feed as module
 from tokenvault.audit import ocsf
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.audit.position import GAPS_MAX, Place, parse_position
+from tokenvault.audit.position import GAPS_MAX, Place, Position, parse_position
 from tokenvault.audit.verify import pages
 from tokenvault.keys import KeyStore
 from tokenvault.keys.file import FileKeyStore
 from tokenvault.model import checks
 from tokenvault.stores import TokenStore
+from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.port import SealedEvent
 
 SECONDS_MAX = 60.0
@@ -288,28 +289,132 @@ def test_an_event_that_comes_to_a_number_told_as_malformed_is_given(
         assert list(feed.look()) == []
 
 
-def test_too_many_gaps_are_told_and_not_kept(local_keys: KeyStore, records: TokenStore) -> None:
-    with open_vault(local_keys, records) as vault:
-        issue(vault)
-    row = rows_of(records)[0]._replace(stream=b"\xff" * 16, index_rows=())
+def with_holes(store: TokenStore, stream: bytes) -> None:
+    """Plant a stream of which each second number is missing, one more than is kept."""
+    row = rows_of(store)[0]._replace(stream=stream, index_rows=())
     for first in range(1, GAPS_MAX + 3, 5_000):
         numbers = range(first, min(first + 5_000, GAPS_MAX + 3))
-        records.append([row._replace(number=2 * number) for number in numbers])
-    with pytest.raises(tv.IntegrityError) as told:
-        exported(records, None)
-    assert told.value.code == "TOO_MANY_EVENTS"
+        store.append([row._replace(number=2 * number) for number in numbers])
 
 
-def test_streams_that_are_gone_leave_the_position(
+def lines_and_error(feed: module.Feed) -> tuple[int, str]:
+    """How many lines a look gives before it fails, and with which code."""
+    count = 0
+    try:
+        for _ in feed.look():
+            count += 1
+    except tv.IntegrityError as error:
+        return count, error.code
+    return count, ""
+
+
+def test_a_stream_with_too_many_gaps_holds_up_no_newer_one(local_keys: KeyStore, tmp_path: Path) -> None:
+    """Without keys nobody can tell that it was planted: that is told, look after look, when the others were read."""
+    records = provisioned(local_keys, f"sqlite:///{tmp_path}/vault.db")
+    with closing(records), open_vault(local_keys, records) as vault:
+        token = issue(vault).token
+        before = len(rows_of(records))
+        with_holes(records, bytes(16))
+        feed = module.Feed(records, None)
+        for expected in (GAPS_MAX + before, 0, 1):
+            if expected == 1:
+                vault.detokenize(token, use())
+            assert lines_and_error(feed) == (expected, "TOO_MANY_EVENTS")
+            feed = module.Feed(records, None, after=feed.position)
+
+
+def test_rows_that_no_vault_wrote_make_no_gaps(local_keys: KeyStore, records: TokenStore) -> None:
+    with open_vault(local_keys, records) as vault:
+        issue(vault)
+    with_holes(records, bytes(16))
+    feed = module.Feed(records, local_keys)
+    assert [json.loads(line)["genuine"] for line in feed.look()].count(False) == GAPS_MAX + 2
+    assert parse_position(feed.position)[bytes(16)].gaps == ((1, 2 * GAPS_MAX + 4),)
+    assert list(feed.look()) == []
+
+
+def test_an_event_of_the_vault_among_planted_ones_is_given_whenever_it_comes(
     local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
 ) -> None:
+    stream = next(row.stream for row in trail if closes(row))
+    rows = [row for row in trail if row.stream == stream]
+    planted = [row._replace(number=100 + 2 * row.number, index_rows=()) for row in rows]
+    feed = module.Feed(records, local_keys)
+    for row, other in zip(rows, planted, strict=True):
+        records.append([other])
+        records.append([row])
+        assert [json.loads(line)["genuine"] for line in feed.look() if name(line)[2] == 0] == [True, False]
+
+
+def test_a_stream_that_is_away_for_a_look_is_not_given_again(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    """As on a standby that lags; its place is kept, and those of the newest ABSENT_MAX streams that are away."""
     for row in trail:
         records.append([row])
-    last = list(tv.export_audit(records, keys=local_keys))[-1]
-    with closing(provisioned(local_keys)) as other, open_vault(local_keys, other) as vault:
-        issue(vault)
-        (line, _) = tv.export_audit(other, keys=local_keys, after=last.position)
-        assert len(json.loads(line.position)["streams"]) == 1
+
+    class Away(Forwarding):
+        away = False
+
+        def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            answer = getattr(records, name)(*args, **kwargs)
+            return [] if name == "streams" and self.away else answer
+
+    store = Away()
+    feed = module.Feed(store, local_keys)
+    assert len(list(feed.look())) > len(trail)
+    for restarts in (False, True):
+        store.away = True
+        assert list(feed.look()) == []
+        if restarts:
+            feed = module.Feed(store, local_keys, after=feed.position)
+        store.away = False
+        assert list(feed.look()) == []
+
+
+def test_the_places_of_streams_that_are_gone_are_bounded(
+    local_keys: KeyStore, records: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABSENT_MAX", 3)
+    gone = [number.to_bytes(16) for number in range(1, 9)]
+    position = Position({stream: Place(last=1) for stream in gone}).text()
+    feed = module.Feed(records, local_keys, after=position)
+    list(feed.look())
+    assert [stream for stream in parse_position(feed.position) if stream in gone] == gone[-3:]
+
+
+def test_a_look_of_who_follows_reads_few_streams_that_have_no_news_and_all_in_turn(
+    local_keys: KeyStore, records: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that had news is looked at each time, and so is a new one."""
+    monkeypatch.setattr(module, "QUIET_AT_ONCE", 3)
+    read: list[bytes] = []
+
+    class Watched(Forwarding):
+        def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            read.extend([kwargs["stream"]] if name == "events" else [])
+            return getattr(records, name)(*args, **kwargs)
+
+    with ExitStack() as opened:
+        open_ = [opened.enter_context(open_vault(local_keys, records)) for _ in range(10)]
+        tokens = [issue(vault).token for vault in open_]
+        feed = module.Feed(Watched(), local_keys)
+        list(feed.look())
+        list(feed.look())
+        busy = max(rows_of(records)).stream
+        for number in range(4):
+            read.clear()
+            open_[-1].detokenize(tokens[-1], use(number))
+            open_[0].detokenize(tokens[0], use(number))
+            list(feed.look_again())
+            assert len(set(read)) <= 2 + 3, number
+        looked_at: set[bytes] = set()
+        for _ in range(4):
+            read.clear()
+            list(feed.look_again())
+            looked_at |= set(read)
+        assert looked_at >= {row.stream for row in rows_of(records) if not closes(row)} - {busy}
+        assert list(feed.look()) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import tokenvault as tv
 from tests.test_audit import LIMITED, Shell, open_vault, public, work
 from tests.vaults import issue, use
 from tokenvault import FindingKind
-from tokenvault.audit.event import Event
+from tokenvault.audit.event import Event, leaf_of
+from tokenvault.audit.macs import AuditKeys
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import SealedEvent
 from tokenvault.stores.sqlite.store import SqliteTokenStore
@@ -111,6 +112,23 @@ def test_a_stream_whose_last_signatures_are_taken_away_is_named(shell: Shell) ->
     found = shell.findings(**public(shell))
     end = checkpoints(shell, older)[-1]
     assert {(FindingKind.UNSIGNED, older.hex(), end), (FindingKind.EDITED, older.hex(), end)} <= set(found)
+
+
+def test_a_wrong_signature_under_a_right_mac_is_named_at_its_number(shell: Shell) -> None:
+    """As by somebody who has the AUDIT key and not the signing key; with keys, and with the public key alone."""
+    stream = shell.streams[0]
+    number = checkpoints(shell, stream)[1]
+    row = SealedEvent(
+        *shell.sql.execute(
+            "SELECT stream, number, reference, body, mac FROM events WHERE stream = ? AND number = ?",
+            (stream, number),
+        ).fetchone()
+    )
+    edited = row._replace(body=row.body[:-1] + bytes((row.body[-1] ^ 1,)))
+    shell.change(stream, number, "body", edited.body)
+    shell.change(stream, number, "mac", AuditKeys(shell.keys).tag(leaf_of(edited)))
+    for arguments in ({}, public(shell)):
+        assert (FindingKind.EDITED, stream.hex(), number) in shell.findings(**arguments)
 
 
 def test_a_stream_planted_as_a_whole_is_named(shell: Shell) -> None:

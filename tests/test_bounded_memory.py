@@ -46,7 +46,7 @@ class Sizes:
 
 
 SMALL: Final = Sizes((50, 300), 40, 2**13)
-LARGE: Final = Sizes((5_000, 50_000), 500, PAGE_BYTES)
+LARGE: Final = Sizes((5_000, 50_000), 250, PAGE_BYTES)
 """Of both, the smaller trail is some pages already: an item has 16 bytes."""
 
 

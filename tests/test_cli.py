@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -42,6 +43,7 @@ from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
 from tokenvault.stores import schema_sql
+from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.health import NO_ANSWER
 
 GROUPS = {"keys": apps.keys, "audit": apps.audit, "schema": apps.schema, "programs": apps.programs,
@@ -603,6 +605,49 @@ def test_the_trail_is_verified_exported_and_anchored(command: Command) -> None:
     assert "removed" in command("audit", "verify").out
     assert command("audit", "anchor", "--to", "other.json").code == 1
     assert not Path("other.json").exists()
+
+
+def test_what_is_past_its_time_goes_into_an_archive_and_the_trail_verifies(
+    command: Command, key_store: str
+) -> None:
+    reference = command.issue()
+    a_year_ago = ManualClock(time.time_ns() // 1_000_000 - 400 * 86_400_000)
+    program = tv.TokenProgram("old", format=tv.TokenFormat(bin="999914"))
+    shop = tv.TokenRequestor(SHOP, programs={"old"})
+    with (
+        closing(tv.open_key_store(key_store)) as keys,
+        closing(tv.open_token_store("sqlite:///vault.db")) as store,
+        tv.Vault(keys, store, programs=[program], requestors=[shop], clock=a_year_ago) as vault,
+    ):
+        for number in range(3):
+            vault.issue(VISA, requestor=SHOP, program="old", customer=f"c-{number}")
+    refused = command("purge", "--events", "300", "--yes")
+    assert "ARCHIVE_MISSING" in refused.err
+    assert command("purge", "--events", "30", "--yes").code != 0
+    assert command("purge", "--events", "300", "--archive", "a", "--without-archive", "--yes").code != 0
+    purge = (
+        "purge",
+        "--events",
+        "300",
+        "--uses",
+        "300",
+        "--archive",
+        "archive.jsonl",
+        "--operator",
+        "ann",
+        "--yes",
+    )
+    done = command.json(*purge)
+    assert (done["done"], done["unreadable"], done["tombstones"], done["events"]) == (0, 0, 0, 4)
+    assert command.json(*purge)["events"] == 0
+    report = command.json("audit", "verify", "--archive", "archive.jsonl")
+    assert (report["intact"], report["purged"], report["archived"]) == (True, 4, 4)
+    added = command.json("audit", "archive", "--to", "archive.jsonl")["done"]
+    assert added > 0
+    assert "events added" in command("audit", "archive", "--to", "new.jsonl").out
+    told = command("purge", "--tombstones", "100", "--random-program", "one-time", "--yes").out
+    assert "0 tombstones and 0 events gone" in told
+    assert command.json("info", reference)["reference"] == reference
 
 
 def test_an_export_goes_on_where_the_one_before_ended(command: Command) -> None:

@@ -18,6 +18,7 @@ from tests.faces import open_on_a_loop
 from tests.postgres_server import PostgresServer
 from tests.strategies import domains, pan_digits, transactions
 from tests.vaults import SHOP, VISA, issue
+from tokenvault import maintenance
 from tokenvault.crypto import ff1
 from tokenvault.keys import FileKeyStore, KeyStore, LocalBlockCipher
 from tokenvault.stores import ThreadedTokenStore
@@ -145,6 +146,7 @@ def calls(
         "history": (vault.history, 1, ["after", "limit"]),
         "capacity": (vault.capacity, 0, ["recent_days"]),
         "health": (vault.health, 0, ["within_ms"]),
+        "retention": (maintenance.Retention, 0, ["tombstones", "uses", "events", "random_programs", "archive"]),
         "export_audit": (lambda **named: list(tv.export_audit(store, **named)), 0, ["after", "shape", "stop"]),
         "CheckpointPolicy": (tv.CheckpointPolicy, 0, ["events", "seconds"]),
         "Pan.parse": (tv.Pan.parse, 1, []),

@@ -26,6 +26,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, VISA, issue, use
+from tokenvault import maintenance
 from tokenvault.audit.position import Position
 from tokenvault.errors import ArgumentsError, UnchangeableError
 from tokenvault.keys import KeyStore
@@ -162,6 +163,7 @@ def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., ob
         tv.export_audit: {"store": store},
         tv.verify_audit: {"store": store, "keys": keys},
         tv.audit_public_key: {"keys": keys},
+        maintenance.Retention: {},
         tv.open_export: {"lines": [], "private_key": ""},
         tv.RevealPolicy: {"purposes": {"chargeback"}},
         tv.open_key_store: {"uri": "x"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import multiprocessing
 import os
 import signal
@@ -27,7 +29,7 @@ from tokenvault.audit.event import Action, Event, is_of_purge
 from tokenvault.audit.purge_note import PurgeNote
 from tokenvault.audit.verify.report import FindingKind
 from tokenvault.keys import KeyStore
-from tokenvault.maintenance import Retention
+from tokenvault.maintenance import Retention, awaited
 from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, TokenStore
@@ -219,13 +221,14 @@ def test_a_purge_without_an_archive_is_refused_where_the_policy_wants_one(
             maintenance.purge(keys, store, POLICY, archive=path, clock=clock)
     assert (tmp_path / "other.jsonl").read_text() == "not an archive\n"
     assert all_events(store) == before
+    policy: Any = Retention
     for wrong in (
         {"uses": timedelta(days=89)},
         {"events": timedelta(0)},
         {"tombstones": timedelta(days=40_000)},
     ):
         with pytest.raises(tv.InvalidInputError):
-            Retention(**wrong)
+            policy(**wrong)
 
 
 class StopsAt(Forwarding):
@@ -360,3 +363,212 @@ def test_vaults_go_on_beside_a_purge_and_the_trail_verifies_all_the_time(
     assert len(reports) > 1
     assert done.uses == 180
     assert verified(store, keys, archive, since=anchor).archived == done.events
+
+
+def test_an_export_of_what_a_purge_left_has_no_gaps_and_goes_on(
+    keys: KeyStore, store: TokenStore, clock: ManualClock
+) -> None:
+    token = work(keys, store, clock)[0]
+    before = [json.loads(line) for line in tv.export_audit(store, keys=keys)]
+    clock.advance(120 * DAY)
+    only_events = Retention(events=timedelta(days=100), archive=False)
+    done = maintenance.purge(keys, store, only_events, page=20, clock=clock)
+    lines = list(tv.export_audit(store, keys=keys))
+    assert done.uses == 0 < done.events
+    left = {(each["stream"], each["number"]) for each in map(json.loads, lines)}
+    assert {(row.stream.hex(), row.number) for row in all_events(store)} == left
+    assert len({(each["stream"], each["number"]) for each in before} - left) == done.events
+    streams = json.loads(lines[-1].position)["streams"]
+    assert [place[3] for place in streams.values()] == [[]] * len(streams)  # no gaps to look for again
+    with vaults.open_vault(keys, store, clock) as vault:
+        vault.detokenize(token, use("new"))
+    after = [json.loads(line) for line in tv.export_audit(store, keys=keys, after=lines[-1].position)]
+    assert [each["transaction_id"] for each in after if each["action"] == "DETOKENIZE"] == ["tx-new"]
+
+
+def test_a_use_stays_with_all_that_followed_it_until_the_last_is_past_its_time(
+    keys: KeyStore, store: TokenStore, clock: ManualClock
+) -> None:
+    """A refund months later keeps its purchase and the refunds before: nothing is refunded twice."""
+    with vaults.open_vault(keys, store, clock) as vault:
+        token, other = issue(vault).token, issue(vault).token
+        vault.detokenize(token, use("kept", amount=tv.Money(1_000, "EUR")))
+        vault.detokenize(other, use("gone", amount=tv.Money(1_000, "EUR")))
+        vault.detokenize(token, refund("r1", "kept", 600))
+        clock.advance(150 * DAY)
+        vault.detokenize(token, refund("r2", "kept", 300))
+        clock.advance(100 * DAY)
+        done = maintenance.purge(keys, store, FREELY, clock=clock)
+        assert done.uses == 1
+        with pytest.raises(tv.DomainRestrictionError):
+            vault.detokenize(token, refund("r3", "kept", 200))
+        vault.detokenize(token, refund("r1", "kept", 600))
+        vault.detokenize(token, refund("r4", "kept", 100))
+        vault.detokenize(token, use("kept", amount=tv.Money(1_000, "EUR")))  # a retry
+        with pytest.raises(tv.DomainRestrictionError):
+            vault.detokenize(other, refund("r5", "gone", 1))
+        told = [event.transaction_id for event in vault.history(token) if event.kind is not None]
+        assert told == [f"tx-{name}" for name in ("kept", "r1", "r2", "r3", "r1", "r4", "kept")]
+        clock.advance(250 * DAY)
+        maintenance.purge(keys, store, FREELY, clock=clock)
+        assert [event.action for event in vault.history(token) if event.kind is not None] == []
+    verified(store, keys)
+
+
+def refund(name: str, original: str, amount: int) -> tv.Transaction:
+    return use(name, kind=tv.Kind.REFUND, original=f"tx-{original}", amount=tv.Money(amount, "EUR"))
+
+
+def test_limits_count_on_after_the_uses_are_gone(
+    keys: KeyStore, store: TokenStore, clock: ManualClock
+) -> None:
+    with vaults.open_vault(keys, store, clock) as vault:
+        token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=2),))).token
+        vault.detokenize(token, use("first"))
+        clock.advance(250 * DAY)
+        assert maintenance.purge(keys, store, FREELY, clock=clock).uses == 1
+        vault.detokenize(token, use("second"))
+        with pytest.raises(tv.DomainRestrictionError):
+            vault.detokenize(token, use("third"))
+    verified(store, keys)
+
+
+def test_tombstones_past_their_time_go_and_those_that_are_needed_stay(
+    keys: KeyStore, store: TokenStore, clock: ManualClock
+) -> None:
+    once = tv.Domain(limits=(tv.Limit(uses=1),))
+    with vaults.open_vault(keys, store, clock) as vault:
+        plain = issue(vault, card_number(1)).token
+        counted = issue(vault, card_number(2), program="card-on-file", domain=once).token
+        vault.detokenize(counted, use("c", channel=tv.Channel.ECOMMERCE))
+        drawn = issue(vault, card_number(3), domain=once).token
+        vault.detokenize(drawn, use("d"))
+        source = issue(vault, card_number(4)).token
+        child = vault.issue_from(source, requestor=vaults.SHOP, program="one-time").token
+        living = issue(vault, card_number(5)).token
+        for token in (plain, counted, drawn, source):
+            vault.delete(token)
+        policy = Retention(tombstones=timedelta(days=100), random_programs=frozenset({"one-time"}))
+        assert maintenance.purge(keys, store, policy, clock=clock).tombstones == 0
+        clock.advance(101 * DAY)
+        before = verified(store, keys).anchor()
+        done = maintenance.purge(keys, store, policy, operator="ann", clock=clock)
+        assert (done.tombstones, done.unreadable) == (2, 0)
+        for token in (plain, drawn):
+            with pytest.raises(tv.TokenNotFoundError):
+                vault.get(token)
+        assert [info.token for info in vault.tokens_from(source)] == [child]
+        assert vault.get(counted).status is tv.TokenStatus.DELETED
+        assert vault.get(living).status is tv.TokenStatus.ACTIVE
+        again = issue(vault, card_number(2), program="card-on-file", domain=once).token
+        with pytest.raises(tv.DomainRestrictionError):
+            vault.detokenize(again, use("c2", channel=tv.Channel.ECOMMERCE))
+        assert maintenance.purge(keys, store, policy, clock=clock).tombstones == 0
+    verified(store, keys, since=before)
+    clock.advance(400 * DAY)
+    maintenance.purge(keys, store, FREELY, clock=clock)
+    verified(store, keys, since=before)
+
+
+def test_a_record_that_somebody_deleted_is_found_after_its_events_are_gone(
+    keys: KeyStore, clock: ManualClock
+) -> None:
+    """What a purge leaves of events tells which records there have to be, and of which revision."""
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(keys, store)
+        with vaults.open_vault(keys, store, clock) as vault:
+            often = tv.Domain(limits=(tv.Limit(uses=9),))
+            first, second = (issue(vault, card_number(n), domain=often).token for n in (1, 2))
+            older = store._records[second]
+            vault.detokenize(second, use("x"))
+        clock.advance(400 * DAY)
+        assert maintenance.purge(keys, store, FREELY, clock=clock).events > 2
+        verified(store, keys)
+        gone = store._records[first]
+        store.prune([], [(first, gone.revision)])  # by nobody who could sign it
+        store._records[second] = older
+        for given in ({"keys": keys}, {"public_key": tv.audit_public_key(keys)}):
+            found = {(each.kind, each.reference) for each in tv.verify_audit(store, **given).findings}
+            assert found == {
+                (FindingKind.RECORD_REMOVED, gone.reference.hex()),
+                (FindingKind.REVISION_FELL, older.reference.hex()),
+            }
+
+
+def test_a_stream_that_a_purge_left_can_not_be_dropped_nor_lose_its_last_checkpoint(
+    keys: KeyStore, clock: ManualClock
+) -> None:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock, rounds=1)
+        clock.advance(400 * DAY)
+        (stream,) = store.streams()
+        maintenance.purge(keys, store, FREELY, page=20, clock=clock)
+        verified(store, keys)
+        (last,) = store.events(stream)
+        everything = dict(store._events)
+        for kept in (False, True):
+            store._events = {key: row for key, row in everything.items() if row != last}
+            if kept:  # a row of somebody's own keeps the stream in sight
+                store._events[stream, 1_000] = last._replace(number=1_000, reference=b"", mac=bytes(16))
+            for given in ({"keys": keys}, {"public_key": tv.audit_public_key(keys)}):
+                found = tv.verify_audit(store, **given).findings
+                assert stream.hex() in [
+                    each.stream
+                    for each in found
+                    if each.kind in (FindingKind.STREAM_DROPPED, FindingKind.TRUNCATED, FindingKind.UNSIGNED)
+                ]
+
+
+def test_both_faces_do_the_same(keys: KeyStore, tmp_path: Path) -> None:
+    clock = ManualClock(NOW_MS)
+    archive, whole = tmp_path / "archive.jsonl", tmp_path / "whole.jsonl"
+    url = f"sqlite:///{tmp_path}/async.db"
+    with closing(tv.open_token_store(url)) as store:
+        tv.provision(keys, store)
+        work(keys, store, clock)
+        count = len(all_events(store))
+    clock.advance(300 * DAY)
+
+    async def task() -> tuple[maintenance.Archived, maintenance.Purged]:
+        awaited_store = tv.open_async_token_store(url)
+        archived = await awaited.archive_events(keys, awaited_store, whole, clock=clock)
+        done = await awaited.purge(keys, awaited_store, POLICY, archive=archive, page=20, clock=clock)
+        await awaited_store.close()
+        return archived, done
+
+    archived, done = asyncio.run(task())
+    assert archived.done == count
+    assert done.events > done.uses > 0
+    with closing(tv.open_token_store(url)) as store:
+        for file in (archive, whole):
+            assert verified(store, keys, file).archived == done.events
+
+
+def test_batches_that_issue_and_use_tokens_go_whole_and_their_revisions_stay(
+    keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    often = tv.Domain(limits=(tv.Limit(uses=9),))
+    with vaults.open_vault(keys, store, clock) as vault:
+        issued = vault.issue_many(
+            [card_number(n) for n in range(30)], requestor=vaults.SHOP, program="one-time", domain=often
+        )
+        tokens = [each.token for each in issued if isinstance(each, tv.TokenInfo)]
+        vault.detokenize_many([(token, use(f"b-{token}")) for token in tokens])
+    anchor = verified(store, keys).anchor()
+    clock.advance(400 * DAY)
+    archive = tmp_path / "archive.jsonl"
+    done = maintenance.purge(keys, store, POLICY, archive=archive, clock=clock)
+    assert (done.uses, done.events) == (1, 3)
+    verified(store, keys, archive, since=anchor)
+    with vaults.open_vault(keys, store, clock) as vault:
+        for token in tokens[:3]:
+            vault.delete(token)
+            assert [event.action for event in vault.history(token)] == [Action.DELETE]
+        clock.advance(100 * DAY)
+        gone = maintenance.purge(
+            keys, store, Retention(tombstones=timedelta(days=90), random_programs={"one-time"}), clock=clock
+        )
+        assert gone.tombstones == 3
+    report = verified(store, keys, archive, since=anchor)
+    assert report.records == 27

@@ -130,7 +130,7 @@ def test_postgresql_and_poolers(postgres_server: PostgresServer, local_keys: Key
                 superuser.execute(f"DROP ROLE {role}")
 
 
-def test_what_need_not_be_kept(local_keys: KeyStore) -> None:
+def test_what_need_not_be_kept(local_keys: KeyStore, tmp_path: Path) -> None:
     program = tv.TokenProgram("checkout", format=tv.TokenFormat(bin="999913"))
     shop = tv.TokenRequestor("40012345678", programs={"checkout"})
     with closing(open_store("memory:")) as store:
@@ -138,7 +138,8 @@ def test_what_need_not_be_kept(local_keys: KeyStore) -> None:
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             for _ in range(2):
                 vault.issue("4111111111111111", requestor=shop.id, program="checkout", customer="customer-17")
-        run_examples("howto/retention.md", {"maintenance": maintenance, "keys": local_keys, "store": store})
+        names = {"tv": tv, "maintenance": maintenance, "keys": local_keys, "store": store, "folder": tmp_path}
+        run_examples("howto/retention.md", names)
 
 
 def test_one_transaction_with_your_own_tables(postgres_url: str, local_keys: KeyStore) -> None:

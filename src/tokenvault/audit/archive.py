@@ -121,13 +121,12 @@ class ArchiveFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._name: Final = path.name
         self.places: Final = ArchivePlaces()
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._file: Final = os.fdopen(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "r+b")
         except OSError as error:
-            raise _refused(path.name, error) from None
+            raise _refused(error) from None
         try:
             self._begin(path)
         except BaseException:
@@ -138,7 +137,7 @@ class ArchiveFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InvalidInputError(f"another process writes {self._name}") from None
+            raise InvalidInputError("another process writes the archive") from None
         begun = self._file.read(len(HEADER))
         if begun != HEADER and HEADER.startswith(begun):  # new, or killed as it was made
             self._file.seek(0)
@@ -150,7 +149,7 @@ class ArchiveFile:
 
     def events(self) -> Iterator[SealedEvent]:
         """The events that it holds, in the order of its lines; after them, more may be added."""
-        for event, place in _lines(self._file, self._name):
+        for event, place in _lines(self._file):
             self.places.add(event, place)
             yield event
         self._end = self._file.tell()
@@ -173,7 +172,7 @@ class ArchiveFile:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _refused(self._name, error) from None
+            raise _refused(error) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -185,14 +184,13 @@ class ArchiveReader:
     """An archive that is read. Raises as ArchiveFile; the file may be written meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        self._name: Final = path.name
         self._places: Final = ArchivePlaces()
         try:
             self._file: Final = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
         except OSError as error:
-            raise _refused(path.name, error) from None
+            raise _refused(error) from None
         try:
-            for event, place in _lines(self._file, self._name):
+            for event, place in _lines(self._file):
                 self._places.add(event, place)
         except BaseException:
             self._file.close()
@@ -215,11 +213,11 @@ class ArchiveReader:
         self._file.close()
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[SealedEvent, int]]:
+def _lines(file: BinaryIO) -> Iterator[tuple[SealedEvent, int]]:
     """The events of a file and the places of their lines; it stands behind the last whole line in the end."""
     file.seek(0)
     if file.readline(LINE_BYTES_MAX) != HEADER:
-        raise InvalidInputError(f"{name} is no archive of audit events")
+        raise InvalidInputError("the file is no archive of audit events")
     place = len(HEADER)
     while (line := file.readline(LINE_BYTES_MAX)).endswith(b"\n"):
         yield event_of(line), place
@@ -238,6 +236,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(name: str, error: OSError) -> InvalidInputError:
+def _refused(error: OSError) -> InvalidInputError:
+    """Without the path: it is the caller's, and may hold anything."""
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return InvalidInputError(f"the archive {name} can not be used ({reason})")
+    return InvalidInputError(f"the archive can not be used ({reason})")

@@ -1,28 +1,36 @@
 """The audit trail as lines for other tools: once, or as it grows; from its begin, or from a position.
 
 Each look reads, stream by stream, what is still missing below the last number that was read, and then what is new. So
-whatever order the events of several threads and processes become visible in, each is given once (see `position`).
+whatever order the events of several threads and processes become visible in, each is given once (see `position`). A
+stream that can not be read on holds up no other one: the look goes on, and raises what it met in the end.
+
+A look costs what is new, and beside that the names of all streams, and one read for each that did not close: of those
+that gave nothing new when they were looked at last, who follows looks at QUIET_AT_ONCE, in turn.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_right
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from typing import Final, Literal, TypeAlias
 
 from tokenvault.audit.batch_event import parse
-from tokenvault.audit.event import Event
+from tokenvault.audit.event import Event, is_of_purge
 from tokenvault.audit.event_lines import event_line, unreadable_line
 from tokenvault.audit.export import AuditEvent, events_of
 from tokenvault.audit.macs import AuditKeys, CheckedEvent, check_events
 from tokenvault.audit.ocsf import ocsf_event, unreadable_event
 from tokenvault.audit.position import Place, Position, parse_position
+from tokenvault.audit.purge_note import PurgedRuns
 from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError, InvalidInputError, boundary, iterator_boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
-from tokenvault.stores.port import STREAM_BYTES, TokenStore
+from tokenvault.stores.index_rows import NO_USE, cursor_of
+from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES, TokenStore
 
 LOOK_SECONDS: Final = 1.0
 """How long an export that follows waits from one look for new events to the next."""
@@ -30,9 +38,16 @@ LOOK_SECONDS: Final = 1.0
 PAGES_AT_ONCE: Final = 50
 """Pages of one stream that are read in one look: the others are not to wait for one that never ends."""
 
+QUIET_AT_ONCE: Final = 1_000
+"""Streams without news that one look of an export that follows tries again, beside those that had some."""
+
+ABSENT_MAX: Final = 10_000
+"""Streams whose place is kept though they are not there: one may be away for a while, as after a failover."""
+
 Shape: TypeAlias = Literal["tokenvault", "ocsf"]
 
 SHAPES: Final = ("tokenvault", "ocsf")
+_NEW: Final = Place()
 
 
 class AuditLine(str):
@@ -84,7 +99,8 @@ def export_audit(
     Raises:
         InvalidInputError: an argument is of another kind, or no position.
         KeyStoreError, TokenStoreError: as lines are read. Go on after the last line.
-        IntegrityError: in a stream with 10,000 malformed rows or gaps, after the lines before these.
+        IntegrityError: a stream has 10,000 malformed rows or gaps, and was not read on; after the lines before these,
+            and those of the other streams.
     """
     checks.blocking_store("store", store)
     checks.true_or_false("follow", follow)
@@ -93,7 +109,7 @@ def export_audit(
     ended = threading.Event() if stop is None else checks.instance("stop", stop, threading.Event)
     feed = Feed(store, keys, after=after, shape=shape)
     while not ended.is_set():
-        for line in feed.look(pages_at_once=PAGES_AT_ONCE if follow else None):
+        for line in feed.look_again() if follow else feed.look():
             yield line
             if ended.is_set():
                 return
@@ -123,6 +139,10 @@ class Feed:
         self._shape: Final = shape
         self._places: Mapping[bytes, Place] = {} if after is None else parse_position(after)
         self._read: list[tuple[bytes, Place]] = []
+        self._gone: tuple[bytes, PurgedRuns] = (b"", PurgedRuns())
+        self._place = Place()  # of the stream that is being read
+        self._quiet: set[bytes] = set()  # streams that gave nothing new when they were looked at last
+        self._tried = b""  # the last of these that was tried again
         self.more = False
 
     @property
@@ -133,47 +153,58 @@ class Feed:
     def _between(self) -> Position:
         return Position(self._places, self._read, len(self._read))
 
-    def look(self, *, pages_at_once: int | None = None) -> Generator[AuditLine, None, None]:
-        """The lines that there are by now."""
-        self.more = False
-        names = sorted(name for name in self._store.streams() if len(name) == STREAM_BYTES)
-        present = set(names)
-        places = self._between().all_places()
-        self._places = {name: place for name, place in places.items() if name in present}
-        self._read = []  # not emptied: lines that were given go by it
-        for stream in names:
-            place = self._places.get(stream, Place())
-            if not place.closed:
-                yield from self._stream(stream, place, pages_at_once)
-
-    def _stream(
-        self, stream: bytes, place: Place, pages_at_once: int | None
+    def look(
+        self, *, pages_at_once: int | None = None, quiet_at_once: int | None = None
     ) -> Generator[AuditLine, None, None]:
-        before = place
-        place = yield from self._missing(stream, place)
-        malformed = 0
-        for count, page in enumerate(pages.stream_pages(self._store, stream, after=place.last), 1):
-            if isinstance(page, int):
-                malformed += 1
-                place = place.with_unreadable()
-                yield self._line(self._unreadable(stream, page), stream, place)
-            else:
-                for checked in check_events(self._keys, page):
-                    place = yield from self._row(checked, place)
-            if count == pages_at_once:
-                self.more = True
-                break
-        if place != before:
-            self._read.append((stream, place))
-        if malformed >= pages.MALFORMED_MAX:
-            raise IntegrityError(
-                "too many rows of a stream are malformed: what follows them was not read",
-                code="TOO_MANY_EVENTS",
-            )
+        """The lines that there are by now: of each stream so many pages, and of so many streams without news.
 
-    def _missing(self, stream: bytes, place: Place) -> Generator[AuditLine, None, Place]:
+        Raises IntegrityError in the end, where a stream could not be read on.
+        """
+        self.more = False
+        self._gone = b"", PurgedRuns()
+        names = sorted(name for name in self._store.streams() if len(name) == STREAM_BYTES)
+        self._places = _without_oldest_absent(self._between().all_places(), names)
+        self._read = []  # not emptied: lines that were given go by it
+        failed: IntegrityError | None = None
+        for stream in self._due(names, quiet_at_once):
+            try:
+                yield from self._stream(stream, pages_at_once)
+            except IntegrityError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def look_again(self) -> Generator[AuditLine, None, None]:
+        """As `look`, of who follows: PAGES_AT_ONCE of each stream, and QUIET_AT_ONCE streams without news."""
+        return self.look(pages_at_once=PAGES_AT_ONCE, quiet_at_once=QUIET_AT_ONCE)
+
+    def _due(self, names: list[bytes], quiet_at_once: int | None) -> list[bytes]:
+        """Of the streams that did not close, those to be looked at now."""
+        due = [name for name in names if not self._places.get(name, _NEW).closed]
+        quiet = [name for name in due if name in self._quiet]
+        if quiet_at_once is None or len(quiet) <= quiet_at_once:
+            return due
+        first = bisect_right(quiet, self._tried)
+        in_turn = [*quiet[first:], *quiet[:first]]
+        self._tried = in_turn[quiet_at_once - 1]
+        left_out = set(in_turn[quiet_at_once:])
+        return [name for name in due if name not in left_out]
+
+    def _stream(self, stream: bytes, pages_at_once: int | None) -> Generator[AuditLine, None, None]:
+        before = self._place = self._places.get(stream, _NEW)
+        self._quiet.discard(stream)
+        try:
+            yield from self._missing(stream)
+            yield from self._new(stream, pages_at_once)
+        finally:  # also where it can not be read on
+            if self._place == before:
+                self._quiet.add(stream)
+            else:
+                self._read.append((stream, self._place))
+
+    def _missing(self, stream: bytes) -> Generator[AuditLine, None, None]:
         """The lines of what was missing and is there now."""
-        for first, last in place.gaps:
+        for first, last in self._place.gaps:
             size = min(pages.PAGE, last - first + 1)
             for page in pages.stream_pages(self._store, stream, after=first - 1, size=size):
                 if isinstance(page, int):  # it was told of before
@@ -181,14 +212,39 @@ class Feed:
                         break
                     continue
                 for checked in check_events(self._keys, [row for row in page if row.number <= last]):
-                    place = yield from self._row(checked, place)
+                    if checked.genuine is not False:  # likewise, or it came since: verification tells of it
+                        yield from self._row(checked)
                 if page[-1].number >= last:
                     break
-        return place.without_settled()
+        self._place = self._place.without_settled()
 
-    def _row(self, checked: CheckedEvent, place: Place) -> Generator[AuditLine, None, Place]:
+    def _new(self, stream: bytes, pages_at_once: int | None) -> Generator[AuditLine, None, None]:
+        """The lines of what comes behind the last number that was read."""
+        malformed = 0
+        for count, page in enumerate(pages.stream_pages(self._store, stream, after=self._place.last), 1):
+            if isinstance(page, int):
+                malformed += 1
+                place = self._place.with_unreadable(page)
+                yield from self._lines([self._unreadable(stream, page)], stream, page, place)
+            else:
+                for checked in check_events(self._keys, page):
+                    yield from self._row(checked)
+            if count == pages_at_once:
+                self.more = True
+                break
+        if malformed >= pages.MALFORMED_MAX:
+            raise IntegrityError(
+                "too many rows of a stream are malformed: what follows them was not read",
+                code="TOO_MANY_EVENTS",
+            )
+
+    def _row(self, checked: CheckedEvent) -> Generator[AuditLine, None, None]:
         row, _, genuine = checked
-        after = place.with_row(row.number)
+        place = self._place
+        if row.number > place.last + 1:
+            place = place.without_purged(row.number, self._purged(row.stream))
+        # What no vault wrote makes no gap of its own, so that nobody makes too many for what the vaults write.
+        place = place.with_unreadable(row.number) if genuine is False else place.with_row(row.number)
         try:
             event = parse(row)
             events = events_of(row, event)
@@ -199,12 +255,31 @@ class Feed:
             checkpoint = None if single is None else single.checkpoint
             lines = [self._readable(each, item, genuine, single) for item, each in enumerate(events)]
         if genuine and checkpoint is not None:
-            after = after.with_checkpoint(row.number, checkpoint)
-        given = place.lines_of(row.number)
-        for count, line in enumerate(lines[given:], given + 1):
-            whole = count == len(lines)
-            yield self._line(line, row.stream, after if whole else place.with_lines(row.number, count))
-        return after
+            place = place.with_checkpoint(row.number, checkpoint)
+        yield from self._lines(lines, row.stream, row.number, place)
+
+    def _lines(
+        self, lines: list[dict[str, object]], stream: bytes, number: int, after: Place
+    ) -> Generator[AuditLine, None, None]:
+        """The lines of a row, but for those that were given; the last one comes with the place after the row."""
+        before = self._place
+        for count in range(before.lines_of(number) + 1, len(lines) + 1):
+            self._place = after if count == len(lines) else before.with_lines(number, count)
+            yield self._line(lines[count - 1], stream, self._place)
+        self._place = after
+
+    def _purged(self, stream: bytes) -> PurgedRuns:
+        """What purges took out of a stream: read once in a look. Without keys, as the events say."""
+        if self._gone[0] != stream:
+            runs = PurgedRuns()
+            for page in pages.pages_about(self._store, stream, cursor_of(NO_USE, stream, INTEGER_MAX)):
+                for row, _, genuine in check_events(self._keys, [row for row in page if is_of_purge(row)]):
+                    with suppress(IntegrityError):
+                        note = None if genuine is False else Event.parse(row).purge
+                        if note is not None:
+                            runs.add(note)
+            self._gone = stream, runs
+        return self._gone[1]
 
     def _line(self, document: dict[str, object], stream: bytes, place: Place) -> AuditLine:
         at = Position(self._places, self._read, len(self._read), stream, place)
@@ -219,3 +294,11 @@ class Feed:
     def _unreadable(self, stream: bytes, number: int) -> dict[str, object]:
         line = unreadable_line(stream, number)
         return line if self._shape == "tokenvault" else unreadable_event(stream, number, line)
+
+
+def _without_oldest_absent(places: dict[bytes, Place], names: list[bytes]) -> dict[bytes, Place]:
+    """The places of streams, without the oldest of those that are not there, past ABSENT_MAX."""
+    absent = sorted(places.keys() - set(names))
+    for name in absent[:-ABSENT_MAX]:
+        del places[name]
+    return places

@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 
 from tokenvault.audit.checkpoint import Checkpoint
+from tokenvault.audit.purge_note import PurgedRuns
 from tokenvault.errors import IntegrityError, InvalidInputError
 
 VERSION: Final = 1
@@ -79,13 +80,25 @@ class Place:
             )
         return attrs.evolve(self, last=max(self.last, number), gaps=gaps, begun=begun)
 
-    def with_unreadable(self) -> Place:
-        """After a number that can not be read now: an event may still come to stand there."""
-        number = self.last + 1
-        gaps, before = self.gaps, (number, number)
+    def without_purged(self, number: int, purged: PurgedRuns) -> Place:
+        """Before a row of this number, where purges took out some of those between: they are no gaps."""
+        gaps, first = list(self.gaps), self.last + 1
+        for run in purged.between(first, number - 1):
+            if run.first > first:
+                gaps.append((first, run.first - 1))
+            first = run.last + 1
+        return attrs.evolve(self, last=min(first, number) - 1, gaps=tuple(gaps))
+
+    def with_unreadable(self, number: int) -> Place:
+        """After a row behind the last number that no vault wrote, or that can not be read now.
+
+        An event may still come to stand there. So it belongs to the gap before it: rows like this make no more gaps.
+        """
+        first, gaps = self.last + 1, self.gaps
         if gaps and gaps[-1][1] == self.last:
-            gaps, before = gaps[:-1], (gaps[-1][0], number)
-        return attrs.evolve(self, last=number, gaps=(*gaps, before))
+            first, gaps = gaps[-1][0], gaps[:-1]
+        begun = tuple(each for each in self.begun if each[0] != number)
+        return attrs.evolve(self, last=number, gaps=(*gaps, (first, number)), begun=begun)
 
     def with_checkpoint(self, number: int, checkpoint: Checkpoint) -> Place:
         """After a genuine checkpoint, which has this number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
@@ -15,6 +16,13 @@ DAYS_MIN: Final = 90
 
 DAYS_MAX: Final = 36_500
 DAY_SECONDS: Final = 86_400
+
+
+def _names(values: Iterable[str]) -> frozenset[str]:
+    given = checks.listed("random_programs", values, checks.SET_SIZE_MAX)
+    if len(given) > checks.SET_SIZE_MAX:
+        raise InvalidInputError(f"random_programs are at most {checks.SET_SIZE_MAX} names")
+    return frozenset([checks.text("random_programs", each) for each in given])
 
 
 @boundary_init
@@ -38,7 +46,7 @@ class Retention:
     tombstones: timedelta | None = None
     uses: timedelta | None = None
     events: timedelta | None = None
-    random_programs: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    random_programs: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     archive: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -48,6 +56,4 @@ class Retention:
                 days=DAYS_MIN
             ):
                 raise InvalidInputError(f"{name} is {DAYS_MIN} days or more")
-        for program in self.random_programs:
-            checks.text("random_programs", program)
         checks.true_or_false("archive", self.archive)

@@ -142,12 +142,11 @@ class EventPurge:
         self._not_vouched: frozenset[tuple[bytes, int]] = frozenset()
         self.gone: Final = Gone()
 
-    async def run(self) -> Gone:
-        """Go through all streams."""
-        now = self._at.clock.now_ms()
+    async def run(self, began_ms: int) -> Gone:
+        """Go through all streams that are older than a time, before which the trail of the purge did not begin."""
         self._not_vouched = await self._unsigned()
         for stream in sorted(await self._at.store.streams()):
-            if len(stream) == STREAM_BYTES and int.from_bytes(stream[:_TIME_BYTES]) < now:
+            if len(stream) == STREAM_BYTES and int.from_bytes(stream[:_TIME_BYTES]) < began_ms:
                 await self._stream(stream)
         return self.gone
 

@@ -83,6 +83,7 @@ async def purge(
     policy: Retention, archive: Path | None, operator: str | None, page: int, at: Upkeep
 ) -> Purged:
     """Delete every token whose winding down is over, and then what a policy says."""
+    began_ms = at.clock.now_ms()
     purged = await _wound_down(operator, page, at)
     deletions = Deletions(at)
     if policy.tombstones is not None:
@@ -97,7 +98,7 @@ async def purge(
             if archive is not None:
                 file = await at.runtime.block(open_archive, archive, at)
                 opened.callback(file.close)
-            gone = await EventPurge(deletions, deadlines, file, operator, page).run()
+            gone = await EventPurge(deletions, deadlines, file, operator, page).run(began_ms)
         purged = attrs.evolve(
             purged, events=gone.events, uses=gone.uses, unreadable=purged.unreadable + gone.unreadable
         )

@@ -49,7 +49,7 @@ class TombstonePurge:
         self._before_ms: Final = deleted_before_ms
         self._random_programs: Final = random_programs
         self._operator: Final = operator
-        self._page: Final = page
+        self._page: Final = self._at.store.write_limits.items(2, page)
         self.unreadable = 0
 
     async def run(self) -> int:

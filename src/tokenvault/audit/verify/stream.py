@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import attrs
 
 from tokenvault.audit.acknowledgement import Acknowledged, Loss
-from tokenvault.audit.batch_event import changes_of, purged_by
+from tokenvault.audit.batch_event import BATCH, changes_of, purged_by
 from tokenvault.audit.checkpoint import Checkpoint, CrossReference, packed_references, read_references
 from tokenvault.audit.event import ACTION, Action, Event, is_of_purge, leaf_of
 from tokenvault.audit.macs import CheckedEvent
@@ -73,7 +73,8 @@ class StreamAudit:
         anchor_entry: the state of the stream when it was verified before.
         purged: what purges took out of it.
         archives: where that may be read still.
-        revisions, invalid_macs, index, acknowledged: collected over all streams, for the checks that follow.
+        revisions, invalid_macs, index, acknowledged, named_by_purges: collected over all streams, for the checks that
+            follow.
         checkpoints: the authenticated ones by number.
         unauthenticated: other checkpoints by number: without AUDIT keys, those without a right signature.
         vouched: numbers of the checkpoints that signatures speak for.
@@ -95,6 +96,7 @@ class StreamAudit:
     invalid_macs: InvalidMacs = attrs.field(factory=InvalidMacs)
     index: IndexAudit = attrs.field(factory=IndexAudit)
     acknowledged: Acknowledged = attrs.field(factory=Acknowledged)
+    named_by_purges: set[bytes] = attrs.field(factory=set)
     checkpoints: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     unauthenticated: dict[int, FoundCheckpoint] = attrs.field(factory=dict)
     vouched: set[int] = attrs.field(factory=set)
@@ -198,8 +200,8 @@ class StreamAudit:
             self.index.add(row)
             self._note_present(run, leaf)
             return
-        for reference, revision in purged_by(row) if genuine and is_of_purge(row) else ():
-            self.revisions.add_purged(reference, revision)
+        if is_of_purge(row):
+            self._read_purge(row, genuine)
         for reference, revision in changes_of(row):
             self.revisions.add(reference, revision)
         self.index.add(row)
@@ -208,6 +210,13 @@ class StreamAudit:
             self._append(leaf)
         if genuine:
             self.acknowledged.add(acknowledged_by(row))
+
+    def _read_purge(self, row: SealedEvent, genuine: bool | None) -> None:
+        """Note what an event of a purge names: records, or a stream, of which the last checkpoint stayed."""
+        for reference, revision in purged_by(row) if genuine else ():
+            self.revisions.add_purged(reference, revision)
+        if row.reference != BATCH:
+            self.named_by_purges.add(row.reference)
 
     def _advance(self, number: int) -> None:
         """Go on to a number; those in between are gone by a purge, missing, or left out by a killed process."""
@@ -350,6 +359,9 @@ class StreamAudit:
                 committed,
             )
             self.invalid_macs.note_missing(self.stream, self.last + 1, committed)
+        elif self.purged.last and not (self.checkpoints or self.unauthenticated):
+            message = "the last checkpoint of this stream is not there, which every purge leaves"
+            self._note(FindingKind.TRUNCATED, message, self.last + 1)
         self._roots.clear()  # nothing of it is needed for the streams that follow
 
     def _note(

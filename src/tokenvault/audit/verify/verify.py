@@ -87,6 +87,7 @@ def _verify(
     with_keys, with_public_key = given
     findings, revisions, invalid_macs, index = Findings(), Revisions(), InvalidMacs(), IndexAudit()
     acknowledged = Acknowledged()
+    named_by_purges: set[bytes] = set()
     audits: dict[bytes, StreamAudit] = {}
     purges = Purges(store, trusted, lambda name: _signed_roots(audits, new_audit(name)))
 
@@ -103,6 +104,7 @@ def _verify(
             invalid_macs=invalid_macs,
             index=index,
             acknowledged=acknowledged,
+            named_by_purges=named_by_purges,
         )
 
     for name in sorted(store.streams()):
@@ -118,7 +120,7 @@ def _verify(
         audit.read()
     index.check(store, trusted, {name: audit.last for name, audit in audits.items()}, findings)
     find_origins(invalid_macs, trusted, store, findings)
-    _check_cross_references(audits, before, store, findings)
+    _check_cross_references(audits, before, named_by_purges, store, findings)
     if with_public_key:
         check_signed(audits, findings)
     records = revisions.check(store, trusted, findings, purges)
@@ -189,29 +191,34 @@ def _anchor_entries(
 def _check_cross_references(
     audits: dict[bytes, StreamAudit],
     before: dict[bytes, AnchorEntry],
+    named_by_purges: set[bytes],
     store: TokenStore,
     findings: Findings,
 ) -> None:
     """Note streams that are missing, and checkpoints that others refer to and that are missing or other ones."""
     referenced: dict[
         bytes, dict[int, bytes]
-    ] = {}  # but for checkpoints that are there: the leaf of each event
+    ] = {}  # the leaf of each event, but for checkpoints that are there
     for audit in audits.values():
         for found in audit.checkpoints.values():
             for reference in found.cross_references():
                 other = audits.get(reference.stream)
                 if other is None or not other.has_checkpoint(reference):
                     referenced.setdefault(reference.stream, {})[reference.number] = reference.leaf
-    missing = {*referenced, *before} - audits.keys()
+    missing = {*referenced, *before, *named_by_purges} - audits.keys()
     if missing:
         missing -= set(store.streams())  # some are younger than the first list
     for name in sorted(missing):
         how = (
             "other streams refer to it"
             if name in referenced
+            else "a purge left its last checkpoint"
+            if name in named_by_purges
             else "it was there when the trail was verified before"
         )
-        known = max((*referenced.get(name, ()), *([before[name].size] if name in before else ())))
+        known = max(
+            (*referenced.get(name, ()), *([before[name].size] if name in before else ())), default=None
+        )
         findings.add(FindingKind.STREAM_DROPPED, f"this stream is not there, and {how}", name, None, known)
     for name in sorted(referenced.keys() & audits.keys()):
         for number, leaf in sorted(referenced[name].items()):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import attrs
 import typer
 from rich.console import RenderableType
 from rich.progress import Progress, TaskID
 
-from tokenvault.audit.feed import LOOK_SECONDS, PAGES_AT_ONCE, Feed
+from tokenvault import maintenance
+from tokenvault.audit.feed import LOOK_SECONDS, Feed
 from tokenvault.audit.verify.report import ANCHOR_CHARACTERS_MAX, AuditFinding, AuditReport
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.cli.command import Session, command
@@ -22,8 +25,8 @@ from tokenvault.cli.commands.options import Yes
 from tokenvault.cli.exits import NO
 from tokenvault.cli.feed_files import FeedFiles
 from tokenvault.cli.inputs import confirm, open_private, reason_of
-from tokenvault.cli.views import NOTHING, facts, listing, verdict
-from tokenvault.errors import InvalidInputError
+from tokenvault.cli.views import NOTHING, counted, facts, listing, verdict
+from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores import TokenStore
 from tokenvault.stores.forwarding import Forwarding
 
@@ -41,6 +44,10 @@ Since = Annotated[
     typer.Option(
         "--since", metavar="FILE", help="An earlier anchor: all that was there must be there still."
     ),
+]
+Archive = Annotated[
+    list[Path] | None,
+    typer.Option("--archive", metavar="FILE", help="Read in it what a purge took out. May be repeated."),
 ]
 WithoutKeys = Annotated[bool, typer.Option("--without-keys", help="Use no key store: the auditor's view.")]
 
@@ -66,15 +73,40 @@ class WatchedStore(Forwarding):
 
 @command(apps.audit, "verify")
 def verify(
-    session: Session, public_key: PublicKey = None, since: Since = None, without_keys: WithoutKeys = False
+    session: Session,
+    public_key: PublicKey = None,
+    since: Since = None,
+    archive: Archive = None,
+    without_keys: WithoutKeys = False,
 ) -> None:
     """Verify the trail, and the records against it.
 
     Ends with 1 where anything is wrong.
     """
-    report = _verified(session, public_key, since, without_keys=without_keys)
+    report = _verified(session, public_key, since, archive or (), without_keys=without_keys)
     _show(session, report, {})
     if not report.intact:
+        raise typer.Exit(NO.code)
+
+
+@command(apps.audit, "archive")
+def archive(
+    session: Session,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="The archive: a new file, or one to add to.")
+    ],
+) -> None:
+    """Add all events to an archive that it does not hold yet.
+
+    As JSON Lines with all that verification needs, on the disk when it ends. Stopped at any point, it has done what
+    it has done: start it again. Ends with 1 where rows are not genuine: these are left out.
+    """
+    done = maintenance.archive_events(session.keys, session.store, to)
+    shown = [verdict(f"{counted(done.done, 'event')} added to {to}", good=not done.unreadable)]
+    if done.unreadable:
+        shown.append(verdict(f"{counted(done.unreadable, 'row')} not genuine: left out", good=False))
+    session.output.result(attrs.asdict(done) | {"to": str(to)}, *shown)
+    if done.unreadable:
         raise typer.Exit(NO.code)
 
 
@@ -167,17 +199,26 @@ def export(
 def _write(feed: Feed, files: FeedFiles, *, follow: bool) -> int:
     """Write the lines of one look. Returns how many."""
     count = 0
-    for count, line in enumerate(feed.look(pages_at_once=PAGES_AT_ONCE if follow else None), 1):
-        files.write(line)
-        if count % SAVED_LINES == 0:
-            files.save(line.position)
+    try:
+        for count, line in enumerate(feed.look_again() if follow else feed.look(), 1):
+            files.write(line)
+            if count % SAVED_LINES == 0:
+                files.save(line.position)
+    except IntegrityError:  # of a stream that could not be read on: the other ones were
+        files.save(feed.position)
+        raise
     if count or not follow:
         files.save(feed.position)
     return count
 
 
 def _verified(
-    session: Session, public_key: Path | None, since: Path | None, *, without_keys: bool
+    session: Session,
+    public_key: Path | None,
+    since: Path | None,
+    archive: Sequence[Path] = (),
+    *,
+    without_keys: bool,
 ) -> AuditReport:
     with session.output.progress("read") as progress:
         return verify_audit(
@@ -185,6 +226,7 @@ def _verified(
             keys=None if without_keys else session.keys,
             public_key=None if public_key is None else _text_of(public_key),
             since=None if since is None else _text_of(since),
+            archive=list(archive),
         )
 
 
@@ -201,6 +243,8 @@ def _show(session: Session, report: AuditReport, more: dict[str, str]) -> None:
         name: getattr(report, name)
         for name in ("streams", "events", "records", "checkpoints", "signed", "covered", "gaps")
     }
+    if report.purged:
+        numbers |= {"purged": report.purged, "archived": report.archived}
     document = {
         "intact": report.intact,
         "findings": report.findings,

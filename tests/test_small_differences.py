@@ -1,0 +1,134 @@
+"""What differs in one small thing only: a field of a retry, a number in a domain, a document, a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import tokenvault as tv
+from tests import faces, vaults
+from tests.strategies import NOW_MS
+from tests.vaults import MASTERCARD, SHOP, VISA, issue, use
+from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.testing.clock import ManualClock
+
+DAY_MS = 86_400_000
+CRYPTOGRAM = tv.Domain(cryptogram=tv.CryptogramRule.REQUIRED)
+
+
+@pytest.fixture
+def records(local_keys: KeyStore) -> Iterator[MemoryTokenStore]:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(local_keys, store)
+        yield store
+
+
+def refused_with(vault: tv.Vault, token: str, transaction: tv.Transaction) -> set[str]:
+    return {each.code for each in vault.check(token, transaction).violations}
+
+
+FIELDS: dict[str, tuple[Any, Any]] = {
+    "channel": (tv.Channel.ECOMMERCE, tv.Channel.ATM),
+    "merchant_category": ("5411", "5412"),
+    "reference": ("order-1", "order-2"),
+    "agent": ("agent-1", "agent-2"),
+    "merchant": ("M-1", "M-2"),
+    "device": ("phone", "tablet"),
+    "country": ("DE", "FR"),
+    "amount": (tv.Money(5, "EUR"), tv.Money(6, "EUR")),
+    "cryptogram_counter": (5, 6),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_retry_that_differs_in_one_field_is_another_use(
+    local_keys: KeyStore, records: MemoryTokenStore, name: str
+) -> None:
+    first = {field: values[0] for field, values in FIELDS.items()}
+    with vaults.open_vault(local_keys, records) as vault:
+        token = issue(vault).token
+        vault.detokenize(token, use(**first))
+        assert refused_with(vault, token, use(**first)) == set()
+        for value in (FIELDS[name][1], None):
+            assert refused_with(vault, token, use(**{**first, name: value})) == {"TRANSACTION_ID_REUSED"}
+
+
+@pytest.mark.parametrize("whose", ["the token's", "the requestor's"])
+def test_a_cryptogram_that_one_of_two_documents_asks_for_counts(
+    local_keys: KeyStore, records: MemoryTokenStore, whose: str
+) -> None:
+    own, given = (CRYPTOGRAM, tv.Domain()) if whose == "the requestor's" else (tv.Domain(), CRYPTOGRAM)
+    requestor = tv.TokenRequestor(SHOP, programs={"one-time"}, domain=own)
+    with vaults.open_vault(local_keys, records, requestors=(requestor,)) as vault:
+        token = issue(vault, domain=given).token
+        vault.detokenize(token, use(1, cryptogram_counter=5))
+        assert refused_with(vault, token, use(2, cryptogram_counter=5)) == {"CRYPTOGRAM_REQUIRED"}
+        assert refused_with(vault, token, use(2, cryptogram_counter=6)) == set()
+
+
+def test_a_limit_that_is_taken_away_and_put_back_has_not_begun_anew(
+    local_keys: KeyStore, records: MemoryTokenStore
+) -> None:
+    clock = ManualClock(NOW_MS)
+    limited = tv.Domain(limits=(tv.Limit(uses=1, per=timedelta(days=1)),))
+    with vaults.open_vault(local_keys, records, clock) as vault:
+        token = issue(vault, domain=limited).token
+        vault.detokenize(token, use(1))
+        vault.update_domain(token, None)
+        vault.detokenize(token, use(2))
+        vault.update_domain(token, limited)
+        assert refused_with(vault, token, use(3)) == {"USES_EXCEEDED"}
+        clock.advance(DAY_MS)
+        assert refused_with(vault, token, use(3)) == set()
+
+
+def test_the_owner_gets_one_answer_for_a_right_and_a_wrong_guess_of_the_card(
+    local_keys: KeyStore, records: MemoryTokenStore
+) -> None:
+    with vaults.open_vault(local_keys, records) as vault:
+        token = issue(vault, VISA).token
+        told: list[tuple[str, str] | None] = []
+        for guess in (VISA, MASTERCARD):
+            try:
+                vault.update_domain(token, tv.Domain(merchants={guess}), requestor=SHOP)
+            except tv.TokenVaultError as error:
+                told.append((error.code, str(error)))
+            else:
+                told.append(None)
+        assert told[0] == told[1]
+
+
+def test_a_par_that_holds_the_new_number_refuses_a_change_of_the_card(
+    local_keys: KeyStore, records: MemoryTokenStore
+) -> None:
+    with vaults.open_vault(local_keys, records) as vault:
+        token = issue(vault, VISA, par="A" * 13 + MASTERCARD).token
+        with pytest.raises(tv.InvalidInputError):
+            vault.update_card(VISA, new_pan=MASTERCARD)
+        assert vault.detokenize(token, use()).pan.reveal() == VISA
+
+
+@pytest.mark.parametrize("gone", ["program", "document"])
+def test_one_token_of_a_batch_fails_alone_where_its_program_or_its_document_is_gone(
+    local_keys: KeyStore, records: MemoryTokenStore, gone: str
+) -> None:
+    domain = tv.Domain(merchants={"M-1"})
+    with vaults.open_vault(local_keys, records) as vault:
+        tokens = [issue(vault).token, issue(vault, program="online", domain=domain).token, issue(vault).token]
+    if gone == "document":
+        del records._domains[domain.digest]
+    programs = (vaults.RANDOM,) if gone == "program" else vaults.PROGRAMS
+    shop = tv.TokenRequestor(SHOP, programs={program.name for program in programs})
+    with faces.open_face(
+        local_keys, records, clock=ManualClock(NOW_MS), programs=programs, requestors=(shop,)
+    ) as vault:
+        presented = use(merchant="M-1", channel=tv.Channel.ECOMMERCE)
+        first, second, third = vault.detokenize_many([(token, presented) for token in tokens])
+        assert isinstance(second, tv.ConfigurationError if gone == "program" else tv.IntegrityError)
+        for card in (first, third):
+            assert isinstance(card, tv.Card)
