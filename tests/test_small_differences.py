@@ -13,6 +13,7 @@ import tokenvault as tv
 from tests import faces, vaults
 from tests.strategies import NOW_MS
 from tests.vaults import MASTERCARD, SHOP, VISA, issue, use
+from tokenvault import maintenance
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.testing.clock import ManualClock
@@ -132,3 +133,25 @@ def test_one_token_of_a_batch_fails_alone_where_its_program_or_its_document_is_g
         assert isinstance(second, tv.ConfigurationError if gone == "program" else tv.IntegrityError)
         for card in (first, third):
             assert isinstance(card, tv.Card)
+
+
+def test_after_a_rotation_the_convergent_token_of_a_new_card_comes_of_the_newest_key(
+    fresh_keys: KeyStore,
+) -> None:
+    """Under one key and in one domain of its own, a card has the same first candidate in any database."""
+    tokens = []
+    for _ in range(2):
+        with closing(MemoryTokenStore()) as store:
+            tv.provision(fresh_keys, store, key_delay=timedelta(milliseconds=100))
+            with vaults.open_vault(fresh_keys, store) as vault:
+                tokens.append(issue(vault, MASTERCARD, program="card-on-file").token)
+    assert tokens[0] == tokens[1]
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(fresh_keys, store, key_delay=timedelta(milliseconds=100))
+        with vaults.open_vault(fresh_keys, store) as vault:
+            before = issue(vault, VISA, program="card-on-file").token
+        name = maintenance.add_key_version(fresh_keys, store, tv.KeyPurpose.FINGERPRINT)
+        maintenance.make_primary(fresh_keys, store, name.purpose, name.version)
+        with vaults.open_vault(fresh_keys, store) as vault:
+            assert issue(vault, VISA, program="card-on-file").token == before
+            assert issue(vault, MASTERCARD, program="card-on-file").token != tokens[0]
