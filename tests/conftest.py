@@ -19,6 +19,7 @@ from tests.measuring import processes_unmeasured
 from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
+from tokenvault.keys import file as key_file
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -212,7 +213,13 @@ def local_vault(local_keys: KeyStore, local_store: TokenStore, clock: ManualCloc
 
 
 @pytest.fixture
-def own_keys(tmp_path: Path) -> Iterator[KeyStore]:
+def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scrypt with little work, for a test's own files of keys: its strength has a test of its own."""
+    monkeypatch.setitem(key_file.SCRYPT, "n", 2**4)
+
+
+@pytest.fixture
+def own_keys(tmp_path: Path, quick_scrypt: None) -> Iterator[KeyStore]:
     """A key store of the test's own, whose keys come from a file: what is made and destroyed there harms no other."""
     (tmp_path / "passphrase").write_text("correct horse battery staple")
     address = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"
