@@ -15,10 +15,11 @@ import tokenvault as tv
 from tests import faces, softhsm, vaults
 from tests.faces import open_on_a_loop
 from tests.interrupts import handled, untraced
-from tests.measuring import processes_unmeasured
+from tests.measuring import unmeasured
 from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
 from tokenvault.keys import FileKeyStore, KeyStore
+from tokenvault.keys import file as key_file
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -61,7 +62,6 @@ def shared_softhsm_uri(softhsm_folder: Path) -> str:
 ASYNC_STORES = {"async-sqlite": tv.Custody.IN_MODULE, "async-postgres": tv.Custody.IN_PROCESS}
 """Each with keys in one custody: the flows are those of the other stores."""
 
-
 PARTNERS = {
     "memory": tv.Custody.IN_MODULE,
     "sqlite": tv.Custody.IN_PROCESS,
@@ -93,19 +93,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.nightly)
         if custody is not None and PARTNERS.get(store, custody) is not custody:
             item.add_marker(pytest.mark.nightly)
-        # The same statements on one table as on its partitions, with any event loop; and nobody uses the how-to's
-        # adapter: their processes are left to the night. What runs no line of its own is not measured either.
+        # The same statements on one table as on its partitions, with coroutines on any event loop; and nobody uses
+        # the how-to's adapter: their processes are left to the night. What runs no line of its own is not measured.
         variant = any(name in item.nodeid for name in VARIANTS)
         if variant or item.name.endswith("_by_processes"):
-            item.add_marker(pytest.mark.no_cover)
-        if variant and item.name.endswith("_by_processes"):
+            item.add_marker(pytest.mark.unmeasured)
+        if (variant or "TestAsync" in item.nodeid) and item.name.endswith("_by_processes"):
             item.add_marker(pytest.mark.nightly)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Keep the mark `no_cover` for the processes that a test starts, too."""
-    with processes_unmeasured() if item.get_closest_marker("no_cover") else nullcontext():
+    """Measure no test that has the mark `unmeasured`."""
+    with unmeasured() if item.get_closest_marker("unmeasured") else nullcontext():
         return (yield)
 
 
@@ -119,7 +119,7 @@ def parameters(item: pytest.Item) -> dict[str, Any]:
 
 @pytest.fixture(scope="session", params=tv.Custody, ids=lambda custody: custody.value)
 def custody(request: pytest.FixtureRequest) -> tv.Custody:
-    """Where the vault's keys do their work: every test of the vault runs with both."""
+    """Where the vault's keys do their work: every test of the vault runs with both, by day or by night."""
     return tv.Custody(request.param)
 
 
@@ -212,7 +212,13 @@ def local_vault(local_keys: KeyStore, local_store: TokenStore, clock: ManualCloc
 
 
 @pytest.fixture
-def own_keys(tmp_path: Path) -> Iterator[KeyStore]:
+def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scrypt with little work, for a test's own files of keys: its strength has a test of its own."""
+    monkeypatch.setitem(key_file.SCRYPT, "n", 2**4)
+
+
+@pytest.fixture
+def own_keys(tmp_path: Path, quick_scrypt: None) -> Iterator[KeyStore]:
     """A key store of the test's own, whose keys come from a file: what is made and destroyed there harms no other."""
     (tmp_path / "passphrase").write_text("correct horse battery staple")
     address = f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase"

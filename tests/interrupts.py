@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.measuring import unmeasured
+
 LONGEST_SECONDS = 0.002
 
 ARRIVAL_SECONDS = 5.0
@@ -39,14 +41,11 @@ def untraced() -> Iterator[None]:
 
     And without the hook for what a finalizer raises: an interrupt may strike there, and in the hook.
     """
-    here, elsewhere, hook = sys.gettrace(), threading.gettrace(), sys.unraisablehook
+    hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
-    sys.settrace(None)
-    threading.settrace(None)
-    yield
+    with unmeasured():
+        yield
     sys.unraisablehook = hook
-    threading.settrace(elsewhere)
-    sys.settrace(here)
 
 
 @pytest.fixture

@@ -125,7 +125,13 @@ def test_an_untouched_trail_verifies_and_its_checkpoints_are_signed(shell: Shell
     assert shell.verify(since=report.anchor()).intact
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
+@pytest.mark.parametrize(
+    "custody",
+    [tv.Custody.IN_PROCESS, pytest.param(tv.Custody.IN_MODULE, marks=pytest.mark.nightly)],
+    ids=lambda custody: custody.value,
+    indirect=True,
+)
 @pytest.mark.parametrize("column", ["reference", "body", "mac"])
 def test_an_edited_event_is_named(shell: Shell, column: str) -> None:
     """Each event of each stream, one after the other; also with bytes cut off."""

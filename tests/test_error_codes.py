@@ -166,7 +166,7 @@ def test_business_cases_have_codes_of_their_own(vault: tv.Vault) -> None:
 
 
 def test_what_fails_below_the_vault_has_the_code_of_its_cause(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quick_scrypt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.db").write_text("neither a database nor keys: " + 4_096 * "x")
     monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "one")

@@ -371,8 +371,17 @@ def other_store(postgres_url: str) -> Iterator[TokenStore]:
         yield store
 
 
-@pytest.mark.no_cover
-@pytest.mark.parametrize("tokens", [2_000, pytest.param(100_000, marks=pytest.mark.nightly)])
+@pytest.mark.unmeasured
+@pytest.mark.parametrize(
+    ("custody", "tokens"),
+    [
+        (tv.Custody.IN_PROCESS, 2_000),
+        (tv.Custody.IN_MODULE, 200),
+        pytest.param(tv.Custody.IN_PROCESS, 100_000, marks=pytest.mark.nightly),
+        pytest.param(tv.Custody.IN_MODULE, 100_000, marks=pytest.mark.nightly),
+    ],
+    indirect=["custody"],
+)
 def test_every_token_works_in_a_vault_under_other_keys_with_exact_limits(
     tokens: int, keys: KeyStore, other_keys: KeyStore, other_store: TokenStore, tmp_path: Path
 ) -> None:

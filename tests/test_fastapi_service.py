@@ -22,6 +22,7 @@ import attrs
 import httpx
 import pytest
 
+from tests.measuring import processes_unmeasured
 from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -67,7 +68,11 @@ def server(environment: None, tmp_path: Path) -> Iterator[Server]:
         sys.executable, "-X", "dev", "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_service:app", "--workers",
         "2", "--log-level", "debug", "--uds", str(socket),
     ]  # fmt: skip
-    with output.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (
+        processes_unmeasured(),
+        output.open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         try:
             with httpx.Client(
                 transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vault"

@@ -30,12 +30,6 @@ SEAL, AUDIT = KeyPurpose.SEAL, KeyPurpose.AUDIT
 
 
 @pytest.fixture
-def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """scrypt with little work: its strength has a test of its own."""
-    monkeypatch.setitem(key_file.SCRYPT, "n", 2**4)
-
-
-@pytest.fixture
 def uri(tmp_path: Path, quick_scrypt: None, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TOKENVAULT_PASSPHRASE", PASSPHRASE)
     return f"file:{tmp_path}/keys.json"

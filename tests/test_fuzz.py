@@ -224,7 +224,7 @@ REQUIRED = {"requestor", "program", "by", "purge_after", "bin", "format", "radix
             "public_key", "to", "reason"}  # fmt: skip
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @settings(
     max_examples=400,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -250,7 +250,7 @@ def test_every_method_of_the_vault_is_fuzzed() -> None:
     assert public - {"close", "within"} <= USES_THE_STORE
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @settings(
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -169,7 +169,7 @@ def test_a_retry_counts_nothing(local_keys: KeyStore, clock: ManualClock) -> Non
                     assert not vault.check(token, use(number)).allowed
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -200,7 +200,8 @@ def test_vaults_that_share_a_database_answer_no_more_than_one(
         assert len(told) <= MISSES
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("custody", [tv.Custody.IN_PROCESS], indirect=True)  # it has no part in this
 def test_four_processes_that_guess_share_one_count(
     custody: tv.Custody, softhsm_folder: Path, database_url: str
 ) -> None:

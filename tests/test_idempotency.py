@@ -16,6 +16,7 @@ import pytest
 
 import tokenvault as tv
 from tests import vault_workers
+from tests.measuring import processes_unmeasured
 from tests.postgres_server import PostgresServer
 from tests.strategies import NOW_MS
 from tests.vault_workers import card_number
@@ -215,7 +216,8 @@ def test_requests_of_a_killed_process_repeat_without_a_second_token(
         writer = multiprocessing.get_context("spawn").Process(
             target=vault_workers.issue_with_keys, args=(uri, url, 10_000)
         )
-        writer.start()
+        with processes_unmeasured():
+            writer.start()
         try:
             deadline = time.monotonic() + SECONDS_MAX
             while len(store.scan(limit=40)) < 40:

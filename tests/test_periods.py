@@ -71,7 +71,7 @@ def assert_right(zone: str, time_ms: int) -> None:
         assert (following.number, following.begins_ms) == (window.number + 1, window.ends_ms)
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("part", range(8))
 def test_periods_are_right_in_every_zone_when_its_clock_is_set(part: int) -> None:
     """All days of 2026 to 2030 on which it is, and the hours and days around them."""

@@ -318,7 +318,7 @@ def change_setting(server: PostgresServer, database: str, setting: str) -> None:
 # Under load.
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @openers
 @pytest.mark.parametrize("trouble", ["paused", "restarted"])
 @pytest.mark.parametrize("mode", ["session", "transaction"])

@@ -28,7 +28,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def address(tmp_path: Path, secret: Path) -> str:
+def address(tmp_path: Path, secret: Path, quick_scrypt: None) -> str:
     """Of a key file with one key."""
     address = f"file:{tmp_path}/keys.json?passphrase-source=file:{secret}"
     with tv.open_key_store(address) as keys:  # type: ignore[attr-defined] # a FileKeyStore

@@ -28,6 +28,7 @@ import pytest
 from hypothesis import settings
 
 from tests import sqlite_workers
+from tests.measuring import processes_unmeasured
 from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputError, TokenStoreError
 from tokenvault.stores.port import MALFORMED_EVENT, SealedRecord, TokenStore
 from tokenvault.stores.sqlite import file as _sqlite_file
@@ -595,7 +596,8 @@ def test_writers_killed_at_any_moment_leave_whole_inserts_and_all_acknowledged(
     for _ in range(4):
         ours, theirs = context.Pipe(duplex=False)
         writer = context.Process(target=sqlite_workers.insert_for_ever, args=(opener, first, theirs))
-        writer.start()
+        with processes_unmeasured():
+            writer.start()
         theirs.close()
         acknowledged = [ours.recv()]
         time.sleep(source.uniform(0, 0.05))

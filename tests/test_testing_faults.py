@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.test_file_key_store import quick_scrypt, uri  # noqa: F401 # fixtures
+from tests.test_file_key_store import uri  # noqa: F401 # a fixture
 from tests.test_memory_store import MemoryHarness
 from tokenvault.errors import KeyStoreError, TokenStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose, KeyStore, open_key_store

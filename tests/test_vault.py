@@ -76,7 +76,7 @@ def test_a_convergent_token_is_not_issued_again_as_another(vault: tv.Vault) -> N
         assert vault.get(first.token) == first
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_a_deleted_convergent_token_is_never_issued_again(vault: tv.Vault) -> None:
     seen = set()
     for _ in range(70):

@@ -20,6 +20,7 @@ import pytest
 
 import tokenvault as tv
 from tests import softhsm, vault_workers, vaults
+from tests.measuring import processes_unmeasured
 from tests.postgres_server import PostgresServer
 from tests.vault_workers import PROCESSES, REDEEMED, SECONDS_MAX, THREADS, WRITER_THREADS, Crew, Tries, Use
 from tests.vaults import MASTERCARD, VISA, all_events, all_records, issue, use
@@ -40,6 +41,16 @@ class Site:
     uri: str
     keys: KeyStore
     crew: Crew
+
+
+@pytest.fixture(
+    scope="module",
+    params=[tv.Custody.IN_PROCESS, pytest.param(tv.Custody.IN_MODULE, marks=pytest.mark.nightly)],
+    ids=lambda custody: custody.value,
+)
+def custody(request: pytest.FixtureRequest) -> tv.Custody:
+    """Where the keys are: who contends for a row is the database's business, so by day in the processes."""
+    return tv.Custody(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +382,8 @@ def killed_at_random(
     writer = context.Process(
         target=vault_workers.issue_for_ever, args=(site.uri, database.url, first, theirs)
     )
-    writer.start()
+    with processes_unmeasured():
+        writer.start()
     theirs.close()
     told = bytearray()
     try:
