@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,13 +14,13 @@ import pytest
 import tokenvault as tv
 from tests.pure_token import OWNER
 from tokenvault.errors import InvalidInputError
-from tokenvault.model import checks, iso
+from tokenvault.model import checks, counters, domain_document, iso, ledger
 from tokenvault.model.authentication import Authentication, Factor, Strength
 from tokenvault.model.control import shown
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.limits import Limit
-from tokenvault.model.listing import AllBut
+from tokenvault.model.listing import AllBut, in_categories
 from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry, PanRule
 from tokenvault.model.programs import Making, TokenProgram, TokenRequestor
@@ -268,3 +269,67 @@ def test_a_code_is_added_to_its_own_list_or_none_of_them_is(monkeypatch: pytest.
     assert not iso.is_country("XYZ")
     assert not iso.is_currency("ZZ")
     assert not iso.is_currency("ZZZ")
+
+
+@pytest.mark.parametrize(
+    ("listed", "allowed", "refused"),
+    [
+        ({"3000-3999", "5411"}, ["3000", "3500", "3999", "5411"], ["2999", "4000", "5410", "5412", None]),
+        (AllBut({"3000-3999", "5411"}), ["2999", "4000", "5410"], ["3000", "3999", "5411", None]),
+        ({"0000-0001"}, ["0000", "0001"], ["0002", None]),
+    ],
+)
+def test_a_range_of_merchant_categories_has_both_its_ends(
+    listed: Any, allowed: list[str], refused: list[str | None]
+) -> None:
+    listing = Domain(merchant_categories=listed).merchant_categories
+    assert listing is not None
+    assert [in_categories(listing, category) for category in allowed] == [True] * len(allowed)
+    assert [in_categories(listing, category) for category in refused] == [False] * len(refused)
+
+
+STORED_WORDS = {
+    tv.Kind: "purchase cash transfer verification increment capture reversal refund dispute",
+    tv.Channel: "ecommerce contactless chip magstripe qr_consumer qr_merchant atm transfer mail_telephone"
+    " merchant_initiated agent",
+    tv.Period: "day week month year",
+    tv.CryptogramRule: "required",
+    tv.Making: "random convergent",
+    tv.Permission: "issue detokenize manage",
+    tv.Actor: "issuer requestor cardholder vault",
+    Factor: "possession knowledge inherence",
+}
+
+
+@pytest.mark.parametrize("kind", STORED_WORDS, ids=lambda kind: kind.__name__)
+def test_the_words_of_stored_documents_stay(kind: Any) -> None:
+    assert [member.value for member in kind] == STORED_WORDS[kind].split()
+    assert [member.name.lower() for member in kind] == STORED_WORDS[kind].split()
+
+
+def test_sizes_of_what_is_stored_stay() -> None:
+    """Records, events and counters are read by them; another value reads nothing that was written before."""
+    assert (ledger.USE_ID_BYTES, ledger.FOLLOW_UPS_MAX, len(ledger.NO_USES.use_id)) == (16, 500, 16)
+    assert (counters.KEY_BYTES, counters.COUNTERS_MAX, counters.NO_WINDOW, counters.NONE) == (16, 64, -1, -1)
+    assert counters.CLOCK_AHEAD_MS_MAX == 86_400_000
+    assert len(transaction().content) == 16
+    assert domain_document.DOCUMENT_BYTES_MAX == 2**22
+
+
+def test_a_transaction_s_content_is_what_its_events_are_told_by() -> None:
+    """Fixed: a retry is found among the events of an older version."""
+    plain = transaction()
+    full = transaction(
+        kind=tv.Kind.CAPTURE, original="o", final=False, merchant="M  ", merchant_category="5411",
+        channel=tv.Channel.CHIP,        country="FR", device="D ", amount=Money(5, "EUR"), reference="R", agent="A", token_expiry="2030-01",
+        authentication=Authentication(factors=list(Factor)[:2], at=OLDEST, method="m"), cryptogram_counter=7,
+    )  # fmt: skip
+    spelled = {
+        plain: ["40012345678", "purchase", *[""] * 13],
+        full: [
+            "40012345678", "capture", "part", "o", "M", "5411", "chip", "FR", "D", "5 EUR", "R", "A", "2030-01",
+            "knowledge+possession 946684800000 m", "7",
+        ],
+    }  # fmt: skip
+    for each, fields in spelled.items():
+        assert each.content == hashlib.sha256("\x1f".join(fields).encode()).digest()[:16]
