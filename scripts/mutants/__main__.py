@@ -110,15 +110,14 @@ def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs
         for number, result in enumerate(try_changes(tried, benches), 1):
             (noticed if result.noticed else survived).append(result.change)
             if not result.noticed and survivors.key_of(result.change) not in listed:
-                print(f"\n{difference(root, result.change)}\nsurvived {result.tests} tests", flush=True)
+                print(f"\n{difference(root, result.change)}\nsurvived {result.tests} tests\n", flush=True)
+                print(survivors.entry(result.change), flush=True)
             if number % 50 == 0:
                 print(f"{number} of {len(tried)}, {time.monotonic() - began:.0f} s", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     modules = {change.module for change in changes}
     unlisted, stale = survivors.wrong(listed, changes, survived, noticed, modules)
-    for change in unlisted:
-        print(f"\n{survivors.entry(change)}", end="")
     for entry, why in stale:
         print(f"\nstale, {why}: {entry}")
     behaviour = len(tried) - len(survived) + len(unlisted)

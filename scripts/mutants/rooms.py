@@ -115,6 +115,7 @@ _AUDIT_TESTS: Final = (
 _RECORDS_TESTS: Final = (
     "test_records.py",
     "test_record_fields.py",
+    "test_keyring.py",
     "test_sealing_columns.py",
     "test_found_records.py",
     "test_unsound_rows.py",

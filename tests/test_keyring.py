@@ -1,0 +1,195 @@
+"""What records are found by stays what it is: each derivation from its key, by plain HMAC and CMAC."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import pan_digits
+from tokenvault.crypto import ccm
+from tokenvault.crypto.cmac import Cmac
+from tokenvault.crypto.local_cipher import LocalBlockCipher
+from tokenvault.errors import ConfigurationError, IntegrityError, KeyStoreError
+from tokenvault.keys import BlockCipher
+from tokenvault.keys.port import Custody, KeyName, KeyPurpose
+from tokenvault.model.pan import Card, CardExpiry, Pan
+from tokenvault.records import index_keys, keyring
+from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.keyring import KeyRing, SealPrimary
+
+PAN = Pan.parse("4111111111111111")
+
+
+def key_of(name: KeyName) -> bytes:
+    return hashlib.sha256(f"{name.purpose.value} {name.version}".encode()).digest()
+
+
+class Keys:
+    """A key store with a key for each name, of the versions that it is given."""
+
+    def __init__(self, versions: tuple[int, ...] = (1,)) -> None:
+        self.of = dict.fromkeys(KeyPurpose, versions)
+
+    def cipher(self, key: KeyName) -> BlockCipher:
+        return LocalBlockCipher(key_of(key))
+
+    def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
+        return self.of[purpose]
+
+    def create(self, purpose: KeyPurpose, custody: Custody, *, version: int | None = None) -> KeyName:
+        return KeyName(purpose, 1)
+
+    def signer(self) -> None:
+        pass
+
+    def create_signer(self) -> None:
+        pass
+
+    def destroy(self, key: KeyName) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def index_key(version: int) -> bytes:
+    cmac = Cmac(LocalBlockCipher(key_of(KeyName(KeyPurpose.FINGERPRINT, version))))
+    label = b"tokenvault: key of the index of uses, last four digits and requests"
+    return cmac.tag(label + b"\0") + cmac.tag(label + b"\1")
+
+
+def found_by(version: int, *texts: str) -> bytes:
+    return hmac.digest(index_key(version), "\x1f".join(texts).encode(), "sha256")[:16]
+
+
+def test_everything_is_found_under_each_version_the_newest_first() -> None:
+    ring = KeyRing(Keys((1, 2, 3)))
+    versions = (3, 2, 1)
+    expected = {
+        ring.use_ids("r", "t"): ("use", "r", "t"),
+        ring.last4_keys("1111"): ("last4", "1111"),
+        ring.repeatable_references("r", "p", "k"): ("reference", "r", "p", "k"),
+        ring.request_digests("q"): ("request", "q"),
+        ring.tombstone_fingerprints(PAN): ("deleted", "4111111111111111"),
+    }
+    assert len(expected) == 5
+    for found, texts in expected.items():
+        assert found == tuple(found_by(version, *texts) for version in versions)
+    assert ring.fingerprint_versions == versions
+    assert ring.contents(b"c") == tuple(
+        hmac.digest(index_key(version), b"c", "sha256")[:16] for version in versions
+    )
+    assert ring.id_digest("i") == found_by(3, "id", "i")
+    assert ring.failure("a", "b") == found_by(3, "failure", "a", "b")[:8]
+    chosen = found_by(3, "choice", "r", "p", "k", "2")
+    assert ring.repeatable_choice("r", "p", "k", 2) == int.from_bytes(chosen)
+
+
+def test_pans_are_found_and_convergent_tokens_chosen_by_cmac() -> None:
+    ring = KeyRing(Keys((1, 2)))
+    tags = [Cmac(LocalBlockCipher(key_of(KeyName(KeyPurpose.FINGERPRINT, version)))) for version in (2, 1)]
+    assert ring.pan_fingerprints(PAN) == tuple(tag.tag(b"4111111111111111") for tag in tags)
+    assert ring.pan_fingerprint(PAN) == ring.pan_fingerprints(PAN)[0]
+    for customer, scope in (("", b"r\x1fp\x1f5"), ("c", b"r\x1fp\x1fc\x1f5")):
+        chosen = tags[0].tag(hashlib.sha256(b"f" * 16 + scope).digest())
+        assert ring.convergent_choice(b"f" * 16, "r", "p", customer, 5) == int.from_bytes(chosen)
+
+
+def test_keys_of_the_process_block_no_call_and_others_do() -> None:
+    class InModule:
+        """A cipher as a module has it."""
+
+        def encrypt_blocks(self, blocks: bytes) -> bytes:
+            return LocalBlockCipher(bytes(32)).encrypt_blocks(blocks)
+
+    class Modular(Keys):
+        def __init__(self, purpose: KeyPurpose) -> None:
+            super().__init__()
+            self.purpose = purpose
+
+        def cipher(self, key: KeyName) -> BlockCipher:
+            return InModule() if key.purpose is self.purpose else super().cipher(key)
+
+    assert not KeyRing(Keys()).blocking
+    for purpose in keyring.PURPOSES:
+        assert KeyRing(Modular(purpose)).blocking
+
+
+def test_writing_moves_on_to_newer_versions_alone() -> None:
+    primary = SealPrimary()
+    with pytest.raises(ConfigurationError) as none:
+        _ = primary.current
+    assert none.value.code == "KEY_MISSING"
+    old, new, other = (LocalBlockCipher(bytes([byte]) * 32) for byte in range(3))
+    primary.advance(old, 1)
+    assert primary.current == (old, 1)
+    primary.advance(new, 3)
+    primary.advance(other, 2)
+    primary.advance(other, 3)
+    assert primary.current == (new, 3)
+
+
+@pytest.mark.parametrize("purpose", keyring.PURPOSES)
+def test_a_ring_needs_a_key_of_each_purpose_and_a_probe_tells_of_one_that_went(purpose: KeyPurpose) -> None:
+    keys = Keys()
+    ring = KeyRing(keys)
+    ring.probe()
+    keys.of[purpose] = ()
+    with pytest.raises(KeyStoreError, match=purpose.value):
+        ring.probe()
+    with pytest.raises(ConfigurationError, match=purpose.value) as refused:
+        KeyRing(keys)
+    assert refused.value.code == "KEY_MISSING"
+
+
+def test_index_keys_are_carried_under_the_primary_one_and_open_under_nothing_else() -> None:
+    keys = {version: index_key(version) for version in (1, 2, 3)}
+    carried = index_keys.carry(keys, 3)
+    assert [(each.version, each.under) for each in carried] == [(1, 3), (2, 3)]
+    assert [index_keys.opened(each, {3: keys[3]}) for each in carried] == [keys[1], keys[2]]
+    with pytest.raises(KeyStoreError) as missing:
+        index_keys.opened(carried[0], {2: keys[2]})
+    assert missing.value.code == "KEY_STORE_KEY_MISSING"
+    for wrong in (carried[0]._replace(version=2), carried[0]._replace(nonce=bytes(13))):
+        with pytest.raises(IntegrityError):
+            index_keys.opened(wrong, {3: keys[3]})
+    with pytest.raises(IntegrityError):
+        index_keys.opened(carried[0], {3: keys[2]})
+    assert len({each.nonce for each in carried}) == 2
+    wrapping = hmac.digest(keys[3], b"tokenvault: key that carries index keys", "sha256")
+    sealer = LocalBlockCipher(wrapping)
+    assert [ccm.decrypt(sealer, each.nonce, each.sealed, b"%d under 3" % each.version) for each in carried] == [
+        keys[1], keys[2],
+    ]  # fmt: skip
+
+
+def test_what_a_retired_version_leaves_is_carried_with_those_before_it() -> None:
+    ring = KeyRing(Keys((1, 2, 3)))
+    assert [(each.version, each.under) for each in ring.carried(1)] == [(1, 3)]
+    assert [(each.version, each.under) for each in ring.carried(2)] == [(2, 3)]
+
+
+EXPIRIES = st.none() | st.builds(CardExpiry, st.integers(2000, 2099), st.integers(1, 12))
+CARDS = st.builds(Card, pan_digits(min_size=13).map(Pan.parse), EXPIRIES)
+
+
+@given(st.lists(CARDS, min_size=1, max_size=6), st.data())
+def test_cards_in_columns_are_the_cards_row_by_row(cards: list[Card], data: st.DataObject) -> None:
+    columns = CardColumns.of(cards)
+    assert [columns.card(row) for row in range(len(cards))] == cards
+    rows = data.draw(st.lists(st.integers(0, len(cards) - 1), unique=True, max_size=len(cards)))
+    taken = columns.take(np.array(rows, np.intp))
+    assert [taken.card(row) for row in range(len(rows))] == [cards[row] for row in rows]
+    empty = CardColumns.empty(len(cards))
+    empty.put(rows, taken)
+    assert [empty.card(row) for row in rows] == [cards[row] for row in rows]
+    others = set(range(len(cards))) - set(rows)
+    assert not any(empty.pans.lengths[row] or empty.months[row] for row in others)
+    assert repr(columns) == f"<CardColumns of {len(cards)}>"
+    none = CardColumns.of([None, *cards])
+    assert (none.pans.lengths[0], none.months[0], none.card(1)) == (0, 0, cards[0])
