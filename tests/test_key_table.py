@@ -128,8 +128,9 @@ def test_a_version_moves_from_readable_to_primary_to_retired_to_destroyed_and_no
     assert (table.number, table.live(SEAL), table.primary(SEAL)) == (3, (1, 2, 3), 1)
     table = table.with_primary(third)
     assert table.primary(SEAL) == 3
-    with pytest.raises(tv.LifecycleError, match="older"):
+    with pytest.raises(tv.LifecycleError, match="older") as refused:
         table.with_primary(second)
+    assert refused.value.code == "KEY_STATE_NOT_FITTING"
     with pytest.raises(tv.LifecycleError, match="primary"):
         table.with_retired(third)
     table = table.with_retired(first)
@@ -140,8 +141,9 @@ def test_a_version_moves_from_readable_to_primary_to_retired_to_destroyed_and_no
     assert table.restated() == attrs.evolve(table, number=table.number + 1)
     with pytest.raises(tv.LifecycleError, match="not in the key table"):
         table.with_retired(KeyName(AUDIT, 9))
-    with pytest.raises(tv.ConfigurationError, match="no primary audit key"):
+    with pytest.raises(tv.ConfigurationError, match="no primary audit key") as missing:
         table.primary(AUDIT)
+    assert missing.value.code == "KEY_MISSING"
 
 
 def test_a_table_takes_no_more_versions_than_a_store_keeps_and_still_retires_all() -> None:
