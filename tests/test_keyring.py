@@ -11,16 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import pan_digits
+from tokenvault.audit.event import AUTHENTICATED_BYTES
 from tokenvault.crypto import ccm
 from tokenvault.crypto.cmac import Cmac
 from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import ConfigurationError, IntegrityError, KeyStoreError
 from tokenvault.keys import BlockCipher
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose
+from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan
-from tokenvault.records import index_keys, keyring
+from tokenvault.records import index_keys, keyring, sealing
 from tokenvault.records.card_columns import CardColumns
+from tokenvault.records.key_table import KeyEntry, KeyState, KeyTable, in_order
 from tokenvault.records.keyring import KeyRing, SealPrimary
+from tokenvault.records.record import TokenRecord
+from tokenvault.stores.port import SealedRecord
 
 PAN = Pan.parse("4111111111111111")
 
@@ -193,3 +198,105 @@ def test_cards_in_columns_are_the_cards_row_by_row(cards: list[Card], data: st.D
     assert repr(columns) == f"<CardColumns of {len(cards)}>"
     none = CardColumns.of([None, *cards])
     assert (none.pans.lengths[0], none.months[0], none.card(1)) == (0, 0, cards[0])
+
+
+# Rows under versions of the SEAL key.
+
+
+def table_of(*seal_states: KeyState, fingerprint: int = 1) -> KeyTable:
+    """A table with these versions of SEAL, and the others' first ones."""
+    states = {KeyPurpose.SEAL: seal_states, KeyPurpose.FINGERPRINT: (KeyState.PRIMARY,) * fingerprint,
+              KeyPurpose.AUDIT: (KeyState.PRIMARY,)}  # fmt: skip
+    entries = [
+        KeyEntry(KeyName(purpose, place), state, Custody.IN_PROCESS, bytes(8), 0)
+        for purpose, found in states.items()
+        for place, state in enumerate(found, 1)
+    ]
+    return KeyTable(1, 1_000, in_order(entries))
+
+
+READABLE, PRIMARY, RETIRED, DESTROYED = KeyState
+CARD = Card(PAN, CardExpiry(2030, 1))
+RECORD = TokenRecord(
+    token="9999120000000000", reference=b"r" * 16, pan_fingerprint=b"f" * 16, requestor="40012345678", program="p",
+    revision=1, domain=bytes(32), status=TokenStatus.ACTIVE, created_ms=1, updated_ms=1,
+)  # fmt: skip
+
+
+def sealed_under(version: int) -> SealedRecord:
+    return sealing.seal(RECORD, CARD, LocalBlockCipher(key_of(KeyName(KeyPurpose.SEAL, version))), version)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_genuine_row_of_a_newer_version_is_what_moves_writing_on(many: bool) -> None:
+    ring = KeyRing(Keys((1, 2)), table_of(PRIMARY, READABLE))
+    genuine = sealed_under(2)
+    forged = genuine._replace(seal=bytes(len(genuine.seal)))
+    assert ring.seal_version == 1
+    assert ring.seal(RECORD, CARD).key_version == 1
+    if many:
+        assert ring.unseal_many([forged])[1].tolist() == [False]
+    else:
+        with pytest.raises(IntegrityError):
+            ring.unseal(forged)
+    assert ring.seal_version == 1
+    if many:
+        cards, sound = ring.unseal_many([sealed_under(1), forged, genuine])
+        assert sound.tolist() == [True, False, True]
+        assert [cards.card(row) for row in (0, 2)] == [CARD, CARD]
+    else:
+        assert ring.unseal(genuine) == (RECORD, CARD)
+    assert ring.seal_version == 2
+    assert [row.key_version for row in ring.seal_all([(RECORD, CARD), (RECORD, None)])] == [2, 2]
+    assert KeyRing(Keys((1, 2)), table_of(PRIMARY, READABLE), ring).seal_version == 2
+
+
+def test_a_row_is_read_by_a_retired_key_and_by_none_that_is_destroyed_or_unknown() -> None:
+    ring = KeyRing(Keys((1, 2, 3)), table_of(RETIRED, DESTROYED, PRIMARY))
+    assert ring.unseal(sealed_under(1)) == (RECORD, CARD)
+    for version in (2, 4):
+        with pytest.raises(IntegrityError) as refused:
+            ring.unseal(sealed_under(version))
+        assert refused.value.code == "SEAL_KEY_MISSING"
+    rows = [sealed_under(version) for version in (2, 1, 4, 3)]
+    assert ring.unseal_many(rows)[1].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("purpose", keyring.PURPOSES)
+def test_a_probe_lets_the_key_of_each_purpose_work(purpose: KeyPurpose) -> None:
+    class Broken:
+        """A cipher of a module that went away."""
+
+        def encrypt_blocks(self, blocks: bytes) -> bytes:
+            if self.works:
+                return LocalBlockCipher(bytes(32)).encrypt_blocks(blocks)
+            raise KeyStoreError("gone")
+
+        works = True
+
+    class Modular(Keys):
+        def cipher(self, key: KeyName) -> BlockCipher:
+            return broken if key.purpose is purpose else super().cipher(key)
+
+    broken = Broken()
+    ring = KeyRing(Modular())
+    ring.probe()
+    broken.works = False
+    with pytest.raises(KeyStoreError, match="gone"):
+        ring.probe()
+
+
+def test_a_first_ring_says_under_which_version_events_are_written_and_a_later_one_leaves_it() -> None:
+    """The key store has a newer one already."""
+    leaf = bytes(range(AUTHENTICATED_BYTES))
+    tags = [
+        Cmac(LocalBlockCipher(key_of(KeyName(KeyPurpose.AUDIT, version)))).tag(leaf) for version in (1, 2)
+    ]
+    ring = KeyRing(Keys((1, 2)), table_of(PRIMARY))
+    assert (ring.audit_version, ring.audit.tag(leaf)) == (1, tags[0])
+    later = KeyRing(Keys((1, 2)), None, ring)
+    assert later.audit is ring.audit
+    assert (later.audit_version, later.audit.tag(leaf)) == (2, tags[0])
+    assert KeyRing(Keys((1, 2))).audit.tag(leaf) == tags[1]
+    assert all(ring.audit.is_genuine(leaf, tag) for tag in tags)
+    assert not ring.audit.is_genuine(leaf, bytes(16))
