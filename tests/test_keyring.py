@@ -300,3 +300,100 @@ def test_a_first_ring_says_under_which_version_events_are_written_and_a_later_on
     assert KeyRing(Keys((1, 2))).audit.tag(leaf) == tags[1]
     assert all(ring.audit.is_genuine(leaf, tag) for tag in tags)
     assert not ring.audit.is_genuine(leaf, bytes(16))
+
+
+# Rows that are brought under newer keys.
+
+OTHER_CARD = Card(Pan.parse("5555555555554444"), None)
+
+
+def seal_cipher(version: int) -> BlockCipher:
+    return LocalBlockCipher(key_of(KeyName(KeyPurpose.SEAL, version)))
+
+
+def kept(
+    place: int, card: Card | None, *, seal: int, found: int, last4: bool = False, pairs: int = 0
+) -> SealedRecord:
+    """A row as a vault wrote it under versions of SEAL and FINGERPRINT; `pairs`: of SEAL, for metadata; 0: none."""
+    old = KeyRing(Keys(tuple(range(1, found + 1))))
+    reference = bytes([place]) * 16
+    record = RECORD._replace(
+        token=f"99991200000000{place:02}",
+        reference=reference,
+        pan_fingerprint=old.pan_fingerprint(card.pan) if card else b"t" * 16,
+        last4_key=old.last4_keys(card.pan.last4)[0] if card and last4 else b"",
+        metadata=sealing.seal_metadata({"a": "b"}, reference, seal_cipher(pairs), pairs) if pairs else b"",
+    )
+    if card is None:
+        record = record._replace(status=TokenStatus.DELETED)
+    return sealing.seal(record, card, seal_cipher(seal), seal)
+
+
+def test_rows_under_an_older_seal_key_are_sealed_anew_with_their_metadata_and_others_are_left() -> None:
+    ring = KeyRing(Keys((1, 2)))
+    rows = [
+        kept(0, CARD, seal=1, found=1), kept(1, CARD, seal=2, found=1), kept(2, OTHER_CARD, seal=2, found=1, pairs=1),
+        kept(3, None, seal=1, found=1), kept(4, CARD, seal=1, found=1, pairs=2),
+    ]  # fmt: skip
+    forged = rows[0]._replace(seal=bytes(len(rows[0].seal)))
+    renewed, unreadable = ring.renew_many([*rows, forged], refingerprint=False)
+    assert unreadable == 1
+    assert [row.token for row in renewed] == [rows[place].token for place in (0, 2, 3, 4)]
+    for row, place in zip(renewed, (0, 2, 3, 4), strict=True):
+        before, card = ring.unseal(rows[place])
+        after, same = ring.unseal(row)
+        assert (row.key_version, row.revision, same) == (2, 2, card)
+        assert sealing.key_versions(row) in ((2,), (2, 2))
+        assert ring.metadata(after) == ring.metadata(before)
+        assert after._replace(revision=1, metadata=b"", updated_ms=0) == before._replace(
+            metadata=b"", updated_ms=0
+        )
+    assert ring.renew_many(renewed, refingerprint=False) == ([], 0)
+    assert ring.renew_many([], refingerprint=True) == ([], 0)
+
+
+def test_rows_found_by_an_older_fingerprint_key_are_found_by_the_newest_and_tombstones_stay() -> None:
+    ring = KeyRing(Keys((1, 2)))
+    rows = [
+        kept(0, CARD, seal=2, found=1), kept(1, CARD, seal=2, found=2),
+        kept(2, OTHER_CARD, seal=2, found=1, last4=True), kept(3, None, seal=2, found=1), kept(4, CARD, seal=2, found=2, last4=True),
+    ]  # fmt: skip
+    half = kept(5, CARD, seal=2, found=2)._replace(last4_key=ring.last4_keys("1111")[1])
+    half = sealing.seal(TokenRecord.parse(half), CARD, seal_cipher(2), 2)
+    forged = rows[0]._replace(seal=bytes(len(rows[0].seal)))
+    every = [*rows, half, forged]
+    assert ring.found_by(every, 1) == (3, 1)
+    assert ring.found_by(every, 2) == (3, 1)
+    renewed, unreadable = ring.renew_many(every, refingerprint=True)
+    assert unreadable == 1
+    assert [row.token for row in renewed] == [row.token for row in (rows[0], rows[2], half)]
+    for row, pan in zip(renewed, (PAN, OTHER_CARD.pan, PAN), strict=True):
+        assert row.pan_fingerprint == ring.pan_fingerprint(pan)
+        assert ring.unseal(row)[1] in (CARD, OTHER_CARD)
+    assert [row.last4_key for row in renewed] == [b"", ring.last4_keys("4444")[0], ring.last4_keys("1111")[0]]
+    assert ring.found_by(renewed, 1) == (0, 0)
+    assert ring.found_by(renewed, 2) == (3, 0)
+
+
+def test_metadata_under_a_key_that_is_gone_leaves_its_row_and_is_counted() -> None:
+    row = kept(0, CARD, seal=2, found=1, pairs=1)
+    gone = KeyRing(Keys((2, 3)))
+    assert gone.renew_many([row, kept(1, CARD, seal=2, found=1)], refingerprint=False)[1] == 1
+    assert len(gone.renew_many([row, kept(1, CARD, seal=2, found=1)], refingerprint=False)[0]) == 1
+
+
+@given(st.lists(pan_digits(min_size=13).map(Pan.parse), min_size=1, max_size=4), st.integers(0, 3))
+def test_columns_find_and_choose_as_single_calls_do(pans: list[Pan], candidate: int) -> None:
+    ring = KeyRing(Keys((1, 2)))
+    columns = CardColumns.of([Card(pan, None) for pan in pans]).pans
+    every = [[row.tobytes() for row in found] for found in ring.pan_fingerprints_many(columns)]
+    assert list(zip(*every, strict=True)) == [ring.pan_fingerprints(pan) for pan in pans]
+    newest = ring.pan_fingerprint_many(columns)
+    assert [row.tobytes() for row in newest] == every[0]
+    deleted = ring.tombstone_fingerprints_many(columns)
+    assert list(zip(*deleted, strict=True)) == [ring.tombstone_fingerprints(pan) for pan in pans]
+    customers = ["", "c", "d", ""][: len(pans)]
+    assert ring.convergent_choices(newest, "1", "p", customers, candidate) == [
+        ring.convergent_choice(fingerprint, "1", "p", customer, candidate)
+        for fingerprint, customer in zip(every[0], customers, strict=True)
+    ]
