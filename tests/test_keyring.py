@@ -356,7 +356,8 @@ def test_rows_found_by_an_older_fingerprint_key_are_found_by_the_newest_and_tomb
     ring = KeyRing(Keys((1, 2)))
     rows = [
         kept(0, CARD, seal=2, found=1), kept(1, CARD, seal=2, found=2),
-        kept(2, OTHER_CARD, seal=2, found=1, last4=True), kept(3, None, seal=2, found=1), kept(4, CARD, seal=2, found=2, last4=True),
+        kept(2, OTHER_CARD, seal=2, found=1, last4=True), kept(3, None, seal=2, found=1),
+        kept(4, CARD, seal=2, found=2, last4=True),
     ]  # fmt: skip
     half = kept(5, CARD, seal=2, found=2)._replace(last4_key=ring.last4_keys("1111")[1])
     half = sealing.seal(TokenRecord.parse(half), CARD, seal_cipher(2), 2)
