@@ -31,6 +31,7 @@ def becomes(text: str) -> set[str]:
         ("x = a is not b\n", {"x = a is b"}),
         ("x = f(a, b)\n", {"x = f(b, a)"}),
         ("x = min(a, b)\n", {"x = max(a, b)"}),
+        ("x = cast('int', a < b)\n", {"x = cast('int', a <= b)"}),
         ("x = zip(a, b, strict=True)\n", {"x = zip(b, a, strict=True)"}),
         ("x = a and b\n", {"x = a or b", "x = (a)", "x = (b)"}),
         ("x = s[a:b]\n", {"x = s[:b]", "x = s[a:]"}),

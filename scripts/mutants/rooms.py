@@ -92,6 +92,7 @@ _VAULT_TESTS: Final = (
 _AUDIT_TESTS: Final = (
     "test_audit.py",
     "test_audit_notes.py",
+    "test_ocsf.py",
     "test_audit_feed.py",
     "test_audit_index.py",
     "test_audit_open_tails.py",
