@@ -93,6 +93,7 @@ _AUDIT_TESTS: Final = (
     "test_audit.py",
     "test_audit_notes.py",
     "test_ocsf.py",
+    "test_feed_position.py",
     "test_audit_feed.py",
     "test_audit_index.py",
     "test_audit_open_tails.py",
