@@ -99,7 +99,7 @@ def test_tests_that_run_the_line_come_first_and_the_quickest_of_them_before_all(
         {"m.py": {3: ["slow", "quick"], 2: ["same function", "slow"]}},
     )
     assert list(covered.tests_for(change)) == ["quick", "slow", "same function"]
-    assert list(covered.tests_for(change, 2.0)) == ["quick"]
+    assert list(covered.tests_for(change, 2.0)) == ["quick", "same function"]
 
 
 def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_notice() -> None:
@@ -112,6 +112,7 @@ def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_
     assert list(CoverageMap(seconds, lines).tests_for(change)) == ["own"]
     assert not CoverageMap(seconds, lines, {"m.py": [1, 9]}).is_loaded(change)
     assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change)) == ["own", "module", "other"]
+    assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change, 2.4)) == ["own", "other"]
     assert list(CoverageMap(seconds, {"m.py": {9: ["module"]}}).tests_for(change)) == [
         "module",
         "other",
