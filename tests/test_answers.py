@@ -77,6 +77,13 @@ MEASURED = [
     Case({"valid_from": NOW + SECOND}, {}, ("valid_from", "NOT_YET_VALID", "57"), says="retry then"),
     Case({"valid_until": NOW}, {}, ("valid_until", "NO_LONGER_VALID", "54"), says="valid until"),
     Case({"min_amount": EUR(5)}, {"amount": EUR(4)}, ("min_amount", "AMOUNT_TOO_LOW", "13"), says="at least 5"),
+    Case({"min_amount": EUR(5)}, {}, ("min_amount", "AMOUNT_TOO_LOW", "13")),
+    Case({"min_amount": EUR(5)}, {"amount": Money(6, "USD")}, ("min_amount", "AMOUNT_TOO_LOW", "13")),
+    Case({"max_amount": EUR(5)}, {}, ("max_amount", "AMOUNT_TOO_HIGH", "61")),
+    Case({"max_amount": EUR(5)}, {"amount": Money(4, "USD")}, ("max_amount", "AMOUNT_TOO_HIGH", "61")),
+    Case({"strong_above": EUR(5)}, {}, ("strong_above", "STRONG_AUTHENTICATION_REQUIRED", "1A")),
+    Case({"limits": (Limit(amount=EUR(9)),)}, {}, ("limits", "AMOUNT_EXCEEDED", "61")),
+    Case({"limits": (Limit(amount=EUR(9)),)}, {"amount": Money(1, "USD")}, ("limits", "AMOUNT_EXCEEDED", "61")),
     Case({"max_amount": EUR(5)}, {"amount": EUR(6)}, ("max_amount", "AMOUNT_TOO_HIGH", "61"), says="at most 5"),
     Case({"cryptogram": CryptogramRule.REQUIRED}, {}, ("cryptogram", "CRYPTOGRAM_REQUIRED", "82")),
     Case({"min_interval": SECOND}, {}, ("min_interval", "TOO_SOON", "65"), (PAID,), says="0:00:01"),
@@ -118,6 +125,27 @@ OF_THE_LEDGER = [
     Case({}, follow_up(Kind.REFUND, 101), ("original", "REFUND_EXCEEDS", "13"), (PAID,)),
 ]  # fmt: skip
 CASES = [*LISTED, *MEASURED, *OF_THE_TOKEN, *OF_THE_LEDGER]
+
+
+ALLOWED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"min_amount": EUR(5)}, {"amount": EUR(5)}),
+    ({"max_amount": EUR(5)}, {"amount": EUR(5)}),
+    ({"strong_above": EUR(5)}, {"amount": EUR(5)}),
+    ({"limits": (Limit(amount=EUR(5)),)}, {"amount": EUR(5)}),
+    ({"valid_from": NOW}, {}),
+    ({"valid_until": NOW + timedelta(milliseconds=1)}, {}),
+    ({"cryptogram": CryptogramRule.REQUIRED}, {"cryptogram_counter": 0}),
+]
+
+
+@pytest.mark.parametrize(("domain", "use"), ALLOWED)
+def test_a_use_at_the_border_of_a_control_is_allowed(domain: dict[str, Any], use: dict[str, Any]) -> None:
+    assert PureToken(Domain(**domain)).check(told(use), NOW_MS).violations == ()
+
+
+def test_the_first_millisecond_before_a_control_s_border_is_refused() -> None:
+    token = PureToken(Domain(valid_from=NOW))
+    assert not token.check(told({}), NOW_MS - 1).allowed
 
 
 def told(fields: dict[str, Any]) -> Transaction:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,16 +14,16 @@ import pytest
 
 import tokenvault as tv
 from tests.pure_token import OWNER
-from tokenvault.errors import InvalidInputError
-from tokenvault.model import checks, iso
+from tokenvault.errors import InvalidInputError, UnchangeableError
+from tokenvault.model import checks, counters, domain_document, iso, ledger
 from tokenvault.model.authentication import Authentication, Factor, Strength
 from tokenvault.model.control import shown
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealPolicy
 from tokenvault.model.limits import Limit
-from tokenvault.model.listing import AllBut
+from tokenvault.model.listing import AllBut, in_categories
 from tokenvault.model.money import Money
-from tokenvault.model.pan import CardExpiry, PanRule
+from tokenvault.model.pan import CardExpiry, Pan, PanRule
 from tokenvault.model.programs import Making, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.transaction import Transaction
@@ -206,8 +208,10 @@ PUBLIC = [Authentication(factors=set(Factor), at=OLDEST), Domain(), Limit(uses=1
 @pytest.mark.parametrize("value", PUBLIC, ids=lambda value: type(value).__name__)
 def test_a_value_does_not_change_and_equals_its_like(value: Any) -> None:
     name = attrs.fields(type(value))[0].name
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+    with pytest.raises(UnchangeableError) as refused:
         setattr(value, name, None)
+    assert refused.value.__traceback__ is not None
+    assert "_refuse_change" not in [frame.name for frame in traceback.extract_tb(refused.value.__traceback__)]
     again = attrs.evolve(value)
     assert again == value
     assert hash(again) == hash(value)
@@ -268,3 +272,158 @@ def test_a_code_is_added_to_its_own_list_or_none_of_them_is(monkeypatch: pytest.
     assert not iso.is_country("XYZ")
     assert not iso.is_currency("ZZ")
     assert not iso.is_currency("ZZZ")
+
+
+@pytest.mark.parametrize(
+    ("listed", "allowed", "refused"),
+    [
+        ({"3000-3999", "5411"}, ["3000", "3500", "3999", "5411"], ["2999", "4000", "5410", "5412", None]),
+        (AllBut({"3000-3999", "5411"}), ["2999", "4000", "5410"], ["3000", "3999", "5411", None]),
+        ({"0000-0001"}, ["0000", "0001"], ["0002", None]),
+    ],
+)
+def test_a_range_of_merchant_categories_has_both_its_ends(
+    listed: Any, allowed: list[str], refused: list[str | None]
+) -> None:
+    listing = Domain(merchant_categories=listed).merchant_categories
+    assert listing is not None
+    assert [in_categories(listing, category) for category in allowed] == [True] * len(allowed)
+    assert [in_categories(listing, category) for category in refused] == [False] * len(refused)
+
+
+STORED_WORDS = {
+    tv.Kind: "purchase cash transfer verification increment capture reversal refund dispute",
+    tv.Channel: "ecommerce contactless chip magstripe qr_consumer qr_merchant atm transfer mail_telephone"
+    " merchant_initiated agent",
+    tv.Period: "day week month year",
+    tv.CryptogramRule: "required",
+    tv.Making: "random convergent",
+    tv.Permission: "issue detokenize manage",
+    tv.Actor: "issuer requestor cardholder vault",
+    Factor: "possession knowledge inherence",
+}
+
+
+@pytest.mark.parametrize("kind", STORED_WORDS, ids=lambda kind: kind.__name__)
+def test_the_words_of_stored_documents_stay(kind: Any) -> None:
+    assert [member.value for member in kind] == STORED_WORDS[kind].split()
+    assert [member.name.lower() for member in kind] == STORED_WORDS[kind].split()
+
+
+def test_sizes_of_what_is_stored_stay() -> None:
+    """Records, events and counters are read by them; another value reads nothing that was written before."""
+    assert (ledger.USE_ID_BYTES, ledger.FOLLOW_UPS_MAX, len(ledger.NO_USES.use_id)) == (16, 500, 16)
+    assert (counters.KEY_BYTES, counters.COUNTERS_MAX, counters.NO_WINDOW, counters.NONE) == (16, 64, -1, -1)
+    assert counters.CLOCK_AHEAD_MS_MAX == 86_400_000
+    assert len(transaction().content) == 16
+    assert domain_document.DOCUMENT_BYTES_MAX == 2**22
+
+
+def test_a_transaction_s_content_is_what_its_events_are_told_by() -> None:
+    """Fixed: a retry is found among the events of an older version."""
+    plain = transaction()
+    told: dict[str, Any] = {
+        "kind": tv.Kind.CAPTURE, "original": "o", "final": False, "merchant": "M  ", "merchant_category": "5411",
+        "channel": tv.Channel.CHIP, "country": "FR", "device": "D ", "amount": Money(5, "EUR"), "reference": "R",
+        "agent": "A", "token_expiry": "2030-01", "cryptogram_counter": 7,
+        "authentication": Authentication(factors=list(Factor)[:2], at=OLDEST, method="m"),
+    }  # fmt: skip
+    full = transaction(**told)
+    spelled = {
+        plain: ["40012345678", "purchase", *[""] * 13],
+        full: [
+            "40012345678", "capture", "part", "o", "M", "5411", "chip", "FR", "D", "5 EUR", "R", "A", "2030-01",
+            "knowledge+possession 946684800000 m", "7",
+        ],
+    }  # fmt: skip
+    for each, fields in spelled.items():
+        assert each.content == hashlib.sha256("\x1f".join(fields).encode()).digest()[:16]
+
+
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: transaction(id=""), "a transaction's id is 1 to 64 printable"),
+    (lambda: transaction(requestor="4"), "a transaction's requestor is a token requestor id: 11 digits"),
+    (lambda: transaction(original=""), "a transaction's original is 1 to 64"),
+    (lambda: transaction(merchant=""), "a merchant is 1 to 256"),
+    (lambda: transaction(merchant_category=""), "a merchant category is 4 digits"),
+    (lambda: transaction(channel="chip"), "a channel is a Channel"),
+    (lambda: transaction(device=""), "a device is 1 to 256"),
+    (lambda: transaction(amount=5), "a transaction's amount is a Money"),
+    (lambda: transaction(reference=""), "a reference is 1 to 256"),
+    (lambda: transaction(agent=""), "an agent is 1 to 256"),
+    (lambda: transaction(token_expiry=5), "a transaction's token_expiry is a CardExpiry"),
+    (lambda: transaction(authentication=5), "a transaction's authentication is a Authentication"),
+    (lambda: transaction(cryptogram_counter=-1), "a cryptogram counter is a whole number from 0 to 4294967295"),
+    (lambda: transaction(kind="purchase"), "a transaction's kind is a Kind"),
+    (lambda: transaction(final=1), "final is True or False"),
+    (lambda: checks.par("a" * 29), "par is 29 uppercase letters and digits"),
+    (lambda: checks.token("4"), "the token is 13 to 19 digits"),
+    (lambda: Domain(requestors={"4"}), "a requestor is a token requestor id"),
+    (lambda: Domain(assurances={"4"}), "an assurance method is 2 uppercase"),
+    (lambda: Domain(limits=[5]), "each of limits is a Limit"),  # type: ignore[list-item] # that is the point
+    (lambda: Limit(uses=0), "a limit of uses is a whole number from 1 to 1000000000"),
+    (lambda: Limit(amount=5), "a limit's amount is a Money"),  # type: ignore[arg-type] # likewise
+    (lambda: Limit(uses=1, per=5), "a limit's window that is no Period is a timedelta"),  # type: ignore[arg-type] # likewise
+    (lambda: Limit(uses=1, requestors={"4"}), "a requestor is a token requestor id"),
+    (lambda: Limit(uses=1, kinds={"cash"}), "a kind is a Kind"),  # type: ignore[arg-type] # likewise
+    (lambda: Limit(uses=1, merchants=set()), "a limit's merchants has 1 to 10000 values"),
+    (lambda: Limit(uses=1, since_authentication=1), "since_authentication is True"),  # type: ignore[arg-type] # likewise
+    (lambda: Limit(uses=1, without_authentication=1), "without_authentication is True"),  # type: ignore[arg-type] # likewise
+    (lambda: Money(-1, "EUR"), "an amount in minor units is a whole number from 0 to 1000000000000000"),
+    (lambda: Authentication(factors=[], at=OLDEST), "an authentication's factors has 1 to 10000"),
+    (lambda: Authentication(factors=[5], at=OLDEST), "an authentication's factors is a Factor"),  # type: ignore[list-item] # likewise
+    (lambda: Authentication(factors=set(Factor), at=5), "an authentication's time: a datetime"),  # type: ignore[arg-type] # likewise
+    (lambda: Authentication(factors=set(Factor), at=OLDEST, method=""), "an authentication's method is 1"),
+    (lambda: TokenFormat(bin="9", length=5), "the token length is a whole number from 13 to 19"),
+    (lambda: program(name=""), "a program's name is 1 to 64"),
+    (lambda: program(format=5), "a program's format is a TokenFormat"),
+    (lambda: program(making="random"), "a program's making is a Making"),
+    (lambda: program(domain=5), "a program's domain is a Domain"),
+    (lambda: program(pans=5), "a program's pans is a PanRule"),
+    (lambda: program(expected_tokens=0), "expected_tokens is a whole number from 1 to 1000000000000000"),
+    (lambda: program(per_customer=1), "per_customer is True or False"),
+    (lambda: program(accept_density=1), "accept_density is True or False"),
+    (lambda: program(suspend_after_refusals=0), "suspend_after_refusals is a whole number from 1 to 100"),
+    (lambda: TokenRequestor("4"), "a requestor's id is a token requestor id"),
+    (lambda: TokenRequestor(OWNER, domain=5), "a requestor's domain is a Domain"),  # type: ignore[arg-type] # likewise
+    (lambda: TokenRequestor(OWNER, disabled=1), "disabled is True or False"),  # type: ignore[arg-type] # likewise
+    (lambda: TokenRequestor(OWNER, programs={""}), "a program's name is 1 to 64"),
+    (lambda: TokenRequestor(OWNER, programs=5), "a requestor's programs is a list or set of values"),  # type: ignore[arg-type] # likewise
+    (lambda: TokenRequestor(OWNER, permissions=set()), "a requestor's permissions has 1 to 10000"),
+    (lambda: TokenRequestor(OWNER, permissions={"issue"}), "a permission is a Permission"),  # type: ignore[arg-type] # likewise
+    (lambda: Pan.parse("4111111111111111", rule=5), "rule is a PanRule"),  # type: ignore[arg-type] # likewise
+    (lambda: AllBut(5), "AllBut is a list or set of values"),  # type: ignore[arg-type] # likewise
+    (lambda: checks.blocking_store("store", object()), "store is a token store without coroutines"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_a_refusal_names_the_argument_and_what_it_accepts(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        call()
+    assert str(refused.value).startswith(message)
+
+
+def test_a_store_with_coroutines_is_not_taken_for_one_without() -> None:
+    class WithCoroutines:
+        """As far as the check looks."""
+
+        async def check_schema(self) -> None: ...
+
+    class Without:
+        def check_schema(self) -> None: ...
+
+    checks.blocking_store("store", Without())
+    with pytest.raises(InvalidInputError, match="store is a token store without coroutines"):
+        checks.blocking_store("store", WithCoroutines())
+
+
+def test_an_iterator_of_the_caller_that_fails_is_refused_without_what_it_holds() -> None:
+    def failing() -> Any:
+        yield "a"
+        raise RuntimeError("4111111111111111")
+
+    with pytest.raises(InvalidInputError, match="the iterable of merchants failed") as refused:
+        Domain(merchants=failing())
+    assert "4111" not in "".join(traceback.format_exception(refused.value))
+    assert refused.value.__cause__ is None

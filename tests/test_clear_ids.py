@@ -128,6 +128,71 @@ def test_a_program_that_takes_cards_without_check_digits_keeps_no_number_of_thei
     assert ids.kept(text[:-1]) == text[:-1]
 
 
+PLAIN = ClearIds(lambda _: bytes(16))
+"""Knows of no program."""
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("0" * 16, True), ("0" * 12, True), ("0" * 19, True), ("0" * 11, False), ("0" * 15 + "1", False),
+        ("0" * 16 + "-1", True), ("1-" + "0" * 16, True), ("12-0000000000000000-21", True),
+        ("0" * 8 + "-" + "0" * 8, True),
+        ("0" * 19 + "1", True),  # of 20 digits it is not asked what they are
+        ("0" * 18 + "1", False), ("1" + "0" * 12, False),
+        ("00000" + "4111111111111111"[:13], False), ("98" + "4111111111111111", True),
+        ("4111111111111111" + "98", True),
+        ("4111111111111112", False),
+    ],
+)  # fmt: skip
+def test_digits_hold_a_card_number_between_ends_of_runs_or_where_one_begins_as_cards_do(
+    text: str, held: bool
+) -> None:
+    assert PLAIN.could_hold_number(text) is held
+    assert (PLAIN.kept(text) == text) is not held
+
+
+def test_a_card_number_that_is_known_is_kept_from_any_id() -> None:
+    """Here as the end of a longer number that no card has."""
+    number = Pan.parse("0" * 16)
+    text = "1" + "0" * 16
+    assert PLAIN.kept(text) == text
+    assert PLAIN.kept(text, number) != text
+    assert PLAIN.kept(text, Pan.parse(VISA)) == text
+
+
+def follow_on(digits: str, valid: bool) -> str:
+    """Digits with one more, so that they pass the Luhn check, or fail it."""
+    return next(each for digit in DIGITS if luhn_valid(each := digits + digit) is valid)
+
+
+def test_a_token_is_found_at_every_length_that_its_format_has() -> None:
+    """Each shorter beginning of it is no token: it passes the check that tokens fail."""
+    ids = ClearIds(lambda _: bytes(16))
+    ids.know([tv.TokenProgram("p", format=LUHN_FREE)])
+    begin = follow_on(LUHN_FREE.bin + "0" * 6, valid=True)
+    for length in range(13, 20):
+        while len(begin) < length:
+            begin = follow_on(begin, valid=True)
+        token = follow_on(begin[:-1], valid=False)
+        assert len(token) == length
+        assert ids.could_hold_token(token)
+        assert ids.could_hold_token(f"{token[:7]}.{token[7:]}")
+        assert not ids.could_hold_token(begin)
+    assert not ids.could_hold_token(LUHN_FREE.bin + "0" * 6)
+
+
+def test_a_token_of_a_fixed_length_is_found_with_digits_before_and_behind() -> None:
+    ids = ClearIds(lambda _: bytes(16))
+    form = tv.TokenFormat(bin="9999", length=14, luhn=False)
+    ids.know([tv.TokenProgram("p", format=form)])
+    token = follow_on("9999000000000", valid=False)
+    for text in (token, token + "1", "1" + token, "99" + token + "2"):
+        assert ids.could_hold_token(text)
+    assert not ids.could_hold_token(follow_on("9999000000000", valid=True))
+    assert not ids.could_hold_token(token[:-1])
+
+
 # What a vault keeps.
 
 SPELLINGS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -126,8 +128,9 @@ def test_a_version_moves_from_readable_to_primary_to_retired_to_destroyed_and_no
     assert (table.number, table.live(SEAL), table.primary(SEAL)) == (3, (1, 2, 3), 1)
     table = table.with_primary(third)
     assert table.primary(SEAL) == 3
-    with pytest.raises(tv.LifecycleError, match="older"):
+    with pytest.raises(tv.LifecycleError, match="older") as refused:
         table.with_primary(second)
+    assert refused.value.code == "KEY_STATE_NOT_FITTING"
     with pytest.raises(tv.LifecycleError, match="primary"):
         table.with_retired(third)
     table = table.with_retired(first)
@@ -138,8 +141,9 @@ def test_a_version_moves_from_readable_to_primary_to_retired_to_destroyed_and_no
     assert table.restated() == attrs.evolve(table, number=table.number + 1)
     with pytest.raises(tv.LifecycleError, match="not in the key table"):
         table.with_retired(KeyName(AUDIT, 9))
-    with pytest.raises(tv.ConfigurationError, match="no primary audit key"):
+    with pytest.raises(tv.ConfigurationError, match="no primary audit key") as missing:
         table.primary(AUDIT)
+    assert missing.value.code == "KEY_MISSING"
 
 
 def test_a_table_takes_no_more_versions_than_a_store_keeps_and_still_retires_all() -> None:
@@ -302,3 +306,56 @@ def test_a_key_store_without_any_key_says_what_to_run(local_keys: KeyStore, tmp_
             provision(store)
             with pytest.raises(tv.ConfigurationError, match="provision first"):
                 vaults.open_vault(empty, store)
+
+
+def test_the_bytes_of_a_table_are_those_that_its_document_states() -> None:
+    """Whole, from the struct of each line; the MAC is CMAC over SHA-256 of the label and all before it."""
+    names = [KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT]
+    custodies = {Custody.IN_MODULE: 1, Custody.IN_PROCESS: 2}
+    states = {KeyState.READABLE: 1, KeyState.PRIMARY: 2, KeyState.RETIRED: 3, KeyState.DESTROYED: 4}
+    for custody, custody_code in custodies.items():
+        for state, state_code in states.items():
+            entries = tuple(KeyEntry(KeyName(each, 7), state, custody, b"checkval", 9) for each in names)
+            kept = (CarriedKey(3, 7, b"n" * 13, b"s" * 48), CarriedKey(4, 7, b"o" * 13, b"t" * 48))
+            body = struct.pack(">BIIHH", 1, 5, 600, 4, 2)
+            for purpose_code in (1, 2, 3, 4):
+                body += struct.pack(">BHBB8sQ", purpose_code, 7, state_code, custody_code, b"checkval", 9)
+            body += struct.pack(">HH13s48sHH13s48s", *kept[0], *kept[1])
+            mac = Cmac(LocalBlockCipher(bytes(32)))
+            whole = body + mac.tag(hashlib.sha256(b"tokenvault key table 1\0" + body).digest())
+            table = KeyTable(5, 600, entries, kept)
+            assert table.encode(mac) == whole
+            assert KeyTable.parse(whole) == table
+            assert table.is_genuine(whole, mac)
+            assert not table.is_genuine(whole[:-1] + bytes([whole[-1] ^ 1]), mac)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sound"),
+    [
+        ((1, 1, 100, 0, 0), True), ((1, 1, 600_000, 0, 0), True), ((1, 2**32 - 1, 5_000, 0, 0), True),
+        ((1, 0, 5_000, 0, 0), False), ((1, 1, 99, 0, 0), False), ((1, 1, 600_001, 0, 0), False),
+        ((2, 1, 5_000, 0, 0), False), ((0, 1, 5_000, 0, 0), False), ((1, 1, 5_000, 1, 0), False),
+        ((1, 1, 5_000, 0, 1), False),
+    ],
+)  # fmt: skip
+def test_each_field_of_a_table_s_header_is_read_up_to_its_border(
+    fields: tuple[int, int, int, int, int], sound: bool
+) -> None:
+    value = struct.pack(">BIIHH", *fields) + bytes(16)
+    if sound:
+        assert KeyTable.parse(value) == KeyTable(fields[1], fields[2], ())
+    else:
+        with pytest.raises(IntegrityError):
+            KeyTable.parse(value)
+
+
+def test_carried_keys_stand_in_order_each_version_once() -> None:
+    def value(*versions: int) -> bytes:
+        header = struct.pack(">BIIHH", 1, 1, 5_000, 0, len(versions))
+        return header + b"".join(struct.pack(">HH13s48s", each, 9, b"", b"") for each in versions) + bytes(16)
+
+    assert [each.version for each in KeyTable.parse(value(1, 2)).carried] == [1, 2]
+    for wrong in ((2, 1), (1, 1)):
+        with pytest.raises(IntegrityError):
+            KeyTable.parse(value(*wrong))

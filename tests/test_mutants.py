@@ -31,6 +31,8 @@ def becomes(text: str) -> set[str]:
         ("x = a is not b\n", {"x = a is b"}),
         ("x = f(a, b)\n", {"x = f(b, a)"}),
         ("x = min(a, b)\n", {"x = max(a, b)"}),
+        ("x = cast('int', a < b)\n", {"x = cast('int', a <= b)"}),
+        ("x = zip(a, b, strict=True)\n", {"x = zip(b, a, strict=True)"}),
         ("x = a and b\n", {"x = a or b", "x = (a)", "x = (b)"}),
         ("x = s[a:b]\n", {"x = s[:b]", "x = s[a:]"}),
         ("LIMIT = 7\n", {"LIMIT = 6", "LIMIT = 8"}),
@@ -97,7 +99,7 @@ def test_tests_that_run_the_line_come_first_and_the_quickest_of_them_before_all(
         {"m.py": {3: ["slow", "quick"], 2: ["same function", "slow"]}},
     )
     assert list(covered.tests_for(change)) == ["quick", "slow", "same function"]
-    assert list(covered.tests_for(change, 2.0)) == ["quick"]
+    assert list(covered.tests_for(change, 2.0)) == ["quick", "same function"]
 
 
 def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_notice() -> None:
@@ -110,6 +112,7 @@ def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_
     assert list(CoverageMap(seconds, lines).tests_for(change)) == ["own"]
     assert not CoverageMap(seconds, lines, {"m.py": [1, 9]}).is_loaded(change)
     assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change)) == ["own", "module", "other"]
+    assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change, 2.4)) == ["own", "other"]
     assert list(CoverageMap(seconds, {"m.py": {9: ["module"]}}).tests_for(change)) == [
         "module",
         "other",
@@ -126,14 +129,14 @@ def test_entries_are_read_from_the_output_of_a_run() -> None:
 
 def test_parts_are_all_changes_once_and_a_sample_is_the_same_for_one_seed() -> None:
     changes = changes_of("m.py", "A = 1\nB = 2\nC = 3\nD = 4\n")
-    parts = [mutants.chosen(changes, f"{number}/3", None, 0, "") for number in (1, 2, 3)]
+    parts = [mutants.chosen_of(changes, f"{number}/3", None, 0, "") for number in (1, 2, 3)]
     assert sorted(each.text for part in parts for each in part) == sorted(each.text for each in changes)
-    first, again = (mutants.chosen(changes, "1/1", 3, 7, "") for _ in range(2))
+    first, again = (mutants.chosen_of(changes, "1/1", 3, 7, "") for _ in range(2))
     assert first == again
     assert len(first) == 3
     for wrong in ("0/3", "4/3", "2", "a/b"):
         with pytest.raises(ValueError, match="part"):
-            mutants.chosen(changes, wrong, None, 0, "")
+            mutants.chosen_of(changes, wrong, None, 0, "")
 
 
 def test_an_entry_holds_wherever_its_line_stands_and_is_stale_when_it_is_gone_or_noticed(
@@ -183,13 +186,16 @@ def test_a_small_project_is_tried_in_a_copy_and_its_survivor_told(tmp_path: Path
         "import sys\nfrom pathlib import Path\nfrom scripts.mutants import __main__ as m\n"
         "from scripts.mutants.rooms import ROOMS\nroot = Path(sys.argv[1])\n"
         "changes = m.planted_in(root, ROOMS['crypto'])\n"
-        "sys.exit(m.run(root, ROOMS['crypto'], changes, changes, 2, 9.0))\n"
+        "m.run(root, ROOMS['crypto'], changes, changes, m.Bounds(1, 9.0, minutes=0))\n"
+        "sys.exit(m.run(root, ROOMS['crypto'], changes, changes, m.Bounds(2, 9.0)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert "[[survivor]]" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 1
+    assert "1 of 6 changes: 1 noticed" in done.stdout
+    assert "6 of 6 changes: 4 noticed" in done.stdout
     blocks = ["[[survivor]]" + block.split("\n\n")[0] for block in done.stdout.split("[[survivor]]")[1:]]
     survivors = [tomllib.loads(block)["survivor"][0] for block in blocks]
     assert {each["where"] for each in survivors} == {"only_run"}

@@ -179,6 +179,8 @@ def test_a_program_may_take_twelve_digits_and_numbers_without_a_check_digit() ->
         ("4111111111111111", PanRule(lengths=(12, 15)), "PAN_LENGTH"),
         ("4111111111111112", PanRule(), "PAN_CHECK_DIGIT"),
         ("4111a11111111111", PanRule(luhn=False), "PAN_CHARACTERS"),
+        (" ".join("4" * 19) + "4", PanRule(), "PAN_CHARACTERS"),  # longer than any PAN with its separators
+        (" ".join("4" * 19), PanRule(), "PAN_CHECK_DIGIT"),
     ],
 )
 def test_a_refused_pan_says_by_which_rule(digits: str, rule: PanRule, code: str) -> None:
@@ -205,7 +207,7 @@ def test_columns_are_read_by_the_rule_of_their_program() -> None:
 
 @given(
     pan_digits(min_size=12),
-    st.sampled_from(["{}", "card {}", "{}.csv", "a{}b"]),
+    st.sampled_from(["{}", "card {}", "7 of {}", "{}.csv", "a{}b"]),
     st.sampled_from(["", " ", "-"]),
 )
 def test_a_typed_text_that_holds_a_card_number_in_a_row_is_noticed(number: str, text: str, gap: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from scripts.mutants import copies, coverage_map, survivors
 from scripts.mutants.changes import Change, changes_of
@@ -54,7 +55,7 @@ def planted_in(root: Path, room: Room) -> list[Change]:
     ]
 
 
-def chosen(changes: list[Change], part: str, sample: int | None, seed: int, module: str) -> list[Change]:
+def chosen_of(changes: list[Change], part: str, sample: int | None, seed: int, module: str) -> list[Change]:
     """Those that are tried now. Raises ValueError for a part that is none."""
     number, _, count = part.partition("/")
     if not number.isdigit() or not count.isdigit() or not 1 <= int(number) <= int(count):
@@ -89,8 +90,30 @@ def difference(root: Path, change: Change) -> str:
     return "\n".join([f"{PACKAGE / change.module}:{change.line}: {change.where}", *lines])
 
 
-def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs: int, seconds: float) -> int:
-    """Try changes of a room and tell of the survivors; 1 where the list of survivors does not hold."""
+class Bounds(NamedTuple):
+    """How long things may take.
+
+    Attributes:
+        jobs: processes that try.
+        seconds: of tests for one change, as they take without it.
+        minutes: after which no further change is tried.
+    """
+
+    jobs: int = JOBS
+    seconds: float = TESTS_SECONDS_MAX
+    minutes: float = math.inf
+
+
+def run(root: Path, room: Room, changes: list[Change], chosen: list[Change], bounds: Bounds) -> int:
+    """Try changes of a room and tell of the survivors; 1 where the list of survivors does not hold.
+
+    Args:
+        root: of the project.
+        room: whose tests have to notice.
+        changes: every change of the room.
+        chosen: those that are tried.
+        bounds: on processes and time.
+    """
     listed = survivors.read(root / SURVIVORS)
     survived: list[Change] = []
     noticed: list[Change] = []
@@ -103,28 +126,30 @@ def run(root: Path, room: Room, changes: list[Change], tried: list[Change], jobs
         copies.load()
         first = Copy(root, folder / "0")
         covered = map_of(root, first, room)
-        others = [Copy(first.tree, folder / str(i), with_bytecode=True) for i in range(1, jobs)]
+        others = [Copy(first.tree, folder / str(i), with_bytecode=True) for i in range(1, bounds.jobs)]
         sys.dont_write_bytecode = True
         files = copies.has_tests(root, room.tests)
-        benches = [Bench(copy, files, covered, seconds) for copy in (first, *others)]
-        for number, result in enumerate(try_changes(tried, benches), 1):
+        benches = [Bench(copy, files, covered, bounds.seconds) for copy in (first, *others)]
+        for number, result in enumerate(try_changes(chosen, benches), 1):
             (noticed if result.noticed else survived).append(result.change)
             if not result.noticed and survivors.key_of(result.change) not in listed:
-                print(f"\n{difference(root, result.change)}\nsurvived {result.tests} tests", flush=True)
+                print(f"\n{difference(root, result.change)}\nsurvived {result.tests} tests\n", flush=True)
+                print(survivors.entry(result.change), flush=True)
             if number % 50 == 0:
-                print(f"{number} of {len(tried)}, {time.monotonic() - began:.0f} s", flush=True)
+                print(f"{number} of {len(chosen)}, {time.monotonic() - began:.0f} s", flush=True)
+            if time.monotonic() - began > 60 * bounds.minutes:
+                break
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     modules = {change.module for change in changes}
     unlisted, stale = survivors.wrong(listed, changes, survived, noticed, modules)
-    for change in unlisted:
-        print(f"\n{survivors.entry(change)}", end="")
     for entry, why in stale:
         print(f"\nstale, {why}: {entry}")
-    behaviour = len(tried) - len(survived) + len(unlisted)
+    behaviour = len(noticed) + len(unlisted)
     share = len(noticed) / behaviour if behaviour else 1.0
     print(
-        f"\n{len(tried)} changes: {len(noticed)} noticed, {len(survived) - len(unlisted)} listed in {SURVIVORS}, "
+        f"\n{len(noticed) + len(survived)} of {len(chosen)} changes: {len(noticed)} noticed, "
+        f"{len(survived) - len(unlisted)} listed in {SURVIVORS}, "
         f"{len(unlisted)} not noticed: {share:.1%} of those that behaviour can show, {time.monotonic() - began:.0f} s"
     )
     return 1 if unlisted or stale else 0
@@ -143,15 +168,16 @@ def main(arguments: Sequence[str]) -> int:
         "--only", type=Path, help="those of a file of entries, such as an earlier run's output"
     )
     parser.add_argument("--seconds", type=float, default=TESTS_SECONDS_MAX, help="of tests for one change")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no further one is tried")
     parser.add_argument("--jobs", type=int, default=JOBS, help="processes")
     told = parser.parse_args(arguments)
     room = ROOMS[told.room]
     changes = planted_in(ROOT, room)
-    tried = chosen(changes, told.part, told.sample, told.seed, told.module)
+    tried = chosen_of(changes, told.part, told.sample, told.seed, told.module)
     if told.only is not None:
         named = survivors.named_in(told.only.read_text(encoding="utf-8"))
         tried = [change for change in tried if survivors.key_of(change) in named]
-    return run(ROOT, room, changes, tried, told.jobs, told.seconds)
+    return run(ROOT, room, changes, tried, Bounds(told.jobs, told.seconds, told.minutes))
 
 
 if __name__ == "__main__":

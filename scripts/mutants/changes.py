@@ -345,6 +345,9 @@ class _Planter(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         """Neighboring arguments change places; min for max; suppress nothing."""
         name = ast.unparse(node.func).rpartition(".")[2]
+        if name == "cast":  # its type is for type checkers
+            self.visit(node.args[1])
+            return
         for left, right in itertools.pairwise(() if name in COMMUTATIVE else node.args):
             if not isinstance(left, ast.Starred) and not isinstance(right, ast.Starred):
                 between = self._bytes[self._end(left) : self._start(right)].decode()
@@ -356,6 +359,8 @@ class _Planter(ast.NodeVisitor):
             self._plant(self._start(node.args[0]), self._end(node.args[-1]), "")
         for argument in node.args:
             self._leave_out_of(argument)
+        if name == "zip":  # its `strict` is an assertion
+            node = ast.Call(node.func, node.args, [])
         self.generic_visit(node)
 
     def _visit_elements(self, node: ast.List | ast.Set) -> None:

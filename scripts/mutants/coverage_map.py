@@ -47,24 +47,27 @@ class CoverageMap:
         """The tests to run with a change, and how long each takes; those first that run its own line.
 
         Then come those that run its function: a result that is kept for later callers is computed under one test,
-        and used by many. Where the line runs while tests are loaded, or no test runs it: its module, and all others.
+        and used by many. Where the line runs while tests are loaded, or no test runs it: its module, for half of the
+        time, and the quickest of all others: a table is used without a line of its module.
         """
         module = self.lines.get(change.module, {})
         own, same = set(module.get(change.line, ())), set()
         if change.scope is not None:
             _, first, last = change.scope
             same = {test for line, tests in module.items() if first < line <= last for test in tests}
-        steps = [own, same]
+        steps = [(own, seconds_max), (same, seconds_max)]
         if not own or self.is_loaded(change):
-            steps += [{test for tests in module.values() for test in tests}, set(self.seconds)]
+            of_module = {test for tests in module.values() for test in tests}
+            steps += [(of_module, seconds_max / 2), (set(self.seconds), seconds_max)]
         chosen: dict[str, float] = {}
         total = 0.0
-        for step in steps:
+        for step, bound in steps:
             for test in sorted(step - chosen.keys(), key=lambda name: (self.seconds.get(name, 0.0), name)):
-                total += self.seconds.get(test, 0.0)
-                if total > seconds_max and chosen:
-                    return chosen
-                chosen[test] = self.seconds.get(test, 0.0)
+                seconds = self.seconds.get(test, 0.0)
+                if total + seconds > bound and chosen:
+                    break
+                total += seconds
+                chosen[test] = seconds
         return chosen
 
 

@@ -91,6 +91,9 @@ _VAULT_TESTS: Final = (
 )
 _AUDIT_TESTS: Final = (
     "test_audit.py",
+    "test_audit_notes.py",
+    "test_ocsf.py",
+    "test_feed_position.py",
     "test_audit_feed.py",
     "test_audit_index.py",
     "test_audit_open_tails.py",
@@ -114,6 +117,8 @@ _AUDIT_TESTS: Final = (
 )
 _RECORDS_TESTS: Final = (
     "test_records.py",
+    "test_record_fields.py",
+    "test_keyring.py",
     "test_sealing_columns.py",
     "test_found_records.py",
     "test_unsound_rows.py",
