@@ -45,6 +45,7 @@ from tokenvault.cli.commands import apps, dual_control, setup
 from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
+from tokenvault.cli.views import STATUS_STYLES
 from tokenvault.model.pan import Pan, luhn_check_digit
 from tokenvault.stores import schema_sql
 from tokenvault.vault.health import NO_ANSWER
@@ -109,6 +110,40 @@ def test_a_token_s_life_goes_by_its_reference(command: Command) -> None:
     assert events[-1]["transaction_id"] == "tx-1"
     assert command.json("delete", reference, "--yes")["last4"] is None
     assert command("suspend", reference, "--by", "issuer").code == 6
+
+
+def test_a_token_gets_another_expiry_customer_metadata_and_assurance_and_winds_down(command: Command) -> None:
+    reference = command.issue()
+    told = command.json("update-token", reference, "--token-expiry", "2041-03", "--customer", "c-1")
+    assert (told["token_expiry"], told["customer"]) == ("2041-03", "c-1")
+    pairs = '{"order": "17"}'
+    assert command.json("update-token", reference, "--metadata", "-", stdin=pairs)["metadata"] == {
+        "order": "17"
+    }
+    assert command.json("update-token", reference, "--customer", "")["customer"] is None
+    at = ("--at", "2026-01-02T03:04:05+01:00")
+    assert command.json("update-assurance", reference, "--method", "22", *at)["assurance"] == "22"
+    assert command.json("update-assurance", reference, "--none")["assurance"] is None
+    over = ("wind-down", reference, "--purge-after", "2040-06-30T00:00:00Z")
+    assert command.json(*over)["status"] == "winding down"
+    assert command("detokenize", reference, "-r", SHOP).code == 5
+    assert command(*over, "-r", "40099999999").code == 5
+    for wrong in (
+        ("update-token", reference),
+        ("update-token", reference, "--token-expiry", "2000-01"),
+        ("update-token", reference, "--metadata", "-"),
+        ("update-assurance", reference),
+        ("update-assurance", reference, "--method", "22", "--none"),
+        ("update-assurance", reference, "--method", "22", "--at", "2026-01-02T03:04:05"),
+        ("wind-down", reference, "--purge-after", VISA[:8]),
+        ("wind-down", reference, "--purge-after", "2020-01-01T00:00:00Z"),
+    ):
+        ran = command(*wrong, stdin="[1]")
+        assert (ran.code, VISA[:8] in ran.err) == (2, False), (wrong, ran)
+
+
+def test_each_status_has_its_color() -> None:
+    assert STATUS_STYLES.keys() == {status.value for status in tv.TokenStatus}
 
 
 def test_an_inactive_token_is_activated(command: Command) -> None:
