@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pwd
@@ -32,16 +33,20 @@ from tests.command import (
     SHOP,
     VISA,
     Command,
+    Ran,
     provision_with_a_short_delay,
     run_in_terminal,
 )
 from tests.postgres_server import PostgresServer, new_name
+from tests.vault_workers import card_number
 from tokenvault.cli import configuration, run
 from tokenvault.cli import person as who
 from tokenvault.cli.commands import apps, dual_control, setup
 from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
+from tokenvault.cli.views import STATUS_STYLES
+from tokenvault.model.pan import Pan, luhn_check_digit
 from tokenvault.stores import schema_sql
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.health import NO_ANSWER
@@ -106,6 +111,40 @@ def test_a_token_s_life_goes_by_its_reference(command: Command) -> None:
     assert events[-1]["transaction_id"] == "tx-1"
     assert command.json("delete", reference, "--yes")["last4"] is None
     assert command("suspend", reference, "--by", "issuer").code == 6
+
+
+def test_a_token_gets_another_expiry_customer_metadata_and_assurance_and_winds_down(command: Command) -> None:
+    reference = command.issue()
+    told = command.json("update-token", reference, "--token-expiry", "2041-03", "--customer", "c-1")
+    assert (told["token_expiry"], told["customer"]) == ("2041-03", "c-1")
+    pairs = '{"order": "17"}'
+    assert command.json("update-token", reference, "--metadata", "-", stdin=pairs)["metadata"] == {
+        "order": "17"
+    }
+    assert command.json("update-token", reference, "--customer", "")["customer"] is None
+    at = ("--at", "2026-01-02T03:04:05+01:00")
+    assert command.json("update-assurance", reference, "--method", "22", *at)["assurance"] == "22"
+    assert command.json("update-assurance", reference, "--none")["assurance"] is None
+    over = ("wind-down", reference, "--purge-after", "2040-06-30T00:00:00Z")
+    assert command.json(*over)["status"] == "winding down"
+    assert command("detokenize", reference, "-r", SHOP).code == 5
+    assert command(*over, "-r", "40099999999").code == 5
+    for wrong in (
+        ("update-token", reference),
+        ("update-token", reference, "--token-expiry", "2000-01"),
+        ("update-token", reference, "--metadata", "-"),
+        ("update-assurance", reference),
+        ("update-assurance", reference, "--method", "22", "--none"),
+        ("update-assurance", reference, "--method", "22", "--at", "2026-01-02T03:04:05"),
+        ("wind-down", reference, "--purge-after", VISA[:8]),
+        ("wind-down", reference, "--purge-after", "2020-01-01T00:00:00Z"),
+    ):
+        ran = command(*wrong, stdin="[1]")
+        assert (ran.code, VISA[:8] in ran.err) == (2, False), (wrong, ran)
+
+
+def test_each_status_has_its_color() -> None:
+    assert STATUS_STYLES.keys() == {status.value for status in tv.TokenStatus}
 
 
 def test_an_inactive_token_is_activated(command: Command) -> None:
@@ -207,6 +246,132 @@ def test_a_file_of_cards_without_its_header_is_refused_and_not_repeated(command:
     ran = command("import-cards", "-", *options, stdin=text)
     assert ran.code == 2
     assert VISA not in ran.out + ran.err
+
+
+def given_token(number: int, bin_digits: str = "999913") -> str:
+    payload = f"{bin_digits}{number:09}"
+    return payload + luhn_check_digit(payload)
+
+
+def row_of(number: int, **given: object) -> dict[str, object]:
+    return {"token": given_token(number), "pan": card_number(number), "expiry": "2039-12", **given}
+
+
+WRONG_ROWS: list[tuple[dict[str, object], str]] = [
+    ({"token": given_token(90, "999912")}, "TOKEN_FORMAT_DIFFERS"),
+    ({"pan": VISA[:-1] + "2"}, "PAN_CHECK_DIGIT"),
+    ({"expiry": "12/39"}, "EXPIRY_FORM"),
+    ({"requestor": "40099999999"}, "REQUESTOR_UNKNOWN"),
+    ({"program": "none"}, "PROGRAM_UNKNOWN"),
+    ({"pan": VISA, "customer": VISA}, "CARD_NUMBER_IN_TEXT"),
+    ({"token": given_token(1)}, "TOKEN_TAKEN"),
+]
+
+
+def import_tokens(command: Command, name: str, text: str, *options: str) -> tuple[Ran, list[list[str]]]:
+    """Import a file. Returns what was told, and the lines of rejects with their codes."""
+    Path(name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    Path("rejects.csv").unlink(missing_ok=True)
+    common = ("-r", SHOP, "-p", "one-time", "--rejects", "rejects.csv", "--json")
+    ran = command("import-tokens", name, *common, *options)
+    rejects = Path("rejects.csv").read_text()
+    shown = ran.out + ran.err + rejects
+    assert not any(card_number(number) in shown or given_token(number) in shown for number in range(99))
+    assert VISA not in shown
+    return ran, [line[:2] for line in csv.reader(rejects.splitlines()[1:])]
+
+
+def test_tokens_with_given_values_come_from_a_csv_file_and_wrong_lines_are_told_by_their_code(
+    command: Command,
+) -> None:
+    columns = ["token", "pan", "expiry", "requestor", "program", "customer"]
+    rows = [row_of(1), *(row_of(50 + n) | wrong for n, (wrong, _) in enumerate(WRONG_ROWS)), row_of(2)]
+    lines = [",".join(str(row.get(name, "")) for name in columns) for row in rows]
+    text = "\n".join([",".join(columns), *lines, "", "1,2", f'"{card_number(80)}', ""])
+    ran, rejects = import_tokens(command, "tokens.csv", text)
+    assert ran.code == 1
+    assert (ran.document["imported"], ran.document["rejected"]) == (2, len(WRONG_ROWS) + 2)
+    assert rejects == [
+        *([str(line), code] for line, (_, code) in enumerate(WRONG_ROWS, 3)),
+        [str(len(WRONG_ROWS) + 5), "ROW_MISSHAPEN"],
+        [str(len(WRONG_ROWS) + 6), "ROW_MISSHAPEN"],
+    ]
+    assert command.json("detokenize", given_token(2), "-r", SHOP)["pan"] == Pan.parse(card_number(2)).masked
+    history = command.json("history", given_token(1))["events"]
+    assert (history[0]["codes"], history[0]["operator"]) == (["IMPORTED"], who.person())
+    assert stat.S_IMODE(os.stat("rejects.csv").st_mode) == 0o600
+
+
+def test_tokens_come_from_json_lines_with_domain_and_metadata(command: Command) -> None:
+    good = row_of(1, domain={"merchants": ["M-1"]}, metadata={"from": "vendor"}, customer="c-1")
+    lines = [
+        json.dumps(good),
+        json.dumps(row_of(2, domain={"merchant": ["M-1"]})),
+        json.dumps(row_of(3, cvv="123")),
+        "",
+        json.dumps([card_number(4)]),
+        f'{{"pan": "{card_number(5)}"',
+        "[" * 60_000,
+        json.dumps(row_of(6, customer="x" * 70_000)),
+        json.dumps(row_of(7)).replace("2039", "\udcff"),
+        json.dumps(row_of(8, pan=4111)),
+    ]
+    ran, rejects = import_tokens(command, "tokens.jsonl", "\n".join(lines))
+    assert (ran.code, ran.document["imported"]) == (1, 1)
+    assert [line for line, _ in rejects] == ["2", "3", "5", "6", "7", "8", "9", "10"]
+    assert {code for line, code in rejects if line in ("5", "6", "7", "8")} == {"ROW_MISSHAPEN"}
+    found = command.json("info", given_token(1), "--show-token")
+    assert (found["customer"], found["metadata"]) == ("c-1", {"from": "vendor"})
+    assert command("check", given_token(1), "-r", SHOP, "--merchant", "M-2").code == 1
+    again, rejects = import_tokens(command, "tokens.txt", lines[0], "--json-lines")
+    assert (again.code, again.document["imported"], rejects) == (0, 1, [])
+
+
+def test_tokens_come_from_the_standard_input_inactive_and_with_a_domain_of_all(command: Command) -> None:
+    Path("domain.json").write_text('{"merchants": ["M-1"]}')
+    options = ("-r", SHOP, "-p", "one-time", "--rejects", "rejects.csv", "--inactive", "-d", "domain.json")
+    text = f"token,pan\n{given_token(1)},{card_number(1)}\n"
+    assert command.json("import-tokens", "-", *options, stdin=text)["imported"] == 1
+    assert command.json("activate", given_token(1))["status"] == "active"
+    assert command("check", given_token(1), "-r", SHOP, "--merchant", "M-2").code == 1
+    refused = command("import-tokens", "-", *options, stdin=text)
+    assert (refused.code, "name a new file" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "token,pan\n", f"{VISA}\n", f"{VISA},{VISA}\n{VISA},{VISA}\n", "token,pan,cvv\n1,2,3\n"]
+)
+def test_a_file_of_tokens_without_its_columns_is_refused_and_not_repeated(
+    command: Command, text: str
+) -> None:
+    options = ("-r", SHOP, "-p", "one-time", "--rejects", "rejects.csv")
+    ran = command("import-tokens", "-", *options, stdin=text)
+    assert ran.code == 2
+    assert VISA not in ran.out + ran.err
+    assert command("import-tokens", "none.csv", "--rejects", "others.csv").code == 2
+
+
+def test_long_work_shows_on_a_terminal_how_far_it_has_come_and_nowhere_else(
+    command: Command, folder: Path
+) -> None:
+    rows = [f"{given_token(number)},{card_number(number)}" for number in range(200)]
+    Path("tokens.csv").write_text("\n".join(["token,pan", *rows]))
+    Path("cards.csv").write_text("\n".join(["pan", *map(card_number, range(200))]))
+    common = ("-r", SHOP, "-p", "one-time", "--rejects")
+    for arguments, shown in (
+        (("import-tokens", "tokens.csv", *common, "one.csv"), "importing"),
+        (("import-cards", "cards.csv", *common, "two.csv", "--to", "new.csv"), "issuing"),
+        (("audit", "verify"), "events"),
+        (("keys", "reseal"), "records"),
+        (("schema", "upgrade"), "upgrading"),
+    ):
+        code, screen = run_in_terminal(arguments, folder)
+        assert (code, shown in screen) == (0, True), screen
+        assert "\x1b[?25l" in screen, "the cursor is hidden while a bar is there"
+        assert "\x1b[?25h" in screen
+        assert not any(each in screen for row in rows for each in row.split(","))
+    piped = command("audit", "verify")
+    assert (piped.code, piped.err) == (0, "")
 
 
 # What never is an argument, and never shown.
@@ -567,6 +732,17 @@ def test_programs_and_requestors_of_the_database_are_put_shown_and_disabled(comm
     assert command("requestors", "show", ACQUIRER).code == 2
 
 
+@pytest.mark.parametrize("table", ["[programs.fuel]\nbin = '999914'", f"[requestors.{SHOP}]\nprograms = []"])
+def test_programs_of_the_database_and_of_the_file_are_not_mixed(unprovisioned: Command, table: str) -> None:
+    Path("tokenvault.toml").write_text(f'directory = "stored"\ntoken_store = "sqlite:///vault.db"\n{table}\n')
+    for arguments in (("provision",), ("programs", "list"), ("issue", "-r", SHOP, "-p", "fuel")):
+        ran = unprovisioned(*arguments, stdin=f"{VISA}\n")
+        assert ran.code == 3, ran
+        assert "directory" in ran.err
+    Path("tokenvault.toml").write_text(f'directory = "elsewhere"\n{table}\n')
+    assert unprovisioned("programs", "list").code == 3
+
+
 # Looking after.
 
 
@@ -648,6 +824,38 @@ def test_what_is_past_its_time_goes_into_an_archive_and_the_trail_verifies(
     told = command("purge", "--tombstones", "100", "--random-program", "one-time", "--yes").out
     assert "0 tombstones and 0 events gone" in told
     assert command.json("info", reference)["reference"] == reference
+
+
+def test_what_a_restore_lost_is_acknowledged_once_and_only_where_somebody_says_yes(command: Command) -> None:
+    who_answers = (
+        "--operator",
+        "alice",
+        "--reason",
+        "restored from the backup of May",
+        "--since",
+        "anchor.json",
+    )
+    command.issue()
+    with closing(sqlite3.connect("vault.db")) as file, closing(sqlite3.connect("backup.db")) as backup:
+        file.backup(backup)
+    command.issue(MASTERCARD)
+    assert command("audit", "anchor", "--to", "anchor.json").code == 0
+    nothing = command("audit", "acknowledge", *who_answers, "--yes", "--json")
+    assert (nothing.code, nothing.document["intact"]) == (1, True)
+    for name in ("vault.db", "vault.db-wal", "vault.db-shm"):
+        Path(name).unlink(missing_ok=True)
+    Path("backup.db").rename("vault.db")
+    assert command("audit", "verify", "--since", "anchor.json").code == 1
+    unsaid = command("audit", "acknowledge", *who_answers)
+    assert (unsaid.code, "Say so with --yes" in " ".join(unsaid.err.split())) == (2, True)
+    assert command("audit", "verify", "--since", "anchor.json").code == 1
+    done = command("audit", "acknowledge", *who_answers, "--yes", "--json")
+    assert (done.code, done.document["acknowledged"] >= 1) == (0, True)
+    assert command("audit", "verify", "--since", "anchor.json").code == 0
+    lines = [json.loads(line) for line in command("audit", "export").out.splitlines()]
+    assert [(line["action"], line["operator"]) for line in lines if line["operator"] == "alice"] == [
+        ("ACKNOWLEDGE", "alice")
+    ]
 
 
 def test_an_export_goes_on_where_the_one_before_ended(command: Command) -> None:

@@ -17,6 +17,8 @@ from tokenvault.cli.exits import EXIT_CODES
 
 PAGE = "howto/command.md"
 MARK = "-- done --"
+AMEX, VENDOR_TOKEN = "378282246310005", "999912000040005"
+"""A card, and a token of its length and last four digits."""
 
 
 def console(page: str) -> list[tuple[str, str]]:
@@ -66,6 +68,7 @@ def test_every_command_of_the_page_runs_and_prints_what_is_shown(
 ) -> None:
     (tmp_path / "card.txt").write_text(f"{VISA}\n")
     (tmp_path / "cards.csv").write_text(f"pan,expiry\n{MASTERCARD},2039-12\n{MASTERCARD[:-1]}5,2039-12\n")
+    (tmp_path / "vendor.csv").write_text(f"token,pan\n{VENDOR_TOKEN},{AMEX}\n{VENDOR_TOKEN[:-1]}4,{AMEX}\n")
     for name in ("TOKENVAULT_KEY_STORE", "TOKENVAULT_STORE", "TOKENVAULT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TOKENVAULT_PASSPHRASE", "for this try only")

@@ -21,7 +21,7 @@ from tests.vaults import SHOP, VISA, issue
 from tokenvault import maintenance
 from tokenvault.crypto import ff1
 from tokenvault.keys import FileKeyStore, KeyStore, LocalBlockCipher
-from tokenvault.stores import ThreadedTokenStore
+from tokenvault.stores import ThreadedTokenStore, schema_sql, schema_status, upgrade_schema
 from tokenvault.stores.port import TokenStore
 
 CIPHER = LocalBlockCipher(bytes(32))
@@ -168,6 +168,9 @@ def calls(
         "provision": (lambda **parts: tv.provision(keys, store, **parts), 0, ["custody", "find_by_last4"]),
         "open_key_store": (tv.open_key_store, 1, []),
         "open_token_store": (tv.open_token_store, 1, []),
+        "schema_sql": (schema_sql, 1, ["since"]),
+        "schema_status": (schema_status, 1, []),
+        "upgrade_schema": (upgrade_schema, 1, ["report"]),
         "open_async_token_store": (tv.open_async_token_store, 1, []),
         "AsyncVault": (
             awaited(lambda **parts: opened(keys, ThreadedTokenStore(tv.open_token_store("memory:")), **parts)), 0,

@@ -31,6 +31,7 @@ from tokenvault.audit.position import Position
 from tokenvault.errors import ArgumentsError, UnchangeableError
 from tokenvault.keys import KeyStore
 from tokenvault.model.words import Words
+from tokenvault.stores import schema_sql, schema_status, upgrade_schema
 from tokenvault.stores.port import TokenStore
 
 PUBLIC_KEY = (
@@ -169,6 +170,9 @@ def public_callables(keys: KeyStore, store: TokenStore) -> dict[Callable[..., ob
         tv.open_key_store: {"uri": "x"},
         tv.open_token_store: {"url": "memory:"},
         tv.open_async_token_store: {"url": "memory:"},
+        schema_sql: {"url": "sqlite:///none.db"},
+        schema_status: {"url": "sqlite:///none.db"},
+        upgrade_schema: {"url": "sqlite:///none.db"},
         tv.provision: {"keys": keys, "store": store},
         tv.provision_async: {"keys": keys, "store": store},
         tv.Pan.parse: {"text": "5555555555554444"},

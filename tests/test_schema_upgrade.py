@@ -230,6 +230,23 @@ def test_where_nothing_is_provisioned_nothing_is_upgraded(
     assert [path.name for path in tmp_path.iterdir()] == ["empty.db"]
 
 
+def test_an_upgrade_that_is_interrupted_where_it_tells_of_itself_goes_on_later(older: str) -> None:
+    told: list[int] = []
+
+    def interrupt(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_schema(older, report=interrupt)
+    with pytest.raises(tv.InvalidInputError, match="report failed"):
+        upgrade_schema(older, report=lambda done, total: 1 // 0)
+    with pytest.raises(tv.InvalidInputError, match="report"):
+        upgrade_schema(older, report=7)  # type: ignore[arg-type] # it is wrong
+    assert upgrade_schema(older).current
+
+
 # Beside running vaults.
 
 

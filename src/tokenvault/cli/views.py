@@ -18,7 +18,7 @@ STATUS_STYLES: Final = {
     "active": "green",
     "inactive": "yellow",
     "suspended": "yellow",
-    "winding_down": "yellow",
+    "winding down": "yellow",
     "deleted": "red",
 }
 NOTHING: Final = Text("-", "dim")

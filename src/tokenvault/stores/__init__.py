@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
+from tokenvault.interrupts import is_interrupt
 from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
@@ -158,9 +159,7 @@ def upgrade_schema(url: str, *, report: Report | None = None) -> SchemaStatus:
         TokenStoreError: STORE_UPGRADING where another process does it; or the database failed, or a lock was not to
             be had: call it again.
     """
-    if report is not None and not callable(report):
-        raise InvalidInputError("report is called with two numbers, or None")
-    tell = report or _tell_nobody
+    tell = _checked(report)
     if _is_sqlite(url):
         return sqlite_upgrade.upgrade(_sqlite_path(url.removeprefix("sqlite:")), tell)
     place, _, upgrade = _postgres_modules(url)
@@ -206,8 +205,21 @@ def _postgres_modules(url: str) -> tuple[PostgresAddress, ModuleType, ModuleType
     return address.parse_address(url), schema, upgrade
 
 
-def _tell_nobody(done: int, total: int) -> None:
-    """Where nobody asked to be told how far an upgrade has come."""
+def _checked(report: Report | None) -> Report:
+    """What tells of an upgrade's progress; what it raises can be anything, and ends the upgrade for now."""
+    if report is not None and not callable(report):
+        raise InvalidInputError("report is called with two numbers, or None")
+
+    def tell(done: int, total: int) -> None:
+        try:
+            if report is not None:
+                report(done, total)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            raise InvalidInputError("report failed when it was called") from None
+
+    return tell
 
 
 def _open_memory(rest: str) -> TokenStore:

@@ -31,7 +31,7 @@ def csv_rows(file: TextIO) -> Iterator[tuple[int, Mapping[str, object]]]:
     Raises:
         InvalidInputError: the file can not be read, or is no text in UTF-8.
     """
-    feed = _Feed(_lines(file))
+    feed = _Feed(text_lines(file))
     try:
         header = next((line for line in feed if line.strip()), "").lstrip("\ufeff")
         feed.used.clear()
@@ -93,7 +93,7 @@ def _names(header: str, separator: str) -> list[str]:
     return [name if name not in cells[:place] else f"{name}\0{place}" for place, name in enumerate(cells)]
 
 
-def _lines(file: TextIO) -> Iterator[str | None]:
+def text_lines(file: TextIO) -> Iterator[str | None]:
     """The lines of a file without their ends, those of old Macs too; None for one that is too long."""
     rest, too_long = "", False
     while chunk := file.read(CHUNK_CHARACTERS):

@@ -32,7 +32,7 @@ def _app(text: str) -> typer.Typer:
 
 app: Final = _app(MAIN_HELP)
 keys: Final = _app("Keys: list, create, rotate, and the signer.")
-audit: Final = _app("The audit trail: verify, anchor, export, archive.")
+audit: Final = _app("The audit trail: verify, anchor, acknowledge, export, archive.")
 schema: Final = _app("The database's schema: sql, status, upgrade.")
 reveal: Final = _app("A card number under dual control: request, approve, show.")
 export: Final = _app("Cards to another vault, under dual control: request, approve, write.")

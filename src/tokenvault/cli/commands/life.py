@@ -1,7 +1,10 @@
-"""A token's life: suspend, resume, activate, delete; its domain; the card behind it."""
+"""A token's life: activate, suspend, resume, wind down, delete; what it has; the card behind it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,9 +18,10 @@ from tokenvault.cli.commands.options import (
     TokenArgument,
     Yes,
     domain_of,
+    instant_of,
     token_of,
 )
-from tokenvault.cli.inputs import ask_pan, confirm
+from tokenvault.cli.inputs import ask_pan, confirm, read_document
 from tokenvault.cli.views import token_document, token_facts, token_table, verdict
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.lifecycle import Actor
@@ -45,6 +49,73 @@ def suspend(session: Session, token: TokenArgument, by: By, requestor: ActingReq
 def resume(session: Session, token: TokenArgument, by: By, requestor: ActingRequestor = None) -> None:
     """Lift an actor's own suspension."""
     _show(session, session.vault.resume(token_of(session.vault, token), by=by, requestor=requestor))
+
+
+@command(app, "wind-down", LIFE)
+def wind_down(
+    session: Session,
+    token: TokenArgument,
+    purge_after: Annotated[
+        str, typer.Option("--purge-after", metavar="INSTANT", help="When the last of these may come.")
+    ],
+    requestor: ActingRequestor = None,
+) -> None:
+    """Let a token take no new payments, only what follows those that it made.
+
+    Captures, reversals, refunds and disputes, until an instant such as 2030-06-30T00:00:00Z; `purge` deletes it then.
+    """
+    until = instant_of("--purge-after", purge_after)
+    _show(
+        session,
+        session.vault.wind_down(token_of(session.vault, token), purge_after=until, requestor=requestor),
+    )
+
+
+@command(app, "update-token", LIFE)
+def update_token(
+    session: Session,
+    token: TokenArgument,
+    token_expiry: Annotated[str | None, typer.Option(help="The token's own expiry, YYYY-MM.")] = None,
+    customer: Annotated[str | None, typer.Option(help="The customer's id; empty takes it away.")] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            "--metadata", metavar="FILE", help="All pairs, as a JSON object; - is the standard input."
+        ),
+    ] = None,
+    requestor: ActingRequestor = None,
+) -> None:
+    """Give a token another expiry, customer or metadata; what is unset stays."""
+    pairs = None if metadata is None else _pairs(read_document(metadata))
+    _show(
+        session,
+        session.vault.update_token(
+            token_of(session.vault, token),
+            token_expiry=token_expiry,
+            customer=customer,
+            metadata=pairs,
+            requestor=requestor,
+        ),
+    )
+
+
+@command(app, "update-assurance", LIFE)
+def update_assurance(
+    session: Session,
+    token: TokenArgument,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Token assurance method, 2 characters.")
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="None holds any more.")] = False,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="INSTANT", help="When it was; unset, now.")
+    ] = None,
+) -> None:
+    """State how the cardholder was identified and verified."""
+    if (method is None) != none:
+        raise InvalidInputError("say --method, or --none where none holds any more")
+    stated = None if at is None else instant_of("--at", at)
+    _show(session, session.vault.update_assurance(token_of(session.vault, token), method, at=stated))
 
 
 @command(app, "delete", LIFE)
@@ -108,6 +179,17 @@ def update_card(
         verdict(f"{len(changed)} changed", good=True),
         token_table(changed, whole=show_token),
     )
+
+
+def _pairs(document: str) -> Mapping[str, str]:
+    """The object of a JSON document. Raises InvalidInputError."""
+    try:
+        pairs = json.loads(document)
+    except (ValueError, RecursionError):
+        pairs = None
+    if not isinstance(pairs, dict):
+        raise InvalidInputError('metadata is a JSON object such as {"order": "17"}')
+    return pairs
 
 
 def _show(session: Session, info: TokenInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -10,7 +11,7 @@ import typer
 
 from tokenvault.cli import configuration
 from tokenvault.cli.inputs import read_document
-from tokenvault.errors import TokenVaultError
+from tokenvault.errors import InvalidInputError, TokenVaultError
 from tokenvault.model.domain import Domain
 from tokenvault.vault.blocking import Vault
 
@@ -67,6 +68,17 @@ Yes: TypeAlias = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")
 def domain_of(path: Path | None) -> Domain | None:
     """The domain of a file, if one is given. Raises InvalidInputError."""
     return None if path is None else configuration.read_domain(read_document(path))
+
+
+def instant_of(name: str, text: str) -> datetime:
+    """The instant of a text in ISO 8601. Raises InvalidInputError, which does not repeat it."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise InvalidInputError(f"{name} is an instant with a time zone, such as 2030-06-30T00:00:00Z")
+    return found
 
 
 def token_of(vault: Vault, token_or_reference: str) -> str:
