@@ -37,9 +37,9 @@ def test_what_was_not_read_below_the_last_number_is_a_gap_whatever_the_order(
 
 
 def test_a_number_that_can_not_be_read_joins_the_gap_before_it() -> None:
-    place = Place().with_row(1).with_unreadable().with_unreadable().with_row(4).with_unreadable()
+    place = Place().with_row(1).with_unreadable(2).with_unreadable(3).with_row(4).with_unreadable(5)
     assert (place.last, place.gaps) == (5, ((2, 3), (5, 5)))
-    assert Place().with_unreadable() == Place(last=1, gaps=((1, 1),))
+    assert Place().with_unreadable(1) == Place(last=1, gaps=((1, 1),))
 
 
 def test_lines_of_a_row_count_until_the_row_is_read() -> None:
