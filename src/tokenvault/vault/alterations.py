@@ -143,14 +143,15 @@ def card_change(
         new: the new card.
         pan_fingerprint: of the new PAN, if there is one.
         by_host: whether the host vouches for the new card. Otherwise nobody has verified it: the token is then
-            inactive and without assurance.
+            inactive and without assurance. So it is where the number is the one that it had: no answer tells a
+            requestor whether a guess is right.
     """
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = _living(unsealed)
         if pan is not None and card.pan not in (pan, new.pan):
             raise LifecycleError("the token was given another card meanwhile")
-        if new.pan is not None and new.pan != card.pan:
+        if new.pan is not None and (not by_host or new.pan != card.pan):
             await refuse_card(core, record, new.pan)
             record = record._replace(pan_fingerprint=pan_fingerprint)
             if core.finds_last4:

@@ -587,7 +587,7 @@ class AsyncVault(AwaitedExchange):
         """Put a new PAN, a new expiry or both behind a token, or behind all live tokens of a card.
 
         Each token changes in one step of its own. After an error some may have changed: call again. A token whose PAN
-        a requestor changes is inactive from then on, and without assurance: what was verified was another card.
+        a requestor sets, whichever it was, is inactive from then on, and without assurance: nobody verified it.
 
         Args:
             pan_or_token_or_reference: the card's PAN so far, or the token that is to change.
