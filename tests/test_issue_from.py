@@ -102,3 +102,45 @@ def test_nobody_gets_a_token_from_one_of_others(vault: tv.Vault) -> None:
         grant(vault, "9999130000000003")
     with pytest.raises(tv.TokenNotFoundError):
         grant(vault, "0" * 32)
+
+
+GUESSES = ("4111111111111111", "4012888888881881")
+"""The first is the card number of every source here."""
+
+
+@pytest.mark.parametrize("expiry", ["2020-01", None])
+@pytest.mark.parametrize("place", ["merchants", "metadata", "customer", "spelled customer"])
+def test_a_card_number_beside_a_token_from_a_token_is_answered_alike_whether_it_is_right_or_not(
+    vault: tv.Vault, place: str, expiry: str | None
+) -> None:
+    source, answers = issue(vault), []
+    for pan in GUESSES:
+        said: dict[str, dict[str, Any]] = {
+            "merchants": {"domain": tv.Domain(merchants={pan})},
+            "metadata": {"metadata": {"a": pan}},
+            "customer": {"customer": pan},
+            "spelled customer": {"customer": " ".join(f"c{digit}" for digit in pan)},
+        }
+        before = len(vault.history(source.reference))
+        try:
+            got = grant(vault, source.token, **said[place], token_expiry=expiry).status.name
+        except tv.InvalidInputError as error:
+            got = f"{error.code} {error}"
+        left = [event.codes for event in vault.history(source.reference)[before:]]
+        answers.append((got, left))
+    assert answers[0] == answers[1]
+    assert (answers[0][1] == [("CARD_NUMBER_IN_TEXT",)]) is ("customer" in place)
+
+
+def test_customers_that_could_hold_a_number_are_counted_each_once(
+    local_keys: KeyStore, clock: ManualClock
+) -> None:
+    with closing(tv.open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store, clock, guard=tv.Guard(refusals=2)) as vault:
+            source = issue(vault)
+            for pan in (GUESSES[0], *GUESSES):
+                with pytest.raises(tv.InvalidInputError):
+                    grant(vault, source.token, customer=pan)
+            with pytest.raises(tv.RequestorLockedOutError):
+                grant(vault, source.token)

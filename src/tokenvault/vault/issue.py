@@ -22,6 +22,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.orders import (
     Grant,
     Order,
@@ -66,6 +67,7 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
         await core.deny(Action.ISSUE, record.requestor, "SOURCE_EXPIRED", reference=record.reference)
         raise LifecycleError("tokens are issued from a token that has not expired", code="SOURCE_EXPIRED")
     await _refuse_long_chain(core, record)
+    await _refuse_number_as_customer(core, grant, record)
     order = Order(
         card=card,
         terms=terms,
@@ -90,6 +92,20 @@ async def _refuse_long_chain(core: Core, source: TokenRecord) -> None:
     )
 
 
+async def _refuse_number_as_customer(core: Core, grant: Grant, source: TokenRecord) -> None:
+    """Refuse a customer that could hold any card number, or a token: it is kept in clear.
+
+    Nothing is compared with the card itself: who asks does not know it, and would learn it from the answers.
+    """
+    if not grant.customer or not core.trail.ids.could_hold_number(grant.customer):
+        return
+    tally = Tally(core.guards)
+    tally.refusal(source.requestor, core.keys.failure("customer", source.reference.hex(), grant.customer))
+    code = "CARD_NUMBER_IN_TEXT"
+    await core.deny(Action.ISSUE, source.requestor, code, reference=source.reference, tally=tally)
+    raise InvalidInputError("the customer could hold a card number: use an id that does not", code=code)
+
+
 async def issue(core: Core, order: Order) -> Unsealed:
     """Issue a token, or return the existing one."""
     return await _issue(core, order, await permitted_program(core, order.terms, order.terms.requestor))
@@ -98,7 +114,8 @@ async def issue(core: Core, order: Order) -> Unsealed:
 async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     core.refuse_token_as_pan(order.card.pan)
     program.pans.check(order.card.pan.reveal())
-    refuse_mention(core, order)
+    if not order.source:
+        refuse_mention(core, order)
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
     if order.par is not None:
