@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +14,10 @@ from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, STRANGER, issue, open_vault, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.testing.clock import ManualClock
-from tokenvault.vault.issue import SOURCES_MAX
+from tokenvault.vault.sources import SOURCES_MAX
 
 YEAR_MS = 366 * 86_400_000
 
@@ -144,3 +146,53 @@ def test_customers_that_could_hold_a_number_are_counted_each_once(
                     grant(vault, source.token, customer=pan)
             with pytest.raises(tv.RequestorLockedOutError):
                 grant(vault, source.token)
+
+
+CHANGES: dict[str, Callable[[tv.Vault, str], object]] = {
+    "suspended": lambda vault, source: vault.suspend(source, by=tv.Actor.ISSUER),
+    "winding down": lambda vault, source: vault.wind_down(
+        source, purge_after=datetime(2030, 1, 1, tzinfo=UTC)
+    ),
+    "deleted": lambda vault, source: vault.delete(source),
+    "given another card": lambda vault, source: vault.update_card(source, new_pan=GUESSES[1]),
+}
+
+
+class SlowInsert(MemoryTokenStore):
+    """A store in which something happens before a token is inserted."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def _insert(
+        self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
+    ) -> list[str]:
+        happens, self.meanwhile = self.meanwhile, None
+        if happens is not None:
+            happens()
+        return super()._insert(records, events, document)
+
+
+@pytest.mark.parametrize("program", ["one-time", "card-on-file"])
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("change", [*CHANGES, "used"])
+def test_a_change_of_the_source_that_returned_holds_for_a_token_that_was_decided_before(
+    local_keys: KeyStore, clock: ManualClock, change: str, key: str | None, program: str
+) -> None:
+    with closing(SlowInsert()) as store:
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store, clock) as vault:
+            source = issue(vault)
+            if change == "used":
+                store.meanwhile = lambda: vault.detokenize(source.token, use())
+                given = grant(vault, source.token, program=program, idempotency_key=key)
+                assert given.status is tv.TokenStatus.ACTIVE
+                return
+            store.meanwhile = lambda: CHANGES[change](vault, source.token)
+            with pytest.raises(tv.TokenVaultError) as caught:
+                grant(vault, source.token, program=program, idempotency_key=key)
+            code = "SOURCE_CHANGED" if change == "given another card" else "SOURCE_NOT_ACTIVE"
+            assert caught.value.code == code
+            left = vault.search(program=program)
+            assert [each.status for each in left if each.token != source.token] == [tv.TokenStatus.DELETED]
+            assert vault.tokens_from(source.token) == []
+            assert vault.history(source.reference)[-1].codes == (code,)

@@ -250,6 +250,7 @@ class AsyncVault(AwaitedExchange):
         Raises:
             InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError: as `issue`.
             LifecycleError: the source is not active, or has expired.
+            ConflictError: the source was given another card meanwhile; nothing was issued.
             TokenNotFoundError: there is no such source.
         """
         core = self._open()

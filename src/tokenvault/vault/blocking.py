@@ -245,6 +245,7 @@ class Vault(BlockingExchange):
         Raises:
             InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError: as `issue`.
             LifecycleError: the source is not active, or has expired.
+            ConflictError: the source was given another card meanwhile; nothing was issued.
             TokenNotFoundError: there is no such source.
         """
         core = self._open()

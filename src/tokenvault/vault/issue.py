@@ -18,11 +18,9 @@ from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Making, TokenProgram
-from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.guard import Tally
 from tokenvault.vault.orders import (
     Grant,
     Order,
@@ -34,9 +32,13 @@ from tokenvault.vault.orders import (
     refuse_mention,
     renews,
 )
-
-SOURCES_MAX: Final = 8
-"""How many tokens of a chain were each issued from the one before."""
+from tokenvault.vault.sources import (
+    NOT_ACTIVE,
+    refuse_long_chain,
+    refuse_number_as_customer,
+    refuse_withdrawn,
+    source_not_active,
+)
 
 DRAWS_MAX: Final = 8
 """Random tokens drawn one by one; after so many collisions the space is looked at."""
@@ -61,13 +63,13 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
     now_ms = core.clock.now_ms()
     expiry = effective_expiry(record, card)
     if card is None or record.status is not TokenStatus.ACTIVE:
-        await core.deny(Action.ISSUE, record.requestor, "SOURCE_NOT_ACTIVE", reference=record.reference)
-        raise LifecycleError("tokens are issued from an active token", code="SOURCE_NOT_ACTIVE")
+        await core.deny(Action.ISSUE, record.requestor, NOT_ACTIVE, reference=record.reference)
+        raise source_not_active()
     if expiry is not None and expiry.passed(now_ms, program.expiry_zone):
         await core.deny(Action.ISSUE, record.requestor, "SOURCE_EXPIRED", reference=record.reference)
         raise LifecycleError("tokens are issued from a token that has not expired", code="SOURCE_EXPIRED")
-    await _refuse_long_chain(core, record)
-    await _refuse_number_as_customer(core, grant, record)
+    await refuse_long_chain(core, record)
+    await refuse_number_as_customer(core, grant, record)
     order = Order(
         card=card,
         terms=terms,
@@ -77,33 +79,6 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
         source=record.reference,
     )
     return await _issue(core, order, program)
-
-
-async def _refuse_long_chain(core: Core, source: TokenRecord) -> None:
-    record = source
-    for _ in range(SOURCES_MAX):
-        if not record.source:
-            return
-        record = (await core.read(record.source, None)).record
-    await core.deny(Action.ISSUE, source.requestor, "SOURCES_EXCEEDED", reference=source.reference)
-    raise LifecycleError(
-        f"at most {SOURCES_MAX} tokens are issued one from another: issue from an earlier one",
-        code="SOURCES_EXCEEDED",
-    )
-
-
-async def _refuse_number_as_customer(core: Core, grant: Grant, source: TokenRecord) -> None:
-    """Refuse a customer that could hold any card number, or a token: it is kept in clear.
-
-    Nothing is compared with the card itself: who asks does not know it, and would learn it from the answers.
-    """
-    if not grant.customer or not core.trail.ids.could_hold_number(grant.customer):
-        return
-    tally = Tally(core.guards)
-    tally.refusal(source.requestor, core.keys.failure("customer", source.reference.hex(), grant.customer))
-    code = "CARD_NUMBER_IN_TEXT"
-    await core.deny(Action.ISSUE, source.requestor, code, reference=source.reference, tally=tally)
-    raise InvalidInputError("the customer could hold a card number: use an id that does not", code=code)
 
 
 async def issue(core: Core, order: Order) -> Unsealed:
@@ -301,6 +276,8 @@ async def _insert(
         return None
     if document is not None:
         core.documents.written(order.terms.domain)
+    if order.source:
+        await refuse_withdrawn(core, order, unsealed)
     return unsealed
 
 

@@ -42,8 +42,8 @@ from tokenvault.vault.alterations import (
 from tokenvault.vault.core import Core, Unsealed, failed, requestor_unknown
 from tokenvault.vault.descent import descendants
 from tokenvault.vault.guard import Tally
-from tokenvault.vault.issue import SOURCES_MAX
 from tokenvault.vault.orders import expired
+from tokenvault.vault.sources import SOURCES_MAX
 
 NOT_ITS_TOKEN: Final = "NOT_ITS_TOKEN"  # noqa: S105 # a code
 LIFECYCLE_CODE: Final = "LIFECYCLE"
