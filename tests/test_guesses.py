@@ -15,6 +15,7 @@ from tests.faces import open_face
 from tests.strategies import NOW_MS
 from tests.vaults import (
     ACQUIRER,
+    AMEX,
     MASTERCARD,
     PROGRAMS,
     REQUESTORS,
@@ -233,3 +234,58 @@ def test_card_numbers_that_can_not_be_behind_a_token_are_counted_each_once(
             assert answered(partial(guess, desk.vault, token, pan))[1] == "CARD_NUMBER_IN_TEXT"
         with pytest.raises(tv.RequestorLockedOutError):
             desk.vault.update_token(token, customer="c", requestor=MANAGER)
+
+
+PARS = "5" + "A" * 28, "5" + "B" * 28
+
+
+def order_alone(vault: tv.Vault, pan: str, **more: str) -> object:
+    return issue(vault, pan, requestor=ISSUER, **more)
+
+
+def order_in_a_batch(vault: tv.Vault, pan: str, **more: str) -> object:
+    given: Any = {"pan": pan, **more}
+    (got,) = vault.issue_many([given], requestor=ISSUER, program="one-time")
+    return got
+
+
+def order_by_import(vault: tv.Vault, pan: str, **more: str) -> object:
+    row = tv.TokenToImport(token="9999130000000009", pan=pan, par=more["par"])
+    (got,) = vault.import_tokens([row], requestor=ISSUER, program="one-time")
+    return got
+
+
+@pytest.mark.parametrize("order", [order_alone, order_in_a_batch])
+def test_no_answer_tells_that_others_have_a_card(desk: Desk, order: Callable[..., object]) -> None:
+    issue(desk.vault, VISA, par=PARS[0])
+    issue(desk.vault, AMEX, requestor=ISSUER, idempotency_key="k")
+    left = [("ISSUE", "DENIED", ISSUER, ("IDEMPOTENCY_CONFLICT",))]
+    for pan in (VISA, MASTERCARD):
+        asked = partial(order, desk.vault, pan, par=PARS[1], idempotency_key="k")
+        assert desk.left_by(asked) == left
+        assert desk.left_by(partial(order, desk.vault, pan, par=PARS[1])) == [("ISSUE", "DONE", ISSUER, ())]
+
+
+@pytest.mark.parametrize("order", [order_alone, order_in_a_batch, order_by_import])
+def test_a_card_has_one_par_with_each_requestor(desk: Desk, order: Callable[..., object]) -> None:
+    issue(desk.vault, VISA, requestor=ISSUER, par=PARS[0])
+    left = [("ISSUE", "DENIED", ISSUER, ("PAR_DIFFERS",))]
+    assert desk.left_by(partial(order, desk.vault, VISA, par=PARS[1])) == left
+    assert issue(desk.vault, VISA, par=PARS[1]).par == PARS[1]
+
+
+@pytest.mark.parametrize("order", [order_alone, order_in_a_batch])
+@pytest.mark.parametrize("by", ["par", "idempotency_key"])
+def test_orders_that_do_not_fit_ones_tokens_are_counted_each_once(
+    local_keys: KeyStore, order: Callable[..., object], by: str
+) -> None:
+    desk = Desk(local_keys, guard=tv.Guard(refusals=2))
+    with closing(desk.vault):
+        for pan in (VISA, MASTERCARD):
+            issue(desk.vault, pan, requestor=ISSUER, par=PARS[0])
+        issue(desk.vault, AMEX, requestor=ISSUER, idempotency_key="k")
+        other = {"par": PARS[1]} if by == "par" else {"idempotency_key": "k"}
+        for pan in (VISA, VISA, MASTERCARD):
+            assert desk.left_by(partial(order, desk.vault, pan, **other))[0][1] == "DENIED"
+        with pytest.raises(tv.RequestorLockedOutError):
+            issue(desk.vault, AMEX, requestor=ISSUER)

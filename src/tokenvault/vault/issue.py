@@ -18,9 +18,11 @@ from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Making, TokenProgram
+from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.orders import (
     Grant,
     Order,
@@ -103,12 +105,24 @@ async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
 
 
 async def refuse_other_par(core: Core, order: Order) -> None:
-    """Raise InvalidInputError if a token of the same card has another payment account reference: a card has one."""
-    pan = order.card.pan
+    """Raise InvalidInputError, once it is noted, if the requestor has a token of the card with another PAR.
+
+    Those of other requestors are none of its business: the answer would tell it that they have the card.
+    """
+    pan, requestor = order.card.pan, order.terms.requestor
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    async for record, card in core.of_card(pan_fingerprints, None):
+    async for record, card in core.of_card(pan_fingerprints, requestor):
         if card is not None and card.pan == pan and record.par not in (None, order.par):
+            await _note_refused(core, order, record, "PAR_DIFFERS", pan.reveal(), order.par or "")
             raise other_par()
+
+
+async def _note_refused(core: Core, order: Order, record: TokenRecord, code: str, *what: str) -> None:
+    """Note that an order does not fit a token that the requestor has, and count it: it could be a guess."""
+    tally, requestor = Tally(core.guards), order.terms.requestor
+    tally.refusal(requestor, core.keys.failure(code, *what))
+    operator, reference = order.terms.operator, record.reference
+    await core.deny(Action.ISSUE, requestor, code, reference=reference, operator=operator, tally=tally)
 
 
 # Random tokens.
@@ -181,6 +195,7 @@ async def _repeated(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -
         hmac.compare_digest(unsealed.record.request, digest)
         for digest in core.keys.request_digests(order.request)
     ):
+        await _note_refused(core, order, unsealed.record, "IDEMPOTENCY_CONFLICT", order.request)
         raise InvalidInputError(
             "this idempotency key was used before for another request: a new request needs a new key",
             code="IDEMPOTENCY_CONFLICT",
