@@ -11,7 +11,7 @@ import pytest
 
 import tokenvault as tv
 from tests.strategies import NOW_MS
-from tests.vaults import ACQUIRER, SHOP, STRANGER, issue, open_vault, use
+from tests.vaults import ACQUIRER, CONVERGENT, SHOP, STRANGER, issue, open_vault, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
@@ -196,3 +196,51 @@ def test_a_change_of_the_source_that_returned_holds_for_a_token_that_was_decided
             assert [each.status for each in left if each.token != source.token] == [tv.TokenStatus.DELETED]
             assert vault.tokens_from(source.token) == []
             assert vault.history(source.reference)[-1].codes == (code,)
+
+
+@pytest.mark.parametrize("first", ["issue", "issue_many", "import_tokens"])
+def test_nobody_learns_by_giving_a_token_whether_the_other_has_the_card(vault: tv.Vault, first: str) -> None:
+    """Nor what it made of the token that it was given; and what was given is in nobody's way."""
+    answers = []
+    for pan in GUESSES:
+        source = issue(vault, pan)
+        if pan == GUESSES[0]:
+            held = issue(vault, pan, program="card-on-file", customer="c-1")
+        given = grant(vault, source.token, program="card-on-file", customer="c-2")
+        vault.update_token(given.token, customer="c-3", requestor=SHOP)
+        before = len(vault.history(source.reference))
+        with pytest.raises(tv.InvalidInputError) as caught:
+            grant(vault, source.token, program="card-on-file", customer="c-2")
+        told = vault.history(source.reference)[before:]
+        mine = [event.codes for event in vault.history(given.reference)][-1]
+        answers.append((str(caught.value), caught.value.code, told, mine))
+        again = grant(vault, source.token, program="card-on-file", customer="c-3")
+        assert again.token == given.token
+    assert answers[0] == answers[1]
+    assert answers[0][0].endswith("with other properties")
+    assert answers[0][3] == ("TOKEN_EXISTS_WITH_OTHER_PROPERTIES",)
+    own: list[Any] = []
+    for pan in GUESSES:
+        if first == "issue":
+            own.append(issue(vault, pan, program="card-on-file", customer="c-1"))
+        elif first == "import_tokens":
+            token = held.token if pan == GUESSES[0] else CONVERGENT.format.make(12_345, 16, pan[-4:])
+            row = tv.TokenToImport(token=token, pan=pan, customer="c-1")
+            own += vault.import_tokens([row], requestor=SHOP, program="card-on-file")
+        else:
+            cards: Any = [{"pan": pan, "expiry": "2029-12", "customer": "c-1"}]
+            own += vault.issue_many(cards, requestor=SHOP, program="card-on-file")
+    assert own[0].token == held.token
+    assert {each.customer for each in own} == {"c-1"}
+    assert vault.detokenize(own[1].token, use()).pan.last4 == GUESSES[1][-4:]
+
+
+def test_each_source_gives_one_convergent_token_to_each_requestor(vault: tv.Vault) -> None:
+    sources = [issue(vault) for _ in range(3)]
+    first = [grant(vault, each.token, program="card-on-file").token for each in sources]
+    assert [grant(vault, each.reference, program="card-on-file").token for each in sources] == first
+    assert len(set(first)) == 3
+    vault.delete(first[0])
+    second = [grant(vault, each.token, program="card-on-file").token for each in sources]
+    assert second[0] not in first
+    assert second[1:] == first[1:]

@@ -236,7 +236,8 @@ class AsyncVault(AwaitedExchange):
         Args:
             token_or_reference: the source: active, and at most 7 tokens away from one that was issued for a card.
             requestor: id of the requestor that the new token is for.
-            program: name of the new token's program.
+            program: name of the new token's program. Of a CONVERGENT one, each source gives `requestor` one token;
+                those that it has otherwise, for the same card, do not matter.
             domain: of the new token; unset, only the program's and the requestor's restrict it.
             token_expiry: "YYYY-MM"; unset, it expires with the card.
             assurance: token assurance method, 2 characters.

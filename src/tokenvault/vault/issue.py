@@ -79,6 +79,7 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
         metadata=grant.metadata,
         idempotency_key=grant.idempotency_key,
         source=record.reference,
+        grantor=record.requestor,
     )
     return await _issue(core, order, program)
 
@@ -119,7 +120,7 @@ async def refuse_other_par(core: Core, order: Order) -> None:
 
 async def _note_refused(core: Core, order: Order, record: TokenRecord, code: str, *what: str) -> None:
     """Note that an order does not fit a token that the requestor has, and count it: it could be a guess."""
-    tally, requestor = Tally(core.guards), order.terms.requestor
+    tally, requestor = Tally(core.guards), order.grantor or order.terms.requestor
     tally.refusal(requestor, core.keys.failure(code, *what))
     operator, reference = order.terms.operator, record.reference
     await core.deny(Action.ISSUE, requestor, code, reference=reference, operator=operator, tally=tally)
@@ -213,18 +214,25 @@ async def _converge(
     """Issue the token that card, requestor and program converge on, and the customer where the program says so."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
     keys, choices = core.keys, token_format.choices(len(pan))
-    scope = requestor, program.name, order.customer or "" if program.per_customer else ""
+    customer = order.customer or "" if program.per_customer else ""
+    # Those from a token converge by themselves: who gives one does not learn whether the other has the card.
+    whom = f"{customer}\x1f{order.source.hex()}" if order.source else customer
+    scope = requestor, program.name, whom
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
     found_by = (*pan_fingerprints, *keys.tombstone_fingerprints(pan))
     stored = [
         unsealed
         async for unsealed in core.of_card(found_by, requestor, program.name)
-        if not program.per_customer or unsealed.record.customer == scope[-1]
+        if not program.per_customer or unsealed.record.customer == customer
     ]
-    existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
+    existing = [
+        unsealed
+        for unsealed in stored
+        if unsealed.card is not None and unsealed.card.pan == pan and unsealed.record.source == order.source
+    ]
     deleted = [unsealed.record for unsealed in stored if unsealed.card is None]
-    tombstones = len(deleted)
+    tombstones = sum(record.source == order.source for record in deleted)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(keys.convergent_choice, pan_fingerprints[0], *scope, number)
@@ -320,6 +328,7 @@ def _converges(
         and record.pan_fingerprint in pan_fingerprints
         and record.requestor == order.terms.requestor
         and record.program == order.terms.program
+        and record.source == order.source
         and (not program.per_customer or record.customer == (order.customer or ""))
     )
 
@@ -329,7 +338,16 @@ async def _again(
 ) -> Unsealed:
     """Issue an existing token again: unchanged, but for the expiry of a card that was renewed."""
     renewed = renews(await core.parties.requestor(order.terms.requestor), order, unsealed)
-    refuse_different(order, unsealed, renewed=renewed)
+    try:
+        refuse_different(order, unsealed, renewed=renewed)
+    except InvalidInputError as error:
+        if order.source:  # what its holder made of it meanwhile is not told
+            await _note_refused(core, order, unsealed.record, error.code, order.request)
+            message = (
+                "the source has a token of this program for this requestor already, with other properties"
+            )
+            raise InvalidInputError(message, code=error.code) from None
+        raise
     if renewed:
         still = await _renew(core, order, unsealed.record.token)
         if still is None:
