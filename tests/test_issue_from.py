@@ -11,7 +11,7 @@ import pytest
 
 import tokenvault as tv
 from tests.strategies import NOW_MS
-from tests.vaults import ACQUIRER, CONVERGENT, SHOP, STRANGER, issue, open_vault, use
+from tests.vaults import ACQUIRER, CONVERGENT, ISSUER_ONLY, SHOP, STRANGER, issue, open_vault, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
@@ -78,7 +78,10 @@ def test_a_source_that_has_expired_gives_no_token(vault: tv.Vault, clock: Manual
 
 
 def test_whom_the_vault_does_not_know_gets_no_token(vault: tv.Vault) -> None:
-    refused(vault, issue(vault), "REQUESTOR_UNKNOWN", requestor=STRANGER)
+    for source in (issue(vault).token, "9999130000000003"):
+        with pytest.raises(tv.PermissionDeniedError) as caught:
+            grant(vault, source, requestor=STRANGER)
+        assert caught.value.code == "REQUESTOR_UNKNOWN"
 
 
 def test_a_token_from_a_token_has_properties_of_its_own(vault: tv.Vault) -> None:
@@ -244,3 +247,23 @@ def test_each_source_gives_one_convergent_token_to_each_requestor(vault: tv.Vaul
     second = [grant(vault, each.token, program="card-on-file").token for each in sources]
     assert second[0] not in first
     assert second[1:] == first[1:]
+
+
+def test_sources_that_are_not_there_are_counted_for_whom_the_token_would_be(
+    local_keys: KeyStore, clock: ManualClock
+) -> None:
+    with closing(tv.open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store, clock, guard=tv.Guard(misses=3)) as vault:
+            source = issue(vault, requestor=ISSUER_ONLY)
+            missing = [f"99991300000000{number:02}" for number in range(20, 26)]
+            answers = []
+            for guess in (missing[0], *missing):
+                with pytest.raises(tv.TokenVaultError) as caught:
+                    grant(vault, guess)
+                answers.append(caught.value.code)
+            assert answers == ["TOKEN_NOT_FOUND"] * 4 + ["REQUESTOR_LOCKED_OUT"] * 3
+            for right in (source.token, source.reference):
+                with pytest.raises(tv.RequestorLockedOutError):
+                    grant(vault, right)
+            assert grant(vault, source.token, requestor=ACQUIRER).requestor == ACQUIRER

@@ -10,7 +10,6 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
     InvalidInputError,
     LifecycleError,
-    PermissionDeniedError,
     TokenSpaceExhaustedError,
 )
 from tokenvault.model import dual_control
@@ -38,6 +37,7 @@ from tokenvault.vault.sources import (
     NOT_ACTIVE,
     refuse_long_chain,
     refuse_number_as_customer,
+    refuse_receiver,
     refuse_withdrawn,
     source_not_active,
 )
@@ -55,13 +55,9 @@ CANDIDATES_MAX: Final = 64
 async def issue_from(core: Core, grant: Grant) -> Unsealed:
     """Issue a token for the card behind another one, granted by whom that was issued to."""
     terms = grant.terms
-    record, card = await core.read(grant.source, Action.ISSUE)
+    await refuse_receiver(core, terms.requestor)
+    record, card = await core.read(grant.source, Action.ISSUE, terms.requestor)
     program = await permitted_program(core, terms, record.requestor)
-    if await core.parties.requestor(terms.requestor) is None:
-        await core.deny(Action.ISSUE, record.requestor, "REQUESTOR_UNKNOWN", reference=record.reference)
-        raise PermissionDeniedError(
-            "the requestor that the token is for is not registered with the vault", code="REQUESTOR_UNKNOWN"
-        )
     now_ms = core.clock.now_ms()
     expiry = effective_expiry(record, card)
     if card is None or record.status is not TokenStatus.ACTIVE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tokenvault.audit.event import Action, Event, Outcome
-from tokenvault.errors import ConflictError, InvalidInputError, LifecycleError
+from tokenvault.errors import ConflictError, InvalidInputError, LifecycleError, PermissionDeniedError
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.alterations import tombstone
@@ -17,6 +17,20 @@ SOURCES_MAX: Final = 8
 """How many tokens of a chain were each issued from the one before."""
 
 NOT_ACTIVE: Final = "SOURCE_NOT_ACTIVE"
+
+
+async def refuse_receiver(core: Core, requestor: str) -> None:
+    """Raise PermissionDeniedError, once it is noted, if nobody knows whom a token is for, or if it is locked out.
+
+    Of a source that is not there nobody is the holder: whom the token would be for has asked in vain.
+    """
+    if await core.parties.requestor(requestor) is None:
+        await core.deny(Action.ISSUE, requestor, "REQUESTOR_UNKNOWN")
+        raise PermissionDeniedError(
+            "the requestor that the token is for is not registered with the vault", code="REQUESTOR_UNKNOWN"
+        )
+    await core.guards.refresh(requestor)
+    await core.refuse_locked_out(requestor, Action.ISSUE, None)
 
 
 async def refuse_long_chain(core: Core, source: TokenRecord) -> None:
