@@ -11,7 +11,7 @@ import pytest
 
 import tokenvault as tv
 from tests.strategies import NOW_MS
-from tests.vaults import ACQUIRER, CONVERGENT, ISSUER_ONLY, SHOP, STRANGER, issue, open_vault, use
+from tests.vaults import ACQUIRER, CONVERGENT, ISSUER_ONLY, REQUESTORS, SHOP, STRANGER, issue, open_vault, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
@@ -19,6 +19,7 @@ from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.sources import SOURCES_MAX
 
+MANAGER = "40000000002"
 YEAR_MS = 366 * 86_400_000
 
 
@@ -31,7 +32,8 @@ def clock() -> ManualClock:
 def vault(local_keys: KeyStore, clock: ManualClock) -> Iterator[tv.Vault]:
     with closing(tv.open_token_store("memory:")) as store:
         tv.provision(local_keys, store)
-        with open_vault(local_keys, store, clock) as opened:
+        manager = tv.TokenRequestor(MANAGER, permissions={tv.Permission.MANAGE})
+        with open_vault(local_keys, store, clock, requestors=(*REQUESTORS, manager)) as opened:
             yield opened
 
 
@@ -267,3 +269,25 @@ def test_sources_that_are_not_there_are_counted_for_whom_the_token_would_be(
                 with pytest.raises(tv.RequestorLockedOutError):
                     grant(vault, right)
             assert grant(vault, source.token, requestor=ACQUIRER).requestor == ACQUIRER
+
+
+def test_who_gave_a_token_and_who_has_it_do_not_lift_each_others_suspension(vault: tv.Vault) -> None:
+    giver, holder = SHOP, MANAGER
+    by = tv.Actor.REQUESTOR
+    token = grant(vault, issue(vault, requestor=giver).token, requestor=holder).token
+    names = {giver: tv.Actor.GRANTOR, holder: tv.Actor.REQUESTOR}
+    for one, other in ((giver, holder), (holder, giver)):
+        assert vault.suspend(token, by=by, requestor=one).suspended_by == {names[one]}
+        with pytest.raises(tv.LifecycleError) as caught:
+            vault.resume(token, by=by, requestor=other)
+        assert caught.value.code == "SUSPENDED_BY_OTHERS"
+        assert vault.suspend(token, by=by, requestor=other).suspended_by == set(names.values())
+        assert vault.resume(token, by=by, requestor=other).suspended_by == {names[one]}
+        assert vault.resume(token, by=by, requestor=one).status is tv.TokenStatus.ACTIVE
+    codes = [event.codes for event in vault.history(token) if event.action is Action.RESUME]
+    assert ("LIFECYCLE", "REQUESTOR") in codes
+    assert ("GRANTOR",) in codes
+    with pytest.raises(tv.PermissionDeniedError):
+        vault.suspend(token, by=tv.Actor.GRANTOR, requestor=giver)
+    vault.suspend(token, by=tv.Actor.GRANTOR)
+    assert vault.resume(token, by=by, requestor=giver).status is tv.TokenStatus.ACTIVE

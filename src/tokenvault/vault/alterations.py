@@ -43,12 +43,24 @@ class NewCard(NamedTuple):
     expiry: CardExpiry | None
 
 
-def status_change(core: Core, change: Change, actor: Actor | None = None) -> Alteration:
+def acting_as(record: TokenRecord, actor: Actor | None, requestor: str | None) -> Actor | None:
+    """As whom a requestor suspends or resumes a token: it may hold one that this was issued from.
+
+    So neither of the two lifts the other's suspension.
+    """
+    other = requestor not in (None, record.requestor)
+    return Actor.GRANTOR if actor is Actor.REQUESTOR and other else actor
+
+
+def status_change(
+    core: Core, change: Change, actor: Actor | None = None, requestor: str | None = None
+) -> Alteration:
     """Another status."""
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
-        status, suspended_by = transition(record.status, record.suspended_by, change, actor)
+        acting = acting_as(record, actor, requestor)
+        status, suspended_by = transition(record.status, record.suspended_by, change, acting)
         if card is not None and status is TokenStatus.DELETED:
             return Unsealed(tombstone(core.keys, record, card.pan), None)
         return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)

@@ -447,8 +447,9 @@ class Vault(BlockingExchange):
         Args:
             token: the token, or its reference.
             by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
-            requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
-                its own tokens are open to it, and here and to `resume` and `delete` those that were issued from them.
+            requestor: id of the calling requestor: it says Actor.REQUESTOR, needs Permission.MANAGE, and only its own
+                tokens are open to it, and here and to `resume` and `delete` those that were issued from them. These
+                it suspends as Actor.GRANTOR: their holder does not lift that, nor does it lift what their holder did.
                 Unset, the host application itself acts. The same holds for other methods.
             operator: the person behind the call.
 

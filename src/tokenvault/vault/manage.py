@@ -31,6 +31,7 @@ from tokenvault.vault.alterations import (
     Alteration,
     NewCard,
     Properties,
+    acting_as,
     assurance_change,
     card_change,
     domain_change,
@@ -144,7 +145,9 @@ async def change_status(
     core: Core, name: str | bytes, change: Change, by: By = HOST, failures: tuple[Failure, ...] = ()
 ) -> TokenInfo:
     """Change the status of a token; the event notes failures for the guard."""
-    return await _change(core, name, Action[change.name], status_change(core, change, by.actor), by, failures)
+    return await _change(
+        core, name, Action[change.name], status_change(core, change, by.actor, by.requestor), by, failures
+    )
 
 
 async def release(core: Core, requestor: str, by: By) -> None:
@@ -262,11 +265,12 @@ async def _change(
     new: NewCard = _NO_CARD,
 ) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
-    codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
     while True:
         unsealed, acting = await manageable(core, name, action, by)
         before = unsealed.record
+        actor = acting_as(before, by.actor, by.requestor)
+        codes = () if actor is None else (actor.name,)
         try:
             record, card = await alter(unsealed)
         except (LifecycleError, InvalidInputError) as error:
