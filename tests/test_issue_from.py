@@ -291,3 +291,14 @@ def test_who_gave_a_token_and_who_has_it_do_not_lift_each_others_suspension(vaul
         vault.suspend(token, by=tv.Actor.GRANTOR, requestor=giver)
     vault.suspend(token, by=tv.Actor.GRANTOR)
     assert vault.resume(token, by=by, requestor=giver).status is tv.TokenStatus.ACTIVE
+
+
+@pytest.mark.parametrize("program", ["one-time", "card-on-file"])
+def test_a_grantors_idempotency_keys_are_its_own(vault: tv.Vault, program: str) -> None:
+    """Neither the receiver's orders nor another grantor's come in their way."""
+    sources = [issue(vault, requestor=giver) for giver in (SHOP, ISSUER_ONLY)]
+    given = [grant(vault, each.token, program=program, idempotency_key="k").token for each in sources]
+    own = issue(vault, GUESSES[1], program=program, idempotency_key="k").token
+    assert len({*given, own}) == 3
+    assert [grant(vault, each.token, program=program, idempotency_key="k").token for each in sources] == given
+    assert issue(vault, GUESSES[1], program=program, idempotency_key="k").token == own

@@ -239,8 +239,8 @@ class Vault(BlockingExchange):
             active: False for a token that `activate` makes usable later.
             customer: as of `issue`.
             metadata: as of `issue`.
-            idempotency_key: as of `issue`, unique to `requestor`. A retry, too, needs an active source; that its card
-                was renewed meanwhile does not matter.
+            idempotency_key: as of `issue`, unique to the two requestors and the program. A retry, too, needs an
+                active source; that its card was renewed meanwhile does not matter.
             operator: the person behind the call.
 
         Raises:

@@ -159,7 +159,10 @@ async def _repeatable(core: Core, order: Order, program: TokenProgram, now_ms: i
     Its reference follows from the key, so that it is found whatever token it got; so do its candidates, so that two
     callers at once try the same ones in the same order.
     """
-    key = order.terms.requestor, program.name, order.idempotency_key or ""
+    named = order.idempotency_key or ""
+    if order.grantor:  # the names of the one that the token is for are not the grantor's to use up
+        named = f"{named}\x1f{order.grantor}"
+    key = order.terms.requestor, program.name, named
     keys = core.keys
     references = keys.repeatable_references(*key)
     for reference in references:
