@@ -679,7 +679,7 @@ class Vault(BlockingExchange):
             last one.
 
         Raises:
-            TokenNotFoundError: there is no token `after`.
+            TokenNotFoundError: there is no token `after`, or it is not the requestor's.
             ConfigurationError: tokens are not found by their last four digits here.
         """
         wanted = arguments.wanted(requestor, customer, program, status, last4)
