@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.faces import open_face
 from tests.strategies import NOW_MS
 from tests.vaults import (
     ACQUIRER,
+    AMEX,
     MASTERCARD,
     PROGRAMS,
     REQUESTORS,
@@ -39,7 +42,7 @@ HOLDERS = {
 class Desk:
     """A vault whose events are looked at."""
 
-    def __init__(self, keys: KeyStore) -> None:
+    def __init__(self, keys: KeyStore, **parts: Any) -> None:
         self.store = MemoryTokenStore()
         tv.provision(keys, self.store)
         names = {program.name for program in PROGRAMS}
@@ -48,7 +51,7 @@ class Desk:
         ]
         self.clock = ManualClock(NOW_MS)
         self.vault = open_face(
-            keys, self.store, programs=PROGRAMS, requestors=(*REQUESTORS, *owners), clock=self.clock
+            keys, self.store, programs=PROGRAMS, requestors=(*REQUESTORS, *owners), clock=self.clock, **parts
         )
 
     def events(self) -> list[AuditEvent]:
@@ -158,3 +161,131 @@ def test_a_change_of_card_that_is_not_acceptable_leaves_an_event(desk: Desk) -> 
         assert desk.left_by(partial(desk.vault.update_card, name, new_pan=MASTERCARD, requestor=SHOP)) == left
         changes = [(name, tv.CardChange(new_pan=MASTERCARD))]
         assert desk.left_by(partial(desk.vault.update_card_many, changes, requestor=SHOP)) == left
+
+
+GUESSES = (VISA, MASTERCARD, "4012888888881881")
+"""The first is right."""
+
+
+def managed_token(desk: Desk) -> str:
+    """A token that MANAGER manages, and whose card it has never seen."""
+    source = issue(desk.vault)
+    return desk.vault.issue_from(source.token, requestor=MANAGER, program="one-time", assurance="12").token
+
+
+def guess_alone(vault: tv.Vault, token: str, pan: str) -> object:
+    return vault.update_card(token, new_pan=pan, requestor=MANAGER)[0]
+
+
+def guess_in_a_batch(vault: tv.Vault, token: str, pan: str) -> object:
+    changes = [(token, tv.CardChange(new_pan=pan))]
+    (got,) = vault.update_card_many(changes, requestor=MANAGER)
+    return got[0] if isinstance(got, list) else got
+
+
+def answered(ask: Callable[[], object]) -> tuple[object, ...]:
+    """All of an answer that could tell a right number from a wrong one, but the number's own digits."""
+    try:
+        got = ask()
+    except tv.TokenVaultError as error:
+        got = error
+    if isinstance(got, tv.TokenVaultError):
+        return type(got), got.code, str(got)
+    assert isinstance(got, tv.TokenInfo)
+    return got.status, got.suspended_by, got.assurance, got.revision, got.card_expiry
+
+
+@pytest.mark.parametrize("state", ["active", "suspended", "winding down", "in its domain", "as its customer"])
+@pytest.mark.parametrize("guess", [guess_alone, guess_in_a_batch])
+def test_a_card_number_put_behind_ones_token_is_answered_alike_whether_it_is_there_or_not(
+    desk: Desk, guess: Callable[[tv.Vault, str, str], object], state: str
+) -> None:
+    vault, answers = desk.vault, []
+    for pan in GUESSES:
+        token = managed_token(desk)
+        if state == "suspended":
+            vault.suspend(token, by=tv.Actor.REQUESTOR, requestor=MANAGER)
+        elif state == "winding down":
+            vault.wind_down(token, purge_after=datetime(2030, 1, 1, tzinfo=UTC), requestor=MANAGER)
+        elif state == "in its domain":
+            vault.update_domain(token, tv.Domain(merchants=GUESSES), requestor=MANAGER)
+        elif state == "as its customer":
+            vault.update_token(token, customer=pan, requestor=MANAGER)
+        left = len(desk.events())
+        answers.append(
+            (
+                answered(partial(guess, vault, token, pan)),
+                [(each.action, each.outcome, each.codes) for each in desk.events()[left:]],
+            )
+        )
+        assert not {digits for digits in GUESSES if digits in str(answers[-1])}
+    assert len(set(map(str, answers))) == 1
+
+
+@pytest.mark.parametrize("guess", [guess_alone, guess_in_a_batch])
+def test_card_numbers_that_can_not_be_behind_a_token_are_counted_each_once(
+    local_keys: KeyStore, guess: Callable[[tv.Vault, str, str], object]
+) -> None:
+    desk = Desk(local_keys, guard=tv.Guard(refusals=2))
+    with closing(desk.vault):
+        token = managed_token(desk)
+        desk.vault.update_domain(token, tv.Domain(merchants=GUESSES), requestor=MANAGER)
+        for pan in (VISA, VISA, MASTERCARD):
+            assert answered(partial(guess, desk.vault, token, pan))[1] == "CARD_NUMBER_IN_TEXT"
+        with pytest.raises(tv.RequestorLockedOutError):
+            desk.vault.update_token(token, customer="c", requestor=MANAGER)
+
+
+PARS = "5" + "A" * 28, "5" + "B" * 28
+
+
+def order_alone(vault: tv.Vault, pan: str, **more: str) -> object:
+    return issue(vault, pan, requestor=ISSUER, **more)
+
+
+def order_in_a_batch(vault: tv.Vault, pan: str, **more: str) -> object:
+    given: Any = {"pan": pan, **more}
+    (got,) = vault.issue_many([given], requestor=ISSUER, program="one-time")
+    return got
+
+
+def order_by_import(vault: tv.Vault, pan: str, **more: str) -> object:
+    row = tv.TokenToImport(token="9999130000000009", pan=pan, par=more["par"])
+    (got,) = vault.import_tokens([row], requestor=ISSUER, program="one-time")
+    return got
+
+
+@pytest.mark.parametrize("order", [order_alone, order_in_a_batch])
+def test_no_answer_tells_that_others_have_a_card(desk: Desk, order: Callable[..., object]) -> None:
+    issue(desk.vault, VISA, par=PARS[0])
+    issue(desk.vault, AMEX, requestor=ISSUER, idempotency_key="k")
+    left = [("ISSUE", "DENIED", ISSUER, ("IDEMPOTENCY_CONFLICT",))]
+    for pan in (VISA, MASTERCARD):
+        asked = partial(order, desk.vault, pan, par=PARS[1], idempotency_key="k")
+        assert desk.left_by(asked) == left
+        assert desk.left_by(partial(order, desk.vault, pan, par=PARS[1])) == [("ISSUE", "DONE", ISSUER, ())]
+
+
+@pytest.mark.parametrize("order", [order_alone, order_in_a_batch, order_by_import])
+def test_a_card_has_one_par_with_each_requestor(desk: Desk, order: Callable[..., object]) -> None:
+    issue(desk.vault, VISA, requestor=ISSUER, par=PARS[0])
+    left = [("ISSUE", "DENIED", ISSUER, ("PAR_DIFFERS",))]
+    assert desk.left_by(partial(order, desk.vault, VISA, par=PARS[1])) == left
+    assert issue(desk.vault, VISA, par=PARS[1]).par == PARS[1]
+
+
+@pytest.mark.parametrize("order", [order_alone, order_in_a_batch])
+@pytest.mark.parametrize("by", ["par", "idempotency_key"])
+def test_orders_that_do_not_fit_ones_tokens_are_counted_each_once(
+    local_keys: KeyStore, order: Callable[..., object], by: str
+) -> None:
+    desk = Desk(local_keys, guard=tv.Guard(refusals=2))
+    with closing(desk.vault):
+        for pan in (VISA, MASTERCARD):
+            issue(desk.vault, pan, requestor=ISSUER, par=PARS[0])
+        issue(desk.vault, AMEX, requestor=ISSUER, idempotency_key="k")
+        other = {"par": PARS[1]} if by == "par" else {"idempotency_key": "k"}
+        for pan in (VISA, VISA, MASTERCARD):
+            assert desk.left_by(partial(order, desk.vault, pan, **other))[0][1] == "DENIED"
+        with pytest.raises(tv.RequestorLockedOutError):
+            issue(desk.vault, AMEX, requestor=ISSUER)

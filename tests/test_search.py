@@ -194,6 +194,22 @@ def test_a_page_goes_on_only_after_a_token_that_there_is(local_vault: tv.Vault) 
     assert local_vault.search(after=token, customer="customer-1") == []
 
 
+@pytest.mark.parametrize("more", [{}, {"customer": "customer-1"}, {"program": "one-time"}])
+def test_whether_there_is_a_token_of_others_is_not_told_by_going_on_after_it(
+    local_vault: tv.Vault, more: dict[str, Any]
+) -> None:
+    issue(local_vault, customer="customer-1", requestor=ISSUER_ONLY)
+    theirs = issue(local_vault, customer="customer-1").token
+    answers = []
+    for after in (theirs, f"{theirs[:-2]}{(int(theirs[-2]) + 1) % 10}{theirs[-1]}"):
+        try:
+            answers.append(str(local_vault.search(requestor=ISSUER_ONLY, after=after, **more)))
+        except tv.TokenNotFoundError as error:
+            answers.append(str(error))
+    assert answers[0] == answers[1]
+    assert local_vault.search(requestor=SHOP, after=theirs, **more) == []
+
+
 WRONG: dict[str, Sequence[Any]] = {
     "requestor": ("", 4, b"4", "\n"),
     "customer": ("", 4, "x" * 65, "\x00"),

@@ -40,7 +40,8 @@ _SEPARATOR: Final = b"\x1f"
 class FailureKind(int, enum.Enum):
     """What failed.
 
-    MISS: a token, or a card, that is not there. REFUSAL: a use that was refused, or a token of others.
+    MISS: a token, or a card, that is not there. REFUSAL: a use that was refused, a token of others, a number that
+    can not be behind a token.
     SUSPENSION: no failure; a token was suspended for its refusals, which are counted anew from then on.
     """
 

@@ -23,12 +23,16 @@ class TokenStatus(Words):
 
 
 class Actor(Words):
-    """Who suspends or resumes a token. Each lifts only its own suspension."""
+    """Who suspends or resumes a token. Each lifts only its own suspension.
+
+    REQUESTOR: whom the token was issued to. GRANTOR: whoever holds a token that it was issued from.
+    """
 
     ISSUER = "issuer"
     REQUESTOR = "requestor"
     CARDHOLDER = "cardholder"
     VAULT = "vault"
+    GRANTOR = "grantor"
 
 
 class Change(enum.Enum):

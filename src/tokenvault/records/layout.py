@@ -5,7 +5,7 @@ Body, encoding version 2:
     1   encoding version, 2
     1   which of the optional parts follow: the sum of their bits
     1   status: 1 inactive, 2 active, 3 suspended, 4 deleted, 5 winding down
-    1   suspended by: 1 issuer, 2 requestor, 4 cardholder, 8 vault, added up; not 0 exactly while suspended
+    1   suspended by: 1 issuer, 2 requestor, 4 cardholder, 8 vault, 16 grantor, added up; not 0 while suspended
     2   token expiry: months from January 2000, which is 1; 0: the card's own
     32  SHA-256 of the domain document
     8   created, milliseconds of the Unix epoch

@@ -29,9 +29,16 @@ STATUS_CODES: Final = {
     TokenStatus.DELETED: 4,
     TokenStatus.WINDING_DOWN: 5,
 }
-_ACTOR_BITS: Final = {Actor.ISSUER: 1, Actor.REQUESTOR: 2, Actor.CARDHOLDER: 4, Actor.VAULT: 8}
+_ACTOR_BITS: Final = {
+    Actor.ISSUER: 1,
+    Actor.REQUESTOR: 2,
+    Actor.CARDHOLDER: 4,
+    Actor.VAULT: 8,
+    Actor.GRANTOR: 16,
+}
 _ACTOR_SETS: Final = [
-    frozenset(actor for actor, bit in _ACTOR_BITS.items() if bits & bit) for bits in range(16)
+    frozenset(actor for actor, bit in _ACTOR_BITS.items() if bits & bit)
+    for bits in range(1 << len(_ACTOR_BITS))
 ]
 _LIFECYCLES: Final = {
     (code, bits): (status, actors)

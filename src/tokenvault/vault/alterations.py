@@ -43,12 +43,24 @@ class NewCard(NamedTuple):
     expiry: CardExpiry | None
 
 
-def status_change(core: Core, change: Change, actor: Actor | None = None) -> Alteration:
+def acting_as(record: TokenRecord, actor: Actor | None, requestor: str | None) -> Actor | None:
+    """As whom a requestor suspends or resumes a token: it may hold one that this was issued from.
+
+    So neither of the two lifts the other's suspension.
+    """
+    other = requestor not in (None, record.requestor)
+    return Actor.GRANTOR if actor is Actor.REQUESTOR and other else actor
+
+
+def status_change(
+    core: Core, change: Change, actor: Actor | None = None, requestor: str | None = None
+) -> Alteration:
     """Another status."""
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = unsealed
-        status, suspended_by = transition(record.status, record.suspended_by, change, actor)
+        acting = acting_as(record, actor, requestor)
+        status, suspended_by = transition(record.status, record.suspended_by, change, acting)
         if card is not None and status is TokenStatus.DELETED:
             return Unsealed(tombstone(core.keys, record, card.pan), None)
         return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)
@@ -143,14 +155,15 @@ def card_change(
         new: the new card.
         pan_fingerprint: of the new PAN, if there is one.
         by_host: whether the host vouches for the new card. Otherwise nobody has verified it: the token is then
-            inactive and without assurance.
+            inactive and without assurance. So it is where the number is the one that it had: no answer tells a
+            requestor whether a guess is right.
     """
 
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = _living(unsealed)
         if pan is not None and card.pan not in (pan, new.pan):
             raise LifecycleError("the token was given another card meanwhile")
-        if new.pan is not None and new.pan != card.pan:
+        if new.pan is not None and (not by_host or new.pan != card.pan):
             await refuse_card(core, record, new.pan)
             record = record._replace(pan_fingerprint=pan_fingerprint)
             if core.finds_last4:

@@ -231,20 +231,22 @@ class Vault(BlockingExchange):
         Args:
             token_or_reference: the source: active, and at most 7 tokens away from one that was issued for a card.
             requestor: id of the requestor that the new token is for.
-            program: name of the new token's program.
+            program: name of the new token's program. Of a CONVERGENT one, each source gives `requestor` one token;
+                those that it has otherwise, for the same card, do not matter.
             domain: of the new token; unset, only the program's and the requestor's restrict it.
             token_expiry: "YYYY-MM"; unset, it expires with the card.
             assurance: token assurance method, 2 characters.
             active: False for a token that `activate` makes usable later.
             customer: as of `issue`.
             metadata: as of `issue`.
-            idempotency_key: as of `issue`, unique to `requestor`. A retry, too, needs an active source; that its card
-                was renewed meanwhile does not matter.
+            idempotency_key: as of `issue`, unique to the two requestors and the program. A retry, too, needs an
+                active source; that its card was renewed meanwhile does not matter.
             operator: the person behind the call.
 
         Raises:
             InvalidInputError, PermissionDeniedError, TokenSpaceExhaustedError: as `issue`.
             LifecycleError: the source is not active, or has expired.
+            ConflictError: the source was given another card meanwhile; nothing was issued.
             TokenNotFoundError: there is no such source.
         """
         core = self._open()
@@ -445,8 +447,9 @@ class Vault(BlockingExchange):
         Args:
             token: the token, or its reference.
             by: the actor. Actor.REQUESTOR is the requestor that the token was issued to.
-            requestor: id of the calling requestor: it acts as Actor.REQUESTOR, needs Permission.MANAGE, and only
-                its own tokens are open to it, and here and to `resume` and `delete` those that were issued from them.
+            requestor: id of the calling requestor: it says Actor.REQUESTOR, needs Permission.MANAGE, and only its own
+                tokens are open to it, and here and to `resume` and `delete` those that were issued from them. These
+                it suspends as Actor.GRANTOR: their holder does not lift that, nor does it lift what their holder did.
                 Unset, the host application itself acts. The same holds for other methods.
             operator: the person behind the call.
 
@@ -582,7 +585,7 @@ class Vault(BlockingExchange):
         """Put a new PAN, a new expiry or both behind a token, or behind all live tokens of a card.
 
         Each token changes in one step of its own. After an error some may have changed: call again. A token whose PAN
-        a requestor changes is inactive from then on, and without assurance: what was verified was another card.
+        a requestor sets, whichever it was, is inactive from then on, and without assurance: nobody verified it.
 
         Args:
             pan_or_token_or_reference: the card's PAN so far, or the token that is to change.
@@ -676,7 +679,7 @@ class Vault(BlockingExchange):
             last one.
 
         Raises:
-            TokenNotFoundError: there is no token `after`.
+            TokenNotFoundError: there is no token `after`, or it is not the requestor's.
             ConfigurationError: tokens are not found by their last four digits here.
         """
         wanted = arguments.wanted(requestor, customer, program, status, last4)

@@ -14,7 +14,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.model.pan import Card
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.issue import SOURCES_MAX
+from tokenvault.vault.sources import SOURCES_MAX
 
 _PAGE: Final = 64
 _PAGES_MAX: Final = 10_000

@@ -10,7 +10,6 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import (
     InvalidInputError,
     LifecycleError,
-    PermissionDeniedError,
     TokenSpaceExhaustedError,
 )
 from tokenvault.model import dual_control
@@ -22,6 +21,7 @@ from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
 from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.guard import Tally
 from tokenvault.vault.orders import (
     Grant,
     Order,
@@ -33,9 +33,14 @@ from tokenvault.vault.orders import (
     refuse_mention,
     renews,
 )
-
-SOURCES_MAX: Final = 8
-"""How many tokens of a chain were each issued from the one before."""
+from tokenvault.vault.sources import (
+    NOT_ACTIVE,
+    refuse_long_chain,
+    refuse_number_as_customer,
+    refuse_receiver,
+    refuse_withdrawn,
+    source_not_active,
+)
 
 DRAWS_MAX: Final = 8
 """Random tokens drawn one by one; after so many collisions the space is looked at."""
@@ -50,22 +55,19 @@ CANDIDATES_MAX: Final = 64
 async def issue_from(core: Core, grant: Grant) -> Unsealed:
     """Issue a token for the card behind another one, granted by whom that was issued to."""
     terms = grant.terms
-    record, card = await core.read(grant.source, Action.ISSUE)
+    await refuse_receiver(core, terms.requestor)
+    record, card = await core.read(grant.source, Action.ISSUE, terms.requestor)
     program = await permitted_program(core, terms, record.requestor)
-    if await core.parties.requestor(terms.requestor) is None:
-        await core.deny(Action.ISSUE, record.requestor, "REQUESTOR_UNKNOWN", reference=record.reference)
-        raise PermissionDeniedError(
-            "the requestor that the token is for is not registered with the vault", code="REQUESTOR_UNKNOWN"
-        )
     now_ms = core.clock.now_ms()
     expiry = effective_expiry(record, card)
     if card is None or record.status is not TokenStatus.ACTIVE:
-        await core.deny(Action.ISSUE, record.requestor, "SOURCE_NOT_ACTIVE", reference=record.reference)
-        raise LifecycleError("tokens are issued from an active token", code="SOURCE_NOT_ACTIVE")
+        await core.deny(Action.ISSUE, record.requestor, NOT_ACTIVE, reference=record.reference)
+        raise source_not_active()
     if expiry is not None and expiry.passed(now_ms, program.expiry_zone):
         await core.deny(Action.ISSUE, record.requestor, "SOURCE_EXPIRED", reference=record.reference)
         raise LifecycleError("tokens are issued from a token that has not expired", code="SOURCE_EXPIRED")
-    await _refuse_long_chain(core, record)
+    await refuse_long_chain(core, record)
+    await refuse_number_as_customer(core, grant, record)
     order = Order(
         card=card,
         terms=terms,
@@ -73,21 +75,9 @@ async def issue_from(core: Core, grant: Grant) -> Unsealed:
         metadata=grant.metadata,
         idempotency_key=grant.idempotency_key,
         source=record.reference,
+        grantor=record.requestor,
     )
     return await _issue(core, order, program)
-
-
-async def _refuse_long_chain(core: Core, source: TokenRecord) -> None:
-    record = source
-    for _ in range(SOURCES_MAX):
-        if not record.source:
-            return
-        record = (await core.read(record.source, None)).record
-    await core.deny(Action.ISSUE, source.requestor, "SOURCES_EXCEEDED", reference=source.reference)
-    raise LifecycleError(
-        f"at most {SOURCES_MAX} tokens are issued one from another: issue from an earlier one",
-        code="SOURCES_EXCEEDED",
-    )
 
 
 async def issue(core: Core, order: Order) -> Unsealed:
@@ -98,7 +88,8 @@ async def issue(core: Core, order: Order) -> Unsealed:
 async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
     core.refuse_token_as_pan(order.card.pan)
     program.pans.check(order.card.pan.reveal())
-    refuse_mention(core, order)
+    if not order.source:
+        refuse_mention(core, order)
     now_ms = core.clock.now_ms()
     refuse_expired(order, program, now_ms)
     if order.par is not None:
@@ -111,12 +102,24 @@ async def _issue(core: Core, order: Order, program: TokenProgram) -> Unsealed:
 
 
 async def refuse_other_par(core: Core, order: Order) -> None:
-    """Raise InvalidInputError if a token of the same card has another payment account reference: a card has one."""
-    pan = order.card.pan
+    """Raise InvalidInputError, once it is noted, if the requestor has a token of the card with another PAR.
+
+    Those of other requestors are none of its business: the answer would tell it that they have the card.
+    """
+    pan, requestor = order.card.pan, order.terms.requestor
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, pan)
-    async for record, card in core.of_card(pan_fingerprints, None):
+    async for record, card in core.of_card(pan_fingerprints, requestor):
         if card is not None and card.pan == pan and record.par not in (None, order.par):
+            await _note_refused(core, order, record, "PAR_DIFFERS", pan.reveal(), order.par or "")
             raise other_par()
+
+
+async def _note_refused(core: Core, order: Order, record: TokenRecord, code: str, *what: str) -> None:
+    """Note that an order does not fit a token that the requestor has, and count it: it could be a guess."""
+    tally, requestor = Tally(core.guards), order.grantor or order.terms.requestor
+    tally.refusal(requestor, core.keys.failure(code, *what))
+    operator, reference = order.terms.operator, record.reference
+    await core.deny(Action.ISSUE, requestor, code, reference=reference, operator=operator, tally=tally)
 
 
 # Random tokens.
@@ -156,7 +159,10 @@ async def _repeatable(core: Core, order: Order, program: TokenProgram, now_ms: i
     Its reference follows from the key, so that it is found whatever token it got; so do its candidates, so that two
     callers at once try the same ones in the same order.
     """
-    key = order.terms.requestor, program.name, order.idempotency_key or ""
+    named = order.idempotency_key or ""
+    if order.grantor:  # the names of the one that the token is for are not the grantor's to use up
+        named = f"{named}\x1f{order.grantor}"
+    key = order.terms.requestor, program.name, named
     keys = core.keys
     references = keys.repeatable_references(*key)
     for reference in references:
@@ -189,6 +195,7 @@ async def _repeated(core: Core, order: Order, unsealed: Unsealed, now_ms: int) -
         hmac.compare_digest(unsealed.record.request, digest)
         for digest in core.keys.request_digests(order.request)
     ):
+        await _note_refused(core, order, unsealed.record, "IDEMPOTENCY_CONFLICT", order.request)
         raise InvalidInputError(
             "this idempotency key was used before for another request: a new request needs a new key",
             code="IDEMPOTENCY_CONFLICT",
@@ -206,18 +213,25 @@ async def _converge(
     """Issue the token that card, requestor and program converge on, and the customer where the program says so."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
     keys, choices = core.keys, token_format.choices(len(pan))
-    scope = requestor, program.name, order.customer or "" if program.per_customer else ""
+    customer = order.customer or "" if program.per_customer else ""
+    # Those from a token converge by themselves: who gives one does not learn whether the other has the card.
+    whom = f"{customer}\x1f{order.source.hex()}" if order.source else customer
+    scope = requestor, program.name, whom
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
     found_by = (*pan_fingerprints, *keys.tombstone_fingerprints(pan))
     stored = [
         unsealed
         async for unsealed in core.of_card(found_by, requestor, program.name)
-        if not program.per_customer or unsealed.record.customer == scope[-1]
+        if not program.per_customer or unsealed.record.customer == customer
     ]
-    existing = [unsealed for unsealed in stored if unsealed.card is not None and unsealed.card.pan == pan]
+    existing = [
+        unsealed
+        for unsealed in stored
+        if unsealed.card is not None and unsealed.card.pan == pan and unsealed.record.source == order.source
+    ]
     deleted = [unsealed.record for unsealed in stored if unsealed.card is None]
-    tombstones = len(deleted)
+    tombstones = sum(record.source == order.source for record in deleted)
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(keys.convergent_choice, pan_fingerprints[0], *scope, number)
@@ -284,6 +298,8 @@ async def _insert(
         return None
     if document is not None:
         core.documents.written(order.terms.domain)
+    if order.source:
+        await refuse_withdrawn(core, order, unsealed)
     return unsealed
 
 
@@ -311,6 +327,7 @@ def _converges(
         and record.pan_fingerprint in pan_fingerprints
         and record.requestor == order.terms.requestor
         and record.program == order.terms.program
+        and record.source == order.source
         and (not program.per_customer or record.customer == (order.customer or ""))
     )
 
@@ -320,7 +337,16 @@ async def _again(
 ) -> Unsealed:
     """Issue an existing token again: unchanged, but for the expiry of a card that was renewed."""
     renewed = renews(await core.parties.requestor(order.terms.requestor), order, unsealed)
-    refuse_different(order, unsealed, renewed=renewed)
+    try:
+        refuse_different(order, unsealed, renewed=renewed)
+    except InvalidInputError as error:
+        if order.source:  # what its holder made of it meanwhile is not told
+            await _note_refused(core, order, unsealed.record, error.code, order.request)
+            message = (
+                "the source has a token of this program for this requestor already, with other properties"
+            )
+            raise InvalidInputError(message, code=error.code) from None
+        raise
     if renewed:
         still = await _renew(core, order, unsealed.record.token)
         if still is None:

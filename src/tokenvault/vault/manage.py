@@ -31,6 +31,7 @@ from tokenvault.vault.alterations import (
     Alteration,
     NewCard,
     Properties,
+    acting_as,
     assurance_change,
     card_change,
     domain_change,
@@ -42,8 +43,8 @@ from tokenvault.vault.alterations import (
 from tokenvault.vault.core import Core, Unsealed, failed, requestor_unknown
 from tokenvault.vault.descent import descendants
 from tokenvault.vault.guard import Tally
-from tokenvault.vault.issue import SOURCES_MAX
 from tokenvault.vault.orders import expired
+from tokenvault.vault.sources import SOURCES_MAX
 
 NOT_ITS_TOKEN: Final = "NOT_ITS_TOKEN"  # noqa: S105 # a code
 LIFECYCLE_CODE: Final = "LIFECYCLE"
@@ -71,6 +72,7 @@ class By(NamedTuple):
 
 
 HOST: Final = By()
+_NO_CARD: Final = NewCard(None, None)
 
 
 # Reading.
@@ -143,7 +145,9 @@ async def change_status(
     core: Core, name: str | bytes, change: Change, by: By = HOST, failures: tuple[Failure, ...] = ()
 ) -> TokenInfo:
     """Change the status of a token; the event notes failures for the guard."""
-    return await _change(core, name, Action[change.name], status_change(core, change, by.actor), by, failures)
+    return await _change(
+        core, name, Action[change.name], status_change(core, change, by.actor, by.requestor), by, failures
+    )
 
 
 async def release(core: Core, requestor: str, by: By) -> None:
@@ -207,7 +211,7 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     pan = name if isinstance(name, Pan) else None
     alter = card_change(core, pan, new, pan_fingerprint, by_host=by.host)
     if not isinstance(name, Pan):
-        return [await _change(core, name, Action.UPDATE_CARD, alter, by)]
+        return [await _change(core, name, Action.UPDATE_CARD, alter, by, new=new)]
     # All are read before the first is changed: a changed one moves to another PAN fingerprint.
     live = [record for record, _ in await live_tokens(core, name, by.requestor)]
     if not live:
@@ -224,13 +228,21 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
                     error.code,
                     reference=record.reference,
                     operator=by.operator,
+                    tally=refused_card(core, Tally(core.guards), by.requestor, record, new),
                 )
                 raise
     infos = []
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
-            infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, by))
+            infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, by, new=new))
     return infos
+
+
+def refused_card(core: Core, tally: Tally, requestor: str | None, record: TokenRecord, new: NewCard) -> Tally:
+    """Count a card number that a requestor wanted behind a token and that can not be there."""
+    if requestor is not None and new.pan is not None:
+        tally.refusal(requestor, core.keys.failure("new card", record.reference.hex(), new.pan.reveal()))
+    return tally
 
 
 def refuse_new_card(core: Core, new: NewCard) -> None:
@@ -250,18 +262,28 @@ async def _change(
     alter: Alteration,
     by: By,
     failures: tuple[Failure, ...] = (),
+    new: NewCard = _NO_CARD,
 ) -> TokenInfo:
     """Write what `alter` makes of a record, with its event. Raises LifecycleError, once that is noted."""
-    codes = () if by.actor is None else (by.actor.name,)
     conflicts = 0
     while True:
         unsealed, acting = await manageable(core, name, action, by)
         before = unsealed.record
+        actor = acting_as(before, by.actor, by.requestor)
+        codes = () if actor is None else (actor.name,)
         try:
             record, card = await alter(unsealed)
         except (LifecycleError, InvalidInputError) as error:
             code = LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code
-            await core.deny(action, acting, code, *codes, reference=before.reference, operator=by.operator)
+            await core.deny(
+                action,
+                acting,
+                code,
+                *codes,
+                reference=before.reference,
+                operator=by.operator,
+                tally=refused_card(core, Tally(core.guards), acting, before, new),
+            )
             raise
         now_ms, revision = core.clock.now_ms(), before.revision + 1
         changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)

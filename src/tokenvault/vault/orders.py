@@ -36,6 +36,7 @@ class Order(NamedTuple):
         par, customer, metadata: as in TokenInfo; unset: none is given.
         idempotency_key: the caller's own name of the request; the same again gives the same token.
         source: reference of the token that it is issued from, 16 bytes; empty where it is issued for a card.
+        grantor: the requestor that the source was issued to; empty likewise.
     """
 
     card: Card
@@ -45,6 +46,7 @@ class Order(NamedTuple):
     metadata: Mapping[str, str] | None = None
     idempotency_key: str | None = None
     source: bytes = b""
+    grantor: str = ""
 
     @property
     def request(self) -> str:

@@ -66,7 +66,8 @@ async def _listed(core: Core, wanted: Wanted, after: str, limit: int) -> list[Se
     place = _FIRST
     if after:
         found = await core.store.get([after])
-        if not found:
+        # Whether there is a token of others is not told to who looks for the tokens of a requestor.
+        if not found or wanted.requestor not in (None, found[0].requestor):
             raise TokenNotFoundError("there is no token to go on after: take the last one of the page before")
         place = found[0].created_ms, after
     rows: list[SealedRecord] = []

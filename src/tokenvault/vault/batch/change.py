@@ -74,6 +74,7 @@ class Wanted(NamedTuple):
 
     name: Name | Pan
     alter: Alteration
+    new: NewCard = NewCard(None, None)
 
 
 Reader: TypeAlias = Callable[[Core, By, object], Wanted]
@@ -86,6 +87,7 @@ class _Step(NamedTuple):
     item: int
     name: Name
     alter: Alteration
+    new: NewCard
 
 
 @attrs.frozen
@@ -146,7 +148,7 @@ def card_to_update(core: Core, by: By, item: object) -> Wanted:
     wanted = arguments.pan_or_name(core, name)
     fingerprint = b"" if new.pan is None else core.keys.pan_fingerprint(new.pan)
     card = wanted if isinstance(wanted, Pan) else None
-    return Wanted(wanted, card_change(core, card, new, fingerprint, by_host=by.host))
+    return Wanted(wanted, card_change(core, card, new, fingerprint, by_host=by.host), new)
 
 
 def _name(item: object) -> Name:
@@ -232,9 +234,9 @@ async def _steps(
 ) -> list[_Step]:
     """The tokens of each item; an item whose card has none fails."""
     steps: list[_Step] = []
-    for item, (name, alter) in wanted.items():
+    for item, (name, alter, new) in wanted.items():
         if not isinstance(name, Pan):
-            steps.append(_Step(item, name, alter))
+            steps.append(_Step(item, name, alter, new))
             continue
         denied = await core.denial_by_card(by.requestor)
         if denied is not None:
@@ -242,7 +244,7 @@ async def _steps(
             results.fail(item, denied)
             continue
         live = [] if _locked_out(core, by) else await manage.live_tokens(core, name, by.requestor)
-        steps += [_Step(item, record.token, alter) for record, _ in live]
+        steps += [_Step(item, record.token, alter, new) for record, _ in live]
         if not live:
             message = "this card has no token in this vault"
             error: TokenVaultError = TokenNotFoundError(message, code="CARD_HAS_NO_TOKEN")
@@ -302,6 +304,7 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         record, card = await step.alter(before)
     except (LifecycleError, InvalidInputError) as error:
         codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
+        manage.refused_card(core, chunk.tally, by.requestor, before.record, step.new)
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise
     revision = stored.record.revision + 1

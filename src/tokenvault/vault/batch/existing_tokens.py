@@ -61,7 +61,9 @@ async def find_existing(
             found[card] = None
         elif own:
             try:
-                found[card] = unsealed(TokenRecord.parse(rows[own[0]]), cards.card(own[0]))
+                record = TokenRecord.parse(rows[own[0]])
+                # One that was issued from a token is none that a card converges on.
+                found[card] = None if record.source else unsealed(record, cards.card(own[0]))
             except IntegrityError:
                 found[card] = None
     return found

@@ -252,6 +252,7 @@ async def _live_token(core: Core, row: _Row) -> str | None:
         async for record, card in core.of_card(pan_fingerprints, *row.scope)
         if card is not None
         and card.pan == pan
+        and not record.source
         and (not row.program.per_customer or record.customer == customer)
     }
     return row.record.token if row.record.token in live else min(live, default=None)
