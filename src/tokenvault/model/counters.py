@@ -77,6 +77,19 @@ class Counter(NamedTuple):
         """The counter after what was counted in a window is counted no more."""
         return self.given_back(window, self.used(window))
 
+    def merged(self, other: Counter) -> Counter:
+        """One counter of two of the same key: of each window the larger value, and the two latest windows."""
+        values: dict[int, int] = {NO_WINDOW: 0}
+        for counter in (self, other):
+            for window, value in (
+                (counter.window, counter.value),
+                (counter.previous_window, counter.previous_value),
+            ):
+                values[window] = max(value, values.get(window, 0))
+        latest, before = sorted(values, reverse=True)[:2]
+        ends_ms = max(self, other, key=lambda counter: counter.window).ends_ms
+        return Counter(self.key, latest, values[latest], before, values[before], ends_ms)
+
 
 class Usage(NamedTuple):
     """The uses of one token.
@@ -127,6 +140,22 @@ class Usage(NamedTuple):
         if time_ms == self.used_before_ms:
             return self._replace(used_before_ms=NONE)
         return self
+
+    def merged(self, other: Usage) -> Usage:
+        """What two tokens of one card have used, where one took over from the other: the larger of each count."""
+        counters = {counter.key: counter for counter in self.counters}
+        for counter in other.counters:
+            before = counters.get(counter.key)
+            counters[counter.key] = counter if before is None else before.merged(counter)
+        times = {self.last_used_ms, self.used_before_ms, other.last_used_ms, other.used_before_ms}
+        latest, before_ms = sorted({*times, NONE - 1}, reverse=True)[:2]
+        return Usage(
+            tuple(sorted(counters.values())),
+            max(self.cryptogram_counter, other.cryptogram_counter),
+            max(self.authenticated_ms, other.authenticated_ms),
+            latest,
+            max(before_ms, NONE),
+        )
 
     def changed(self, key: bytes, change: Callable[[Counter], Counter]) -> Usage:
         """The usage after a change of a counter, if it is there."""

@@ -230,7 +230,8 @@ async def _converge(
         return await _again(core, order, program, existing[0], now_ms)
     if await core.key_versions.settle():
         return await _anew(core, order, program, now_ms)
-    # What is counted of a card here outlives the deletion of its token: each took it over from the one before.
+    # What is counted of a card here outlives the deletion of its token: each took it over from the one before. So
+    # does what was counted since the tombstones were read: the candidate of a token that was deleted is in the way.
     usage = max(deleted, key=lambda record: record.updated_ms).usage if deleted else UNUSED
     # Each tombstone is a candidate that was used up.
     for number in range(tombstones, tombstones + CANDIDATES_MAX):
@@ -244,6 +245,10 @@ async def _converge(
         there = await core.read(token, None)
         if _converges(order, program, there, pan_fingerprints):
             return await _again(core, order, program, there, now_ms)
+        if (
+            there.record.pan_fingerprint in found_by
+        ):  # issued, used and deleted since the tombstones were read
+            usage = usage.merged(there.record.usage)
     raise _exhausted(program, choices)
 
 
