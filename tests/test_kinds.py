@@ -24,6 +24,7 @@ from tokenvault.model.money import MINOR_UNITS_MAX, Money
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.periods import Period
 from tokenvault.model.remaining import Remaining, remaining
+from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import CONTRADICTIONS, Channel, Transaction
 
 OTHER = "40087654321"
@@ -296,11 +297,20 @@ def test_a_follow_up_is_bound_by_lists_where_it_says_otherwise_than_its_use(kind
 def test_a_refund_and_a_dispute_name_their_original_unless_a_domain_lets_them(kind: Kind) -> None:
     assert Shop().told(kind, 1) == "ORIGINAL_REQUIRED"
     lets = Domain(follow_ups_without_original=True)
-    assert Shop(lets).told(kind, 1) == ""
     assert Shop(program=lets).told(kind, 1) == ""
-    bound = Shop(Domain(merchants={"M-1"}, max_amount=Money(5, "EUR"), follow_ups_without_original=True))
+    bound = Shop(Domain(merchants={"M-1"}, max_amount=Money(5, "EUR")), program=lets)
     assert bound.told(kind, 6) == "MERCHANT_NOT_ALLOWED,AMOUNT_TOO_HIGH"
-    assert Shop(lets).told(kind, 1, original="never") == "ORIGINAL_UNKNOWN"
+    assert Shop(program=lets).told(kind, 1, original="never") == "ORIGINAL_UNKNOWN"
+
+
+@pytest.mark.parametrize("kind", [Kind.REFUND, Kind.DISPUTE])
+def test_a_token_s_own_domain_lets_no_follow_up_name_no_original(kind: Kind) -> None:
+    """Its requestor writes it, and limits, expiry and suspensions do not bind such a use."""
+    lets, bare = Domain(follow_ups_without_original=True), Domain()
+    assert Shop(lets).told(kind, 1) == "ORIGINAL_REQUIRED"
+    for program, owner, acting in ((lets, bare, None), (bare, lets, None), (bare, bare, lets)):
+        assert Restrictions(program, owner, bare, acting).follow_ups_without_original
+    assert not Restrictions(bare, bare, lets, bare).follow_ups_without_original
 
 
 @pytest.mark.parametrize("kind", FOLLOW_UPS)
