@@ -399,15 +399,25 @@ def test_a_use_that_does_not_say_its_channel_is_within_every_scope() -> None:
     assert shop.left() == [0, 0]
 
 
-def test_limits_that_come_and_go_make_no_other_limit_forget_what_it_does_not_bind() -> None:
+@pytest.mark.parametrize("per", [None, Period.DAY])
+def test_limits_that_come_and_go_push_no_other_out_whose_window_is_not_over(per: Period | None) -> None:
+    """Neither the program's nor that of another requestor. Uses that would are refused until windows are over."""
     program = Domain(limits=(Limit(uses=1, per=Period.MONTH, channels={Channel.ATM}),))
-    shop = Shop(program=program)
+    both = frozenset({OWNER, OTHER})
+    shop = Shop(Domain(requestors=both), program=program, acting={OTHER: Domain(limits=[Limit(uses=1)])})
     assert shop.pay(channel=Channel.ATM) == ""
+    assert shop.pay(requestor=OTHER, channel=Channel.ECOMMERCE) == ""
+    answers = []
     for turn in range(2 * COUNTERS_MAX // LIMITS_MAX):
         names = [f"M-{turn}-{place}" for place in range(LIMITS_MAX)]
-        shop.domain = Domain(limits=[Limit(uses=9, merchants={name}) for name in names])
-        assert shop.pay(channel=Channel.ECOMMERCE) == ""
+        shop.domain = Domain(limits=[Limit(uses=9, per=per, merchants={name}) for name in names])
+        answers.append(shop.pay(channel=Channel.ECOMMERCE))
         assert len(shop.usage.counters) <= COUNTERS_MAX
+    assert answers == [""] * 3 + ["COUNTERS_EXCEEDED"] * 5
+    assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED,COUNTERS_EXCEEDED"
+    assert shop.pay(channel=Channel.ECOMMERCE, days=1) == ("COUNTERS_EXCEEDED" if per is None else "")
+    shop.domain = Domain(requestors=both)
+    assert shop.pay(requestor=OTHER, channel=Channel.ECOMMERCE) == "USES_EXCEEDED"
     assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED"
 
 

@@ -7,7 +7,7 @@ window twice: nothing is left of a window before both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Set
 from typing import Final, NamedTuple
 
 from tokenvault.model.periods import NEVER_MS, Window
@@ -162,11 +162,20 @@ class Usage(NamedTuple):
         counters = tuple(change(counter) if counter.key == key else counter for counter in self.counters)
         return self if counters == self.counters else self._replace(counters=counters)
 
+    def has_room(self, counted: Set[bytes], kept: Container[bytes], now_ms: int) -> bool:
+        """Whether counters of these keys fit beside those that are needed: of limits that are set, or not over.
+
+        One that is not over may be of a limit that binds other uses: whoever makes this one can not push it out.
+        """
+        needed = {each.key for each in self.counters if each.key in kept or each.ends_ms > now_ms}
+        return len(needed | counted) <= COUNTERS_MAX
+
     def with_counters(self, changed: Iterable[Counter], kept: Container[bytes]) -> Usage:
         """The usage with these counters in place of those of the same keys.
 
-        Beyond 64, those of limits that are not set any more go, first the ones that are over. A limit that is set
-        keeps its counter (`kept`) also through uses that it does not bind.
+        Beyond 64, those of limits that do not hold for this use go, first the ones that are over: where no others
+        would be left to go, no use is allowed (`has_room`). A limit that is set keeps its counter (`kept`) also
+        through uses that it does not bind.
         """
         needed = {counter.key: counter for counter in self.counters if counter.key in kept}
         needed |= {counter.key: counter for counter in changed}
