@@ -13,7 +13,8 @@ from hypothesis import given
 import tokenvault as tv
 from tests.faces import open_face
 from tests.strategies import NOW_MS, counters, usages
-from tests.vaults import SHOP, VISA, use
+from tests.vault_workers import card_number
+from tests.vaults import MASTERCARD, SHOP, VISA, use
 from tokenvault.keys import KeyStore
 from tokenvault.model.counters import UNUSED, USED_UP, Counter, Usage
 from tokenvault.stores.forwarding import Forwarding
@@ -28,14 +29,13 @@ ONCE = tv.TokenProgram(
     making=tv.Making.CONVERGENT,
     domain=tv.Domain(limits=[tv.Limit(uses=1)]),
 )
-CUSTOMERS = tv.TokenProgram(
-    "once-per-customer",
-    format=tv.TokenFormat(bin="999917"),
+MANY = tv.TokenProgram(
+    "many",
+    format=tv.TokenFormat(bin="999918"),
     making=tv.Making.CONVERGENT,
-    per_customer=True,
-    domain=tv.Domain(limits=[tv.Limit(uses=1)]),
+    domain=tv.Domain(limits=[tv.Limit(uses=9)]),
 )
-REQUESTOR = tv.TokenRequestor(SHOP, programs={"once", "once-per-customer"})
+REQUESTOR = tv.TokenRequestor(SHOP, programs={"once", "many"})
 
 
 @pytest.fixture
@@ -45,15 +45,14 @@ def memory(local_keys: KeyStore) -> Iterator[TokenStore]:
         yield store
 
 
-def opened(keys: KeyStore, store: TokenStore) -> tv.Vault:
-    return open_face(
-        keys, store, programs=[ONCE, CUSTOMERS], requestors=[REQUESTOR], clock=ManualClock(NOW_MS)
-    )
+def opened(keys: KeyStore, store: TokenStore, clock: ManualClock | None = None) -> tv.Vault:
+    clock = clock or ManualClock(NOW_MS)
+    return open_face(keys, store, programs=[ONCE, MANY], requestors=[REQUESTOR], clock=clock)
 
 
 @pytest.fixture
-def vault(local_keys: KeyStore, memory: TokenStore) -> Iterator[tv.Vault]:
-    with opened(local_keys, memory) as vault:
+def vault(local_keys: KeyStore, memory: TokenStore, clock: ManualClock) -> Iterator[tv.Vault]:
+    with opened(local_keys, memory, clock) as vault:
         yield vault
 
 
@@ -115,6 +114,85 @@ def test_issues_that_stood_still_while_tokens_were_used_and_deleted_take_over_wh
             vault.delete(name)
         assert uses == [True, False, False, False]
         assert not used(vault, issue(vault))
+
+
+def test_no_counter_is_forgotten_where_a_card_s_tokens_have_more_than_one_token_may(vault: tv.Vault) -> None:
+    def issued(pan: str, prefix: str) -> str:
+        """A token with 49 counters."""
+        token = issue(vault, pan, program="many")
+        for turn in range(3):
+            names = [f"{prefix}-{turn}-{place}" for place in range(16)]
+            limits = [tv.Limit(uses=9, merchants={name}) for name in names]
+            vault.update_domain(token, tv.Domain(limits=limits), requestor=SHOP)
+            vault.detokenize(token, use(f"{prefix}{turn}", channel=tv.Channel.ECOMMERCE))
+        return token
+
+    token, other = issued(VISA, "V"), issued(MASTERCARD, "M")
+    vault.update_card(other, new_pan=VISA, requestor=SHOP)
+    vault.delete(token, requestor=SHOP)
+    vault.delete(other, requestor=SHOP)
+    for _ in range(2):
+        with pytest.raises(tv.LifecycleError):
+            issue(vault, program="many")
+    assert issue(vault, MASTERCARD, program="many")
+
+
+OTHERS = [MASTERCARD, "4012888888881881", "5105105105105100"]
+
+
+def test_a_card_whose_token_was_given_another_card_goes_on_counting(vault: tv.Vault) -> None:
+    """However often: what its token counted is not left behind with it."""
+    token = issue(vault)
+    assert used(vault, token)
+    for other in OTHERS:
+        vault.update_card(token, new_pan=other, requestor=SHOP)
+        token = issue(vault)
+        assert vault.get(token).status is tv.TokenStatus.ACTIVE
+        assert not used(vault, token)
+    assert used(vault, issue(vault, "4539578763621486"))
+
+
+def test_a_card_whose_token_was_deleted_as_another_card_s_goes_on_counting(vault: tv.Vault) -> None:
+    token = issue(vault)
+    assert used(vault, token)
+    vault.update_card(token, new_pan=MASTERCARD, requestor=SHOP)
+    vault.delete(token, requestor=SHOP)
+    assert not used(vault, issue(vault))
+
+
+def test_of_two_tokens_that_one_card_had_none_is_forgotten_in_whatever_order_they_are_deleted(
+    vault: tv.Vault, clock: ManualClock
+) -> None:
+    token, other = issue(vault), issue(vault, MASTERCARD)
+    assert used(vault, token)
+    vault.update_card(other, new_pan=VISA, requestor=SHOP)
+    vault.delete(token, requestor=SHOP)
+    clock.advance(1)
+    vault.delete(other, requestor=SHOP)
+    assert not used(vault, issue(vault))
+
+
+def test_a_tombstone_of_another_token_hides_none_that_was_given_another_card(vault: tv.Vault) -> None:
+    token, other = issue(vault), issue(vault, MASTERCARD)
+    assert used(vault, token)
+    vault.update_card(token, new_pan=OTHERS[1], requestor=SHOP)
+    vault.update_card(other, new_pan=VISA, requestor=SHOP)
+    vault.delete(other, requestor=SHOP)
+    assert not used(vault, issue(vault))
+
+
+def test_a_card_counts_for_itself_where_its_candidate_is_another_s_by_chance(
+    local_keys: KeyStore, memory: TokenStore
+) -> None:
+    tiny = tv.TokenProgram(
+        "tiny", format=tv.TokenFormat(bin="99991600000", length=13), making=tv.Making.CONVERGENT,
+        domain=ONCE.domain, expected_tokens=5, accept_density=True,
+    )  # fmt: skip
+    requestor = tv.TokenRequestor(SHOP, programs={"tiny"})
+    clock = ManualClock(NOW_MS)
+    with open_face(local_keys, memory, programs=[tiny], requestors=[requestor], clock=clock) as vault:
+        for number in range(9):
+            assert used(vault, issue(vault, card_number(number), program="tiny"))
 
 
 # Counters of two tokens.
