@@ -21,7 +21,7 @@ from tokenvault.model.accounting import has_room
 from tokenvault.model.control import TokenState, Use
 from tokenvault.model.controls import STEP_UP
 from tokenvault.model.counters import COUNTERS_MAX
-from tokenvault.model.disclosure import told
+from tokenvault.model.disclosure import EXPIRY_DIFFERS_CODE, told
 from tokenvault.model.follow_ups import id_violations, is_retry, original_violations
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import NO_USES, UseLedger, Uses
@@ -46,7 +46,7 @@ _STATUS_VIOLATIONS: Final = {
     TokenStatus.DELETED: Violation("status", "TOKEN_DELETED", "the token is deleted; issue a new one", "14"),
 }
 _EXPIRY_DIFFERS: Final = Violation(
-    "token_expiry", "TOKEN_EXPIRY_DIFFERS", "the expiry that was presented is not the token's", "54"
+    "token_expiry", EXPIRY_DIFFERS_CODE, "the expiry that was presented is not the token's", "54"
 )
 _NOT_OWNER: Final = Violation(
     "requestors",
