@@ -16,7 +16,7 @@ from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, issue, use
 from tokenvault.errors import Violation
 from tokenvault.keys import KeyStore
-from tokenvault.model.disclosure import STRANGER_CODE, told
+from tokenvault.model.disclosure import EXPIRY_DIFFERS_CODE, STRANGER_CODE, told
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -33,7 +33,7 @@ violations = st.lists(
     st.builds(
         Violation,
         st.text("abc", min_size=1),
-        st.sampled_from([STRANGER_CODE, "A_CODE", "ANOTHER_CODE"]),
+        st.sampled_from([STRANGER_CODE, EXPIRY_DIFFERS_CODE, "A_CODE", "ANOTHER_CODE"]),
         st.text("SECRET"),
         st.sampled_from(["05", "54"]),
     ),
@@ -42,12 +42,14 @@ violations = st.lists(
 
 
 @given(violations)
-def test_codes_stay_whoever_asks(given: tuple[Violation, ...]) -> None:
-    shown = told(given)
+def test_codes_stay_whoever_asks_but_for_what_would_confirm_an_expiry(given: tuple[Violation, ...]) -> None:
+    shown, stranger = told(given), STRANGER_CODE in {each.code for each in given}
     assert [(each.control, each.code, each.response_code) for each in shown] == [
-        (each.control, each.code, each.response_code) for each in given
+        (each.control, each.code, each.response_code)
+        for each in given
+        if not stranger or each.code != EXPIRY_DIFFERS_CODE
     ]
-    if STRANGER_CODE in {each.code for each in given}:
+    if stranger:
         assert not any("SECRET" in each.message for each in shown)
     else:
         assert shown == given
@@ -75,6 +77,25 @@ def test_an_outsider_learns_neither_the_expiry_nor_the_domain(
         assert not CONTENTS.search(str(refused.value))
         many = vault.detokenize_many([(token, by_outsider)])
         assert not CONTENTS.search(str(many[0]))
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["named nowhere", "another is named"])
+def test_an_outsider_s_guesses_of_the_expiry_get_one_answer(vault: tv.Vault, named: bool) -> None:
+    domain = tv.Domain(requestors={SHOP} if named else None)
+    token = issue(vault, expiry="2029-07", domain=domain).token
+
+    def answers(requestor: str) -> set[tuple[tuple[str, str], ...]]:
+        found = set()
+        for month in range(1, 13):
+            guess = tv.Transaction(id="t", requestor=requestor, token_expiry=f"2029-{month:02}")
+            decisions = [vault.check(token, guess), *vault.check_many([(token, guess)])]
+            for decision in decisions:
+                assert isinstance(decision, tv.Decision)
+                found.add(tuple((each.code, each.message) for each in decision.violations))
+        return found
+
+    assert len(answers(ACQUIRER)) == 1
+    assert len(answers(SHOP)) == 2
 
 
 def test_who_is_named_learns_what_is_allowed(vault: tv.Vault) -> None:

@@ -169,6 +169,41 @@ def test_a_retry_counts_nothing(local_keys: KeyStore, clock: ManualClock) -> Non
                     assert not vault.check(token, use(number)).allowed
 
 
+@pytest.mark.parametrize("name", ["detokenize", "check", "detokenize_many", "check_many"])
+def test_each_other_use_under_one_id_counts_by_whichever_call(
+    name: str, local_keys: KeyStore, clock: ManualClock
+) -> None:
+    """Whatever of it changes: for the requestor, and for the token."""
+    with closing(tv.open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        vault = guarded(local_keys, store, clock)
+        calls: dict[str, Callable[[str, tv.Transaction], object]] = {
+            "detokenize": vault.detokenize,
+            "check": vault.check,
+            "detokenize_many": lambda token, each: many(vault.detokenize_many([(token, each)])),
+            "check_many": lambda token, each: many(vault.check_many([(token, each)])),
+        }
+
+        def guessed(token: str, count: int) -> list[str]:
+            refused = []
+            for number in range(count):
+                try:
+                    answer = calls[name](token, use("one", merchant=f"M-{number + 2}"))
+                except tv.TokenVaultError as error:
+                    refused.append(error.code)
+                else:
+                    assert isinstance(answer, tv.Decision)
+                    refused.append(tv.DomainRestrictionError(answer.violations).code)
+            return refused
+
+        fragile = issue(vault, program="fragile", domain=SHOP_ONLY).token
+        guessed(fragile, 3)
+        assert vault.get(fragile).suspended_by == {tv.Actor.VAULT}
+        answers = guessed(issue(vault, MASTERCARD, domain=SHOP_ONLY).token, 6)
+        assert answers[-1] == "REQUESTOR_LOCKED_OUT" != answers[4]
+        vault.close()
+
+
 @pytest.mark.unmeasured
 @settings(max_examples=60, deadline=None)
 @given(

@@ -77,6 +77,37 @@ def desk(local_keys: KeyStore) -> Iterator[Desk]:
         yield made
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["singly", "in a batch"])
+def test_a_requestor_keeps_no_card_number_as_customer_and_learns_nothing_of_its_token_s(
+    desk: Desk, many: bool
+) -> None:
+    """Its own and others' are refused alike; ids that could hold none are kept, and one that stands may stay."""
+    token = issue(desk.vault, customer=MASTERCARD).token
+
+    def code(customer: str, requestor: str | None = None) -> str:
+        try:
+            if many:
+                (result,) = desk.vault.update_token_many(
+                    [(token, {"customer": customer})], requestor=requestor
+                )
+                if isinstance(result, tv.TokenVaultError):
+                    raise result
+            else:
+                desk.vault.update_token(token, customer=customer, requestor=requestor)
+        except tv.InvalidInputError as refused:
+            return str(refused)
+        return desk.vault.get(token).customer or ""
+
+    assert code(MASTERCARD, requestor=SHOP) == MASTERCARD
+    refusals = {code(f"{prefix}{pan}", requestor=SHOP) for prefix in ("", "c-") for pan in (VISA, AMEX)}
+    assert len(refusals) == 1
+    assert "could hold a card number" in refusals.pop()
+    for honest in ("customer-17", "0001234567", "6f9619ff-8b86-d011-b42d-00c04fc964ff"):
+        assert code(honest, requestor=SHOP) == honest
+    assert code(MASTERCARD) == MASTERCARD, "the host answers for what it writes"
+    assert "holds the card number" in code(VISA)
+
+
 def test_a_check_that_fails_leaves_an_event_and_one_that_is_allowed_none(desk: Desk) -> None:
     vault, only = desk.vault, tv.Domain(merchants={"M"})
     token = issue(vault, domain=only).token

@@ -24,6 +24,7 @@ from tokenvault.model.money import MINOR_UNITS_MAX, Money
 from tokenvault.model.pan import CardExpiry
 from tokenvault.model.periods import Period
 from tokenvault.model.remaining import Remaining, remaining
+from tokenvault.model.restrictions import Restrictions
 from tokenvault.model.transaction import CONTRADICTIONS, Channel, Transaction
 
 OTHER = "40087654321"
@@ -296,11 +297,20 @@ def test_a_follow_up_is_bound_by_lists_where_it_says_otherwise_than_its_use(kind
 def test_a_refund_and_a_dispute_name_their_original_unless_a_domain_lets_them(kind: Kind) -> None:
     assert Shop().told(kind, 1) == "ORIGINAL_REQUIRED"
     lets = Domain(follow_ups_without_original=True)
-    assert Shop(lets).told(kind, 1) == ""
     assert Shop(program=lets).told(kind, 1) == ""
-    bound = Shop(Domain(merchants={"M-1"}, max_amount=Money(5, "EUR"), follow_ups_without_original=True))
+    bound = Shop(Domain(merchants={"M-1"}, max_amount=Money(5, "EUR")), program=lets)
     assert bound.told(kind, 6) == "MERCHANT_NOT_ALLOWED,AMOUNT_TOO_HIGH"
-    assert Shop(lets).told(kind, 1, original="never") == "ORIGINAL_UNKNOWN"
+    assert Shop(program=lets).told(kind, 1, original="never") == "ORIGINAL_UNKNOWN"
+
+
+@pytest.mark.parametrize("kind", [Kind.REFUND, Kind.DISPUTE])
+def test_a_token_s_own_domain_lets_no_follow_up_name_no_original(kind: Kind) -> None:
+    """Its requestor writes it, and limits, expiry and suspensions do not bind such a use."""
+    lets, bare = Domain(follow_ups_without_original=True), Domain()
+    assert Shop(lets).told(kind, 1) == "ORIGINAL_REQUIRED"
+    for program, owner, acting in ((lets, bare, None), (bare, lets, None), (bare, bare, lets)):
+        assert Restrictions(program, owner, bare, acting).follow_ups_without_original
+    assert not Restrictions(bare, bare, lets, bare).follow_ups_without_original
 
 
 @pytest.mark.parametrize("kind", FOLLOW_UPS)
@@ -389,15 +399,25 @@ def test_a_use_that_does_not_say_its_channel_is_within_every_scope() -> None:
     assert shop.left() == [0, 0]
 
 
-def test_limits_that_come_and_go_make_no_other_limit_forget_what_it_does_not_bind() -> None:
+@pytest.mark.parametrize("per", [None, Period.DAY])
+def test_limits_that_come_and_go_push_no_other_out_whose_window_is_not_over(per: Period | None) -> None:
+    """Neither the program's nor that of another requestor. Uses that would are refused until windows are over."""
     program = Domain(limits=(Limit(uses=1, per=Period.MONTH, channels={Channel.ATM}),))
-    shop = Shop(program=program)
+    both = frozenset({OWNER, OTHER})
+    shop = Shop(Domain(requestors=both), program=program, acting={OTHER: Domain(limits=[Limit(uses=1)])})
     assert shop.pay(channel=Channel.ATM) == ""
+    assert shop.pay(requestor=OTHER, channel=Channel.ECOMMERCE) == ""
+    answers = []
     for turn in range(2 * COUNTERS_MAX // LIMITS_MAX):
         names = [f"M-{turn}-{place}" for place in range(LIMITS_MAX)]
-        shop.domain = Domain(limits=[Limit(uses=9, merchants={name}) for name in names])
-        assert shop.pay(channel=Channel.ECOMMERCE) == ""
+        shop.domain = Domain(limits=[Limit(uses=9, per=per, merchants={name}) for name in names])
+        answers.append(shop.pay(channel=Channel.ECOMMERCE))
         assert len(shop.usage.counters) <= COUNTERS_MAX
+    assert answers == [""] * 3 + ["COUNTERS_EXCEEDED"] * 5
+    assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED,COUNTERS_EXCEEDED"
+    assert shop.pay(channel=Channel.ECOMMERCE, days=1) == ("COUNTERS_EXCEEDED" if per is None else "")
+    shop.domain = Domain(requestors=both)
+    assert shop.pay(requestor=OTHER, channel=Channel.ECOMMERCE) == "USES_EXCEEDED"
     assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED"
 
 

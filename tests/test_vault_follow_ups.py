@@ -8,6 +8,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.vaults import issue, use
 from tokenvault.keys import KeyStore
+from tokenvault.stores import answers
 
 PAID, CAPTURED = 60_00, 50_00
 
@@ -29,6 +30,36 @@ def captured(vault: tv.Vault) -> str:
     vault.detokenize(token, use("paid", amount=tv.Money(PAID, "EUR")))
     vault.detokenize(token, follow_up("captured", tv.Kind.CAPTURE, CAPTURED))
     return token
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["singly", "in a batch"])
+def test_however_many_payments_rest_on_one_it_can_be_retried_and_followed_up(
+    vault: tv.Vault, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """They are not read to decide on it, nor on one another; each can be followed up itself."""
+    monkeypatch.setattr(answers, "USE_EVENTS_MAX", 4)
+    token = issue(vault).token
+    first = use("paid", amount=tv.Money(PAID, "EUR"))
+    vault.detokenize(token, first)
+    mit = {"channel": tv.Channel.MERCHANT_INITIATED, "original": first.id, "amount": tv.Money(PAID, "EUR")}
+    resting = [use(f"resting-{number}", **mit) for number in range(8)]
+    for _ in range(2):  # the second time retries
+        if many:
+            assert not vault.detokenize_many([(token, each) for each in resting]).errors
+        else:
+            for each in resting:
+                vault.detokenize(token, each)
+    vault.detokenize(token, first)
+    vault.detokenize(token, follow_up("refund", tv.Kind.REFUND, PAID))
+    vault.detokenize(
+        token, use("r", kind=tv.Kind.REFUND, original=resting[0].id, amount=tv.Money(PAID, "EUR"))
+    )
+    with pytest.raises(tv.DomainRestrictionError) as refused:
+        vault.detokenize(token, use("resting-9", **mit | {"original": "never"}))
+    assert refused.value.code == "ORIGINAL_UNKNOWN"
+    with pytest.raises(tv.DomainRestrictionError) as reused:
+        vault.detokenize(token, use("resting-1", **mit | {"original": resting[0].id}))
+    assert reused.value.code == "TRANSACTION_ID_REUSED"
 
 
 def test_refunds_of_equal_amounts_are_at_most_what_was_captured(vault: tv.Vault) -> None:

@@ -8,7 +8,7 @@ Layout, big endian:
     3   currency, ASCII; zeros where the use names no amount
     16  content digest (`KeyRing.contents`); zeros for a use that was refused
     16  use id (`KeyRing.use_ids`)
-    16  use id of the original; zeros where the use names none
+    16  use id of the original that it follows up; zeros of other uses, also of one that rests on another
     2   score of the risk control, and 1; 0 where there is none
     1   number of counters that it was added to, at most 64; each: 16 key, ascending
 
@@ -81,7 +81,7 @@ class UseNote(NamedTuple):
         kind: what the transaction does.
         content: 16 bytes, keyed digest of all that a retry has to repeat.
         use_id: 16 bytes, keyed digest of requestor and transaction id.
-        original: use id of the original that the transaction names; empty where it names none.
+        original: use id of the original that the transaction follows up; empty of other uses.
         amount: minor units; 0 where the use names none.
         currency: ISO 4217 code of the amount; empty where the use names none.
         final: whether a capture is the last one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from tokenvault.model.counters import Counter, Usage
+from tokenvault.model.counters import COUNTERS_MAX, Counter, Usage
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import LedgerEntry, UseLedger, Uses
 from tokenvault.model.restrictions import Restrictions
@@ -22,6 +22,17 @@ class Recorded(NamedTuple):
 
     usage: Usage
     entry: LedgerEntry | None
+
+
+def has_room(
+    usage: Usage, restrictions: Restrictions, transaction: Transaction, use_kind: Kind, now_ms: int
+) -> bool:
+    """Whether a token has room for the counters that a new use or an increment is added to."""
+    limits = restrictions.limits_by_key
+    if len(usage.counters) + len(limits) <= COUNTERS_MAX:
+        return True
+    counted = {key for key, limit in limits.items() if limit.binds(transaction, use_kind, now_ms)}
+    return usage.has_room(counted, limits, now_ms)
 
 
 def record(

@@ -7,7 +7,7 @@ window twice: nothing is left of a window before both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Set
 from typing import Final, NamedTuple
 
 from tokenvault.model.periods import NEVER_MS, Window
@@ -77,6 +77,19 @@ class Counter(NamedTuple):
         """The counter after what was counted in a window is counted no more."""
         return self.given_back(window, self.used(window))
 
+    def merged(self, other: Counter) -> Counter:
+        """One counter of two of the same key: of each window the larger value, and the two latest windows."""
+        values: dict[int, int] = {NO_WINDOW: 0}
+        for counter in (self, other):
+            for window, value in (
+                (counter.window, counter.value),
+                (counter.previous_window, counter.previous_value),
+            ):
+                values[window] = max(value, values.get(window, 0))
+        latest, before = sorted(values, reverse=True)[:2]
+        ends_ms = max(self, other, key=lambda counter: counter.window).ends_ms
+        return Counter(self.key, latest, values[latest], before, values[before], ends_ms)
+
 
 class Usage(NamedTuple):
     """The uses of one token.
@@ -128,16 +141,41 @@ class Usage(NamedTuple):
             return self._replace(used_before_ms=NONE)
         return self
 
+    def merged(self, other: Usage) -> Usage:
+        """What two tokens of one card have used, where one took over from the other: the larger of each count."""
+        counters = {counter.key: counter for counter in self.counters}
+        for counter in other.counters:
+            before = counters.get(counter.key)
+            counters[counter.key] = counter if before is None else before.merged(counter)
+        times = {self.last_used_ms, self.used_before_ms, other.last_used_ms, other.used_before_ms}
+        latest, before_ms = sorted({*times, NONE - 1}, reverse=True)[:2]
+        return Usage(
+            tuple(sorted(counters.values())),
+            max(self.cryptogram_counter, other.cryptogram_counter),
+            max(self.authenticated_ms, other.authenticated_ms),
+            latest,
+            max(before_ms, NONE),
+        )
+
     def changed(self, key: bytes, change: Callable[[Counter], Counter]) -> Usage:
         """The usage after a change of a counter, if it is there."""
         counters = tuple(change(counter) if counter.key == key else counter for counter in self.counters)
         return self if counters == self.counters else self._replace(counters=counters)
 
+    def has_room(self, counted: Set[bytes], kept: Container[bytes], now_ms: int) -> bool:
+        """Whether counters of these keys fit beside those that are needed: of limits that are set, or not over.
+
+        One that is not over may be of a limit that binds other uses: whoever makes this one can not push it out.
+        """
+        needed = {each.key for each in self.counters if each.key in kept or each.ends_ms > now_ms}
+        return len(needed | counted) <= COUNTERS_MAX
+
     def with_counters(self, changed: Iterable[Counter], kept: Container[bytes]) -> Usage:
         """The usage with these counters in place of those of the same keys.
 
-        Beyond 64, those of limits that are not set any more go, first the ones that are over. A limit that is set
-        keeps its counter (`kept`) also through uses that it does not bind.
+        Beyond 64, those of limits that do not hold for this use go, first the ones that are over: where no others
+        would be left to go, no use is allowed (`has_room`). A limit that is set keeps its counter (`kept`) also
+        through uses that it does not bind.
         """
         needed = {counter.key: counter for counter in self.counters if counter.key in kept}
         needed |= {counter.key: counter for counter in changed}

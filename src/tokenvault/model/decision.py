@@ -17,9 +17,11 @@ from typing import Final
 import attrs
 
 from tokenvault.errors import Violation, boundary_init
+from tokenvault.model.accounting import has_room
 from tokenvault.model.control import TokenState, Use
 from tokenvault.model.controls import STEP_UP
-from tokenvault.model.disclosure import told
+from tokenvault.model.counters import COUNTERS_MAX
+from tokenvault.model.disclosure import EXPIRY_DIFFERS_CODE, told
 from tokenvault.model.follow_ups import id_violations, is_retry, original_violations
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import NO_USES, UseLedger, Uses
@@ -44,13 +46,19 @@ _STATUS_VIOLATIONS: Final = {
     TokenStatus.DELETED: Violation("status", "TOKEN_DELETED", "the token is deleted; issue a new one", "14"),
 }
 _EXPIRY_DIFFERS: Final = Violation(
-    "token_expiry", "TOKEN_EXPIRY_DIFFERS", "the expiry that was presented is not the token's", "54"
+    "token_expiry", EXPIRY_DIFFERS_CODE, "the expiry that was presented is not the token's", "54"
 )
 _NOT_OWNER: Final = Violation(
     "requestors",
     "REQUESTOR_NOT_ALLOWED",
     "only the requestor that the token was issued to may use it; its domain names no others",
     "57",
+)
+_COUNTERS: Final = Violation(
+    "limits",
+    "COUNTERS_EXCEEDED",
+    f"a token counts for at most {COUNTERS_MAX} limits whose windows are not over; issue a new token",
+    "65",
 )
 _AHEAD: Final = Violation(
     "authentication",
@@ -120,6 +128,8 @@ def decide(
         if control.holds(value, given) or (retry and control.once) or (inherits and given is None):
             continue
         violations.append(control.violation(value, given))
+    if rule.live and not retry and not has_room(state.usage, restrictions, transaction, kind, now_ms):
+        violations.append(_COUNTERS)
     return Decision(told(tuple(dict.fromkeys(violations)))) if violations else _ALLOWED
 
 

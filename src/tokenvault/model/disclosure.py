@@ -1,4 +1,4 @@
-"""What the texts of a decision tell: to a requestor that may not use a token, nothing of its domain or its card."""
+"""What a decision tells: to a requestor that may not use a token, nothing of its card, and no text of its domain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import attrs
 from tokenvault.errors import Violation
 
 STRANGER_CODE: Final = "REQUESTOR_NOT_ALLOWED"
+EXPIRY_DIFFERS_CODE: Final = "TOKEN_EXPIRY_DIFFERS"
 _UNTOLD: Final = "another control failed too; what it allows is told to a requestor that may use the token"
 _STRANGER: Final = (
     "this requestor may not use the token: its owner's domain, or the token's, does not name it"
@@ -16,14 +17,16 @@ _STRANGER: Final = (
 
 
 def told(violations: tuple[Violation, ...]) -> tuple[Violation, ...]:
-    """The violations with the texts that the requestor may read; codes and response codes stay.
+    """The violations that the requestor may know, with the texts that it may read.
 
     The texts of a token's controls name merchants, limits and the sealed expiry of its card. Who is named in no
-    domain of the token is told the codes alone.
+    domain of the token is told the codes alone, and not the one that compares an expiry with the sealed one: its
+    absence would confirm a guess.
     """
     if all(violation.code != STRANGER_CODE for violation in violations):
         return violations
     return tuple(
         attrs.evolve(violation, message=_STRANGER if violation.code == STRANGER_CODE else _UNTOLD)
         for violation in violations
+        if violation.code != EXPIRY_DIFFERS_CODE
     )

@@ -77,8 +77,8 @@ class Domain:
         strong_above: above this amount, a use needs strong authentication; so does one of another currency.
         strong_factors: how many different factors make an authentication strong, 1 to 3; also for `limits`.
         strong_max_age: how old it may be, in whole seconds up to 366 days; unset, of any age.
-        follow_ups_without_original: whether a refund or a dispute may name no original. It may where any of the
-            domains that hold for the use says so.
+        follow_ups_without_original: whether a refund or a dispute may name no original. It may where the domain of
+            the program, or of a requestor that it is about, says so; in a token's own domain it lets nothing.
         document, digest: the canonical document (see `to_json`), and its SHA-256.
 
     Raises:

@@ -83,6 +83,10 @@ class Restrictions:
 
     @property
     def follow_ups_without_original(self) -> bool:
-        """Whether any of them lets a refund or a dispute name no original."""
-        documents = (self.program, self.requestor, self.token, self.acting)
+        """Whether any that the host configures lets a refund or a dispute name no original.
+
+        Not the token's own, which its requestor writes: limits and expiry do not bind such a use, so it would get
+        itself the card at any time.
+        """
+        documents = (self.program, self.requestor, self.acting)
         return any(document is not None and document.follow_ups_without_original for document in documents)

@@ -124,6 +124,8 @@ def property_change(core: Core, properties: Properties, *, by_host: bool) -> Alt
     async def alter(unsealed: Unsealed) -> Unsealed:
         record, card = _living(unsealed)
         refuse_token_as_customer(core, customer)
+        if not by_host and customer not in (None, record.customer):
+            _refuse_number_as_customer(core, customer)
         texts = (customer or "", *(metadata or {}), *(metadata or {}).values())
         if by_host and any(card.pan.stands_in(text) for text in texts):
             raise _mentions("the customer or the metadata")
@@ -142,6 +144,18 @@ def property_change(core: Core, properties: Properties, *, by_host: bool) -> Alt
         return Unsealed(changed, card)
 
     return alter
+
+
+def _refuse_number_as_customer(core: Core, customer: str | None) -> None:
+    """Raise InvalidInputError if a customer could hold any card number: it is kept in clear.
+
+    Whether it holds that of the token's card, a requestor is not told: it could test guesses of the card by it.
+    """
+    if customer and core.trail.ids.could_hold_number(customer):
+        raise InvalidInputError(
+            "the customer could hold a card number: use an id that does not, or let the host change it",
+            code="CARD_NUMBER_IN_TEXT",
+        )
 
 
 def card_change(

@@ -1,10 +1,11 @@
 """The guard: a requestor that guesses tokens is locked out, for longer each time, until the host releases it.
 
-What counts is what failed: tokens that are not there, each once, and uses that were refused, each transaction once.
-So an honest retry counts nothing. The audit trail is the ledger of it: the event of a failure says what it counts,
-and an index leads to the events of a requestor's account, the newest ones first. Who asks for what is not there pays
-for that: the event is written, and then the account is read. As the event is there before the account is read, all
-processes together answer no more tokens that are not there than the guard allows.
+What counts is what failed: tokens that are not there, each once, and uses that were refused, each transaction once
+for each content that came under its id. So an honest retry counts nothing. The audit trail is the ledger of it: the
+event of a failure says what it counts, and an index leads to the events of a requestor's account, the newest ones
+first. Who asks for what is not there pays for that: the event is written, and then the account is read. As the event
+is there before the account is read, all processes together answer no more tokens that are not there than the guard
+allows.
 
 A use that is allowed costs nothing but a look at what this process knows, and so does one that is refused. It learns
 of lock-outs, and of refusals, by others with the next miss, or else after `Guard.refresh`, by one read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from functools import reduce
 from typing import Final
 
 from tokenvault.audit.event import Action, Event, Outcome
@@ -13,7 +14,7 @@ from tokenvault.errors import (
     TokenSpaceExhaustedError,
 )
 from tokenvault.model import dual_control
-from tokenvault.model.counters import UNUSED, Usage
+from tokenvault.model.counters import COUNTERS_MAX, UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Making, TokenProgram
@@ -213,44 +214,45 @@ async def _converge(
     """Issue the token that card, requestor and program converge on, and the customer where the program says so."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
     keys, choices = core.keys, token_format.choices(len(pan))
-    customer = order.customer or "" if program.per_customer else ""
-    # Those from a token converge by themselves: who gives one does not learn whether the other has the card.
-    whom = f"{customer}\x1f{order.source.hex()}" if order.source else customer
-    scope = requestor, program.name, whom
+    scope = _scope(requestor, program, order.customer or "", order.source)
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
     found_by = (*pan_fingerprints, *keys.tombstone_fingerprints(pan))
     stored = [
         unsealed
         async for unsealed in core.of_card(found_by, requestor, program.name)
-        if not program.per_customer or unsealed.record.customer == customer
+        if not program.per_customer or unsealed.record.customer == (order.customer or "")
     ]
     existing = [
         unsealed
         for unsealed in stored
         if unsealed.card is not None and unsealed.card.pan == pan and unsealed.record.source == order.source
     ]
-    deleted = [unsealed.record for unsealed in stored if unsealed.card is None]
-    tombstones = sum(record.source == order.source for record in deleted)
+    deleted = {unsealed.record.token: unsealed.record for unsealed in stored if unsealed.card is None}
 
     async def candidate(number: int) -> str:
         drawn = await core.runtime.call(keys.convergent_choice, pan_fingerprints[0], *scope, number)
         return token_format.make(drawn % choices, len(pan), pan.last4)
 
     if len(existing) > 1:  # a card update merged two cards: the token that this one had stays its token
-        own = await candidate(tombstones)
+        number = 0
+        while (own := await candidate(number)) in deleted:
+            number += 1
         existing.sort(key=lambda unsealed: (unsealed.record.token != own, unsealed.record.created_ms))
     if existing:
         return await _again(core, order, program, existing[0], now_ms)
     if await core.key_versions.settle():
         return await _anew(core, order, program, now_ms)
-    # What is counted of a card here outlives the deletion of its token: each took it over from the one before.
-    usage = max(deleted, key=lambda record: record.updated_ms).usage if deleted else UNUSED
-    # Each tombstone is a candidate that was used up.
-    for number in range(tombstones, tombstones + CANDIDATES_MAX):
+    # What is counted of a card here outlives its tokens: what any of them counted that was deleted, also since the
+    # tombstones were read, or that was given another card. The candidates of these are in the way.
+    usage = reduce(Usage.merged, (record.usage for record in deleted.values()), UNUSED)
+    for number in range(len(deleted) + CANDIDATES_MAX):
         token = await candidate(number)
+        if token in deleted:
+            continue
         if await core.rekeyed(keys):
             return await _anew(core, order, program, now_ms)
+        usage = await _within_bounds(core, order, usage, now_ms)
         issued = await _insert(core, order, token, pan_fingerprints[0], now_ms, reference, usage)
         if issued is not None:
             return issued
@@ -258,7 +260,53 @@ async def _converge(
         there = await core.read(token, None)
         if _converges(order, program, there, pan_fingerprints):
             return await _again(core, order, program, there, now_ms)
+        if await _moved(core, order, program, there, token):
+            usage = usage.merged(there.record.usage)
     raise _exhausted(program, choices)
+
+
+def _scope(requestor: str, program: TokenProgram, customer: str, source: bytes) -> tuple[str, str, str]:
+    """What a convergent token is derived from beside its card.
+
+    Those from a token converge by themselves: who gives one does not learn whether the other has the card.
+    """
+    whom = customer if program.per_customer else ""
+    return requestor, program.name, f"{whom}\x1f{source.hex()}" if source else whom
+
+
+async def _within_bounds(core: Core, order: Order, usage: Usage, now_ms: int) -> Usage:
+    """What a card's tokens have used, without windows that are over where there are too many counters.
+
+    Raises LifecycleError, once that is noted, where there are too many others: none may be forgotten.
+    """
+    if len(usage.counters) <= COUNTERS_MAX:
+        return usage
+    lasting = tuple(counter for counter in usage.counters if counter.ends_ms > now_ms)
+    if len(lasting) > COUNTERS_MAX:
+        error = LifecycleError("the tokens that this card had count for too many limits together")
+        await core.deny(Action.ISSUE, order.terms.requestor, error.code)
+        raise error
+    return usage._replace(counters=lasting)
+
+
+async def _moved(core: Core, order: Order, program: TokenProgram, there: Unsealed, token: str) -> bool:
+    """Whether a token in the way may be one that the card of an order had here: given another card, or deleted.
+
+    Not one that its own card converges on: it has it by chance. Of a deleted one nobody can tell.
+    """
+    record, card = there
+    if (record.requestor, record.program) != (order.terms.requestor, program.name):
+        return False
+    if card is None:
+        return True
+    fingerprint = await core.runtime.call(core.keys.pan_fingerprint, card.pan)
+    scope = _scope(record.requestor, program, record.customer, record.source)
+    choices = program.format.choices(len(card.pan))
+    for number in range(CANDIDATES_MAX):
+        drawn = await core.runtime.call(core.keys.convergent_choice, fingerprint, *scope, number)
+        if program.format.make(drawn % choices, len(card.pan), card.pan.last4) == token:
+            return False
+    return True
 
 
 async def _anew(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:

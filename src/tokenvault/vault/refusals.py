@@ -28,7 +28,9 @@ class Refusals:
         if set(codes) == {STRONG_AUTHENTICATION_REQUIRED}:
             return
         core, reference = self._core, record.reference
-        use = core.keys.failure("use", transaction.requestor, transaction.id, reference.hex())
+        # The content too: who changes it under one id tries what the token is good for.
+        content = transaction.content.hex()
+        use = core.keys.failure("use", transaction.requestor, transaction.id, reference.hex(), content)
         program = core.parties.known.by_name.get(record.program)  # its restrictions were read before
         most = None if program is None else program.suspend_after_refusals
         if most is None or record.status is not TokenStatus.ACTIVE:

@@ -9,6 +9,7 @@ from tokenvault.audit.batch_event import items, parse
 from tokenvault.audit.event import Event, Outcome
 from tokenvault.audit.use_note import NO_CONTENT, UseNote
 from tokenvault.errors import IntegrityError
+from tokenvault.model.kinds import KINDS
 from tokenvault.model.ledger import LedgerEntry, Uses
 from tokenvault.model.transaction import Transaction
 from tokenvault.records.keyring import KeyRing
@@ -72,13 +73,15 @@ class UseNames(NamedTuple):
 
     def note(self, transaction: Transaction, entry: LedgerEntry | None, *, allowed: bool) -> UseNote:
         """What the event of a transaction notes; `entry` is what it adds to the ledger, None for a retry."""
-        amount = transaction.amount
+        amount, follows_up = transaction.amount, KINDS[transaction.kind].follow_up
         stated = (0, "") if amount is None else (amount.amount, amount.currency)
         return UseNote(
             kind=transaction.kind,
             content=self.contents[0] if allowed else NO_CONTENT,
             use_id=self.own[0],
-            original=self.original[0] if self.original else b"",
+            # Of a use that rests on another one, none: no bound holds for how many do, and who decides on that
+            # one, or on its follow-ups, would read them all.
+            original=self.original[0] if self.original and follows_up else b"",
             amount=stated[0] if entry is None else entry.amount,
             currency=stated[1] if entry is None else entry.currency or "",
             final=transaction.final,
