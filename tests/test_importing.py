@@ -58,7 +58,6 @@ BAD_ROWS = {
     "a wrong check digit": ("4111111111111112,12/29,c\n", "PAN_CHECK_DIGIT"),
     "rounded": ("4.11111E+15,12/29,c\n", "PAN_ROUNDED"),
     "no month": (f"{VISA},13/29,c\n", "EXPIRY_FORM"),
-    "expired without an expiry": (f"{VISA},,c\n", "EXPIRY_REQUIRED"),
     "no number": (",12/29,c\n", "PAN_CHARACTERS"),
 }
 
@@ -173,6 +172,18 @@ def test_an_id_of_an_import_is_short_and_a_row_s_own_goes_before_it(vault: tv.Va
     assert first == second
     with pytest.raises(tv.InvalidInputError, match="import_id"):
         next(tv.import_cards(vault, rows, requestor=SHOP, program="one-time", import_id="a" * 41))
+
+
+@pytest.mark.parametrize("expiry", ["2020-01", "2039-01", None])
+def test_a_card_is_imported_as_it_is_expired_or_not_or_with_no_word_of_an_expiry(
+    vault: tv.Vault, expiry: str | None
+) -> None:
+    (row,) = tv.import_cards(vault, [{"pan": VISA, "expiry": expiry}], requestor=SHOP, program="one-time")
+    (many,) = vault.issue_many([(VISA, expiry)], requestor=SHOP, program="one-time", accept_expired=True)
+    one = vault.issue(VISA, expiry=expiry, requestor=SHOP, program="one-time", accept_expired=True)
+    for token in (row.token, many, one):
+        assert isinstance(token, tv.TokenInfo)
+        assert token.card_expiry == (None if expiry is None else tv.CardExpiry.parse(expiry))
 
 
 @given(st.lists(st.text('ab",\r\n\0', max_size=12), max_size=8), st.integers(1, 7))

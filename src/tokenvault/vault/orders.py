@@ -128,11 +128,11 @@ def refuse_token_as_customer(core: Core, customer: str | None) -> None:
 def refuse_expired(order: Order, program: TokenProgram, now_ms: int) -> None:
     """Raise InvalidInputError if the card has expired, unless it is imported so, or the token would have."""
     card_expiry, terms = order.card.expiry, order.terms
-    if terms.accept_expired:
-        if card_expiry is None:
-            message = "an expired card is imported with its expiry: give it"
-            raise InvalidInputError(message, code="EXPIRY_REQUIRED")
-    elif card_expiry is not None and card_expiry.passed(now_ms, program.expiry_zone):
+    if (
+        card_expiry is not None
+        and not terms.accept_expired
+        and card_expiry.passed(now_ms, program.expiry_zone)
+    ):
         raise expired("the card")
     if terms.token_expiry is not None and terms.token_expiry.passed(now_ms, program.expiry_zone):
         raise expired("the token")
