@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
+from tokenvault.errors import ConfigurationError, InvalidInputError, asked, boundary
 from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
@@ -160,7 +161,7 @@ def upgrade_schema(url: str, *, report: Report | None = None) -> SchemaStatus:
     """
     if report is not None and not callable(report):
         raise InvalidInputError("report is called with two numbers, or None")
-    tell = report or _tell_nobody
+    tell = _tell_nobody if report is None else partial(asked, "report failed: call again", report)
     if _is_sqlite(url):
         return sqlite_upgrade.upgrade(_sqlite_path(url.removeprefix("sqlite:")), tell)
     place, _, upgrade = _postgres_modules(url)

@@ -17,7 +17,14 @@ from typing import Final, NamedTuple, TextIO, TypeAlias, cast
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, TokenVaultError, boundary_init, iterator_boundary
+from tokenvault.errors import (
+    InvalidInputError,
+    TokenVaultError,
+    asked,
+    boundary_init,
+    given,
+    iterator_boundary,
+)
 from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
 from tokenvault.model.domain import Domain
@@ -149,7 +156,7 @@ def import_cards(
     """
     checks.instance("vault", vault, Vault)
     start, name = checks.whole_number("after_line", after_line, 0, 2**62), _import_id(import_id)
-    rows = _rows(source, columns or {}, start)
+    rows = _rows(source, _columns(columns), start)
     while chunk := list(islice(rows, CHUNK_ROWS)):
         cards = [_card(row, name) for row in chunk if not isinstance(row.card, InvalidInputError)]
         results = iter(
@@ -164,6 +171,14 @@ def import_cards(
         )
         for row in chunk:
             yield _outcome(row, row.card if isinstance(row.card, InvalidInputError) else next(results))
+
+
+def _columns(value: Mapping[str, str] | None) -> dict[str, str]:
+    problem = f"columns is a mapping of texts to texts, and names some of: {', '.join(COLUMNS)}"
+    columns = checks.mapping(problem, {} if value is None else value)
+    if not columns.keys() <= COLUMNS.keys():
+        raise InvalidInputError(problem)
+    return {name: checks.instance("the name of a column", column, str) for name, column in columns.items()}
 
 
 def _import_id(value: str | None) -> str | None:
@@ -201,9 +216,11 @@ def _rows(source: Source, columns: Mapping[str, str], after_line: int) -> Iterat
     lines = csv_rows(source) if isinstance(source, io.TextIOBase) else _of_mappings(source)
     known: dict[tuple[str, ...], dict[str, str]] = {}
     for line, cells in lines:
-        if line <= after_line or not any(str(value or "").strip() for value in cells.values()):
+        if line <= after_line:
             continue
         try:
+            if not any(_text(value) for value in cells.values()):
+                continue
             names = _names_of(cells, columns, known)
         except InvalidInputError as error:
             if not known:
@@ -229,16 +246,13 @@ def _names_of(
 def _of_mappings(source: object) -> Iterator[tuple[int, Mapping[str, object]]]:
     if isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise InvalidInputError("source is a Path, an open text file, or an iterable of mappings")
-    for place, cells in enumerate(source, start=1):
-        if not isinstance(cells, Mapping):
-            raise InvalidInputError("each row is a mapping of column to value")
-        yield place, cells
+    rows = given("the iterable of rows failed; the rows that were reported are done", source)
+    for place, cells in enumerate(rows, start=1):
+        yield place, checks.mapping("each row is a mapping of column to value", cells)
 
 
 def _names(cells: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, str]:
     """The column of each property. Raises InvalidInputError."""
-    if not columns.keys() <= COLUMNS.keys():
-        raise InvalidInputError(f"columns names some of: {', '.join(COLUMNS)}")
     found = dict(columns)
     for name in cells:
         plain = re.sub(r"[^a-z]", "", str(name).lower())
@@ -257,8 +271,7 @@ def _names(cells: Mapping[str, object], columns: Mapping[str, str]) -> dict[str,
 
 def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _Row:
     def cell(known: str) -> str:
-        value = cells.get(names[known]) if known in names else None
-        return "" if value is None else str(value).strip().strip("\u00a0")[:CELL_CHARACTERS_MAX]
+        return _text(cells.get(names[known]) if known in names else None)[:CELL_CHARACTERS_MAX]
 
     if MISSHAPEN in cells:
         message = (
@@ -281,6 +294,13 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
         return _Row(line, None if secret else key, card)
     except InvalidInputError as error:
         return _Row(line, None, error)
+
+
+def _text(value: object) -> str:
+    """The text of a cell, which may be of any class. Raises InvalidInputError."""
+    if value is None:
+        return ""
+    return asked("a cell of the row has no text", str, value).strip().strip("\u00a0")
 
 
 def _number(text: str) -> str:

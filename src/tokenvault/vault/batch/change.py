@@ -24,6 +24,7 @@ from tokenvault.errors import (
     TokenNotFoundError,
     TokenVaultError,
 )
+from tokenvault.model import checks
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Change
 from tokenvault.model.pan import CardExpiry, Pan
@@ -163,9 +164,11 @@ def _pair(item: object, what: str) -> tuple[object, object]:
 
 def _given(value: object, kind: type[T]) -> T:
     names = kind.__annotations__
-    if not isinstance(value, Mapping) or not value.keys() <= names.keys():
-        raise InvalidInputError(f"a change is a {kind.__name__}: {', '.join(names)}")
-    return value  # type: ignore[return-value] # its values are checked where they are used
+    problem = f"a change is a {kind.__name__}: {', '.join(names)}"
+    fields = checks.mapping(problem, value)
+    if not fields.keys() <= names.keys():
+        raise InvalidInputError(problem)
+    return fields  # type: ignore[return-value] # its values are checked where they are used
 
 
 # Chunks.

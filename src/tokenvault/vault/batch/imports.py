@@ -137,9 +137,11 @@ async def import_chunk(core: Core, common: Importing, items: Sequence[object]) -
 
 async def _read(core: Core, common: Importing, item: object, now_ms: int) -> _Row:
     """A row as it is to be written. Raises InvalidInputError, PermissionDeniedError."""
-    if not isinstance(item, Mapping) or not item.keys() <= TokenToImport.__annotations__.keys():
-        raise InvalidInputError("a row is a TokenToImport: a mapping with some of its keys")
-    given: dict[str, Any] = {str(name): value for name, value in item.items() if value is not None}
+    problem = "a row is a TokenToImport: a mapping with some of its keys"
+    fields = checks.mapping(problem, item)
+    if not fields.keys() <= TokenToImport.__annotations__.keys():
+        raise InvalidInputError(problem)
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     token = checks.token(given.get("token"))
     domain = given.get("domain")
     terms = Terms(
