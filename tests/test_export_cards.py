@@ -266,9 +266,10 @@ def test_an_export_that_is_not_whole_is_refused(
         "other": [a, exported(vault)[1], end], "behind": [a, b, end, end], "cut": [a[:-9], b, end],
         "bit": [flipped, b, end],
     }[damage]  # fmt: skip
-    assert refusal(lambda: opened(spoilt)) == (
-        "EXPORT_UNREADABLE" if damage in ("cut", "bit") else "EXPORT_INCOMPLETE"
-    )
+    code = "EXPORT_UNREADABLE" if damage in ("cut", "bit") else "EXPORT_INCOMPLETE"
+    assert refusal(lambda: opened(spoilt)) == code
+    rows = tv.open_export(spoilt, private_key=EC.private)
+    assert refusal(lambda: vault.import_tokens(rows, operator="carol")) == code
 
 
 def test_only_the_key_that_was_named_opens_an_export(vault: tv.Vault) -> None:
