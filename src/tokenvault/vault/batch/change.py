@@ -1,7 +1,8 @@
 """Changing many tokens: a chunk is read at once, changed, and written with one event.
 
-Each item is answered as the single call answers it. Tokens that others change at the same time are read again; where
-they keep doing so, the items of the chunk fail, and nothing of it is done.
+Each item is answered as the single call answers it: one that names a card by its number, after others that gave a
+token that card or took it away, is looked for once those are written. Tokens that others change at the same time are
+read again; where they keep doing so, the items fail, and nothing of them is done.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Wanted(NamedTuple):
 
     name: Name | Pan
     alter: Alteration
+    new_pan: Pan | None = None
 
 
 Reader: TypeAlias = Callable[[Core, By, object], Wanted]
@@ -147,7 +149,7 @@ def card_to_update(core: Core, by: By, item: object) -> Wanted:
     wanted = arguments.pan_or_name(core, name)
     fingerprint = b"" if new.pan is None else core.keys.pan_fingerprint(new.pan)
     card = wanted if isinstance(wanted, Pan) else None
-    return Wanted(wanted, card_change(core, card, new, fingerprint, by_host=by.host))
+    return Wanted(wanted, card_change(core, card, new, fingerprint, by_host=by.host), new.pan)
 
 
 def _name(item: object) -> Name:
@@ -180,6 +182,44 @@ async def change_chunk(
     """Change the tokens of items; of each, the tokens that changed."""
     results = ObjectResults[list[TokenInfo]](len(items))
     wanted = await core.runtime.call(_read_items, core, by, reader, items, results)
+    rounds = _rounds(wanted)
+    for place, each in enumerate(rounds):
+        try:
+            await _change_round(core, action, by, each, results)
+        except TokenVaultError as error:
+            if not place:
+                raise
+            left = [item for later in rounds[place:] for item in later]
+            results.fail(np.array(left, np.intp), error)
+            break
+    return results
+
+
+def _rounds(wanted: dict[int, Wanted]) -> list[dict[int, Wanted]]:
+    """The items in order, cut before each that names a card which those before it may have given or taken."""
+    rounds: list[dict[int, Wanted]] = [{}]
+    moved, any_card = set[Pan](), False
+    for item, each in wanted.items():
+        card = each.name if isinstance(each.name, Pan) else None
+        if card is not None and (any_card or card in moved):
+            rounds.append({})
+            moved, any_card = set(), False
+        rounds[-1][item] = each
+        if each.new_pan is not None:
+            moved.add(each.new_pan)
+            any_card |= card is None  # nobody knows here which one that token had
+            moved |= set() if card is None else {card}
+    return rounds
+
+
+async def _change_round(
+    core: Core,
+    action: Action,
+    by: By,
+    wanted: dict[int, Wanted],
+    results: ObjectResults[list[TokenInfo]],
+) -> None:
+    """Change the tokens of items that do not depend on each other's writes."""
     steps = await _steps(core, action, by, wanted, results)
     tally = Tally(core.guards)
     for attempt in range(ATTEMPTS_MAX):
@@ -190,14 +230,13 @@ async def change_chunk(
     else:
         error = ConflictError("others keep changing these tokens; nothing was done: retry later")
         results.fail(np.array(sorted({step.item for step in steps}), np.intp), error)
-        return results
+        return
     await tally.settle()
     for item in {step.item for step in steps}:
         if item in chunk.found:
             results.put(item, chunk.found[item])
         else:  # none of its tokens changed
             results.fail(item, chunk.failed[item])
-    return results
 
 
 async def get_chunk(core: Core, items: Sequence[object]) -> ObjectResults[TokenInfo]:
@@ -235,7 +274,7 @@ async def _steps(
 ) -> list[_Step]:
     """The tokens of each item; an item whose card has none fails."""
     steps: list[_Step] = []
-    for item, (name, alter) in wanted.items():
+    for item, (name, alter, _) in wanted.items():
         if not isinstance(name, Pan):
             steps.append(_Step(item, name, alter))
             continue
