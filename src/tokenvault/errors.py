@@ -35,6 +35,11 @@ def without_numbers(text: str) -> str:
     return _LONG_NUMBER.sub(lambda number: f"************{number[0][-4:]}", text)
 
 
+def shown_float(value: object) -> str:
+    """A float as the repr of a class shows it: with so few digits that it is taken for no card's number."""
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
+
+
 @attrs.frozen
 class Violation:
     """One control that a use failed.

@@ -18,7 +18,7 @@ import attrs
 from tokenvault.audit.batch_event import Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
-from tokenvault.errors import ConflictError, asked
+from tokenvault.errors import ConflictError, asked, shown_float
 from tokenvault.maintenance.upkeep import Upkeep
 from tokenvault.stores.port import PAGE_MAX, SealedRecord
 
@@ -50,7 +50,7 @@ class Progress:
     done: int
     looked_at: int
     total: int
-    seconds: float
+    seconds: float = attrs.field(repr=shown_float)
     unreadable: int = 0
 
     @property
