@@ -50,6 +50,7 @@ def main(rows: int = 50_000) -> None:
                 requestor=SHOP,
                 program="card-on-file",
                 after_line=reached,
+                import_id="old-system",
                 operator="migration",
             ):
                 reached = row.line

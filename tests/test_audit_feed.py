@@ -32,7 +32,7 @@ from tokenvault.audit.position import GAPS_MAX, Place, Position, parse_position
 from tokenvault.audit.verify import pages
 from tokenvault.keys import KeyStore
 from tokenvault.keys.file import FileKeyStore
-from tokenvault.model import checks
+from tokenvault.model import checks, iso
 from tokenvault.stores import TokenStore
 from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.port import SealedEvent
@@ -593,3 +593,24 @@ def test_every_action_is_a_valid_ocsf_event_of_an_activity_of_its_own_choice(act
     for genuine in (True, False, None):
         document = assert_valid(json.dumps(ocsf.ocsf_event(event, 0, genuine, {})))
         assert (document["severity_id"] == 5) == (genuine is False)
+
+
+@pytest.mark.parametrize("shape", ["tokenvault", "ocsf"])
+def test_events_in_a_currency_that_this_process_was_not_told_of_are_read(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch, shape: Any
+) -> None:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    monkeypatch.setattr(iso, "_added", frozenset({"XYZ"}))
+    with open_vault(local_keys, store) as vault:
+        token = issue(vault).token
+        vault.detokenize(token, use(1, amount=tv.Money(500, "XYZ")))
+        vault.detokenize_many([(token, use(2, amount=tv.Money(700, "XYZ")))])
+        monkeypatch.setattr(iso, "_added", frozenset())
+        with pytest.raises(tv.InvalidInputError):
+            tv.Money(500, "XYZ")
+        amounts = [event.amount for event in vault.history(token) if event.amount is not None]
+        assert [(money.amount, money.currency) for money in amounts] == [(500, "XYZ"), (700, "XYZ")]
+    lines = list(tv.export_audit(store, keys=local_keys, shape=shape))
+    assert sum("XYZ" in line for line in lines) == 2
+    assert tv.verify_audit(store, keys=local_keys).intact

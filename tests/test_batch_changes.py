@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests.strategies import NOW_MS
@@ -184,6 +186,86 @@ def test_cards_are_changed_by_their_number_with_all_their_tokens(pair: tuple[Sce
     assert changed[1].code == "CARD_HAS_NO_TOKEN"
     assert isinstance(changed[2], list)
     assert [str(info.card_expiry) for info in changed[2]] == ["2034-02"]
+
+
+RENEWED = (VISA, MASTERCARD, "4242424242424242", "5105105105105100")
+"""Cards that are renewed into one another."""
+
+PLACES = st.integers(0, len(RENEWED) - 1)
+
+
+def renewals(vault: tv.Vault, tokens: list[str], steps: list[tuple[bool, int, int | None]]) -> list[Any]:
+    """Changes of a card each, by its number or by a token of it, with another number or only another expiry."""
+    return [
+        (
+            RENEWED[place] if by_number else tokens[place],
+            {"expiry": f"2035-{number % 12 + 1:02}"} | ({} if new is None else {"new_pan": RENEWED[new]}),
+        )
+        for number, (by_number, place, new) in enumerate(steps)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@example([(True, 0, 1), (True, 1, 2)])
+@example([(True, 0, 1), (True, 0, 2)])
+@example([(False, 0, 1), (True, 0, 2), (True, 1, 3)])
+@given(st.lists(st.tuples(st.booleans(), PLACES, PLACES | st.none()), max_size=8))
+def test_cards_that_are_renewed_into_one_another_end_as_by_single_calls(
+    local_keys: KeyStore, steps: list[tuple[bool, int, int | None]]
+) -> None:
+    told: list[list[Any]] = []
+    for many in (False, True):
+        store = MemoryTokenStore()
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store, ManualClock(NOW_MS)) as vault:
+            tokens = [issue(vault, card).token for card in (*RENEWED[:3], VISA)]
+            changes = renewals(vault, tokens, steps)
+            results: list[Any] = list(vault.update_card_many(changes)) if many else []
+            for name, change in () if many else changes:
+                try:
+                    results.append(vault.update_card(name, **change))
+                except tv.TokenVaultError as error:
+                    results.append(error)
+            ends = [(info.last4, str(info.card_expiry)) for info in map(vault.get, tokens)]
+            told.append(
+                [
+                    each.code
+                    if isinstance(each, tv.TokenVaultError)
+                    else sorted(
+                        (tokens.index(info.token), info.last4, str(info.card_expiry)) for info in each
+                    )
+                    for each in results
+                ]
+                + ends
+            )
+    assert told[0] == told[1]
+
+
+def test_a_round_that_fails_costs_those_before_it_nothing(
+    pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = pair[0]
+    scene.store._records[scene.genuine.token] = scene.genuine
+    writes = scene.store.replace
+
+    def fail_later(*parts: Any) -> list[str]:
+        monkeypatch.setattr(scene.store, "replace", broken)
+        return writes(*parts)
+
+    def broken(*_: Any) -> list[str]:
+        raise tv.TokenStoreError("the disk is full")
+
+    monkeypatch.setattr(scene.store, "replace", fail_later)
+    changed = scene.vault.update_card_many(
+        [
+            (MASTERCARD, {"new_pan": RENEWED[2]}),
+            (RENEWED[2], {"new_pan": RENEWED[3]}),
+            (MASTERCARD, {"expiry": "2034-01"}),
+        ]
+    )
+    monkeypatch.undo()
+    assert [getattr(each, "code", "") for each in changed] == ["", "STORE_FAILED", "STORE_FAILED"]
+    assert scene.vault.get(scene.names["by reference"]).last4 == RENEWED[2][-4:]
 
 
 def test_get_many_is_what_get_gives(pair: tuple[Scene, Scene]) -> None:

@@ -46,6 +46,7 @@ from tokenvault.cli.exits import EXIT_CODES, exit_code_of
 from tokenvault.cli.output import mask_digits, plain
 from tokenvault.cli.pictures import draw
 from tokenvault.cli.views import STATUS_STYLES
+from tokenvault.model import iso
 from tokenvault.model.pan import Pan, luhn_check_digit
 from tokenvault.stores import schema_sql
 from tokenvault.testing.clock import ManualClock
@@ -675,6 +676,9 @@ def test_the_environment_goes_before_the_file(command: Command, monkeypatch: pyt
         '[requestors.40012345678]\npermissions = ["all"]',
         "[requestors.40012345678.domain]\nvalid_from = 2030-01-01T00:00:00",
         "= nothing",
+        '[codes]\ncurrencies = ["xyz"]',
+        '[codes]\ncurrency = ["XYZ"]',
+        'codes = "XYZ"',
     ],
 )
 def test_a_configuration_that_is_misspelled_is_refused_and_names_the_place(
@@ -702,6 +706,17 @@ def test_a_secret_in_a_file_that_others_can_read_is_refused_and_never_shown(
     assert unprovisioned("programs", "list").code == 0
     assert "hidden" not in configuration.shown_address(address)
     assert "hidden" not in repr(configuration.load(path))
+
+
+def test_codes_of_tomorrow_are_those_of_the_file(
+    unprovisioned: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iso, "_added", frozenset())
+    head = "[requestors.40012345678.domain]\ncountries = ['ZZ']\ncurrencies = ['XYZ']\n"
+    Path("tokenvault.toml").write_text(head)
+    assert unprovisioned("programs", "list").code == 3
+    Path("tokenvault.toml").write_text(f"{head}[codes]\ncurrencies = ['XYZ']\ncountries = ['ZZ']\n")
+    assert unprovisioned("programs", "list").code == 0
 
 
 def test_programs_and_requestors_are_those_of_the_file(command: Command) -> None:

@@ -23,7 +23,7 @@ from tests import vault_workers, vaults
 from tests.faces import open_face
 from tests.strategies import NOW_MS
 from tests.test_reveal import refusal
-from tests.vaults import ISSUER_ONLY, MASTERCARD, SHOP, VISA, issue, use
+from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, VISA, issue, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
 from tokenvault.stores import MemoryTokenStore
@@ -304,9 +304,10 @@ def test_an_export_that_is_not_whole_is_refused(
         "other": [a, exported(vault)[1], end], "behind": [a, b, end, end], "cut": [a[:-9], b, end],
         "bit": [flipped, b, end],
     }[damage]  # fmt: skip
-    assert refusal(lambda: opened(spoilt)) == (
-        "EXPORT_UNREADABLE" if damage in ("cut", "bit") else "EXPORT_INCOMPLETE"
-    )
+    code = "EXPORT_UNREADABLE" if damage in ("cut", "bit") else "EXPORT_INCOMPLETE"
+    assert refusal(lambda: opened(spoilt)) == code
+    rows = tv.open_export(spoilt, private_key=EC.private)
+    assert refusal(lambda: vault.import_tokens(rows, operator="carol")) == code
 
 
 def test_only_the_key_that_was_named_opens_an_export(vault: tv.Vault) -> None:
@@ -441,3 +442,37 @@ def paid(vault: tv.Vault, tokens: list[str], name: str) -> list[bool]:
 def alike(info: tv.TokenInfo) -> dict[str, Any]:
     """What a token is in either vault: all but how often it was changed there."""
     return {name: value for name, value in vars(info).items() if name != "revision"}
+
+
+def test_a_token_that_was_issued_from_another_moves_to_whom_it_was_given(
+    keys: KeyStore, store: TokenStore, vault: tv.Vault
+) -> None:
+    """Who may only detokenize has neither Permission.ISSUE nor a program."""
+    child = vault.issue_from(issue(vault).token, requestor=ACQUIRER, program="one-time")
+    lines = exported(vault)
+    other = tv.open_token_store("memory:")
+    tv.provision(keys, other)
+    with vaults.open_vault(keys, other) as moved:
+        result = moved.import_tokens(tv.open_export(lines, private_key=EC.private), operator="carol")
+        assert [code_of(each) for each in result] == ["", ""]
+        assert moved.detokenize(child.token, use(1, requestor=ACQUIRER)).pan.reveal() == VISA
+
+
+def code_of(result: object) -> str:
+    return result.code if isinstance(result, tv.TokenVaultError) else ""
+
+
+def test_a_disabled_requestor_s_tokens_are_imported(
+    keys: KeyStore, store: TokenStore, vault: tv.Vault
+) -> None:
+    issue(vault)
+    lines = exported(vault)
+    other = tv.open_token_store("memory:")
+    tv.provision(keys, other)
+    disabled = tv.TokenRequestor(SHOP, programs={"one-time"}, disabled=True)
+    with vaults.open_vault(keys, other, requestors=[disabled]) as moved:
+        (result,) = moved.import_tokens(tv.open_export(lines, private_key=EC.private), operator="carol")
+        assert code_of(result) == ""
+    with vaults.open_vault(keys, other, requestors=[]) as moved:
+        (result,) = moved.import_tokens(tv.open_export(lines, private_key=EC.private), operator="carol")
+        assert code_of(result) == "REQUESTOR_UNKNOWN"

@@ -119,7 +119,7 @@ def calls(
         "update_token_many": (vault.update_token_many, 1, by),
         "update_card_many": (vault.update_card_many, 1, by),
         "import_cards": (lambda *parts, **named: list(tv.import_cards(*parts, **named)), 2,
-                         ["requestor", "program", "domain", "columns", "after_line", "operator"]),
+                         ["requestor", "program", "domain", "columns", "after_line", "import_id", "operator"]),
         "check_many": (vault.check_many, 1, []),
         "detokenize_many": (vault.detokenize_many, 1, []),
         "activate": (vault.activate, 1, []),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.vaults import MASTERCARD, SHOP, VISA
 from tokenvault.keys import KeyStore
-from tokenvault.vault import csv_rows
+from tokenvault.vault import csv_rows, importing
 
 HEAD = b"pan,expiry,customer\n"
 GOOD = f"{MASTERCARD},12/29,last\n".encode()
@@ -57,7 +58,6 @@ BAD_ROWS = {
     "a wrong check digit": ("4111111111111112,12/29,c\n", "PAN_CHECK_DIGIT"),
     "rounded": ("4.11111E+15,12/29,c\n", "PAN_ROUNDED"),
     "no month": (f"{VISA},13/29,c\n", "EXPIRY_FORM"),
-    "expired without an expiry": (f"{VISA},,c\n", "EXPIRY_REQUIRED"),
     "no number": (",12/29,c\n", "PAN_CHARACTERS"),
 }
 
@@ -136,6 +136,54 @@ def test_expiries_are_read_as_files_spell_them(vault: tv.Vault, written: str, re
     (row,) = tv.import_cards(vault, [{"pan": VISA, "expiry": written}], requestor=SHOP, program="one-time")
     assert row.token is not None, row
     assert str(row.token.card_expiry) == read
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 4, 6])
+@pytest.mark.parametrize("again_after", ["the start", "the last line that was reported"])
+def test_an_import_that_has_an_id_goes_on_from_anywhere_without_a_second_token(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch, stopped_at: int, again_after: str
+) -> None:
+    monkeypatch.setattr(importing, "CHUNK_ROWS", 4)
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    rows = [{"pan": card, "expiry": "12/29"} for card in (VISA, MASTERCARD, VISA, VISA, MASTERCARD, VISA)]
+
+    with vaults.open_vault(local_keys, store) as opened:
+
+        def import_rows(after_line: int = 0) -> Iterator[tv.ImportedRow]:
+            return tv.import_cards(
+                opened, rows, requestor=SHOP, program="one-time", after_line=after_line, import_id="2026-11"
+            )
+
+        before = {row.line: row.token for row in islice(import_rows(), stopped_at)}
+        after = 0 if again_after == "the start" else stopped_at
+        again = {row.line: row.token for row in import_rows(after)}
+        assert again | before == before | again
+        assert len({token.token for token in (before | again).values() if token}) == len(rows)
+        assert opened.count() == len(rows)
+
+
+def test_an_id_of_an_import_is_short_and_a_row_s_own_goes_before_it(vault: tv.Vault) -> None:
+    rows = [{"pan": VISA, "expiry": "12/29", "id": "row-of-its-own"}]
+    first, second = (
+        next(tv.import_cards(vault, rows, requestor=SHOP, program="one-time", import_id=name)).token
+        for name in ("a" * 40, "b")
+    )
+    assert first == second
+    with pytest.raises(tv.InvalidInputError, match="import_id"):
+        next(tv.import_cards(vault, rows, requestor=SHOP, program="one-time", import_id="a" * 41))
+
+
+@pytest.mark.parametrize("expiry", ["2020-01", "2039-01", None])
+def test_a_card_is_imported_as_it_is_expired_or_not_or_with_no_word_of_an_expiry(
+    vault: tv.Vault, expiry: str | None
+) -> None:
+    (row,) = tv.import_cards(vault, [{"pan": VISA, "expiry": expiry}], requestor=SHOP, program="one-time")
+    (many,) = vault.issue_many([(VISA, expiry)], requestor=SHOP, program="one-time", accept_expired=True)
+    one = vault.issue(VISA, expiry=expiry, requestor=SHOP, program="one-time", accept_expired=True)
+    for token in (row.token, many, one):
+        assert isinstance(token, tv.TokenInfo)
+        assert token.card_expiry == (None if expiry is None else tv.CardExpiry.parse(expiry))
 
 
 @given(st.lists(st.text('ab",\r\n\0', max_size=12), max_size=8), st.integers(1, 7))

@@ -26,7 +26,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, SHOP, VISA, issue, use
-from tokenvault import maintenance
+from tokenvault import maintenance, observers
 from tokenvault.audit.position import Position
 from tokenvault.errors import ArgumentsError, UnchangeableError
 from tokenvault.keys import KeyStore
@@ -427,3 +427,24 @@ def test_a_generator_that_fails_is_named_and_not_shown(keys: KeyStore, store: To
 def test_requestors_of_the_suite_are_told_apart() -> None:
     """The suite's own ids are no card numbers: what is looked for is found for no other reason."""
     assert not any(needle in text for needle in NEEDLES for text in (SHOP, ACQUIRER))
+
+
+def with_floats() -> Iterator[type[Any]]:
+    """The public classes whose objects hold a float."""
+    for kind in [*vars(tv).values(), *vars(observers).values(), *vars(maintenance).values()]:
+        if attrs.has(kind) and any("float" in str(field.type) for field in attrs.fields(kind)):
+            yield kind
+
+
+def test_a_float_is_taken_for_no_card_number() -> None:
+    kinds = set(with_floats())
+    assert {tv.Capacity, tv.HealthPart, tv.StoredDirectory} <= kinds
+    for kind in kinds:
+        for field in attrs.fields(kind):
+            if "float" in str(field.type):
+                assert callable(field.repr), f"{kind}.{field.name}"
+    shown = repr(tv.Capacity(program="p", issued=1, expected=2, space=3, per_day=1000 / 3))
+    assert "per_day=333.333," in shown
+    assert VISA[6:12] not in repr(
+        tv.Capacity(program="p", issued=1, expected=2, space=3, per_day=float(VISA))
+    )

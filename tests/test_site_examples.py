@@ -15,7 +15,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -244,15 +244,13 @@ def test_batches(local_keys: KeyStore) -> None:
     with closing(open_store("memory:")) as store:
         tv.provision(local_keys, store)
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
-            run_examples("howto/batches.md", {"tv": tv, "keys": local_keys, "vault": vault})
+            run_examples("howto/batches.md", {"keys": local_keys, "vault": vault})
 
 
 def test_the_guard(local_keys: KeyStore) -> None:
-    shop = tv.TokenRequestor("40012345678")
     with closing(open_store("memory:")) as store:
         tv.provision(local_keys, store)
-        given = {"tv": tv, "keys": local_keys, "store": store, "PROGRAMS": (), "REQUESTORS": (shop,)}
-        run_examples("howto/guard.md", given)
+        run_examples("howto/guard.md", {"keys": local_keys, "store": store})
 
 
 def test_watching_a_vault(local_keys: KeyStore, tmp_path: Path) -> None:
@@ -260,11 +258,10 @@ def test_watching_a_vault(local_keys: KeyStore, tmp_path: Path) -> None:
     shop = tv.TokenRequestor("40012345678", programs={"p"})
     with closing(open_store("memory:")) as store:
         tv.provision(local_keys, store)
-        parties = {"PROGRAMS": (program,), "REQUESTORS": (shop,)}
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
             made: Any = run_examples(
                 "howto/monitoring.md",
-                {"tv": tv, "keys": local_keys, "store": store, "vault": vault, **parties},
+                {"keys": local_keys, "store": store, "vault": vault},
             )
             vault.issue("4111111111111111", requestor=shop.id, program="p")
         made["watched"].close()
@@ -281,16 +278,14 @@ def test_watching_a_vault(local_keys: KeyStore, tmp_path: Path) -> None:
 
 
 def test_risk(local_keys: KeyStore) -> None:
-    program = tv.TokenProgram("p", format=tv.TokenFormat(bin="999912"))
-    shop = tv.TokenRequestor("40012345678", programs={"p"})
+    shop, name = "40012345678", "card-on-file"
     with closing(open_store("memory:")) as store:
         tv.provision(local_keys, store)
-        given = {"tv": tv, "keys": local_keys, "store": store, "timedelta": timedelta}
-        made: Any = run_examples("howto/risk.md", {**given, "PROGRAMS": (program,), "REQUESTORS": (shop,)})
-        token = made["vault"].issue("4111111111111111", requestor=shop.id, program="p").token
-        made["vault"].detokenize(token, tv.Transaction(id="1", requestor=shop.id, country="FR"))
+        made: Any = run_examples("howto/risk.md", {"keys": local_keys, "store": store})
+        token = made["vault"].issue("4111111111111111", requestor=shop, program=name).token
+        made["vault"].detokenize(token, tv.Transaction(id="1", requestor=shop, country="FR"))
         with pytest.raises(tv.DomainRestrictionError, match="risk control refuses"):
-            made["vault"].detokenize(token, tv.Transaction(id="2", requestor=shop.id, country="AQ"))
+            made["vault"].detokenize(token, tv.Transaction(id="2", requestor=shop, country="AQ"))
 
 
 @needs_the_public_face
@@ -327,11 +322,9 @@ def test_parties(local_keys: KeyStore) -> None:
 
 
 def test_dual_control(local_keys: KeyStore) -> None:
-    program = tv.TokenProgram("card-on-file", format=tv.TokenFormat(bin="999912"))
-    shop = tv.TokenRequestor("40012345678", programs={"card-on-file"})
     with closing(open_store("sqlite:///dual.db")) as store:
         tv.provision(local_keys, store)
-        names = {"tv": tv, "keys": local_keys, "store": store, "program": program, "shop": shop}
+        names: dict[str, object] = {"keys": local_keys, "store": store}
         found = run_examples("howto/dual-control.md", names)
         found["vault"].close()  # type: ignore[attr-defined] # the page's
 
@@ -346,7 +339,6 @@ def test_moving(local_keys: KeyStore, other_keys: KeyStore) -> None:
     }
     pair = ec.generate_private_key(ec.SECP256R1())
     names: dict[str, object] = {
-        "tv": tv,
         "public_pem": pair.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         ),
@@ -374,7 +366,7 @@ def test_payments(local_keys: KeyStore) -> None:
     with closing(open_store("sqlite:///payments.db")) as store:
         tv.provision(local_keys, store)
         with tv.Vault(local_keys, store, programs=[program], requestors=[shop]) as vault:
-            run_examples("howto/payments.md", {"tv": tv, "vault": vault, "now": datetime.now(UTC)})
+            run_examples("howto/payments.md", {"vault": vault})
 
 
 def test_moving_to_another_hsm(softhsm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import inspect
 import re
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -33,6 +33,11 @@ _OF_HANDLER: Final = "_raised_by_signal_handler"
 def without_numbers(text: str) -> str:
     """A text to show: of each number that could be a card's, with or without separators, the last four digits."""
     return _LONG_NUMBER.sub(lambda number: f"************{number[0][-4:]}", text)
+
+
+def shown_float(value: object) -> str:
+    """A float as the repr of a class shows it: with so few digits that it is taken for no card's number."""
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 @attrs.frozen
@@ -337,6 +342,34 @@ def boundary_init(kind: C) -> C:
 @boundary
 def _refuse_change(self: object, _name: str, _value: object = None) -> NoReturn:
     raise UnchangeableError(f"a {type(self).__name__} does not change: make another")
+
+
+def asked(problem: str, call: Callable[..., T], *arguments: object) -> T:
+    """What a method or function of the caller's gives.
+
+    It can raise anything, with whatever that holds: then the problem is all that is told. What is raised by the
+    library itself, as where an iterator of its own is passed on, comes out as it is.
+    """
+    try:
+        return call(*arguments)
+    except TokenVaultError:
+        raise
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        raise InvalidInputError(problem) from None
+
+
+def given(problem: str, values: Iterable[T]) -> Iterator[T]:
+    """What an iterable of the caller's gives, which may fail as in `asked`."""
+    try:
+        yield from values
+    except TokenVaultError:
+        raise
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        raise InvalidInputError(problem) from None
 
 
 def _outgoing(

@@ -12,7 +12,7 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.use_note import UseNote
 from tokenvault.errors import boundary_init
 from tokenvault.model.kinds import Kind
-from tokenvault.model.money import Money
+from tokenvault.model.money import Money, recorded_money
 from tokenvault.stores.port import SealedEvent
 
 HISTORY_MAX: Final = 1_000
@@ -105,4 +105,4 @@ def _instant(milliseconds: int) -> datetime:
 
 
 def _amount(use: UseNote) -> Money | None:
-    return Money(use.amount, use.currency) if use.currency else None
+    return recorded_money(use.amount, use.currency) if use.currency else None

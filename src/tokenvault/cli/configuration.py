@@ -40,6 +40,7 @@ from tokenvault.keys.port import Custody
 from tokenvault.model.checks import milliseconds
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealPolicy
+from tokenvault.model.iso import add_codes
 from tokenvault.model.pan import USUAL_PANS, PanRule
 from tokenvault.model.programs import Making, Permission, TokenProgram, TokenRequestor
 from tokenvault.model.token_format import TokenFormat
@@ -51,7 +52,7 @@ KEY_STORE_VARIABLE: Final = "TOKENVAULT_KEY_STORE"
 TOKEN_STORE_VARIABLE: Final = "TOKENVAULT_STORE"  # noqa: S105 # the name of an environment variable, no password
 
 _NAMES: Final = frozenset(
-    {"key_store", "token_store", "custody", "programs", "requestors", "directory", "reveal"}
+    {"key_store", "token_store", "custody", "codes", "programs", "requestors", "directory", "reveal"}
 )
 STORED: Final = "stored"
 """What `directory` says where programs and requestors are in the database."""
@@ -101,6 +102,7 @@ def load(path: Path | None) -> Configuration:
         raise ConfigurationError(
             f"the configuration has {', '.join(sorted(unknown))}; known: {', '.join(sorted(_NAMES))}"
         )
+    _within("codes", lambda: add_codes(**_arguments(table.get("codes", {}), _CODE_FIELDS)))
     return Configuration(
         path=found,
         key_store=_address(table, "key_store", KEY_STORE_VARIABLE),
@@ -265,6 +267,7 @@ def _names_of(kind: type[attrs.AttrsInstance], *own: str) -> frozenset[str]:
     return frozenset(field.name for field in attrs.fields(kind) if field.init) - frozenset(own)
 
 
+_CODE_FIELDS: Final = frozenset({"currencies", "countries"})
 _FORMAT_FIELDS: Final = _names_of(TokenFormat)
 _PROGRAM_FIELDS: Final = _names_of(TokenProgram, "name", "format")
 _REQUESTOR_FIELDS: Final = _names_of(TokenRequestor, "id")

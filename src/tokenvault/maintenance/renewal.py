@@ -18,7 +18,7 @@ import attrs
 from tokenvault.audit.batch_event import Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
-from tokenvault.errors import ConflictError
+from tokenvault.errors import ConflictError, asked, shown_float
 from tokenvault.maintenance.upkeep import Upkeep
 from tokenvault.stores.port import PAGE_MAX, SealedRecord
 
@@ -50,7 +50,7 @@ class Progress:
     done: int
     looked_at: int
     total: int
-    seconds: float
+    seconds: float = attrs.field(repr=shown_float)
     unreadable: int = 0
 
     @property
@@ -131,7 +131,8 @@ async def _pass(task: _Task) -> tuple[bool, Progress]:
             # A process that comes behind another one all the time would only undo its own work.
             skip = secrets.randbelow(SKIPPED_PAGES_MAX) if left > done else 0
         if task.report is not None:
-            task.report(_progress(task, looked_at, unreadable))
+            problem = "progress failed; what was done so far stays done: call again"
+            asked(problem, task.report, _progress(task, looked_at, unreadable))
         if done and task.rest:
             await at.runtime.sleep(task.rest * (time.monotonic() - begun))
     return complete, _progress(task, looked_at, unreadable)

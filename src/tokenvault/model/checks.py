@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from tokenvault.errors import InvalidInputError
-from tokenvault.interrupts import is_interrupt
+from tokenvault.errors import InvalidInputError, asked, given
 from tokenvault.model import iso
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
 
@@ -181,20 +180,24 @@ def listed(name: str, values: object, most: int) -> list[object]:
     """The values of an iterable, at most one more than there may be."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidInputError(f"{name} is a list or set of values, or another iterable")
-    try:
-        return list(islice(values, most + 1))
-    except Exception as error:  # the caller's own iterator failed, with whatever it holds
-        if is_interrupt(error):
-            raise
-        raise InvalidInputError(f"the iterable of {name} failed") from None
+    return list(islice(given(f"the iterable of {name} failed", values), most + 1))
+
+
+def mapping(problem: str, value: object) -> dict[Any, Any]:
+    """A mapping of the caller's, read once. The problem is told where it is none, or fails."""
+    if type(value) is dict:
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(problem)
+    return asked(problem, dict, value)
 
 
 def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset[T]:
     """A set of 1 to 10,000 checked values. An empty one is refused: nothing would ever match it."""
-    given = listed(name, values, SET_SIZE_MAX)
-    if not 1 <= len(given) <= SET_SIZE_MAX:
+    found = listed(name, values, SET_SIZE_MAX)
+    if not 1 <= len(found) <= SET_SIZE_MAX:
         raise InvalidInputError(f"{name} has 1 to {SET_SIZE_MAX} values; leave it out to not restrict")
-    return frozenset([check(value) for value in given])
+    return frozenset([check(value) for value in found])
 
 
 def _matching(name: str, value: object, pattern: re.Pattern[str], accepts: str) -> str:

@@ -1,5 +1,7 @@
 """Code lists: currencies (ISO 4217, 2026, less metals, funds and test codes) and countries (ISO 3166-1).
 
+Currencies that ended in 2025 (ANG, BGN) are listed: what was paid in them is still given back, and disputed.
+
 A code that is not listed is refused, so that a slip of the pen is found where it is made. A code of tomorrow needs no
 release: `add_codes` takes it. Codes are added, never taken away: domains under a withdrawn one must stay readable.
 """
@@ -17,7 +19,7 @@ _COUNTRY: Final = re.compile(r"[A-Z]{2}")
 
 CURRENCIES: Final = frozenset(
     """
-    AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD
+    AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD
     CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD
     GNF GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD
     KZT LAK LBP LKR LRD LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO
@@ -48,7 +50,7 @@ def add_codes(*, currencies: Collection[str] = (), countries: Collection[str] = 
     """Accept further codes in this process: of ISO 4217 (three letters) and of ISO 3166-1 alpha-2.
 
     Every process that opens a vault calls it, when it starts: one that has not refuses to read a domain with such a
-    code. What is accepted stays so.
+    code, and reads events with one all the same. What is accepted stays so.
 
     Raises:
         InvalidInputError: a code has another form, or the codes are no list, tuple or set; then none is added.

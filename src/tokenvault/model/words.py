@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, NoReturn
 
-from tokenvault.errors import InvalidInputError, boundary
+from tokenvault.errors import ArgumentsError, InvalidInputError, boundary
 
 
 class _BoundedEnum(enum.EnumMeta):
@@ -13,7 +13,9 @@ class _BoundedEnum(enum.EnumMeta):
 
     @boundary
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # the class of a class
-        return super().__call__(*args, **kwargs)
+        if len(args) != 1 or kwargs:
+            raise ArgumentsError(f"{cls.__name__} takes one value")
+        return super().__call__(*args)
 
 
 class Words(enum.Enum, metaclass=_BoundedEnum):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, boundary
-from tokenvault.interrupts import is_interrupt
+from tokenvault.errors import ConfigurationError, InvalidInputError, asked, boundary
 from tokenvault.stores.forwarding import ThreadedTokenStore
 from tokenvault.stores.guard import AsyncTokenStoreBase, TokenStoreBase
 from tokenvault.stores.memory import MemoryTokenStore
@@ -159,7 +159,9 @@ def upgrade_schema(url: str, *, report: Report | None = None) -> SchemaStatus:
         TokenStoreError: STORE_UPGRADING where another process does it; or the database failed, or a lock was not to
             be had: call it again.
     """
-    tell = _checked(report)
+    if report is not None and not callable(report):
+        raise InvalidInputError("report is called with two numbers, or None")
+    tell = _tell_nobody if report is None else partial(asked, "report failed: call again", report)
     if _is_sqlite(url):
         return sqlite_upgrade.upgrade(_sqlite_path(url.removeprefix("sqlite:")), tell)
     place, _, upgrade = _postgres_modules(url)
@@ -205,21 +207,8 @@ def _postgres_modules(url: str) -> tuple[PostgresAddress, ModuleType, ModuleType
     return address.parse_address(url), schema, upgrade
 
 
-def _checked(report: Report | None) -> Report:
-    """What tells of an upgrade's progress; what it raises can be anything, and ends the upgrade for now."""
-    if report is not None and not callable(report):
-        raise InvalidInputError("report is called with two numbers, or None")
-
-    def tell(done: int, total: int) -> None:
-        try:
-            if report is not None:
-                report(done, total)
-        except Exception as error:
-            if is_interrupt(error):
-                raise
-            raise InvalidInputError("report failed when it was called") from None
-
-    return tell
+def _tell_nobody(_done: int, _total: int) -> None:
+    """Tell nobody of an upgrade's progress."""
 
 
 def _open_memory(rest: str) -> TokenStore:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, asked
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
@@ -93,7 +93,8 @@ def metadata(value: Mapping[str, str] | None) -> dict[str, str] | None:
         return None
     if not isinstance(value, Mapping):
         raise InvalidInputError("metadata is a mapping of texts to texts")
-    pairs = checks.listed("metadata", value.items(), METADATA_PAIRS_MAX)
+    items = asked("the mapping of metadata failed", value.items)
+    pairs = checks.listed("metadata", items, METADATA_PAIRS_MAX)
     if len(pairs) > METADATA_PAIRS_MAX:
         raise InvalidInputError(f"metadata has at most {METADATA_PAIRS_MAX} pairs", code="METADATA_TOO_LONG")
     found = {}

@@ -425,6 +425,8 @@ class AsyncVault(AwaitedExchange):
         """Put new PANs or expiries behind many tokens or cards, as an account updater lists them.
 
         Pairs of PAN, token or reference, and CardChange, taken in chunks of 1,000; each is done as by `update_card`.
+        A list that names cards without a token here is presented by the host, without a requestor: each such card is
+        a miss of the requestor, which the guard locks out after `Guard.misses` of them.
 
         Returns:
             For each, in order, the tokens that changed, or the error that `update_card` would raise.

@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-from tokenvault.errors import boundary_init
+from tokenvault.errors import boundary_init, shown_float
 from tokenvault.model import checks
 from tokenvault.runtime import NOW_MS_MAX
 from tokenvault.stores.port import TOKEN_DIGITS_MAX, TokenGroup
@@ -49,7 +49,7 @@ class Capacity:
     issued: int
     expected: int
     space: int
-    per_day: float = 0.0
+    per_day: float = attrs.field(default=0.0, repr=shown_float)
     expected_at: datetime | None = None
     full_at: datetime | None = None
 

@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Final, Self, TextIO
 
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, TokenVaultError
+from tokenvault.interrupts import is_interrupt
+from tokenvault.model import checks
 
 CHUNK_CHARACTERS: Final = 65_536
 LINE_CHARACTERS_MAX: Final = 65_536
@@ -46,7 +48,9 @@ def csv_rows(file: TextIO) -> Iterator[tuple[int, Mapping[str, object]]]:
             except StopIteration:
                 return
             yield feed.row(names, cells)
-    except (ValueError, OSError):  # UnicodeDecodeError is a ValueError
+    except InvalidInputError:  # the caller's file failed
+        raise
+    except ValueError:  # UnicodeDecodeError is one
         problem = f"the file of cards is no CSV in UTF-8, behind line {feed.line}"
     raise InvalidInputError(problem)
 
@@ -96,7 +100,7 @@ def _names(header: str, separator: str) -> list[str]:
 def text_lines(file: TextIO) -> Iterator[str | None]:
     """The lines of a file without their ends, those of old Macs too; None for one that is too long."""
     rest, too_long = "", False
-    while chunk := file.read(CHUNK_CHARACTERS):
+    while chunk := _read(file):
         rest += chunk
         held = "\r" if rest.endswith("\r") else ""  # its "\n" may follow
         *whole, rest = _LINE_END.split(rest.removesuffix(held))
@@ -108,3 +112,18 @@ def text_lines(file: TextIO) -> Iterator[str | None]:
             rest, too_long = rest[-1:], True
     if rest or too_long:
         yield None if too_long else rest.removesuffix("\r")
+
+
+def _read(file: TextIO) -> str:
+    """The next characters of a file of the caller's. Raises InvalidInputError, UnicodeDecodeError."""
+    try:
+        chunk = file.read(CHUNK_CHARACTERS)
+    except (TokenVaultError, UnicodeDecodeError):
+        raise
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        raise InvalidInputError(
+            "the file of cards failed as it was read; the rows that were reported are done"
+        ) from None
+    return checks.instance("what a file of cards gives", chunk, str)

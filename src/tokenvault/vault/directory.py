@@ -7,7 +7,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 
 import attrs
 
-from tokenvault.errors import ConfigurationError, InvalidInputError, boundary_init
+from tokenvault.errors import ConfigurationError, InvalidInputError, boundary_init, shown_float
 from tokenvault.model import checks
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 
@@ -102,7 +102,7 @@ class StoredDirectory:
         max_age_seconds: for how long a vault acts on what it has read, above 0 and at most a day.
     """
 
-    max_age_seconds: float = attrs.field(default=AGE_SECONDS, kw_only=True)
+    max_age_seconds: float = attrs.field(default=AGE_SECONDS, kw_only=True, repr=shown_float)
 
     def __attrs_post_init__(self) -> None:
         checked_age(self.max_age_seconds)

@@ -164,7 +164,8 @@ class AwaitedExchange(AwaitedFace):
 
         Args:
             rows: a TokenToImport each, in any iterable.
-            requestor: of the rows that name none: it has Permission.ISSUE and the program.
+            requestor: of the rows that name none. Each is registered, and has the program unless the row has a
+                state; no Permission is asked for, as the operator imports.
             program: of the rows that name none; a token has to be one of its format.
             domain: of the rows that name none.
             active: False for tokens that `activate` makes usable later.

@@ -18,7 +18,7 @@ import attrs
 from tokenvault.audit.batch_event import BatchEvent, Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Event, Outcome
-from tokenvault.errors import IntegrityError, InvalidInputError, boundary_init, iterator_boundary
+from tokenvault.errors import IntegrityError, InvalidInputError, boundary_init, given, iterator_boundary
 from tokenvault.interrupts import is_interrupt
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import KEY_BYTES, RevealRequest, letters
@@ -265,7 +265,7 @@ def open_export(
         raise InvalidInputError("lines is an iterable of texts, such as an open file")
     export: object = None
     ended = False
-    for number, line in enumerate(lines):
+    for number, line in enumerate(given("the lines of the export failed as they were read", lines)):
         if not isinstance(line, str):
             raise InvalidInputError("a line of an export is text")
         content = _content(opener.decrypt(line.strip()))

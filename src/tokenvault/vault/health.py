@@ -14,7 +14,14 @@ from typing import Any, Final
 import attrs
 
 from tokenvault.audit.event import Event
-from tokenvault.errors import IntegrityError, TokenVaultError, bare, boundary_init, without_numbers
+from tokenvault.errors import (
+    IntegrityError,
+    TokenVaultError,
+    bare,
+    boundary_init,
+    shown_float,
+    without_numbers,
+)
 from tokenvault.model import checks
 from tokenvault.runtime import Attempt
 from tokenvault.stores.port import SealedEvent
@@ -53,7 +60,7 @@ class HealthPart:
 
     name: str
     ok: bool
-    milliseconds: float
+    milliseconds: float = attrs.field(repr=shown_float)
     message: str
 
 

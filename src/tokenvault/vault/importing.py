@@ -1,8 +1,9 @@
 """Importing cards from files as they are: with the spellings that exports and spreadsheets have.
 
-Rows are issued in chunks, in their order. What was reported is in the database, so an import that ended early goes on
-after the last line that it reported; where rows have an id of their own, also from the start, as the same id gives
-the same token.
+Rows are issued in chunks, in their order, and a chunk is in the database before its first row is reported. So an
+import that ended early may have issued rows that it did not report. It is done again, from the start or after the
+last line that it reported: a row that has an id of its own, or one by the import's `import_id` and its line, gets the
+token that it has.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO, TypeAlias
+from typing import Final, NamedTuple, TextIO, TypeAlias, cast
 
 import attrs
 
-from tokenvault.errors import InvalidInputError, TokenVaultError, boundary_init, iterator_boundary
+from tokenvault.errors import (
+    InvalidInputError,
+    TokenVaultError,
+    asked,
+    boundary_init,
+    given,
+    iterator_boundary,
+)
 from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
 from tokenvault.model.domain import Domain
@@ -31,6 +39,9 @@ CHUNK_ROWS: Final = 4_000
 """Rows that are issued at once."""
 
 CELL_CHARACTERS_MAX: Final = 4_096
+IMPORT_ID_CHARACTERS_MAX: Final = 40
+"""With a line behind it, it is an idempotency key."""
+
 COLUMN_SETS_MAX: Final = 1_024
 """Sets of columns that are remembered; mappings may each have another."""
 
@@ -112,9 +123,10 @@ def import_cards(
     domain: Domain | None = None,
     columns: Mapping[str, str] | None = None,
     after_line: int = 0,
+    import_id: str | None = None,
     operator: str | None = None,
 ) -> Generator[ImportedRow, None, None]:
-    """Issue a token for each row of a file, also for cards that have expired.
+    """Issue a token for each row of a file, also for cards that have expired, or have no expiry.
 
     Expiries are read as "12/29", "1229", "12/2029", "2029-12", "202912", "Dec-29" and the like; card numbers with
     blanks, hyphens, a leading apostrophe or a trailing ".0" of spreadsheets. A number that a spreadsheet has rounded
@@ -130,6 +142,9 @@ def import_cards(
         columns: which column is which: of "pan", "expiry", "month", "year", "customer", "par" and "id", the name of
             each that is not recognised by its name. The values of a column "id" are idempotency keys.
         after_line: the line up to which the file is imported already.
+        import_id: names the import, 1 to 40 printable ASCII characters; it is given again when the import goes on.
+            A row without an id of its own then has one by it and its line: none gets a second token. Without it, go
+            on in the middle of rows without ids for a CONVERGENT program only, where a card has one token anyway.
         operator: the person behind the import.
 
     Yields:
@@ -140,9 +155,10 @@ def import_cards(
         PermissionDeniedError, KeyStoreError, TokenStoreError: as `Vault.issue_many`.
     """
     checks.instance("vault", vault, Vault)
-    rows = _rows(source, columns or {}, checks.whole_number("after_line", after_line, 0, 2**62))
+    start, name = checks.whole_number("after_line", after_line, 0, 2**62), _import_id(import_id)
+    rows = _rows(source, _columns(columns), start)
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        cards = [row.card for row in chunk if not isinstance(row.card, InvalidInputError)]
+        cards = [_card(row, name) for row in chunk if not isinstance(row.card, InvalidInputError)]
         results = iter(
             vault.issue_many(
                 cards,
@@ -155,6 +171,28 @@ def import_cards(
         )
         for row in chunk:
             yield _outcome(row, row.card if isinstance(row.card, InvalidInputError) else next(results))
+
+
+def _columns(value: Mapping[str, str] | None) -> dict[str, str]:
+    problem = f"columns is a mapping of texts to texts, and names some of: {', '.join(COLUMNS)}"
+    columns = checks.mapping(problem, {} if value is None else value)
+    if not columns.keys() <= COLUMNS.keys():
+        raise InvalidInputError(problem)
+    return {name: checks.instance("the name of a column", column, str) for name, column in columns.items()}
+
+
+def _import_id(value: str | None) -> str | None:
+    if value is not None and len(checks.text("import_id", value)) > IMPORT_ID_CHARACTERS_MAX:
+        raise InvalidInputError(f"import_id has at most {IMPORT_ID_CHARACTERS_MAX} characters")
+    return value
+
+
+def _card(row: _Row, import_id: str | None) -> CardToIssue:
+    """The card of a row that was read, with an id where the import or the row has one."""
+    card = cast(CardToIssue, row.card)
+    if import_id is not None and card.get("idempotency_key") is None:
+        card["idempotency_key"] = f"{import_id}:{row.line}"
+    return card
 
 
 def _outcome(row: _Row, result: TokenInfo | TokenVaultError) -> ImportedRow:
@@ -178,9 +216,11 @@ def _rows(source: Source, columns: Mapping[str, str], after_line: int) -> Iterat
     lines = csv_rows(source) if isinstance(source, io.TextIOBase) else _of_mappings(source)
     known: dict[tuple[str, ...], dict[str, str]] = {}
     for line, cells in lines:
-        if line <= after_line or not any(str(value or "").strip() for value in cells.values()):
+        if line <= after_line:
             continue
         try:
+            if not any(_text(value) for value in cells.values()):
+                continue
             names = _names_of(cells, columns, known)
         except InvalidInputError as error:
             if not known:
@@ -206,16 +246,13 @@ def _names_of(
 def _of_mappings(source: object) -> Iterator[tuple[int, Mapping[str, object]]]:
     if isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise InvalidInputError("source is a Path, an open text file, or an iterable of mappings")
-    for place, cells in enumerate(source, start=1):
-        if not isinstance(cells, Mapping):
-            raise InvalidInputError("each row is a mapping of column to value")
-        yield place, cells
+    rows = given("the iterable of rows failed; the rows that were reported are done", source)
+    for place, cells in enumerate(rows, start=1):
+        yield place, checks.mapping("each row is a mapping of column to value", cells)
 
 
 def _names(cells: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, str]:
     """The column of each property. Raises InvalidInputError."""
-    if not columns.keys() <= COLUMNS.keys():
-        raise InvalidInputError(f"columns names some of: {', '.join(COLUMNS)}")
     found = dict(columns)
     for name in cells:
         plain = re.sub(r"[^a-z]", "", str(name).lower())
@@ -234,8 +271,7 @@ def _names(cells: Mapping[str, object], columns: Mapping[str, str]) -> dict[str,
 
 def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _Row:
     def cell(known: str) -> str:
-        value = cells.get(names[known]) if known in names else None
-        return "" if value is None else str(value).strip().strip("\u00a0")[:CELL_CHARACTERS_MAX]
+        return _text(cells.get(names[known]) if known in names else None)[:CELL_CHARACTERS_MAX]
 
     if MISSHAPEN in cells:
         message = (
@@ -258,6 +294,13 @@ def _row(line: int, cells: Mapping[str, object], names: Mapping[str, str]) -> _R
         return _Row(line, None if secret else key, card)
     except InvalidInputError as error:
         return _Row(line, None, error)
+
+
+def _text(value: object) -> str:
+    """The text of a cell, which may be of any class. Raises InvalidInputError."""
+    if value is None:
+        return ""
+    return asked("a cell of the row has no text", str, value).strip().strip("\u00a0")
 
 
 def _number(text: str) -> str:

@@ -25,6 +25,7 @@ from tokenvault.errors import (
     PermissionDeniedError,
     TokenNotFoundError,
     TokenVaultError,
+    shown_float,
 )
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
@@ -62,7 +63,7 @@ class CallEnded:
     name: str
     outcome: str
     code: str | None
-    milliseconds: float
+    milliseconds: float = attrs.field(repr=shown_float)
     ended_ns: int
     items: int | None = None
 

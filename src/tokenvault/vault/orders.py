@@ -13,7 +13,7 @@ from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry
 from tokenvault.model.programs import Permission, TokenProgram, TokenRequestor
 from tokenvault.records.record import TokenRecord
-from tokenvault.vault.core import Core, Unsealed
+from tokenvault.vault.core import Core, Unsealed, denial_code, requestor_unknown
 
 
 class Terms(NamedTuple):
@@ -91,14 +91,34 @@ class Grant(NamedTuple):
 
 async def permitted_program(core: Core, terms: Terms, issuer: str) -> TokenProgram:
     """The program, if a requestor may issue its tokens. Raises PermissionDeniedError, once that is noted."""
-    requestor = await core.permit(issuer, Permission.ISSUE, Action.ISSUE)
+    return await _program_of(core, terms, await core.permit(issuer, Permission.ISSUE, Action.ISSUE))
+
+
+async def importable_program(core: Core, terms: Terms, *, issued_before: bool) -> TokenProgram:
+    """The program of a token that the operator imports: its requestor is registered, and needs no permission.
+
+    Where a vault issued the token before, that may have been from another one, by who has the program.
+
+    Raises InvalidInputError; PermissionDeniedError, once that is noted.
+    """
+    requestor = await core.parties.requestor(terms.requestor)
+    if requestor is None:
+        denied = requestor_unknown()
+        await core.deny(Action.ISSUE, terms.requestor, denial_code(denied))
+        raise denied
+    return await _program_of(core, terms, requestor, of_any=issued_before)
+
+
+async def _program_of(
+    core: Core, terms: Terms, requestor: TokenRequestor, *, of_any: bool = False
+) -> TokenProgram:
     program = await core.parties.program(terms.program)
     if program is None:
         named = ", ".join(sorted(requestor.programs)) or "none"
         raise InvalidInputError(
             f"no such program; this requestor may issue tokens of: {named}", code="PROGRAM_UNKNOWN"
         )
-    if program.name not in requestor.programs:
+    if not of_any and program.name not in requestor.programs:
         await core.deny(Action.ISSUE, requestor.id, "PROGRAM_NOT_ALLOWED")
         raise PermissionDeniedError(
             "this requestor may not issue tokens of this program: add it to its programs",
@@ -130,11 +150,11 @@ def refuse_token_as_customer(core: Core, customer: str | None) -> None:
 def refuse_expired(order: Order, program: TokenProgram, now_ms: int) -> None:
     """Raise InvalidInputError if the card has expired, unless it is imported so, or the token would have."""
     card_expiry, terms = order.card.expiry, order.terms
-    if terms.accept_expired:
-        if card_expiry is None:
-            message = "an expired card is imported with its expiry: give it"
-            raise InvalidInputError(message, code="EXPIRY_REQUIRED")
-    elif card_expiry is not None and card_expiry.passed(now_ms, program.expiry_zone):
+    if (
+        card_expiry is not None
+        and not terms.accept_expired
+        and card_expiry.passed(now_ms, program.expiry_zone)
+    ):
         raise expired("the card")
     if terms.token_expiry is not None and terms.token_expiry.passed(now_ms, program.expiry_zone):
         raise expired("the token")

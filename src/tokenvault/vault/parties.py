@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import attrs
 
-from tokenvault.errors import ConfigurationError, TokenStoreError, TokenVaultError
+from tokenvault.errors import ConfigurationError, TokenStoreError, TokenVaultError, asked
 from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
 from tokenvault.model.clear_ids import ClearIds
@@ -191,7 +191,9 @@ class DirectorySource:
         if not callable(listing):
             return None
         found = await self._asked(listing)
-        values = found.values() if isinstance(found, Mapping) else found
+        values = found
+        if isinstance(found, Mapping):
+            values = asked("the mapping of a directory's programs failed", found.values)
         programs = [
             checks.instance("each of a directory's programs", each, TokenProgram)
             for each in checks.listed("a directory's programs", values, CONFIGURED_MAX)

@@ -74,9 +74,11 @@ def read_cards(items: Sequence[object], rule: PanRule) -> ReadCards:
     known: dict[object, int] = {}
     for row, item in enumerate(items):
         if isinstance(item, Mapping):
-            number, expiry = item.get("pan"), item.get("expiry")
+            number = expiry = None
             try:
-                own[row] = _own(item)
+                fields = checks.mapping("a card to issue is a CardToIssue", item)
+                number, expiry = fields.get("pan"), fields.get("expiry")
+                own[row] = _own(fields)
             except InvalidInputError as error:
                 refused[row] = error
         else:

@@ -1,7 +1,8 @@
 """Changing many tokens: a chunk is read at once, changed, and written with one event.
 
-Each item is answered as the single call answers it. Tokens that others change at the same time are read again; where
-they keep doing so, the items of the chunk fail, and nothing of it is done.
+Each item is answered as the single call answers it: one that names a card by its number, after others that gave a
+token that card or took it away, is looked for once those are written. Tokens that others change at the same time are
+read again; where they keep doing so, the items fail, and nothing of them is done.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tokenvault.errors import (
     TokenNotFoundError,
     TokenVaultError,
 )
+from tokenvault.model import checks
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Change
 from tokenvault.model.pan import CardExpiry, Pan
@@ -165,9 +167,11 @@ def _pair(item: object, what: str) -> tuple[object, object]:
 
 def _given(value: object, kind: type[T]) -> T:
     names = kind.__annotations__
-    if not isinstance(value, Mapping) or not value.keys() <= names.keys():
-        raise InvalidInputError(f"a change is a {kind.__name__}: {', '.join(names)}")
-    return value  # type: ignore[return-value] # its values are checked where they are used
+    problem = f"a change is a {kind.__name__}: {', '.join(names)}"
+    fields = checks.mapping(problem, value)
+    if not fields.keys() <= names.keys():
+        raise InvalidInputError(problem)
+    return fields  # type: ignore[return-value] # its values are checked where they are used
 
 
 # Chunks.
@@ -179,6 +183,44 @@ async def change_chunk(
     """Change the tokens of items; of each, the tokens that changed."""
     results = ObjectResults[list[TokenInfo]](len(items))
     wanted = await core.runtime.call(_read_items, core, by, reader, items, results)
+    rounds = _rounds(wanted)
+    for place, each in enumerate(rounds):
+        try:
+            await _change_round(core, action, by, each, results)
+        except TokenVaultError as error:
+            if not place:
+                raise
+            left = [item for later in rounds[place:] for item in later]
+            results.fail(np.array(left, np.intp), error)
+            break
+    return results
+
+
+def _rounds(wanted: dict[int, Wanted]) -> list[dict[int, Wanted]]:
+    """The items in order, cut before each that names a card which those before it may have given or taken."""
+    rounds: list[dict[int, Wanted]] = [{}]
+    moved, any_card = set[Pan](), False
+    for item, each in wanted.items():
+        card = each.name if isinstance(each.name, Pan) else None
+        if card is not None and (any_card or card in moved):
+            rounds.append({})
+            moved, any_card = set(), False
+        rounds[-1][item] = each
+        if each.new.pan is not None:
+            moved.add(each.new.pan)
+            any_card |= card is None  # nobody knows here which one that token had
+            moved |= set() if card is None else {card}
+    return rounds
+
+
+async def _change_round(
+    core: Core,
+    action: Action,
+    by: By,
+    wanted: dict[int, Wanted],
+    results: ObjectResults[list[TokenInfo]],
+) -> None:
+    """Change the tokens of items that do not depend on each other's writes."""
     steps = await _steps(core, action, by, wanted, results)
     tally = Tally(core.guards)
     for attempt in range(ATTEMPTS_MAX):
@@ -189,14 +231,13 @@ async def change_chunk(
     else:
         error = ConflictError("others keep changing these tokens; nothing was done: retry later")
         results.fail(np.array(sorted({step.item for step in steps}), np.intp), error)
-        return results
+        return
     await tally.settle()
     for item in {step.item for step in steps}:
         if item in chunk.found:
             results.put(item, chunk.found[item])
         else:  # none of its tokens changed
             results.fail(item, chunk.failed[item])
-    return results
 
 
 async def get_chunk(core: Core, items: Sequence[object]) -> ObjectResults[TokenInfo]:

@@ -66,7 +66,7 @@ class TokenToImport(TypedDict, total=False):
 
 @attrs.frozen
 class Importing:
-    """What all rows of an import have in common, and which of their requestors may issue which programs.
+    """What all rows of an import have in common, and which of their requestors may have tokens of which programs.
 
     Attributes:
         requestor, program, domain: of rows that name none.
@@ -79,15 +79,17 @@ class Importing:
     domain: Domain
     active: bool
     operator: str | None
-    _permitted: dict[tuple[str, str], TokenProgram | TokenVaultError] = attrs.field(factory=dict, init=False)
+    _permitted: dict[tuple[str, str, bool], TokenProgram | TokenVaultError] = attrs.field(
+        factory=dict, init=False
+    )
 
-    async def permitted(self, core: Core, terms: Terms) -> TokenProgram:
+    async def permitted(self, core: Core, terms: Terms, *, issued_before: bool) -> TokenProgram:
         """The program of a row. Raises PermissionDeniedError, which is noted once for all rows, InvalidInputError."""
-        key = terms.requestor, terms.program
+        key = terms.requestor, terms.program, issued_before
         found = self._permitted.get(key)
         if found is None:
             try:
-                found = await orders.permitted_program(core, terms, terms.requestor)
+                found = await orders.importable_program(core, terms, issued_before=issued_before)
             except (InvalidInputError, PermissionDeniedError) as error:
                 found = error
             self._permitted[key] = found
@@ -137,9 +139,11 @@ async def import_chunk(core: Core, common: Importing, items: Sequence[object]) -
 
 async def _read(core: Core, common: Importing, item: object, now_ms: int) -> _Row:
     """A row as it is to be written. Raises InvalidInputError, PermissionDeniedError."""
-    if not isinstance(item, Mapping) or not item.keys() <= TokenToImport.__annotations__.keys():
-        raise InvalidInputError("a row is a TokenToImport: a mapping with some of its keys")
-    given: dict[str, Any] = {str(name): value for name, value in item.items() if value is not None}
+    problem = "a row is a TokenToImport: a mapping with some of its keys"
+    fields = checks.mapping(problem, item)
+    if not fields.keys() <= TokenToImport.__annotations__.keys():
+        raise InvalidInputError(problem)
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     token = checks.token(given.get("token"))
     domain = given.get("domain")
     terms = Terms(
@@ -152,7 +156,7 @@ async def _read(core: Core, common: Importing, item: object, now_ms: int) -> _Ro
         accept_expired=True,
         operator=common.operator,
     )
-    program = await common.permitted(core, terms)
+    program = await common.permitted(core, terms, issued_before="state" in given)
     pan = read_pan(given.get("pan", ""), program.pans)
     core.refuse_token_as_pan(pan)
     if not program.format.matches(token, len(pan), pan.last4):

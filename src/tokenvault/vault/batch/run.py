@@ -7,7 +7,7 @@ next chunk is tried; after two such chunks in a row the rest is not tried any mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -16,8 +16,7 @@ import numpy as np
 
 from tokenvault.audit.batch_event import ITEMS_MAX, USES_MAX
 from tokenvault.audit.event import Action
-from tokenvault.errors import InvalidInputError, TokenVaultError
-from tokenvault.interrupts import is_interrupt
+from tokenvault.errors import InvalidInputError, TokenVaultError, given
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Permission
@@ -144,8 +143,9 @@ async def _chunks(
         raise InvalidInputError(f"{name} is an iterable, such as a list")
     done: list[C] = []
     failures: list[TokenVaultError] = []  # of the latest chunks, one after the other
-    rest = iter(items)
-    while chunk := _next(name, rest, size):
+    failed_so = f"the iterable of {name} failed; what it gave in whole chunks before is done"
+    rest = given(failed_so, items)
+    while chunk := list(islice(rest, size)):
         if len(failures) < FAILED_CHUNKS_MAX:
             try:
                 if core.key_versions.stale:
@@ -159,14 +159,3 @@ async def _chunks(
         failed.fail(np.arange(len(chunk)), failures[-1])
         done.append(failed)
     return done
-
-
-def _next(name: str, items: Iterator[object], size: int) -> list[object]:
-    try:
-        return list(islice(items, size))
-    except Exception as error:  # the caller's own iterator failed, with whatever it holds
-        if is_interrupt(error):
-            raise
-        raise InvalidInputError(
-            f"the iterable of {name} failed; what it gave in whole chunks before is done"
-        ) from None
