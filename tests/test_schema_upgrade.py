@@ -480,6 +480,7 @@ def test_what_the_server_still_builds_of_a_killed_upgrader_is_waited_for(
     with stuck_building(postgres_server, url) as (first, reader):
         first.kill()
         first.join(SECONDS_MAX)
+        built = oid_of_index(postgres_server, url)
         with ThreadPoolExecutor(1) as threads:
             second = threads.submit(upgrade_schema, url)
             time.sleep(1)
@@ -487,6 +488,14 @@ def test_what_the_server_still_builds_of_a_killed_upgrader_is_waited_for(
             reader.execute("ROLLBACK")
             assert second.result(SECONDS_MAX).version == 5
     assert index_is_valid(postgres_server, url)
+    assert oid_of_index(postgres_server, url) == built, "it was built a second time"
+
+
+def oid_of_index(server: PostgresServer, url: str) -> int:
+    with server.raw() as raw:
+        found = raw.execute("SELECT to_regclass(%s)::oid::bigint", [f"{schema_of(url)}.{INDEX}"]).fetchone()
+    assert found is not None
+    return int(found[0])
 
 
 def test_an_upgrade_that_is_killed_between_any_of_its_statements_is_done_by_the_next_one(
@@ -512,8 +521,16 @@ def test_an_upgrade_that_is_killed_between_any_of_its_statements_is_done_by_the_
 
 def test_upgraders_of_a_file_at_once_take_each_step_once(tmp_path: Path, further: None) -> None:
     url = make_sqlite(tmp_path / "vault.db")
-    with ThreadPoolExecutor(8) as threads:
-        done = list(threads.map(lambda _: upgrade_schema(url), range(8)))
+    with (
+        ThreadPoolExecutor(8) as threads,
+        closing(sqlite3.connect(tmp_path / "vault.db", isolation_level=None)) as writer,
+    ):
+        writer.execute("BEGIN IMMEDIATE")  # all of them see version 3, and wait
+        upgrading = [threads.submit(upgrade_schema, url) for _ in range(8)]
+        time.sleep(0.5)
+        assert not any(each.done() for each in upgrading)
+        writer.execute("ROLLBACK")
+        done = [each.result(SECONDS_MAX) for each in upgrading]
     assert {(status.version, status.oldest) for status in done} == {(5, 4)}
     with closing(sqlite3.connect(tmp_path / "vault.db")) as raw:
         assert raw.execute("SELECT count(*) FROM schema_version").fetchone() == (1,)
