@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,9 @@ import pytest
 import tokenvault as tv
 from tests import faces, vaults
 from tests.strategies import NOW_MS
+from tests.test_idempotency import Meanwhile
 from tests.vaults import MASTERCARD, SHOP, VISA, issue, use
+from tokenvault import maintenance
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.testing.clock import ManualClock
@@ -132,3 +134,58 @@ def test_one_token_of_a_batch_fails_alone_where_its_program_or_its_document_is_g
         assert isinstance(second, tv.ConfigurationError if gone == "program" else tv.IntegrityError)
         for card in (first, third):
             assert isinstance(card, tv.Card)
+
+
+def test_after_a_rotation_the_convergent_token_of_a_new_card_comes_of_the_newest_key(
+    fresh_keys: KeyStore,
+) -> None:
+    """Under one key and in one domain of its own, a card has the same first candidate in any database."""
+    tokens = []
+    for _ in range(2):
+        with closing(MemoryTokenStore()) as store:
+            tv.provision(fresh_keys, store, key_delay=timedelta(milliseconds=100))
+            with vaults.open_vault(fresh_keys, store) as vault:
+                tokens.append(issue(vault, MASTERCARD, program="card-on-file").token)
+    assert tokens[0] == tokens[1]
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(fresh_keys, store, key_delay=timedelta(milliseconds=100))
+        with vaults.open_vault(fresh_keys, store) as vault:
+            before = issue(vault, VISA, program="card-on-file").token
+        name = maintenance.add_key_version(fresh_keys, store, tv.KeyPurpose.FINGERPRINT)
+        maintenance.make_primary(fresh_keys, store, name.purpose, name.version)
+        with vaults.open_vault(fresh_keys, store) as vault:
+            assert issue(vault, VISA, program="card-on-file").token == before
+            assert issue(vault, MASTERCARD, program="card-on-file").token != tokens[0]
+
+
+@pytest.mark.parametrize("meanwhile", ["delete", "suspend"])
+@pytest.mark.parametrize("change", ["update_card", "suspend"])
+def test_a_change_that_meets_another_one_before_it_writes_keeps_both(
+    local_keys: KeyStore, records: MemoryTokenStore, meanwhile: str, change: str
+) -> None:
+    """A token that was deleted stays so, and the change says that it found none, or none to change."""
+    with vaults.open_vault(local_keys, records) as other:
+        token = issue(other, VISA).token
+        works: dict[str, Callable[[], object]] = {
+            "delete": lambda: other.delete(token),
+            "suspend": lambda: other.suspend(token, by=tv.Actor.ISSUER),
+        }
+        with vaults.open_vault(local_keys, Meanwhile(records, "replace", works[meanwhile])) as vault:
+            calls: dict[str, Callable[[], object]] = {
+                "update_card": lambda: vault.update_card(VISA, new_pan=MASTERCARD),
+                "suspend": lambda: vault.suspend(token, by=tv.Actor.CARDHOLDER),
+            }
+            with nullcontext() if meanwhile == "suspend" else suppress(tv.TokenVaultError):
+                calls[change]()
+        after = other.get(token)
+        if meanwhile == "delete":
+            assert after.status is tv.TokenStatus.DELETED
+            assert other.tokens_of(MASTERCARD) == []
+        else:
+            both = {tv.Actor.ISSUER, *([tv.Actor.CARDHOLDER] if change == "suspend" else [])}
+            assert after.suspended_by == both
+            for actor in both:
+                other.resume(token, by=actor)
+            card = other.detokenize(token, use()).pan.reveal()
+            assert card == (MASTERCARD if change == "update_card" else VISA)
+    assert tv.verify_audit(records, keys=local_keys).intact
