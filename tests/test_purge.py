@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.vault_workers import card_number
 from tests.vaults import issue, use
 from tokenvault import maintenance
 from tokenvault.audit.archive import event_of, line_of
+from tokenvault.audit.checkpoint import CROSS_REFERENCES_MAX
 from tokenvault.audit.event import Action, Event, is_of_purge
 from tokenvault.audit.purge_note import PurgeNote
 from tokenvault.audit.verify.report import FindingKind
@@ -326,6 +328,54 @@ def test_a_purge_is_killed_again_and_again_and_gone_on_with(
         assert report.archived == report.purged >= purged
 
 
+class PurgesBefore(Forwarding):
+    """A store of short pages, from which a purge takes events out before some page of a verification is read."""
+
+    def __init__(self, store: TokenStore, page: int, purge: Callable[[], object]) -> None:
+        self._store = store
+        self.write_limits = store.write_limits
+        self.left = page
+        self._purge = purge
+
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "events":
+            kwargs["limit"] = min(kwargs.get("limit", 7), 7)
+            self.left -= 1
+            if self.left == 0:
+                self._purge()
+        return getattr(self._store, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("by_keys", [True, False])
+def test_a_purge_between_any_two_pages_of_a_verification_is_no_finding(
+    keys: KeyStore, clock: ManualClock, by_keys: bool
+) -> None:
+    given: Any = {"keys": keys} if by_keys else {"public_key": tv.audit_public_key(keys)}
+    began = 0
+    for page in range(1, 13):
+        with closing(MemoryTokenStore()) as store:
+            tv.provision(keys, store)
+            own = ManualClock(clock.now_ms())
+            often = tv.Domain(limits=(tv.Limit(uses=99),))
+            for _ in range(2):
+                with vaults.open_vault(keys, store, own) as vault:
+                    token = issue(vault, domain=often).token
+                    for number in range(12):
+                        vault.detokenize(token, use(number))
+            anchor = tv.verify_audit(store, **given).anchor()
+            own.advance(400 * DAY)
+            broken = PurgesBefore(
+                store, page, partial(maintenance.purge, keys, store, FREELY, page=9, clock=own)
+            )
+            report = tv.verify_audit(broken, since=anchor, **given)
+            assert (report.findings, report.open_findings) == ((), ())
+            began += broken.left <= 0
+            after = tv.verify_audit(store, since=anchor, **given)
+            for name, entry in report.anchor_entries.items():  # each root was found all the same
+                assert after.anchor_entries[name].size > entry.size or after.anchor_entries[name] == entry
+    assert began > 6
+
+
 def test_vaults_go_on_beside_a_purge_and_the_trail_verifies_all_the_time(
     keys: KeyStore, store: TokenStore, clock: ManualClock, tmp_path: Path
 ) -> None:
@@ -572,3 +622,24 @@ def test_batches_that_issue_and_use_tokens_go_whole_and_their_revisions_stay(
         assert gone.tombstones == 3
     report = verified(store, keys, archive, since=anchor)
     assert report.records == 27
+
+
+def test_a_stream_that_nothing_else_refers_to_is_missed_by_the_purge_of_it(
+    keys: KeyStore, clock: ManualClock
+) -> None:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(keys, store)
+        for _ in range(CROSS_REFERENCES_MAX + 2):
+            with vaults.open_vault(keys, store, clock) as vault:
+                issue(vault)
+            clock.advance(1_000)
+        clock.advance(400 * DAY)
+        maintenance.purge(keys, store, FREELY, clock=clock)
+        verified(store, keys)
+        oldest = min(store.streams())
+        store._events = {key: row for key, row in store._events.items() if key[0] != oldest}
+        for given in ({"keys": keys}, {"public_key": tv.audit_public_key(keys)}):
+            found = tv.verify_audit(store, **given).findings
+            assert [each.stream for each in found if each.kind is FindingKind.STREAM_DROPPED] == [
+                oldest.hex()
+            ]
