@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import signal
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -427,3 +428,22 @@ def test_an_iterator_of_the_caller_that_fails_is_refused_without_what_it_holds()
         Domain(merchants=failing())
     assert "4111" not in "".join(traceback.format_exception(refused.value))
     assert refused.value.__cause__ is None
+
+
+def test_a_signal_s_handler_ends_the_reading_of_the_caller_s_iterator_as_it_is() -> None:
+    class StoppedError(Exception):
+        """What the host's handler raises."""
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    def interrupted() -> Any:
+        yield "a"
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(StoppedError):
+            Domain(merchants=interrupted())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
