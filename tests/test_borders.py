@@ -394,6 +394,13 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: TokenRequestor(OWNER, permissions={"issue"}), "a permission is a Permission"),  # type: ignore[arg-type] # likewise
     (lambda: Pan.parse("4111111111111111", rule=5), "rule is a PanRule"),  # type: ignore[arg-type] # likewise
     (lambda: AllBut(5), "AllBut is a list or set of values"),  # type: ignore[arg-type] # likewise
+    (lambda: Domain.from_json('{"limits":[{"uses":0}]}'), "uses is a whole number from 1 to 1000000000"),
+    (lambda: Domain.from_json('{"limits":[{"amount":{"amount":-1,"currency":"EUR"}}]}'), "an amount is a whole number"),
+    (lambda: Domain.from_json('{"valid_from":-1}'), "an instant in ms is a whole number from 0 to 10000000000000"),
+    (lambda: Domain.from_json('{"min_interval":0}'), "a span in seconds is a whole number from 1 to 316224000"),
+    (lambda: Domain.from_json('{"kinds":["sale"]}'), "in a domain's document, one of: capture, cash"),
+    (lambda: Domain.from_json('{"merchants":5}'), "in a domain's document, a list"),
+    (lambda: Domain.from_json('{"more":5}'), "in a domain's document, an object of: agents, assurances"),
     (lambda: checks.blocking_store("store", object()), "store is a token store without coroutines"),
 ]  # fmt: skip
 
