@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import signal
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -393,6 +394,16 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: TokenRequestor(OWNER, permissions={"issue"}), "a permission is a Permission"),  # type: ignore[arg-type] # likewise
     (lambda: Pan.parse("4111111111111111", rule=5), "rule is a PanRule"),  # type: ignore[arg-type] # likewise
     (lambda: AllBut(5), "AllBut is a list or set of values"),  # type: ignore[arg-type] # likewise
+    (lambda: Domain.from_json('{"limits":[{"uses":0}]}'), "uses is a whole number from 1 to 1000000000"),
+    (
+        lambda: Domain.from_json('{"limits":[{"amount":{"amount":-1,"currency":"EUR"}}]}'),
+        "an amount is a whole number",
+    ),
+    (lambda: Domain.from_json('{"valid_from":-1}'), "an instant in ms is a whole number from 0 to 10000000000000"),
+    (lambda: Domain.from_json('{"min_interval":0}'), "a span in seconds is a whole number from 1 to 316224000"),
+    (lambda: Domain.from_json('{"kinds":["sale"]}'), "in a domain's document, one of: capture, cash"),
+    (lambda: Domain.from_json('{"merchants":5}'), "in a domain's document, a list"),
+    (lambda: Domain.from_json('{"more":5}'), "in a domain's document, an object of: agents, assurances"),
     (lambda: checks.blocking_store("store", object()), "store is a token store without coroutines"),
 ]  # fmt: skip
 
@@ -427,3 +438,22 @@ def test_an_iterator_of_the_caller_that_fails_is_refused_without_what_it_holds()
         Domain(merchants=failing())
     assert "4111" not in "".join(traceback.format_exception(refused.value))
     assert refused.value.__cause__ is None
+
+
+def test_a_signal_s_handler_ends_the_reading_of_the_caller_s_iterator_as_it_is() -> None:
+    class StoppedError(Exception):
+        """What the host's handler raises."""
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    def interrupted() -> Any:
+        yield "a"
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(StoppedError):
+            Domain(merchants=interrupted())
+    finally:
+        signal.signal(signal.SIGUSR1, before)

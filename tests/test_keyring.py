@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import struct
 
 import numpy as np
 import pytest
@@ -398,3 +399,22 @@ def test_columns_find_and_choose_as_single_calls_do(pans: list[Pan], candidate: 
         ring.convergent_choice(fingerprint, "1", "p", customer, candidate)
         for fingerprint, customer in zip(every[0], customers, strict=True)
     ]
+
+
+def test_a_seal_binds_the_whole_digest_of_its_record() -> None:
+    """Its associated data has the first 14 bytes, its plaintext the last 6: one with others there is refused."""
+    cipher, nonce = seal_cipher(1), bytes(13)
+    row = RECORD.row(1, nonce)
+    digest = sealing.record_digest(row)
+    for end, genuine in (
+        (digest[14:], True),
+        (bytes(6), False),
+        (digest[14:19] + bytes([digest[19] ^ 1]), False),
+    ):
+        plaintext = struct.pack(">QH6s", 4111111111111111, (5 << 12) | 361, end)
+        sealed = row._replace(seal=nonce + ccm.encrypt(cipher, nonce, plaintext, digest[:14]))
+        if genuine:
+            assert sealing.unseal(sealed, cipher) == CARD
+        else:
+            with pytest.raises(IntegrityError):
+                sealing.unseal(sealed, cipher)

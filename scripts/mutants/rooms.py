@@ -93,6 +93,8 @@ _AUDIT_TESTS: Final = (
     "test_audit.py",
     "test_audit_notes.py",
     "test_ocsf.py",
+    "test_audit_payloads.py",
+    "test_event_lines.py",
     "test_feed_position.py",
     "test_audit_feed.py",
     "test_audit_index.py",
