@@ -302,3 +302,41 @@ def test_a_grantors_idempotency_keys_are_its_own(vault: tv.Vault, program: str) 
     assert len({*given, own}) == 3
     assert [grant(vault, each.token, program=program, idempotency_key="k").token for each in sources] == given
     assert issue(vault, GUESSES[1], program=program, idempotency_key="k").token == own
+
+
+def test_a_grantor_sees_nothing_that_the_holder_put_into_the_token(vault: tv.Vault) -> None:
+    source = issue(vault)
+    given = grant(vault, source.token, requestor=MANAGER, customer="c-1", metadata={"a": "b"}).token
+    own = grant(vault, source.token, customer="c-2", metadata={"c": "d"})
+
+    def seen() -> tv.TokenInfo:
+        (found,) = [each for each in vault.tokens_from(source.token, requestor=SHOP) if each.token == given]
+        assert (found.customer, found.metadata) == (None, {})
+        assert own in vault.tokens_from(source.token, requestor=SHOP)
+        assert vault.get(given) in vault.tokens_from(source.token)
+        return found
+
+    assert (seen().bin, seen().last4, str(seen().card_expiry)) == (source.bin, source.last4, "2029-12")
+    vault.update_card(given, expiry="2031-01", requestor=MANAGER)
+    assert str(seen().card_expiry) == str(seen().token_expiry) == "2029-12"
+    vault.update_card(given, new_pan=GUESSES[1], requestor=MANAGER)
+    vault.activate(given)
+    assert (seen().bin, seen().last4, seen().card_expiry, seen().token_expiry) == (None,) * 4
+
+
+ENDS: dict[str, Callable[[tv.Vault, str], Any]] = {
+    "suspend": lambda vault, token: vault.suspend(token, by=tv.Actor.REQUESTOR, requestor=SHOP),
+    "delete": lambda vault, token: vault.delete(token, requestor=SHOP),
+    "delete_many": lambda vault, token: vault.delete_many([token], requestor=SHOP)[0],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_grantor_that_ends_a_token_sees_nothing_that_its_holder_put_into_it(
+    vault: tv.Vault, end: str
+) -> None:
+    source = issue(vault)
+    given = grant(vault, source.token, requestor=MANAGER, customer="c-1", metadata={"a": "b"}).token
+    got = ENDS[end](vault, given)
+    assert (got.token, got.customer, got.metadata, got.last4) == (given, None, {}, None)
+    assert vault.get(given).customer == "c-1"

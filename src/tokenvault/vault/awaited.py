@@ -632,7 +632,9 @@ class AsyncVault(AwaitedExchange):
     async def tokens_from(self, token_or_reference: str, *, requestor: str | None = None) -> list[TokenInfo]:
         """The live tokens that were issued from a token, directly or one from another, by token.
 
-        With a requestor, only of a token that was issued to it. Raises TokenNotFoundError, PermissionDeniedError.
+        With a requestor, only of a token that was issued to it. Of tokens of others it sees neither customer nor
+        metadata, and the card of its own token, or none where theirs is another by now; where it suspends, resumes
+        or deletes them, none. Raises TokenNotFoundError, PermissionDeniedError.
         """
         core, name = self._open(), arguments.token_or_reference(token_or_reference)
         return await manage.tokens_from(core, name, arguments.caller(requestor))

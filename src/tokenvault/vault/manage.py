@@ -22,11 +22,11 @@ from tokenvault.errors import (
 from tokenvault.model import remaining as left_of
 from tokenvault.model.domain import Domain
 from tokenvault.model.lifecycle import Actor, Change
-from tokenvault.model.pan import Pan
+from tokenvault.model.pan import Card, Pan
 from tokenvault.model.programs import Permission
 from tokenvault.model.remaining import Remaining
 from tokenvault.records.record import TokenRecord
-from tokenvault.records.token_info import TokenInfo
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.vault.alterations import (
     Alteration,
     NewCard,
@@ -125,7 +125,19 @@ def _found_by_card(core: Core, requestor: str | None, live: Sequence[Unsealed]) 
 async def tokens_from(core: Core, name: str | bytes, requestor: str | None) -> list[TokenInfo]:
     """The tokens that were issued from a token, directly or not, and are not deleted, by token."""
     source, _ = await manageable(core, name, Action.LOOK_UP, By(requestor))
-    return [await core.info(unsealed) for unsealed in await descendants(core, source)]
+    return [await told(core, each, requestor, source.card) for each in await descendants(core, source)]
+
+
+async def told(core: Core, unsealed: Unsealed, requestor: str | None, own: Card | None = None) -> TokenInfo:
+    """What a requestor may know of a token: of one of others, which came from its own, nothing that they put there.
+
+    Its own card is shown, where it is the token's too.
+    """
+    record, card = unsealed
+    if requestor in (None, record.requestor):
+        return await core.info(unsealed)
+    same = own is not None and card is not None and own.pan == card.pan
+    return info_of(record._replace(customer=""), own if same else None)
 
 
 async def live_tokens(core: Core, pan: Pan, requestor: str | None) -> list[Unsealed]:
@@ -299,7 +311,7 @@ async def _change(
             failures=failures,
         )
         if not await core.replace(changed, event):
-            return await core.info(changed)
+            return await told(core, changed, by.requestor)
         conflicts = await core.conflict(conflicts)
 
 

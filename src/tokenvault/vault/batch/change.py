@@ -350,7 +350,7 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         raise
     revision = stored.record.revision + 1
     changed = Unsealed(record._replace(updated_ms=chunk.now_ms, revision=revision), card)
-    info = await core.info(changed)
+    info = await manage.told(core, changed, by.requestor)
     chunk.changed[record.token] = changed
     chunk.found.setdefault(step.item, []).append(info)
     note(row, reference, revision, Kind(Outcome.DONE, by.requestor, operator=by.operator))
