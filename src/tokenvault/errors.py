@@ -382,6 +382,11 @@ def _outgoing(
     return bare(error)
 
 
+def shown_name(name: object) -> str:
+    """A name that a caller gave, where it could be a name; else what stands for it."""
+    return f"'{name}'" if isinstance(name, str) and _ARGUMENT.fullmatch(name) else "of such a name"
+
+
 def _wrong_arguments(
     call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> ArgumentsError:
@@ -389,9 +394,7 @@ def _wrong_arguments(
     parameters = inspect.signature(call).parameters
     names = [name for name in parameters if name not in ("self", "cls")]
     by_position = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY]
-    misspelt = [
-        f"'{name}'" if _ARGUMENT.fullmatch(name) else "of such a name" for name in kwargs if name not in names
-    ]
+    misspelt = [shown_name(name) for name in kwargs if name not in names]
     missing = [
         name
         for name, each in parameters.items()

@@ -158,7 +158,8 @@ def seconds(span: timedelta) -> int:
 def instance(name: str, value: object, kind: type[T]) -> T:
     """An instance of a class of the library."""
     if not isinstance(value, kind):
-        raise InvalidInputError(f"{name} is a {kind.__name__}")
+        article = "an" if kind.__name__[:1].lower() in "aeio" else "a"
+        raise InvalidInputError(f"{name} is {article} {kind.__name__}")
     return value
 
 

@@ -10,9 +10,9 @@ import enum
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
-from tokenvault.errors import InvalidInputError
+from tokenvault.errors import InvalidInputError, shown_name
 from tokenvault.model import checks
 from tokenvault.model.kinds import Kind
 from tokenvault.model.limits import LIMIT_USES_MAX, SCOPES, UTC_ZONE, WINDOW_SECONDS_MAX, Limit
@@ -47,7 +47,20 @@ def decode(text: object, readers: Mapping[str, Callable[[object], object]]) -> d
         fields = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_refuse)
     except (ValueError, RecursionError):
         fields = None
-    return {name: readers[name](value) for name, value in _object(fields, *readers).items()}
+    return _members(fields, readers)
+
+
+def _members(fields: object, readers: Mapping[str, Callable[[object], object]]) -> dict[str, object]:
+    """The members of a JSON object, each as its reader reads it. Raises InvalidInputError, which names the member."""
+    return {name: _placed(name, readers[name], value) for name, value in _object(fields, *readers).items()}
+
+
+def _placed(place: str, read: Callable[[object], object], value: object) -> object:
+    try:
+        return read(value)
+    except InvalidInputError as error:
+        problem = InvalidInputError(f"{place}: {error}", code=error.code)
+    raise problem
 
 
 def texts(document: bytes) -> list[str]:
@@ -123,7 +136,9 @@ def _refuse(_constant: str) -> object:
 
 def _object(value: object, *names: str) -> Mapping[str, object]:
     if not isinstance(value, dict) or not value.keys() <= set(names):
-        raise InvalidInputError(f"in a domain's document, an object of: {', '.join(sorted(names))}")
+        others = [shown_name(name) for name in value if name not in names] if isinstance(value, dict) else []
+        wrong = f"; there is one {others[0]}" if others else ""
+        raise InvalidInputError(f"in a domain's document, an object of: {', '.join(sorted(names))}{wrong}")
     return value
 
 
@@ -185,7 +200,9 @@ def true_in(value: object) -> bool:
 
 def limits_in(value: object) -> tuple[Limit, ...]:
     """The limits of a JSON list of objects."""
-    return tuple(map(_limit_in, _list(value)))
+    return tuple(
+        cast(Limit, _placed(f"{place}", _limit_in, each)) for place, each in enumerate(_list(value), 1)
+    )
 
 
 _LIMIT_READERS: Final[Mapping[str, Callable[[object], object]]] = {
@@ -207,5 +224,5 @@ def _limit_in(value: object) -> Limit:
     fields = _object(value, *_LIMIT_READERS)
     if {"per", "per_seconds"} <= fields.keys():
         raise InvalidInputError("in a domain's document, a limit has per or per_seconds")
-    read = {name.removesuffix("_seconds"): _LIMIT_READERS[name](field) for name, field in fields.items()}
+    read = {name.removesuffix("_seconds"): each for name, each in _members(fields, _LIMIT_READERS).items()}
     return Limit(**read)  # type: ignore[arg-type] # its constructor checks each of them

@@ -98,8 +98,10 @@ def transition(
     if change is Change.SUSPEND and actor is not None:
         suspended_by |= {actor}
     if change is Change.RESUME:
+        if not suspended_by:
+            raise LifecycleError(f"a token that is {status.value} can not resume: nobody has suspended it")
         if actor not in suspended_by:
-            names = ", ".join(sorted(suspender.value for suspender in suspended_by)) or "nobody"
+            names = ", ".join(sorted(suspender.value for suspender in suspended_by))
             raise LifecycleError(
                 f"the token is suspended by: {names}; each lifts only its own suspension",
                 code="SUSPENDED_BY_OTHERS",

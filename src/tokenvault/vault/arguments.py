@@ -64,7 +64,11 @@ def token_or_reference(value: str) -> str | bytes:
     """A token as it is; of a reference, which is 32 hexadecimal digits, its 16 bytes."""
     if isinstance(value, str) and _REFERENCE.fullmatch(value):
         return bytes.fromhex(value)
-    return checks.token(value)
+    try:
+        return checks.token(value)
+    except InvalidInputError as error:
+        message = f"{error}; or a reference, which is 32 hexadecimal digits in lower case"
+    raise InvalidInputError(message)
 
 
 def transaction(value: Transaction) -> Transaction:

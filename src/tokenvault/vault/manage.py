@@ -228,7 +228,7 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     live = [record for record, _ in await live_tokens(core, name, by.requestor)]
     if not live:
         await core.deny_miss(Action.UPDATE_CARD, by.requestor, "card", name.reveal(), operator=by.operator)
-        raise TokenNotFoundError("this card has no token in this vault", code="CARD_HAS_NO_TOKEN")
+        raise card_has_no_token()
     if new.pan is not None:
         for record in live:
             try:
@@ -255,6 +255,14 @@ def refused_card(core: Core, tally: Tally, requestor: str | None, record: TokenR
     if requestor is not None and new.pan is not None:
         tally.refusal(requestor, core.keys.failure("new card", record.reference.hex(), new.pan.reveal()))
     return tally
+
+
+def card_has_no_token() -> TokenNotFoundError:
+    """The error for a number that is taken for a card's, as it begins with no BIN of a program that is known."""
+    return TokenNotFoundError(
+        "this card has no token in this vault; a token is known as one by its program: this vault has to have that",
+        code="CARD_HAS_NO_TOKEN",
+    )
 
 
 def refuse_new_card(core: Core, new: NewCard) -> None:

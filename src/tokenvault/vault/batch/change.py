@@ -287,8 +287,7 @@ async def _steps(
         live = [] if _locked_out(core, by) else await manage.live_tokens(core, name, by.requestor)
         steps += [_Step(item, record.token, alter, new) for record, _ in live]
         if not live:
-            message = "this card has no token in this vault"
-            error: TokenVaultError = TokenNotFoundError(message, code="CARD_HAS_NO_TOKEN")
+            error: TokenVaultError = manage.card_has_no_token()
             try:
                 await core.deny_miss(action, by.requestor, "card", name.reveal(), operator=by.operator)
             except RequestorLockedOutError as locked_out:
