@@ -18,6 +18,7 @@ from tests.vaults import MASTERCARD, VISA, issue, use
 from tokenvault.keys import KeyStore
 from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import TokenStore
+from tokenvault.stores.schema_versions import SCHEMA_VERSION
 from tokenvault.stores.sqlite import file as _sqlite_file
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 
@@ -148,7 +149,8 @@ def test_a_database_of_a_newer_release_is_refused(keys: KeyStore, tmp_path: Path
         token = issue(vault).token
     with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as shell:
         (version,) = shell.execute("PRAGMA user_version").fetchone()
-        shell.execute(f"PRAGMA user_version = {version + 1}")
+        # The oldest release that the database serves.
+        shell.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         with closing(SqliteTokenStore(tmp_path / FILE)) as newer:
             for call in (lambda: vaults.open_vault(keys, newer), lambda: tv.provision(keys, newer)):
                 with pytest.raises(tv.ConfigurationError, match="install the release that wrote it"):

@@ -14,13 +14,14 @@ from tokenvault.errors import (
     TokenSpaceExhaustedError,
 )
 from tokenvault.model import dual_control
-from tokenvault.model.counters import COUNTERS_MAX, UNUSED, Usage
+from tokenvault.model.counters import UNUSED, Usage
 from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card
 from tokenvault.model.programs import Making, TokenProgram
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import effective_expiry
 from tokenvault.stores.port import REFERENCE_BYTES
+from tokenvault.vault.converging import CANDIDATES_MAX, may_have_moved, scope_of, within_bounds
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.guard import Tally
 from tokenvault.vault.orders import (
@@ -48,9 +49,6 @@ DRAWS_MAX: Final = 8
 
 SAMPLE_MAX: Final = 256
 """Tokens looked up at once in a crowded space."""
-
-CANDIDATES_MAX: Final = 64
-"""Convergent candidates tried before the space counts as exhausted."""
 
 
 async def issue_from(core: Core, grant: Grant) -> Unsealed:
@@ -214,7 +212,7 @@ async def _converge(
     """Issue the token that card, requestor and program converge on, and the customer where the program says so."""
     pan, token_format, requestor = order.card.pan, program.format, order.terms.requestor
     keys, choices = core.keys, token_format.choices(len(pan))
-    scope = _scope(requestor, program, order.customer or "", order.source)
+    scope = scope_of(requestor, program, order.customer or "", order.source)
     # Looked up by fingerprint first, under each key version: so tokens outlive the key that they were derived with.
     pan_fingerprints = await core.runtime.call(keys.pan_fingerprints, pan)
     found_by = (*pan_fingerprints, *keys.tombstone_fingerprints(pan))
@@ -252,7 +250,7 @@ async def _converge(
             continue
         if await core.rekeyed(keys):
             return await _anew(core, order, program, now_ms)
-        usage = await _within_bounds(core, order, usage, now_ms)
+        usage = await within_bounds(core, order, usage, now_ms)
         issued = await _insert(core, order, token, pan_fingerprints[0], now_ms, reference, usage)
         if issued is not None:
             return issued
@@ -260,53 +258,9 @@ async def _converge(
         there = await core.read(token, None)
         if _converges(order, program, there, pan_fingerprints):
             return await _again(core, order, program, there, now_ms)
-        if await _moved(core, order, program, there, token):
+        if await may_have_moved(core, order, program, there, token):
             usage = usage.merged(there.record.usage)
     raise _exhausted(program, choices)
-
-
-def _scope(requestor: str, program: TokenProgram, customer: str, source: bytes) -> tuple[str, str, str]:
-    """What a convergent token is derived from beside its card.
-
-    Those from a token converge by themselves: who gives one does not learn whether the other has the card.
-    """
-    whom = customer if program.per_customer else ""
-    return requestor, program.name, f"{whom}\x1f{source.hex()}" if source else whom
-
-
-async def _within_bounds(core: Core, order: Order, usage: Usage, now_ms: int) -> Usage:
-    """What a card's tokens have used, without windows that are over where there are too many counters.
-
-    Raises LifecycleError, once that is noted, where there are too many others: none may be forgotten.
-    """
-    if len(usage.counters) <= COUNTERS_MAX:
-        return usage
-    lasting = tuple(counter for counter in usage.counters if counter.ends_ms > now_ms)
-    if len(lasting) > COUNTERS_MAX:
-        error = LifecycleError("the tokens that this card had count for too many limits together")
-        await core.deny(Action.ISSUE, order.terms.requestor, error.code)
-        raise error
-    return usage._replace(counters=lasting)
-
-
-async def _moved(core: Core, order: Order, program: TokenProgram, there: Unsealed, token: str) -> bool:
-    """Whether a token in the way may be one that the card of an order had here: given another card, or deleted.
-
-    Not one that its own card converges on: it has it by chance. Of a deleted one nobody can tell.
-    """
-    record, card = there
-    if (record.requestor, record.program) != (order.terms.requestor, program.name):
-        return False
-    if card is None:
-        return True
-    fingerprint = await core.runtime.call(core.keys.pan_fingerprint, card.pan)
-    scope = _scope(record.requestor, program, record.customer, record.source)
-    choices = program.format.choices(len(card.pan))
-    for number in range(CANDIDATES_MAX):
-        drawn = await core.runtime.call(core.keys.convergent_choice, fingerprint, *scope, number)
-        if program.format.make(drawn % choices, len(card.pan), card.pan.last4) == token:
-            return False
-    return True
 
 
 async def _anew(core: Core, order: Order, program: TokenProgram, now_ms: int) -> Unsealed:
