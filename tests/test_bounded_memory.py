@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -89,9 +89,13 @@ class Trails:
     def assert_bounded(self, call: Callable[[TokenStore, str], object]) -> None:
         """Call for each trail: the larger one costs a few bytes more for each event that it has more."""
         found = []
-        for url, token in zip(self.urls, self.tokens, strict=True):
-            with closing(open_token_store(url)) as store:
-                found.append(peak(lambda: call(store, token)))  # noqa: B023 # it is called here
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(port, "PAGE_BYTES", self.sizes.page_bytes)
+            patch.setattr(event_index, "INDEX_PAGE", min(event_index.INDEX_PAGE, self.sizes.events[0]))
+            patch.setattr(file, "FILE_BYTES_MAX", 2**14)  # what a key file is read into
+            for url, token in zip(self.urls, self.tokens, strict=True):
+                with closing(open_token_store(url)) as store:
+                    found.append(peak(lambda: call(store, token)))  # noqa: B023 # it is called here
         (few, many), (small, large) = self.sizes.events, found
         print(self.sizes, "peaks:", found, "bytes")
         assert large - small <= BYTES_OF_AN_EVENT * (many - few) + NOISE_BYTES
@@ -113,13 +117,9 @@ def made(keys: KeyStore, folder: Path, sizes: Sizes) -> Trails:
 @pytest.fixture(scope="module", params=[SMALL, pytest.param(LARGE, marks=pytest.mark.nightly)], ids=str)
 def trails(
     request: pytest.FixtureRequest, local_keys: KeyStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Trails]:
+) -> Trails:
     sizes: Sizes = request.param
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(port, "PAGE_BYTES", sizes.page_bytes)
-        patch.setattr(event_index, "INDEX_PAGE", min(event_index.INDEX_PAGE, sizes.events[0]))
-        patch.setattr(file, "FILE_BYTES_MAX", 2**14)  # what a key file is read into
-        yield made(local_keys, tmp_path_factory.mktemp("trails"), sizes)
+    return made(local_keys, tmp_path_factory.mktemp("trails"), sizes)
 
 
 def test_verification_holds_pages_and_a_few_bytes_of_each_event(trails: Trails) -> None:

@@ -55,6 +55,20 @@ def test_a_record_put_back_is_named_in_whatever_order_its_events_are_read(
     assert {(each.kind, each.revision, each.number) for each in findings.found} == expected
 
 
+def test_a_record_put_back_is_named_though_the_event_before_the_newest_is_missing(
+    local_keys: KeyStore,
+) -> None:
+    store, record = MemoryTokenStore(), a_record(1)
+    store.insert([record], [])
+    revisions, findings = Revisions(), Findings()
+    for stated in (4, 1, 2):
+        revisions.add(record.reference, stated)
+    revisions.check(store, TrustedKeys(local_keys, None), findings)
+    assert [(each.kind, each.revision, each.number) for each in findings.found] == [
+        (FindingKind.REVISION_FELL, 1, 3)
+    ]
+
+
 class Growing(Forwarding):
     """A store that grows with every read: events in a stream that is there, and streams, closed and killed ones."""
 
