@@ -149,7 +149,8 @@ def test_a_database_of_a_newer_release_is_refused(keys: KeyStore, tmp_path: Path
         token = issue(vault).token
     with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as shell:
         (version,) = shell.execute("PRAGMA user_version").fetchone()
-        # The oldest release that the database serves.
+        # What it has reached, and the oldest release that it serves.
+        shell.execute(f"UPDATE schema_version SET reached = {SCHEMA_VERSION + 1}")
         shell.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         with closing(SqliteTokenStore(tmp_path / FILE)) as newer:
             for call in (lambda: vaults.open_vault(keys, newer), lambda: tv.provision(keys, newer)):
