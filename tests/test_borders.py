@@ -395,7 +395,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Pan.parse("4111111111111111", rule=5), "rule is a PanRule"),  # type: ignore[arg-type] # likewise
     (lambda: AllBut(5), "AllBut is a list or set of values"),  # type: ignore[arg-type] # likewise
     (lambda: Domain.from_json('{"limits":[{"uses":0}]}'), "uses is a whole number from 1 to 1000000000"),
-    (lambda: Domain.from_json('{"limits":[{"amount":{"amount":-1,"currency":"EUR"}}]}'), "an amount is a whole number"),
+    (lambda: Domain.from_json('{"max_amount":{"amount":-1,"currency":"EUR"}}'), "an amount is a whole number"),
     (lambda: Domain.from_json('{"valid_from":-1}'), "an instant in ms is a whole number from 0 to 10000000000000"),
     (lambda: Domain.from_json('{"min_interval":0}'), "a span in seconds is a whole number from 1 to 316224000"),
     (lambda: Domain.from_json('{"kinds":["sale"]}'), "in a domain's document, one of: capture, cash"),
