@@ -20,7 +20,7 @@ from tokenvault.model import checks, counters, domain_document, iso, ledger
 from tokenvault.model.authentication import Authentication, Factor, Strength
 from tokenvault.model.control import shown
 from tokenvault.model.domain import Domain
-from tokenvault.model.dual_control import RevealPolicy
+from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut, in_categories
 from tokenvault.model.money import Money
@@ -185,7 +185,7 @@ def test_an_authentication_is_strong_up_to_its_age_and_from_no_further_ahead_tha
 
 
 @pytest.mark.parametrize(
-    "kind", [Authentication, Domain, Limit, PanRule, RevealPolicy, TokenFormat, Transaction]
+    "kind", [Authentication, Domain, Limit, PanRule, RevealPolicy, RevealRequest, TokenFormat, Transaction]
 )
 def test_what_has_many_fields_takes_them_by_name_alone(kind: type) -> None:
     names = [field.name for field in attrs.fields(kind) if field.init]
@@ -395,13 +395,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Pan.parse("4111111111111111", rule=5), "rule is a PanRule"),  # type: ignore[arg-type] # likewise
     (lambda: AllBut(5), "AllBut is a list or set of values"),  # type: ignore[arg-type] # likewise
     (lambda: Domain.from_json('{"limits":[{"uses":0}]}'), "uses is a whole number from 1 to 1000000000"),
-    (
-        lambda: Domain.from_json('{"limits":[{"amount":{"amount":-1,"currency":"EUR"}}]}'),
-        "an amount is a whole number",
-    ),
+    (lambda: Domain.from_json('{"max_amount":{"amount":-1,"currency":"EUR"}}'), "an amount is a whole number"),
     (lambda: Domain.from_json('{"valid_from":-1}'), "an instant in ms is a whole number from 0 to 10000000000000"),
     (lambda: Domain.from_json('{"min_interval":0}'), "a span in seconds is a whole number from 1 to 316224000"),
     (lambda: Domain.from_json('{"kinds":["sale"]}'), "in a domain's document, one of: capture, cash"),
+    (lambda: Domain.from_json('{"kinds":[[]]}'), "in a domain's document, one of: capture, cash"),
     (lambda: Domain.from_json('{"merchants":5}'), "in a domain's document, a list"),
     (lambda: Domain.from_json('{"more":5}'), "in a domain's document, an object of: agents, assurances"),
     (lambda: checks.blocking_store("store", object()), "store is a token store without coroutines"),
