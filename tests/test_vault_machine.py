@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -152,8 +153,9 @@ class ModelToken:
     own_expiry: str | None
     domain: tv.Domain
     used: list[Used] = attrs.field(factory=list)
-    inherited: list[Used] = attrs.field(factory=list)
-    """What a deleted convergent token of the same card had counted."""
+    inherited: list[list[Used]] = attrs.field(factory=list)
+    """What each former convergent token of the same card had counted."""
+    issued_for: str = attrs.field(default=attrs.Factory(lambda self: self.pan, takes_self=True))
 
     def expiries(self) -> dict[str, Any]:
         """What is shown of them."""
@@ -198,17 +200,20 @@ class Model:
         ]
         return sorted(found, key=lambda token: token.info.token)
 
-    def counted_before(self, pan: str, requestor: str) -> list[Used]:
-        """What the convergent token of a card that was deleted last had counted, with what it took over."""
-        deleted = [
+    def counted_before(self, pan: str, requestor: str) -> list[list[Used]]:
+        """What each convergent token of a card that was deleted, or given another card, had counted or taken over."""
+        former = [
             token
             for token in self.tokens.values()
-            if (token.info.program, token.info.requestor, token.pan) == ("card-on-file", requestor, pan)
-            and token.info.status is tv.TokenStatus.DELETED
+            if (token.info.program, token.info.requestor) == ("card-on-file", requestor)
+            and (
+                token.issued_for == pan != token.pan
+                or (token.pan == pan and token.info.status is tv.TokenStatus.DELETED)
+            )
         ]
-        deleted.sort(key=lambda token: token.info.token)
-        latest = max(deleted, key=lambda token: token.info.updated, default=None)
-        return [] if latest is None else [*latest.inherited, *latest.used]
+        each = [[*before, *token.used] for token in former for before in token.inherited or [[]]]
+        ids = [{id(used) for used in uses} for uses in each]
+        return [uses for uses, own in zip(each, ids, strict=True) if not any(own < others for others in ids)]
 
     def documents(self, token: ModelToken, by: str) -> list[tuple[tv.Domain, str]]:
         """What binds a use by a requestor, each with the requestor whose uses alone its limits count, or none."""
@@ -231,14 +236,17 @@ class Model:
         def window(time_ms: int) -> int:
             return time_ms // 1000 // counter.seconds if counter.seconds else 0
 
-        counted = [
-            used.transaction
-            for used in (*token.inherited, *token.used)
-            if counter in used.velocity_counters and window(used.time_ms) == window(self.now_ms)
-        ]
-        if not counter.currency:
-            return len(counted)
-        return sum(use.amount.amount for use in counted if use.amount is not None)
+        def counted(uses: list[Used]) -> int:
+            found = [
+                used.transaction
+                for used in uses
+                if counter in used.velocity_counters and window(used.time_ms) == window(self.now_ms)
+            ]
+            if not counter.currency:
+                return len(found)
+            return sum(use.amount.amount for use in found if use.amount is not None)
+
+        return counted(token.used) + max(map(counted, token.inherited), default=0)
 
     def codes(self, token: ModelToken, use: tv.Transaction) -> set[str]:
         """The code of every control that fails."""
@@ -273,7 +281,7 @@ class Model:
                 continue  # a retry is not held against the limits
             counters = [
                 past.transaction.cryptogram_counter
-                for past in (*token.inherited, *token.used)
+                for past in (*chain.from_iterable(token.inherited), *token.used)
                 if past.velocity_counters or past.counted
             ]
             highest = max((counter for counter in counters if counter is not None), default=-1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from itertools import chain, product
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -55,6 +56,7 @@ from tokenvault.testing.vault_model import (
     State,
     Step,
     a_use,
+    longest,
     refused,
 )
 from tokenvault.vault.blocking import Vault, provision
@@ -249,15 +251,16 @@ class FaultyVaultMachine(RuleBasedStateMachine):
                 self._issued(answer, State(program, pan, domain))
 
     def _issued(self, info: TokenInfo, state: State) -> None:
-        """A convergent token takes over what a deleted one of its card had counted: which, the model leaves open."""
-        before = {
-            other.inherited + other.used
+        """A convergent token takes over, of each counter, the most that a former one of its card had counted."""
+        former = [
+            {other.counted if other.left(state.pan) else () for other in token.states}
             for token in self.tokens.values()
-            for other in token.states
-            if not other.live and (other.program, other.pan) == ("convergent", state.pan)
+            if state.program == "convergent"
+        ]
+        states = {
+            attrs.evolve(state, inherited=longest(chain.from_iterable(each)), issued_for=state.pan)
+            for each in product(*former)
         }
-        inherits = before if before and state.program == "convergent" else {()}
-        states = {attrs.evolve(state, inherited=uses) for uses in inherits}
         self.tokens[info.token] = ModelToken(info.token, info.reference, states)
 
     # Use

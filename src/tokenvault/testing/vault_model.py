@@ -80,12 +80,26 @@ class State:
     status: TokenStatus = TokenStatus.ACTIVE
     suspended_by: frozenset[Actor] = frozenset()
     used: tuple[Use, ...] = ()
-    inherited: tuple[Use, ...] = ()  # by a convergent token from the deleted one before it
+    inherited: tuple[
+        tuple[Use, ...], ...
+    ] = ()  # what each of the card's former convergent tokens had counted
     revision: int = 1
+    issued_for: str = ""
 
     @property
     def live(self) -> bool:
         return self.status is not TokenStatus.DELETED
+
+    @property
+    def counted(self) -> tuple[tuple[Use, ...], ...]:
+        """What the card's next convergent token takes over, where this one is not its token any more."""
+        return tuple((*before, *self.used) for before in self.inherited or ((),))
+
+    def left(self, pan: str) -> bool:
+        """Whether it was a convergent token of a card: it is deleted, or has another card now."""
+        return self.program == "convergent" and (
+            (not self.live and self.pan == pan) or (self.issued_for == pan != self.pan)
+        )
 
     @property
     def shown(self) -> Shown:
@@ -98,9 +112,11 @@ class State:
         def window(time_ms: int) -> int:
             return time_ms // 1000 // counter[1] if counter[1] else 0
 
-        counted = [use for use in (*self.inherited, *self.used) if counter in use.velocity_counters]
+        each = [
+            [use for use in uses if counter in use.velocity_counters] for uses in (self.used, *self.inherited)
+        ]
         latest = previous = -1
-        for at in (window(use.time_ms) for use in counted):
+        for at in (window(use.time_ms) for uses in each for use in uses):
             if at > latest:
                 latest, previous = at, latest
             elif at < latest:
@@ -109,8 +125,15 @@ class State:
             window(now_ms) < previous
         ):  # a clock that was set back so far gets nothing, lest it got a window twice
             return _TOO_MUCH
-        counted = [use for use in counted if window(use.time_ms) == window(now_ms)]
-        return sum(_money(use.transaction) for use in counted) if counter[0] else len(counted)
+        own, *before = (
+            sum(
+                _money(use.transaction) if counter[0] else 1
+                for use in uses
+                if window(use.time_ms) == window(now_ms)
+            )
+            for uses in each
+        )
+        return own + max(before, default=0)
 
     def _known(self, transaction: Transaction) -> Transaction | None:
         """The one that was allowed before under its id; of two that came at once, the one that it repeats."""
@@ -221,6 +244,12 @@ class ModelToken:
     def keep(self, holds: Callable[[State], bool]) -> None:
         self.states = {state for state in self.states if holds(state)}
         assert self.states, "no state of the token allows this answer"
+
+
+def longest(lines: Iterable[tuple[Use, ...]]) -> tuple[tuple[Use, ...], ...]:
+    """Lines of uses without those that others hold: these never count more."""
+    distinct = {frozenset(line): line for line in lines}
+    return tuple(line for uses, line in distinct.items() if not any(uses < others for others in distinct))
 
 
 def a_use(transaction_id: str, merchant: str = "M-1") -> Transaction:
