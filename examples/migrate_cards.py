@@ -43,14 +43,14 @@ def main(rows: int = 50_000) -> None:
         write_export(export, rows)
         issued, codes = set(), Counter[str]()
         reached = 0
-        for stop_at in (rows // 2, rows + 1):  # the first run is broken off half way
+        # The first run is broken off half way. A RANDOM program would need an `import_id`.
+        for stop_at in (rows // 2, rows + 1):
             for row in tv.import_cards(
                 opened,
                 export,
                 requestor=SHOP,
                 program="card-on-file",
                 after_line=reached,
-                import_id="old-system",
                 operator="migration",
             ):
                 reached = row.line

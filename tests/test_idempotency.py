@@ -176,6 +176,10 @@ def test_a_retry_gives_the_token_as_it_is_by_then(
         assert (now.token, now.reference) == (first.token, first.reference)
         assert now.revision > first.revision
     assert now.status is tv.TokenStatus.DELETED
+    (many,) = local_vault.issue_many(
+        [{"pan": VISA, "expiry": "2029-12", "idempotency_key": "k"}], requestor=SHOP, program=program
+    )
+    assert many == now, "also by a batch: what is deleted stays deleted"
     assert conflict(lambda: issue(local_vault, MASTERCARD, program=program, idempotency_key="k"))
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +126,42 @@ def test_calls_that_fail_are_not_waited_for(local_keys: KeyStore) -> None:
     assert not vault._calls
     vault.close()
     assert closed_whole(store, local_keys)
+
+
+def test_a_closed_vault_is_not_entered_again(local_keys: KeyStore) -> None:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store) as vault, vault:
+        issue(vault)
+    with pytest.raises(tv.ConfigurationError) as raised, vault:
+        pass
+    assert raised.value.code == "VAULT_NOT_OPEN"
+
+
+def test_an_async_vault_refuses_a_blocking_store_when_it_is_made(local_keys: KeyStore) -> None:
+    with pytest.raises(tv.InvalidInputError, match="a token store with coroutines"):
+        tv.AsyncVault(local_keys, MemoryTokenStore())  # type: ignore[arg-type] # it is wrong
+
+
+def test_an_observer_observes(local_keys: KeyStore) -> None:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    wrong: list[Any] = [object(), 5, lambda _event: None]
+    for observer in wrong:
+        with pytest.raises(tv.InvalidInputError, match="a method observe"):
+            tv.Vault(local_keys, store, observer=observer)
+
+
+@pytest.mark.parametrize("leak", [pickle.dumps, copy.deepcopy])
+@pytest.mark.parametrize("address", ["memory:", "sqlite:///{}/vault.db"])
+def test_vaults_and_token_stores_are_not_pickled(
+    local_keys: KeyStore, tmp_path: Path, leak: Callable[[object], object], address: str
+) -> None:
+    store = tv.open_token_store(address.format(tmp_path))
+    tv.provision(local_keys, store)
+    threaded = ThreadedTokenStore(store)
+    blocking = tv.Vault(local_keys, store)
+    with closing(store), blocking:
+        for each in (store, threaded, blocking, tv.AsyncVault(local_keys, threaded)):
+            with pytest.raises(tv.InvalidInputError, match="is not pickled: each process opens its own"):
+                leak(each)

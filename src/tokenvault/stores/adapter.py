@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
-from typing import ClassVar, Final, TypeAlias, TypeVar
+from typing import ClassVar, Final, NoReturn, TypeAlias, TypeVar
 
-from tokenvault.errors import TokenStoreError
+from tokenvault.errors import InvalidInputError, TokenStoreError
 from tokenvault.stores.index_rows import IndexPlace
 from tokenvault.stores.port import EventPage, Fence, FoundUse, SealedEvent, SealedRecord, TokenGroup
 from tokenvault.stores.write_limits import WriteLimits
@@ -34,6 +34,11 @@ class Adapter(ABC):
 
     write_limits: WriteLimits = WriteLimits()
     """What the database takes in one transaction; an adapter whose database takes less than this says so here."""
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInputError(
+            "a token store is not pickled: each process opens its own, with open_token_store"
+        )
 
     def _explain(self, error: Exception) -> str:
         """The message for a caller about an exception: what to check next, and never row data."""

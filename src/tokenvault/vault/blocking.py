@@ -177,6 +177,8 @@ class Vault(BlockingExchange):
             idempotency_key: names the request, 1 to 64 printable ASCII characters: the same one again, with the same
                 arguments, gives the same token as it is by then, of whichever program. Unique to the requestor and
                 the program. A card that had its CONVERGENT token before the key was used leaves the key unused.
+                A token that was deleted meanwhile is given too, without an error: its `status` is DELETED, and
+                another token needs another key.
             accept_expired: whether a card may have expired already, as those that are imported.
             operator: the person behind the call, 1 to 64 printable ASCII characters: it stands in the audit event.
 
@@ -305,9 +307,9 @@ class Vault(BlockingExchange):
 
         Cards are PANs, pairs of PAN and expiry, or CardToIssue where a token has a domain, a customer or anything
         else of its own, in any iterable, such as a list or an iterator. They are taken in chunks of 8,000, and those
-        with an idempotency key or a PAR one by one. Each chunk is written in one step with one audit event. A batch
-        that is cut short leaves whole chunks; the same batch of a CONVERGENT program completes it, with the same
-        tokens.
+        with an idempotency key or a PAR one by one; the token of a key may be a DELETED one by then. Each chunk is
+        written in one step with one audit event. A batch that is cut short leaves whole chunks; the same batch of a
+        CONVERGENT program completes it, with the same tokens.
 
         Returns:
             For each card, in order, its TokenInfo or the error that `issue` would raise. If the database or the key

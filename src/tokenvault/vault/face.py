@@ -7,9 +7,16 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
-from tokenvault.errors import CallEnd, ConfigurationError, InvalidInputError, TokenVaultError, async_boundary
+from tokenvault.errors import (
+    CallEnd,
+    ConfigurationError,
+    InvalidInputError,
+    TokenVaultError,
+    async_boundary,
+    boundary,
+)
 from tokenvault.model import checks
 from tokenvault.runtime import CLOSED, BlockingRuntime, LoopRuntime, Runtime, put_result, run
 from tokenvault.stores.forwarding import BlockingStore
@@ -35,6 +42,10 @@ class Face:
         self._ended: CallEnd | None = None
         self._pid: Final = os.getpid()
         self._opened = False
+
+    @boundary
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInputError("a vault is not pickled: each process opens its own")
 
     def _open(self) -> Core:
         """The core. Raises ConfigurationError unless the vault is open."""
@@ -105,7 +116,9 @@ class BlockingFace(Face):
         if core is not None and core.key_versions.stale:
             run(self._renew())
 
+    @boundary
     def __enter__(self) -> Self:
+        self._open()
         return self
 
 
@@ -114,7 +127,7 @@ class AwaitedFace(Face):
 
     def __init__(self, store: AsyncTokenStore, opening: Opening) -> None:
         super().__init__()
-        self._store: Final = store
+        self._store: Final = store_with_coroutines(store)
         self._opening: Final = opening
 
     _begin = Face._renew
@@ -132,7 +145,7 @@ class AwaitedFace(Face):
         self._opened = True
         runtime = LoopRuntime()
         try:
-            core = await self._opening(store_with_coroutines(self._store), runtime)
+            core = await self._opening(self._store, runtime)
         except BaseException:
             runtime.close()
             raise

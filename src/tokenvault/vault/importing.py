@@ -143,8 +143,9 @@ def import_cards(
             each that is not recognised by its name. The values of a column "id" are idempotency keys.
         after_line: the line up to which the file is imported already.
         import_id: names the import, 1 to 40 printable ASCII characters; it is given again when the import goes on.
-            A row without an id of its own then has one by it and its line: none gets a second token. Without it, go
-            on in the middle of rows without ids for a CONVERGENT program only, where a card has one token anyway.
+            A row without an id of its own then has one by it and its line: none gets a second token, and each is
+            written by itself. Without it, go on in the middle of rows without ids for a CONVERGENT program only,
+            where a card has one token anyway.
         operator: the person behind the import.
 
     Yields:

@@ -52,6 +52,8 @@ async def open_core(
         checks.instance("reveal", reveal, RevealPolicy)
     if clock is not None:
         checks.offers("clock", clock, "now_ms", "an object with a method now_ms, or unset")
+    if observer is not None:
+        checks.offers("observer", observer, "observe", "an object with a method observe, or unset")
     if guard is not None:
         checks.instance("guard", guard, Guard)
     if risk is not None:
