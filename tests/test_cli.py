@@ -643,8 +643,8 @@ def test_values_become_plain_json() -> None:
     }  # fmt: skip
     assert json.loads(json.dumps(plain(values))) == {
         "expiry": "2030-01", "pan": "411111******1111", "domain": {"channels": ["atm"]},
-        "money": {"amount": 1, "currency": "EUR"}, "actors": ["cardholder", "issuer", "requestor", "vault"],
-        "nothing": None,
+        "money": {"amount": 1, "currency": "EUR"}, "nothing": None,
+        "actors": ["cardholder", "grantor", "issuer", "requestor", "vault"],
     }  # fmt: skip
 
 
