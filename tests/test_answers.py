@@ -17,6 +17,7 @@ from tokenvault.model import decision, follow_ups
 from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.control import Control
 from tokenvault.model.controls import CONTROLS, CryptogramRule
+from tokenvault.model.counters import COUNTERS_MAX, Counter, Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.kinds import Kind
 from tokenvault.model.ledger import FOLLOW_UPS_MAX
@@ -31,6 +32,8 @@ OTHER = "40087654321"
 EUR = functools.partial(Money, currency="EUR")
 SECOND = timedelta(seconds=1)
 PAID: dict[str, Any] = {"id": "use", "amount": EUR(100)}
+FULL = Usage(tuple(Counter(number.to_bytes(16), 0, 1) for number in range(COUNTERS_MAX)))
+"""Of limits that are not set any more, for a token's life."""
 
 
 class Case(NamedTuple):
@@ -89,6 +92,8 @@ MEASURED = [
     Case({"min_interval": SECOND}, {}, ("min_interval", "TOO_SOON", "65"), (PAID,), says="0:00:01"),
     Case({"limits": (Limit(uses=1),)}, {}, ("limits", "USES_EXCEEDED", "65"), (PAID,), says="at most 1 uses"),
     Case({"limits": (Limit(amount=EUR(100)),)}, {"amount": EUR(1)}, ("limits", "AMOUNT_EXCEEDED", "61"), (PAID,)),
+    Case({"limits": (Limit(uses=1),)}, {}, ("limits", "COUNTERS_EXCEEDED", "65"), token={"usage": FULL},
+         says="at most 64 limits"),
     Case({"limits": (Limit(uses=1, since_authentication=True),)}, {},
          ("limits", "STRONG_AUTHENTICATION_REQUIRED", "1A"), (PAID,), says="beyond it present an authentication"),
     Case({"strong_above": EUR(5)}, {"amount": EUR(6)},

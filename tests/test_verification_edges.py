@@ -63,7 +63,8 @@ def test_a_record_put_back_is_named_though_the_event_before_the_newest_is_missin
     revisions, findings = Revisions(), Findings()
     for stated in (4, 1, 2):
         revisions.add(record.reference, stated)
-    revisions.check(store, TrustedKeys(local_keys, None), findings)
+    trusted = TrustedKeys(local_keys, None)
+    revisions.check(store, trusted, findings, Purges(store, trusted, lambda _: {}))
     assert [(each.kind, each.revision, each.number) for each in findings.found] == [
         (FindingKind.REVISION_FELL, 1, 3)
     ]
