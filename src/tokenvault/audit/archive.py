@@ -22,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from tokenvault.errors import IntegrityError, InvalidInputError
+from tokenvault.errors import IntegrityError, InvalidInputError, without_numbers
 from tokenvault.stores import checks
 from tokenvault.stores.port import SealedEvent
 
@@ -121,13 +121,13 @@ class ArchiveFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._name: Final = path.name
+        self._name: Final = without_numbers(path.name)
         self.places: Final = ArchivePlaces()
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._file: Final = os.fdopen(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "r+b")
         except OSError as error:
-            raise _refused(path.name, error) from None
+            raise _refused(self._name, error) from None
         try:
             self._begin(path)
         except BaseException:
@@ -185,12 +185,12 @@ class ArchiveReader:
     """An archive that is read. Raises as ArchiveFile; the file may be written meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        self._name: Final = path.name
+        self._name: Final = without_numbers(path.name)
         self._places: Final = ArchivePlaces()
         try:
             self._file: Final = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
         except OSError as error:
-            raise _refused(path.name, error) from None
+            raise _refused(self._name, error) from None
         try:
             for event, place in _lines(self._file, self._name):
                 self._places.add(event, place)
