@@ -280,6 +280,20 @@ def test_a_limit_in_another_currency_is_a_violation() -> None:
     assert codes(decided(ACTIVE, documents, use(), NOW_MS)) == {"AMOUNT_EXCEEDED"}
 
 
+def test_limits_in_two_currencies_allow_nothing_unless_their_scopes_keep_them_apart() -> None:
+    both = one(limits=(Limit(amount=Money(10, "EUR")), Limit(amount=Money(10, "USD"))))
+    for amount in (Money(1, "EUR"), Money(1, "USD"), None):
+        assert codes(decided(ACTIVE, both, use(amount=amount), NOW_MS)) == {"AMOUNT_EXCEEDED"}
+    apart = one(
+        limits=(
+            Limit(amount=Money(10, "EUR"), merchants={"M-1"}),
+            Limit(amount=Money(10, "USD"), merchants={"M-2"}),
+        )
+    )
+    for merchant, amount in (("M-1", Money(1, "EUR")), ("M-2", Money(1, "USD"))):
+        assert not codes(decided(ACTIVE, apart, use(merchant=merchant, amount=amount), NOW_MS))
+
+
 def test_a_raised_limit_leaves_what_was_used_as_used() -> None:
     usage = Usage()
     for number in range(10):

@@ -51,8 +51,9 @@ class Limit:
 
     Attributes:
         uses: 1 to 10**9; or
-        amount: more than 0, in the one currency that it counts; exactly one of the two is set. A use of amount 0
-            never exceeds it: set a limit of uses too where that matters.
+        amount: more than 0, in the one currency that it counts; exactly one of the two is set. A use of another
+            currency, or of no amount, is refused: two limits of money in different currencies that bind the same
+            uses allow none. A use of amount 0 never exceeds it: set a limit of uses too where that matters.
         per: a calendar period, or whole seconds up to ten years. The latter's windows tumble: they are aligned to
             the Unix epoch, UTC. Unset, the limit is for the token's life.
         zone: name of the time zone that calendar periods follow, daylight saving included.
