@@ -22,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from tokenvault.errors import IntegrityError, InvalidInputError, without_numbers
+from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores import checks
 from tokenvault.stores.port import SealedEvent
 
