@@ -165,3 +165,4 @@ def test_vaults_and_token_stores_are_not_pickled(
         for each in (store, threaded, blocking, tv.AsyncVault(local_keys, threaded)):
             with pytest.raises(tv.InvalidInputError, match="is not pickled: each process opens its own"):
                 leak(each)
+        assert copy.copy(store).get_meta("tokenvault") == store.get_meta("tokenvault")

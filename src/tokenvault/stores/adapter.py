@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
-from typing import ClassVar, Final, NoReturn, TypeAlias, TypeVar
+from typing import ClassVar, Final, NoReturn, Self, TypeAlias, TypeVar
 
 from tokenvault.errors import InvalidInputError, TokenStoreError
 from tokenvault.stores.index_rows import IndexPlace
@@ -34,6 +34,12 @@ class Adapter(ABC):
 
     write_limits: WriteLimits = WriteLimits()
     """What the database takes in one transaction; an adapter whose database takes less than this says so here."""
+
+    def __copy__(self) -> Self:
+        """The same store under other attributes, as a store inside a host's transaction has them."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
     def __reduce__(self) -> NoReturn:
         raise InvalidInputError(
