@@ -33,7 +33,7 @@ from tokenvault.errors import ConfigurationError, IntegrityError, InvalidInputEr
 from tokenvault.stores.port import MALFORMED_EVENT, SealedRecord, TokenStore
 from tokenvault.stores.sqlite import file as _sqlite_file
 from tokenvault.stores.sqlite import sql as statements
-from tokenvault.stores.sqlite import store as adapter
+from tokenvault.stores.sqlite import writes
 from tokenvault.stores.sqlite.pool import CONNECTIONS_MAX
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing import (
@@ -440,7 +440,7 @@ def test_an_interrupted_write_is_undone(store: SqliteTokenStore, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter, "_append_all", interrupted)
+        patch.setattr(writes, "_append_all", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.insert([a_record(1)], [an_event(1)])
     assert store.scan() == []
