@@ -17,7 +17,18 @@ import numpy
 import psycopg
 from cryptography.hazmat.backends.openssl.backend import backend
 
-from benchmarks import audit, batches, ff1, growth, postgresql, report, rotation, single, threads
+from benchmarks import (
+    audit,
+    batches,
+    ff1,
+    growth,
+    observers,
+    postgresql,
+    report,
+    rotation,
+    single,
+    threads,
+)
 from benchmarks.servers import running_server
 from tests import softhsm
 from tests.postgres_server import PostgresServer
@@ -112,6 +123,15 @@ def _rotation(arguments: argparse.Namespace) -> None:
         rotation.main(server, Path(name))
 
 
+def _observers(arguments: argparse.Namespace) -> None:
+    with (
+        _server() as server,
+        tempfile.TemporaryDirectory() as name,
+        report.section("observers", write=arguments.write),
+    ):
+        observers.main(server, Path(name))
+
+
 def _token() -> str:
     return softhsm.new_token(Path(os.environ["SOFTHSM2_CONF"]).parent)
 
@@ -130,6 +150,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "batches": _batches,
     "growth": _growth,
     "rotation": _rotation,
+    "observers": _observers,
 }
 
 
