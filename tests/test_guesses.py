@@ -226,7 +226,7 @@ def answered(ask: Callable[[], object]) -> tuple[object, ...]:
     return got.status, got.suspended_by, got.assurance, got.revision, got.card_expiry
 
 
-@pytest.mark.parametrize("state", ["active", "suspended", "winding down", "in its domain", "as its customer"])
+@pytest.mark.parametrize("state", ["active", "suspended", "winding down", "in its domain"])
 @pytest.mark.parametrize("guess", [guess_alone, guess_in_a_batch])
 def test_a_card_number_put_behind_ones_token_is_answered_alike_whether_it_is_there_or_not(
     desk: Desk, guess: Callable[[tv.Vault, str, str], object], state: str
@@ -240,8 +240,6 @@ def test_a_card_number_put_behind_ones_token_is_answered_alike_whether_it_is_the
             vault.wind_down(token, purge_after=datetime(2030, 1, 1, tzinfo=UTC), requestor=MANAGER)
         elif state == "in its domain":
             vault.update_domain(token, tv.Domain(merchants=GUESSES), requestor=MANAGER)
-        elif state == "as its customer":
-            vault.update_token(token, customer=pan, requestor=MANAGER)
         left = len(desk.events())
         answers.append(
             (

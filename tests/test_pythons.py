@@ -124,6 +124,11 @@ def test_an_environment_holds_the_wheel_as_it_is_now_and_is_made_anew_where_it_w
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheel_tests, "ENVIRONMENTS", tmp_path / "environments")
+    # The tests' own environment has no pip: that of the Python which it was made from works on the other.
+    base = Path(sys.base_prefix) / "bin" / "python3"
+    if subprocess.run([base, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("this Python has no pip of its own")
+    monkeypatch.setattr(sys, "executable", str(base))
     path, python = tmp_path / "a_word-1-py3-none-any.whl", pythons.running()
 
     def word() -> str:

@@ -61,7 +61,7 @@ RECORDS: Final = {
     "no status": with_field("status", 0),
     "a status that there is not": with_field("status", 99),
     "nobody who suspended it": with_field("actors", 0),
-    "somebody that there is not": with_field("actors", 16),
+    "somebody that there is not": with_field("actors", 32),
     "a month after the last": with_field("expiry", 1_201),
     "another time of issue than the row": with_field("created", 2),
     "one counter more": with_field("counters", 3),
