@@ -165,6 +165,14 @@ def store(request: pytest.FixtureRequest, keys: KeyStore, tmp_path: Path) -> Ite
     opened.close()
 
 
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty store of each kind."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
+    return "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     """The vault's clock."""

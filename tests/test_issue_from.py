@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import tokenvault as tv
-from tests.strategies import NOW_MS
 from tests.vaults import ACQUIRER, CONVERGENT, ISSUER_ONLY, REQUESTORS, SHOP, STRANGER, issue, open_vault, use
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
@@ -21,11 +20,6 @@ from tokenvault.vault.sources import SOURCES_MAX
 
 MANAGER = "40000000002"
 YEAR_MS = 366 * 86_400_000
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOW_MS)
 
 
 @pytest.fixture

@@ -49,23 +49,11 @@ def keys(softhsm_folder: Path) -> Iterator[KeyStore]:
         yield opened
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgres":
-        return str(request.getfixturevalue("postgres_url"))
-    return "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
-
-
 @pytest.fixture
 def store(keys: KeyStore, url: str) -> Iterator[TokenStore]:
     with closing(tv.open_token_store(url)) as opened:
         tv.provision(keys, opened)
         yield opened
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOW_MS)
 
 
 def all_events(store: TokenStore) -> list[SealedEvent]:

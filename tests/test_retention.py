@@ -34,23 +34,11 @@ NOW = datetime.fromtimestamp(NOW_MS / 1_000, UTC)
 LEAVING, STAYING = "customer-leaving", "customer-staying"
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgres":
-        return str(request.getfixturevalue("postgres_url"))
-    return "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/vault.db"
-
-
 @pytest.fixture
 def store(local_keys: KeyStore, url: str) -> Iterator[TokenStore]:
     with closing(tv.open_token_store(url)) as opened:
         tv.provision(local_keys, opened)
         yield opened
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOW_MS)
 
 
 @pytest.fixture

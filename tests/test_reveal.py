@@ -33,11 +33,6 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOW_MS)
-
-
-@pytest.fixture
 def vault(keys: KeyStore, store: TokenStore, clock: ManualClock) -> tv.Vault:
     return vaults.open_vault(keys, store, clock)
 

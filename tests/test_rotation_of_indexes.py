@@ -13,7 +13,6 @@ import pytest
 
 import tokenvault as tv
 from tests import vaults
-from tests.strategies import NOW_MS
 from tests.vaults import MASTERCARD, SHOP, VISA, all_records, issue, use
 from tokenvault import Kind, maintenance
 from tokenvault.audit.event import Action
@@ -41,11 +40,6 @@ def store(keys: KeyStore, tmp_path: Path) -> Iterator[TokenStore]:
     with closing(tv.open_token_store(f"sqlite:///{tmp_path}/vault.db")) as opened:
         tv.provision(keys, opened, key_delay=DELAY, find_by_last4=True)
         yield opened
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOW_MS)
 
 
 @pytest.fixture
