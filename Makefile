@@ -52,7 +52,7 @@ test: $(VENV)/.installed  ## checks, docs, the short set with every other Python
 
 nightly: wheel  ## the long tests
 	./scripts/system-packages.sh tests
-	$(BIN)/python -m scripts.wheel_tests -m nightly
+	$(BIN)/python -m scripts.wheel_tests -m nightly --numprocesses 3 --dist worksteal --durations 25
 
 modules: wheel  ## real PKCS#11 modules, with their daemons: as root
 	./scripts/system-packages.sh modules
