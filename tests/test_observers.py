@@ -189,6 +189,18 @@ def test_an_observer_that_hangs_holds_up_no_call_and_what_does_not_fit_is_counte
     hanging.let_go.set()
 
 
+def test_events_are_gathered_and_closing_waits_for_no_more_of_them(
+    local_keys: KeyStore, records: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "GATHERING_SECONDS", 60)
+    notes = Notes()
+    with watched(local_keys, records, notes) as vault:
+        for _ in range(5):
+            issue(vault)
+        assert len(notes.told) < 5  # the last one waits for more at least
+    assert notes.calls() == [("issue", "done", None)] * 5
+
+
 def test_without_an_observer_no_thread_is_started(local_keys: KeyStore, records: TokenStore) -> None:
     with watched(local_keys, records, None) as vault:
         issue(vault)

@@ -33,6 +33,10 @@ from tokenvault.model.pan import Card
 EVENTS_WAITING_MAX: Final = 1_024
 """Events that wait for a slow observer; further ones are dropped."""
 
+GATHERING_SECONDS: Final = 0.02
+"""How long the worker waits for more once it has caught up: woken for each call, it would contend with the call's own
+thread for the interpreter."""
+
 CLOSING_SECONDS_MAX: Final = 1.0
 """How long closing a vault waits for its observer to take what waits."""
 
@@ -125,15 +129,24 @@ class _Worker:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
+        self._closed: Final = threading.Event()
         self.waiting: Final[queue.SimpleQueue[Observed | None]] = queue.SimpleQueue()
         self.thread: Final = threading.Thread(target=self._work, name="tokenvault-observer", daemon=True)
 
     def _work(self) -> None:
         while (event := self.waiting.get()) is not None:
+            if self.waiting.empty():
+                self._closed.wait(GATHERING_SECONDS)
             try:
                 self._observer.observe(event)
             except Exception:  # noqa: BLE001, S112 # a watcher's trouble is not the vault's
                 continue
+
+    def close(self) -> None:
+        """Let the observer take what waits, for at most CLOSING_SECONDS_MAX."""
+        self.waiting.put(None)
+        self._closed.set()
+        self.thread.join(CLOSING_SECONDS_MAX)
 
 
 class Deliveries:
@@ -181,8 +194,7 @@ class Deliveries:
         """Let the observer take what waits, for at most CLOSING_SECONDS_MAX."""
         worker = self._workers.get(os.getpid())
         if worker is not None and worker.thread.is_alive():
-            worker.waiting.put(None)
-            worker.thread.join(CLOSING_SECONDS_MAX)
+            worker.close()
 
     def _start(self) -> _Worker:
         new = _Worker(self._observer)
