@@ -17,6 +17,7 @@ from typing import LiteralString
 
 import psycopg
 
+from tests.ending import Server
 from tests.postgres_server import PASSWORD, PostgresServer, new_name
 
 PORT = "6432"
@@ -36,12 +37,6 @@ def version() -> tuple[int, ...]:
     """Of PgBouncer; from (1, 21) on it can pass on prepared statements."""
     told = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
     return tuple(int(part) for part in told.split()[1].split(".")[:2])
-
-
-def _ended_with_its_parent() -> list[str]:
-    """What a command begins with that is not to outlive a test run which is killed, where the system has it."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 class PgBouncer:
@@ -81,19 +76,18 @@ class PgBouncer:
 
     def start(self) -> None:
         """Start, and wait until it takes connections."""
-        self._process = subprocess.Popen(
-            [*_ended_with_its_parent(), program(), "--quiet", self.folder / "ini"],
+        self._server = Server(
+            [program(), "--quiet", self.folder / "ini"],
             user=self._user,
             group=pwd.getpwnam(self._user).pw_gid if self._user else None,
             extra_groups=[] if self._user else None,
             cwd=self.folder,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._takes_connections():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._server.process.poll() is not None or time.monotonic() > deadline:
                 log = self.folder / "log"
                 raise RuntimeError(f"pgbouncer failed: {log.read_text() if log.exists() else 'no log'}")
             time.sleep(0.01)
@@ -104,8 +98,7 @@ class PgBouncer:
 
     def stop(self) -> None:
         """End it at once, with everybody's connections."""
-        self._process.kill()
-        self._process.wait()
+        self._server.kill()
 
     def url(self, schema: str, *, database: str = "postgres", user: str = "postgres", password: str = PASSWORD,
             **options: str) -> str:  # fmt: skip

@@ -12,12 +12,13 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+
+from tests.ending import Ending
 
 PASSWORD = "correct horse battery staple"
 USERS = ("postgres", "nobody")
@@ -29,6 +30,12 @@ SETTINGS = {
     "shared_buffers": "32MB",
     "max_wal_size": "256MB",
 }
+REMOVE = """
+server=$(head -n 1 "$0/data/postmaster.pid") && kill -s QUIT "$server"
+for _ in $(seq 100); do kill -s 0 "$server" || break; sleep 0.1; done
+for _ in $(seq 10); do rm -rf "$0" && break; sleep 1; done
+"""
+"""Stops a server at once and removes its folder, in which a last process of it may still write."""
 
 
 def binaries() -> Path:
@@ -80,6 +87,7 @@ class PostgresServer:
             "initdb", "--no-sync", "--encoding=UTF8", "--locale=C", "--username=postgres", "--auth=scram-sha-256",
             f"--pwfile={password}",
         )  # fmt: skip
+        self._ending = Ending("sh", "-c", REMOVE, self.folder)
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -143,14 +151,8 @@ class PostgresServer:
         return (self.folder / "log").read_text()
 
     def remove(self) -> None:
-        """Stop and leave nothing behind."""
-        with contextlib.suppress(RuntimeError):
-            self.stop()
-        deadline = time.monotonic() + 10
-        while (
-            self.folder.exists() and time.monotonic() < deadline
-        ):  # a last process may still write its files
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Stop and leave nothing behind: what happens when this process ends, too."""
+        self._ending.now()
 
 
 def new_name() -> str:

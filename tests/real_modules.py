@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests import softhsm
+from tests.ending import Ending, Server
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 SOFTOKEN = LIBRARIES / "libsoftokn3.so"
@@ -99,6 +100,8 @@ def opencryptoki(folder: Path) -> Iterator[str]:
         path.mkdir(parents=True, exist_ok=True)
         shutil.chown(path, group="pkcs11")
     started = subprocess.run(["pkcsslotd"], capture_output=True, check=False)
+    # Unless it was running before.
+    ending = Ending("sh", "-c", "kill $(cat /var/run/pkcsslotd.pid)") if started.returncode == 0 else None
     try:
         tool: list[str | Path] = ["pkcs11-tool", "--module", OPENCRYPTOKI, "--slot", str(SOFT_TOKEN_SLOT)]
         until = time.monotonic() + PATIENCE_SECONDS
@@ -109,9 +112,8 @@ def opencryptoki(folder: Path) -> Iterator[str]:
         run(*tool, "--login", "--login-type", "so", "--so-pin", SO_PIN, "--init-pin", "--pin", PIN)
         yield uri("tokenvault-test", OPENCRYPTOKI, pin_file(folder))
     finally:
-        if started.returncode == 0:  # it was not running before
-            with contextlib.suppress(FileNotFoundError):
-                os.kill(int(Path("/var/run/pkcsslotd.pid").read_text()), signal.SIGTERM)
+        if ending is not None:
+            ending.now()
 
 
 @contextlib.contextmanager
@@ -147,15 +149,15 @@ class P11KitServer:
     def __init__(self, folder: Path, token: str) -> None:
         self._socket = folder / "p11-kit.socket"
         self._token = token
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server: Server | None = None
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         self._socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
+        self._server = Server(
             ["p11-kit", "server", "--foreground", "--name", str(self._socket),
              "--provider", softhsm.module_path(), f"pkcs11:token={self._token}"],
-            stdout=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL,
         )  # fmt: skip
         os.environ["P11_KIT_SERVER_ADDRESS"] = f"unix:path={self._socket}"
         until = time.monotonic() + PATIENCE_SECONDS
@@ -165,16 +167,14 @@ class P11KitServer:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and to the process that it has for each connection."""
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
+        assert self._server is not None
+        os.killpg(self._server.process.pid, number)
 
     def kill(self) -> None:
         """End it, at once."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        if self._server is not None:
+            self._server.kill()
+            self._server = None
 
 
 @contextlib.contextmanager
@@ -205,7 +205,7 @@ def tpm2(folder: Path) -> Iterator[str]:
     tcti = f"swtpm:path={socket}"
     settings = {"TPM2_PKCS11_STORE": str(store), "TPM2_PKCS11_TCTI": tcti, "TPM2TOOLS_TCTI": tcti}
     os.environ.update(settings)
-    process = subprocess.Popen(
+    server = Server(
         ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--server", f"type=unixio,path={socket}",
          "--ctrl", f"type=unixio,path={socket}.ctrl", "--flags", "not-need-init,startup-clear"],
         stdout=subprocess.DEVNULL,
@@ -222,7 +222,6 @@ def tpm2(folder: Path) -> Iterator[str]:
         run(*tool, "--login", "--login-type", "so", "--so-pin", SO_PIN, "--init-pin", "--pin", PIN)
         yield uri("tpm", TPM2, pin_file(folder))
     finally:
-        process.kill()
-        process.wait()
+        server.kill()
         for name in settings:
             os.environ.pop(name, None)

@@ -22,6 +22,7 @@ import attrs
 import httpx
 import pytest
 
+from tests import ending
 from tests.measuring import processes_unmeasured
 from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA
 
@@ -68,24 +69,22 @@ def server(environment: None, tmp_path: Path) -> Iterator[Server]:
         sys.executable, "-X", "dev", "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_service:app", "--workers",
         "2", "--log-level", "debug", "--uds", str(socket),
     ]  # fmt: skip
-    with (
-        processes_unmeasured(),
-        output.open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as process,
-    ):
+    with processes_unmeasured(), output.open("wb") as log:
+        running = ending.Server(command, stdout=log, stderr=log)
         try:
             with httpx.Client(
                 transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vault"
             ) as client:
                 deadline = time.monotonic() + START_SECONDS_MAX
                 while output.read_text().count("Application startup complete") < 2:
-                    assert process.poll() is None, output.read_text()
+                    assert running.process.poll() is None, output.read_text()
                     assert time.monotonic() < deadline, output.read_text()
                     time.sleep(0.05)
                 yield Server(client, output)
         finally:
-            process.terminate()
-            process.wait(timeout=30)
+            running.process.terminate()
+            running.process.wait(timeout=30)
+            running.kill()
 
 
 DOMAIN = {"requestors": [SHOP, ACQUIRER], "merchants": ["M-1"], "limits": [{"uses": 3}]}
