@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import engine
 
 import tokenvault as tv
 from tests import faces, softhsm, vaults
@@ -30,6 +31,10 @@ settings.load_profile("without deadline")
 settings.register_profile(
     "other-pythons", deadline=None, max_examples=25
 )  # where a test does not say how many
+
+# What fails is to say so within a minute: a state machine over a database is shrunk for five otherwise. It is no
+# setting of Hypothesis's; tests/test_shrinking.py notices a version that calls it something else.
+engine.MAX_SHRINKING_SECONDS = 20
 
 
 @pytest.hookimpl(tryfirst=True)
