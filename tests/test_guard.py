@@ -441,19 +441,20 @@ def test_a_lock_out_that_was_due_when_the_account_could_not_be_read_is_written_w
         other.detokenize(token, use("right"))
 
 
+@pytest.mark.parametrize("refusals", [8, None])
 def test_an_account_that_could_not_be_read_is_read_once_more_and_then_no_longer(
-    local_keys: KeyStore, clock: ManualClock
+    local_keys: KeyStore, clock: ManualClock, refusals: int | None
 ) -> None:
     inner = tv.open_token_store("memory:")
     tv.provision(local_keys, inner)
     read: list[str] = []
-    faults = FaultSchedule(calls={"events_about"})
+    faults, guard = FaultSchedule(calls={"events_about"}), attrs.evolve(GUARD, refusals=refusals)
 
     def plan(call: str) -> Fault | None:
         read.extend([call] if call == "events_about" else [])
         return faults(call)
 
-    with guarded(local_keys, FaultyTokenStore(inner, plan), clock) as vault:
+    with guarded(local_keys, FaultyTokenStore(inner, plan), clock, guard) as vault:
         token = issue(vault).token
         answers(CALLS["detokenize"], vault, range(MISSES - 1))
         faults.set([FAIL])
