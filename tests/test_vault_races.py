@@ -22,6 +22,7 @@ from tokenvault.observers import ConflictMet
 from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.forwarding import Forwarding
 from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.testing.clock import ManualClock
 from tokenvault.vault import core
 
 DELAY = timedelta(milliseconds=100)
@@ -155,10 +156,11 @@ def test_a_token_that_is_issued_while_its_key_rotates_comes_of_the_new_key_once(
 
 
 def test_a_card_that_an_update_gave_two_tokens_keeps_its_own_though_an_earlier_one_was_deleted(
-    local_keys: KeyStore, between: Between
+    local_keys: KeyStore, between: Between, clock: ManualClock
 ) -> None:
-    with vaults.open_vault(local_keys, between) as vault:
-        other = issue(vault, MASTERCARD, program="card-on-file").token  # the older one
+    with vaults.open_vault(local_keys, between, clock) as vault:
+        other = issue(vault, MASTERCARD, program="card-on-file").token
+        clock.advance(1)  # so that the other one is the older
         deleted = issue(vault, program="card-on-file").token
         vault.delete(deleted)
         own = issue(vault, program="card-on-file").token
