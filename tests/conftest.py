@@ -15,7 +15,7 @@ from hypothesis.internal.conjecture import engine
 import tokenvault as tv
 from tests import faces, softhsm, vaults
 from tests.faces import open_on_a_loop
-from tests.interrupts import handled, untraced
+from tests.interrupts import handled, limit, untraced
 from tests.measuring import unmeasured
 from tests.postgres_server import PostgresServer, memory_disk
 from tests.strategies import NOW_MS
@@ -24,7 +24,7 @@ from tokenvault.keys import file as key_file
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
-__all__ = ["handled", "untraced"]  # fixtures
+__all__ = ["handled", "limit", "untraced"]  # fixtures
 
 settings.register_profile("without deadline", deadline=None)  # how long a call takes proves nothing here
 settings.load_profile("without deadline")

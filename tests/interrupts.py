@@ -35,6 +35,22 @@ class InterruptedThreadError(Exception):
     """The same, of a class that a library might take for a failure: so are the time-outs of task queues' threads."""
 
 
+class TimeLimitError(TimeoutError):
+    """As RQ raises one in its signal's handler."""
+
+
+@pytest.fixture
+def limit() -> Iterator[None]:
+    """With a handler of SIGUSR1 that raises one."""
+
+    def handler(_number: int, _frame: object) -> None:
+        raise TimeLimitError
+
+    former = signal.signal(signal.SIGUSR1, handler)
+    yield
+    signal.signal(signal.SIGUSR1, former)
+
+
 @pytest.fixture
 def untraced() -> Iterator[None]:
     """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait.

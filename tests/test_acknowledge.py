@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -23,7 +25,7 @@ from tokenvault.audit.acknowledgement import LOSSES_MAX, Acknowledged, Loss
 from tokenvault.audit.event import Action, Event
 from tokenvault.audit.verify.report import AuditFinding, AuditReport, FindingKind
 from tokenvault.keys import KeyStore
-from tokenvault.stores import MemoryTokenStore
+from tokenvault.stores import MemoryTokenStore, ThreadedTokenStore
 from tokenvault.stores.port import SealedEvent
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.testing.clock import ManualClock
@@ -89,6 +91,20 @@ def test_what_is_acknowledged_is_a_mark_and_no_finding(restored: Restored) -> No
         restored.anchor = report.anchor()  # it still has what was lost
         with restored.open() as vault:
             issue(vault)
+
+
+def test_a_vault_with_coroutines_acknowledges_the_same(restored: Restored) -> None:
+    async def work() -> int:
+        restored.clock.advance(1)
+        store = ThreadedTokenStore(restored.store)
+        parts: Any = {"programs": vaults.PROGRAMS, "requestors": vaults.REQUESTORS, "clock": restored.clock}
+        async with tv.AsyncVault(restored.keys, store, **parts) as vault:
+            return await vault.acknowledge(restored.verify(), operator="ann", reason="restored")
+
+    assert asyncio.run(work()) == 2
+    report = restored.verify()
+    assert report.intact
+    assert {each.kind for each in report.acknowledged} == {FindingKind.TRUNCATED, FindingKind.STREAM_DROPPED}
 
 
 def test_what_is_changed_after_it_is_found_as_before(restored: Restored) -> None:

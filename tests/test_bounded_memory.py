@@ -28,6 +28,7 @@ from tokenvault.keys import KeyStore, file
 from tokenvault.stores import open_token_store, port
 from tokenvault.stores.port import PAGE_BYTES, STREAM_BYTES, SealedEvent, TokenStore
 from tokenvault.stores.write_limits import EVENT_BODY_BYTES_MAX
+from tokenvault.vault import documents
 
 AT_ONCE: Final = 500
 BYTES_OF_AN_EVENT: Final = 16
@@ -165,3 +166,19 @@ def test_a_page_of_events_ends_where_its_bodies_reach_the_bound(
         assert [event for page in pages for event in page] == events
         assert [len(page) for page in pages] == [fill, fill, 41]
         assert store.events(stream, after=1, limit=fill - 1) == events[1:fill]
+
+
+def test_what_applies_to_tokens_is_kept_of_so_many_kinds_and_decided_alike_after(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "DOMAINS_CACHED_MAX", 2)
+    with closing(open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with vaults.open_vault(local_keys, store) as vault:
+            tokens = [issue(vault, program=program.name).token for program in vaults.PROGRAMS]
+            kept = []
+            for _ in range(2):
+                for token in tokens:
+                    assert vault.check(token, vaults.use(channel=tv.Channel.ECOMMERCE)).allowed
+                    kept.append(len(vault._open().documents._restrictions))
+            assert kept == [1, 2, 1, 2, 1, 2, 1, 2, 1, 2]

@@ -6,21 +6,29 @@ import asyncio
 import hashlib
 import json
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenvault as tv
+from tests.interrupts import TimeLimitError
 from tests.vaults import SHOP
 from tests.vaults import VISA as PAN
 from tokenvault.model import party_document
 from tokenvault.runtime import run
+from tokenvault.stores import ThreadedTokenStore
+from tokenvault.stores.forwarding import Forwarding
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.vault import directory as directories
 from tokenvault.vault import parties as vault_parties
+from tokenvault.vault import stored_parties
 from tokenvault.vault.directory import StoredDirectory
 from tokenvault.vault.parties import PARTIES_CACHED_MAX
 
@@ -152,6 +160,85 @@ def test_each_change_leaves_an_event_and_the_trail_verifies(
         ("DISABLE_REQUESTOR", "grace", SHOP, 3),
     ]
     assert tv.verify_audit(store, keys=local_keys).intact
+
+
+def test_an_async_vault_changes_programs_and_requestors_and_tells_of_them(local_keys: tv.KeyStore) -> None:
+    async def work(store: tv.TokenStore) -> None:
+        parts: Any = {"directory": tv.StoredDirectory(max_age_seconds=0.05)}
+        async with tv.AsyncVault(local_keys, ThreadedTokenStore(store), **parts) as vault:
+            await vault.put_program(PROGRAM, operator="ada")
+            await vault.put_requestor(tv.TokenRequestor(SHOP, programs={"p"}), operator="ada")
+            assert await vault.programs() == [PROGRAM]
+            assert await vault.requestor(SHOP) == tv.TokenRequestor(SHOP, programs={"p"})
+            token = (await vault.issue(PAN, requestor=SHOP, program="p")).token
+            await vault.disable_requestor(SHOP, operator="grace")
+            assert (await vault.requestor(SHOP)).disabled
+            with pytest.raises(tv.PermissionDeniedError) as denied:
+                await vault.detokenize(token, a_use())
+            assert denied.value.code == "REQUESTOR_DISABLED"
+            with pytest.raises(tv.InvalidInputError) as nobody:
+                await vault.requestor(AGENT)
+            assert nobody.value.code == "REQUESTOR_UNKNOWN"
+
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    asyncio.run(work(store))
+    assert changes(store, local_keys) == [
+        ("PUT_PROGRAM", "ada", "p", 1),
+        ("PUT_REQUESTOR", "ada", SHOP, 1),
+        ("DISABLE_REQUESTOR", "grace", SHOP, 2),
+    ]
+
+
+class OfRequestors(Forwarding):
+    """A store in which a row of a requestor is changed just after it is read, or before it is written."""
+
+    def __init__(self, store: MemoryTokenStore) -> None:
+        self.store = store
+        self.write_limits = store.write_limits
+        self.taken_out, self.taken, self.tried = False, False, 0
+
+    def _forward(self, name: str, *args: Any, **named: Any) -> Any:
+        of_requestor = name.endswith("_meta") and args[0].startswith("requestor:")
+        if of_requestor and name == "put_meta" and self.taken:
+            self.tried += 1
+            self.store.put_meta(args[0], b"another's, of which there are more and more")
+        found = getattr(self.store, name)(*args, **named)
+        if of_requestor and name == "get_meta" and self.taken_out:
+            self.store._meta.pop(args[0], None)
+        return found
+
+
+@pytest.fixture
+def of_requestors(local_keys: tv.KeyStore) -> OfRequestors:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    filled(local_keys, store).close()
+    return OfRequestors(store)
+
+
+def test_a_version_that_is_taken_out_as_it_is_read_is_no_requestor_that_was_never_there(
+    local_keys: tv.KeyStore, of_requestors: OfRequestors
+) -> None:
+    with open_stored(local_keys, of_requestors) as vault:
+        of_requestors.taken_out = True
+        with pytest.raises(tv.IntegrityError, match="was removed from the database") as removed:
+            vault.issue(PAN, requestor=SHOP, program="p")
+        assert removed.value.code == "INTEGRITY"
+
+
+def test_a_change_of_a_requestor_gives_up_after_so_many_others_each_tried_and_told(
+    local_keys: tv.KeyStore, of_requestors: OfRequestors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_parties, "CONFLICTS_MAX", 3)
+    with open_stored(local_keys, of_requestors) as vault:
+        of_requestors.taken = True
+        with pytest.raises(tv.ConflictError, match="others keep changing") as lost:
+            vault.put_requestor(tv.TokenRequestor(SHOP), operator="grace")
+        assert lost.value.code == "CONFLICT"
+    assert of_requestors.tried == 3
+    told = [change for change in changes(of_requestors.store, local_keys) if change[1] == "grace"]
+    assert told == [("PUT_REQUESTOR", "grace", SHOP, version) for version in (2, 3, 4)]
 
 
 def test_what_a_database_writer_changes_is_refused(
@@ -412,6 +499,51 @@ def test_a_directory_that_fails_or_answers_wrong_ends_the_call_with_a_code(
             vault.issue(PAN, requestor=SHOP, program="p")
         assert failed.value.code == "DIRECTORY_FAILED"
         assert failed.value.__cause__ is None
+
+
+@pytest.mark.usefixtures("limit")
+def test_an_error_of_the_library_and_a_time_limit_come_out_of_a_directory_as_they_are(
+    local_keys: tv.KeyStore, store: tv.TokenStore
+) -> None:
+    told = tv.TokenStoreError("the directory's own database is down", code="STORE_CLOSED")
+
+    class Failing(Table):
+        struck = False
+
+        def requestor(self, _name: str, /) -> tv.TokenRequestor | None:
+            if self.struck:
+                signal.raise_signal(signal.SIGUSR1)
+            raise told
+
+    table = Failing()
+    with tv.Vault(local_keys, store, directory=table) as vault:
+        with pytest.raises(tv.TokenStoreError) as failed:
+            vault.issue(PAN, requestor=SHOP, program="p")
+        assert failed.value is told
+        table.struck = True
+        with pytest.raises(TimeLimitError):
+            vault.issue(PAN, requestor=SHOP, program="p")
+
+
+def test_a_static_directory_tells_its_requestors_and_takes_so_many_of_each_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shop, agent = tv.TokenRequestor(SHOP, programs={"p"}), tv.TokenRequestor(AGENT)
+    monkeypatch.setattr(directories, "CONFIGURED_MAX", 2)
+    full = tv.StaticDirectory([PROGRAM, OTHER], [shop, agent])
+    assert full.requestors() == {SHOP: shop, AGENT: agent}
+    assert full.programs() == {"p": PROGRAM, "q": OTHER}
+    third = tv.TokenProgram("r", format=tv.TokenFormat(bin="999914"))
+    for kind, many in (
+        ("programs", {"programs": [PROGRAM, OTHER, third]}),
+        (
+            "requestors",
+            {"requestors": [agent, tv.TokenRequestor("40087654322"), tv.TokenRequestor("40087654323")]},
+        ),
+    ):
+        with pytest.raises(tv.ConfigurationError, match=f"at most 2 {kind}") as refused:
+            tv.StaticDirectory(**many)
+        assert refused.value.code == "TOO_MANY_CONFIGURED"
 
 
 def test_a_vault_has_a_directory_or_parties_and_not_both(

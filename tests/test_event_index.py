@@ -24,6 +24,7 @@ from tokenvault.stores.port import TokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.stores.write_limits import WriteLimits
 from tokenvault.testing.clock import ManualClock
+from tokenvault.vault import history as histories
 from tokenvault.vault.batch import run as batches
 
 
@@ -287,3 +288,23 @@ def test_a_change_that_returned_holds_for_a_use_that_was_decided_before(
                     other.detokenize(token, use())
         outcomes = [event.outcome.name for event in vault.history(token) if event.action.name == "DETOKENIZE"]
         assert outcomes == ["DENIED"]
+
+
+def test_a_history_ends_after_so_many_pages_with_an_error_and_is_never_told_in_part(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "PAGE", 2)
+    monkeypatch.setattr(histories, "PAGES_MAX", 2)
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(local_keys, store)
+        with vaults.open_vault(local_keys, store) as vault:
+            token = issue(vault).token
+            for number in range(2):
+                vault.update_token(token, customer=f"c-{number}")
+            assert len(vault.history(token)) == 3
+            for number in range(2):
+                vault.update_token(token, customer=f"d-{number}")
+            for name in (token, vault.get(token).reference):
+                with pytest.raises(tv.IntegrityError, match="too many audit events") as refused:
+                    vault.history(name, limit=1)
+                assert refused.value.code == "TOO_MANY_EVENTS"

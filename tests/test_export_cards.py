@@ -6,10 +6,13 @@ import base64
 import hashlib
 import io
 import json
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 import tokenvault as tv
 from tests import vault_workers, vaults
 from tests.faces import open_face
+from tests.interrupts import TimeLimitError
 from tests.strategies import NOW_MS
 from tests.test_reveal import refusal
 from tests.vaults import ACQUIRER, ISSUER_ONLY, MASTERCARD, SHOP, VISA, issue, use
-from tokenvault.audit.event import Action
+from tokenvault.audit.event import Action, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.stores import MemoryTokenStore
 from tokenvault.stores.forwarding import Forwarding
@@ -283,6 +287,90 @@ def test_a_file_that_fails_ends_the_export(vault: tv.Vault) -> None:
     assert failed.value.__context__ is None
 
 
+@pytest.mark.usefixtures("limit")
+def test_a_time_limit_comes_out_of_a_file_that_is_written_to_as_it_is(local_keys: KeyStore) -> None:
+    class Slow(io.StringIO):
+        def write(self, _text: str, /) -> int:
+            signal.raise_signal(signal.SIGUSR1)
+            return 0
+
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store) as vault:
+        issue(vault)
+        request = vault.request_export(public_key=EC.public, operator="alice", purpose="chargeback")
+        vault.approve(request, operator="bob")
+        with pytest.raises(TimeLimitError):
+            vault.export_cards(request, public_key=EC.public, operator="alice", to=Slow())
+
+
+class Tampering(Forwarding):
+    """A store in which somebody changed what one method answers."""
+
+    method = ""
+
+    def __init__(self, store: MemoryTokenStore) -> None:
+        self.store = store
+        self.write_limits = store.write_limits
+
+    def _forward(self, name: str, *args: Any, **named: Any) -> Any:
+        found = getattr(self.store, name)(*args, **named)
+        if name != self.method:
+            return found
+        if name == "uses":
+            return [row._replace(mac=bytes(16)) for row in found]
+        return [row._replace(seal=bytes(len(row.seal))) for row in found]
+
+
+@pytest.fixture
+def tampering(local_keys: KeyStore) -> Tampering:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    return Tampering(store)
+
+
+@pytest.mark.parametrize("step", ["approve", "export"])
+def test_a_request_that_is_not_what_a_vault_wrote_gives_nothing_and_is_told(
+    local_keys: KeyStore, tampering: Tampering, step: str
+) -> None:
+    file = io.StringIO()
+    with vaults.open_vault(local_keys, tampering) as vault:
+        issue(vault)
+        request = vault.request_export(public_key=EC.public, operator="alice", purpose="chargeback")
+        if step == "export":
+            vault.approve(request, operator="bob")
+        tampering.method = "uses"
+        call: Callable[[], object] = {
+            "approve": lambda: vault.approve(request, operator="bob"),
+            "export": lambda: vault.export_cards(request, public_key=EC.public, operator="alice", to=file),
+        }[step]
+        with pytest.raises(tv.IntegrityError) as refused:
+            call()
+        assert refused.value.code == "EVENT_NOT_GENUINE"
+        tampering.method = ""
+        assert not file.getvalue()
+        last = vault.history(request.reference)[-1]
+        expected = {"approve": (Action.APPROVE_EXPORT, "bob"), "export": (Action.EXPORT, "alice")}[step]
+        assert (last.action, last.operator, last.outcome, last.codes) == (*expected, Outcome.TAMPERED, ())
+
+
+def test_an_export_ends_at_a_record_that_is_not_what_the_vault_sealed_and_names_it(
+    local_keys: KeyStore, tampering: Tampering
+) -> None:
+    file = io.StringIO()
+    with vaults.open_vault(local_keys, tampering) as vault:
+        token = issue(vault)
+        request = vault.request_export(public_key=EC.public, operator="alice", purpose="chargeback")
+        vault.approve(request, operator="bob")
+        tampering.method = "scan"
+        with pytest.raises(tv.IntegrityError, match="nothing more was exported") as refused:
+            vault.export_cards(request, public_key=EC.public, operator="alice", to=file)
+        assert refused.value.code == "INTEGRITY"
+        assert not file.getvalue()
+        last = vault.history(token.reference)[-1]
+        assert (last.action, last.operator, last.outcome) == (Action.EXPORT, "alice", Outcome.TAMPERED)
+
+
 # Opening.
 
 
@@ -308,6 +396,38 @@ def test_an_export_that_is_not_whole_is_refused(
     assert refusal(lambda: opened(spoilt)) == code
     rows = tv.open_export(spoilt, private_key=EC.private)
     assert refusal(lambda: vault.import_tokens(rows, operator="carol")) == code
+
+
+@pytest.mark.parametrize("lines", ["a line", b"a line", 7, None])
+def test_what_is_no_iterable_of_lines_is_refused(lines: Any) -> None:
+    with pytest.raises(tv.InvalidInputError, match="lines is an iterable of texts") as refused:
+        opened(lines)
+    assert refused.value.code == "INVALID_INPUT"
+
+
+def test_a_line_that_is_no_text_is_refused() -> None:
+    with pytest.raises(tv.InvalidInputError, match="a line of an export is text") as refused:
+        opened([b"a line"])  # type: ignore[list-item] # wrong on purpose
+    assert refused.value.code == "INVALID_INPUT"
+
+
+LINE: dict[str, Any] = {"export": "e", "number": 0, "domains": ["{}"], "rows": [{"domain": 0}]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({name: value for name, value in LINE.items() if name != left_out} for left_out in LINE),
+        {**LINE, "domains": {}}, {**LINE, "rows": {}}, {**LINE, "rows": [[]]}, {**LINE, "rows": [{"domain": 1}]},
+        {**LINE, "rows": [{"domain": -1}]}, {**LINE, "rows": [{}]}, {**LINE, "domains": []}, list(LINE), 7, None,
+        "[" * 100_000, "{", "",
+    ],
+    ids=lambda content: str(content)[:40],
+)  # fmt: skip
+def test_a_line_that_is_encrypted_to_the_key_and_none_of_an_export_is_refused(content: Any) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    lines = [Recipient(EC.public).encrypt(text.encode())]
+    assert refusal(lambda: opened(lines)) == "EXPORT_UNREADABLE"
 
 
 def test_only_the_key_that_was_named_opens_an_export(vault: tv.Vault) -> None:
@@ -351,6 +471,21 @@ def test_without_joserfc_an_export_says_what_to_install(
     call = lambda: vault.request_export(public_key=EC.public, operator="alice", purpose="chargeback")  # noqa: E731
     assert refusal(call) == "EXPORT_NEEDS_JOSERFC"
     assert refusal(lambda: opened([])) == "EXPORT_NEEDS_JOSERFC"
+
+
+def test_a_host_without_joserfc_imports_the_module_that_would_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recipient.INSTALLED
+    monkeypatch.setitem(sys.modules, "joserfc", None)  # as where it is not installed
+    spec = util.spec_from_file_location("recipient_without_joserfc", recipient.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    without = util.module_from_spec(spec)
+    spec.loader.exec_module(without)
+    assert without.INSTALLED is False
+    for kind, key in ((without.Recipient, EC.public), (without.Opener, EC.private)):
+        with pytest.raises(tv.ConfigurationError, match="pip install") as missing:
+            kind(key)
+        assert missing.value.code == "EXPORT_NEEDS_JOSERFC"
 
 
 # From one vault into another.

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from tokenvault.audit.guard_note import Account, account_row
 from tokenvault.keys import KeyStore
 from tokenvault.observers import LockedOut
 from tokenvault.stores.port import TokenStore
-from tokenvault.testing import FAIL, FaultSchedule, FaultyTokenStore
+from tokenvault.testing import FAIL, Fault, FaultSchedule, FaultyTokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault import guard as guards
 
@@ -416,6 +417,69 @@ def test_a_lock_out_that_could_not_be_written_holds_here_all_the_same(
             vault.detokenize(guess(50), use(50))
         with pytest.raises(tv.RequestorLockedOutError):
             vault.detokenize(token, use("right"))
+
+
+@pytest.mark.parametrize("refusals", [8, None])
+def test_a_lock_out_that_was_due_when_the_account_could_not_be_read_is_written_with_the_next_call(
+    local_keys: KeyStore, clock: ManualClock, refusals: int | None
+) -> None:
+    inner = tv.open_token_store("memory:")
+    tv.provision(local_keys, inner)
+    faults, guard = FaultSchedule(calls={"events_about"}), attrs.evolve(GUARD, refusals=refusals)
+    with guarded(local_keys, FaultyTokenStore(inner, faults), clock, guard) as vault:
+        token = issue(vault).token
+        answers(CALLS["detokenize"], vault, range(MISSES - 1))
+        faults.set([FAIL])
+        with pytest.raises(tv.TokenStoreError):
+            vault.detokenize(guess(50), use(50))
+        with pytest.raises(tv.RequestorLockedOutError):
+            vault.detokenize(token, use("right"))
+    told = [line for line in tv.export_audit(inner, keys=local_keys) if '"LOCK_OUT"' in line]
+    assert len(told) == 1
+    assert '"codes": ["MISSES"]' in told[0]
+    with guarded(local_keys, inner, clock, guard) as other, pytest.raises(tv.RequestorLockedOutError):
+        other.detokenize(token, use("right"))
+
+
+@pytest.mark.parametrize("refusals", [8, None])
+def test_an_account_that_could_not_be_read_is_read_once_more_and_then_no_longer(
+    local_keys: KeyStore, clock: ManualClock, refusals: int | None
+) -> None:
+    inner = tv.open_token_store("memory:")
+    tv.provision(local_keys, inner)
+    read: list[str] = []
+    faults, guard = FaultSchedule(calls={"events_about"}), attrs.evolve(GUARD, refusals=refusals)
+
+    def plan(call: str) -> Fault | None:
+        read.extend([call] if call == "events_about" else [])
+        return faults(call)
+
+    with guarded(local_keys, FaultyTokenStore(inner, plan), clock, guard) as vault:
+        token = issue(vault).token
+        answers(CALLS["detokenize"], vault, range(MISSES - 1))
+        faults.set([FAIL])
+        with pytest.raises(tv.TokenStoreError):
+            vault.detokenize(guess(50), use(50))
+        clock.advance(3_600_001)  # all that failed is forgotten
+        for number, reads in ((1, 2), (2, 0)):  # what failed, and lock-outs; nothing
+            read.clear()
+            assert vault.detokenize(token, use(number)).pan.reveal() == VISA
+            assert len(read) == reads
+    assert not any('"LOCK_OUT"' in line for line in tv.export_audit(inner, keys=local_keys))
+
+
+def test_so_many_refusals_of_tokens_are_remembered_and_the_others_counted_again(
+    local_keys: KeyStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "TOKENS_KEPT", 3)
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    vault = tv.Vault(local_keys, store, programs=PROGRAMS, requestors=REQUESTORS, clock=clock)
+    core_guards = vault._open().guards
+    new = [core_guards.new_for_token(b"t", bytes([number])) for number in (1, 2, 3, 3, 1, 4, 4, 1)]
+    assert new == [True, True, True, False, False, True, False, True]
+    assert len(core_guards._tokens) == 2
+    vault.close()
 
 
 def test_an_index_row_planted_for_another_requestor_s_release_lets_nobody_in(

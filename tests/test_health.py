@@ -248,6 +248,26 @@ def test_a_clock_behind_the_newest_checkpoint_is_told(local_keys: KeyStore) -> N
         assert "61 seconds behind" in found.parts[2].message
 
 
+def test_a_clock_that_goes_back_while_it_is_looked_at_is_told(local_keys: KeyStore) -> None:
+    class FallingClock:
+        falls_ms, time_ms = 0, 1_800_000_000_000
+
+        def now_ms(self) -> int:
+            self.time_ms -= self.falls_ms
+            return self.time_ms
+
+    clock = FallingClock()
+    with closing(tv.open_token_store("memory:")) as store:
+        vault = opened(local_keys, store, clock=clock)
+        assert vault.health().ok
+        clock.falls_ms = 1_234
+        found = vault.health()
+        assert failed(found) == ["clock"]
+        assert found.parts[2].message == "the clock went back by 1,234 ms while it was looked at"
+        clock.falls_ms = 0
+        vault.close()
+
+
 class BrokenClock:
     """A clock that fails with a card number, once it is told to."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import tokenvault as tv
 from tests import vaults
+from tests.interrupts import TimeLimitError
 from tests.vaults import SHOP, VISA
 from tokenvault import maintenance
 from tokenvault.keys import KeyStore
@@ -146,6 +148,49 @@ def test_a_file_that_fails_is_said_to_and_is_not_taken_for_one_of_another_form(
     with pytest.raises(tv.InvalidInputError, match="the file of cards failed") as raised:
         rows(opened, BrokenFile(error))
     assert VISA not in str(raised.value)
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize("where", ["opened", "read"])
+def test_a_time_limit_comes_out_of_a_file_as_it_is(
+    opened: tv.Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """It is an OSError, as those of files are."""
+
+    def struck(*_: object, **__: object) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+
+    class Slow(io.StringIO):
+        read = struck
+
+    if where == "opened":
+        monkeypatch.setattr(Path, "open", struck)
+    with pytest.raises(TimeLimitError):
+        rows(opened, tmp_path / "cards.csv" if where == "opened" else Slow())
+
+
+def test_a_file_that_is_not_there_is_said_to_and_its_name_is_not(opened: tv.Vault, tmp_path: Path) -> None:
+    for path in (tmp_path / f"{VISA}.csv", tmp_path):
+        with pytest.raises(tv.InvalidInputError, match="can not be opened") as raised:
+            rows(opened, path)
+        assert raised.value.code == "INVALID_INPUT"
+        assert VISA not in str(raised.value)
+        assert raised.value.__suppress_context__
+
+
+def test_an_error_of_the_library_in_a_file_comes_out_as_it_is_and_one_of_its_encoding_tells_the_line(
+    opened: tv.Vault, tmp_path: Path
+) -> None:
+    told = tv.TokenNotFoundError("no such token")
+    with pytest.raises(tv.TokenNotFoundError) as raised:
+        rows(opened, BrokenFile(told))
+    assert raised.value is told
+    (tmp_path / "cards.csv").write_bytes(b"pan,expiry\n" + b"\xe9" * 100)
+    with (
+        (tmp_path / "cards.csv").open(encoding="utf-8") as file,
+        pytest.raises(tv.InvalidInputError, match="no CSV in UTF-8, behind line 0"),
+    ):
+        rows(opened, file)
 
 
 def test_a_file_that_gives_no_text_is_refused(opened: tv.Vault) -> None:

@@ -123,6 +123,50 @@ def test_mappings_may_each_have_other_columns(vault: tv.Vault) -> None:
     assert token.customer == "c-9"
 
 
+def test_columns_name_what_is_known_alone(vault: tv.Vault) -> None:
+    given = [{"number of the card": VISA, "until": "12/29"}]
+    assert told(vault, given, columns={"pan": "number of the card", "expiry": "until"}) == [(1, None)]
+    with pytest.raises(
+        tv.InvalidInputError, match=r"columns is a mapping .* names some of: pan, expiry"
+    ) as wrong:
+        told(vault, given, columns={"pan": "number of the card", "cvv": "until"})
+    assert wrong.value.code == "INVALID_INPUT"
+
+
+@pytest.mark.parametrize("source", ["cards.csv", b"cards.csv", 7, None])
+def test_what_is_no_source_of_rows_is_refused(vault: tv.Vault, source: object) -> None:
+    with pytest.raises(tv.InvalidInputError, match="source is a Path, an open text file") as refused:
+        told(vault, source)
+    assert refused.value.code == "INVALID_INPUT"
+
+
+def test_however_many_sets_of_columns_come_so_many_are_remembered_and_each_row_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importing, "COLUMN_SETS_MAX", 3)
+    known: dict[tuple[str, ...], dict[str, str]] = {}
+    for number in range(10):
+        names = importing._names_of({"pan": VISA, f"note-{number}": "x"}, {}, known)
+        assert names == {"pan": "pan"}
+        assert len(known) == number % 3 + 1
+    assert list(known) == [("pan", "note-9")]
+
+
+def test_a_row_has_so_many_lines_and_those_of_a_longer_one_are_read_by_themselves(
+    vault: tv.Vault, tmp_path: Path
+) -> None:
+    for lines, expected in (
+        (csv_rows.ROW_LINES_MAX, [(csv_rows.ROW_LINES_MAX + 1, None)]),
+        (csv_rows.ROW_LINES_MAX + 1, [(2, "ROW_MISSHAPEN")]),
+    ):
+        row = f'{VISA},12/29,"'.encode() + b"\n" * (lines - 1) + b'"\n'
+        found = told(vault, file_of(tmp_path, HEAD + row + GOOD))
+        assert found[:1] == expected
+        assert found[-1] == (lines + 2, None)
+        if lines > csv_rows.ROW_LINES_MAX:
+            assert found[1:-1] == [(lines + 1, "ROW_MISSHAPEN")]  # the quote by itself
+
+
 @pytest.mark.parametrize(
     ("written", "read"),
     [

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.interrupts import TimeLimitError
 from tokenvault import interrupts
 from tokenvault.keys.pkcs11.host_lock import host_lock
-
-
-class TimeLimitError(TimeoutError):
-    """As RQ raises one in its signal's handler."""
-
-
-@pytest.fixture
-def limit() -> Iterator[None]:
-    def handler(_number: int, _frame: object) -> None:
-        raise TimeLimitError
-
-    former = signal.signal(signal.SIGUSR1, handler)
-    yield
-    signal.signal(signal.SIGUSR1, former)
 
 
 def locked(path: str) -> None:

@@ -10,9 +10,23 @@ from typing import Any
 import pytest
 
 import tokenvault as tv
-from tests.vaults import ACQUIRER, CONVERGENT, ISSUER_ONLY, REQUESTORS, SHOP, STRANGER, issue, open_vault, use
+from tests.vaults import (
+    ACQUIRER,
+    CONVERGENT,
+    ISSUER_ONLY,
+    REQUESTORS,
+    SHOP,
+    STRANGER,
+    VISA,
+    issue,
+    open_vault,
+    use,
+)
 from tokenvault.audit.event import Action
 from tokenvault.keys import KeyStore
+from tokenvault.model.pan import luhn_check_digit
+from tokenvault.records.keyring import KeyRing
+from tokenvault.records.portable import state_of
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.testing.clock import ManualClock
@@ -334,3 +348,84 @@ def test_a_grantor_that_ends_a_token_sees_nothing_that_its_holder_put_into_it(
     got = ENDS[end](vault, given)
     assert (got.token, got.customer, got.metadata, got.last4) == (given, None, {}, None)
     assert vault.get(given).customer == "c-1"
+
+
+# Chains that no vault issues, and an import may bring.
+
+
+def chained(
+    vault: tv.Vault, keys: KeyStore, store: MemoryTokenStore, sources: Sequence[int | None]
+) -> list[str]:
+    """Tokens of a requestor that manages its own, each from the token of a place, or one that is nowhere: None."""
+    (template,) = store.get([issue(vault).token])
+    record, _ = KeyRing(keys).unseal(template)
+    references = [bytes([number + 1]) * 16 for number in range(len(sources))]
+    rows: list[Any] = []
+    for number, source in enumerate(sources):
+        of_source = b"nowhere" + bytes(9) if source is None else references[source] if source >= 0 else b""
+        payload = f"999913{number:09}"
+        state = state_of(record._replace(source=of_source))
+        rows.append(
+            {
+                "token": payload + luhn_check_digit(payload),
+                "pan": VISA,
+                "requestor": MANAGER if of_source else SHOP,
+                "program": "one-time",
+                "reference": references[number].hex(),
+                "state": state,
+            }
+        )
+    results = vault.import_tokens(rows, operator="ann")
+    assert not results.errors
+    return [row["token"] for row in rows]
+
+
+@pytest.fixture
+def memory(local_keys: KeyStore) -> Iterator[MemoryTokenStore]:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(local_keys, store)
+        yield store
+
+
+@pytest.fixture
+def importing(local_keys: KeyStore, memory: MemoryTokenStore, clock: ManualClock) -> Iterator[tv.Vault]:
+    manager = tv.TokenRequestor(MANAGER, permissions={tv.Permission.MANAGE})
+    with open_vault(local_keys, memory, clock, requestors=(*REQUESTORS, manager)) as opened:
+        yield opened
+
+
+def not_its(vault: tv.Vault, token: str) -> None:
+    with pytest.raises(tv.PermissionDeniedError) as refused:
+        vault.delete(token, requestor=SHOP)
+    assert refused.value.code == "NOT_ITS_TOKEN"
+    last = vault.history(token)[-1]
+    assert (last.action, last.codes) == (Action.DELETE, ("NOT_ITS_TOKEN",))
+    assert vault.get(token).status is tv.TokenStatus.ACTIVE
+
+
+def test_a_source_s_holder_sees_and_ends_what_came_from_it_in_so_many_steps_and_no_more(
+    local_keys: KeyStore, memory: MemoryTokenStore, importing: tv.Vault
+) -> None:
+    tokens = chained(importing, local_keys, memory, range(-1, SOURCES_MAX + 1))
+    first, within, beyond = tokens[0], tokens[1:-1], tokens[-1]
+    assert len(within) == SOURCES_MAX
+    assert [info.token for info in importing.tokens_from(first, requestor=SHOP)] == within
+    not_its(importing, beyond)
+    assert importing.delete(within[-1], requestor=SHOP).status is tv.TokenStatus.DELETED
+
+
+def test_tokens_that_are_each_other_s_source_are_nobody_else_s(
+    local_keys: KeyStore, memory: MemoryTokenStore, importing: tv.Vault
+) -> None:
+    source, one, other = chained(importing, local_keys, memory, [-1, 2, 1])
+    assert importing.tokens_from(source, requestor=SHOP) == []
+    assert {info.token for info in importing.tokens_from(one)} == {one, other}
+    not_its(importing, one)
+
+
+def test_a_token_whose_source_is_nowhere_is_no_other_requestor_s_to_end(
+    local_keys: KeyStore, memory: MemoryTokenStore, importing: tv.Vault
+) -> None:
+    (token,) = chained(importing, local_keys, memory, [None])
+    not_its(importing, token)
+    assert importing.delete(token, requestor=MANAGER).status is tv.TokenStatus.DELETED

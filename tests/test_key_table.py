@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -30,6 +31,8 @@ from tokenvault.records.key_table import (
 )
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import META_VALUE_BYTES_MAX
+from tokenvault.stores.sqlite import file
+from tokenvault.vault import key_versions
 
 SEAL, FINGERPRINT, FPE, AUDIT = KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT
 MAC = Cmac(LocalBlockCipher(bytes(32)))
@@ -295,6 +298,62 @@ def test_a_planted_table_is_passed_over_and_the_genuine_one_counts(
     with vaults.open_vault(local_keys, store) as vault:
         assert issue(vault).token
     assert store._meta[following] == planted
+
+
+def test_a_table_under_an_audit_key_that_is_not_here_closes_the_vault(
+    local_keys: KeyStore, store: MemoryTokenStore
+) -> None:
+    """It may be genuine: what it says is not passed over for want of a key."""
+    last = names_of_tables(store)[-1]
+    table = KeyTable.parse(store._meta[last])
+    newer = table.with_readable(KeyName(AUDIT, 2), Custody.IN_PROCESS, bytes(8), 0)
+    newer = attrs.evolve(newer.with_primary(KeyName(AUDIT, 2)), number=table.number + 1)
+    store._meta[f"keys/{newer.number}"] = newer.encode(MAC)
+    with pytest.raises(
+        tv.KeyStoreError, match="under audit version 2, which this key store does not"
+    ) as refused:
+        vaults.open_vault(local_keys, store)
+    assert refused.value.code == "KEY_STORE_KEY_MISSING"
+    del store._meta[f"keys/{newer.number}"]
+    vaults.open_vault(local_keys, store).close()
+
+
+def test_a_database_has_so_many_key_tables_and_what_stands_in_their_names(
+    local_keys: KeyStore, store: MemoryTokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_versions, "TABLES_MAX", 3)
+    store._meta["keys/2"] = b"nonsense"
+    vaults.open_vault(local_keys, store).close()
+    store._meta["keys/3"] = b"nonsense"
+    with pytest.raises(tv.ConfigurationError, match="too many key tables") as refused:
+        vaults.open_vault(local_keys, store)
+    assert refused.value.code == "CONFIGURATION"
+
+
+def test_checkpoints_that_can_not_be_read_prove_no_key_where_the_table_is_gone(
+    local_keys: KeyStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "vault.db"
+    with closing(tv.open_token_store(f"sqlite:///{path}")) as store:
+        tv.provision(local_keys, store)
+        with vaults.open_vault(local_keys, store) as vault:
+            issue(vault)
+        with closing(sqlite3.connect(path)) as shell, shell:
+            shell.execute("DELETE FROM meta WHERE name LIKE 'keys/%'")
+            shell.execute("CREATE TABLE events_before AS SELECT number, body FROM events")
+            shell.execute("UPDATE events SET body = zeroblob(?)", (file._ROW_BYTES_MAX + 1,))
+        with pytest.raises(IntegrityError):
+            store.latest_checkpoints(1)
+        with pytest.raises(tv.ConfigurationError, match="under another audit key") as refused:
+            vaults.open_vault(local_keys, store)
+        assert refused.value.code == "KEYS_OF_OTHER_VAULT"
+        assert store.get_meta("keys/1") is None
+        with closing(sqlite3.connect(path)) as shell, shell:
+            shell.execute(
+                "UPDATE events SET body = (SELECT body FROM events_before AS b WHERE b.number = events.number)"
+            )
+            shell.execute("DROP TABLE events_before")
+        vaults.open_vault(local_keys, store).close()
 
 
 def test_a_key_store_without_any_key_says_what_to_run(local_keys: KeyStore, tmp_path: Path) -> None:

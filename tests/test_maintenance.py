@@ -27,6 +27,7 @@ from tokenvault.keys import KeyName, KeyPurpose, KeyStore
 from tokenvault.maintenance import awaited
 from tokenvault.records.key_table import KeyTable
 from tokenvault.stores.port import TokenStore
+from tokenvault.testing import FaultSchedule, FaultyKeyStore
 
 SEAL, FINGERPRINT, AUDIT = KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.AUDIT
 DELAY = timedelta(milliseconds=100)
@@ -86,6 +87,35 @@ def test_a_running_vault_reads_a_new_version_and_writes_under_it_once_it_is_prim
     noticed()
     token = issue(vault).token
     assert store.get([token])[0].key_version == 2
+
+
+class Lacking(FaultyKeyStore):
+    """A key store that has not got the later versions of a purpose, as a host where a key is not brought in yet."""
+
+    lacks: KeyPurpose | None = None
+
+    def versions(self, purpose: KeyPurpose) -> tuple[int, ...]:
+        found = super().versions(purpose)
+        return found[:1] if purpose is self.lacks else found
+
+
+@pytest.mark.parametrize("purpose", [SEAL, FINGERPRINT])
+def test_a_running_vault_that_lacks_the_key_others_write_under_does_nothing_until_it_has_it(
+    keys: KeyStore, store: TokenStore, purpose: KeyPurpose
+) -> None:
+    lacking = Lacking(keys, FaultSchedule())
+    with vaults.open_vault(lacking, store) as vault:
+        token = issue(vault).token
+        lacking.lacks = purpose
+        rotate(keys, store, purpose)
+        noticed()
+        for call in (lambda: issue(vault), lambda: vault.detokenize(token, use())):
+            with pytest.raises(tv.KeyStoreError, match=f"does not have the key {purpose.value}") as refused:
+                call()
+            assert refused.value.code == "KEY_STORE_KEY_MISSING"
+        assert len(all_records(store)) == 1
+        lacking.lacks = None
+        assert vault.detokenize(token, use()).pan.reveal() == VISA
 
 
 def test_a_version_that_nobody_added_is_not_used(keys: KeyStore, store: TokenStore) -> None:

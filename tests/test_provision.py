@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 import tokenvault as tv
+from tokenvault.keys import KeyStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.testing import FAIL, LOSE, FaultSchedule, FaultyKeyStore
 
 PROVISION = """
 import sys
@@ -82,3 +88,20 @@ def test_hosts_that_make_the_signing_pair_at_once_make_one(softhsm_uri: str) -> 
     assert signer is not None
     assert len(signer.sign(b"message")) == 64
     keys.close()
+
+
+def test_a_key_that_could_not_be_made_ends_provisioning_unless_another_process_made_it(
+    own_keys: KeyStore,
+) -> None:
+    for fault, failed in ((FAIL, True), (LOSE, False)):  # the second makes it, as another process would
+        with closing(MemoryTokenStore()) as store:
+            keys = FaultyKeyStore(own_keys, FaultSchedule([fault], calls={"create"}))
+            if failed:
+                with pytest.raises(tv.KeyStoreError):
+                    tv.provision(keys, store)
+                assert own_keys.versions(tv.KeyPurpose.SEAL) == ()
+                assert store.get_meta("keys/1") is None
+            else:
+                tv.provision(keys, store)
+                assert all(own_keys.versions(purpose) == (1,) for purpose in tv.KeyPurpose)
+                tv.Vault(own_keys, store).close()

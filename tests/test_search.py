@@ -21,6 +21,7 @@ from tests.vaults import ISSUER_ONLY, SHOP, STRANGER, issue, open_vault
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.testing.clock import ManualClock
+from tokenvault.vault import core
 from tokenvault.vault import search as searching
 
 Status = tv.TokenStatus
@@ -275,3 +276,19 @@ def test_a_changed_record_is_not_shown_as_found(local_keys: KeyStore) -> None:
                 store.replace([changed._replace(revision=changed.revision + 1)], [])
                 with pytest.raises(tv.IntegrityError):
                     vault.search(**wanted)
+
+
+def test_a_card_has_so_many_tokens_that_one_call_reads_and_one_requestor_s_are_told_all_the_same(
+    quick: tv.Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "CARD_PAGE", 2)
+    monkeypatch.setattr(core, "CARD_PAGES_MAX", 2)
+    card = card_number(77)
+    tokens = {issue(quick, card).token for _ in range(3)}
+    assert {info.token for info in quick.tokens_of(card)} == tokens
+    issue(quick, card, requestor=ISSUER_ONLY)
+    with pytest.raises(tv.TokenStoreError, match="this card has 4 tokens or more") as refused:
+        quick.tokens_of(card)
+    assert refused.value.code == "TOO_MANY_TOKENS"
+    assert card not in str(refused.value)
+    assert {info.token for info in quick.tokens_of(card, requestor=SHOP)} == tokens

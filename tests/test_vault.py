@@ -18,6 +18,7 @@ from tokenvault import maintenance
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.model.pan import luhn_check_digit, luhn_valid
+from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
@@ -593,3 +594,22 @@ def test_token_info_is_what_its_constructor_makes(vault: tv.Vault) -> None:
         assert hash(made) == hash(info)
         assert repr(made) == repr(info)
         assert list(vars(info)) == list(vars(made)) == fields
+
+
+def test_an_assurance_was_established_by_now_at_the_latest(local_keys: KeyStore, clock: ManualClock) -> None:
+    now = datetime.fromtimestamp(NOW_MS / 1_000, UTC)
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store, clock) as vault:
+        token = issue(vault).token
+        with pytest.raises(tv.InvalidInputError, match="at lies ahead") as refused:
+            vault.update_assurance(token, "12", at=now + timedelta(milliseconds=1))
+        assert refused.value.code == "ASSURANCE_AHEAD"
+        assert vault.get(token).assurance is None
+        assert len(vault.history(token)) == 1
+        assert vault.update_assurance(token, "12", at=now, operator="ann").assurance == "12"
+        last = vault.history(token)[-1]
+        assert (last.action, last.outcome, last.operator) == (Action.UPDATE_ASSURANCE, Outcome.DONE, "ann")
+        assert vault.update_assurance(token, "13", at=now - timedelta(days=1)).assurance == "13"
+        record, _ = KeyRing(local_keys).unseal(store.get([token])[0])
+        assert record.assurance_ms == NOW_MS - DAY_MS

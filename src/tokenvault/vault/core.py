@@ -300,7 +300,7 @@ class Core:
                 return
             after = rows[-1].token
         raise TokenStoreError(
-            f"this card has over {CARD_PAGE * CARD_PAGES_MAX} tokens: ask for one requestor's",
+            f"this card has {CARD_PAGE * CARD_PAGES_MAX} tokens or more: ask for one requestor's",
             code="TOO_MANY_TOKENS",
         )
 

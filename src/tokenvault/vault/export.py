@@ -106,7 +106,7 @@ async def _events(core: Core, call: Call) -> list[Event]:
     try:
         return [event for _, event in await genuine_events(core, rows, (call.number,))]
     except IntegrityError:
-        await call.deny(core, outcome=Outcome.TAMPERED)
+        await call.deny(core, reference=call.number, outcome=Outcome.TAMPERED)
         raise
 
 

@@ -205,10 +205,7 @@ class Guards:
 
     def locked_out(self, requestor: str) -> RequestorLockedOutError | None:
         """The answer to a requestor that is locked out, as far as is known here."""
-        known = self._known.get(requestor)
-        if known is None:
-            return None
-        now_ms = self._clock.now_ms()
+        known, now_ms = self._of(requestor), self._clock.now_ms()
         if now_ms < known.lock.until_ms:
             return _locked_out(known.lock.until_ms)
         if known.full and any(self._over(known, kind, now_ms) for kind in _ACCOUNTS):
