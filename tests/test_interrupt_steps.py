@@ -12,14 +12,16 @@ import dis
 import functools
 import queue
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
+import tokenvault as tv
 from tests.test_journal import EVENT, NoKeys
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
@@ -29,6 +31,7 @@ from tokenvault.runtime import close_all, run
 from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.pool import BlockingPool
 from tokenvault.stores.sqlite import pool as sqlite_pool
+from tokenvault.testing import a_record
 
 INSTRUCTIONS_MAX = 5_000
 
@@ -381,3 +384,44 @@ def test_use_of_a_postgresql_connection_interrupted_anywhere_loses_no_slot(
         close_all(lost)  # by the interpreter, which collects what was just opened and nobody holds
 
     assert at_every_instruction(work, check, POOLS, looked=True) > 20
+
+
+COPYING = {
+    "contextlib",
+    "psycopg._copy",
+    "psycopg.connection",
+    "psycopg.cursor",
+    "psycopg.transaction",
+    "tokenvault.stores.postgres.connection",
+    "tokenvault.stores.postgres.store",
+}
+
+
+class ImpatientLock:
+    """Raises where a lock would be waited for in vain."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        assert self._lock.acquire(timeout=5), "the connection is locked for good"
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+def test_a_batch_that_is_copied_and_interrupted_anywhere_leaves_no_connection_locked(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg's own transactions and copies hold its connection's lock while they hand over to a block."""
+    monkeypatch.setattr("psycopg.connection.Lock", ImpatientLock)
+    with closing(tv.open_token_store(postgres_url)) as store:
+        store.provision()
+        numbers = count()
+
+        def insert() -> None:
+            assert store.insert([a_record(next(numbers)) for _ in range(2)], []) == []
+
+        assert at_every_instruction(lambda: insert, insert, COPYING, looked=True) > 20

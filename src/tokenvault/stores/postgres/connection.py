@@ -10,14 +10,14 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 import psycopg
 from psycopg import AsyncRawCursor, RawCursor, generators, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import Format
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
@@ -29,6 +29,16 @@ from tokenvault.stores.postgres.errors import UNPREPARED, unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name, sound_result
 
 Rows = list[tuple[Any, ...]]
+
+_TRANSACTION: Final = (b"BEGIN", b"ROLLBACK", b"COMMIT")
+_SAVEPOINT: Final = (
+    b"SAVEPOINT tokenvault",
+    b"ROLLBACK TO SAVEPOINT tokenvault; RELEASE SAVEPOINT tokenvault",
+    b"RELEASE SAVEPOINT tokenvault",
+)
+_CAN_UNDO: Final = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+_COPY_BYTES: Final = 2**17
+"""What is sent before the socket is waited for: in larger pieces libpq takes longer."""
 
 _INTERVAL_SECONDS: Final = 0.1  # between looks at signals while waiting; psycopg's own
 
@@ -124,6 +134,41 @@ class Connection(ABC):
             self._checked.add(statement)
         return result
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """A transaction, in an `async with` block: undone where that fails. In one of the host's, a savepoint.
+
+        This and `copy` are not psycopg's, which hold its connection's lock while they hand over to the block: what
+        interrupts them there leaves the connection locked, and whoever uses it next waits for ever.
+        """
+        inside = self.connection.pgconn.transaction_status != TransactionStatus.IDLE
+        begin, undo, end = _SAVEPOINT if inside else _TRANSACTION
+        await self._tell(begin)
+        try:
+            yield
+        except BaseException:
+            if self.connection.pgconn.transaction_status in _CAN_UNDO:
+                await self._tell(undo)
+            raise
+        await self._tell(end)
+
+    async def _tell(self, command: bytes) -> None:
+        """Have the server execute what gives no rows."""
+        self.connection.pgconn.send_query(command)
+        for result in await self._results():
+            sound_result([result])
+
+    async def copy(self, copy: Copy) -> None:
+        """Copy rows into a table. Raises psycopg.Error."""
+        pgconn = self.connection.pgconn
+        pgconn.send_query(in_schema(copy.sql, self._schema))
+        (begun,) = await self._wait(generators.execute(pgconn))
+        if begun.status != ExecStatus.COPY_IN:
+            raise psycopg.errors.error_from_result(begun)
+        for start in range(0, len(copy.rows), _COPY_BYTES):
+            await self._wait(generators.copy_to(pgconn, copy.rows[start : start + _COPY_BYTES]))
+        await self._wait(generators.copy_end(pgconn, None))
+
     def server_speaks(self) -> bool:
         """Whether the server has sent something unasked: to an idle client that is only that it disconnects."""
         return self._poll is not None and bool(self._poll(0))
@@ -147,12 +192,8 @@ class Connection(ABC):
         """The rows of a statement that a connection runs once; none of a statement that gives none."""
 
     @abstractmethod
-    def transaction(self) -> AbstractAsyncContextManager[None]:
-        """A transaction, in an `async with` block: undone where that fails."""
-
-    @abstractmethod
-    async def copy(self, copy: Copy) -> None:
-        """Copy rows into a table."""
+    async def _wait(self, generator: PQGen[RV]) -> RV:
+        """What a generator of psycopg's returns, which says what its socket is to wait for."""
 
 
 class BlockingConnection(Connection):
@@ -167,28 +208,18 @@ class BlockingConnection(Connection):
         return cls(connection, address)
 
     async def _results(self) -> list[PGresult]:
+        return await self._wait(generators.execute(self.connection.pgconn))
+
+    async def _wait(self, generator: PQGen[RV]) -> RV:
         # Not Connection.wait: an interrupted connection is closed, so that nothing needs to be cancelled.
-        pgconn = self.connection.pgconn
-        return waiting.wait(
-            generators.execute(pgconn), pgconn.socket, _INTERVAL_SECONDS, self._answer_seconds
-        )
+        socket = self.connection.pgconn.socket
+        return waiting.wait(generator, socket, _INTERVAL_SECONDS, self._answer_seconds)
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
         cursor = RawCursor(self.connection, row_factory=tuple_row)
         cursor.execute(in_schema(sql, self._schema))
         return [] if cursor.rownumber is None else cursor.fetchall()
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """As in Connection."""
-        with self.connection.transaction():
-            yield
-
-    async def copy(self, copy: Copy) -> None:
-        """As in Connection."""
-        with RawCursor(self.connection).copy(in_schema(copy.sql, self._schema)) as rows:
-            rows.write(copy.rows)
 
 
 class LoopConnection(Connection):
@@ -220,16 +251,8 @@ class LoopConnection(Connection):
         await cursor.execute(in_schema(sql, self._schema))
         return [] if cursor.rownumber is None else await cursor.fetchall()
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """As in Connection."""
-        async with self.connection.transaction():
-            yield
-
-    async def copy(self, copy: Copy) -> None:
-        """As in Connection."""
-        async with AsyncRawCursor(self.connection).copy(in_schema(copy.sql, self._schema)) as rows:
-            await rows.write(copy.rows)
+    async def _wait(self, generator: PQGen[RV]) -> RV:
+        return await self.connection.wait(generator)
 
     def close(self) -> None:
         """As in Connection."""

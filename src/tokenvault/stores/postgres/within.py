@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import generators
+from psycopg.abc import RV, PQGen
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
@@ -42,8 +43,11 @@ class HeldLoopConnection(LoopConnection):
         Connection.__init__(self, connection, address)  # its socket stays with psycopg
 
     async def _results(self) -> list[PGresult]:
+        return await self._wait(generators.execute(self.connection.pgconn))
+
+    async def _wait(self, generator: PQGen[RV]) -> RV:
         async with asyncio.timeout(self._answer_seconds):
-            return await self.connection.wait(generators.execute(self.connection.pgconn))
+            return await self.connection.wait(generator)
 
 
 class Held:
