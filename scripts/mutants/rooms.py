@@ -119,6 +119,7 @@ _AUDIT_TESTS: Final = (
     "test_batch_event.py",
     "test_batches.py",
     "test_purge_note.py",
+    "test_purge_verification.py",
     "test_strict_parsing.py",
     "test_verification_edges.py",
 )
