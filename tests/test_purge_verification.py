@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 import pytest
@@ -186,12 +187,29 @@ def run(first: int, last: int, *, roots: bool = True) -> Run:
 def test_a_stream_is_walked_to_the_first_number_of_which_there_is_neither_an_event_nor_a_hash(
     local_keys: KeyStore, rows: list[int], runs: list[Run], walked: list[object]
 ) -> None:
-    store = MemoryTokenStore()
-    for number in rows:  # below 0: malformed
+    found = [item[:2] if isinstance(item, Run) else item.number for item in walking(local_keys, rows, runs)]
+    assert found == walked
+
+
+def walking(
+    keys: KeyStore, rows: list[int], runs: list[Run], store: MemoryTokenStore | None = None
+) -> Iterator[Run | SealedEvent]:
+    """A walk through rows of these numbers, where those below 0 are malformed, and runs."""
+    store = store or MemoryTokenStore()
+    for number in rows:
         at = abs(number)
         store._events[STREAM, at] = SealedEvent(STREAM, at, b"", b"", bytes(16 if number > 0 else 15))
-    purged = Purges(store, TrustedKeys(local_keys, None), lambda _: {}).of(STREAM)
+    purged = Purges(store, TrustedKeys(keys, None), lambda _: {}).of(STREAM)
     for each in runs:
         purged.add(PurgeNote((each,)))
-    found = [item[:2] if isinstance(item, Run) else item.number for item in purged.walk()]
-    assert found == walked
+    return purged.walk()
+
+
+@pytest.mark.parametrize(("rows", "behind"), [([1, 2, 4], 0), ([2, 3], 0), ([1, 2, -3, 4], 2)])
+def test_nothing_is_read_behind_the_first_number_that_is_missing(
+    local_keys: KeyStore, rows: list[int], behind: int
+) -> None:
+    store = MemoryTokenStore()
+    with mock.patch.object(store, "events", wraps=store.events) as ask:
+        list(walking(local_keys, rows, [], store))
+    assert max(each.kwargs["after"] for each in ask.call_args_list) == behind
