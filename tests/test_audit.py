@@ -19,6 +19,7 @@ import tokenvault.audit.verify.misplaced
 from tests import vaults
 from tests.vaults import VISA, issue, use
 from tokenvault import FindingKind
+from tokenvault.audit.event import Event, Outcome
 from tokenvault.audit.verify.pages import stream_pages
 from tokenvault.audit.verify.trusted_keys import TrustedKeys
 from tokenvault.keys import KeyStore
@@ -327,6 +328,47 @@ def test_a_stream_that_differs_from_its_anchor_keeps_the_anchor(shell: Shell) ->
     report = shell.verify(since=json.dumps(anchor))
     assert [(each.kind, each.stream) for each in report.findings] == [(FindingKind.EDITED, name)]
     assert json.loads(report.anchor()) == anchor
+
+
+WRONG_SHAPES: dict[str, bytes] = {"mac": bytes(15), "reference": bytes(15), "body": bytes(2**20 + 1)}
+
+
+@pytest.mark.parametrize("column", WRONG_SHAPES)
+@pytest.mark.parametrize("given", ["keys", "public key"])
+def test_an_event_of_another_shape_is_named_at_its_number_and_those_behind_it_are_read(
+    shell: Shell, column: str, given: str
+) -> None:
+    stream = shell.streams[0]
+    (number,) = [  # it changed no record
+        row.number
+        for row in (SealedEvent(*fields) for fields in shell.sql.execute(
+            "SELECT stream, number, reference, body, mac FROM events WHERE stream = ?", (stream,)
+        ))
+        if Event.parse(row).outcome is Outcome.DENIED and row.number > 8
+    ]  # fmt: skip
+    arguments: dict[str, Any] = {} if given == "keys" else public(shell)
+    before = shell.verify(**arguments)
+    shell.change(stream, number, column, WRONG_SHAPES[column])
+    report = shell.verify(**arguments)
+    assert [(each.kind, each.stream, each.number, each.last) for each in report.findings] == [
+        (FindingKind.EDITED, stream.hex(), number, None)
+    ]
+    assert report.findings[0].message == "this row has another shape than was written"
+    assert (report.events, report.checkpoints) == (before.events - 1, before.checkpoints)
+
+
+def test_an_event_of_another_shape_that_another_stream_refers_to_is_another_one(shell: Shell) -> None:
+    stream = shell.streams[0]
+    end = shell.numbers(stream)[-1]
+    shell.change(stream, end, "mac", bytes(15))
+    report = shell.verify()
+    assert [(each.kind, each.stream, each.number, each.message) for each in report.findings] == [
+        (FindingKind.EDITED, stream.hex(), end, message)
+        for message in (
+            "this row has another shape than was written",
+            "another stream refers to an event here, which is another one",
+        )
+    ]
 
 
 def test_malformed_events_are_each_named_and_cost_few_reads(shell: Shell) -> None:

@@ -13,6 +13,7 @@ import tokenvault as tv
 from tests import vaults
 from tests.vaults import issue, use
 from tokenvault import FindingKind, Grade
+from tokenvault.audit import open_ends
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
@@ -194,6 +195,24 @@ def test_a_named_end_costs_one_read_and_a_closed_stream_none(local_keys: KeyStor
         assert ask.call_count == 5
         vault.close()
     assert ask.call_count == 5 + 3 * 5
+
+
+def test_a_checkpoint_looks_for_as_many_ends_as_it_names_and_the_next_one_for_the_others(
+    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_ends, "OPEN_ENDS_MAX", 2)
+    crash = Crash(local_keys, 5)
+    ends = crash.ends()
+    with mock.patch.object(crash.store, "events", wraps=crash.store.events) as ask:
+        vault = crash.open()
+        issue(vault)
+        assert {each.kwargs["stream"] for each in ask.call_args_list} == set(sorted(ends)[:2])
+        assert crash.unseen(ends) == 3
+        vault.close()
+    assert crash.unseen(ends) == 1
+    with crash.open() as vault:
+        issue(vault)
+    assert crash.unseen(ends) == 0
 
 
 def test_until_the_next_vault_what_no_checkpoint_covers_is_counted_by_stream(

@@ -54,6 +54,26 @@ def test_a_row_numbered_below_1_is_named_in_postgresql(
         assert (finding.kind, finding.stream, finding.number) == (FindingKind.INSERTED, stream.hex(), None)
 
 
+@pytest.mark.parametrize("mac", [15, 16])
+def test_a_row_planted_in_the_place_of_the_next_event_costs_that_event_and_is_named(
+    database: Database, mac: int
+) -> None:
+    """Of whatever shape: the vault goes on behind it, and never writes its number."""
+    vault = open_vault(database.keys, database.store)
+    token = issue(vault).token
+    stream = max(database.store.streams())
+    planted = len(database.store.events(stream)) + 1
+    database.plant(stream, planted, b"", mac)
+    with pytest.raises(tv.TokenStoreError) as refused:
+        vault.detokenize(token, use(1))
+    assert refused.value.code == "STORE_EVENT_EXISTS"
+    for number in (2, 3):
+        vault.detokenize(token, use(number))
+    assert [event.transaction_id for event in vault.history(token)] == [None, "tx-2", "tx-3"]
+    vault.close()
+    assert database.found() == [(FindingKind.EDITED, stream.hex(), planted)]
+
+
 def test_planted_rows_do_not_keep_a_tokens_history_from_being_read(database: Database) -> None:
     """They are left out, whatever their shape, and pages count the others."""
     vault = open_vault(database.keys, database.store)

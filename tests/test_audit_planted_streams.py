@@ -13,7 +13,7 @@ import pytest
 import tokenvault as tv
 from tests.test_audit import open_vault
 from tests.vaults import issue, use
-from tokenvault import FindingKind
+from tokenvault import FindingKind, Grade
 from tokenvault.audit.event import Event
 from tokenvault.keys import KeyStore
 from tokenvault.stores.sqlite.store import SqliteTokenStore
@@ -63,11 +63,17 @@ def sixty_four(database: Database, reference: bytes | None) -> None:
         database.plant(FIRST + os.urandom(8), reference=reference)
 
 
+def plant_large(database: Database) -> None:
+    database.plant(FIRST * 2)
+    database.sql.execute("UPDATE events SET body = zeroblob(10000000) WHERE stream = ?", (FIRST * 2,))
+
+
 PLANTED: dict[str, Callable[[Database], None]] = {
     "checkpoints": lambda database: sixty_four(database, None),
     "streams without a checkpoint": lambda database: sixty_four(database, b""),
     "a malformed row": lambda database: database.plant(FIRST * 2, mac=1),
     "a name of another length": lambda database: database.plant(FIRST * 3),
+    "a row too large to be read": plant_large,
     "a number below 1": lambda database: database.plant(FIRST * 2, number=-1),
     "a row that poses as a stream's checkpoint": lambda database: database.plant(
         FIRST * 2, reference=max(database.store.streams())
@@ -89,6 +95,20 @@ def test_rows_planted_while_a_checkpoint_was_written_are_found_though_they_are_g
     assert tv.verify_audit(database.store, keys=database.keys, since=seen).intact, (
         "noted once: the next verification goes on from there"
     )
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 17, 24])
+def test_a_stream_with_a_name_of_another_length_is_named_and_the_others_are_verified(
+    database: Database, length: int
+) -> None:
+    (own,) = database.store.streams()
+    planted = b"\xff" * length
+    database.plant(planted)
+    report = tv.verify_audit(database.store, keys=database.keys)
+    assert [(each.kind, each.stream, each.number, each.grade) for each in report.findings] == [
+        (FindingKind.EDITED, planted.hex(), None, Grade.WRONG)
+    ]
+    assert (report.streams, list(report.uncovered)) == (1, [own.hex()])
 
 
 @pytest.mark.parametrize("planted", ["a malformed row", "a name of another length", "a number below 1"])

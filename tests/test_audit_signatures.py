@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tokenvault as tv
 from tests.test_audit import LIMITED, Shell, open_vault, public, work
@@ -18,6 +21,10 @@ from tokenvault.audit.macs import AuditKeys
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import SealedEvent
 from tokenvault.stores.sqlite.store import SqliteTokenStore
+
+
+def der(key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 class Silent:
@@ -42,6 +49,18 @@ class Silent:
         if self.away or self.found is None:
             raise tv.KeyStoreError("the module is away")
         return self.found.sign(message)
+
+
+class Other(Silent):
+    """A key store whose signer has another kind of key."""
+
+    def __init__(self, keys: KeyStore, key: bytes) -> None:
+        super().__init__(keys)
+        self.key = key
+
+    @property
+    def public_key(self) -> bytes:
+        return self.key
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +148,63 @@ def test_a_wrong_signature_under_a_right_mac_is_named_at_its_number(shell: Shell
     shell.change(stream, number, "mac", AuditKeys(shell.keys).tag(leaf_of(edited)))
     for arguments in ({}, public(shell)):
         assert (FindingKind.EDITED, stream.hex(), number) in shell.findings(**arguments)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\1", b"\2", b"\xff" * 60, b"\1" + bytes(40)], ids=["nothing", "1", "2", "255", "zeros"]
+)
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_an_event_that_can_not_be_read_is_named_without_keys_too(
+    shell: Shell, body: bytes, checkpoint: bool
+) -> None:
+    """By the checkpoint that commits to it, and by the index, to which it states nothing."""
+    stream = shell.streams[0]
+    _, before, after, *_ = checkpoints(shell, stream)
+    number = before if checkpoint else before + 1
+    shell.change(stream, number, "body", body)
+    first = 1 if checkpoint else before
+    found = [
+        (each.kind, each.stream, each.number, each.last)
+        for each in shell.verify(**public(shell)).findings
+        if each.stream is not None
+    ]
+    assert found == [
+        (FindingKind.EDITED, stream.hex(), first, after - 1),
+        (FindingKind.EDITED, stream.hex(), number, None),
+    ]
+
+
+def test_an_event_about_its_own_stream_that_is_no_checkpoint_counts_for_none(shell: Shell) -> None:
+    """Without keys, somebody may have put any event in a checkpoint's place."""
+    stream = shell.streams[0]
+    _, before, *_ = checkpoints(shell, stream)
+    count = shell.verify(**public(shell)).checkpoints
+    (body,) = shell.sql.execute(
+        "SELECT body FROM events WHERE stream = ? AND number = ?", (stream, before + 1)
+    ).fetchone()
+    shell.change(stream, before, "body", body)
+    report = shell.verify(**public(shell))
+    assert report.checkpoints == count - 1
+    assert (FindingKind.EDITED, stream.hex(), 1) in [(f.kind, f.stream, f.number) for f in report.findings]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"", b"no key",
+        der(ec.generate_private_key(ec.SECP384R1()).public_key()),
+        der(ec.generate_private_key(ec.SECP256K1()).public_key()),
+        der(ed25519.Ed25519PrivateKey.generate().public_key()),
+    ],
+    ids=["nothing", "no DER", "P-384", "secp256k1", "Ed25519"],
+)  # fmt: skip
+def test_a_signer_whose_key_is_none_of_p_256_is_not_trusted(shell: Shell, key: bytes) -> None:
+    other: Any = Other(shell.keys, key)
+    with pytest.raises(
+        tv.InvalidInputError, match=r"^a public key of a signer is one of P-256 in DER$"
+    ) as refused:
+        shell.verify(keys=other)
+    assert refused.value.code == "INVALID_INPUT"
 
 
 def test_a_stream_planted_as_a_whole_is_named(shell: Shell) -> None:

@@ -357,6 +357,26 @@ def test_a_closing_checkpoint_fills_what_conflicts_left_free(local_keys: KeyStor
     assert vault_is_closed(store)
 
 
+def test_the_numbers_of_a_flow_that_was_interrupted_before_it_sealed_go_to_the_next_event(
+    local_keys: KeyStore,
+) -> None:
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    vault = open_vault(local_keys, store, 1_000)
+    issue(vault)
+    journal = vault._core.trail.journal  # type: ignore[union-attr] # it is open
+    event = Event(time_ms=NOW_MS, action=Action.LOOK_UP, outcome=Outcome.DENIED)
+    for _ in range(2):
+        journal.begin(journal.entry(event), NOW_MS).over = True
+    issue(vault)
+    assert [row.number for row in rows_of(store)] == [1, 2, 3]
+    vault.close()
+    report = tv.verify_audit(store, keys=local_keys)
+    assert report.intact
+    assert report.gaps == 0
+    assert vault_is_closed(store)
+
+
 def test_numbers_lost_with_a_killed_process_are_gaps_of_grade_open(local_keys: KeyStore) -> None:
     store = MemoryTokenStore()
     tv.provision(local_keys, store)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenvault.audit import position
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.position import GAPS_MAX, Place, Position, parse_position
+from tokenvault.audit.purge_note import PurgedRuns, PurgeNote, Run
 from tokenvault.errors import IntegrityError, InvalidInputError
 
 A, B, C = (bytes([byte]) * 16 for byte in b"abc")
@@ -40,6 +41,16 @@ def test_a_number_that_can_not_be_read_joins_the_gap_before_it() -> None:
     place = Place().with_row(1).with_unreadable(2).with_unreadable(3).with_row(4).with_unreadable(5)
     assert (place.last, place.gaps) == (5, ((2, 3), (5, 5)))
     assert Place().with_unreadable(1) == Place(last=1, gaps=((1, 1),))
+
+
+def test_what_a_purge_took_out_is_no_gap_and_what_is_missing_around_it_is() -> None:
+    purged = PurgedRuns()
+    purged.add(PurgeNote((Run(3, 4, ()), Run(7, 8, ()))))
+    assert Place(last=1).without_purged(10, purged) == Place(last=8, gaps=((2, 2), (5, 6)))
+    assert Place(last=1).without_purged(10, purged).with_row(10).gaps == ((2, 2), (5, 6), (9, 9))
+    assert Place(last=3, gaps=((2, 2),)).without_purged(8, purged) == Place(last=7, gaps=((2, 2), (5, 6)))
+    assert Place(last=2).without_purged(6, purged) == Place(last=4)
+    assert Place(last=8).without_purged(10, purged) == Place(last=8)
 
 
 def test_lines_of_a_row_count_until_the_row_is_read() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 
+from tokenvault.audit import journal as journals
+from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.macs import AuditKeys
@@ -88,3 +90,34 @@ def test_no_event_follows_a_closing_checkpoint_though_its_thread_found_the_strea
     assert closing.checkpoint.closes == (not found_open)
     assert (later.stream is first.stream) == found_open
     assert begin(journal).stream is later.stream
+
+
+def test_what_is_remembered_of_other_streams_has_a_bound_beyond_which_references_are_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journals, "_REFERENCED_MAX", 3)
+    journal = Journal(NoKeys(), CheckpointPolicy(events=1))
+    a, b, c, d = (SealedEvent(bytes([byte]) * 16, 5, b"", b"", bytes(16)) for byte in b"abcd")
+
+    def referred_to(*latest: SealedEvent) -> tuple[str, str]:
+        """The streams that the next checkpoint refers to, and those of which it is known where their end was."""
+        entry = journal.entry(EVENT)
+        journal.begin(entry, EVENT.time_ms, checkpoint=True)
+        entry.looked_behind[latest[-1].stream] = latest[-1].number
+        journal.seal(entry, EVENT.time_ms, latest)
+        journal.written(entry)
+        journal.written(begin(journal))  # so that a checkpoint is due
+        assert entry.checkpoint is not None
+        named = [each.stream for each in entry.checkpoint.cross_references]
+        return letters(named), letters(entry.stream.looked_behind)
+
+    def letters(streams: Iterable[bytes]) -> str:
+        return "".join(stream[:1].decode() for stream in sorted(streams))
+
+    assert referred_to(a, b) == ("ab", "b")
+    assert referred_to(a, b, c) == ("c", "bc")
+    assert referred_to(b, c, a) == ("", "abc")
+    assert referred_to(a, b, c, d) == ("d", "d"), "there are too many: those before are forgotten"
+    assert referred_to(d, a) == ("a", "ad")
+    assert referred_to(d, b) == ("b", "abd")
+    assert referred_to(a, b, d) == ("", "abd")

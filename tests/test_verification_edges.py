@@ -110,6 +110,30 @@ def test_a_trail_that_grows_between_any_two_reads_is_intact(local_keys: KeyStore
     assert report.streams == 1 + 2 * GROWTH_MAX
 
 
+def test_an_index_with_a_row_of_another_shape_is_named_and_all_the_rest_is_verified(
+    local_keys: KeyStore,
+) -> None:
+    """As a store may give it that does not look at what is there: nothing is said of the events by it."""
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    with vaults.open_vault(local_keys, store) as vault:
+        reference = bytes.fromhex(issue(vault).reference)
+    (stream,) = store.streams()
+    store._index[reference].insert(0, (bytes(16), stream, 0))
+    store._records, store._tokens = {}, []
+    found = tv.verify_audit(store, keys=local_keys).findings
+    assert [(each.kind, each.stream, each.number, each.reference, each.message) for each in found] == [
+        (
+            FindingKind.EDITED, None, None, None,
+            "a row of the index has another shape than was written: it was not verified",
+        ),
+        (
+            FindingKind.RECORD_REMOVED, None, None, reference.hex(),
+            "events tell of this token, and its record is not there",
+        ),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def database(local_keys: KeyStore, tmp_path: Path) -> Iterator[Database]:
     opened = Database(tmp_path / "vault.db", local_keys)

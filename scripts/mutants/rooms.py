@@ -91,6 +91,7 @@ _VAULT_TESTS: Final = (
 )
 _AUDIT_TESTS: Final = (
     "test_audit.py",
+    "test_archive.py",
     "test_audit_notes.py",
     "test_ocsf.py",
     "test_audit_payloads.py",
@@ -115,7 +116,12 @@ _AUDIT_TESTS: Final = (
     "test_guesses.py",
     "test_risk.py",
     "test_tampering.py",
+    "test_batch_event.py",
     "test_batches.py",
+    "test_purge_note.py",
+    "test_purge_verification.py",
+    "test_strict_parsing.py",
+    "test_verification_edges.py",
 )
 _RECORDS_TESTS: Final = (
     "test_records.py",

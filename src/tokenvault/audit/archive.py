@@ -130,7 +130,7 @@ class ArchiveFile:
         try:
             self._begin(path)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def _begin(self, path: Path) -> None:
@@ -176,7 +176,7 @@ class ArchiveFile:
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(OSError):  # what was appended is on the disk
+        with suppress(OSError):  # what was appended is on the disk; what found no room there is tried again
             self._file.close()
 
 
@@ -186,7 +186,7 @@ class ArchiveReader:
     def __init__(self, path: Path) -> None:
         self._places: Final = ArchivePlaces()
         try:
-            self._file: Final = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
+            self._file: Final = path.open("rb")
         except OSError as error:
             raise _refused(error) from None
         try:

@@ -276,8 +276,6 @@ class BatchEvent(NamedTuple):
         """The event with the notes of its uses. Raises as `read`."""
         count = len(self.references)
         (set_count,) = _SETS.unpack(reader.take(_SETS.size))
-        if not 0 < set_count <= count:
-            raise ValueError(MALFORMED)
         counted = tuple([read_keys(reader) for _ in range(set_count)])
         counted_of = _column(reader, count, ">u2") if set_count > 1 else np.zeros(count)
         notes = np.frombuffer(reader.take(count * NOTE.size), NOTE_COLUMN)

@@ -128,6 +128,6 @@ class Purged(PurgedRuns):
                     return
             if isinstance(page, int):
                 return
-        while (run_at := self.at(following)) is not None and run_at.first == following and run_at.roots:
+        while (run_at := self.at(following)) is not None and run_at.roots:
             yield run_at
             following = run_at.last + 1
