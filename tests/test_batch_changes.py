@@ -422,6 +422,22 @@ def test_a_requestor_that_guesses_in_a_chunk_changes_nothing_more_in_it(local_ke
         ]
 
 
+def test_a_requestor_that_guesses_cards_in_a_chunk_learns_of_no_card_more_in_it(
+    local_keys: KeyStore,
+) -> None:
+    """Neither that one has tokens, nor that one of these can not have the new card."""
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    with open_vault(local_keys, store, ManualClock(NOW_MS), guard=tv.Guard(misses=2)) as vault:
+        spoiled = issue(vault, VISA, domain=tv.Domain(merchants={f"M-{NEW_CARD}"}))
+        cards = ("5105105105105100", "4012888888881881", VISA, "5105105105105100", MASTERCARD)
+        changed = vault.update_card_many([(card, {"new_pan": NEW_CARD}) for card in cards], requestor=SHOP)
+        assert [getattr(each, "code", "") for each in changed] == [
+            "CARD_HAS_NO_TOKEN", "CARD_HAS_NO_TOKEN", *["REQUESTOR_LOCKED_OUT"] * 3,
+        ]  # fmt: skip
+        assert vault.get(spoiled.token) == spoiled
+
+
 def test_cards_with_more_tokens_than_an_event_lists_fail_and_none_of_these_is_changed(
     pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
