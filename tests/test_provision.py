@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,16 +187,17 @@ def others_keys(tmp_path: Path, quick_scrypt: None) -> Iterator[KeyStore]:
 
 
 def test_a_database_of_other_keys_is_not_provisioned_and_none_is_made_by_either_face(
-    own_keys: KeyStore, others_keys: KeyStore, tmp_path: Path
+    own_keys: KeyStore, others_keys: KeyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the others are there, and where there is no key at all."""
+    """Nor is a signing pair; where the others are there, and where there is no key at all."""
     url = f"sqlite:///{tmp_path}/vault.db"
     with closing(tv.open_token_store(url)) as store:
         tv.provision(own_keys, store)
         for others in (False, True):
             if others:
                 tv.provision(others_keys, tv.open_token_store("memory:"))
-            failed = []
+            failed, pairs = [], list[None]()
+            monkeypatch.setattr(others_keys, "create_signer", partial(pairs.append, None))
             with pytest.raises(tv.TokenVaultError) as raised:
                 tv.provision(others_keys, store)
             failed.append(raised.value)
@@ -215,6 +217,7 @@ def test_a_database_of_other_keys_is_not_provisioned_and_none_is_made_by_either_
             for error in failed:
                 assert error.code == ("KEYS_OF_OTHER_VAULT" if others else "KEY_MISSING")
                 assert_silent(error)
+            assert not pairs
             made = (1,) if others else ()
             assert [others_keys.versions(purpose) for purpose in tv.KeyPurpose][:2] == [made] * 2
         tv.Vault(own_keys, store).close()
