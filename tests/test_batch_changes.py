@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests.strategies import NOW_MS
-from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, issue, open_vault
+from tests.vaults import ACQUIRER, MASTERCARD, SHOP, VISA, batch_events, issue, open_vault
+from tokenvault.audit.batch_event import items, parse
+from tokenvault.audit.event import Action, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.testing.clock import ManualClock
@@ -241,6 +243,61 @@ def test_cards_that_are_renewed_into_one_another_end_as_by_single_calls(
     assert told[0] == told[1]
 
 
+def test_a_card_with_a_token_that_was_tampered_with_fails_alone(pair: tuple[Scene, Scene]) -> None:
+    """With what the single call says of it; the other cards of its chunk are changed."""
+    scene = pair[0]
+    with pytest.raises(tv.IntegrityError) as alone:
+        scene.vault.update_card(VISA, expiry="2034-01")
+    first, second = scene.vault.update_card_many(
+        [(VISA, {"expiry": "2034-01"}), (MASTERCARD, {"expiry": "2034-02"})]
+    )
+    assert isinstance(first, tv.IntegrityError)
+    assert (first.code, str(first)) == (alone.value.code, str(alone.value))
+    assert isinstance(second, list)
+    assert [str(info.card_expiry) for info in second] == ["2034-02"]
+    assert str(scene.vault.get(scene.names["of the shop"]).card_expiry) == "2029-12"
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("by", [None, SHOP])
+def test_a_card_that_one_of_its_tokens_can_not_have_is_put_behind_none_of_them(
+    local_keys: KeyStore, place: str, by: str | None
+) -> None:
+    """Singly and in a batch alike: the answer, what the tokens lead to, and what is noted."""
+    told: list[object] = []
+    for many in (False, True):
+        store = MemoryTokenStore()
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store, ManualClock(NOW_MS)) as vault:
+            while True:  # until the one that refuses comes first by its token, or last
+                spoiled = issue(vault, VISA, domain=tv.Domain(merchants={f"M-{NEW_CARD}"}))
+                free = issue(vault, VISA)
+                if (spoiled.token < free.token) == (place == "first"):
+                    break
+                vault.delete(spoiled.token)
+                vault.delete(free.token)
+            answer: object
+            try:
+                if many:
+                    (answer,) = vault.update_card_many([(VISA, {"new_pan": NEW_CARD})], requestor=by)
+                else:
+                    answer = vault.update_card(VISA, new_pan=NEW_CARD, requestor=by)
+            except tv.InvalidInputError as error:
+                answer = error
+            assert isinstance(answer, tv.InvalidInputError)
+            assert [info.last4 for info in map(vault.get, (spoiled.token, free.token))] == [VISA[-4:]] * 2
+            noted = [
+                [
+                    (event.action, event.outcome, event.codes, event.requestor)
+                    for event in vault.history(name)[1:]
+                ]
+                for name in (spoiled.token, free.token)
+            ]
+            assert noted == [[(Action.UPDATE_CARD, Outcome.DENIED, ("CARD_NUMBER_IN_TEXT",), by)], []]
+            told.append((answer.code, str(answer), noted))
+    assert told[0] == told[1]
+
+
 def test_a_round_that_fails_costs_those_before_it_nothing(
     pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,3 +369,117 @@ def test_a_chunk_that_others_keep_changing_fails_as_a_whole_and_writes_nothing(
     assert isinstance(done[0], tv.ConflictError)
     monkeypatch.setattr(MemoryTokenStore, "_replace", replace)
     assert scene.vault.get(token).customer is None
+
+
+# Rows that no vault wrote, requestors that are locked out, chunks that are too large.
+
+
+def test_a_row_that_the_store_refuses_fails_its_item_as_tampered_and_no_other(
+    pair: tuple[Scene, Scene],
+) -> None:
+    """Found by its token or by its reference; as where a column was cut short."""
+    scene = pair[0]
+    first, second = scene.names["of the shop"], issue(scene.vault, MASTERCARD)
+    kept = scene.names["by reference"]
+    for token in (first, second.token):
+        scene.store._records[token] = scene.store._records[token]._replace(seal=b"short")
+    names = [first, kept, second.reference]
+    deleted = scene.vault.delete_many(names, operator="ann")
+    got = scene.vault.get_many(names)
+    for results in (deleted, got):
+        assert [getattr(each, "code", "") for each in results] == ["INTEGRITY", "", "INTEGRITY"]
+        assert [type(each) for each in results] == [tv.IntegrityError, tv.TokenInfo, tv.IntegrityError]
+        assert "columns of other types or lengths" in str(results[0])
+    events = [parse(row) for row in batch_events(scene.store)]
+    assert len(events) == 1, "looking at tokens is not noted"
+    noted = [(item.outcome, item.reference.hex(), item.revision, item.operator) for item in items(events[0])]
+    assert noted == [
+        (Outcome.TAMPERED, "", 0, "ann"),
+        (Outcome.DONE, kept, 2, "ann"),
+        (Outcome.TAMPERED, "", 0, "ann"),
+    ]
+
+
+def test_a_requestor_that_guesses_in_a_chunk_changes_nothing_more_in_it(local_keys: KeyStore) -> None:
+    """Each further item is refused and noted as one of a requestor that is locked out, also of a token of its own."""
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    with open_vault(local_keys, store, ManualClock(NOW_MS), guard=tv.Guard(misses=2)) as vault:
+        own, before = issue(vault), issue(vault)
+        names = [before.token, *(f"{9999990000000000 + number}" for number in range(3)), own.token]
+        changed = vault.delete_many(names, requestor=SHOP, operator="ann")
+        assert [getattr(each, "code", "") for each in changed] == [
+            "", "TOKEN_NOT_FOUND", "TOKEN_NOT_FOUND", "REQUESTOR_LOCKED_OUT", "REQUESTOR_LOCKED_OUT",
+        ]  # fmt: skip
+        assert vault.get(own.token) == own
+        (event,) = [parse(row) for row in batch_events(store)]
+        assert [(item.outcome, item.codes, item.reference, item.operator) for item in items(event)] == [
+            (Outcome.DONE, (), bytes.fromhex(before.reference), "ann"),
+            (Outcome.NOT_FOUND, (), b"", "ann"),
+            (Outcome.NOT_FOUND, (), b"", "ann"),
+            (Outcome.DENIED, ("REQUESTOR_LOCKED_OUT",), b"", "ann"),
+            (Outcome.DENIED, ("REQUESTOR_LOCKED_OUT",), b"", "ann"),
+        ]
+
+
+def test_a_requestor_that_guesses_cards_in_a_chunk_learns_of_no_card_more_in_it(
+    local_keys: KeyStore,
+) -> None:
+    """Neither that one has tokens, nor that one of these can not have the new card."""
+    store = MemoryTokenStore()
+    tv.provision(local_keys, store)
+    with open_vault(local_keys, store, ManualClock(NOW_MS), guard=tv.Guard(misses=2)) as vault:
+        spoiled = issue(vault, VISA, domain=tv.Domain(merchants={f"M-{NEW_CARD}"}))
+        cards = ("5105105105105100", "4012888888881881", VISA, "5105105105105100", MASTERCARD)
+        changed = vault.update_card_many([(card, {"new_pan": NEW_CARD}) for card in cards], requestor=SHOP)
+        assert [getattr(each, "code", "") for each in changed] == [
+            "CARD_HAS_NO_TOKEN", "CARD_HAS_NO_TOKEN", *["REQUESTOR_LOCKED_OUT"] * 3,
+        ]  # fmt: skip
+        assert vault.get(spoiled.token) == spoiled
+
+
+def test_cards_with_more_tokens_than_an_event_lists_fail_and_none_of_these_is_changed(
+    pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The border: as many tokens as an event lists are changed."""
+    scene = pair[0]
+    scene.store._records[scene.genuine.token] = scene.genuine
+    have = len(scene.vault.tokens_of(VISA))
+    monkeypatch.setattr(batch_change, "ITEMS_MAX", have)
+    both: list[Any] = [(VISA, {"expiry": "2034-01"}), (MASTERCARD, {"expiry": "2034-01"})]
+    refused = scene.vault.update_card_many(both)
+    for each in refused:
+        assert isinstance(each, tv.InvalidInputError)
+        assert (each.code, "change them one by one" in str(each)) == ("INVALID_INPUT", True)
+    for pan in (VISA, MASTERCARD):
+        assert {str(info.card_expiry) for info in scene.vault.tokens_of(pan)} == {"2029-12"}
+    (changed,) = scene.vault.update_card_many(both[:1])
+    assert isinstance(changed, list)
+    assert [str(info.card_expiry) for info in changed] == ["2034-01"] * have
+
+
+def test_a_token_that_only_looks_like_a_str_is_refused_item_by_item(pair: tuple[Scene, Scene]) -> None:
+    """It could compare unlike its digits, so that the look-up and the answer mean two tokens."""
+
+    class Sly(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return hash("9" * 16)
+
+    scene = pair[0]
+    token = scene.names["of the shop"]
+    used = tv.Transaction(id="tx-1", requestor=SHOP)
+    uses = [(Sly(token), used), (token, used)]
+    for first, second in (
+        scene.vault.detokenize_many(uses),
+        scene.vault.check_many(uses),
+        scene.vault.get_many([Sly(token), token]),
+        scene.vault.delete_many([Sly(token), token]),
+    ):
+        assert isinstance(first, tv.InvalidInputError)
+        assert (first.code, str(first)) == ("INVALID_INPUT", "a token is a str of 13 to 19 ASCII digits")
+        assert not isinstance(second, tv.TokenVaultError)

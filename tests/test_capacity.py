@@ -11,9 +11,11 @@ import pytest
 
 import tokenvault as tv
 from tests.strategies import NOW_MS
+from tests.test_idempotency import Meanwhile
 from tests.vaults import PROGRAMS, SHOP, VISA, issue, open_vault
 from tokenvault.keys import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.pan import luhn_valid
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
 from tokenvault.testing import ManualClock
@@ -102,6 +104,106 @@ def test_a_rate_of_many_tokens_is_estimated_from_a_bounded_number_of_records(
     assert found.issued == sum(bursts)
     assert read <= 3 * module.SAMPLE if off else read == 1
     assert found.per_day == pytest.approx(recent / 30, rel=off)
+
+
+def test_a_group_whose_last_token_is_deleted_while_it_is_looked_at_has_no_recent_ones(
+    local_keys: KeyStore, records: TokenStore
+) -> None:
+    """It was counted before, and stays counted: a deleted token is never issued again."""
+    with open_vault(local_keys, records) as other:
+        token = issue(other).token
+        with open_vault(local_keys, Meanwhile(records, "list_tokens", lambda: other.delete(token))) as vault:
+            found = of(vault)
+            assert (found.issued, found.per_day, found.expected_at, found.full_at) == (1, 0, None, None)
+            assert (of(vault).issued, of(vault).per_day) == (1, 1 / 30)
+
+
+def luhn_numbers(prefix: str, length: int, ending: str = "") -> int:
+    """How many Luhn-valid numbers of a length begin and end so: by going through all of them."""
+    free = length - len(prefix) - len(ending)
+    return sum(luhn_valid(f"{prefix}{number:0{free}}{ending}") for number in range(10**free))
+
+
+@pytest.mark.parametrize("luhn", [True, False])
+def test_a_program_of_the_shortest_tokens_is_full_with_the_last_of_them(
+    local_keys: KeyStore, records: TokenStore, luhn: bool
+) -> None:
+    """13 digits, two of them free: ten that pass the Luhn check, and ninety that do not, counted one by one."""
+    there_are = luhn_numbers("99991600000", 13)
+    space = there_are if luhn else 100 - there_are
+    assert space == (10 if luhn else 90)
+    program = tv.TokenProgram(
+        "full", format=tv.TokenFormat(bin="99991600000", length=13, luhn=luhn),
+        expected_tokens=space // 2, accept_density=True,
+    )  # fmt: skip
+    shop = tv.TokenRequestor(SHOP, programs={"full"})
+    with open_vault(
+        local_keys, records, ManualClock(NOW_MS), programs=(program,), requestors=(shop,)
+    ) as vault:
+        tokens = {issue(vault, program="full").token for _ in range(space - 1)}
+        (nearly,) = vault.capacity()
+        assert (nearly.issued, nearly.space, nearly.density) == (space - 1, space, (space - 1) / space)
+        assert nearly.full_at == checks.utc(NOW_MS + int(1 / ((space - 1) / 30) * DAY_MS))
+        tokens.add(issue(vault, program="full").token)
+        (full,) = vault.capacity()
+        assert (full.issued, full.density, full.expected_at, full.full_at) == (space, 1.0, None, None)
+        with pytest.raises(tv.TokenSpaceExhaustedError):
+            issue(vault, program="full")
+    assert len(tokens) == space
+    assert {luhn_valid(token) for token in tokens} == {luhn}
+
+
+@pytest.mark.parametrize(
+    ("form", "space"),
+    [
+        (tv.TokenFormat(bin="999916"), 10**9),  # 16 digits, as most PANs have: 9 free ones and a check digit
+        (tv.TokenFormat(bin="999916", length=13), 10**6),
+        (tv.TokenFormat(bin="999916", length=13, keep_last4=True), 10**2 * 10**4),
+        (tv.TokenFormat(bin="99991600", length=13, keep_last4=True, luhn=False), 9 * 10**4),
+        (tv.TokenFormat(bin="9", length=19), 10**17),
+        (tv.TokenFormat(bin="9", length=19, luhn=False), 9 * 10**17),
+        (tv.TokenFormat(bin="9", length=19, keep_last4=True), 10**13 * 10**4),
+        (tv.TokenFormat(bin="999916000000", length=19), 10**6),
+    ],
+)
+def test_the_space_of_a_format_is_exact_at_the_shortest_and_at_the_longest_tokens(
+    local_keys: KeyStore, records: TokenStore, form: tv.TokenFormat, space: int
+) -> None:
+    """A guess hits at most one in a thousand when all that are expected are issued; one token more is refused."""
+    most = space // 1_000
+    program = tv.TokenProgram("p", format=form, expected_tokens=most)
+    shop = tv.TokenRequestor(SHOP, programs={"p"})
+    with open_vault(local_keys, records, programs=(program,), requestors=(shop,)) as vault:
+        (found,) = vault.capacity()
+        assert (found.space, found.density, found.expected) == (space, 0.0, most)
+        issue(vault, program="p")
+        (found,) = vault.capacity()
+        assert found.density == 1 / space
+    with pytest.raises(tv.InvalidInputError) as refused:
+        tv.TokenProgram("p", format=form, expected_tokens=most + 1)
+    assert refused.value.code == "PROGRAM_TOO_DENSE"
+    assert f"the format has {space} tokens, but {most + 1} expected" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("bin_digits", "length", "keep_last4"),
+    [
+        ("999916000000", 13, False),
+        ("99991600000", 13, False),
+        ("999916000", 13, False),
+        ("99991600", 13, True),
+        ("9999160", 13, True),
+    ],
+)
+@pytest.mark.parametrize("luhn", [True, False])
+def test_the_space_of_the_shortest_formats_is_what_a_count_of_all_numbers_gives(
+    bin_digits: str, length: int, keep_last4: bool, luhn: bool
+) -> None:
+    """Whatever the length of the PAN."""
+    form = tv.TokenFormat(bin=bin_digits, length=length, keep_last4=keep_last4, luhn=luhn)
+    valid = luhn_numbers(bin_digits, length)
+    there_are = valid if luhn else 10 ** (length - len(bin_digits)) - valid
+    assert {form.capacity(pan_length) for pan_length in (13, 16, 19)} == {there_are}
 
 
 def test_the_recent_time_is_checked(local_keys: KeyStore, records: TokenStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
 
 SECONDS = 30
+DAY_MS = 86_400_000
 ONCE = tv.TokenProgram(
     "once",
     format=tv.TokenFormat(bin="999912"),
@@ -35,6 +37,7 @@ MANY = tv.TokenProgram(
     making=tv.Making.CONVERGENT,
     domain=tv.Domain(limits=[tv.Limit(uses=9)]),
 )
+OTHER = "40055555555"
 REQUESTOR = tv.TokenRequestor(SHOP, programs={"once", "many"})
 
 
@@ -137,6 +140,36 @@ def test_no_counter_is_forgotten_where_a_card_s_tokens_have_more_than_one_token_
     assert issue(vault, MASTERCARD, program="many")
 
 
+def test_counters_of_windows_that_are_over_make_room_and_those_that_last_go_on_counting(
+    local_keys: KeyStore, memory: TokenStore
+) -> None:
+    """At the same border: until the windows are over, no token is issued; then one is, with what still lasts."""
+    clock, day = ManualClock(NOW_MS), timedelta(days=1)
+    lasting = tv.Limit(uses=3, merchants={"M-1"})
+    with opened(local_keys, memory, clock) as vault:
+
+        def issued(pan: str) -> str:
+            """A token with 47 counters, all but two of which end with the day."""
+            token = issue(vault, pan, program="many")
+            for turn in range(3):
+                limits = [tv.Limit(uses=9, per=day, merchants={f"{pan[:4]}-{turn}-{n}"}) for n in range(15)]
+                vault.update_domain(token, tv.Domain(limits=[lasting, *limits]))
+                vault.detokenize(token, use(f"{pan[:4]}{turn}"))
+            return token
+
+        token, other = issued(VISA), issued(MASTERCARD)
+        vault.update_card(other, new_pan=VISA)
+        vault.delete(token)
+        vault.delete(other)
+        clock.advance(DAY_MS - NOW_MS % DAY_MS - 1)
+        with pytest.raises(tv.LifecycleError) as refused:
+            issue(vault, program="many")
+        assert refused.value.code == "STATUS_NOT_FITTING"
+        clock.advance(1)
+        again = issue(vault, program="many", domain=tv.Domain(limits=[lasting]))
+        assert sorted(left.left for left in vault.remaining(again)) == [0, 6]
+
+
 OTHERS = [MASTERCARD, "4012888888881881", "5105105105105100"]
 
 
@@ -193,6 +226,36 @@ def test_a_card_counts_for_itself_where_its_candidate_is_another_s_by_chance(
     with open_face(local_keys, memory, programs=[tiny], requestors=[requestor], clock=clock) as vault:
         for number in range(9):
             assert used(vault, issue(vault, card_number(number), program="tiny"))
+
+
+def test_a_card_counts_for_itself_where_its_candidate_is_another_requestor_s(
+    local_keys: KeyStore, memory: TokenStore
+) -> None:
+    """What that one's token counted, and whether it did, is not told to who has the other card."""
+    tiny = tv.TokenProgram(
+        "tiny", format=tv.TokenFormat(bin="99991600000", length=13), making=tv.Making.CONVERGENT,
+        domain=ONCE.domain, expected_tokens=5, accept_density=True,
+    )  # fmt: skip
+    requestors = [tv.TokenRequestor(each, programs={"tiny"}) for each in (SHOP, OTHER)]
+
+    def open_tiny(store: TokenStore) -> tv.Vault:
+        clock = ManualClock(NOW_MS)
+        return open_face(local_keys, store, programs=[tiny], requestors=requestors, clock=clock)
+
+    with open_tiny(memory) as vault:
+        taken = issue(vault, program="tiny")
+        assert used(vault, taken)
+        for number in range(100):  # the first candidate of a card is its token in an empty database
+            with closing(MemoryTokenStore()) as empty:
+                tv.provision(local_keys, empty)
+                with open_tiny(empty) as alone:
+                    if issue(alone, card_number(number), program="tiny", requestor=OTHER) == taken:
+                        break
+        else:
+            raise AssertionError("of 100 cards none has the token for its first candidate")
+        token = issue(vault, card_number(number), program="tiny", requestor=OTHER)
+        assert token != taken
+        assert vault.detokenize(token, use("other", requestor=OTHER)).pan.reveal() == card_number(number)
 
 
 # Counters of two tokens.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,14 +13,19 @@ import pytest
 import tokenvault as tv
 from tests import vault_workers, vaults
 from tests.strategies import NOW_MS
+from tests.test_batches import CountingStore
+from tests.test_idempotency import Meanwhile
 from tests.vaults import ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, all_records, batch_events, issue, use
-from tokenvault.audit.event import Action
+from tokenvault.audit.batch_event import items, parse
+from tokenvault.audit.event import Action, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.model.pan import luhn_check_digit
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.portable import state_of
-from tokenvault.stores.port import TokenStore
+from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.stores.port import SealedEvent, TokenStore
 from tokenvault.testing.clock import ManualClock
+from tokenvault.vault.batch import imports
 from tokenvault.vault.batch import run as batches
 
 
@@ -224,3 +232,83 @@ def test_no_card_number_is_shown_of_a_row_that_fails(vault: tv.Vault) -> None:
     )
     assert len(results.errors) == 3
     assert VISA not in repr(list(results)) + repr(results)
+
+
+# Others at the same time, and rows that no vault wrote.
+
+
+@pytest.fixture
+def records(local_keys: KeyStore) -> Iterator[MemoryTokenStore]:
+    with closing(MemoryTokenStore()) as store:
+        tv.provision(local_keys, store)
+        yield store
+
+
+def listed(event: SealedEvent) -> list[tuple[Outcome, tuple[str, ...], int]]:
+    """What an event says of each row of a chunk."""
+    return [(item.outcome, item.codes, item.revision) for item in items(parse(event))]
+
+
+@pytest.mark.parametrize("times", [imports.WRITES_MAX - 1, imports.WRITES_MAX])
+def test_a_chunk_that_others_import_meanwhile_is_told_and_noted_as_a_whole_or_not_at_all(
+    local_keys: KeyStore, records: MemoryTokenStore, times: int
+) -> None:
+    """Another import comes first with a row of it before each write."""
+    rows, turns = [row(number) for number in range(times + 2)], count()
+    counting: Any = CountingStore(records)
+    with vaults.open_vault(local_keys, records) as other, vaults.open_vault(local_keys, counting) as vault:
+
+        def meddle(name: str) -> None:
+            if name == "insert" and (turn := next(turns)) < times:
+                imported(other, rows[turn])
+
+        counting.before = meddle
+        answers = imported(vault, *rows)
+        counting.before = lambda _: None
+        theirs, ours = [(Outcome.DONE, ("IMPORTED",), revision) for revision in (0, 1)]
+        events = [listed(event) for event in batch_events(records)]
+        if times < imports.WRITES_MAX:
+            assert answers == [each["token"] for each in rows]
+            assert sorted(events) == sorted([[ours]] * times + [[theirs] * times + [ours] * 2])
+        else:
+            assert answers == ["CONFLICT"] * len(rows)
+            assert events == [[ours]] * times
+            assert {record.token for record in all_records(records)} == {
+                row(n)["token"] for n in range(times)
+            }
+        assert imported(vault, *rows) == [each["token"] for each in rows]
+    assert tv.verify_audit(records, keys=local_keys).intact
+
+
+@pytest.mark.parametrize("how", ["changed", "refused by the store", "gone when it is read"])
+def test_a_token_that_a_record_has_which_no_vault_wrote_is_taken(
+    local_keys: KeyStore, records: MemoryTokenStore, how: str
+) -> None:
+    """The other rows are imported; the event names the record that stands there, where there is one to name."""
+    with vaults.open_vault(local_keys, records) as vault:
+        theirs = bytes.fromhex(vault.get(imported(vault, row(1))[0]).reference)
+    there = records._records[token(1)]
+    if how == "changed":
+        records._records[token(1)] = there._replace(body=there.body[:-1] + bytes((there.body[-1] ^ 1,)))
+    elif how == "refused by the store":
+        records._records[token(1)] = there._replace(seal=b"short")
+    store: Any = Meanwhile(records, "get", lambda: records._records.pop(token(1)))
+    with vaults.open_vault(local_keys, records if how != "gone when it is read" else store) as vault:
+        ours = "ab" * 16
+        rows = [row(1, reference=ours if how != "changed" else None), row(2)]
+        taken, other = vault.import_tokens(rows, requestor=SHOP, program="one-time")
+        assert isinstance(taken, tv.InvalidInputError)
+        assert (taken.code, str(taken)) == (
+            "TOKEN_TAKEN",
+            "a record that no vault wrote has this token: the row was not imported",
+        )
+        assert isinstance(other, tv.TokenInfo)
+        assert other.token == token(2)
+    (event,) = [
+        items(parse(event)) for event in batch_events(records) if listed(event)[0][0] is Outcome.DENIED
+    ]
+    named = theirs if how == "changed" else bytes.fromhex(ours)
+    assert [(item.outcome, item.codes, item.reference, item.revision) for item in event] == [
+        (Outcome.DENIED, ("TOKEN_TAKEN",), named, 0),
+        (Outcome.DONE, ("IMPORTED",), bytes.fromhex(other.reference), 1),
+    ]

@@ -240,6 +240,8 @@ def test_an_address_of_another_form_is_refused(url: str, advice: str) -> None:
 
 def test_without_psycopg_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
+    # Put back afterwards: to import it anew binds another module to the name.
+    monkeypatch.setattr("tokenvault.stores.postgres", sys.modules["tokenvault.stores.postgres"])
     for name in [
         name for name in sys.modules if name.startswith("tokenvault.stores.") and "postgres" in name
     ]:

@@ -15,6 +15,7 @@ from tests.strategies import NOW_MS
 from tests.test_idempotency import Meanwhile
 from tests.vaults import MASTERCARD, SHOP, VISA, issue, use
 from tokenvault import maintenance
+from tokenvault.audit.event import Action, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.testing.clock import ManualClock
@@ -113,6 +114,86 @@ def test_a_par_that_holds_the_new_number_refuses_a_change_of_the_card(
         with pytest.raises(tv.InvalidInputError):
             vault.update_card(VISA, new_pan=MASTERCARD)
         assert vault.detokenize(token, use()).pan.reveal() == VISA
+
+
+PER_CUSTOMER = tv.TokenProgram(
+    "per-customer", format=tv.TokenFormat(bin="999919"), making=tv.Making.CONVERGENT, per_customer=True
+)
+
+
+def test_a_token_that_converges_on_its_customer_keeps_it_and_the_refusal_is_noted(
+    local_keys: KeyStore, records: MemoryTokenStore
+) -> None:
+    """Singly and in a batch; of another program, and to the same customer, the change is made."""
+    shop = tv.TokenRequestor(SHOP, programs={"per-customer", "one-time"})
+    with vaults.open_vault(
+        local_keys, records, programs=(vaults.RANDOM, PER_CUSTOMER), requestors=(shop,)
+    ) as vault:
+        fixed = issue(vault, program="per-customer", customer="c-1").token
+        free = issue(vault, customer="c-1").token
+        for customer in ("c-2", ""):
+            with pytest.raises(tv.LifecycleError) as refused:
+                vault.update_token(fixed, customer=customer)
+            assert refused.value.code == "CUSTOMER_FIXED"
+        one, same, other = vault.update_token_many(
+            [(fixed, {"customer": "c-2"}), (fixed, {"customer": "c-1"}), (free, {"customer": "c-2"})]
+        )
+        assert isinstance(one, tv.LifecycleError)
+        assert one.code == "CUSTOMER_FIXED"
+        assert [each.customer for each in (same, other) if isinstance(each, tv.TokenInfo)] == ["c-1", "c-2"]
+        assert (vault.get(fixed).customer, vault.get(free).customer) == ("c-1", "c-2")
+        noted = [(event.outcome, event.codes, event.revision) for event in vault.history(fixed)[1:]]
+        assert noted == [(Outcome.DENIED, ("LIFECYCLE",), 0)] * 3 + [(Outcome.DONE, (), 2)]
+        again = issue(vault, program="per-customer", customer="c-2").token
+        assert again != fixed
+
+
+def test_a_token_of_a_program_that_this_vault_does_not_have_keeps_its_card_and_its_customer(
+    local_keys: KeyStore, records: MemoryTokenStore
+) -> None:
+    """What the program takes for a PAN, and whether it converges on customers, nobody knows here."""
+    with vaults.open_vault(local_keys, records) as vault:
+        before, other = issue(vault, program="online", customer="c-1"), issue(vault).token
+        token = before.reference
+    shop = tv.TokenRequestor(SHOP, programs={"one-time"})
+    with vaults.open_vault(local_keys, records, programs=(vaults.RANDOM,), requestors=(shop,)) as vault:
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: vault.update_token(token, customer="c-2"),
+            lambda: vault.update_card(token, new_pan=MASTERCARD),
+            lambda: vault.update_card(VISA, new_pan=MASTERCARD),
+        )
+        for call in calls:
+            with pytest.raises(tv.ConfigurationError) as refused:
+                call()
+            assert refused.value.code == "PROGRAM_OR_REQUESTOR_MISSING"
+        first, second = vault.update_token_many([(token, {"customer": "c"}), (other, {"customer": "c"})])
+        assert isinstance(first, tv.ConfigurationError)
+        assert first.code == "PROGRAM_OR_REQUESTOR_MISSING"
+        assert isinstance(second, tv.TokenInfo)
+        assert vault.get(token) == before
+        assert [info.last4 for info in (vault.get(token), vault.get(other))] == [VISA[-4:]] * 2
+        assert vault.update_token(token, token_expiry="2031-01").customer == "c-1"
+
+
+def test_a_renewal_of_a_card_leaves_a_token_that_was_given_another_card_meanwhile(
+    local_keys: KeyStore, records: MemoryTokenStore
+) -> None:
+    """It is none of the tokens that the renewal tells of, and the trail says that it was left."""
+    with vaults.open_vault(local_keys, records) as other:
+        token, kept = sorted(issue(other, VISA).token for _ in range(2))
+        moved = Meanwhile(records, "get", lambda: other.update_card(token, new_pan="378282246310005"))
+        with vaults.open_vault(local_keys, moved) as vault:
+            changed = vault.update_card(VISA, new_pan=MASTERCARD)
+        assert [info.token for info in changed] == [kept]
+        assert [other.detokenize(each, use()).pan.reveal() for each in (token, kept)] == [
+            "378282246310005", MASTERCARD
+        ]  # fmt: skip
+        noted = {
+            (event.outcome, event.codes)
+            for event in other.history(token)
+            if event.action is Action.UPDATE_CARD
+        }
+        assert noted == {(Outcome.DONE, ()), (Outcome.DENIED, ("LIFECYCLE",))}
 
 
 @pytest.mark.parametrize("gone", ["program", "document"])

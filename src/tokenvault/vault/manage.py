@@ -224,30 +224,40 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     alter = card_change(core, pan, new, pan_fingerprint, by_host=by.host)
     if not isinstance(name, Pan):
         return [await _change(core, name, Action.UPDATE_CARD, alter, by, new=new)]
-    # All are read before the first is changed: a changed one moves to another PAN fingerprint.
-    live = [record for record, _ in await live_tokens(core, name, by.requestor)]
-    if not live:
-        await core.deny_miss(Action.UPDATE_CARD, by.requestor, "card", name.reveal(), operator=by.operator)
-        raise card_has_no_token()
-    if new.pan is not None:
-        for record in live:
-            try:
-                await refuse_card(core, record, new.pan)
-            except InvalidInputError as error:
-                await core.deny(
-                    Action.UPDATE_CARD,
-                    by.requestor,
-                    error.code,
-                    reference=record.reference,
-                    operator=by.operator,
-                    tally=refused_card(core, Tally(core.guards), by.requestor, record, new),
-                )
-                raise
+    live = await tokens_to_renew(core, name, new, by)
     infos = []
     for record in live:
         with suppress(LifecycleError):  # deleted, or given another card, since it was read; that is noted
             infos.append(await _change(core, record.token, Action.UPDATE_CARD, alter, by, new=new))
     return infos
+
+
+async def tokens_to_renew(core: Core, pan: Pan, new: NewCard, by: By) -> list[TokenRecord]:
+    """The tokens of a card, all read before the first is changed: a changed one moves to another PAN fingerprint.
+
+    Raises TokenNotFoundError, once it is noted, if there is none; InvalidInputError, likewise, if one of them can not
+    have the new card: then none gets it.
+    """
+    live = [record for record, _ in await live_tokens(core, pan, by.requestor)]
+    if not live:
+        await core.deny_miss(Action.UPDATE_CARD, by.requestor, "card", pan.reveal(), operator=by.operator)
+        raise card_has_no_token()
+    if new.pan is None:
+        return live
+    for record in live:
+        try:
+            await refuse_card(core, record, new.pan)
+        except InvalidInputError as error:
+            await core.deny(
+                Action.UPDATE_CARD,
+                by.requestor,
+                error.code,
+                reference=record.reference,
+                operator=by.operator,
+                tally=refused_card(core, Tally(core.guards), by.requestor, record, new),
+            )
+            raise
+    return live
 
 
 def refused_card(core: Core, tally: Tally, requestor: str | None, record: TokenRecord, new: NewCard) -> Tally:

@@ -17,10 +17,12 @@ from tokenvault.audit.batch_event import ITEMS_MAX, Kind
 from tokenvault.audit.batch_event_builder import BatchEventBuilder
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.errors import (
+    ConfigurationError,
     ConflictError,
     IntegrityError,
     InvalidInputError,
     LifecycleError,
+    PermissionDeniedError,
     RequestorLockedOutError,
     TokenNotFoundError,
     TokenVaultError,
@@ -51,6 +53,15 @@ ATTEMPTS_MAX: Final = 32
 
 CARDS_MAX: Final = 1_000
 """Items of a chunk that name a card: each may have several tokens."""
+
+_OF_ONE_CARD: Final = (
+    ConfigurationError,
+    IntegrityError,
+    InvalidInputError,
+    PermissionDeniedError,
+    TokenNotFoundError,
+)
+"""What fails one item that names a card, and not its chunk."""
 
 T = TypeVar("T")
 Name: TypeAlias = str | bytes
@@ -112,11 +123,6 @@ class _Chunk:
 def to_delete(core: Core, _by: By, item: object) -> Wanted:
     """A token to delete."""
     return Wanted(_name(item), status_change(core, Change.DELETE))
-
-
-def to_get(_core: Core, _by: By, item: object) -> Name:
-    """A token to look at."""
-    return _name(item)
 
 
 def domain_to_update(core: Core, by: By, item: object) -> Wanted:
@@ -273,29 +279,30 @@ def _read_items(
 async def _steps(
     core: Core, action: Action, by: By, wanted: dict[int, Wanted], results: ObjectResults[list[TokenInfo]]
 ) -> list[_Step]:
-    """The tokens of each item; an item whose card has none fails."""
+    """The tokens of each item; an item fails whose card has none, or one that can not have the new card."""
     steps: list[_Step] = []
     for item, (name, alter, new) in wanted.items():
+        names: list[Name] = []
         if not isinstance(name, Pan):
-            steps.append(_Step(item, name, alter, new))
-            continue
-        denied = await core.denial_by_card(by.requestor)
-        if denied is not None:
-            await core.deny(action, by.requestor, denied.code, operator=by.operator)
-            results.fail(item, denied)
-            continue
-        live = [] if _locked_out(core, by) else await manage.live_tokens(core, name, by.requestor)
-        steps += [_Step(item, record.token, alter, new) for record, _ in live]
-        if not live:
-            error: TokenVaultError = manage.card_has_no_token()
+            names.append(name)
+        else:
             try:
-                await core.deny_miss(action, by.requestor, "card", name.reveal(), operator=by.operator)
-            except RequestorLockedOutError as locked_out:
-                error = locked_out
-            results.fail(item, error)
+                names += await _tokens_of(core, action, by, name, new)
+            except _OF_ONE_CARD as error:
+                results.fail(item, error)
+        steps += [_Step(item, each, alter, new) for each in names]
         if len(steps) > ITEMS_MAX:
             raise InvalidInputError("the cards of a chunk have too many tokens: change them one by one")
     return steps
+
+
+async def _tokens_of(core: Core, action: Action, by: By, pan: Pan, new: NewCard) -> list[str]:
+    """The tokens of a card, each of which can have the new one. Raises what the single call does."""
+    denied = await core.denial_by_card(by.requestor) or _locked_out(core, by)
+    if denied is not None:
+        await core.deny(action, by.requestor, denied.code, operator=by.operator)
+        raise denied
+    return [record.token for record in await manage.tokens_to_renew(core, pan, new, by)]
 
 
 def _locked_out(core: Core, by: By) -> RequestorLockedOutError | None:

@@ -273,7 +273,8 @@ async def _write(
     results: TokenInfoResults,
     notes: BatchEventBuilder,
 ) -> None:
-    """Write the records that are not there yet, with one event; answer every row."""
+    """Write the records that are not there yet, with one event; answer every row, none without that event."""
+    every = np.array(list(new), np.intp)
     for _ in range(WRITES_MAX):
         name = os.urandom(REFERENCE_BYTES)
         batch = {
@@ -287,10 +288,7 @@ async def _write(
                 results.put(number, unsealed, await core.info(unsealed))
             return
         await _answer_existing(core, common, rows, new, set(in_the_way), results, notes)
-    results.fail(
-        np.array(list(new), np.intp),
-        ConflictError("others keep importing these tokens; nothing was done: retry later"),
-    )
+    results.fail(every, ConflictError("others keep importing these tokens; nothing was done: retry later"))
 
 
 async def _write_once(
