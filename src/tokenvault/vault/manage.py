@@ -232,7 +232,7 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
     if new.pan is not None:
         for record in live:
             try:
-                await refuse_card(core, record, new.pan)
+                await refuse_card(core, record, pan, new, by_host=by.host)
             except InvalidInputError as error:
                 await core.deny(
                     Action.UPDATE_CARD,
@@ -266,11 +266,19 @@ def card_has_no_token() -> TokenNotFoundError:
 
 
 def refuse_new_card(core: Core, new: NewCard) -> None:
-    """Raise InvalidInputError if there is nothing new, if the new PAN is a token, or the new expiry has passed."""
+    """Raise InvalidInputError if there is nothing new, or what is new can not be, whatever the token."""
     if new.pan is None and new.expiry is None:
-        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
+        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both; a par is of a new PAN")
+    if new.pan is None and new.par is not None:
+        raise InvalidInputError(
+            "a par is of a PAN: name that as new_pan too, also where it is the one it was"
+        )
     if new.pan is not None:
         core.refuse_token_as_pan(new.pan)
+        if new.par is not None and new.pan.stands_in(new.par):
+            raise InvalidInputError(
+                "the par holds the new card number: it is an id of its own", code="CARD_NUMBER_IN_TEXT"
+            )
     if new.expiry is not None and new.expiry.passed(core.clock.now_ms()):
         raise expired("the card")
 
