@@ -17,6 +17,7 @@ from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER
 from tokenvault import maintenance
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
+from tokenvault.model import checks
 from tokenvault.model.pan import luhn_check_digit, luhn_valid
 from tokenvault.stores.port import TokenStore
 from tokenvault.testing.clock import ManualClock
@@ -383,7 +384,6 @@ def test_a_deleted_token_is_a_tombstone_without_card(vault: tv.Vault) -> None:
     assert codes(refused) == {"TOKEN_DELETED"}
     assert refused.value.response_code == "14"
     changes: list[Callable[[], object]] = [
-        lambda: vault.delete(token),
         lambda: vault.activate(token),
         lambda: vault.update_domain(token, None),
         lambda: vault.suspend(token, by=tv.Actor.ISSUER),
@@ -393,6 +393,59 @@ def test_a_deleted_token_is_a_tombstone_without_card(vault: tv.Vault) -> None:
         with pytest.raises(tv.LifecycleError):
             change()
     assert vault.get(token) == info
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_deletion_whose_answer_was_lost_is_asked_for_again(
+    vault: tv.Vault, clock: ManualClock, many: bool
+) -> None:
+    """It has the same answer, leaves an event, and changes nothing: retention goes by the deletion."""
+
+    def delete(*names: str, by: str | None) -> list[object]:
+        return (
+            list(vault.delete_many(names, requestor=by)) if many else [vault.delete(names[-1], requestor=by)]
+        )
+
+    token, other = issue(vault).token, issue(vault).token
+    first = delete(token, token, by=SHOP)
+    assert first[0] == first[-1]
+    for by in (SHOP, None):
+        clock.advance(DAY_MS)
+        assert delete(token, by=by) == first[-1:]
+        assert vault.get(token) == first[0]
+    deletions = [event for event in vault.history(token) if event.action.name == "DELETE"]
+    assert [(event.outcome.name, bool(event.revision)) for event in deletions] == [
+        ("DONE", each == 0) for each in range(4 if many else 3)
+    ]
+    with pytest.raises(tv.PermissionDeniedError):
+        vault.delete(token, requestor=ACQUIRER)
+    assert isinstance(delete(other, by=None)[0], tv.TokenInfo)
+
+
+@pytest.mark.parametrize("by", [None, SHOP])
+def test_until_when_a_token_winds_down_is_corrected(
+    vault: tv.Vault, clock: ManualClock, by: str | None
+) -> None:
+    """Later and earlier, an event each; by whom it may be wound down at all; its suspension stays."""
+    token = issue(vault).token
+    first = checks.utc(NOW_MS + 30 * DAY_MS)
+    assert vault.get(token).purge_after is None
+    vault.suspend(token, by=tv.Actor.CARDHOLDER)
+    moves = [first, first + timedelta(days=9), first - timedelta(days=9), first - timedelta(days=9)]
+    for place, purge_after in enumerate(moves):
+        info = vault.wind_down(token, purge_after=purge_after, requestor=by)
+        assert (info.purge_after, info.status) == (purge_after, tv.TokenStatus.WINDING_DOWN)
+        assert info.suspended_by == {tv.Actor.CARDHOLDER}
+        assert vault.get(token) == info
+        assert [event.action.name for event in vault.history(token)].count("WIND_DOWN") == place + 1
+    with pytest.raises(tv.PermissionDeniedError):
+        vault.wind_down(token, purge_after=first, requestor=ACQUIRER)
+    with pytest.raises(tv.InvalidInputError):
+        vault.wind_down(token, purge_after=checks.utc(NOW_MS), requestor=by)
+    assert vault.get(token).purge_after == moves[-1]
+    assert vault.delete(token).purge_after is None
+    with pytest.raises(tv.LifecycleError):
+        vault.wind_down(token, purge_after=first, requestor=by)
 
 
 def test_a_requestor_manages_its_own_tokens_only_and_with_permission(

@@ -1,7 +1,8 @@
 """What changes make of a token's record: for one token and for many.
 
-Each gives the record but for its revision and time. It raises LifecycleError where the change can not be, which its
-caller notes, and InvalidInputError where the change itself is not acceptable for this token.
+Each gives the record but for its revision and time, or the very one that it was given where nothing is to be written.
+It raises LifecycleError where the change can not be, which its caller notes, and InvalidInputError where the change
+itself is not acceptable for this token.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def status_change(
         record, card = unsealed
         acting = acting_as(record, actor, requestor)
         status, suspended_by = transition(record.status, record.suspended_by, change, acting)
-        if card is not None and status is TokenStatus.DELETED:
-            return Unsealed(tombstone(core.keys, record, card.pan), None)
+        if status is TokenStatus.DELETED:
+            return unsealed if card is None else Unsealed(tombstone(core.keys, record, card.pan), None)
         return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)
 
     return alter

@@ -489,7 +489,7 @@ class Vault(BlockingExchange):
         Args:
             token: the token, or its reference.
             purge_after: when the last of these may come, with a time zone and in the future: the token may be purged
-                then.
+                then. Said again of a token that winds down, it moves, later or earlier.
             requestor: as of `suspend`.
             operator: the person behind the call.
 
@@ -503,7 +503,11 @@ class Vault(BlockingExchange):
     def delete(
         self, token: str, *, requestor: str | None = None, operator: str | None = None
     ) -> TokenInfo:
-        """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
+        """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`.
+
+        To delete one that is deleted is no error: whoever lost the answer calls again. It leaves an event and
+        changes nothing.
+        """
         core, name = self._open(), arguments.token_or_reference(token)
         return run(manage.change_status(core, name, Change.DELETE, arguments.by(requestor, operator)))
 

@@ -300,7 +300,7 @@ async def _change(
         actor = acting_as(before, by.actor, by.requestor)
         codes = () if actor is None else (actor.name,)
         try:
-            record, card = await alter(unsealed)
+            altered = await alter(unsealed)
         except (LifecycleError, InvalidInputError) as error:
             code = LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code
             await core.deny(
@@ -313,8 +313,9 @@ async def _change(
                 tally=refused_card(core, Tally(core.guards), acting, before, new),
             )
             raise
-        now_ms, revision = core.clock.now_ms(), before.revision + 1
-        changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)
+        now_ms, stands = core.clock.now_ms(), altered is unsealed
+        revision = 0 if stands else before.revision + 1
+        changed = altered if stands else altered.at(now_ms, revision)
         event = Event(
             time_ms=now_ms,
             action=action,
@@ -326,7 +327,7 @@ async def _change(
             operator=by.operator,
             failures=failures,
         )
-        if not await core.replace(changed, event):
+        if not await (core.trail.note(event) if stands else core.replace(changed, event)):
             return await told(core, changed, by.requestor)
         conflicts = await core.conflict(conflicts)
 

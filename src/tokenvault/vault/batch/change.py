@@ -345,16 +345,18 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise manage.not_its_token()
     try:
-        record, card = await step.alter(before)
+        altered = await step.alter(before)
     except (LifecycleError, InvalidInputError) as error:
         codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
         manage.refused_card(core, chunk.tally, by.requestor, before.record, step.new)
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise
-    revision = stored.record.revision + 1
-    changed = Unsealed(record._replace(updated_ms=chunk.now_ms, revision=revision), card)
+    stands = altered is before
+    revision = 0 if stands else stored.record.revision + 1
+    changed = altered if stands else altered.at(chunk.now_ms, revision)
     info = await manage.told(core, changed, by.requestor)
-    chunk.changed[record.token] = changed
+    if not stands:
+        chunk.changed[changed.record.token] = changed
     chunk.found.setdefault(step.item, []).append(info)
     note(row, reference, revision, Kind(Outcome.DONE, by.requestor, operator=by.operator))
 
