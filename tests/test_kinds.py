@@ -335,7 +335,23 @@ def test_a_merchant_s_payment_may_rest_on_the_cardholder_s() -> None:
     assert shop.pay(10_00, id="mit", **mit) == ""
     assert shop.told(Kind.REVERSAL, original="mit") == ""
     assert shop.left() == [2, 100_00]
-    assert shop.pay(10_00, **mit | {"original": "mit"}) == "", "a reversed use was a use"
+
+
+@pytest.mark.parametrize("cents", [None, 0, 10_00])
+def test_a_merchant_s_payment_rests_on_none_that_was_given_back_as_a_whole(cents: int | None) -> None:
+    """As after a decline; what was paid back, in part given back, or disputed was agreed to all the same."""
+    shop = Shop()
+    mit = {"channel": Channel.MERCHANT_INITIATED, "original": "cit"}
+    assert shop.pay(cents, id="cit") == ""
+    assert shop.pay(5, id="before", **mit) == ""
+    assert shop.told(Kind.REVERSAL, original="cit") == ""
+    assert shop.pay(5, id="after", **mit) == "ORIGINAL_CLOSED"
+    assert shop.pay(5, id="before", **mit) == "", "a retry is answered as it was"
+    assert shop.pay(5, channel=Channel.MERCHANT_INITIATED, original="before") == ""
+    shop.pay(10_00, id="kept")
+    for kind, of in ((Kind.REVERSAL, 1), (Kind.REFUND, None), (Kind.DISPUTE, None)):
+        assert shop.told(kind, of, original="kept") == ""
+        assert shop.pay(5, **mit | {"original": "kept"}) == ""
 
 
 @pytest.mark.parametrize("kind", FOLLOW_UPS)
