@@ -216,6 +216,44 @@ def test_a_use_without_an_amount_is_followed_up_without_one() -> None:
     assert shop.told(Kind.REFUND, original="b") == ""
 
 
+@pytest.mark.parametrize("cents", [None, 0])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_use_of_no_amount_is_captured_once_and_refunded_once(
+    cents: int | None, final: bool, captured: bool
+) -> None:
+    """Nobody can measure parts of it: the first capture takes all of it, the first refund pays all of it back."""
+    shop = Shop()
+    assert shop.pay(cents, id="a") == ""
+    if captured:
+        assert shop.told(Kind.CAPTURE, cents, id="c", original="a", final=final) == ""
+        for again in (True, False):
+            assert shop.told(Kind.CAPTURE, cents, original="a", final=again) == "ORIGINAL_CLOSED"
+        assert shop.told(Kind.CAPTURE, cents, id="c", original="a", final=final) == "", "a retry"
+        assert shop.told(Kind.REVERSAL, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.REFUND, 1, original="a") == (
+        "CURRENCY_DIFFERS" if cents is None else "REFUND_EXCEEDS"
+    )
+    assert shop.told(Kind.REFUND, cents, id="r", original="a") == ""
+    assert shop.told(Kind.REFUND, cents, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, cents, id="r", original="a") == "", "a retry"
+    assert shop.told(Kind.CAPTURE, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.DISPUTE, original="a") == ""
+
+
+def test_what_was_raised_from_nothing_is_measured() -> None:
+    shop = Shop()
+    assert shop.pay(0, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 50, original="a") == ""
+    assert [shop.told(Kind.CAPTURE, part, original="a", final=False) for part in (20, 20)] == ["", ""]
+    assert [shop.told(Kind.REFUND, part, original="a") for part in (15, None, None)] == [
+        "",
+        "",
+        "REFUND_EXCEEDS",
+    ]
+
+
 @pytest.mark.parametrize("kind", [Kind.INCREMENT, Kind.CAPTURE, Kind.REVERSAL, Kind.REFUND])
 def test_a_follow_up_in_another_currency_is_refused(kind: Kind) -> None:
     shop = Shop()

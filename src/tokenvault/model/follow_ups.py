@@ -108,7 +108,8 @@ def _exceeds(transaction: Transaction, ledger: UseLedger) -> bool:
     if transaction.kind is Kind.INCREMENT:
         return ledger.authorised + amount > MINOR_UNITS_MAX
     if transaction.kind is Kind.REFUND:
-        # All of nothing is nothing to refund, but of a use that named no amount, which nobody can measure.
-        nothing = amount == 0 and ledger.use.amount > 0 and ledger.refundable == 0
+        # All of nothing is nothing to refund; but of a use of no amount, which nobody can measure, it is once.
+        measured = ledger.use.amount > 0 or ledger.paid_back
+        nothing = amount == 0 and measured and ledger.refundable == 0
         return ledger.reversed or nothing or amount > ledger.refundable
     return amount > ledger.uncaptured
