@@ -324,11 +324,30 @@ def test_an_expired_token_takes_follow_ups_only(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", LATE)
-def test_a_follow_up_is_bound_by_lists_where_it_says_otherwise_than_its_use(kind: Kind) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_follow_up_that_names_what_its_use_said_is_judged_as_one_that_leaves_it_out(
+    kind: Kind, named: bool
+) -> None:
+    """Whatever the domain lists by then; but who may do it, and what kind, binds it always."""
+    said: dict[str, Any] = {
+        "merchant": "M-1", "merchant_category": "5411", "channel": Channel.ECOMMERCE, "country": "FR",
+        "device": "D-1", "reference": "order", "agent": "agent",
+    }  # fmt: skip
     shop = Shop(Domain(merchants={"M-1"}, max_amount=Money(10, "EUR"), channels={Channel.ECOMMERCE}))
-    assert shop.pay(10, id="a", merchant="M-1", channel=Channel.ECOMMERCE) == ""
-    assert shop.told(kind, original="a", merchant="M-2") == "MERCHANT_NOT_ALLOWED"
-    assert shop.told(kind, original="a") == ""
+    assert shop.pay(10, id="a", **said) == ""
+    shop.domain = Domain(
+        merchants={"M-2"}, merchant_categories={"1000-1999"}, channels={Channel.ATM}, countries={"DE"},
+        devices={"D-2"}, references={"other"}, agents={"other"}, max_amount=Money(1, "EUR"),
+        limits=[Limit(uses=1)], kinds=set(Kind),
+    )  # fmt: skip
+    told = said if named else {}
+    assert shop.told(kind, id="f", original="a", **told) == ""
+    shop = Shop()
+    assert shop.pay(10, id="b", **said) == ""
+    shop.domain = Domain(kinds={Kind.PURCHASE})
+    assert shop.told(kind, original="b", **told) == "KIND_NOT_ALLOWED"
+    shop.domain = Domain(requestors={OTHER})
+    assert shop.told(kind, original="b", **told) == "REQUESTOR_NOT_ALLOWED"
 
 
 @pytest.mark.parametrize("kind", [Kind.REFUND, Kind.DISPUTE])

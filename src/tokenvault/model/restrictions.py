@@ -14,7 +14,7 @@ from tokenvault.model.kinds import KINDS, Binding, Kind
 from tokenvault.model.transaction import Transaction
 from tokenvault.model.velocity import VelocityLimit
 
-_WITHOUT_ORIGINAL: Final = frozenset({Binding.LISTS, Binding.AMOUNTS})
+_WITHOUT_ORIGINAL: Final = frozenset({Binding.PARTIES, Binding.LISTS, Binding.AMOUNTS})
 """What binds a refund that names no original: nothing else bounds it."""
 
 
