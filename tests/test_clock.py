@@ -153,8 +153,8 @@ def test_a_counter_keeps_the_two_latest_windows_and_gives_back_to_them_alone() -
     assert later.given_back(5, 1) == later._replace(previous_value=2)
     assert later.given_back(5, 9) == later._replace(previous_value=0)
     assert later.given_back(6, 1) is later
-    assert later.cleared(7) == later._replace(value=0)
-    assert later.cleared(5) == later._replace(previous_value=0)
+    assert later.started_again(7) == later._replace(key=b"k\0\0\0\1", value=0)
+    assert later.started_again(5) == later._replace(key=b"k\0\0\0\1", previous_value=0)
 
 
 def test_counters_of_limits_that_are_set_stay_and_of_the_others_those_that_end_last() -> None:

@@ -127,7 +127,7 @@ def calls(
         "resume": (vault.resume, 1, ["by", "requestor"]),
         "delete": (vault.delete, 1, ["requestor"]),
         "update_domain": (vault.update_domain, 2, ["requestor"]),
-        "update_card": (vault.update_card, 1, ["new_pan", "expiry", "requestor"]),
+        "update_card": (vault.update_card, 1, ["new_pan", "expiry", "par", "requestor"]),
         "tokens_of": (vault.tokens_of, 1, ["requestor"]),
         "acknowledge": (vault.acknowledge, 1, ["operator", "reason"]),
         "request_reveal": (vault.request_reveal, 1, ["operator", "purpose"]),

@@ -216,6 +216,44 @@ def test_a_use_without_an_amount_is_followed_up_without_one() -> None:
     assert shop.told(Kind.REFUND, original="b") == ""
 
 
+@pytest.mark.parametrize("cents", [None, 0])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_use_of_no_amount_is_captured_once_and_refunded_once(
+    cents: int | None, final: bool, captured: bool
+) -> None:
+    """Nobody can measure parts of it: the first capture takes all of it, the first refund pays all of it back."""
+    shop = Shop()
+    assert shop.pay(cents, id="a") == ""
+    if captured:
+        assert shop.told(Kind.CAPTURE, cents, id="c", original="a", final=final) == ""
+        for again in (True, False):
+            assert shop.told(Kind.CAPTURE, cents, original="a", final=again) == "ORIGINAL_CLOSED"
+        assert shop.told(Kind.CAPTURE, cents, id="c", original="a", final=final) == "", "a retry"
+        assert shop.told(Kind.REVERSAL, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.REFUND, 1, original="a") == (
+        "CURRENCY_DIFFERS" if cents is None else "REFUND_EXCEEDS"
+    )
+    assert shop.told(Kind.REFUND, cents, id="r", original="a") == ""
+    assert shop.told(Kind.REFUND, cents, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, original="a") == "REFUND_EXCEEDS"
+    assert shop.told(Kind.REFUND, cents, id="r", original="a") == "", "a retry"
+    assert shop.told(Kind.CAPTURE, original="a") == "ORIGINAL_CLOSED"
+    assert shop.told(Kind.DISPUTE, original="a") == ""
+
+
+def test_what_was_raised_from_nothing_is_measured() -> None:
+    shop = Shop()
+    assert shop.pay(0, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 50, original="a") == ""
+    assert [shop.told(Kind.CAPTURE, part, original="a", final=False) for part in (20, 20)] == ["", ""]
+    assert [shop.told(Kind.REFUND, part, original="a") for part in (15, None, None)] == [
+        "",
+        "",
+        "REFUND_EXCEEDS",
+    ]
+
+
 @pytest.mark.parametrize("kind", [Kind.INCREMENT, Kind.CAPTURE, Kind.REVERSAL, Kind.REFUND])
 def test_a_follow_up_in_another_currency_is_refused(kind: Kind) -> None:
     shop = Shop()
@@ -286,11 +324,30 @@ def test_an_expired_token_takes_follow_ups_only(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", LATE)
-def test_a_follow_up_is_bound_by_lists_where_it_says_otherwise_than_its_use(kind: Kind) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_follow_up_that_names_what_its_use_said_is_judged_as_one_that_leaves_it_out(
+    kind: Kind, named: bool
+) -> None:
+    """Whatever the domain lists by then; but who may do it, and what kind, binds it always."""
+    said: dict[str, Any] = {
+        "merchant": "M-1", "merchant_category": "5411", "channel": Channel.ECOMMERCE, "country": "FR",
+        "device": "D-1", "reference": "order", "agent": "agent",
+    }  # fmt: skip
     shop = Shop(Domain(merchants={"M-1"}, max_amount=Money(10, "EUR"), channels={Channel.ECOMMERCE}))
-    assert shop.pay(10, id="a", merchant="M-1", channel=Channel.ECOMMERCE) == ""
-    assert shop.told(kind, original="a", merchant="M-2") == "MERCHANT_NOT_ALLOWED"
-    assert shop.told(kind, original="a") == ""
+    assert shop.pay(10, id="a", **said) == ""
+    shop.domain = Domain(
+        merchants={"M-2"}, merchant_categories={"1000-1999"}, channels={Channel.ATM}, countries={"DE"},
+        devices={"D-2"}, references={"other"}, agents={"other"}, max_amount=Money(1, "EUR"),
+        limits=[Limit(uses=1)], kinds=set(Kind),
+    )  # fmt: skip
+    told = said if named else {}
+    assert shop.told(kind, id="f", original="a", **told) == ""
+    shop = Shop()
+    assert shop.pay(10, id="b", **said) == ""
+    shop.domain = Domain(kinds={Kind.PURCHASE})
+    assert shop.told(kind, original="b", **told) == "KIND_NOT_ALLOWED"
+    shop.domain = Domain(requestors={OTHER})
+    assert shop.told(kind, original="b", **told) == "REQUESTOR_NOT_ALLOWED"
 
 
 @pytest.mark.parametrize("kind", [Kind.REFUND, Kind.DISPUTE])
@@ -335,7 +392,23 @@ def test_a_merchant_s_payment_may_rest_on_the_cardholder_s() -> None:
     assert shop.pay(10_00, id="mit", **mit) == ""
     assert shop.told(Kind.REVERSAL, original="mit") == ""
     assert shop.left() == [2, 100_00]
-    assert shop.pay(10_00, **mit | {"original": "mit"}) == "", "a reversed use was a use"
+
+
+@pytest.mark.parametrize("cents", [None, 0, 10_00])
+def test_a_merchant_s_payment_rests_on_none_that_was_given_back_as_a_whole(cents: int | None) -> None:
+    """As after a decline; what was paid back, in part given back, or disputed was agreed to all the same."""
+    shop = Shop()
+    mit = {"channel": Channel.MERCHANT_INITIATED, "original": "cit"}
+    assert shop.pay(cents, id="cit") == ""
+    assert shop.pay(5, id="before", **mit) == ""
+    assert shop.told(Kind.REVERSAL, original="cit") == ""
+    assert shop.pay(5, id="after", **mit) == "ORIGINAL_CLOSED"
+    assert shop.pay(5, id="before", **mit) == "", "a retry is answered as it was"
+    assert shop.pay(5, channel=Channel.MERCHANT_INITIATED, original="before") == ""
+    shop.pay(10_00, id="kept")
+    for kind, of in ((Kind.REVERSAL, 1), (Kind.REFUND, None), (Kind.DISPUTE, None)):
+        assert shop.told(kind, of, original="kept") == ""
+        assert shop.pay(5, **mit | {"original": "kept"}) == ""
 
 
 @pytest.mark.parametrize("kind", FOLLOW_UPS)

@@ -27,6 +27,8 @@ ALLOWED = {
     ("suspended", "delete"): "deleted",
     ("suspended", "take another card"): "inactive",
     ("suspended", "update its assurance"): "suspended",
+    ("winding down", "wind down"): "winding down",
+    ("deleted", "delete"): "deleted",
     ("winding down", "suspend"): "winding down",
     ("winding down", "resume"): "winding down",
     ("winding down", "delete"): "deleted",

@@ -223,7 +223,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "suspend": {"by": tv.Actor.ISSUER},
     "resume": {"by": tv.Actor.ISSUER},
     "update_domain": {"domain": None},
-    "update_card": {"pan_or_token_or_reference": VISA, "expiry": "2039-12"},
+    "update_card": {
+        "pan_or_token_or_reference": VISA,
+        "new_pan": VISA,
+        "expiry": "2039-12",
+        "par": "5" * 29,
+    },
     "update_card_many": {"changes": [(VISA, {"expiry": "2039-12"})]},
     "update_token": {"customer": "c"},
     "update_token_many": {"changes": []},

@@ -110,9 +110,11 @@ def test_a_par_that_holds_the_new_number_refuses_a_change_of_the_card(
     local_keys: KeyStore, records: MemoryTokenStore
 ) -> None:
     with vaults.open_vault(local_keys, records) as vault:
-        token = issue(vault, VISA, par="A" * 13 + MASTERCARD).token
-        with pytest.raises(tv.InvalidInputError):
-            vault.update_card(VISA, new_pan=MASTERCARD)
+        token = issue(vault, VISA).token
+        for by in (None, SHOP):
+            with pytest.raises(tv.InvalidInputError) as refused:
+                vault.update_card(VISA, new_pan=MASTERCARD, par="A" * 13 + MASTERCARD, requestor=by)
+            assert refused.value.code == "CARD_NUMBER_IN_TEXT"
         assert vault.detokenize(token, use()).pan.reveal() == VISA
 
 

@@ -17,6 +17,7 @@ from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER
 from tokenvault import maintenance
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
+from tokenvault.model import checks
 from tokenvault.model.pan import luhn_check_digit, luhn_valid
 from tokenvault.records.keyring import KeyRing
 from tokenvault.stores.port import TokenStore
@@ -384,7 +385,6 @@ def test_a_deleted_token_is_a_tombstone_without_card(vault: tv.Vault) -> None:
     assert codes(refused) == {"TOKEN_DELETED"}
     assert refused.value.response_code == "14"
     changes: list[Callable[[], object]] = [
-        lambda: vault.delete(token),
         lambda: vault.activate(token),
         lambda: vault.update_domain(token, None),
         lambda: vault.suspend(token, by=tv.Actor.ISSUER),
@@ -394,6 +394,59 @@ def test_a_deleted_token_is_a_tombstone_without_card(vault: tv.Vault) -> None:
         with pytest.raises(tv.LifecycleError):
             change()
     assert vault.get(token) == info
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_deletion_whose_answer_was_lost_is_asked_for_again(
+    vault: tv.Vault, clock: ManualClock, many: bool
+) -> None:
+    """It has the same answer, leaves an event, and changes nothing: retention goes by the deletion."""
+
+    def delete(*names: str, by: str | None) -> list[object]:
+        return (
+            list(vault.delete_many(names, requestor=by)) if many else [vault.delete(names[-1], requestor=by)]
+        )
+
+    token, other = issue(vault).token, issue(vault).token
+    first = delete(token, token, by=SHOP)
+    assert first[0] == first[-1]
+    for by in (SHOP, None):
+        clock.advance(DAY_MS)
+        assert delete(token, by=by) == first[-1:]
+        assert vault.get(token) == first[0]
+    deletions = [event for event in vault.history(token) if event.action.name == "DELETE"]
+    assert [(event.outcome.name, bool(event.revision)) for event in deletions] == [
+        ("DONE", each == 0) for each in range(4 if many else 3)
+    ]
+    with pytest.raises(tv.PermissionDeniedError):
+        vault.delete(token, requestor=ACQUIRER)
+    assert isinstance(delete(other, by=None)[0], tv.TokenInfo)
+
+
+@pytest.mark.parametrize("by", [None, SHOP])
+def test_until_when_a_token_winds_down_is_corrected(
+    vault: tv.Vault, clock: ManualClock, by: str | None
+) -> None:
+    """Later and earlier, an event each; by whom it may be wound down at all; its suspension stays."""
+    token = issue(vault).token
+    first = checks.utc(NOW_MS + 30 * DAY_MS)
+    assert vault.get(token).purge_after is None
+    vault.suspend(token, by=tv.Actor.CARDHOLDER)
+    moves = [first, first + timedelta(days=9), first - timedelta(days=9), first - timedelta(days=9)]
+    for place, purge_after in enumerate(moves):
+        info = vault.wind_down(token, purge_after=purge_after, requestor=by)
+        assert (info.purge_after, info.status) == (purge_after, tv.TokenStatus.WINDING_DOWN)
+        assert info.suspended_by == {tv.Actor.CARDHOLDER}
+        assert vault.get(token) == info
+        assert [event.action.name for event in vault.history(token)].count("WIND_DOWN") == place + 1
+    with pytest.raises(tv.PermissionDeniedError):
+        vault.wind_down(token, purge_after=first, requestor=ACQUIRER)
+    with pytest.raises(tv.InvalidInputError):
+        vault.wind_down(token, purge_after=checks.utc(NOW_MS), requestor=by)
+    assert vault.get(token).purge_after == moves[-1]
+    assert vault.delete(token).purge_after is None
+    with pytest.raises(tv.LifecycleError):
+        vault.wind_down(token, purge_after=first, requestor=by)
 
 
 def test_a_requestor_manages_its_own_tokens_only_and_with_permission(
@@ -460,6 +513,95 @@ def test_merging_two_cards_leaves_each_issue_its_token(vault: tv.Vault) -> None:
         first = issue(vault, MASTERCARD, program="card-on-file").token
         vault.update_card(old, new_pan=MASTERCARD)
         assert issue(vault, MASTERCARD, program="card-on-file").token == first != joined
+
+
+PARS = "5" + "A" * 28, "5" + "B" * 28
+
+
+@pytest.mark.parametrize("by", [None, SHOP])
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("named", ["token", "card"])
+def test_a_par_is_of_the_card_and_goes_with_it(
+    vault: tv.Vault, named: str, many: bool, by: str | None
+) -> None:
+    """A renewed card keeps its PAR; another one has what is said of it, or none; through a chain of cards too."""
+    token = issue(vault, par=PARS[0]).token
+
+    def update(**change: Any) -> str | None:
+        last4 = vault.get(token).last4
+        name = token if named == "token" else VISA if last4 == VISA[-4:] else MASTERCARD
+        if many:
+            changes: Any = [(name, change)]
+            (infos,) = vault.update_card_many(changes, requestor=by)
+            assert isinstance(infos, list), infos
+        else:
+            infos = vault.update_card(name, **change, requestor=by)
+        assert [info.token for info in infos] == [token]
+        assert infos[0].par == vault.get(token).par
+        return infos[0].par
+
+    assert update(expiry="2033-01") == PARS[0]
+    assert update(new_pan=MASTERCARD) is None
+    assert update(expiry="2034-01") is None
+    assert update(new_pan=VISA, par=PARS[0]) == PARS[0]
+    assert update(new_pan=MASTERCARD, expiry="2035-01", par=PARS[1]) == PARS[1]
+    assert update(new_pan=VISA) is None
+
+
+@pytest.mark.parametrize("program", ["one-time", "card-on-file"])
+def test_a_card_s_own_par_is_taken_after_it_came_to_stand_behind_a_token_of_another(
+    vault: tv.Vault, program: str
+) -> None:
+    token = issue(vault, par=PARS[0], program=program).token
+    vault.update_card(token, new_pan=MASTERCARD)
+    vault.update_card(token, new_pan=MASTERCARD, par=PARS[1])
+    assert issue(vault, MASTERCARD, par=PARS[1], program=program).par == PARS[1]
+    vault.update_card(MASTERCARD, new_pan=MASTERCARD)
+    assert vault.get(token).par == PARS[1], "the number that stood there is no other card"
+    vault.update_card(MASTERCARD, new_pan=MASTERCARD, par=PARS[0])
+    assert {info.par for info in vault.tokens_of(MASTERCARD)} == {PARS[0]}, "the host corrects it"
+
+
+def test_a_requestor_that_repeats_the_number_learns_nothing_by_the_par(vault: tv.Vault) -> None:
+    told = []
+    issue(vault, AMEX, par=PARS[0])
+    for pan in (VISA, MASTERCARD):
+        token = issue(vault, par=PARS[0]).token
+        (info,) = vault.update_card(token, new_pan=pan, requestor=SHOP)
+        (other,) = vault.update_card(token, new_pan=AMEX, par=PARS[1], requestor=SHOP)
+        told.append((info.par, other.par))
+    assert told == [(None, PARS[1])] * 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_host_states_one_par_of_a_card(vault: tv.Vault, many: bool) -> None:
+    """Also in one batch, where the card came to its tokens by the items before."""
+
+    def update(*changes: tuple[str, tv.CardChange]) -> list[str]:
+        found = []
+        results: list[Any] = list(vault.update_card_many(changes)) if many else []
+        for name, change in () if many else changes:
+            try:
+                results.append(vault.update_card(name, **change))
+            except tv.InvalidInputError as error:
+                results.append(error)
+        for each in results:
+            found.append(each.code if isinstance(each, tv.TokenVaultError) else each[0].par)
+        return found
+
+    one, two, three = (issue(vault).token for _ in range(3))
+    moves = [(one, PARS[0]), (two, PARS[1]), (two, PARS[0]), (three, None)]
+    changes: list[Any] = [
+        (token, {"new_pan": MASTERCARD} if par is None else {"new_pan": MASTERCARD, "par": par})
+        for token, par in moves
+    ]
+    assert update(*changes) == [PARS[0], "PAR_DIFFERS", PARS[0], None]
+    away: Any = [(one, {"new_pan": AMEX}), (two, {"new_pan": AMEX})]
+    assert update(*away, (three, tv.CardChange(new_pan=MASTERCARD, par=PARS[1])))[-1] == PARS[1]
+    with pytest.raises(tv.InvalidInputError):
+        vault.update_card(three, par=PARS[0])
+    with pytest.raises(tv.InvalidInputError):
+        vault.update_card(three, expiry="2033-01", par=PARS[0])
 
 
 def test_a_card_update_refuses_a_number_that_the_token_s_own_domain_holds(vault: tv.Vault) -> None:

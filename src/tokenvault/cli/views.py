@@ -99,6 +99,7 @@ def token_facts(info: TokenInfo, *, whole: bool) -> Table:
             "requestor": info.requestor,
             "card": NOTHING if info.last4 is None else f"ends in {info.last4}",
             "valid through": NOTHING if info.token_expiry is None else str(info.token_expiry),
+            "may be purged": None if info.purge_after is None else moment(info.purge_after),
             "assurance": info.assurance,
             "par": info.par,
             "created": moment(info.created),

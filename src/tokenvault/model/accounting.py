@@ -28,7 +28,7 @@ def has_room(
     usage: Usage, restrictions: Restrictions, transaction: Transaction, use_kind: Kind, now_ms: int
 ) -> bool:
     """Whether a token has room for the counters that a new use or an increment is added to."""
-    limits = restrictions.limits_by_key
+    limits = restrictions.limits_in(usage)
     if len(usage.counters) + len(limits) <= COUNTERS_MAX:
         return True
     counted = {key for key, limit in limits.items() if limit.binds(transaction, use_kind, now_ms)}
@@ -82,12 +82,14 @@ def _counted(
     now_ms, cryptogram = entry.time_ms, transaction.cryptogram_counter
     strong = False
     added: dict[bytes, Counter] = {}
-    for key, limit in restrictions.limits_by_key.items():
+    for key, limit in restrictions.limits_in(usage).items():
         if limit.starts_again(transaction, now_ms):
             strong = True
             number = limit.limit.window(now_ms).number
-            usage = usage.changed(key, partial(Counter.cleared, window=number))
-        elif limit.binds(transaction, use_kind, now_ms):
+            usage = usage.changed(key, partial(Counter.started_again, window=number))
+    limits = restrictions.limits_in(usage)
+    for key, limit in limits.items():
+        if limit.binds(transaction, use_kind, now_ms):
             window, value = limit.limit.window(now_ms), limit.adds(transaction)
             before = next((counter for counter in usage.counters if counter.key == key), None)
             added[key] = (
@@ -95,9 +97,8 @@ def _counted(
                 if before is None
                 else before.added(window, value)
             )
-    usage = usage.with_counters(added.values(), restrictions.limits_by_key)
+    usage = usage.with_counters(added.values(), limits)
     if strong:
-        # Not before any use that it starts again: a clock that was set back gives none of them back once more.
         latest_ms = max(now_ms, usage.authenticated_ms, usage.last_used_ms)
         usage = usage._replace(authenticated_ms=latest_ms)
     if cryptogram is not None and cryptogram > usage.cryptogram_counter:
@@ -121,12 +122,13 @@ def _given_back(usage: Usage, restrictions: Restrictions, entry: LedgerEntry, le
 def _taken_off(
     usage: Usage, restrictions: Restrictions, part: LedgerEntry, amount: int, *, of_money: bool
 ) -> Usage:
+    limits = restrictions.limits_in(usage)
     for key in part.counted:
-        velocity = restrictions.limits_by_key.get(key)
+        velocity = limits.get(
+            key
+        )  # none by the key of before it was started again: it is not counted any more
         if velocity is None or (velocity.limit.amount is not None) != of_money:
             continue
-        if velocity.limit.since_authentication and usage.authenticated_ms >= part.time_ms:
-            continue  # started again since: it is not counted any more
         number = velocity.limit.window(part.time_ms).number
         usage = usage.changed(key, partial(Counter.given_back, window=number, value=amount))
     return usage

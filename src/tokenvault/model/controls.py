@@ -147,14 +147,20 @@ def _spaced(interval: timedelta, use: Use) -> bool:
 
 
 _TABLE: Final[tuple[Control | Term, ...]] = (
-    _listed("requestors", "requestor", "REQUESTOR_NOT_ALLOWED"),
+    _listed("requestors", "requestor", "REQUESTOR_NOT_ALLOWED", binding=Binding.PARTIES),
     _listed("merchants", "merchant", "MERCHANT_NOT_ALLOWED"),
     _listed("merchant_categories", "merchant_category", "MERCHANT_CATEGORY_NOT_ALLOWED", holds=in_categories),
     _listed("channels", "channel", "CHANNEL_NOT_ALLOWED", from_json=partial(document.members_in, Channel)),
     _listed("countries", "country", "COUNTRY_NOT_ALLOWED", response_code="62"),
     _listed("currencies", "currency", "CURRENCY_NOT_ALLOWED", binding=Binding.AMOUNTS, given=_currency),
     _listed("devices", "device", "DEVICE_NOT_ALLOWED"),
-    _listed("kinds", "kind", "KIND_NOT_ALLOWED", from_json=partial(document.members_in, Kind)),
+    _listed(
+        "kinds",
+        "kind",
+        "KIND_NOT_ALLOWED",
+        from_json=partial(document.members_in, Kind),
+        binding=Binding.PARTIES,
+    ),
     _listed("references", "reference", "REFERENCE_NOT_ALLOWED"),
     _listed("agents", "agent", "AGENT_NOT_ALLOWED"),
     _listed(

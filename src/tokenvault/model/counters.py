@@ -14,6 +14,10 @@ from tokenvault.model.periods import NEVER_MS, Window
 
 COUNTERS_MAX: Final = 64
 KEY_BYTES: Final = 16
+NAME_BYTES: Final = 12
+"""Of the key of a counter that strong authentication starts again: its name. The others say how often that was."""
+
+TIMES_END: Final = 256 ** (KEY_BYTES - NAME_BYTES)
 NO_WINDOW: Final = -1
 """The previous window of a counter that was counted in one only."""
 
@@ -31,7 +35,7 @@ class Counter(NamedTuple):
     """A velocity counter: uses, or minor units, in the two latest windows that were counted in.
 
     Attributes:
-        key: 16 bytes, of what is counted.
+        key: 16 bytes, of what is counted; of a counter that is started again, another one each time.
         window: number of the latest window; for a token's life, 0.
         value: uses or minor units in it.
         previous_window: the one before it that was counted in, or -1.
@@ -73,12 +77,17 @@ class Counter(NamedTuple):
             return self._replace(previous_value=max(0, self.previous_value - value))
         return self
 
-    def cleared(self, window: int) -> Counter:
-        """The counter after what was counted in a window is counted no more."""
-        return self.given_back(window, self.used(window))
+    def started_again(self, window: int) -> Counter:
+        """The counter after what was counted in a window is counted no more.
+
+        By its next key it is told apart from what was counted before, and nothing of that is given back to it.
+        """
+        times = int.from_bytes(self.key[NAME_BYTES:]) + 1
+        key = self.key[:NAME_BYTES] + (times % TIMES_END).to_bytes(KEY_BYTES - NAME_BYTES)
+        return self.given_back(window, self.used(window))._replace(key=key)
 
     def merged(self, other: Counter) -> Counter:
-        """One counter of two of the same key: of each window the larger value, and the two latest windows."""
+        """One counter of two of the same name: of each window the larger value, and the two latest windows."""
         values: dict[int, int] = {NO_WINDOW: 0}
         for counter in (self, other):
             for window, value in (
@@ -88,7 +97,8 @@ class Counter(NamedTuple):
                 values[window] = max(value, values.get(window, 0))
         latest, before = sorted(values, reverse=True)[:2]
         ends_ms = max(self, other, key=lambda counter: counter.window).ends_ms
-        return Counter(self.key, latest, values[latest], before, values[before], ends_ms)
+        key = max(self.key, other.key)
+        return Counter(key, latest, values[latest], before, values[before], ends_ms)
 
 
 class Usage(NamedTuple):
@@ -143,10 +153,11 @@ class Usage(NamedTuple):
 
     def merged(self, other: Usage) -> Usage:
         """What two tokens of one card have used, where one took over from the other: the larger of each count."""
-        counters = {counter.key: counter for counter in self.counters}
+        counters = {counter.key[:NAME_BYTES]: counter for counter in self.counters}
         for counter in other.counters:
-            before = counters.get(counter.key)
-            counters[counter.key] = counter if before is None else before.merged(counter)
+            name = counter.key[:NAME_BYTES]
+            before = counters.get(name)
+            counters[name] = counter if before is None else before.merged(counter)
         times = {self.last_used_ms, self.used_before_ms, other.last_used_ms, other.used_before_ms}
         latest, before_ms = sorted({*times, NONE - 1}, reverse=True)[:2]
         return Usage(

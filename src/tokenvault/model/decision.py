@@ -5,7 +5,7 @@
 - An unset control does not restrict; a set one that the transaction says nothing about fails.
 - Only the token's own document can let in a requestor other than the one it was issued to.
 - What a kind of transaction needs, and which controls bind it, stands in one table (`kinds`). A follow-up that names
-  its original leaves out what is as it was there: a list binds it where it says otherwise.
+  its original is bound by what its use has left, and by who may do what kind: the domain may have changed since.
 - A retry (same transaction id and content, allowed before) is not held against limits, ledger or authentication
   again.
 """
@@ -112,20 +112,19 @@ def decide(
     """
     rule = KINDS[transaction.kind]
     violations = _token_violations(state, expiry, restrictions, transaction, now_ms, live=rule.live)
-    retry, inherits, ledger = False, False, None
+    retry, ledger = False, None
     if uses.own or transaction.original is not None or transaction.kind is not Kind.PURCHASE:
         ledger, retry = uses.ledger, is_retry(transaction, uses.before)
         violations += id_violations(transaction, uses)
         if not retry:
             violations += original_violations(transaction, uses, ledger, restrictions)
-        inherits = transaction.original is not None and not rule.live
     if transaction.authentication is not None and not retry and transaction.authentication.lies_ahead(now_ms):
         violations.append(_AHEAD)
     kind = ledger.use.kind if ledger is not None and rule.follow_up else transaction.kind
     use = Use(state, transaction, now_ms, kind, _amount(transaction, ledger))
     for control, value in restrictions.checks_of(transaction):
         given = control.given(use)
-        if control.holds(value, given) or (retry and control.once) or (inherits and given is None):
+        if control.holds(value, given) or (retry and control.once):
             continue
         violations.append(control.violation(value, given))
     if rule.live and not retry and not has_room(state.usage, restrictions, transaction, kind, now_ms):

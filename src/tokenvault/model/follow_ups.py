@@ -88,8 +88,12 @@ def original_violations(
     if ledger is None:
         follows_up = any(entry.use_id == uses.original_id for entry in uses.original)
         return [_FOLLOWS_UP if follows_up else _UNKNOWN]
-    if not rule.follow_up or transaction.kind is Kind.DISPUTE:
-        return [_FOLLOWED_UP] if rule.follow_up and ledger.follow_ups >= FOLLOW_UPS_MAX else []
+    if (
+        not rule.follow_up
+    ):  # a payment that rests on one: what was given back as a whole, as after a decline, is none
+        return [_CLOSED] if ledger.reversed else []
+    if transaction.kind is Kind.DISPUTE:
+        return [_FOLLOWED_UP] if ledger.follow_ups >= FOLLOW_UPS_MAX else []
     if ledger.follow_ups >= FOLLOW_UPS_MAX:
         return [_FOLLOWED_UP]
     if not (ledger.open if rule.original is Original.OPEN else KINDS[ledger.use.kind].counts_money):
@@ -104,7 +108,8 @@ def _exceeds(transaction: Transaction, ledger: UseLedger) -> bool:
     if transaction.kind is Kind.INCREMENT:
         return ledger.authorised + amount > MINOR_UNITS_MAX
     if transaction.kind is Kind.REFUND:
-        # All of nothing is nothing to refund, but of a use that named no amount, which nobody can measure.
-        nothing = amount == 0 and ledger.use.amount > 0 and ledger.refundable == 0
+        # All of nothing is nothing to refund; but of a use of no amount, which nobody can measure, it is once.
+        measured = ledger.use.amount > 0 or ledger.paid_back
+        nothing = amount == 0 and measured and ledger.refundable == 0
         return ledger.reversed or nothing or amount > ledger.refundable
     return amount > ledger.uncaptured

@@ -36,12 +36,14 @@ class Kind(Words):
 class Binding(enum.Enum):
     """Groups of controls that bind a kind or do not.
 
-    LISTS: of who, where, by what and what kind.
+    PARTIES: lists of who, and of what kind.
+    LISTS: of where, by what, and what for.
     TERMS: validity, assurance method, cryptogram.
     AMOUNTS: currency and size of the amount, and the strong authentication that it asks for.
     LIMITS: limits, and the least time between uses.
     """
 
+    PARTIES = enum.auto()
     LISTS = enum.auto()
     TERMS = enum.auto()
     AMOUNTS = enum.auto()
@@ -94,9 +96,11 @@ def _payment() -> KindRule:
 
 
 def _follow_up(original: Original) -> KindRule:
-    # Their use was bound by all controls; a list binds what they say otherwise than it.
-    lists = frozenset({Binding.LISTS})
-    return KindRule(counts_use=False, counts_money=False, original=original, live=False, bound_by=lists)
+    # Their use was bound by all controls, as they were then. What one says of where and by what is as it was there,
+    # which the domain of today may not list any more, or its own, as of a refund in a shop; and one that leaves it
+    # out passes anyway.
+    parties = frozenset({Binding.PARTIES})
+    return KindRule(counts_use=False, counts_money=False, original=original, live=False, bound_by=parties)
 
 
 KINDS: Final = {
@@ -108,7 +112,7 @@ KINDS: Final = {
         counts_money=False,
         original=Original.NONE,
         live=True,
-        bound_by=frozenset({Binding.LISTS, Binding.TERMS}),
+        bound_by=frozenset({Binding.PARTIES, Binding.LISTS, Binding.TERMS}),
     ),
     Kind.INCREMENT: KindRule(
         counts_use=False, counts_money=True, original=Original.OPEN, live=True, bound_by=_ALL

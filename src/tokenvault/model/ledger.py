@@ -65,6 +65,7 @@ class _Sums:
     captured: int = 0
     told: bool = False
     refunded: int = 0
+    paid_back: bool = False
     open: bool = True
     reversed: bool = False
 
@@ -92,7 +93,9 @@ class _Sums:
         elif entry.kind is Kind.CAPTURE:
             self.told = True
             self.captured += entry.amount
-            if entry.final:
+            if (
+                entry.final or not self.authorised
+            ):  # what is of no amount has no parts: one capture takes it all
                 given = self.give_back(self.authorised - self.captured)
                 self.open = False
         elif entry.kind is Kind.REVERSAL:
@@ -103,6 +106,7 @@ class _Sums:
             if not self.told:  # who pays back has captured: all of it, as nothing else was told
                 self.told, self.captured, self.open = True, self.authorised, False
             self.refunded += entry.amount
+            self.paid_back = True
         return given
 
 
@@ -117,6 +121,7 @@ class UseLedger:
         refundable: minor units that were captured (authorised, where no capture was told) and not refunded.
         open: whether it can be incremented, captured and reversed.
         reversed: whether all of it was given back.
+        paid_back: whether anything of it was refunded.
         follow_ups: how many it has.
     """
 
@@ -126,6 +131,7 @@ class UseLedger:
     refundable: int
     open: bool
     reversed: bool
+    paid_back: bool
     follow_ups: int
     _entries: tuple[LedgerEntry, ...] = attrs.field(repr=False)
 
@@ -149,6 +155,7 @@ class UseLedger:
             refundable=base - sums.refunded,
             open=sums.open,
             reversed=sums.reversed,
+            paid_back=sums.paid_back,
             follow_ups=len(follow_ups),
             entries=follow_ups,
         )

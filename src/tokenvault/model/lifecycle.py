@@ -57,10 +57,13 @@ _TRANSITIONS: Final = {
     (TokenStatus.SUSPENDED, Change.RESUME): TokenStatus.ACTIVE,  # once the last suspension is lifted
     (TokenStatus.SUSPENDED, Change.WIND_DOWN): TokenStatus.WINDING_DOWN,
     (TokenStatus.SUSPENDED, Change.DELETE): TokenStatus.DELETED,
-    # One that winds down stays so: it is suspended beside that, and resumed.
+    # One that winds down stays so: it is suspended beside that, and resumed; until when, is said again.
+    (TokenStatus.WINDING_DOWN, Change.WIND_DOWN): TokenStatus.WINDING_DOWN,
     (TokenStatus.WINDING_DOWN, Change.SUSPEND): TokenStatus.WINDING_DOWN,
     (TokenStatus.WINDING_DOWN, Change.RESUME): TokenStatus.WINDING_DOWN,
     (TokenStatus.WINDING_DOWN, Change.DELETE): TokenStatus.DELETED,
+    # Whoever lost the answer asks again: it is final, so nothing came in between that this would undo.
+    (TokenStatus.DELETED, Change.DELETE): TokenStatus.DELETED,
     # What was verified was another card: it starts over.
     (TokenStatus.INACTIVE, Change.NEW_CARD): TokenStatus.INACTIVE,
     (TokenStatus.ACTIVE, Change.NEW_CARD): TokenStatus.INACTIVE,

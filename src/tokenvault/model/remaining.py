@@ -42,7 +42,7 @@ def remaining(restrictions: Restrictions, usage: Usage, now_ms: int) -> tuple[Re
     found = []
     for velocity in restrictions.velocity_limits:
         window = velocity.limit.window(now_ms)
-        used = min(velocity.most, usage.used(velocity.key, window.number))
+        used = min(velocity.most, usage.used(velocity.key_in(usage), window.number))
         resets_at = None if velocity.limit.per is None else checks.utc(window.ends_ms)
         found.append(Remaining(velocity.limit, used, velocity.most - used, resets_at))
     return tuple(found)

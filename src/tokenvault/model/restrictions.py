@@ -8,12 +8,13 @@ from typing import Final
 import attrs
 
 from tokenvault.model.control import Control
+from tokenvault.model.counters import Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.kinds import KINDS, Binding, Kind
 from tokenvault.model.transaction import Transaction
 from tokenvault.model.velocity import VelocityLimit
 
-_WITHOUT_ORIGINAL: Final = frozenset({Binding.LISTS, Binding.AMOUNTS})
+_WITHOUT_ORIGINAL: Final = frozenset({Binding.PARTIES, Binding.LISTS, Binding.AMOUNTS})
 """What binds a refund that names no original: nothing else bounds it."""
 
 
@@ -73,8 +74,18 @@ class Restrictions:
 
     @cached_property
     def limits_by_key(self) -> dict[bytes, VelocityLimit]:
-        """One limit of each counter that uses are added to."""
+        """One limit of each counter that uses are added to, before any is started again."""
         return {limit.key: limit for limit in self.velocity_limits}
+
+    def limits_in(self, usage: Usage) -> dict[bytes, VelocityLimit]:
+        """One limit of each counter that uses are added to, by its key as a token has it."""
+        if not self._any_starts_again:
+            return self.limits_by_key
+        return {limit.key_in(usage): limit for limit in self.limits_by_key.values()}
+
+    @cached_property
+    def _any_starts_again(self) -> bool:
+        return any(limit.limit.since_authentication for limit in self.velocity_limits)
 
     @cached_property
     def counted(self) -> bool:

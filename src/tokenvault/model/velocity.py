@@ -9,7 +9,7 @@ import attrs
 
 from tokenvault.model import checks, domain_document
 from tokenvault.model.authentication import Strength
-from tokenvault.model.counters import KEY_BYTES, Usage
+from tokenvault.model.counters import KEY_BYTES, NAME_BYTES, Usage
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.limits import Limit
 from tokenvault.model.transaction import Transaction
@@ -32,14 +32,28 @@ class VelocityLimit:
         """Names the counter that it reads: 16 bytes of SHA-256 of what is counted.
 
         Limits that count the same thing read one counter, whichever document they stand in and whatever their
-        maximum: a limit that is raised from 10 uses to 20 leaves what was used as used.
+        maximum: a limit that is raised from 10 uses to 20 leaves what was used as used. This is the key of one that
+        strong authentication starts again, until it does: `key_in` has those that follow.
         """
         counted = domain_document.counted_of(self.limit)
         if self.limit.light:
             counted["strong_factors"] = self.strength.factors
             if self.strength.max_age is not None:
                 counted["strong_max_age"] = checks.seconds(self.strength.max_age)
-        return hashlib.sha256(domain_document.canonical(counted)).digest()[:KEY_BYTES]
+        key = hashlib.sha256(domain_document.canonical(counted)).digest()[:KEY_BYTES]
+        return key[:NAME_BYTES].ljust(KEY_BYTES, b"\0") if self.limit.since_authentication else key
+
+    def key_in(self, usage: Usage) -> bytes:
+        """The key of its counter as a token has it: another one since each time that it was started again."""
+        if self.limit.since_authentication:
+            for counter in usage.counters:
+                if counter.key.startswith(self._name):
+                    return counter.key
+        return self.key
+
+    @cached_property
+    def _name(self) -> bytes:
+        return self.key[:NAME_BYTES]
 
     @property
     def most(self) -> int:
@@ -67,7 +81,7 @@ class VelocityLimit:
 
     def within(self, transaction: Transaction, usage: Usage, now_ms: int) -> bool:
         """Whether it has room for a transaction that it binds."""
-        used = usage.used(self.key, self.limit.window(now_ms).number)
+        used = usage.used(self.key_in(usage), self.limit.window(now_ms).number)
         most, amount = self.limit.amount, transaction.amount
         if most is None:
             return used < self.most

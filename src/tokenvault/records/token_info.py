@@ -41,6 +41,7 @@ class TokenInfo:
         last4: last four digits of the PAN; None once deleted.
         par: payment account reference; None if none was given.
         assurance: token assurance method; None if none was given.
+        purge_after: when a token that winds down may be purged, UTC; None where it does not wind down.
         customer: the caller's own id of whom the token is for; None if none was given.
         metadata: the caller's own pairs; not in `repr`.
         created: UTC, to the millisecond.
@@ -61,6 +62,7 @@ class TokenInfo:
     last4: str | None
     par: str | None
     assurance: str | None
+    purge_after: datetime | None
     customer: str | None
     metadata: Mapping[str, str] = attrs.field(repr=False, hash=False)
     created: datetime
@@ -74,7 +76,7 @@ NO_METADATA: Final[Mapping[str, str]] = MappingProxyType({})
 
 def info_of(record: TokenRecord, card: Card | None, metadata: Mapping[str, str] = NO_METADATA) -> TokenInfo:
     """What the vault returns of a record, and of the pairs that are sealed in it."""
-    last_used_ms = record.usage.last_used_ms
+    last_used_ms, winds_down = record.usage.last_used_ms, record.status is TokenStatus.WINDING_DOWN
     return TokenInfo(
         token=record.token,
         reference=record.reference.hex(),
@@ -88,6 +90,7 @@ def info_of(record: TokenRecord, card: Card | None, metadata: Mapping[str, str] 
         last4=None if card is None else card.pan.last4,
         par=record.par,
         assurance=record.assurance,
+        purge_after=instant(record.purge_after_ms) if winds_down else None,
         customer=record.customer or None,
         metadata=metadata,
         created=instant(record.created_ms),

@@ -191,8 +191,8 @@ class State:
         return self._changed(status=status, suspended_by=left)
 
     def deleted(self) -> tuple[Answer, State]:
-        if not self.live:
-            return LifecycleError, self
+        if not self.live:  # it stands: an answer that was lost is asked for again
+            return self.shown, self
         return self._changed(status=TokenStatus.DELETED, suspended_by=frozenset())
 
     def restricted(self, domain: Domain) -> tuple[Answer, State]:

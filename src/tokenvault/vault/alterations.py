@@ -1,7 +1,8 @@
 """What changes make of a token's record: for one token and for many.
 
-Each gives the record but for its revision and time. It raises LifecycleError where the change can not be, which its
-caller notes, and InvalidInputError where the change itself is not acceptable for this token.
+Each gives the record but for its revision and time, or the very one that it was given where nothing is to be written.
+It raises LifecycleError where the change can not be, which its caller notes, and InvalidInputError where the change
+itself is not acceptable for this token.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenvault.model.programs import TokenProgram
 from tokenvault.records.keyring import KeyRing
 from tokenvault.records.record import TokenRecord
 from tokenvault.vault.core import Core, Unsealed
-from tokenvault.vault.orders import refuse_token_as_customer
+from tokenvault.vault.orders import other_par, refuse_token_as_customer
 
 Alteration: TypeAlias = Callable[[Unsealed], Coroutine[Any, Any, Unsealed]]
 
@@ -37,10 +38,17 @@ class Properties(NamedTuple):
 
 
 class NewCard(NamedTuple):
-    """What `update_card` puts behind tokens: a new PAN, a new expiry, or both; what is None stays."""
+    """What `update_card` puts behind tokens: a new PAN, a new expiry, or both; what is None stays.
+
+    Attributes:
+        pan: the new PAN.
+        expiry: the new expiry.
+        par: of the new PAN; None: not known. That of another PAN does not stay.
+    """
 
     pan: Pan | None
     expiry: CardExpiry | None
+    par: str | None = None
 
 
 def acting_as(record: TokenRecord, actor: Actor | None, requestor: str | None) -> Actor | None:
@@ -61,8 +69,8 @@ def status_change(
         record, card = unsealed
         acting = acting_as(record, actor, requestor)
         status, suspended_by = transition(record.status, record.suspended_by, change, acting)
-        if card is not None and status is TokenStatus.DELETED:
-            return Unsealed(tombstone(core.keys, record, card.pan), None)
+        if status is TokenStatus.DELETED:
+            return unsealed if card is None else Unsealed(tombstone(core.keys, record, card.pan), None)
         return Unsealed(record._replace(status=status, suspended_by=suspended_by), card)
 
     return alter
@@ -177,9 +185,9 @@ def card_change(
         record, card = _living(unsealed)
         if pan is not None and card.pan not in (pan, new.pan):
             raise LifecycleError("the token was given another card meanwhile")
-        if new.pan is not None and (not by_host or new.pan != card.pan):
-            await refuse_card(core, record, new.pan)
-            record = record._replace(pan_fingerprint=pan_fingerprint)
+        if new.pan is not None and (not by_host or new.pan != card.pan or new.par is not None):
+            await refuse_card(core, record, pan, new, by_host=by_host)
+            record = record._replace(pan_fingerprint=pan_fingerprint, par=new.par)
             if core.finds_last4:
                 record = record._replace(last4_key=core.keys.last4_keys(new.pan.last4)[0])
             if not by_host:
@@ -192,14 +200,28 @@ def card_change(
     return alter
 
 
-async def refuse_card(core: Core, record: TokenRecord, new_pan: Pan) -> None:
-    """Raise InvalidInputError if a token can not have a PAN behind it."""
-    (await _program(core, record)).pans.check(new_pan.reveal())
+async def refuse_card(
+    core: Core, record: TokenRecord, pan: Pan | None, new: NewCard, *, by_host: bool
+) -> None:
+    """Raise InvalidInputError if a token can not have a new PAN behind it; the arguments are as of `card_change`."""
+    if new.pan is None:
+        return
+    (await _program(core, record)).pans.check(new.pan.reveal())
     own = await core.documents.get(record.domain)
-    if own.contains_pan(new_pan) or any(
-        new_pan.stands_in(text) for text in (record.par or "", record.customer)
-    ):
-        raise _mentions("the token's domain, par or customer")
+    if own.contains_pan(new.pan) or new.pan.stands_in(record.customer):
+        raise _mentions("the token's domain or customer")
+    # Not for a requestor: it could test guesses of its cards. Tokens of a card that is named change together.
+    if by_host and new.par is not None and new.pan != pan:
+        await _refuse_other_par(core, record, new.pan, new.par)
+
+
+async def _refuse_other_par(core: Core, record: TokenRecord, new_pan: Pan, par: str) -> None:
+    """Raise InvalidInputError if the token's requestor has another token of a PAN with another PAR."""
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, new_pan)
+    async for other, card in core.of_card(pan_fingerprints, record.requestor):
+        is_of_card = card is not None and card.pan == new_pan and other.token != record.token
+        if is_of_card and other.par not in (None, par):
+            raise other_par()
 
 
 async def _program(core: Core, record: TokenRecord) -> TokenProgram:

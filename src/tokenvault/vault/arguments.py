@@ -13,7 +13,7 @@ from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import CardExpiry, Pan, read_expiry
 from tokenvault.model.transaction import Transaction
-from tokenvault.vault.alterations import Properties
+from tokenvault.vault.alterations import NewCard, Properties
 from tokenvault.vault.core import Core
 from tokenvault.vault.manage import By
 from tokenvault.vault.orders import Terms
@@ -127,6 +127,15 @@ def properties(
         token_expiry=optional_expiry(token_expiry),
         customer=customer if customer == "" else optional_text("customer", customer),
         metadata=metadata(pairs),
+    )
+
+
+def new_card(core: Core, pan: str | Pan | None, expiry: str | CardExpiry | None, par: str | None) -> NewCard:
+    """What `update_card` puts behind tokens."""
+    return NewCard(
+        pan=None if pan is None else core.pan(pan),
+        expiry=optional_expiry(expiry),
+        par=None if par is None else checks.par(par),
     )
 
 

@@ -28,7 +28,6 @@ from tokenvault.records.token_info import TokenInfo
 from tokenvault.runtime import Clock, LoopRuntime
 from tokenvault.stores.port import AsyncTokenStore
 from tokenvault.vault import arguments, issue, manage, search, use, within
-from tokenvault.vault.alterations import NewCard
 from tokenvault.vault.batch import change
 from tokenvault.vault.batch import run as batches
 from tokenvault.vault.batch.cards import CardToIssue
@@ -495,7 +494,7 @@ class AsyncVault(AwaitedExchange):
         Args:
             token: the token, or its reference.
             purge_after: when the last of these may come, with a time zone and in the future: the token may be purged
-                then.
+                then. Said again of a token that winds down, it moves, later or earlier.
             requestor: as of `suspend`.
             operator: the person behind the call.
 
@@ -509,7 +508,11 @@ class AsyncVault(AwaitedExchange):
     async def delete(
         self, token: str, *, requestor: str | None = None, operator: str | None = None
     ) -> TokenInfo:
-        """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`."""
+        """Delete a token for ever: its record loses the card, and it is never issued again. Raises as `suspend`.
+
+        To delete one that is deleted is no error: whoever lost the answer calls again. It leaves an event and
+        changes nothing.
+        """
         core, name = self._open(), arguments.token_or_reference(token)
         return await manage.change_status(core, name, Change.DELETE, arguments.by(requestor, operator))
 
@@ -588,6 +591,7 @@ class AsyncVault(AwaitedExchange):
         *,
         new_pan: str | Pan | None = None,
         expiry: str | CardExpiry | None = None,
+        par: str | None = None,
         requestor: str | None = None,
         operator: str | None = None,
     ) -> list[TokenInfo]:
@@ -595,11 +599,14 @@ class AsyncVault(AwaitedExchange):
 
         Each token changes in one step of its own. After an error some may have changed: call again. A token whose PAN
         a requestor sets, whichever it was, is inactive from then on, and without assurance: nobody verified it.
+        The PAR is of the PAN: it stays where that does, and no token has that of the card before.
 
         Args:
             pan_or_token_or_reference: the card's PAN so far, or the token that is to change.
             new_pan: its new PAN; unset, it stays.
             expiry: its new expiry, "YYYY-MM"; unset, it stays.
+            par: payment account reference of `new_pan`, as of `issue`; unset, none is known of another PAN. The
+                host corrects one by naming the PAN that stands as `new_pan`.
             requestor: unset, the tokens of all requestors; set, those of this one, which needs Permission.MANAGE,
                 and ISSUE or DETOKENIZE to name a card by its PAN.
             operator: the person behind the call.
@@ -608,12 +615,14 @@ class AsyncVault(AwaitedExchange):
             The tokens that changed.
 
         Raises:
+            InvalidInputError: nothing is new, what is new can not be, or the host states another PAR than a token of
+                the same requestor and PAN has.
             TokenNotFoundError: the card has no live token here, or there is no such token.
             LifecycleError, PermissionDeniedError, ConflictError: as `suspend`.
         """
         core = self._open()
         await core.parties.refresh()
-        new = NewCard(None if new_pan is None else core.pan(new_pan), arguments.optional_expiry(expiry))
+        new = arguments.new_card(core, new_pan, expiry, par)
         name = arguments.pan_or_name(core, pan_or_token_or_reference)
         return await manage.update_card(core, name, new, arguments.by(requestor, operator))
 

@@ -56,6 +56,10 @@ class Unsealed(NamedTuple):
     record: TokenRecord
     card: Card | None
 
+    def at(self, now_ms: int, revision: int) -> Unsealed:
+        """It as it is written at a time, as a revision."""
+        return Unsealed(self.record._replace(updated_ms=now_ms, revision=revision), self.card)
+
 
 def unsealed(record: TokenRecord, card: Card | None) -> Unsealed:
     """An authenticated record and its card. Raises IntegrityError where no vault writes it so."""

@@ -246,7 +246,7 @@ async def tokens_to_renew(core: Core, pan: Pan, new: NewCard, by: By) -> list[To
         return live
     for record in live:
         try:
-            await refuse_card(core, record, new.pan)
+            await refuse_card(core, record, pan, new, by_host=by.host)
         except InvalidInputError as error:
             await core.deny(
                 Action.UPDATE_CARD,
@@ -276,11 +276,19 @@ def card_has_no_token() -> TokenNotFoundError:
 
 
 def refuse_new_card(core: Core, new: NewCard) -> None:
-    """Raise InvalidInputError if there is nothing new, if the new PAN is a token, or the new expiry has passed."""
+    """Raise InvalidInputError if there is nothing new, or what is new can not be, whatever the token."""
     if new.pan is None and new.expiry is None:
-        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both")
+        raise InvalidInputError("update_card takes a new PAN, a new expiry, or both; a par is of a new PAN")
+    if new.pan is None and new.par is not None:
+        raise InvalidInputError(
+            "a par is of a PAN: name that as new_pan too, also where it is the one it was"
+        )
     if new.pan is not None:
         core.refuse_token_as_pan(new.pan)
+        if new.par is not None and new.pan.stands_in(new.par):
+            raise InvalidInputError(
+                "the par holds the new card number: it is an id of its own", code="CARD_NUMBER_IN_TEXT"
+            )
     if new.expiry is not None and new.expiry.passed(core.clock.now_ms()):
         raise expired("the card")
 
@@ -302,7 +310,7 @@ async def _change(
         actor = acting_as(before, by.actor, by.requestor)
         codes = () if actor is None else (actor.name,)
         try:
-            record, card = await alter(unsealed)
+            altered = await alter(unsealed)
         except (LifecycleError, InvalidInputError) as error:
             code = LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code
             await core.deny(
@@ -315,8 +323,9 @@ async def _change(
                 tally=refused_card(core, Tally(core.guards), acting, before, new),
             )
             raise
-        now_ms, revision = core.clock.now_ms(), before.revision + 1
-        changed = Unsealed(record._replace(updated_ms=now_ms, revision=revision), card)
+        now_ms, stands = core.clock.now_ms(), altered is unsealed
+        revision = 0 if stands else before.revision + 1
+        changed = altered if stands else altered.at(now_ms, revision)
         event = Event(
             time_ms=now_ms,
             action=action,
@@ -328,7 +337,7 @@ async def _change(
             operator=by.operator,
             failures=failures,
         )
-        if not await core.replace(changed, event):
+        if not await (core.trail.note(event) if stands else core.replace(changed, event)):
             return await told(core, changed, by.requestor)
         conflicts = await core.conflict(conflicts)
 

@@ -205,7 +205,7 @@ def _differences(order: Order, unsealed: Unsealed, *, renewed: bool) -> list[str
         ),
         ("token_expiry (update_token changes it)", differs(terms.token_expiry, record.token_expiry)),
         ("assurance", differs(terms.assurance, record.assurance)),
-        ("par", differs(order.par, record.par)),
+        ("par (update_card changes it)", differs(order.par, record.par)),
         ("customer (update_token changes it)", differs(order.customer, record.customer or None)),
         ("source", order.source != record.source),
         ("status (it is active)", not terms.active and record.status is TokenStatus.ACTIVE),

@@ -160,6 +160,7 @@ def update_card(
         ),
     ] = False,
     expiry: Annotated[str | None, typer.Option(help="The card's new expiry, YYYY-MM.")] = None,
+    par: Annotated[str | None, typer.Option(help="The new card number's payment account reference.")] = None,
     requestor: ActingRequestor = None,
     show_token: ShowToken = False,
 ) -> None:
@@ -172,7 +173,11 @@ def update_card(
     vault = session.vault
     pan = ask_pan("Card number so far")
     changed = vault.update_card(
-        pan, new_pan=ask_pan("New card number") if new_pan else None, expiry=expiry, requestor=requestor
+        pan,
+        new_pan=ask_pan("New card number") if new_pan else None,
+        expiry=expiry,
+        par=par,
+        requestor=requestor,
     )
     session.output.result(
         {"tokens": [token_document(each, whole=show_token) for each in changed]},

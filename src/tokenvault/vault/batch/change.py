@@ -80,6 +80,7 @@ class CardChange(TypedDict, total=False):
 
     new_pan: str | Pan | None
     expiry: str | CardExpiry | None
+    par: str | None
 
 
 class Wanted(NamedTuple):
@@ -148,8 +149,7 @@ def card_to_update(core: Core, by: By, item: object) -> Wanted:
     """A pair of PAN, token or reference, and CardChange."""
     name, given = _pair(item, "CardChange")
     change = _given(given, CardChange)
-    pan, expiry = change.get("new_pan"), change.get("expiry")
-    new = NewCard(None if pan is None else core.pan(pan), arguments.optional_expiry(expiry))
+    new = arguments.new_card(core, change.get("new_pan"), change.get("expiry"), change.get("par"))
     manage.refuse_new_card(core, new)
     if not isinstance(name, str | Pan):
         raise InvalidInputError("a card is named by its PAN, or by the token or reference of a token")
@@ -203,12 +203,16 @@ async def change_chunk(
 
 
 def _rounds(wanted: dict[int, Wanted]) -> list[dict[int, Wanted]]:
-    """The items in order, cut before each that names a card which those before it may have given or taken."""
+    """The items in order, cut before each that names a card which those before it may have given or taken.
+
+    One with a PAR names the new card too: its PAR is compared with that of the tokens which have that.
+    """
     rounds: list[dict[int, Wanted]] = [{}]
     moved, any_card = set[Pan](), False
     for item, each in wanted.items():
         card = each.name if isinstance(each.name, Pan) else None
-        if card is not None and (any_card or card in moved):
+        named = {card, each.new.pan if each.new.par is not None else None} - {None}
+        if named and (any_card or named & moved):
             rounds.append({})
             moved, any_card = set(), False
         rounds[-1][item] = each
@@ -348,16 +352,18 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise manage.not_its_token()
     try:
-        record, card = await step.alter(before)
+        altered = await step.alter(before)
     except (LifecycleError, InvalidInputError) as error:
         codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
         manage.refused_card(core, chunk.tally, by.requestor, before.record, step.new)
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise
-    revision = stored.record.revision + 1
-    changed = Unsealed(record._replace(updated_ms=chunk.now_ms, revision=revision), card)
+    stands = altered is before
+    revision = 0 if stands else stored.record.revision + 1
+    changed = altered if stands else altered.at(chunk.now_ms, revision)
     info = await manage.told(core, changed, by.requestor)
-    chunk.changed[record.token] = changed
+    if not stands:
+        chunk.changed[changed.record.token] = changed
     chunk.found.setdefault(step.item, []).append(info)
     note(row, reference, revision, Kind(Outcome.DONE, by.requestor, operator=by.operator))
 

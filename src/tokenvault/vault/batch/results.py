@@ -179,6 +179,7 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
         common = (
             example.program, example.requestor, example.status, example.suspended_by, example.par,
             example.assurance, example.customer, tuple(sorted(example.metadata.items())), example.last_used,
+            example.purge_after,
         )  # fmt: skip
         self._examples[rows] = self._known.setdefault(common, example)
 
@@ -202,6 +203,7 @@ class TokenInfoResults(ChunkResults[TokenInfo]):
             last4=f"{last4:04}" if bin_digits else None,
             par=common.par,
             assurance=common.assurance,
+            purge_after=common.purge_after,
             customer=common.customer,
             metadata=common.metadata,
             created=instant(created_ms),
