@@ -169,7 +169,7 @@ async def detokenize(core: Core, name: str | bytes, transaction: Transaction) ->
         await refusals.settle()
         raise judgment.refusal
     card = case.unsealed.card
-    if card is None:  # no use of a deleted token is allowed
+    if card is None:  # pragma: no cover # no use of a deleted token is allowed, and no other lacks its card
         raise IntegrityError(ONLY_DELETED)
     return card
 
