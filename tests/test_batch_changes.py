@@ -438,24 +438,36 @@ def test_a_requestor_that_guesses_cards_in_a_chunk_learns_of_no_card_more_in_it(
         assert vault.get(spoiled.token) == spoiled
 
 
-def test_cards_with_more_tokens_than_an_event_lists_fail_and_none_of_these_is_changed(
+def test_a_card_with_more_tokens_than_an_event_lists_fails_alone_and_none_of_these_is_changed(
     pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The border: as many tokens as an event lists are changed."""
+    """The border: as many tokens as an event lists are changed, with those of the items before."""
     scene = pair[0]
     scene.store._records[scene.genuine.token] = scene.genuine
     have = len(scene.vault.tokens_of(VISA))
     monkeypatch.setattr(batch_change, "ITEMS_MAX", have)
     both: list[Any] = [(VISA, {"expiry": "2034-01"}), (MASTERCARD, {"expiry": "2034-01"})]
-    refused = scene.vault.update_card_many(both)
-    for each in refused:
-        assert isinstance(each, tv.InvalidInputError)
-        assert (each.code, "change them one by one" in str(each)) == ("INVALID_INPUT", True)
-    for pan in (VISA, MASTERCARD):
-        assert {str(info.card_expiry) for info in scene.vault.tokens_of(pan)} == {"2029-12"}
-    (changed,) = scene.vault.update_card_many(both[:1])
+    changed, refused = scene.vault.update_card_many(both)
+    assert isinstance(refused, tv.InvalidInputError)
+    assert (refused.code, "change this one by itself" in str(refused)) == ("INVALID_INPUT", True)
+    assert {str(info.card_expiry) for info in scene.vault.tokens_of(MASTERCARD)} == {"2029-12"}
     assert isinstance(changed, list)
     assert [str(info.card_expiry) for info in changed] == ["2034-01"] * have
+
+
+def test_a_card_with_too_many_tokens_to_read_fails_alone(
+    pair: tuple[Scene, Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = pair[0]
+    scene.store._records[scene.genuine.token] = scene.genuine
+    monkeypatch.setattr("tokenvault.vault.core.CARD_PAGE", 1)
+    monkeypatch.setattr("tokenvault.vault.core.CARD_PAGES_MAX", 1)
+    token = issue(scene.vault, MASTERCARD).token
+    changes: list[Any] = [(VISA, {"expiry": "2034-01"}), (token, {"expiry": "2034-01"})]
+    refused, changed = scene.vault.update_card_many(changes)
+    assert isinstance(refused, tv.TokenStoreError)
+    assert refused.code == "TOO_MANY_TOKENS"
+    assert isinstance(changed, list)
 
 
 def test_a_token_that_only_looks_like_a_str_is_refused_item_by_item(pair: tuple[Scene, Scene]) -> None:

@@ -8,21 +8,26 @@ show what happens.
 
 from __future__ import annotations
 
+import asyncio
 import dis
 import functools
 import queue
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 import tokenvault as tv
+from tests.cancelling import CancelledAt
 from tests.test_journal import EVENT, NoKeys
+from tests.test_within import plain
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.merkle import Tree
@@ -30,6 +35,7 @@ from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import close_all, run
 from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.pool import BlockingPool
+from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.stores.sqlite import pool as sqlite_pool
 from tokenvault.testing import a_record
 
@@ -425,3 +431,59 @@ def test_a_batch_that_is_copied_and_interrupted_anywhere_leaves_no_connection_lo
             assert store.insert([a_record(next(numbers)) for _ in range(2)], []) == []
 
         assert at_every_instruction(lambda: insert, insert, COPYING, looked=True) > 20
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_batch_in_the_host_s_transaction_interrupted_anywhere_leaves_its_connection_fit_for_use(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psycopg.connection.Lock", ImpatientLock)
+    with (
+        closing(tv.open_token_store(postgres_url)) as opened,
+        closing(psycopg.connect(plain(postgres_url))) as host,
+    ):
+        opened.provision()
+        store, numbers = cast("PostgresTokenStore", opened), count()
+
+        def work() -> Callable[[], None]:
+            host.execute("SELECT 1")  # begins its transaction
+            inside = store.within(host)
+
+            def insert() -> None:
+                assert inside.insert([a_record(next(numbers)) for _ in range(2)], []) == []
+
+            return insert
+
+        def check() -> None:
+            host.rollback()
+            assert host.execute("SELECT 1").fetchone() == (1,)
+            host.rollback()
+
+        assert at_every_instruction(work, check, COPYING, looked=True) > 20
+
+
+def test_a_batch_in_the_host_s_transaction_that_is_cancelled_anywhere_is_taken_back_and_its_connection_goes_on(
+    postgres_url: str,
+) -> None:
+    async def work() -> None:
+        opened = tv.open_async_token_store(postgres_url)
+        await opened.provision()
+        store, numbers = cast("AsyncPostgresTokenStore", opened), count()
+        async with await psycopg.AsyncConnection.connect(plain(postgres_url)) as host:
+            for at in count():
+                await host.execute("SELECT 1")
+                inside = await store.within(host)
+                records = [a_record(next(numbers)) for _ in range(2)]
+                call = CancelledAt(inside.insert(records, []), at)
+                with suppress(asyncio.CancelledError):
+                    await call
+                written = await inside.get([each.token for each in records])
+                assert len(written) in ((0, 2) if call.reached else (2,)), at
+                assert host.info.transaction_status == TransactionStatus.INTRANS
+                await host.rollback()
+                if not call.reached:
+                    break
+        await opened.close()
+        assert at > 5
+
+    asyncio.run(work())

@@ -13,7 +13,18 @@ import tokenvault as tv
 from tests import faces, vaults
 from tests.strategies import DAY_MS, NOW_MS
 from tests.test_pan import PUBLISHED
-from tests.vaults import ACQUIRER, AMEX, ISSUER_ONLY, MASTERCARD, SHOP, STRANGER, VISA, issue, use
+from tests.vaults import (
+    ACQUIRER,
+    AMEX,
+    ISSUER_ONLY,
+    MASTERCARD,
+    SHOP,
+    STRANGER,
+    VISA,
+    batch_events,
+    issue,
+    use,
+)
 from tokenvault import maintenance
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.keys import KeyStore
@@ -560,6 +571,41 @@ def test_a_card_s_own_par_is_taken_after_it_came_to_stand_behind_a_token_of_anot
     assert vault.get(token).par == PARS[1], "the number that stood there is no other card"
     vault.update_card(MASTERCARD, new_pan=MASTERCARD, par=PARS[0])
     assert {info.par for info in vault.tokens_of(MASTERCARD)} == {PARS[0]}, "the host corrects it"
+
+
+def test_a_batch_of_cards_with_pars_by_their_tokens_takes_one_event(
+    vault: tv.Vault, store: TokenStore
+) -> None:
+    """None of them names a card that another of the batch gives or takes."""
+    tokens = [issue(vault).token for _ in range(2)]
+    before = len(batch_events(store))
+    new = ((MASTERCARD, PARS[0]), (AMEX, PARS[1]))
+    changes: Any = [
+        (token, {"new_pan": pan, "par": par}) for token, (pan, par) in zip(tokens, new, strict=True)
+    ]
+    assert [infos[0].par for infos in vault.update_card_many(changes)] == [PARS[0], PARS[1]]  # type: ignore[index] # none failed
+    assert len(batch_events(store)) == before + 1
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_par_holds_neither_the_number_so_far_nor_the_new_one(vault: tv.Vault, many: bool) -> None:
+    """Of a requestor it holds none at all: which one is refused would tell it the card."""
+    token = issue(vault).token
+
+    def code(par: str, by: str | None) -> str:
+        changes: Any = [(token, {"new_pan": MASTERCARD, "par": par})]
+        if many:
+            (error,) = vault.update_card_many(changes, requestor=by)
+            assert isinstance(error, tv.InvalidInputError)
+            return error.code
+        with pytest.raises(tv.InvalidInputError) as caught:
+            vault.update_card(token, new_pan=MASTERCARD, par=par, requestor=by)
+        return caught.value.code
+
+    for pan in (VISA, MASTERCARD):
+        assert code("AB01" + "X" * 9 + pan, None) == "CARD_NUMBER_IN_TEXT"
+    for pan in (VISA, MASTERCARD, "4242424242424242"):
+        assert code("AB01" + "X" * 9 + pan, SHOP) == "CARD_NUMBER_IN_TEXT"
 
 
 def test_a_requestor_that_repeats_the_number_learns_nothing_by_the_par(vault: tv.Vault) -> None:

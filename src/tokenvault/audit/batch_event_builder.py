@@ -44,12 +44,13 @@ class BatchEventBuilder:
         self._references: Bytes = np.zeros((rows, REFERENCE_BYTES), np.uint8)
         self._uses: npt.NDArray[np.void] = np.zeros(rows, NOTE_COLUMN)
         self._counted: dict[Counted, int] = {(): 0}
+        self._counted_bytes = 1
         self._counted_of: Indexes = np.zeros(rows, np.int64)
 
     @property
     def counted_bytes(self) -> int:
         """What the sets of counters take so far."""
-        return sum(1 + sum(map(len, keys)) for keys in self._counted)
+        return self._counted_bytes
 
     def note(
         self,
@@ -84,6 +85,8 @@ class BatchEventBuilder:
         self._id_of[rows] = self._transaction_ids.setdefault(transaction_id, len(self._transaction_ids))
         if use is not None:
             self._uses[rows] = np.frombuffer(use.fixed(), NOTE_COLUMN)[0]
+            if use.counted not in self._counted:
+                self._counted_bytes += 1 + sum(map(len, use.counted))
             self._counted_of[rows] = self._counted.setdefault(use.counted, len(self._counted))
 
     def event(

@@ -92,10 +92,10 @@ def original_violations(
         not rule.follow_up
     ):  # a payment that rests on one: what was given back as a whole, as after a decline, is none
         return [_CLOSED] if ledger.reversed else []
-    if transaction.kind is Kind.DISPUTE:
-        return [_FOLLOWED_UP] if ledger.follow_ups >= FOLLOW_UPS_MAX else []
     if ledger.follow_ups >= FOLLOW_UPS_MAX:
         return [_FOLLOWED_UP]
+    if transaction.kind is Kind.DISPUTE:
+        return []
     if not (ledger.open if rule.original is Original.OPEN else KINDS[ledger.use.kind].counts_money):
         return [_CLOSED]
     if transaction.amount is not None and transaction.amount.currency != ledger.use.currency:

@@ -7,7 +7,7 @@ itself is not acceptable for this token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, LifecycleError
@@ -186,7 +186,9 @@ def card_change(
         if pan is not None and card.pan not in (pan, new.pan):
             raise LifecycleError("the token was given another card meanwhile")
         if new.pan is not None and (not by_host or new.pan != card.pan or new.par is not None):
-            await refuse_card(core, record, pan, new, by_host=by_host)
+            await refuse_card(core, record, new)
+            if by_host and new.par is not None and card.pan.stands_in(new.par):
+                raise _mentions("par")
             record = record._replace(pan_fingerprint=pan_fingerprint, par=new.par)
             if core.finds_last4:
                 record = record._replace(last4_key=core.keys.last4_keys(new.pan.last4)[0])
@@ -200,27 +202,36 @@ def card_change(
     return alter
 
 
-async def refuse_card(
-    core: Core, record: TokenRecord, pan: Pan | None, new: NewCard, *, by_host: bool
-) -> None:
-    """Raise InvalidInputError if a token can not have a new PAN behind it; the arguments are as of `card_change`."""
+async def refuse_card(core: Core, record: TokenRecord, new: NewCard) -> None:
+    """Raise InvalidInputError if a token can not have a new PAN behind it."""
     if new.pan is None:
         return
     (await _program(core, record)).pans.check(new.pan.reveal())
     own = await core.documents.get(record.domain)
     if own.contains_pan(new.pan) or new.pan.stands_in(record.customer):
         raise _mentions("the token's domain or customer")
-    # Not for a requestor: it could test guesses of its cards. Tokens of a card that is named change together.
-    if by_host and new.par is not None and new.pan != pan:
-        await _refuse_other_par(core, record, new.pan, new.par)
 
 
-async def _refuse_other_par(core: Core, record: TokenRecord, new_pan: Pan, par: str) -> None:
-    """Raise InvalidInputError if the token's requestor has another token of a PAN with another PAR."""
-    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, new_pan)
-    async for other, card in core.of_card(pan_fingerprints, record.requestor):
-        is_of_card = card is not None and card.pan == new_pan and other.token != record.token
-        if is_of_card and other.par not in (None, par):
+async def refuse_other_par(
+    core: Core, requestor: str, new: NewCard, token: str = "", changed: Collection[str] = ()
+) -> None:
+    """Raise InvalidInputError if a requestor has a token of the new PAN with another PAR than the new one.
+
+    Only for the host: a requestor could test guesses of its cards.
+
+    Args:
+        core: has the records.
+        requestor: id of the token's requestor.
+        new: the new card.
+        token: which gets the card; it is passed over.
+        changed: tokens that have another card by now, which is not stored yet; they are, too.
+    """
+    if new.pan is None or new.par is None:
+        return
+    pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, new.pan)
+    async for other, card in core.of_card(pan_fingerprints, requestor):
+        stays = other.token != token and other.token not in changed
+        if stays and card is not None and card.pan == new.pan and other.par not in (None, new.par):
             raise other_par()
 
 

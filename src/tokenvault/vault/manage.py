@@ -37,6 +37,7 @@ from tokenvault.vault.alterations import (
     domain_change,
     property_change,
     refuse_card,
+    refuse_other_par,
     status_change,
     winding_down,
 )
@@ -216,14 +217,20 @@ async def update_card(core: Core, name: str | bytes | Pan, new: NewCard, by: By)
             await core.permit_by_card(by.requestor, Action.UPDATE_CARD)
         else:
             await core.permit(by.requestor, Permission.MANAGE, Action.UPDATE_CARD)
-    refuse_new_card(core, new)
+    refuse_new_card(core, new, by)
     pan_fingerprint = b""
     if new.pan is not None:
         pan_fingerprint = await core.runtime.call(core.keys.pan_fingerprint, new.pan)
     pan = name if isinstance(name, Pan) else None
     alter = card_change(core, pan, new, pan_fingerprint, by_host=by.host)
     if not isinstance(name, Pan):
-        return [await _change(core, name, Action.UPDATE_CARD, alter, by, new=new)]
+
+        async def compared(unsealed: Unsealed) -> Unsealed:
+            if by.host:
+                await refuse_other_par(core, unsealed.record.requestor, new, unsealed.record.token)
+            return await alter(unsealed)
+
+        return [await _change(core, name, Action.UPDATE_CARD, compared, by, new=new)]
     live = await tokens_to_renew(core, name, new, by)
     infos = []
     for record in live:
@@ -244,9 +251,13 @@ async def tokens_to_renew(core: Core, pan: Pan, new: NewCard, by: By) -> list[To
         raise card_has_no_token()
     if new.pan is None:
         return live
+    compared = set[str]()
     for record in live:
         try:
-            await refuse_card(core, record, pan, new, by_host=by.host)
+            await refuse_card(core, record, new)
+            if by.host and new.pan != pan and record.requestor not in compared:
+                compared.add(record.requestor)
+                await refuse_other_par(core, record.requestor, new)
         except InvalidInputError as error:
             await core.deny(
                 Action.UPDATE_CARD,
@@ -275,7 +286,7 @@ def card_has_no_token() -> TokenNotFoundError:
     )
 
 
-def refuse_new_card(core: Core, new: NewCard) -> None:
+def refuse_new_card(core: Core, new: NewCard, by: By) -> None:
     """Raise InvalidInputError if there is nothing new, or what is new can not be, whatever the token."""
     if new.pan is None and new.expiry is None:
         raise InvalidInputError("update_card takes a new PAN, a new expiry, or both; a par is of a new PAN")
@@ -285,9 +296,11 @@ def refuse_new_card(core: Core, new: NewCard) -> None:
         )
     if new.pan is not None:
         core.refuse_token_as_pan(new.pan)
-        if new.par is not None and new.pan.stands_in(new.par):
+        could_hold = not by.host and new.par is not None and core.trail.ids.could_hold_number(new.par)
+        if new.par is not None and (could_hold or new.pan.stands_in(new.par)):
             raise InvalidInputError(
-                "the par holds the new card number: it is an id of its own", code="CARD_NUMBER_IN_TEXT"
+                "the par holds the new card number, or a requestor's could hold one: it is an id of its own",
+                code="CARD_NUMBER_IN_TEXT",
             )
     if new.expiry is not None and new.expiry.passed(core.clock.now_ms()):
         raise expired("the card")

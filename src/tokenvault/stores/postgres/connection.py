@@ -10,7 +10,7 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
 import psycopg
@@ -23,7 +23,7 @@ from psycopg.rows import tuple_row
 
 from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import ANSWER_MARGIN_SECONDS, STATEMENT_SECONDS, PostgresAddress
-from tokenvault.stores.postgres.answers import Answers
+from tokenvault.stores.postgres.answers import CANCEL_SECONDS_MAX, Answers
 from tokenvault.stores.postgres.copy import Copy
 from tokenvault.stores.postgres.errors import UNPREPARED, unconnected
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name, sound_result
@@ -147,10 +147,25 @@ class Connection(ABC):
         try:
             yield
         except BaseException:
+            if inside:  # any other connection is closed now
+                await self.give_up()
             if self.connection.pgconn.transaction_status in _CAN_UNDO:
                 await self._tell(undo)
             raise
         await self._tell(end)
+
+    async def give_up(self) -> None:
+        """End what an interrupt left under way, so that the host's connection can be used again."""
+        pgconn = self.connection.pgconn
+        if pgconn.transaction_status != TransactionStatus.ACTIVE:
+            return
+        try:
+            pgconn.put_copy_end(b"given up")
+        except psycopg.OperationalError:  # what is under way is no copy, or its end was sent
+            with suppress(psycopg.Error):
+                await self._cancel()
+        with suppress(psycopg.Error, TimeoutError):
+            await self._results()
 
     async def _tell(self, command: bytes) -> None:
         """Have the server execute what gives no rows."""
@@ -192,6 +207,10 @@ class Connection(ABC):
         """The rows of a statement that a connection runs once; none of a statement that gives none."""
 
     @abstractmethod
+    async def _cancel(self) -> None:
+        """Have the server cancel the statement under way. Raises psycopg.Error."""
+
+    @abstractmethod
     async def _wait(self, generator: PQGen[RV]) -> RV:
         """What a generator of psycopg's returns, which says what its socket is to wait for."""
 
@@ -214,6 +233,9 @@ class BlockingConnection(Connection):
         # Not Connection.wait: an interrupted connection is closed, so that nothing needs to be cancelled.
         socket = self.connection.pgconn.socket
         return waiting.wait(generator, socket, _INTERVAL_SECONDS, self._answer_seconds)
+
+    async def _cancel(self) -> None:
+        self.connection.cancel_safe(timeout=CANCEL_SECONDS_MAX)
 
     async def rows(self, sql: str) -> Rows:
         """As in Connection."""
@@ -253,6 +275,9 @@ class LoopConnection(Connection):
 
     async def _wait(self, generator: PQGen[RV]) -> RV:
         return await self.connection.wait(generator)
+
+    async def _cancel(self) -> None:
+        await self.connection.cancel_safe(timeout=CANCEL_SECONDS_MAX)
 
     def close(self) -> None:
         """As in Connection."""

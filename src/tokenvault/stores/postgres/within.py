@@ -73,7 +73,11 @@ class Held:
                 raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
             if await _driver_connection(self._given) is not self._connection.connection:
                 raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
-            return await work(self._connection)
+            try:
+                return await work(self._connection)
+            except BaseException:
+                await self._connection.give_up()
+                raise
 
     @property
     def in_transaction(self) -> bool:

@@ -25,6 +25,7 @@ from tokenvault.errors import (
     PermissionDeniedError,
     RequestorLockedOutError,
     TokenNotFoundError,
+    TokenStoreError,
     TokenVaultError,
 )
 from tokenvault.model import checks
@@ -40,6 +41,7 @@ from tokenvault.vault.alterations import (
     card_change,
     domain_change,
     property_change,
+    refuse_other_par,
     status_change,
 )
 from tokenvault.vault.batch.read import StoredTokens, read
@@ -96,12 +98,13 @@ Reader: TypeAlias = Callable[[Core, By, object], Wanted]
 
 
 class _Step(NamedTuple):
-    """One token of one item."""
+    """One token of one item, which names it, or its card."""
 
     item: int
     name: Name
     alter: Alteration
     new: NewCard
+    by_token: bool
 
 
 @attrs.frozen
@@ -150,7 +153,7 @@ def card_to_update(core: Core, by: By, item: object) -> Wanted:
     name, given = _pair(item, "CardChange")
     change = _given(given, CardChange)
     new = arguments.new_card(core, change.get("new_pan"), change.get("expiry"), change.get("par"))
-    manage.refuse_new_card(core, new)
+    manage.refuse_new_card(core, new, by)
     if not isinstance(name, str | Pan):
         raise InvalidInputError("a card is named by its PAN, or by the token or reference of a token")
     wanted = arguments.pan_or_name(core, name)
@@ -208,11 +211,11 @@ def _rounds(wanted: dict[int, Wanted]) -> list[dict[int, Wanted]]:
     One with a PAR names the new card too: its PAR is compared with that of the tokens which have that.
     """
     rounds: list[dict[int, Wanted]] = [{}]
-    moved, any_card = set[Pan](), False
+    moved, any_card = set[Pan | None](), False
     for item, each in wanted.items():
         card = each.name if isinstance(each.name, Pan) else None
-        named = {card, each.new.pan if each.new.par is not None else None} - {None}
-        if named and (any_card or named & moved):
+        compared = each.new.pan if each.new.par is not None else None
+        if (card is not None and any_card) or not moved.isdisjoint({card, compared}):
             rounds.append({})
             moved, any_card = set(), False
         rounds[-1][item] = each
@@ -294,10 +297,20 @@ async def _steps(
                 names += await _tokens_of(core, action, by, name, new)
             except _OF_ONE_CARD as error:
                 results.fail(item, error)
-        steps += [_Step(item, each, alter, new) for each in names]
-        if len(steps) > ITEMS_MAX:
-            raise InvalidInputError("the cards of a chunk have too many tokens: change them one by one")
+            except TokenStoreError as error:
+                if error.code != "TOO_MANY_TOKENS":
+                    raise
+                results.fail(item, error)
+        if len(steps) + len(names) > ITEMS_MAX:
+            results.fail(item, _too_many())
+            continue
+        by_token = not isinstance(name, Pan)
+        steps += [_Step(item, each, alter, new, by_token) for each in names]
     return steps
+
+
+def _too_many() -> InvalidInputError:
+    return InvalidInputError("the cards of a chunk have too many tokens: change this one by itself")
 
 
 async def _tokens_of(core: Core, action: Action, by: By, pan: Pan, new: NewCard) -> list[str]:
@@ -352,6 +365,10 @@ async def _change_one(chunk: _Chunk, row: int, step: _Step) -> None:
         note(row, reference, 0, Kind(Outcome.DENIED, by.requestor, codes, by.operator))
         raise manage.not_its_token()
     try:
+        if step.by_token and chunk.by.host:
+            await refuse_other_par(
+                core, before.record.requestor, step.new, before.record.token, chunk.changed
+            )
         altered = await step.alter(before)
     except (LifecycleError, InvalidInputError) as error:
         codes = (manage.LIFECYCLE_CODE if isinstance(error, LifecycleError) else error.code,)
