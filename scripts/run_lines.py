@@ -22,7 +22,7 @@ from scripts.mutants.rooms import ROOMS
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "src" / "tokenvault"
 
-LEFT: Final = {"vault": 12}
+LEFT: Final[dict[str, int]] = {"vault": 2}
 """How many lines of a room no test runs, at most; none of the others. What is tested comes off."""
 
 

@@ -31,7 +31,7 @@ NOT_HANDED_ON: Final = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 """To the tests: what they import is the wheel; and the processes that they start need not compile tests/ anew."""
 
 WHOLE: Final = (
-    *("--numprocesses", "4", "--dist", "worksteal"),  # two a core: tests wait a third of their time
+    *("--numprocesses", "3", "--dist", "worksteal"),  # one more than the cores of CI: many tests wait
     *("--cov", "--cov-report", "term-missing:skip-covered"),
 )
 SHORT: Final = (

@@ -16,8 +16,9 @@ import tokenvault as tv
 from tests.test_audit import LIMITED, Shell, open_vault, public, work
 from tests.vaults import issue, use
 from tokenvault import FindingKind
-from tokenvault.audit.event import Event, leaf_of
+from tokenvault.audit.event import ACTION, Action, Event, leaf_of
 from tokenvault.audit.macs import AuditKeys
+from tokenvault.audit.verify.stream import acknowledged_by
 from tokenvault.keys import KeyStore
 from tokenvault.stores.port import SealedEvent
 from tokenvault.stores.sqlite.store import SqliteTokenStore
@@ -254,3 +255,10 @@ def test_what_was_left_unsigned_is_covered_by_the_next_signature_in_its_own_or_a
         assert report.uncovered[ended.hex()] == 1
         assert tv.verify_audit(store, keys=keys, public_key=key).intact
         later.close()
+
+
+def test_the_body_of_a_batch_that_looks_like_an_acknowledgement_acknowledges_nothing() -> None:
+    """In it another byte stands where other events have their action."""
+    body = bytearray(80)
+    body[ACTION] = Action.ACKNOWLEDGE
+    assert acknowledged_by(SealedEvent(bytes(16), 1, b"", bytes(body), bytes(32))) == ()

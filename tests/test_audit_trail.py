@@ -398,7 +398,7 @@ def test_verifying_while_others_write_finds_nothing(keys: KeyStore, tmp_path: Pa
     with closing(SqliteTokenStore(tmp_path / "vault.db")) as store:
         tv.provision(keys, store)
         vault = open_vault(keys, store, 2)
-        token = issue(vault, domain=LIMITED).token
+        token = issue(vault, domain=tv.Domain(limits=(tv.Limit(uses=10**9),))).token
         stop = threading.Event()
 
         def each(thread: int) -> None:

@@ -19,6 +19,7 @@ from tokenvault.audit.batch_event import items, parse
 from tokenvault.audit.event import Action, Outcome
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
+from tokenvault.testing import FAIL, FaultSchedule, FaultyTokenStore
 from tokenvault.testing.clock import ManualClock
 from tokenvault.vault.batch import change as batch_change
 
@@ -468,6 +469,20 @@ def test_a_card_with_too_many_tokens_to_read_fails_alone(
     assert isinstance(refused, tv.TokenStoreError)
     assert refused.code == "TOO_MANY_TOKENS"
     assert isinstance(changed, list)
+
+
+def test_a_database_that_fails_while_the_tokens_of_a_card_are_read_fails_every_item(
+    local_keys: KeyStore,
+) -> None:
+    store, schedule = MemoryTokenStore(), FaultSchedule()
+    tv.provision(local_keys, store)
+    with open_vault(local_keys, FaultyTokenStore(store, schedule)) as vault:
+        token = issue(vault, MASTERCARD).token
+        schedule.set([FAIL] * 100)
+        changes: list[Any] = [(VISA, {"expiry": "2034-01"}), (token, {"expiry": "2034-01"})]
+        assert [each.code for each in vault.update_card_many(changes)] == ["STORE_FAILED"] * 2  # type: ignore[union-attr] # each is an error
+        schedule.set([])
+        assert str(vault.get(token).card_expiry) != "2034-01"
 
 
 def test_a_token_that_only_looks_like_a_str_is_refused_item_by_item(pair: tuple[Scene, Scene]) -> None:

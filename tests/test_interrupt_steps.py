@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dis
 import functools
+import gc
 import queue
 import sys
 import threading
@@ -125,18 +126,22 @@ def at_every_instruction(
         modules: whose instructions are meant.
         looked: as of Interrupter.
     """
-    for at in count():
-        assert at < INSTRUCTIONS_MAX
-        interrupted = work()
-        interrupter = Interrupter(at, modules, looked=looked)
-        try:
-            with traced(interrupter):
-                interrupted()
-        except InterruptedHere:
-            pass
-        check()
-        if not interrupter.raised:
-            return at
+    gc.collect()
+    gc.disable()  # what it finalizes runs in frames of these modules too
+    try:
+        for at in range(INSTRUCTIONS_MAX):
+            interrupted = work()
+            interrupter = Interrupter(at, modules, looked=looked)
+            try:
+                with traced(interrupter):
+                    interrupted()
+            except InterruptedHere:
+                pass
+            check()
+            if not interrupter.raised:
+                return at
+    finally:
+        gc.enable()
     raise AssertionError
 
 

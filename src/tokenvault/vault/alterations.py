@@ -186,7 +186,7 @@ def card_change(
         if pan is not None and card.pan not in (pan, new.pan):
             raise LifecycleError("the token was given another card meanwhile")
         if new.pan is not None and (not by_host or new.pan != card.pan or new.par is not None):
-            await refuse_card(core, record, new)
+            await refuse_card(core, record, new.pan)
             if by_host and new.par is not None and card.pan.stands_in(new.par):
                 raise _mentions("par")
             record = record._replace(pan_fingerprint=pan_fingerprint, par=new.par)
@@ -202,13 +202,11 @@ def card_change(
     return alter
 
 
-async def refuse_card(core: Core, record: TokenRecord, new: NewCard) -> None:
+async def refuse_card(core: Core, record: TokenRecord, new_pan: Pan) -> None:
     """Raise InvalidInputError if a token can not have a new PAN behind it."""
-    if new.pan is None:
-        return
-    (await _program(core, record)).pans.check(new.pan.reveal())
+    (await _program(core, record)).pans.check(new_pan.reveal())
     own = await core.documents.get(record.domain)
-    if own.contains_pan(new.pan) or new.pan.stands_in(record.customer):
+    if own.contains_pan(new_pan) or new_pan.stands_in(record.customer):
         raise _mentions("the token's domain or customer")
 
 

@@ -254,7 +254,7 @@ async def tokens_to_renew(core: Core, pan: Pan, new: NewCard, by: By) -> list[To
     compared = set[str]()
     for record in live:
         try:
-            await refuse_card(core, record, new)
+            await refuse_card(core, record, new.pan)
             if by.host and new.pan != pan and record.requestor not in compared:
                 compared.add(record.requestor)
                 await refuse_other_par(core, record.requestor, new)

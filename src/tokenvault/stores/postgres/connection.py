@@ -170,7 +170,8 @@ class Connection(ABC):
     async def _tell(self, command: bytes) -> None:
         """Have the server execute what gives no rows."""
         self.connection.pgconn.send_query(command)
-        for result in await self._results():
+        # By psycopg's generator: it has a pooler's refusal also where that disconnects at once.
+        for result in await self._wait(generators.execute(self.connection.pgconn)):
             sound_result([result])
 
     async def copy(self, copy: Copy) -> None:
