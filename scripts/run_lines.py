@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "src" / "tokenvault"
 
 LEFT: Final = {"audit": 2, "vault": 4}
-"""How many lines of a room no test runs, at most; none of the others. Some are reached by races alone, not each time."""
+"""How many lines of a room no test runs, at most; none of the others. Some are reached by races alone."""
 
 
 def lines_not_run(data_file: Path, package: Path, places: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
