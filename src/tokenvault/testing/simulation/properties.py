@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final, TypeAlias
 
 import attrs
@@ -24,7 +25,7 @@ from tokenvault.testing.simulation.calls import DOMAINS, RENEWED, Call, Callers,
 from tokenvault.testing.simulation.ports import simulated_keys
 from tokenvault.testing.simulation.tasks import Commit
 from tokenvault.testing.simulation.world import SimulatedWorld
-from tokenvault.testing.vault_model import PROGRAMS, Shown, State, a_use
+from tokenvault.testing.vault_model import PROGRAMS, Shown, State, a_use, longest
 
 _DOMAIN_OF: Final = {domain.digest: domain for domain in DOMAINS.values()}
 
@@ -110,7 +111,7 @@ def read(history: History) -> None:
                 after[name] = (
                     call.operation.effect(before[name], call.arguments, now_ms)[1]
                     if name in before
-                    else asked(call.arguments)
+                    else _takes_over(asked(call.arguments), before)
                 )
             for event in events if not records else ():
                 used = names.get(event.reference)
@@ -122,6 +123,14 @@ def read(history: History) -> None:
         if after != before:
             history.worlds.append((commit.step, after))
         before = after
+
+
+def _takes_over(state: State, before: World) -> State:
+    """A new convergent token, with what former ones of its card had counted."""
+    if state.program != "convergent":
+        return state
+    former = [other.counted for other in before.values() if other.left(state.pan)]
+    return attrs.evolve(state, inherited=longest(chain.from_iterable(former)), issued_for=state.pan)
 
 
 def _is_new(event: Event) -> bool:
@@ -155,7 +164,7 @@ def changes_follow_the_model(history: History) -> Findings:
             before, after, record = each.before.get(name), each.after[name], TokenRecord.parse(row)
             stands = State(
                 after.program, after.pan, _DOMAIN_OF[record.domain], record.status, record.suspended_by,
-                after.used, after.inherited, record.revision,
+                after.used, after.inherited, record.revision, after.issued_for,
             )  # fmt: skip
             if before == after:
                 yield f"step {each.commit.step}: {each.call} changes {name}, which forbids it"
