@@ -124,9 +124,7 @@ def _taken_off(
 ) -> Usage:
     limits = restrictions.limits_in(usage)
     for key in part.counted:
-        velocity = limits.get(
-            key
-        )  # none by the key of before it was started again: it is not counted any more
+        velocity = limits.get(key)  # none by the key of before: what was counted then is counted no more
         if velocity is None or (velocity.limit.amount is not None) != of_money:
             continue
         number = velocity.limit.window(part.time_ms).number

@@ -88,9 +88,7 @@ def original_violations(
     if ledger is None:
         follows_up = any(entry.use_id == uses.original_id for entry in uses.original)
         return [_FOLLOWS_UP if follows_up else _UNKNOWN]
-    if (
-        not rule.follow_up
-    ):  # a payment that rests on one: what was given back as a whole, as after a decline, is none
+    if not rule.follow_up:  # a payment that rests on another: on none that was given back as a whole
         return [_CLOSED] if ledger.reversed else []
     if ledger.follow_ups >= FOLLOW_UPS_MAX:
         return [_FOLLOWED_UP]

@@ -93,9 +93,7 @@ class _Sums:
         elif entry.kind is Kind.CAPTURE:
             self.told = True
             self.captured += entry.amount
-            if (
-                entry.final or not self.authorised
-            ):  # what is of no amount has no parts: one capture takes it all
+            if entry.final or not self.authorised:  # what is of no amount has no parts: one capture takes it
                 given = self.give_back(self.authorised - self.captured)
                 self.open = False
         elif entry.kind is Kind.REVERSAL:

@@ -211,11 +211,11 @@ def _rounds(wanted: dict[int, Wanted]) -> list[dict[int, Wanted]]:
     One with a PAR names the new card too: its PAR is compared with that of the tokens which have that.
     """
     rounds: list[dict[int, Wanted]] = [{}]
-    moved, any_card = set[Pan | None](), False
+    moved, any_card = set[Pan](), False
     for item, each in wanted.items():
         card = each.name if isinstance(each.name, Pan) else None
-        compared = each.new.pan if each.new.par is not None else None
-        if (card is not None and any_card) or not moved.isdisjoint({card, compared}):
+        named = {card, each.new.pan if each.new.par is not None else None}
+        if (card is not None and any_card) or not moved.isdisjoint(named):
             rounds.append({})
             moved, any_card = set(), False
         rounds[-1][item] = each
