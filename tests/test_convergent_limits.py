@@ -287,3 +287,17 @@ def test_a_usage_of_two_is_neither_s_less(one: Usage, other: Usage) -> None:
     assert merged.authenticated_ms == max(one.authenticated_ms, other.authenticated_ms)
     assert merged.last_used_ms == max(one.last_used_ms, other.last_used_ms)
     assert merged.used_before_ms <= merged.last_used_ms
+
+
+def test_the_last_use_of_a_card_s_former_token_is_shown_with_its_next_one(
+    vault: tv.Vault, clock: ManualClock
+) -> None:
+    former = vault.issue(VISA, expiry="2029-12", requestor=SHOP, program="once")
+    assert former.last_used is None
+    vault.detokenize(former.token, use())
+    used = vault.get(former.token).last_used
+    assert used is not None
+    vault.delete(former.token, requestor=SHOP)
+    clock.advance(1_000)
+    token = vault.issue(VISA, expiry="2029-12", requestor=SHOP, program="once")
+    assert token.last_used == used < token.created

@@ -463,12 +463,13 @@ class VaultMachine(RuleBasedStateMachine):
         assert (got.last4, got.assurance, got.suspended_by) == (pan[-4:], assurance, frozenset())
         assert text(got.token_expiry) == (own_expiry or expiry)
         assert (got.created, got.updated) == (now, now)
+        inherited = model.counted_before(pan, requestor) if program == "card-on-file" else []
+        counted = [used.time_ms for uses in inherited for used in uses if used.counted]
         assert (got.bin, text(got.card_expiry), got.last_used) == (
             pan[: 6 if len(pan) < 16 else 8],
             expiry,
-            None,
+            instant(max(counted)) if counted else None,
         )
-        inherited = model.counted_before(pan, requestor) if program == "card-on-file" else []
         model.tokens[got.token] = ModelToken(got, pan, expiry, own_expiry, domain, inherited=inherited)
 
     # Use

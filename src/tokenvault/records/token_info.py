@@ -46,7 +46,8 @@ class TokenInfo:
         metadata: the caller's own pairs; not in `repr`.
         created: UTC, to the millisecond.
         updated: likewise; the last change, or `created`.
-        last_used: likewise; the last use that was counted or changed the record; None before the first.
+        last_used: likewise; the last use that was counted or changed the record; None before the first. A convergent
+            token counts on from its card's former ones: theirs are among these uses, and lie before `created`.
         revision: 1 at issue, one more with each change.
     """
 

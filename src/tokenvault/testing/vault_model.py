@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from itertools import chain
 from typing import Final
 
 import attrs
@@ -94,6 +95,12 @@ class State:
     def counted(self) -> tuple[tuple[Use, ...], ...]:
         """What the card's next convergent token takes over, where this one is not its token any more."""
         return tuple((*before, *self.used) for before in self.inherited or ((),))
+
+    @property
+    def latest_counted_ms(self) -> int:
+        """When the latest use was made that a limit counted here, or before; -1: none was."""
+        uses = chain(self.used, *self.inherited)
+        return max((use.time_ms for use in uses if use.velocity_counters), default=-1)
 
     def left(self, pan: str) -> bool:
         """Whether it was a convergent token of a card: it is deleted, or has another card now."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Final, TypeAlias
 
 import attrs
@@ -19,6 +18,7 @@ import attrs
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.verify.verify import verify_audit
 from tokenvault.errors import InvalidInputError, KeyStoreError, TokenStoreError
+from tokenvault.model.counters import Usage
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.port import SealedRecord
 from tokenvault.testing.simulation.calls import DOMAINS, RENEWED, Call, Callers, World, asked
@@ -80,6 +80,11 @@ class History:
         first = max(at for at, (step, _) in enumerate(self.worlds) if step <= began)
         return [world for step, world in self.worlds[first:] if step <= ended]
 
+    def until_now(self, call: Call) -> list[World]:
+        """The worlds that a call may have seen, of those that were read so far."""
+        first = max(at for at, (step, _) in enumerate(self.worlds) if step <= call.task.began)
+        return [world for _, world in self.worlds[first:]]
+
     def times(self, call: Call) -> set[int]:
         """What the clock of its process may have shown a call, in milliseconds."""
         began, ended = call.task.began, call.task.ended or 0
@@ -106,12 +111,14 @@ def read(history: History) -> None:
         names = {reference: name for name, reference in history.references.items()}
         after = dict(before)
         if call is not None:
-            for name in records:
+            for name, row in records.items():
                 now_ms = events[0].time_ms if events else 0
                 after[name] = (
                     call.operation.effect(before[name], call.arguments, now_ms)[1]
                     if name in before
-                    else _takes_over(asked(call.arguments), before)
+                    else _takes_over(
+                        asked(call.arguments), history.until_now(call), TokenRecord.parse(row).usage
+                    )
                 )
             for event in events if not records else ():
                 used = names.get(event.reference)
@@ -125,12 +132,24 @@ def read(history: History) -> None:
         before = after
 
 
-def _takes_over(state: State, before: World) -> State:
-    """A new convergent token, with what former ones of its card had counted."""
+def _takes_over(state: State, worlds: Sequence[World], usage: Usage) -> State:
+    """A new convergent token, with what former ones of its card had counted.
+
+    One that has another card now may be used meanwhile: its record tells up to when that was taken over.
+    """
     if state.program != "convergent":
         return state
-    former = [other.counted for other in before.values() if other.left(state.pan)]
-    return attrs.evolve(state, inherited=longest(chain.from_iterable(former)), issued_for=state.pan)
+    taken = [
+        attrs.evolve(
+            state,
+            inherited=longest(
+                use for other in world.values() if other.left(state.pan) for use in other.counted
+            ),
+            issued_for=state.pan,
+        )
+        for world in reversed(worlds)
+    ]
+    return next((each for each in taken if each.latest_counted_ms == usage.last_used_ms), taken[0])
 
 
 def _is_new(event: Event) -> bool:
