@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import attrs
 import pytest
 
 import tokenvault as tv
@@ -24,15 +25,17 @@ from tokenvault.model import accounting, decision
 from tokenvault.model.counters import Counter, Usage
 from tokenvault.model.decision import Restrictions
 from tokenvault.model.ledger import Uses
+from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.periods import Window
 from tokenvault.records.record import TokenRecord
 from tokenvault.records.token_info import info_of
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, SealedRecord
 from tokenvault.testing.simulation.calls import CARDS, OPERATIONS
-from tokenvault.testing.simulation.properties import PROPERTIES
+from tokenvault.testing.simulation.properties import PROPERTIES, takes_over
 from tokenvault.testing.simulation.simulate import PropertyViolatedError, simulate
 from tokenvault.testing.simulation.world import SimulatedWorld
+from tokenvault.testing.vault_model import State, Use, a_use
 from tokenvault.vault import issue, manage
 from tokenvault.vault.core import Core, Unsealed
 from tokenvault.vault.documents import Documents
@@ -63,6 +66,36 @@ def test_no_schedule_of_a_million_breaks_a_property() -> None:
     with ProcessPoolExecutor() as pool:
         for _ in pool.map(simulate_a_chunk, range(SEEDS, SEEDS + NIGHTLY_SEEDS, CHUNK)):
             pass
+
+
+def used_at(*times_ms: int) -> tuple[Use, ...]:
+    return tuple(Use(a_use(f"tx-{time_ms}-50"), time_ms, frozenset({("", 0)})) for time_ms in times_ms)
+
+
+@pytest.mark.parametrize(
+    ("ends_as", "written_ms", "taken"),
+    [
+        (
+            {"status": TokenStatus.DELETED},
+            1,
+            (1, 2),
+        ),  # a deleted one counts no more: it is taken as it stands
+        ({"pan": "moved"}, 1, (1,)),
+        ({"pan": "moved"}, 2, (1, 2)),
+        ({"pan": "moved"}, -1, (1, 2)),  # it had counted before it left the card: nothing is no answer
+        ({"pan": "moved", "status": TokenStatus.DELETED}, 1, (1,)),
+    ],
+)
+def test_a_new_token_takes_over_what_a_former_one_had_counted_when_it_was_read(
+    ends_as: dict[str, Any], written_ms: int, taken: tuple[int, ...]
+) -> None:
+    live = State("convergent", "card", tv.Domain(), issued_for="card")
+    left = attrs.evolve(live, used=used_at(1), pan=ends_as.get("pan", "card"))
+    ended = attrs.evolve(left, used=used_at(1, 2), **ends_as)
+    worlds = [{}, {"T1": live}, {"T1": left}, {"T1": ended}]
+    new = takes_over(State("convergent", "card", tv.Domain()), worlds, Usage(last_used_ms=written_ms))
+    assert new.inherited == (used_at(*taken),)
+    assert new.issued_for == "card"
 
 
 def test_schedules_in_which_a_write_is_given_up_too_early_are_among_them_and_hold_all_properties() -> None:

@@ -135,8 +135,8 @@ class _Planter(ast.NodeVisitor):
         first = self._bytes.rfind(b"\n", 0, start) + 1
         last = self._bytes.find(b"\n", end)
         before, after = self._bytes[first:start], self._bytes[end:last]
-        was = before + self._bytes[start:end] + after
-        return tuple(" ".join(each.decode().split()) for each in (was, before + new.encode() + after))  # type: ignore[return-value]  # two in, two out
+        was, becomes = before + self._bytes[start:end] + after, before + new.encode() + after
+        return " ".join(was.decode().split()), " ".join(becomes.decode().split())
 
     def _start(self, node: ast.expr | ast.stmt) -> int:
         return self._starts[node.lineno - 1] + node.col_offset

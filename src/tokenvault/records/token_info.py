@@ -47,7 +47,7 @@ class TokenInfo:
         created: UTC, to the millisecond.
         updated: likewise; the last change, or `created`.
         last_used: likewise; the last use that was counted or changed the record; None before the first. A convergent
-            token counts on from its card's former ones: theirs are among these uses, and lie before `created`.
+            token counts on from its card's former ones: their uses, made before it was issued, are among these.
         revision: 1 at issue, one more with each change.
     """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final, TypeAlias
 
 import attrs
@@ -76,14 +77,13 @@ class History:
 
     def during(self, call: Call) -> list[World]:
         """The worlds that a call may have seen."""
-        began, ended = call.task.began, call.task.ended or 0
-        first = max(at for at, (step, _) in enumerate(self.worlds) if step <= began)
-        return [world for step, world in self.worlds[first:] if step <= ended]
+        ended = call.task.ended or 0
+        return [world for step, world in self.since_it_began(call) if step <= ended]
 
-    def until_now(self, call: Call) -> list[World]:
-        """The worlds that a call may have seen, of those that were read so far."""
+    def since_it_began(self, call: Call) -> list[tuple[int, World]]:
+        """The world in which a call began and those after it, of what is read so far, each with its step."""
         first = max(at for at, (step, _) in enumerate(self.worlds) if step <= call.task.began)
-        return [world for _, world in self.worlds[first:]]
+        return self.worlds[first:]
 
     def times(self, call: Call) -> set[int]:
         """What the clock of its process may have shown a call, in milliseconds."""
@@ -116,8 +116,10 @@ def read(history: History) -> None:
                 after[name] = (
                     call.operation.effect(before[name], call.arguments, now_ms)[1]
                     if name in before
-                    else _takes_over(
-                        asked(call.arguments), history.until_now(call), TokenRecord.parse(row).usage
+                    else takes_over(
+                        asked(call.arguments),
+                        [world for _, world in history.since_it_began(call)],
+                        TokenRecord.parse(row).usage,
                     )
                 )
             for event in events if not records else ():
@@ -132,23 +134,26 @@ def read(history: History) -> None:
         before = after
 
 
-def _takes_over(state: State, worlds: Sequence[World], usage: Usage) -> State:
-    """A new convergent token, with what former ones of its card had counted.
+def takes_over(state: State, worlds: Sequence[World], usage: Usage) -> State:
+    """A new convergent token, with what former ones of its card had counted by the last of these worlds.
 
-    One that has another card now may be used meanwhile: its record tells up to when that was taken over.
+    One that has another card now may be used between the reading of it and the writing of the new record, which tells
+    in which of these worlds it was read: but in one in which it had left the card.
     """
     if state.program != "convergent":
         return state
-    taken = [
-        attrs.evolve(
-            state,
-            inherited=longest(
-                use for other in world.values() if other.left(state.pan) for use in other.counted
-            ),
-            issued_for=state.pan,
-        )
-        for world in reversed(worlds)
-    ]
+    former = {name: other for name, other in worlds[-1].items() if other.left(state.pan)}
+
+    def read_in(world: World) -> State:
+        lines = [
+            world[name].counted
+            if other.pan != state.pan and name in world and world[name].left(state.pan)
+            else other.counted
+            for name, other in former.items()
+        ]
+        return attrs.evolve(state, inherited=longest(chain.from_iterable(lines)), issued_for=state.pan)
+
+    taken = [read_in(world) for world in reversed(worlds)]
     return next((each for each in taken if each.latest_counted_ms == usage.last_used_ms), taken[0])
 
 
