@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from tests.measuring import unmeasured
+from tokenvault.keys.pkcs11 import registry
 
 LONGEST_SECONDS = 0.002
 
@@ -64,6 +69,26 @@ def untraced() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
+@contextmanager
+def modules_untraced() -> Iterator[None]:
+    """Without the measuring of coverage in the threads of PKCS#11 modules, which outlive tests.
+
+    In CPython 3.11 a thread that is traced stands still at its next call while a signal waits for the main thread to
+    see it: as long as that waits in its turn, here for the module. Since 3.12 it does not.
+    """
+    workers = [
+        module.worker
+        for (pid, _), module in registry._modules.items()
+        if pid == os.getpid() and module.worker._up and module.worker._task is None
+    ]
+    traces = [worker.do(sys.gettrace) for worker in workers]
+    for worker in workers:
+        worker.do(lambda: sys.settrace(None))
+    yield
+    for worker, trace in zip(workers, traces, strict=True):
+        worker.do(partial(sys.settrace, trace))
+
+
 @pytest.fixture
 def handled(untraced: None) -> Iterator[None]:
     """With a handler of SIGALRM that raises."""
@@ -79,8 +104,9 @@ def handled(untraced: None) -> Iterator[None]:
 
     before, told = signal.signal(signal.SIGALRM, handler), sys.unraisablehook
     sys.unraisablehook = note
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    with modules_untraced():
+        yield
+        signal.setitimer(signal.ITIMER_REAL, 0)
     sys.unraisablehook = told
     signal.signal(signal.SIGALRM, before)
 
@@ -103,6 +129,15 @@ def interrupt(
         return True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def stacks() -> str:
+    """Where every thread of this process is: what a call that gets no answer is waiting behind."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )
 
 
 def interrupt_thread(thread: threading.Thread, kind: type[BaseException] = InterruptedThread) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.interrupts import interrupt
+from tests.interrupts import interrupt, stacks
+from tokenvault.errors import KeyStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 
@@ -32,10 +33,15 @@ def test_calls_go_on_after_interrupts_at_random_instants(softhsm_uri: str, seed:
         stop = threading.Event()
         counts = [0, 0, 0]
         wrong: list[bytes] = []
+        unanswered: list[str] = []
 
         def work(place: int) -> None:
             while not stop.is_set():
-                answer = cipher.encrypt_blocks(bytes(64))
+                try:
+                    answer = cipher.encrypt_blocks(bytes(64))
+                except KeyStoreError as error:
+                    unanswered.append(f"{error}\n{stacks()}")
+                    return
                 counts[place] += 1
                 if answer != before:
                     wrong.append(answer)
@@ -57,6 +63,7 @@ def test_calls_go_on_after_interrupts_at_random_instants(softhsm_uri: str, seed:
             for thread in threads:
                 thread.join(30)
         assert not any(thread.is_alive() for thread in threads)
+        assert not unanswered, unanswered[0]
         assert not wrong
         assert min(counts) > INTERRUPTS / 10
         assert keys._sessions.state().coalescers[KeyName(SEAL, 1)].waiting == 0
