@@ -491,6 +491,58 @@ def test_what_the_server_still_builds_of_a_killed_upgrader_is_waited_for(
     assert oid_of_index(postgres_server, url) == built, "it was built a second time"
 
 
+def test_an_index_is_not_dropped_while_the_transaction_that_makes_it_valid_ends(
+    postgres_server: PostgresServer, further: None
+) -> None:
+    url = make_postgres(postgres_server)
+    with stuck_building(postgres_server, url) as (first, reader), ThreadPoolExecutor(1) as threads:
+        builder = "SELECT pid FROM pg_stat_progress_create_index WHERE phase = 'waiting for old snapshots'"
+        until(lambda: len(asked(postgres_server, builder)) == 1)
+        first.kill()
+        first.join(SECONDS_MAX)
+        built = oid_of_index(postgres_server, url)
+        with commits_unconfirmed(postgres_server):
+            reader.execute("ROLLBACK")
+            until(lambda: (INDEX,) in asked(postgres_server, f"SELECT substring(query, '{INDEX}') {WAITING}"))
+            second = threads.submit(upgrade_schema, url)
+            time.sleep(1)
+            assert not second.done()
+        assert second.result(SECONDS_MAX).version == 5
+    assert index_is_valid(postgres_server, url)
+    assert oid_of_index(postgres_server, url) == built, "it was built a second time"
+
+
+WAITING = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+@contextmanager
+def commits_unconfirmed(server: PostgresServer) -> Iterator[None]:
+    """While this lasts what has written does not end: its locks of a session are given back, but it is not seen."""
+    with server.raw() as superuser, server.raw() as writer, ThreadPoolExecutor(1) as threads:
+        superuser.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        superuser.execute("SELECT pg_reload_conf()")
+        stop = threading.Event()
+        writing = threads.submit(write_until, stop, writer)
+        try:
+            until(lambda: (writer.info.backend_pid,) in asked(server, f"SELECT pid {WAITING}"))
+            yield
+        finally:
+            stop.set()
+            superuser.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            superuser.execute("SELECT pg_reload_conf()")
+            writing.result(SECONDS_MAX)
+
+
+def write_until(stop: threading.Event, writer: psycopg.Connection) -> None:
+    while not stop.wait(0.01):
+        writer.execute("SELECT pg_logical_emit_message(true, '', '')")
+
+
+def asked(server: PostgresServer, sql: str) -> list[Any]:
+    with server.raw() as raw:
+        return raw.execute(sql.encode()).fetchall()
+
+
 def oid_of_index(server: PostgresServer, url: str) -> int:
     with server.raw() as raw:
         found = raw.execute("SELECT to_regclass(%s)::oid::bigint", [f"{schema_of(url)}.{INDEX}"]).fetchone()

@@ -219,12 +219,29 @@ def _change(connection: BlockingConnection, sql: str) -> None:
 
 def _build(connection: BlockingConnection, index: Index) -> None:
     """Build an index, unless it is there; one that was left half built is removed first."""
+    if _is_valid(connection, index):
+        return
+    _wait_for_builder(connection, index)
     if _is_valid(connection, index) is False:
-        # Of an upgrader that was killed the server may go on building: whoever does holds this lock.
-        _rows(connection, f"BEGIN; LOCK TABLE {index.table} IN SHARE UPDATE EXCLUSIVE MODE; COMMIT")
-        if _is_valid(connection, index) is False:
-            _rows(connection, f'DROP INDEX CONCURRENTLY "{{schema}}".{index.name}')
+        _rows(connection, f'DROP INDEX CONCURRENTLY "{{schema}}".{index.name}')
     _rows(connection, f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index.sql}")
+
+
+def _wait_for_builder(connection: BlockingConnection, index: Index) -> None:
+    """Wait for whoever builds an index: of an upgrader that was killed the server may go on building.
+
+    It holds the lock that is asked for here, but gives it back an instant before its transaction ends and the index
+    is seen as valid. Whoever drops the index in between is refused, since its row is being updated.
+    """
+    _rows(connection, f"BEGIN; LOCK TABLE {index.table} IN SHARE UPDATE EXCLUSIVE MODE; COMMIT")
+    being_updated = (
+        "SELECT FROM pg_index JOIN pg_locks ON locktype = 'transactionid' AND transactionid = pg_index.xmax"
+        f" WHERE indexrelid = to_regclass('\"{{schema}}\".{index.name}')"
+    )
+    for _ in range(ATTEMPTS_MAX):
+        if not _rows(connection, being_updated):
+            return
+        time.sleep(PAUSE_SECONDS)
 
 
 def _is_valid(connection: BlockingConnection, index: Index) -> bool | None:
