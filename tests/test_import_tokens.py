@@ -178,6 +178,16 @@ def test_a_card_of_a_convergent_program_has_one_token(vault: tv.Vault) -> None:
     assert imported(vault, row(2, token=kept(2, 2)), program="card-on-file") == ["CARD_HAS_ANOTHER_TOKEN"]
 
 
+def test_a_card_has_one_par_of_a_requestor_in_an_import_too(vault: tv.Vault) -> None:
+    """Also where it comes twice in one chunk; another card, another requestor and a row without one have theirs."""
+    one, two = "Q" * 29, "P" * 29
+    rows = [row(number, pan=VISA, par=par) for number, par in enumerate((one, None, two, one), 1)]
+    others = [row(5, pan=MASTERCARD, par=two), row(6, pan=VISA, par=two, requestor=ISSUER_ONLY)]
+    tokens = [token(number) for number in range(1, 9)]
+    assert imported(vault, *rows, *others) == [*tokens[:2], "PAR_DIFFERS", *tokens[3:6]]
+    assert imported(vault, row(7, pan=VISA, par=two), row(8, pan=VISA, par=one)) == ["PAR_DIFFERS", tokens[7]]
+
+
 def test_either_token_of_two_cards_that_became_one_is_imported_again(vault: tv.Vault) -> None:
     # The second keeps the last four digits of the card that it was issued for, which the first has too.
     same4 = next(pan for pan in (f"40000000{n:04}1111" for n in range(99)) if luhn(pan))

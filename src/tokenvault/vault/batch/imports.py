@@ -117,12 +117,18 @@ async def import_chunk(core: Core, common: Importing, items: Sequence[object]) -
     results, rows = TokenInfoResults(len(items)), dict[int, _Row]()
     notes, now_ms = BatchEventBuilder(len(items), core.trail.ids.kept), core.clock.now_ms()
     seen: set[str | bytes] = set()
+    pars: dict[tuple[str, Pan], str] = {}
     for number, item in enumerate(items):
         try:
             row = await _read(core, common, item, now_ms)
             names: set[str | bytes] = {row.record.token, row.record.reference}
             if seen & names:
                 raise _taken("a row before has this token or reference")
+            par = row.record.par
+            if par is not None:
+                known = pars.setdefault((row.record.requestor, row.order.card.pan), par)
+                if par != known and not row.has_state:
+                    raise orders.other_par()
             seen |= names
             rows[number] = row
         except (InvalidInputError, PermissionDeniedError) as error:
