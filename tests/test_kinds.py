@@ -411,6 +411,20 @@ def test_a_merchant_s_payment_rests_on_none_that_was_given_back_as_a_whole(cents
         assert shop.pay(5, **mit | {"original": "kept"}) == ""
 
 
+def test_a_use_whose_last_capture_is_of_nothing_was_given_back_as_a_whole() -> None:
+    """Its id is spent, as those of its increments are; no payment rests on it. What took a part of it stands."""
+    shop = Shop(Domain(limits=(monthly(),)))
+    assert (shop.pay(60_00, id="a"), shop.told(Kind.INCREMENT, 40_00, id="i", original="a")) == ("", "")
+    assert shop.told(Kind.CAPTURE, 0, original="a", final=True) == ""
+    assert shop.pay(60_00, id="a") == "TRANSACTION_REVERSED"
+    assert shop.told(Kind.INCREMENT, 40_00, id="i", original="a") == "TRANSACTION_REVERSED"
+    assert shop.pay(5, channel=Channel.MERCHANT_INITIATED, original="a") == "ORIGINAL_CLOSED"
+    assert shop.pay(50_00, id="b") == "", "all of its money is there again"
+    assert shop.told(Kind.CAPTURE, 1, original="b", final=True) == ""
+    assert shop.pay(50_00, id="b") == ""
+    assert shop.pay(5, channel=Channel.MERCHANT_INITIATED, original="b") == ""
+
+
 @pytest.mark.parametrize("kind", FOLLOW_UPS)
 def test_a_follow_up_is_idempotent_by_its_own_id(kind: Kind) -> None:
     shop = Shop(Domain(limits=(monthly(),)))

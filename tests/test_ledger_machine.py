@@ -57,6 +57,12 @@ class Known:
     def total(self) -> int:
         return sum(amount for amount, _, _ in self.authorised)
 
+    @property
+    def spent(self) -> bool:
+        """Whether nothing of it is left, so that its id is of no more use."""
+        of = self.transaction.amount
+        return self.gone or (of is not None and of.amount > 0 and self.total == 0)
+
     def give_back(self, amount: int) -> None:
         for place in reversed(range(len(self.authorised))):
             held, time_ms, limits = self.authorised[place]
@@ -93,8 +99,8 @@ class LedgerMachine(RuleBasedStateMachine):
             same = self.told[name] == transaction
             raised = transaction.kind is Kind.INCREMENT  # which goes the way of its use
             use = (transaction.requestor, transaction.original or "") if raised else name
-            reversed_ = use in self.known and self.known[use].gone
-            assert decision.allowed == (same and not reversed_)
+            spent = use in self.known and self.known[use].spent
+            assert decision.allowed == (same and not spent)
             assert (self.token.usage, self.token.entries) == before, "a retry counts nothing"
             return None
         if decision.allowed:

@@ -74,7 +74,7 @@ def id_violations(transaction: Transaction, uses: Uses) -> list[Violation]:
         return [_REUSED]
     # An increment goes the way of its use: nothing that was given back is handed out again uncounted.
     raised = uses.ledger if transaction.kind is Kind.INCREMENT else None
-    return [_REVERSED] if uses.reversed or (raised is not None and raised.reversed) else []
+    return [_REVERSED] if uses.reversed or (raised is not None and raised.void) else []
 
 
 def original_violations(
@@ -89,7 +89,7 @@ def original_violations(
         follows_up = any(entry.use_id == uses.original_id for entry in uses.original)
         return [_FOLLOWS_UP if follows_up else _UNKNOWN]
     if not rule.follow_up:  # a payment that rests on another: on none that was given back as a whole
-        return [_CLOSED] if ledger.reversed else []
+        return [_CLOSED] if ledger.void else []
     if ledger.follow_ups >= FOLLOW_UPS_MAX:
         return [_FOLLOWED_UP]
     if transaction.kind is Kind.DISPUTE:

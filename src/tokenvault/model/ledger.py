@@ -159,6 +159,11 @@ class UseLedger:
         )
 
     @property
+    def void(self) -> bool:
+        """Whether nothing of it is left: it was given back as a whole, or its last capture was of nothing."""
+        return self.reversed or (self.use.amount > 0 and not self.authorised)
+
+    @property
     def uncaptured(self) -> int:
         """Minor units that can still be captured or given back."""
         return self.authorised - self.captured
@@ -238,7 +243,7 @@ class Uses(NamedTuple):
     def reversed(self) -> bool:
         """Whether the transaction itself was given back as a whole."""
         ledger = UseLedger.of(self.own, self.use_id)
-        return ledger is not None and ledger.reversed
+        return ledger is not None and ledger.void
 
 
 def _under(entries: Iterable[LedgerEntry], use_id: bytes) -> tuple[LedgerEntry, ...]:
