@@ -619,6 +619,17 @@ def test_a_requestor_that_repeats_the_number_learns_nothing_by_the_par(vault: tv
     assert told == [(None, PARS[1])] * 2
 
 
+def test_a_token_that_a_batch_changes_and_whose_card_stays_has_its_par_compared(vault: tv.Vault) -> None:
+    one, two = issue(vault, par=PARS[0]).token, issue(vault, MASTERCARD).token
+    renewed, moved = vault.update_card_many(
+        [(one, {"expiry": "2034-01"}), (two, {"new_pan": VISA, "par": PARS[1]})]
+    )
+    assert isinstance(moved, tv.InvalidInputError)
+    assert (renewed[0].par, moved.code) == (PARS[0], "PAR_DIFFERS")  # type: ignore[index] # it did not fail
+    left, moved = vault.update_card_many([(one, {"new_pan": AMEX}), (two, {"new_pan": VISA, "par": PARS[1]})])
+    assert (left[0].par, moved[0].par) == (None, PARS[1])  # type: ignore[index] # neither failed
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_the_host_states_one_par_of_a_card(vault: tv.Vault, many: bool) -> None:
     """Also in one batch, where the card came to its tokens by the items before."""

@@ -7,7 +7,8 @@ itself is not acceptable for this token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from tokenvault.errors import ConfigurationError, InvalidInputError, LifecycleError
@@ -211,7 +212,11 @@ async def refuse_card(core: Core, record: TokenRecord, new_pan: Pan) -> None:
 
 
 async def refuse_other_par(
-    core: Core, requestor: str, new: NewCard, token: str = "", changed: Collection[str] = ()
+    core: Core,
+    requestor: str,
+    new: NewCard,
+    token: str = "",
+    changed: Mapping[str, Unsealed] = MappingProxyType({}),
 ) -> None:
     """Raise InvalidInputError if a requestor has a token of the new PAN with another PAR than the new one.
 
@@ -222,14 +227,16 @@ async def refuse_other_par(
         requestor: id of the token's requestor.
         new: the new card.
         token: which gets the card; it is passed over.
-        changed: tokens that have another card by now, which is not stored yet; they are, too.
+        changed: tokens that are not stored yet as they are by now, by their digits. None that was given the new card
+            is among them: what gives a card is written before another one with a PAR names it.
     """
     if new.pan is None or new.par is None:
         return
     pan_fingerprints = await core.runtime.call(core.keys.pan_fingerprints, new.pan)
-    async for other, card in core.of_card(pan_fingerprints, requestor):
-        stays = other.token != token and other.token not in changed
-        if stays and card is not None and card.pan == new.pan and other.par not in (None, new.par):
+    async for stored in core.of_card(pan_fingerprints, requestor):
+        other, card = changed.get(stored.record.token, stored)
+        has_card = other.token != token and card is not None and card.pan == new.pan
+        if has_card and other.par not in (None, new.par):
             raise other_par()
 
 
