@@ -172,7 +172,7 @@ def test_a_connection_that_the_server_ends_while_it_is_asked_fails_that_call_alo
         async with provisioned(postgres_url) as store:
             async with held_up(postgres_server, postgres_url, store.get([a_record(1).token])) as (waiting, _):
                 await asyncio.to_thread(end_all, postgres_server)
-                with pytest.raises(TokenStoreError, match="lost"):
+                with pytest.raises(TokenStoreError, match="an administrator ended the connection"):
                     await waiting
             assert await store.get([a_record(1).token]) == []
 
@@ -220,5 +220,28 @@ def test_a_closed_store_leaves_nothing_with_the_loop(postgres_url: str, run: Run
             sockets = [pooled.connection.fileno() for pooled in store._pool_here()._open]
             assert len(sockets) > 1
         assert not any(map(loop.remove_reader, sockets))
+
+    run(work())
+
+
+def test_a_connection_on_which_the_server_spoke_unasked_is_not_used_again(
+    postgres_server: PostgresServer, postgres_url: str, run: Run
+) -> None:
+    """That is mostly its last word to an idle client, and the loop may have read it before the socket ends."""
+
+    async def work() -> None:
+        async with provisioned(postgres_url) as store:
+            await store.scan()
+            pooled = only_connection(store)
+            await pooled.rows("LISTEN tokenvault")
+            await store.scan()
+            assert only_connection(store) is pooled
+            with postgres_server.raw() as other:
+                other.execute("NOTIFY tokenvault")
+            async with asyncio.timeout(10):
+                while not pooled.answers.unasked:
+                    await asyncio.sleep(0.01)
+            await store.scan()
+            assert only_connection(store) is not pooled
 
     run(work())

@@ -25,9 +25,12 @@ class Answers:
     """The answers on one connection, for one task at a time.
 
     While the socket is registered, psycopg must not wait on it: its connection calls `leave` before.
+
+    Attributes:
+        unasked: whether the server has sent something between statements.
     """
 
-    __slots__ = ("_came", "_connection", "_loop", "_seconds_max", "_socket")
+    __slots__ = ("_came", "_connection", "_loop", "_seconds_max", "_socket", "unasked")
 
     def __init__(self, connection: psycopg.AsyncConnection, seconds_max: float) -> None:
         self._connection = connection
@@ -35,6 +38,7 @@ class Answers:
         self._socket = connection.pgconn.socket
         self._loop: asyncio.AbstractEventLoop | None = None  # where the socket is registered
         self._came: asyncio.Future[None] | None = None
+        self.unasked = False
 
     async def next(self) -> list[PGresult]:
         """The results of the statement that was just sent. Raises psycopg.Error.
@@ -79,14 +83,15 @@ class Answers:
 
     def _read(self) -> None:
         pgconn, came = self._connection.pgconn, self._came
+        self.unasked = self.unasked or came is None
         try:
             pgconn.consume_input()
             if came is not None and not pgconn.is_busy() and not came.done():
                 came.set_result(None)
-        except psycopg.Error as error:  # the server is gone, during a statement or before it
+        except psycopg.Error:  # the server is gone, during a statement or before it
             self.leave()
             if came is not None and not came.done():
-                came.set_exception(error)
+                came.set_result(None)  # its last words, and libpq's that it is gone, are results
 
     async def _end(self) -> None:
         """Have the server end the statement under way. Where that fails, the caller closes the connection."""

@@ -21,11 +21,13 @@ from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
+from tokenvault.errors import TokenStoreError
 from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import ANSWER_MARGIN_SECONDS, STATEMENT_SECONDS, PostgresAddress
 from tokenvault.stores.postgres.answers import CANCEL_SECONDS_MAX, Answers
 from tokenvault.stores.postgres.copy import Copy
 from tokenvault.stores.postgres.errors import UNPREPARED, unconnected
+from tokenvault.stores.postgres.refusals import READ_ONLY_SESSIONS
 from tokenvault.stores.postgres.statements import Statement, in_schema, prepared_name, sound_result
 
 Rows = list[tuple[Any, ...]]
@@ -80,12 +82,26 @@ class Connection(ABC):
                 connection.close()
                 raise
             return connection
+        if failure.code == "STORE_READ_ONLY" and await cls._finds_primary(address):
+            failure = TokenStoreError(READ_ONLY_SESSIONS, code=failure.code)
         raise failure
+
+    @classmethod
+    async def _finds_primary(cls, address: PostgresAddress) -> bool:
+        """Whether a server is no standby: libpq does not say why one takes no writes."""
+        parameters = {**address.parameters, "target_session_attrs": "primary"}
+        try:
+            connection = await cls._open(make_conninfo("", **parameters), address)
+        except psycopg.Error:
+            return False
+        connection.close()
+        return True
 
     async def _set_up(self, address: PostgresAddress) -> None:
         # psycopg would prepare what runs often, under names of its own.
         self.connection.prepare_threshold = None
-        (row,) = await self.rows(session.question(self.connection.pgconn.backend_pid))
+        ((version, *row),) = await self.rows(session.question(self.connection.pgconn.backend_pid))
+        session.check_server(version)
         if session.is_own(row, address.options):
             await self.rows(session.setting(address.options, address.statement_seconds))
             self._prepares = True
@@ -185,6 +201,13 @@ class Connection(ABC):
             await self._wait(generators.copy_to(pgconn, copy.rows[start : start + _COPY_BYTES]))
         await self._wait(generators.copy_end(pgconn, None))
 
+    def is_told(self, setting: str) -> bool:
+        """Whether the server has told, as it does from version 14 on, that a setting of its own is on.
+
+        A pooler may pass on what was so when it connected, or nothing.
+        """
+        return self.connection.pgconn.parameter_status(setting.encode()) == b"on"
+
     def server_speaks(self) -> bool:
         """Whether the server has sent something unasked: to an idle client that is only that it disconnects."""
         return self._poll is not None and bool(self._poll(0))
@@ -279,6 +302,10 @@ class LoopConnection(Connection):
 
     async def _cancel(self) -> None:
         await self.connection.cancel_safe(timeout=CANCEL_SECONDS_MAX)
+
+    def server_speaks(self) -> bool:
+        """As in Connection; the loop may have read it already, before the server disconnects."""
+        return self.answers.unasked or super().server_speaks()
 
     def close(self) -> None:
         """As in Connection."""

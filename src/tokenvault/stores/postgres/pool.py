@@ -22,6 +22,7 @@ from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import close_all, give_all, put_result
 from tokenvault.stores.postgres.address import CONNECTIONS, WAIT_SECONDS
 from tokenvault.stores.postgres.connection import Connection
+from tokenvault.stores.postgres.errors import read_only
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ class Pool(ABC):
             self._take_idle(slot)
             if not slot:
                 slot.append(await self._open_connection())
-            result = await work(slot[0])
+            result = await _explained(work, slot[0])
         except psycopg.errors.UniqueViolation:
             self._keep(slot)
             raise
@@ -170,6 +171,16 @@ class Pool(ABC):
             pass  # others take and keep meanwhile; closing any one will do
         if self._closed:  # looked at after it was given back: a thread that closes meanwhile finds it
             self._close_idle()
+
+
+async def _explained(work: Callable[[Connection], Awaitable[T]], connection: Connection) -> T:
+    """What a piece of work returns. A refusal to write is explained while the connection knows why."""
+    try:
+        return await work(connection)
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        standby = connection.is_told("in_hot_standby")
+        refusal = read_only(error, standby, connection.is_told("default_transaction_read_only"))
+    raise refusal
 
 
 def _usable(connection: Connection) -> bool:

@@ -119,7 +119,9 @@ def prepared_name(sql: bytes) -> bytes:
 def sound_result(results: Sequence[PGresult]) -> PGresult:
     """The result of one statement. Raises what psycopg would raise."""
     if len(results) != 1 or results[0].status not in _DONE:
-        raise errors.error_from_result(results[-1]) if results else psycopg.InterfaceError("no result")
+        # A server that says why it disconnects gives two: the second, libpq's own, says that it did.
+        failed = next((result for result in results if result.status not in _DONE), None)
+        raise errors.error_from_result(failed) if failed else psycopg.InterfaceError("no result, or several")
     return results[0]
 
 
