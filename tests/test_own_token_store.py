@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import gc
+import inspect
 import re
 import sqlite3
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests import wrong_adapters
+from tests import wrong_adapters, wrong_writers
 from tests.own_token_store import OwnTokenStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
@@ -212,6 +213,49 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
             lambda contract, harness, store: contract.test_the_write_of_most_bytes(store, harness),
             "write_limits",
         ),
+    ],
+}
+
+
+def found_by(name: str, complaint: str, **given: object) -> tuple[Test, str]:
+    """A test of the contract, with what parametrizes it, and what its message says."""
+    method = getattr(TokenStoreContract, name)
+    taken = inspect.signature(method).parameters
+
+    def test(contract: TokenStoreContract, harness: OwnHarness, store: TokenStore) -> None:
+        fixtures: dict[str, object] = {"harness": harness, "store": store}
+        method(contract, **{each: fixtures[each] for each in fixtures if each in taken}, **given)
+
+    return test, complaint
+
+
+FOUND_BY |= {
+    wrong_writers.ReplacesManyUnseen: [
+        found_by("test_each_of_many_is_looked_at", "a replacement of many"),
+        found_by("test_replace_by_threads", "not exactly one of them did", count=300),
+    ],
+    wrong_writers.ComparesTheFirstOfMany: [
+        found_by("test_each_of_many_is_looked_at", "a replacement of many"),
+    ],
+    wrong_writers.LosesUpdatesOfMany: [
+        found_by("test_replace_by_threads", "not exactly one of them did", count=300),
+    ],
+    wrong_writers.InsertsManyOverOthers: [
+        found_by("test_insert_by_threads", "not exactly one of them did", count=300),
+    ],
+    wrong_writers.LooksAtTheFirstOfAFence: [found_by("test_each_of_many_is_looked_at", "a fence of many")],
+    wrong_writers.LooksAtALongFenceBefore: [
+        found_by("test_a_fence_holds_from_the_moment_a_replacement_returns", "behind a fence", count=300),
+    ],
+    wrong_writers.PrunesManyByTheToken: [found_by("test_each_of_many_is_looked_at", "a prune of many")],
+    wrong_writers.AppendsOneByOne: [
+        found_by("test_an_interrupted_write", "append of 3 half done", kind="append", count=3),
+    ],
+    wrong_writers.IndexesAppendedEventsAfter: [
+        found_by("test_an_interrupted_write", "append of 1 half done", kind="append", count=1),
+    ],
+    wrong_writers.PrunesInTwoSteps: [
+        found_by("test_an_interrupted_write", "prune of 1 half done", kind="prune", count=1),
     ],
 }
 

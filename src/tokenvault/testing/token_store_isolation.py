@@ -1,24 +1,21 @@
-"""Conformance of token stores: what others see of a write that is under way, interrupted, or of a forked child."""
+"""Conformance of token stores: what others see of a write that is under way, and a forked child."""
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import select
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from types import FrameType
 from typing import Final
 
 import pytest
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.port import SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.port import SealedRecord, TokenStore
 from tokenvault.testing.token_store_harness import (
     PROCESS_SECONDS_MAX,
     THREADS,
@@ -26,20 +23,16 @@ from tokenvault.testing.token_store_harness import (
     StoreHarness,
     a_record,
     an_event,
-    as_read,
-    assert_counted,
     most,
     race,
     replaced,
 )
-from tokenvault.testing.token_store_writes import WritingContract
+from tokenvault.testing.token_store_interrupts import InterruptsContract
 
 _READERS: Final = 2
 _REPLACEMENTS: Final = 100  # of one record, while others read it
 _FAILING_RECORDS: Final = 2_000  # and so many times: enough that a reader comes by before a write fails
 _FAILURES: Final = 6
-INTERRUPTS_MAX: Final = 25  # of each kind of write
-_LOCKING: Final = ("__enter__", "__exit__", "__aenter__", "__aexit__", "acquire", "_acquire_restore")
 _ROUNDS: Final = 10
 CHILD_SECONDS_MAX: Final = 10.0
 """How long a forked child has for a few small calls, and for what its adapter does within the fork."""
@@ -50,10 +43,6 @@ _SPLIT: Final = (
 )
 _UNCOMMITTED: Final = (
     "a reader saw a record of a write that then failed: readers see what is not committed (READ UNCOMMITTED)"
-)
-_HALF: Final = (
-    "an interrupt left {} half done: the store writes it in more than one transaction, or commits what was done by "
-    "then instead of undoing it; a write undoes itself on BaseException, before anything else uses its connection"
 )
 _REFUSED_AND_WRITTEN: Final = (
     "threads wrote one event at once, and a record stands whose write failed: the event is looked for, or "
@@ -70,8 +59,8 @@ _PARENT_FAILED: Final = (
 )
 
 
-class IsolationContract(WritingContract):
-    """Nobody ever sees, or is left with, a part of a write; and a forked child stands on its own."""
+class IsolationContract(InterruptsContract):
+    """Nobody ever sees a part of a write; and a forked child stands on its own."""
 
     # Readers while a write is under way.
 
@@ -141,44 +130,6 @@ class IsolationContract(WritingContract):
             assert stands == wrote, _REFUSED_AND_WRITTEN
             assert sum(wrote) == 1
 
-    # Interrupts.
-
-    # What an interrupt drops is warned of, and where it strikes a destructor nobody hears of it.
-    @pytest.mark.filterwarnings(
-        "ignore:coroutine .* was never awaited:RuntimeWarning",
-        "ignore::ResourceWarning",
-        "ignore::pytest.PytestUnraisableExceptionWarning",
-    )
-    @pytest.mark.parametrize("count", [1, 3])
-    @pytest.mark.parametrize("kind", ["insert", "replace"])
-    def test_an_interrupted_write(self, store: TokenStore, kind: str, count: int) -> None:
-        """An exception out of a signal handler, wherever a write is by then, leaves all of it or nothing.
-
-        Each interrupt is followed by a write through the same store, which has to succeed, and to leave the
-        interrupted one as it is.
-        """
-        numbers = itertools.count(1)
-
-        def prepare() -> tuple[list[SealedRecord], list[SealedEvent]]:
-            first = count * next(numbers)
-            records = [a_record(first + n) for n in range(count)]
-            events = [an_event(first + n, reference=record.reference) for n, record in enumerate(records)]
-            if kind == "replace":
-                assert store.insert(records, []) == []
-                records = [replaced(record)._replace(status=7) for record in records]
-            return records, events
-
-        written, write = [], store.insert if kind == "insert" else store.replace
-        for place in _spread(_interrupted_at(None, write, *prepare())):
-            records, events = prepare()
-            _interrupted_at(place, write, records, events)
-            assert write(*prepare()) == [], "a write after an interrupted one is refused"
-            written.append((records, events))
-        for records, events in written:
-            assert _is_whole(store, records, events), _HALF.format(f"{kind} of {count} record(s)")
-        assert_counted(store)
-        gc.collect()  # here, where the warnings are expected
-
     # Forks.
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -241,67 +192,6 @@ def _seen_by_readers(reads: Sequence[Callable[[], int]], write: Callable[[], obj
 def _never_falls(seen: Iterable[int]) -> bool:
     """Whether each read saw at least what the reads before it had seen."""
     return all(before <= after for before, after in itertools.pairwise(seen))
-
-
-_Write = Callable[[list[SealedRecord], list[SealedEvent]], object]
-
-
-class _Interrupt(BaseException):
-    """What a signal handler raises, such as KeyboardInterrupt."""
-
-
-def _interrupted_at(
-    place: int | None, write: _Write, records: list[SealedRecord], events: list[SealedEvent]
-) -> int:
-    """Write, and interrupt it at the nth place where a signal handler may run, or nowhere; gives how many there were.
-
-    Python runs signal handlers in the main thread, where a function begins and where one in C has returned: what they
-    raise comes out of the code that was under way, as this exception does. Left out is the moment between a lock and
-    the block that gives it back, in which no code can be safe.
-    """
-    places = itertools.count()
-
-    def profile(frame: FrameType, kind: str, called: object) -> None:
-        name = frame.f_code.co_name if kind == "call" else getattr(called, "__name__", "")
-        locking = name in _LOCKING or frame.f_globals.get("__name__") == "threading"
-        if kind in ("call", "c_return") and not locking and next(places) == place:
-            sys.setprofile(before)
-            raise _Interrupt
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        write(records, events)
-    except _Interrupt:
-        pass
-    finally:
-        sys.setprofile(before)
-    return next(places)
-
-
-def _spread(count: int) -> list[int]:
-    """Numbers below a count, from the first to the last and evenly apart; at most INTERRUPTS_MAX."""
-    points = min(count, INTERRUPTS_MAX)
-    return [n * (count - 1) // max(1, points - 1) for n in range(points)]
-
-
-def _is_whole(store: TokenStore, records: list[SealedRecord], events: list[SealedEvent]) -> bool:
-    """Whether all of a write stands, or nothing.
-
-    Looked at twice: the server of a database may still be at work for a connection that was interrupted.
-    """
-
-    def look() -> int:
-        found = [record for record in store.get([record.token for record in records]) if record in records]
-        noted = [store.events(event.stream, after=event.number - 1, limit=1) for event in events]
-        led_to = [store.events_about(event.reference).events for event in events]
-        return (
-            len(found)
-            + sum(as_read(event) == there for event, there in zip(events, noted, strict=True))
-            + sum(as_read(event) == there for event, there in zip(events, led_to, strict=True))
-        )
-
-    return any(look() in (0, len(records) + 2 * len(events)) for _ in range(2))
 
 
 class _Child:

@@ -19,6 +19,7 @@ from tokenvault.testing.token_store_harness import (
     StoreHarness,
     a_record,
     an_event,
+    most,
     race,
     replaced,
     run_processes,
@@ -27,6 +28,16 @@ from tokenvault.testing.token_store_harness import (
 PROCESSES: Final = 4
 PROVISIONERS: Final = 8  # as many processes make the schema at once
 _REPLACEMENTS: Final = 25  # by each process
+MANY: Final = 300
+"""How many records threads write at once: more than an adapter writes one by one."""
+
+_STALE: Final = (
+    "a store that read a record does not see what other processes wrote since: it keeps a snapshot or a copy"
+)
+_WON_TWICE: Final = (
+    "threads wrote the same records at once and not exactly one of them did: what is there is looked at before the "
+    "transaction that writes, or without holding it"
+)
 
 
 def a_batch(numbers: Iterable[int]) -> RecordBatch:
@@ -202,12 +213,20 @@ class WritingContract:
             )
             assert store.get_domain(digest_of(b"%d" % attempt)) == b"%d" % attempt
 
-    def test_insert_by_threads(self, store: TokenStore, harness: StoreHarness) -> None:
-        """Of eight threads that insert one token at once, exactly one does."""
-        results = race(lambda n: store.insert([a_record(1, body=bytes([n]))], [an_event(1, stream=n)]))
-        assert sorted(map(len, results)) == [0] + [1] * (THREADS - 1)
-        assert harness.raw_counts() == (1, 1)
-        assert store.get([a_record(1).token])[0].body == bytes([results.index([])])
+    @pytest.mark.parametrize("count", [1, MANY])
+    def test_insert_by_threads(self, store: TokenStore, harness: StoreHarness, count: int) -> None:
+        """Of eight threads that insert the same tokens at once, one or many, exactly one does."""
+        count = min(count, most(store))
+        tokens = [a_record(number).token for number in range(count)]
+
+        def insert(n: int) -> list[str]:
+            records = [a_record(number, body=bytes([n])) for number in range(count)]
+            return store.insert(records if n % 2 else records[::-1], [an_event(1, stream=n)])
+
+        results = race(insert)
+        assert sorted(map(len, results)) == [0] + [count] * (THREADS - 1), _WON_TWICE
+        assert harness.raw_counts() == (count, 1), _WON_TWICE
+        assert {record.body for record in store.get(tokens)} == {bytes([results.index([])])}, _WON_TWICE
 
     # Replace.
 
@@ -259,29 +278,34 @@ class WritingContract:
         assert [harness.raw_read(record.token) for record in stored] == stored
         assert harness.raw_counts() == (4, 1)
 
-    def test_replace_by_threads(self, store: TokenStore) -> None:
-        """Eight threads replace one record over and over: each revision is won by exactly one."""
-        store.insert([a_record(1)], [])
-        rounds = 5
+    @pytest.mark.parametrize("count", [1, MANY])
+    def test_replace_by_threads(self, store: TokenStore, count: int) -> None:
+        """Eight threads replace the same records, one or many, over and over: each revision is won by exactly one."""
+        first, *others = (a_record(number) for number in range(min(count, most(store))))
+        store.insert([first, *others], [])
+        rounds = 2 if others else 5
 
         def replace(n: int) -> list[int]:
             won: list[int] = []
             while len(won) < rounds:
-                (record,) = store.get([a_record(1).token])
-                if not store.replace([replaced(record)], [an_event(len(won) + 1, stream=n)]):
+                (record,) = store.get([first.token])
+                batch = [each._replace(revision=record.revision + 1) for each in (first, *others)]
+                if not store.replace(batch if n % 2 else batch[::-1], [an_event(len(won) + 1, stream=n)]):
                     won.append(record.revision + 1)
             return won
 
         won = sorted(itertools.chain.from_iterable(race(replace)))
-        assert won == list(range(2, 2 + THREADS * rounds))
-        assert store.get([a_record(1).token])[0].revision == won[-1]
+        assert won == list(range(2, 2 + THREADS * rounds)), _WON_TWICE
+        assert {record.revision for record in store.get([first.token])} == {won[-1]}
 
     def test_replace_by_processes(self, harness: StoreHarness, store: TokenStore) -> None:
         """Processes replace one record over and over: the final revision is the number of replacements."""
         self.require(Capability.PROCESSES)
         store.insert([a_record(1)], [])
+        assert store.get([a_record(1).token]) == [a_record(1)]
         run_processes(_replace_repeatedly, harness.opener(), PROCESSES)
-        assert store.get([a_record(1).token])[0].revision == 1 + PROCESSES * _REPLACEMENTS
+        (last,) = store.get([a_record(1).token])  # read again, by the same store
+        assert last.revision == 1 + PROCESSES * _REPLACEMENTS, _STALE
         assert harness.raw_counts() == (1, PROCESSES * _REPLACEMENTS)
 
 
