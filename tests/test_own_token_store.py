@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests import wrong_adapters, wrong_writers
+from tests import wrong_adapters, wrong_readers, wrong_writers
 from tests.own_token_store import OwnTokenStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
@@ -105,12 +105,6 @@ FOUND_BY: dict[type[OwnTokenStore], list[tuple[Test, str]]] = {
         (
             lambda contract, _, store: contract.test_a_large_write_is_seen_whole(store),
             "more than one transaction",
-        ),
-    ],
-    wrong_adapters.ReadsUncommitted: [
-        (
-            lambda contract, _, store: contract.test_nothing_is_seen_of_a_write_that_fails(store),
-            "READ UNCOMMITTED",
         ),
     ],
     wrong_adapters.SharesAConnectionWithItsChild: [
@@ -230,6 +224,9 @@ def found_by(name: str, complaint: str, **given: object) -> tuple[Test, str]:
 
 
 FOUND_BY |= {
+    wrong_adapters.ReadsUncommitted: [
+        found_by("test_nothing_is_seen_of_a_write_that_fails", "READ UNCOMMITTED", kind="insert"),
+    ],
     wrong_writers.ReplacesManyUnseen: [
         found_by("test_each_of_many_is_looked_at", "a replacement of many"),
         found_by("test_replace_by_threads", "not exactly one of them did", count=300),
@@ -253,6 +250,33 @@ FOUND_BY |= {
     ],
     wrong_writers.IndexesAppendedEventsAfter: [
         found_by("test_an_interrupted_write", "append of 1 half done", kind="append", count=1),
+    ],
+    wrong_writers.AppendsInPieces: [
+        found_by("test_a_large_write_is_seen_whole", "part of a large append"),
+        found_by("test_nothing_is_seen_of_a_write_that_fails", "a write that then failed", kind="append"),
+    ],
+    wrong_writers.InsertsEventsInPieces: [
+        found_by("test_a_large_write_is_seen_whole", "part of a large insertion"),
+        found_by("test_nothing_is_seen_of_a_write_that_fails", "a write that then failed", kind="insert"),
+    ],
+    wrong_writers.IndexesABatchInPieces: [
+        found_by("test_many_index_rows_are_seen_together", "its many rows of the index"),
+    ],
+    wrong_writers.PrunesInPieces: [found_by("test_a_large_write_is_seen_whole", "part of a large prune")],
+    wrong_readers.KeepsASnapshot: [
+        found_by("test_reads_see_what_another_store_wrote", "an old snapshot"),
+    ],
+    wrong_readers.KeepsASnapshotOfEachThread: [
+        found_by("test_reads_see_what_another_thread_wrote", "an old snapshot"),
+    ],
+    wrong_readers.RemembersCounts: [
+        found_by("test_reads_see_what_another_store_wrote", "count does not see"),
+    ],
+    wrong_readers.RemembersCustomers: [
+        found_by("test_reads_see_what_another_store_wrote", "find_customer does not see"),
+    ],
+    wrong_readers.CountsUncommitted: [
+        found_by("test_nothing_is_seen_of_a_write_that_fails", "by count, a part", kind="insert"),
     ],
     wrong_writers.PrunesInTwoSteps: [
         found_by("test_an_interrupted_write", "prune of 1 half done", kind="prune", count=1),

@@ -171,7 +171,8 @@ def unwritten() -> NoReturn:
 class TokenStore(Protocol):
     """A database of token records, audit events, domain documents and a few named values.
 
-    Safe to share between threads and to use in a forked child. It raises only the errors listed here.
+    Safe to share between threads and to use in a forked child. A read sees each write that was acknowledged before it
+    began, whoever made it, and nothing of one that is under way or failed. It raises only the errors listed here.
 
     Attributes:
         write_limits: the most that it takes in one atomic step. A constant of the store.

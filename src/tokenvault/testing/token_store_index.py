@@ -14,6 +14,7 @@ from tokenvault.stores.index_rows import NO_USE, IndexPlace, IndexRow
 from tokenvault.stores.new_records import IndexColumns
 from tokenvault.stores.port import PAGE_MAX, SealedEvent, SealedRecord, TokenStore
 from tokenvault.stores.write_limits import BODY_BYTES_MAX, ROW_BYTES
+from tokenvault.testing.token_store_freshness import FreshnessContract
 from tokenvault.testing.token_store_harness import (
     PROCESS_SECONDS_MAX,
     StoreHarness,
@@ -23,7 +24,6 @@ from tokenvault.testing.token_store_harness import (
     most,
     replaced,
 )
-from tokenvault.testing.token_store_isolation import IsolationContract
 from tokenvault.testing.token_store_writes import MANY
 
 _BY_ARRIVAL: Final = (
@@ -47,7 +47,7 @@ _CHANGES_OF_MANY: Final = 20
 _NOT_TAKEN: Final = "the store does not take the write that its write_limits say it takes: {}"
 
 
-class IndexContract(IsolationContract):
+class IndexContract(FreshnessContract):
     """Events are found by their rows of the index, and a store takes what it says it takes."""
 
     # Events that the index leads to.

@@ -62,7 +62,7 @@ class InterruptsContract(ManyContract):
             return [] if kind == "append" else records, events
 
         written = []
-        for place in _spread(_interrupted_at(None, write, *prepare())):
+        for place in spread(_interrupted_at(None, write, *prepare())):
             records, events = prepare()
             _interrupted_at(place, write, records, events)
             assert not write(*prepare()), "a write after an interrupted one is refused"
@@ -109,9 +109,9 @@ def _interrupted_at(
     return next(places)
 
 
-def _spread(count: int) -> list[int]:
-    """Numbers below a count, from the first to the last and evenly apart; at most INTERRUPTS_MAX."""
-    points = min(count, INTERRUPTS_MAX)
+def spread(count: int, most: int = INTERRUPTS_MAX) -> list[int]:
+    """Numbers below a count, from the first to the last and evenly apart; at most so many."""
+    points = min(count, most)
     return [n * (count - 1) // max(1, points - 1) for n in range(points)]
 
 

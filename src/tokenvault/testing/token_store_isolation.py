@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
 
 from tokenvault.errors import TokenStoreError
-from tokenvault.stores.port import SealedRecord, TokenStore
+from tokenvault.stores.index_rows import IndexRow
+from tokenvault.stores.port import TokenStore
 from tokenvault.testing.token_store_harness import (
     PROCESS_SECONDS_MAX,
     THREADS,
@@ -27,12 +28,17 @@ from tokenvault.testing.token_store_harness import (
     race,
     replaced,
 )
-from tokenvault.testing.token_store_interrupts import InterruptsContract
+from tokenvault.testing.token_store_interrupts import InterruptsContract, spread
+from tokenvault.testing.token_store_reads import reads_of_a_record, reads_of_sums
+
+_T = TypeVar("_T")
 
 _READERS: Final = 2
 _REPLACEMENTS: Final = 100  # of one record, while others read it
 _FAILING_RECORDS: Final = 2_000  # and so many times: enough that a reader comes by before a write fails
-_FAILURES: Final = 6
+_FAILURES: Final = 3
+_LARGE: Final = 4_000  # records of one write, and as many events
+_NAMES: Final = 10_000  # of one event, as a batch's has
 _ROUNDS: Final = 10
 CHILD_SECONDS_MAX: Final = 10.0
 """How long a forked child has for a few small calls, and for what its adapter does within the fork."""
@@ -42,8 +48,10 @@ _SPLIT: Final = (
     "or lets readers see what is not committed yet"
 )
 _UNCOMMITTED: Final = (
-    "a reader saw a record of a write that then failed: readers see what is not committed (READ UNCOMMITTED)"
+    "a reader saw, by {}, a part of a write that then failed: it sees what is not committed (READ UNCOMMITTED), or "
+    "the store writes in more than one transaction and takes back what it wrote"
 )
+_LEFT: Final = "a write that failed at its last event left a part of itself: it is more than one transaction"
 _REFUSED_AND_WRITTEN: Final = (
     "threads wrote one event at once, and a record stands whose write failed: the event is looked for, or "
     "written, outside the record's transaction"
@@ -88,32 +96,105 @@ class IsolationContract(InterruptsContract):
             assert _never_falls(seen), _SPLIT.format("a record and its event")
 
     def test_a_large_write_is_seen_whole(self, store: TokenStore) -> None:
-        """Readers see nothing of the largest write or all of it, both where it inserts and where it replaces."""
-        records = [a_record(n) for n in range(most(store))]
-        sample = records[:: max(1, len(records) // 4)] + records[-1:]
+        """Readers see nothing of a large write or all of it: where it inserts, replaces, appends and prunes.
 
-        def seen_of(record: SealedRecord) -> Callable[[], int]:
-            return lambda: sum(found.revision for found in store.get([record.token]))
-
-        reads = [*map(seen_of, sample), lambda: len(store.events(stream=bytes(16)))]
+        Each has thousands of records, of events, and of their rows of the index.
+        """
+        records = [a_record(n) for n in range(min(most(store, 3), _LARGE))]
         changed = [replaced(record) for record in records]
-        for seen in _seen_by_readers(reads, lambda: store.insert(records, [an_event(1)])):
-            assert _never_falls(seen), _SPLIT.format("a large insertion")
-        for seen in _seen_by_readers(reads, lambda: store.replace(changed, [an_event(2)])):
-            assert _never_falls(seen), _SPLIT.format("a large replacement")
+        inserted, noted, appended = (
+            [an_event(n + 1, stream=stream, reference=record.reference) for n, record in enumerate(records)]
+            for stream in range(3)
+        )
+        sample = spread(len(records), 4)
 
-    def test_nothing_is_seen_of_a_write_that_fails(self, store: TokenStore) -> None:
-        """Readers never see a record that is undone because its event exists already."""
-        store.append([an_event(1)])
-        records = [a_record(n) for n in range(min(most(store), _FAILING_RECORDS))]
+        def revision_of(n: int) -> Callable[[], int]:
+            return lambda: sum(found.revision for found in store.get([records[n].token]))
 
-        def insert_repeatedly() -> None:
+        def events_at(n: int) -> Callable[[], int]:
+            streams = [each[n].stream for each in (inserted, noted, appended)]
+            return lambda: sum(
+                each.number == n + 1 for stream in streams for each in store.events(stream, after=n, limit=1)
+            )
+
+        def led_to(n: int) -> Callable[[], int]:
+            return lambda: len(store.events_about(records[n].reference).events)
+
+        of_records = [revision_of(n) for n in sample]
+        of_events = [each(n) for n in sample for each in (events_at, led_to)]
+        for write, what in (
+            (lambda: store.insert(records, inserted), "insertion"),
+            (lambda: store.replace(changed, noted), "replacement"),
+        ):
+            for seen in _seen_by_readers([*of_records, *of_events], write):
+                assert _never_falls(seen), _SPLIT.format(f"a large {what}")
+        for seen in _seen_by_readers(of_events, lambda: store.append(appended)):
+            assert _never_falls(seen), _SPLIT.format("a large append")
+
+        def prune() -> None:
+            store.prune(inserted, [(record.token, record.revision) for record in changed])
+
+        gone = [lambda read=read: -bool(read()) for read in of_records]
+        fewer = [lambda read=read: 2 - read() for read in of_events]
+        for seen in _seen_by_readers([*gone, *fewer], prune):
+            assert _never_falls(seen), _SPLIT.format("a large prune")
+
+    def test_many_index_rows_are_seen_together(self, store: TokenStore) -> None:
+        """Readers find the event of a batch by all of its names at once, however many they are."""
+        references = [n.to_bytes(16) for n in range(min(_NAMES, store.write_limits.rows - 2))]
+        sample = [references[n] for n in spread(len(references), 6)]
+        names = tuple(map(IndexRow, references))
+
+        def led_to(reference: bytes) -> Callable[[], int]:
+            return lambda: len(store.events_about(reference).events)
+
+        def noted() -> int:
+            return sum(len(store.events(an_event(1, stream=n).stream)) for n in range(2))
+
+        reads = [*map(led_to, sample), noted]
+        first, second = (an_event(1, stream=n)._replace(index_rows=names) for n in range(2))
+        writes: list[Callable[[], object]] = [
+            lambda: store.append([first]),
+            lambda: store.insert([], [second]),
+        ]
+        for write in writes:
+            for seen in _seen_by_readers(reads, write):
+                assert _never_falls(seen), _SPLIT.format("an event and its many rows of the index")
+
+    @pytest.mark.parametrize("kind", ["insert", "replace", "append"])
+    def test_nothing_is_seen_of_a_write_that_fails(
+        self, store: TokenStore, harness: StoreHarness, kind: str
+    ) -> None:
+        """No read ever sees a part of a large write that is undone as its last event exists already; none stays."""
+        count = min(most(store, 3), _FAILING_RECORDS)
+        records = [a_record(n, customer="c", last4_key=bytes(16), status=1) for n in range(count)]
+        events = [an_event(n + 1, reference=record.reference) for n, record in enumerate(records)]
+        if kind != "insert":
+            assert store.insert(records, []) == []
+        store.append(events[-1:])
+        changed = [replaced(record)._replace(status=2) for record in records]
+        reads = reads_of_a_record(store, records[0]) | reads_of_sums(store, records[0])
+        reads |= {"find_customer": lambda: store.find_customer("c", limit=1)}
+        reads |= {"find_last4": lambda: store.find_last4([bytes(16)], limit=1)}
+        reads |= {"events": lambda: store.events(bytes(16), limit=1)}
+        reads |= {"events_about": lambda: store.events_about(records[0].reference).events}
+        before, counts = [read() for read in reads.values()], harness.raw_counts()
+        writes: dict[str, Callable[[], object]] = {
+            "insert": lambda: store.insert(records, events),
+            "replace": lambda: store.replace(changed, events),
+            "append": lambda: store.append(events),
+        }
+
+        def write_repeatedly() -> None:
             for _ in range(_FAILURES):
                 with pytest.raises(TokenStoreError):
-                    store.insert(records, [an_event(1)])
+                    writes[kind]()
 
-        for seen in _seen_by_readers([lambda: len(store.get([records[0].token]))], insert_repeatedly):
-            assert not any(seen), _UNCOMMITTED
+        for seen in _seen_by_readers([*reads.values()], write_repeatedly):
+            for n, name in enumerate(reads):
+                assert all(each == before[n] for each in seen[n :: len(reads)]), _UNCOMMITTED.format(name)
+        assert harness.raw_counts() == counts, _LEFT
+        assert [read() for read in reads.values()] == before, _LEFT
 
     def test_threads_that_write_one_event(self, store: TokenStore) -> None:
         """Of threads that write different records with one event, one does; the others leave no record."""
@@ -167,12 +248,12 @@ class IsolationContract(InterruptsContract):
         assert found == {a_record(number).token for number in range(5)}, _CHILD_LOST
 
 
-def _seen_by_readers(reads: Sequence[Callable[[], int]], write: Callable[[], object]) -> list[list[int]]:
+def _seen_by_readers(reads: Sequence[Callable[[], _T]], write: Callable[[], object]) -> list[list[_T]]:
     """What each of some threads sees that make these reads in turn, from before a write until after it."""
     begun = threading.Barrier(_READERS + 1)
     done = threading.Event()
 
-    def read(_: int) -> list[int]:
+    def read(_: int) -> list[_T]:
         seen = [read() for read in reads]
         begun.wait(PROCESS_SECONDS_MAX)
         while not done.is_set():
