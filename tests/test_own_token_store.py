@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests import wrong_adapters, wrong_readers, wrong_writers
+from tests import wrong_adapters, wrong_readers, wrong_values, wrong_writers
 from tests.own_token_store import OwnTokenStore
 from tokenvault.stores import TokenStore
 from tokenvault.stores.port import SealedRecord
@@ -278,6 +278,39 @@ FOUND_BY |= {
     wrong_readers.CountsUncommitted: [
         found_by("test_nothing_is_seen_of_a_write_that_fails", "by count, a part", kind="insert"),
     ],
+    wrong_values.CutsRecords: [found_by("test_the_longest_bodies", "written by insert.* is cut")],
+    wrong_values.CutsReplacements: [found_by("test_the_longest_bodies", "written by replace.* is cut")],
+    wrong_values.CutsEvents: [found_by("test_the_longest_bodies", "written by insert.* 65537 bytes is cut")],
+    wrong_values.CutsEventsThatItFinds: [found_by("test_the_longest_bodies", "events_about gives another")],
+    wrong_values.CutsEventsOfUses: [found_by("test_the_longest_bodies", "gives another value")],
+    wrong_values.CutsRecordsOfAScan: [found_by("test_the_longest_bodies", "scan gives another value")],
+    wrong_values.FindsProgramsInAnyCase: [found_by("test_texts_are_compared_whole", "find takes two")],
+    wrong_values.StripsPrograms: [found_by("test_texts_are_compared_whole", "list_tokens takes two")],
+    wrong_values.CountsProgramsInAnyCase: [found_by("test_texts_are_compared_whole", "count takes two")],
+    wrong_values.GroupsProgramsInAnyCase: [found_by("test_texts_are_compared_whole", "an order of its own")],
+    wrong_values.StripsCustomers: [found_by("test_texts_are_compared_whole", "find_customer takes two")],
+    wrong_values.TakesCustomersForNumbers: [found_by("test_texts_are_compared_whole", "for numbers")],
+    wrong_values.StripsNames: [found_by("test_texts_are_compared_whole", "put_meta takes two")],
+    wrong_values.CutsProgramsAtZero: [found_by("test_texts_are_compared_whole", "follows a zero byte")],
+    wrong_values.OrdersEventsAsTexts: [found_by("test_pages_of_a_stream", "compared as texts")],
+    wrong_values.EndsWithAFullPage: [found_by("test_pages_of_a_stream", "each event once")],
+    wrong_values.OrdersCustomersAsIntegers: [
+        found_by("test_tokens_are_in_the_order_of_strings", "where find_customer gives"),
+    ],
+    wrong_values.OrdersLastFourAsIntegers: [
+        found_by("test_tokens_are_in_the_order_of_strings", "where find_last4 gives"),
+    ],
+    wrong_values.ListsTokensAsIntegers: [
+        found_by("test_tokens_are_in_the_order_of_strings", "where list_tokens gives"),
+    ],
+    wrong_values.GivesMoreThanAPage: [
+        found_by("test_customers_and_last_four", "more records than its limit"),
+        found_by("test_tokens_are_in_the_order_of_strings", "more records than its limit"),
+    ],
+    wrong_values.ListsMoreThanAPage: [
+        found_by("test_lists_in_the_order_of_issue", "more records than its limit"),
+    ],
+    wrong_values.IndexesMoreThanAPage: [found_by("test_rows_of_the_index", "not as many rows as its limit")],
     wrong_writers.PrunesInTwoSteps: [
         found_by("test_an_interrupted_write", "prune of 1 half done", kind="prune", count=1),
     ],

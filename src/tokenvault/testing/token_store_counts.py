@@ -18,13 +18,13 @@ from tokenvault.testing.token_store_harness import (
     race,
     replaced,
 )
-from tokenvault.testing.token_store_uses import UsesContract
+from tokenvault.testing.token_store_values import ValuesContract
 
 _GROUP: Final = TokenGroup("40012345678", "card-on-file", 1)
 _WRITES: Final = 6  # of each thread
 
 
-class CountsContract(UsesContract):
+class CountsContract(ValuesContract):
     """`count` tells how many records a list of the group has."""
 
     def test_counts_follow_every_write(self, store: TokenStore) -> None:

@@ -207,6 +207,22 @@ def assert_counted(store: TokenStore) -> None:
     assert counted == expected, _MISCOUNTED
 
 
+def paged(
+    read: Callable[..., list[SealedRecord]],
+    limit: int,
+    place: Callable[[SealedRecord], object] = lambda record: record.token,
+    first: object = "",
+) -> list[SealedRecord]:
+    """What pages give together, each read behind the place of the last record; all but the last are full."""
+    found: list[SealedRecord] = []
+    while page := read(after=place(found[-1]) if found else first, limit=limit):
+        assert len(page) <= limit, "a page has more records than its limit"
+        assert len(found) % limit == 0, "a page has fewer records than its limit, and another follows"
+        assert page[0] not in found, "a page repeats a record of one before it"
+        found += page
+    return found
+
+
 def race(work: Callable[[int], _T]) -> list[_T]:
     """What each of THREADS threads gets, begun at once and numbered from 0."""
     barrier = threading.Barrier(THREADS)

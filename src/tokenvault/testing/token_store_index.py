@@ -38,6 +38,7 @@ _INDEX_ORDER: Final = (
     "the rows of the index do not come once each and in its order: by reference, use id, stream and number "
     "together"
 )
+_INDEX_PAGE: Final = "a page of the index has not as many rows as its limit, though there are more"
 _STALE: Final = (
     "an event was written behind a fence whose revision a replacement had moved before: the fence is looked at "
     "outside the transaction of the events, or without holding its records"
@@ -124,8 +125,10 @@ class IndexContract(FreshnessContract):
         for limit in (1, 2, 5, len(expected)):
             found = store.index_rows(limit=limit)
             while len(found) < len(expected) and (page := store.index_rows(after=found[-1], limit=limit)):
+                assert len(found) % limit == 0, _INDEX_PAGE
                 found += page
             assert found == expected, _INDEX_ORDER
+            assert len(store.index_rows(limit=limit)) == limit, _INDEX_PAGE
         assert store.index_rows(after=expected[-1]) == []
 
     def test_an_index_of_a_refused_write(self, store: TokenStore) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, cast
 
@@ -16,7 +15,6 @@ from tokenvault.stores.port import (
     USE_PAIRS_MAX,
     FoundUse,
     SealedEvent,
-    SealedRecord,
     TokenGroup,
     TokenStore,
 )
@@ -27,6 +25,7 @@ from tokenvault.testing.token_store_harness import (
     an_event,
     as_read,
     most,
+    paged,
     replaced,
 )
 from tokenvault.testing.token_store_prune import PruneContract
@@ -155,7 +154,7 @@ class UsesContract(PruneContract):
             assert store.count(*group) == len(expected)
             assert store.list_tokens(*group) == expected, _LISTED
             read = functools.partial(store.list_tokens, *group)
-            assert _paged(read, lambda each: (each.created_ms, each.token), (-1, "")) == expected, _LISTED
+            assert paged(read, 4, lambda each: (each.created_ms, each.token), (-1, "")) == expected, _LISTED
         moved = replaced(records[0])._replace(status=9)
         store.replace([moved], [])
         assert store.list_tokens(moved.requestor, moved.program, 9) == [moved]
@@ -173,11 +172,11 @@ class UsesContract(PruneContract):
         for customer in ("ann", "Ann", "bob", "an"):
             expected = [each for each in records if each.customer == customer]
             find = functools.partial(store.find_customer, customer)
-            assert _paged(find, lambda each: each.token) == expected, _CUSTOMERS
+            assert paged(find, 4) == expected, _CUSTOMERS
         for asked in ([], keys[:1], keys[1:3], keys):
             expected = [each for each in records if each.last4_key in asked]
             find_any = functools.partial(store.find_last4, asked)
-            assert _paged(find_any, lambda each: each.token) == expected, _LAST4
+            assert paged(find_any, 4) == expected, _LAST4
 
     def test_limits_of_uses_and_lists(self, store: TokenStore, harness: StoreHarness) -> None:
         """What is beyond the port's limits is InvalidInputError, and nothing is done."""
@@ -218,14 +217,3 @@ class UsesContract(PruneContract):
         harness.raw_write(a_record(1, last4_key=b"short"))
         with pytest.raises(IntegrityError):
             store.get_use(a_record(1).token, [])
-
-
-def _paged(
-    read: Callable[..., list[SealedRecord]], place: Callable[[SealedRecord], object], first: object = ""
-) -> list[SealedRecord]:
-    found: list[SealedRecord] = []
-    while page := read(after=place(found[-1]) if found else first, limit=4):
-        found += page
-        if len(page) < 4:  # the limit
-            break
-    return found
