@@ -278,6 +278,7 @@ FOUND_BY |= {
     wrong_readers.CountsUncommitted: [
         found_by("test_nothing_is_seen_of_a_write_that_fails", "by count, a part", kind="insert"),
     ],
+    wrong_readers.AsksItsParent: [found_by("test_a_forked_child", "a connection of its own")],
     wrong_values.CutsRecords: [found_by("test_the_longest_bodies", "written by insert.* is cut")],
     wrong_values.CutsReplacements: [found_by("test_the_longest_bodies", "written by replace.* is cut")],
     wrong_values.CutsEvents: [found_by("test_the_longest_bodies", "written by insert.* 65537 bytes is cut")],

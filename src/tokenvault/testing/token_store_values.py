@@ -93,7 +93,7 @@ class ValuesContract(UsesContract):
         assert store.get_meta("a") == value, _CUT.format("get_meta", "put_meta", len(value))
 
     def test_texts_are_compared_whole(self, store: TokenStore) -> None:
-        """Programs, customers and names that differ in case, blanks or zeros alone are different; groups in byte order."""
+        """Programs, customers and names that differ in case, blanks or zeros alone are not the same."""
         fingerprint = bytes(16)
         records = [
             a_record(n, program=program, pan_fingerprint=fingerprint, status=1)
