@@ -17,6 +17,7 @@ from tokenvault.errors import TokenStoreError
 from tokenvault.stores import memory
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import Fence, SealedEvent, SealedRecord, TokenStore
+from tokenvault.stores.write_limits import BYTES_MIN, EVENT_BYTES_MIN, ROWS_MIN, WriteLimits
 from tokenvault.testing import (
     Capability,
     StoreHarness,
@@ -52,6 +53,18 @@ class TestMemoryTokenStore(TokenStoreContract):
     @pytest.fixture
     def harness(self) -> StoreHarness:
         return MemoryHarness()
+
+
+class SmallestWrites(MemoryTokenStore):
+    write_limits = WriteLimits(rows=ROWS_MIN, bytes=BYTES_MIN, event_bytes=EVENT_BYTES_MIN)
+
+
+class TestTokenStoreOfTheSmallestWrites(TestMemoryTokenStore):
+    """A store that takes as little at once as a store may passes as others do."""
+
+    @pytest.fixture
+    def harness(self) -> StoreHarness:
+        return MemoryHarness(SmallestWrites())
 
 
 class MemoryMachine(TokenStoreMachine):

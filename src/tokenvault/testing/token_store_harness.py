@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypedDict, TypeVar, Unpack
 
@@ -190,6 +190,14 @@ def most(store: TokenStore, rows_each: int = 1, bytes_each: int = 0) -> int:
         (limits.rows - 1) // rows_each,
         (limits.bytes - ROW_BYTES - _EVENT_BYTES) // (rows_each * (ROW_BYTES + _RECORD_BYTES) + bytes_each),
     )
+
+
+def fill(store: TokenStore, records: Sequence[SealedRecord], events: Sequence[SealedEvent] = ()) -> None:
+    """Insert records and append events, in as many writes as the store needs."""
+    for first in range(0, len(records), most(store)):
+        assert store.insert(records[first : first + most(store)], []) == []
+    for event in events:
+        assert store.append([event]) == []
 
 
 def replaced(record: SealedRecord) -> SealedRecord:

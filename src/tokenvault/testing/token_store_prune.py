@@ -12,6 +12,7 @@ from tokenvault.testing.token_store_harness import (
     an_event,
     as_read,
     assert_counted,
+    fill,
     most,
     replaced,
 )
@@ -34,7 +35,7 @@ class PruneContract(IndexContract):
             for stream in (1, 2)
             for number in (1, 2, 3)
         ]
-        store.insert([a_record(1, reference=reference)], events)
+        fill(store, [a_record(1, reference=reference)], events)
         for _ in range(2):
             store.prune([events[1], events[3], an_event(9, stream=1)])
             kept = [events[0], events[2], *events[4:]]

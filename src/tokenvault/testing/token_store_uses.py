@@ -24,6 +24,7 @@ from tokenvault.testing.token_store_harness import (
     a_record,
     an_event,
     as_read,
+    fill,
     most,
     paged,
     replaced,
@@ -143,7 +144,7 @@ class UsesContract(PruneContract):
             )
             for n in range(60)
         ]
-        store.insert(records, [])
+        fill(store, records)
         groups = sorted({TokenGroup(each.requestor, each.program, each.status) for each in records})
         assert store.groups() == groups, _GROUPED
         for group in [*groups, TokenGroup("3" * 11, "p0", 1), TokenGroup("1" * 11, "p0", 9)]:

@@ -23,7 +23,7 @@ from tokenvault.stores.write_limits import (
     EVENT_BODY_BYTES_MAX,
     ROW_BYTES,
 )
-from tokenvault.testing.token_store_harness import a_record, an_event, as_read, paged, replaced
+from tokenvault.testing.token_store_harness import a_record, an_event, as_read, fill, paged, replaced
 from tokenvault.testing.token_store_reads import a_noted_record, reads_of_a_record, reads_of_an_event
 from tokenvault.testing.token_store_uses import UsesContract
 
@@ -99,7 +99,7 @@ class ValuesContract(UsesContract):
             a_record(n, program=program, pan_fingerprint=fingerprint, status=1)
             for n, program in enumerate(_PROGRAMS)
         ]
-        store.insert(records, [])
+        fill(store, records)
         for record in records:
             group = TokenGroup(record.requestor, record.program, record.status)
             assert store.find(fingerprint, program=record.program) == [record], _FOLDED.format("find")
@@ -161,7 +161,7 @@ class ValuesContract(UsesContract):
             INTEGER_MAX,
         ]
         events = [an_event(number) for number in numbers]
-        store.append(events[::-1])
+        fill(store, [], events[::-1])
         expected = as_read(*events)
         for limit in (1, 2, 3, 7, len(events), len(events) + 1):
             found: list[SealedEvent] = []

@@ -85,12 +85,13 @@ class WritingContract:
 
     def test_insert_of_a_record_batch(self, store: TokenStore) -> None:
         """Records that come as columns are written as any others, and refused as they are."""
-        batch = a_batch(range(50))
+        count = min(50, most(store))
+        batch = a_batch(range(count))
         assert store.insert(batch, [an_event(1)]) == []
         assert sorted(store.get([record.token for record in batch])) == sorted(batch)
-        both = a_batch(range(40, 60))
-        assert sorted(store.insert(both, [an_event(2)])) == sorted(record.token for record in batch[40:])
-        assert store.get([both[15].token]) == []
+        both = a_batch(range(count - 5, count + 5))
+        assert sorted(store.insert(both, [an_event(2)])) == sorted(record.token for record in both[:5])
+        assert store.get([both[7].token]) == []
         assert store.events(stream=an_event(1).stream) == [an_event(1)]
         with pytest.raises(InvalidInputError):
             store.insert(a_batch([70, 70]), [])
@@ -178,7 +179,7 @@ class WritingContract:
             ([a_record(2)], [an_event(2), an_event(3)]),
             ([a_record(3)], []),
             ([a_record(4), a_record(5)], [an_event(4)]),
-            (a_batch(range(40)), [an_event(5)]),
+            (a_batch(range(min(40, most(store) - 1))), [an_event(5)]),
             ([], [an_event(6)]),
             ([], []),
         ]

@@ -40,6 +40,7 @@ from tokenvault.testing.token_store_harness import (
     a_record,
     an_event,
     as_read,
+    fill,
     most,
     paged,
     race,
@@ -93,7 +94,7 @@ class TokenStoreContract(CountsContract):
             )
             for n in range(120)
         ]
-        store.insert([*records, a_record(777)], [])
+        fill(store, [*records, a_record(777)])
         for asked in (
             pan_fingerprints[0],
             pan_fingerprints[39],
@@ -116,7 +117,7 @@ class TokenStoreContract(CountsContract):
     def test_scan(self, store: TokenStore) -> None:
         """Every record by token, in pages; with a key version, only its records and full pages of them."""
         records = [a_record(n, key_version=1 + n % 3) for n in range(20)]
-        store.insert(list(reversed(records)), [])
+        fill(store, records[::-1])
         assert store.scan() == store.scan(after="9") == records
         assert store.scan(after=records[-1].token) == []
         for key_version in (None, 1, 2, 3, 4):
