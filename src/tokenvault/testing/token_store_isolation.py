@@ -37,7 +37,8 @@ _READERS: Final = 2
 _REPLACEMENTS: Final = 100  # of one record, while others read it
 _FAILING_RECORDS: Final = 2_000  # and so many times: enough that a reader comes by before a write fails
 _FAILURES: Final = 3
-_LARGE: Final = 4_000  # records of one write, and as many events
+_RECORDS: Final = 6_000  # of one large write
+_EVENTS: Final = 2_000  # of the first of them
 _NAMES: Final = 10_000  # of one event, as a batch's has
 _ROUNDS: Final = 10
 CHILD_SECONDS_MAX: Final = 10.0
@@ -102,13 +103,15 @@ class IsolationContract(InterruptsContract):
 
         Each has thousands of records, of events, and of their rows of the index.
         """
-        records = [a_record(n) for n in range(min(most(store, 3), _LARGE))]
+        records = [a_record(n) for n in range(min(most(store, 3), _RECORDS))]
         changed = [replaced(record) for record in records]
         inserted, noted, appended = (
-            [an_event(n + 1, stream=stream, reference=record.reference) for n, record in enumerate(records)]
+            [
+                an_event(n + 1, stream=stream, reference=record.reference)
+                for n, record in enumerate(records[:_EVENTS])
+            ]
             for stream in range(3)
         )
-        sample = spread(len(records), 4)
 
         def revision_of(n: int) -> Callable[[], int]:
             return lambda: sum(found.revision for found in store.get([records[n].token]))
@@ -122,8 +125,8 @@ class IsolationContract(InterruptsContract):
         def led_to(n: int) -> Callable[[], int]:
             return lambda: len(store.events_about(records[n].reference).events)
 
-        of_records = [revision_of(n) for n in sample]
-        of_events = [each(n) for n in sample for each in (events_at, led_to)]
+        of_records = [revision_of(n) for n in spread(len(records), 5)]
+        of_events = [each(n) for n in spread(len(inserted), 3) for each in (events_at, led_to)]
         for write, what in (
             (lambda: store.insert(records, inserted), "insertion"),
             (lambda: store.replace(changed, noted), "replacement"),
