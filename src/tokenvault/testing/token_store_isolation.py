@@ -37,7 +37,7 @@ _READERS: Final = 2
 _REPLACEMENTS: Final = 100  # of one record, while others read it
 _FAILING_RECORDS: Final = 2_000  # and so many times: enough that a reader comes by before a write fails
 _FAILURES: Final = 3
-_RECORDS: Final = 6_000  # of one large write
+_RECORDS: Final = 10_000  # of one large write
 _EVENTS: Final = 2_000  # of the first of them
 _NAMES: Final = 10_000  # of one event, as a batch's has
 _ROUNDS: Final = 10
@@ -63,7 +63,10 @@ _CHILD_FAILED: Final = (
 _CHILD_LOST: Final = (
     "what a forked child was told is written is gone: it shares a connection with the parent that closed it"
 )
-_PARENT_FAILED: Final = "a parent could not go on beside its forked child, or after that had closed the store: they share a connection"
+_PARENT_FAILED: Final = (
+    "a parent could not go on beside its forked child, or after that had closed the store:"
+    " they share a connection"
+)
 _CROSSED: Final = (
     "a parent, or its forked child, got the answer to what the other asked, or none: they share a connection"
 )
