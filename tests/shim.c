@@ -283,7 +283,14 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
         shim.C_DestroyObject = destroy_object;
         shim.C_EncryptInit = encrypt_init;
         shim.C_Encrypt = encrypt;
+#define ABSENT(function) if (limit("NULL_" #function)) shim.function = NULL
+        ABSENT(C_Initialize); ABSENT(C_Finalize); ABSENT(C_GetInfo); ABSENT(C_GetSlotList); ABSENT(C_GetTokenInfo);
+        ABSENT(C_GetMechanismList); ABSENT(C_OpenSession); ABSENT(C_CloseSession); ABSENT(C_GetSessionInfo);
+        ABSENT(C_Login); ABSENT(C_DestroyObject); ABSENT(C_GetAttributeValue); ABSENT(C_FindObjectsInit);
+        ABSENT(C_FindObjects); ABSENT(C_FindObjectsFinal); ABSENT(C_EncryptInit); ABSENT(C_Encrypt);
+        ABSENT(C_SignInit); ABSENT(C_Sign); ABSENT(C_GenerateKey); ABSENT(C_GenerateKeyPair);
+        ABSENT(C_WaitForSlotEvent);
     }
-    *list = &shim;
+    *list = limit("NULL_LIST") ? NULL : &shim;
     return CKR_OK;
 }

@@ -150,6 +150,75 @@ def test_a_module_that_makes_no_key_pair_has_a_vault_without_signatures(
     assert report.signed == 0
 
 
+# Functions that a module lacks: NULL in its list, where a call would end the process
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "C_Initialize",
+        "C_GetSlotList",
+        "C_OpenSession",
+        "C_Login",
+        "C_GenerateKey",
+        "C_FindObjectsInit",
+        "C_FindObjects",
+        "C_FindObjectsFinal",
+        "C_EncryptInit",
+        "C_Encrypt",
+    ],
+)
+def test_a_function_that_a_module_lacks_is_named(shim: Shim, function: str) -> None:
+    shim.impose(**{f"NULL_{function}": 1})
+    with pytest.raises(tv.KeyStoreError, match=f"{function}: CKR_FUNCTION_NOT_SUPPORTED") as caught:
+        create_and_encrypt(shim.uri)
+    assert caught.value.code == "KEY_STORE_MODULE_UNFIT"
+    assert shim.calls()["C_Finalize"] == 0, "nothing is tried again that can not succeed"
+
+
+def test_a_token_that_can_not_be_asked_about_is_none(shim: Shim) -> None:
+    shim.impose(NULL_C_GetTokenInfo=1)
+    with pytest.raises(tv.KeyStoreError, match="C_GetTokenInfo: CKR_FUNCTION_NOT_SUPPORTED"):
+        Pkcs11KeyStore(shim.uri)
+
+
+@pytest.mark.parametrize(
+    "function", ["C_GetInfo", "C_Finalize", "C_CloseSession", "C_WaitForSlotEvent", "C_DestroyObject"]
+)
+def test_a_vault_needs_no_more_functions_than_it_must(
+    shim: Shim, memory: tv.TokenStore, function: str
+) -> None:
+    """C_GetInfo and C_Finalize: python-pkcs11, where other code has imported it, would call them unseen."""
+    shim.impose(**{f"NULL_{function}": 1})
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+
+
+@pytest.mark.parametrize("function", ["C_GetMechanismList", "C_GenerateKeyPair", "C_SignInit", "C_Sign"])
+def test_a_module_that_lacks_a_function_of_signing_has_a_vault_without_signatures(
+    shim: Shim, memory: tv.TokenStore, function: str
+) -> None:
+    shim.impose(**{f"NULL_{function}": 1})
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        assert keys.signer() is None
+
+
+def test_a_module_that_lists_no_mechanisms_has_a_vault_without_signatures(
+    shim: Shim, memory: tv.TokenStore
+) -> None:
+    shim.impose(FAIL_C_GetMechanismList=NOT_SUPPORTED)
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+
+
+def test_a_module_without_a_list_of_functions_is_refused(shim: Shim) -> None:
+    shim.impose(NULL_LIST=1)
+    with pytest.raises(tv.KeyStoreError, match=r"can not be loaded.*C_GetFunctionList"):
+        Pkcs11KeyStore(shim.uri)
+
+
 # What a module tells of a key
 
 
@@ -612,6 +681,11 @@ def encrypt_and_create(uri: str) -> None:
     with Pkcs11KeyStore(uri) as keys:
         keys.cipher(KeyName(SEAL, 1)).encrypt_blocks(bytes(16))
         keys.create(SEAL, Custody.IN_MODULE)
+
+
+def create_and_encrypt(uri: str) -> None:
+    with Pkcs11KeyStore(uri) as keys:
+        keys.cipher(keys.create(SEAL, Custody.IN_MODULE)).encrypt_blocks(bytes(16))
 
 
 def test_what_the_loader_says_is_told(shim: Shim, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _SLACK_BYTES: Final = 16
 _PLACES: Final = {
     "C_Initialize": 0,
     "C_Finalize": 1,
+    "C_GetInfo": 2,
     "C_GetSlotList": 4,
     "C_GetTokenInfo": 6,
     "C_GetMechanismList": 7,
@@ -164,7 +165,11 @@ class Session:
     def find(self, template: Template, most: int) -> list[int]:
         """Handles of objects that fit a template; no more than so many."""
         handle = _ulong(self.handle)
-        self.module.call("C_FindObjectsInit", handle, *_packed(template))
+        code = self.module.attempt("C_FindObjectsInit", handle, *_packed(template))
+        if code == Code.OPERATION_ACTIVE and not self.module.has("C_FindObjectsFinal"):
+            raise CallError("C_FindObjectsFinal", Code.FUNCTION_NOT_SUPPORTED)  # which ends no search, then
+        if code != Code.OK:
+            raise CallError("C_FindObjectsInit", code)
         found = (ctypes.c_ulong * most)()
         count = _ulong(0)
         try:
@@ -283,14 +288,27 @@ class Cryptoki:
         get_functions = self._library.C_GetFunctionList
         get_functions.restype = ctypes.c_ulong
         code = get_functions(ctypes.byref(functions))
+        if code == Code.OK and not functions:  # type: ignore[truthy-bool] # NULL is false
+            code = Code.FUNCTION_NOT_SUPPORTED
         if code != Code.OK:
             raise CallError("C_GetFunctionList", code)
         prototype = ctypes.CFUNCTYPE(ctypes.c_ulong)  # which lets go of the interpreter's lock
         places = functions.contents.functions
-        self._functions: Final = {name: prototype(places[place]) for name, place in _PLACES.items()}
+        self._functions: Final = {
+            # The list of some modules has NULL where they have no such function.
+            name: prototype(places[place])
+            for name, place in _PLACES.items()
+            if places[place]
+        }
+
+    def has(self, *functions: str) -> bool:
+        """Whether the module has functions at all: where there is NULL in its list, a call would end the process."""
+        return self._functions.keys() >= set(functions)
 
     def attempt(self, function: str, *arguments: object) -> int:
-        """Call a function. Returns its return code."""
+        """Call a function. Returns its return code: of one that the module lacks, that it is not supported."""
+        if function not in self._functions:
+            return Code.FUNCTION_NOT_SUPPORTED
         calling(function)
         return int(self._functions[function](*arguments))
 

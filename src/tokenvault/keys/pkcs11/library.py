@@ -11,6 +11,9 @@ from tokenvault.keys.pkcs11.constants import Code
 from tokenvault.keys.pkcs11.cryptoki import CallError, Cryptoki
 from tokenvault.keys.pkcs11.worker import calling
 
+_CALLED_BY_PYTHON_PKCS11: Final = ("C_Initialize", "C_GetInfo", "C_Finalize")
+"""What python-pkcs11 calls of a library that it is given, without a look at whether it is there."""
+
 
 class _OthersLibrary(Protocol):
     """What python-pkcs11 knows of a library."""
@@ -70,6 +73,7 @@ class Library:
         cryptoki = self.cryptoki()
         if (
             self._arguments is None
+            and cryptoki.has(*_CALLED_BY_PYTHON_PKCS11)
             and _initialize_with_python_pkcs11(self.path)
             and cryptoki.is_initialized()
         ):

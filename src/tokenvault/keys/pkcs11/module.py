@@ -316,7 +316,7 @@ class Module:
         if pins.speaks_of_pin(code):
             pins.note_refused(token, pin, code)
             raise pins.refused(code)
-        if code in TRANSIENT:
+        if code in TRANSIENT or code == Code.FUNCTION_NOT_SUPPORTED:
             raise CallError("C_Login", code)
         raise LoginFailedError(
             f"the token refused the login (C_Login: {code_name(code)}). It is not tried again by this call, since "

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
-from tokenvault.keys.pkcs11.constants import Attribute, Mechanism, ObjectClass
+from tokenvault.keys.pkcs11.constants import Attribute, Code, Mechanism, ObjectClass
 from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Template
 from tokenvault.keys.pkcs11.errors import SESSION_LOST, CollisionError, DoubtfulError, TokenMissingError
 from tokenvault.keys.pkcs11.sessions import State, TokenSessions
@@ -27,6 +27,7 @@ from tokenvault.keys.pkcs11.sessions import State, TokenSessions
 _log: Final = logging.getLogger(__name__)
 
 NEEDED: Final = (Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA)
+FUNCTIONS_NEEDED: Final = ("C_GetMechanismList", "C_GenerateKeyPair", "C_SignInit", "C_Sign")
 SIGNATURE_BYTES: Final = 64
 _POINT_BYTES: Final = 65  # uncompressed: 04, x, y (SEC 1 section 2.3.3)
 
@@ -110,9 +111,15 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
 def _offered(state: State) -> bool:
     """Whether the token's module says that it can make the pair and sign with it."""
     login = state.login
-    return login is not None and state.module.library.cryptoki().mechanisms(login.token.slot_id).issuperset(
-        NEEDED
-    )
+    cryptoki = state.module.library.cryptoki()
+    if login is None or not cryptoki.has(*FUNCTIONS_NEEDED):
+        return False
+    try:
+        return cryptoki.mechanisms(login.token.slot_id).issuperset(NEEDED)
+    except CallError as error:
+        if error.code == Code.FUNCTION_NOT_SUPPORTED:
+            return False
+        raise
 
 
 def _create(state: State, session: Session, identity: bytes) -> str:
