@@ -16,6 +16,7 @@
 static CK_FUNCTION_LIST *real;
 static CK_FUNCTION_LIST shim;
 static long sessions, initializations, encryptions;
+static CK_OBJECT_HANDLE last_found;
 static pid_t process;
 static char here[4096]; /* this library's own path */
 
@@ -168,13 +169,23 @@ static CK_RV login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pi
 static CK_RV find_objects_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE *template, CK_ULONG length)
 {
     ENTER("C_FindObjectsInit");
+    last_found = 0;
     return real->C_FindObjectsInit(session, template, length);
 }
 
 static CK_RV find_objects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG most, CK_ULONG *length)
 {
     ENTER("C_FindObjects");
-    return real->C_FindObjects(session, found, most, length);
+    if (limit("FOUND_AT_ONCE") && most > (CK_ULONG)limit("FOUND_AT_ONCE"))
+        most = limit("FOUND_AT_ONCE");
+    CK_RV code = real->C_FindObjects(session, found, most, length);
+    if (!code && limit("FOUND_FOR_EVER")) { /* the same object again and again */
+        if (*length)
+            last_found = found[0];
+        else if (last_found)
+            found[(*length)++] = last_found;
+    }
+    return code;
 }
 
 static CK_RV get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *asked, CK_ULONG length)

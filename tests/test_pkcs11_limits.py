@@ -273,6 +273,29 @@ def test_a_key_that_the_module_may_hand_out_is_refused_and_destroyed(
         assert keys.versions(SEAL) == ()
 
 
+def test_twins_are_found_by_a_module_that_tells_one_object_at_a_time(shim: Shim) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        keys.create(SEAL, Custody.IN_MODULE)
+        keys.create_signer()
+        real = shim.uri.replace(str(shim.path), softhsm.module_path())
+        with Pkcs11KeyStore(real), closing(softhsm.session(real)) as session:
+            label = f"tokenvault/seal/1/{Custody.IN_MODULE.value}"
+            session.generate_key(KeyType.AES, 256, label=label, store=True)
+    shim.impose(FOUND_AT_ONCE=1)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        with pytest.raises(tv.KeyStoreError, match="more than one key seal version 1"):
+            keys.cipher(KeyName(SEAL, 1)).encrypt_blocks(bytes(16))
+        with pytest.raises(tv.KeyStoreError, match="more than one key seal version 1"):
+            keys.versions(SEAL)
+        assert keys.signer() is not None
+
+
+def test_an_object_that_a_module_tells_again_and_again_is_one(shim: Shim, memory: tv.TokenStore) -> None:
+    shim.impose(FOUND_FOR_EVER=1)
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+
+
 def test_a_token_remembers_destroyed_versions(uri: str) -> None:
     """No version is made twice, and newer ones are found behind any number of destroyed ones."""
     with Pkcs11KeyStore(uri) as keys:

@@ -163,20 +163,31 @@ class Session:
         self.module.call("C_Login", _ulong(self.handle), _ulong(USER), pin, _ulong(len(pin)))
 
     def find(self, template: Template, most: int) -> list[int]:
-        """Handles of objects that fit a template; no more than so many."""
+        """Handles of objects that fit a template; no more than so many.
+
+        A search ends when a call tells none: modules may tell fewer at once than are asked for, and than there are.
+        """
         handle = _ulong(self.handle)
         code = self.module.attempt("C_FindObjectsInit", handle, *_packed(template))
         if code == Code.OPERATION_ACTIVE and not self.module.has("C_FindObjectsFinal"):
             raise CallError("C_FindObjectsFinal", Code.FUNCTION_NOT_SUPPORTED)  # which ends no search, then
         if code != Code.OK:
             raise CallError("C_FindObjectsInit", code)
-        found = (ctypes.c_ulong * most)()
-        count = _ulong(0)
+        found: list[int] = []
         try:
-            self.module.call("C_FindObjects", handle, found, _ulong(most), ctypes.byref(count))
+            while len(found) < most and (more := self._find_more(most - len(found), found)):
+                found += (
+                    more  # at least one each time, so that there are no more calls than objects asked for
+                )
         finally:
             self.module.attempt("C_FindObjectsFinal", handle)
-        return list(found[: count.value])
+        return found
+
+    def _find_more(self, most: int, known: Sequence[int]) -> list[int]:
+        told = (ctypes.c_ulong * most)()
+        count = _ulong(0)
+        self.module.call("C_FindObjects", _ulong(self.handle), told, _ulong(most), ctypes.byref(count))
+        return [handle for handle in dict.fromkeys(told[: count.value]) if handle not in known]
 
     def attributes(self, handle: int, wanted: Sequence[Attribute]) -> dict[Attribute, Value]:
         """Those attributes of an object that the module tells: all in one call, or one by one where it errs then."""
