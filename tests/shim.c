@@ -230,7 +230,9 @@ static CK_RV encrypt_init(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK
 {
     ENTER("C_EncryptInit");
     if (limit("NO_ECB") && mechanism->mechanism == CKM_AES_ECB)
-        return CKR_MECHANISM_INVALID;
+        return limit("NO_ECB");
+    if (limit("NO_CBC") && mechanism->mechanism == CKM_AES_CBC)
+        return limit("NO_CBC");
     encryptions++;
     long every = limit("LOGOUT_EVERY");
     if (every && encryptions % every == 0)

@@ -22,11 +22,13 @@ from tests import shims, softhsm, vaults
 from tests.shims import Shim
 from tests.vaults import issue
 from tokenvault.keys import Custody, KeyName, KeyPurpose
+from tokenvault.keys.pkcs11.constants import code_name
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 
 SEAL = KeyPurpose.SEAL
 GENERAL_ERROR, DEVICE_ERROR, DEVICE_REMOVED, NOT_SUPPORTED = 0x5, 0x30, 0x32, 0x54
-DATA_LEN_RANGE, MECHANISM_INVALID = 0x21, 0x70
+DATA_LEN_RANGE, MECHANISM_INVALID, MECHANISM_PARAM_INVALID = 0x21, 0x70, 0x71
+KEY_TYPE_INCONSISTENT, KEY_FUNCTION_NOT_PERMITTED, FUNCTION_REJECTED = 0x63, 0x68, 0x200
 LOGIN_REQUIRED, PIN_INITIALIZED, FINAL_TRY, LOCKED = 0x4, 0x8, 0x20000, 0x40000
 
 
@@ -426,7 +428,14 @@ def test_refused_logins_use_up_no_sessions(shim: Shim) -> None:
 
 @pytest.mark.parametrize(
     ("size", "code"),
-    [(2_048, DATA_LEN_RANGE), (16_384, GENERAL_ERROR), (40_000, DEVICE_ERROR), (16, 0x20), (64, 0x80000001)],
+    [
+        (2_048, DATA_LEN_RANGE),
+        (16_384, GENERAL_ERROR),
+        (40_000, DEVICE_ERROR),
+        (16, 0x20),
+        (64, 0x80000001),
+        (64, KEY_FUNCTION_NOT_PERMITTED),
+    ],
 )
 def test_a_module_that_takes_little_at_once(shim: Shim, size: int, code: int) -> None:
     """Found out by use, whatever the return code, and remembered."""
@@ -496,18 +505,65 @@ def test_a_module_whose_sessions_all_write(shim: Shim, memory: tv.TokenStore, co
     use_a_vault(shim.uri, memory)
 
 
-def test_a_module_without_ecb_keeps_keys_that_work_in_the_process(shim: Shim, memory: tv.TokenStore) -> None:
+ECB_REFUSALS = [
+    MECHANISM_INVALID,
+    MECHANISM_PARAM_INVALID,
+    KEY_FUNCTION_NOT_PERMITTED,
+    KEY_TYPE_INCONSISTENT,
+    NOT_SUPPORTED,
+    FUNCTION_REJECTED,
+    0x80000042,
+]
+
+
+@pytest.mark.parametrize("code", ECB_REFUSALS)
+def test_a_module_without_ecb_keeps_keys_that_work_in_the_process(
+    shim: Shim, memory: tv.TokenStore, code: int
+) -> None:
     with Pkcs11KeyStore(shim.uri) as keys:
         expected = keys.cipher(keys.create(KeyPurpose.FPE, Custody.IN_PROCESS)).encrypt_blocks(blocks(3))
-    shim.impose(NO_ECB=1)
+    shim.impose(NO_ECB=code)
     with Pkcs11KeyStore(shim.uri) as keys:
         assert keys.cipher(KeyName(KeyPurpose.FPE, 1)).encrypt_blocks(blocks(3)) == expected
         in_module = keys.cipher(keys.create(KeyPurpose.FPE, Custody.IN_MODULE))
-        with pytest.raises(tv.KeyStoreError, match="IN_PROCESS"):
+        with pytest.raises(tv.KeyStoreError, match=f"C_EncryptInit: {code_name(code)}"):
             in_module.encrypt_blocks(blocks(1))
         keys.destroy(KeyName(KeyPurpose.FPE, 2))
     provisioned(shim.uri, memory, Custody.IN_PROCESS)
     use_a_vault(shim.uri, memory)
+
+
+@pytest.mark.parametrize("code", [MECHANISM_INVALID, KEY_FUNCTION_NOT_PERMITTED])
+def test_a_module_without_ecb_is_told_of_the_custody_that_it_has(shim: Shim, code: int) -> None:
+    shim.impose(NO_ECB=code)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        cipher = keys.cipher(keys.create(SEAL, Custody.IN_MODULE))
+        for _ in range(2):
+            with pytest.raises(tv.KeyStoreError, match="IN_PROCESS") as caught:
+                cipher.encrypt_blocks(blocks(1))
+            assert caught.value.code == "KEY_STORE_MODULE_UNFIT"
+
+
+@pytest.mark.parametrize("ecb", ECB_REFUSALS)
+@pytest.mark.parametrize("cbc", [MECHANISM_INVALID, 0x80000043])
+def test_a_module_with_neither_ecb_nor_cbc_is_told_both_codes(shim: Shim, ecb: int, cbc: int) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        key = keys.create(SEAL, Custody.IN_PROCESS)
+        shim.impose(NO_ECB=ecb, NO_CBC=cbc)
+        for _ in range(2):
+            with pytest.raises(tv.KeyStoreError, match=f"ECB.*{code_name(ecb)}.*CBC.*{code_name(cbc)}"):
+                keys.cipher(key)
+
+
+def test_one_refusal_of_a_vendors_own_code_is_no_lack_of_ecb(shim: Shim) -> None:
+    """It may say anything: that a key in the process was derived by CBC then, does not tell of keys in the module."""
+    with Pkcs11KeyStore(shim.uri) as keys:
+        derived = keys.create(SEAL, Custody.IN_PROCESS)
+        cipher = keys.cipher(keys.create(KeyPurpose.FPE, Custody.IN_MODULE))
+        shim.impose(NO_ECB=0x80000042)
+        keys.cipher(derived)
+        shim.impose(NO_ECB=0)
+        assert len(cipher.encrypt_blocks(blocks(2))) == 32
 
 
 # PINs

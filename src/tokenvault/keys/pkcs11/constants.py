@@ -146,6 +146,10 @@ class Code(enum.IntEnum):
     FUNCTION_REJECTED = 0x200
 
 
+VENDOR_DEFINED: Final = 0x80000000
+"""CKR_VENDOR_DEFINED: from here on return codes mean what a vendor says."""
+
+
 def code_name(code: int) -> str:
     """The name of a return code; the number of one that is a vendor's own."""
     try:

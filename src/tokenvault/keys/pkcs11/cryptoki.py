@@ -75,10 +75,13 @@ class CallError(Exception):
     Attributes:
         function: the function that failed.
         code: what it returned, a CK_RV.
+
+    Args:
+        told: what to say of it, where the two are not all.
     """
 
-    def __init__(self, function: str, code: int) -> None:
-        super().__init__(f"{function}: {code_name(code)}")
+    def __init__(self, function: str, code: int, told: str = "") -> None:
+        super().__init__(told or f"{function}: {code_name(code)}")
         self.function = function
         self.code = code
 

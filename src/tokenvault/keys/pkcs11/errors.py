@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tokenvault.errors import KeyStoreError
-from tokenvault.keys.pkcs11.constants import Code
+from tokenvault.keys.pkcs11.constants import VENDOR_DEFINED, Code
 from tokenvault.keys.pkcs11.cryptoki import CallError
 
 NOT_OFFERED: Final = frozenset(
@@ -27,6 +27,13 @@ PERMANENT: Final = NOT_OFFERED | {
     Code.KEY_SIZE_RANGE,
 }
 """Return codes of failures that no new session cures."""
+
+_ECB_REFUSED: Final = NOT_OFFERED | {
+    Code.KEY_FUNCTION_NOT_PERMITTED,
+    Code.KEY_TYPE_INCONSISTENT,
+    Code.FUNCTION_REJECTED,
+}
+"""Return codes by which modules, their policies and their tokens say that a key does not encrypt in this mode."""
 
 LOST: Final = frozenset(
     {
@@ -99,6 +106,25 @@ class TokenMissingError(DoubtfulError):
     """No token fits the URI: reported only if none fits after the library was initialized again."""
 
     code = "KEY_STORE_TOKEN_MISSING"
+
+
+def refuses_ecb(error: CallError) -> bool:
+    """Whether another mode may work: by a vendor's own code a module may say anything, this too.
+
+    C_Encrypt refuses sizes, with many of the same codes.
+    """
+    if error.function != "C_EncryptInit":
+        return error.code == Code.MECHANISM_INVALID
+    return error.code in _ECB_REFUSED or error.code >= VENDOR_DEFINED
+
+
+def both_refused(ecb: CallError, cbc: CallError) -> CallError:
+    """The error of a block that was encrypted in neither mode, with both codes.
+
+    It counts as the one of CBC; where ECB failed by a vendor's own code as that one, which may be gone next time.
+    """
+    counts = ecb if ecb.code >= VENDOR_DEFINED else cbc
+    return CallError(counts.function, counts.code, f"AES-ECB: {ecb}; AES-CBC: {cbc}")
 
 
 def again(error: KeyStoreError) -> KeyStoreError:

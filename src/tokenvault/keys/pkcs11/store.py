@@ -24,9 +24,16 @@ from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import BLOCKS_PER_CALL_MAX, Coalescer
-from tokenvault.keys.pkcs11.constants import Code, Mechanism
-from tokenvault.keys.pkcs11.cryptoki import CallError
-from tokenvault.keys.pkcs11.errors import LOST, CollisionError
+from tokenvault.keys.pkcs11.constants import Mechanism
+from tokenvault.keys.pkcs11.cryptoki import CallError, Session
+from tokenvault.keys.pkcs11.errors import (
+    LOST,
+    NOT_OFFERED,
+    PERMANENT,
+    CollisionError,
+    both_refused,
+    refuses_ecb,
+)
 from tokenvault.keys.pkcs11.sessions import CLOSED, State, TokenSessions
 from tokenvault.keys.pkcs11.signer import ModuleSigner, create_signer, find_signer
 from tokenvault.keys.pkcs11.worker import CALL_SECONDS
@@ -332,7 +339,7 @@ class Pkcs11KeyStore:
             try:
                 answer = self._enter(state, key, piece)
             except CallError as error:
-                if error.code == Code.MECHANISM_INVALID or error.code in LOST:
+                if error.code in NOT_OFFERED or error.code in LOST:
                     raise
                 key = self._sessions.hold_anew(state, key.name)
             else:
@@ -348,21 +355,31 @@ class Pkcs11KeyStore:
     def _enter(self, state: State, key: objects.TokenKey, blocks: bytes) -> bytes:
         """One call into the module; in CBC mode, one for each block."""
         session = self._sessions.session(state)
-        if not state.module.without_ecb:
-            self._operations += 1
+        if state.module.without_ecb and key.custody is Custody.IN_PROCESS:
+            return self._enter_with_cbc(session, key, blocks)
+        self._operations += 1
+        try:
+            return session.encrypt(key.handle, Mechanism.AES_ECB, blocks)
+        except CallError as error:
+            refused = error
+        if key.custody is Custody.IN_PROCESS and refuses_ecb(refused):
             try:
-                return session.encrypt(key.handle, Mechanism.AES_ECB, blocks)
+                answer = self._enter_with_cbc(session, key, blocks)
             except CallError as error:
-                if error.code != Code.MECHANISM_INVALID:
-                    raise
-                state.module.without_ecb = True
-        if key.custody is Custody.IN_MODULE:
+                raise both_refused(refused, error) from None
+            # Other codes may be about this key, or this moment.
+            state.module.without_ecb = refused.code in NOT_OFFERED
+            return answer
+        if refuses_ecb(refused) and refused.code in PERMANENT:
             raise KeyStoreError(
-                "the module has no AES-ECB (C_EncryptInit: CKR_MECHANISM_INVALID), which keys in custody IN_MODULE "
-                "need; custody IN_PROCESS gets along with AES-CBC",
+                f"the module refuses AES-ECB ({refused}), which keys in custody IN_MODULE need; custody IN_PROCESS "
+                "gets along with AES-CBC",
                 code="KEY_STORE_MODULE_UNFIT",
             )
-        # With an initialization vector of zeros, CBC of one block is ECB of that block (SP 800-38A).
+        raise refused
+
+    def _enter_with_cbc(self, session: Session, key: objects.TokenKey, blocks: bytes) -> bytes:
+        """With an initialization vector of zeros, CBC of one block is ECB of that block (SP 800-38A)."""
         answers = []
         for start in range(0, len(blocks), BLOCK_BYTES):
             self._operations += 1
