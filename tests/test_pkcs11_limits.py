@@ -29,7 +29,7 @@ SEAL = KeyPurpose.SEAL
 GENERAL_ERROR, DEVICE_ERROR, DEVICE_REMOVED, NOT_SUPPORTED = 0x5, 0x30, 0x32, 0x54
 DATA_LEN_RANGE, MECHANISM_INVALID, MECHANISM_PARAM_INVALID = 0x21, 0x70, 0x71
 KEY_TYPE_INCONSISTENT, KEY_FUNCTION_NOT_PERMITTED, FUNCTION_REJECTED = 0x63, 0x68, 0x200
-LOGIN_REQUIRED, PIN_INITIALIZED, FINAL_TRY, LOCKED = 0x4, 0x8, 0x20000, 0x40000
+LOGIN_REQUIRED, PIN_INITIALIZED, FINAL_TRY, LOCKED, PIN_TO_BE_CHANGED = 0x4, 0x8, 0x20000, 0x40000, 0x80000
 
 
 @pytest.fixture(scope="session")
@@ -622,6 +622,70 @@ def test_each_refusal_of_a_pin_has_its_own_text_and_is_not_tried_again(
         with pytest.raises(tv.KeyStoreError, match=told):
             Pkcs11KeyStore(shim.uri)
     assert shim.calls()["C_Login"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (0x104, "as another user.*USER_ANOTHER_ALREADY_LOGGED_IN"),
+        (0x105, "as many users.*USER_TOO_MANY_TYPES"),
+    ],
+)
+def test_a_login_that_others_stand_in_the_way_of_says_so_and_not_that_the_pin_is_wrong(
+    shim: Shim, code: int, told: str
+) -> None:
+    shim.impose(FAIL_C_Login=code)
+    with pytest.raises(tv.KeyStoreError, match=told) as caught:
+        Pkcs11KeyStore(shim.uri)
+    assert "PIN" not in str(caught.value)
+    assert caught.value.code == "KEY_STORE_LOGIN_REFUSED"
+    assert shim.calls()["C_Login"] == 1
+    shim.impose(FAIL_C_Login=0)
+    Pkcs11KeyStore(shim.uri).close()
+
+
+def test_a_pin_that_is_to_be_changed_is_used_and_warned_of(
+    shim: Shim, memory: tv.TokenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    shim.impose(FLAGS_ON=PIN_TO_BE_CHANGED)
+    with caplog.at_level(logging.WARNING, "tokenvault"):
+        provisioned(shim.uri, memory)
+    assert "PIN is to be changed" in caplog.text
+    use_a_vault(shim.uri, memory)
+
+
+def make_and_use(keys: Pkcs11KeyStore) -> None:
+    assert keys.create_signer() is not None
+    keys.cipher(keys.create(SEAL, Custody.IN_MODULE)).encrypt_blocks(bytes(16))
+
+
+@pytest.mark.parametrize(
+    "function", ["C_FindObjectsInit", "C_GenerateKey", "C_GenerateKeyPair", "C_EncryptInit"]
+)
+def test_a_pin_that_expired_after_the_login_is_named_by_every_function(shim: Shim, function: str) -> None:
+    """As where a token lets a user in whose PIN is to be changed, and then refuses all but that."""
+    shim.impose(**{f"FAIL_{function}": 0xA3})
+    with Pkcs11KeyStore(shim.uri) as keys:
+        with pytest.raises(tv.KeyStoreError, match=f"PIN has expired.*{function}: CKR_PIN_EXPIRED") as caught:
+            make_and_use(keys)
+        assert caught.value.code == "KEY_STORE_PIN_EXPIRED"
+        assert shim.calls()["C_Finalize"] == 0
+        assert shim.calls()["C_Login"] == 1
+        shim.impose(**{f"FAIL_{function}": 0})
+        make_and_use(keys)
+
+
+@pytest.mark.parametrize("code", [0xA0, 0xA1, 0xA2, 0xA3, 0xA4, 0x102])
+@pytest.mark.parametrize("function", ["C_GenerateKeyPair", "C_Login"])
+def test_a_matter_of_the_pin_leaves_no_vault_without_signatures(
+    shim: Shim, memory: tv.TokenStore, function: str, code: int
+) -> None:
+    """Only a module that can not, or may not, make the pair does."""
+    shim.impose(SESSIONS=1)  # so that the session that writes is logged in on anew
+    with Pkcs11KeyStore(shim.uri) as keys:
+        shim.impose(**{f"FAIL_{function}": code})
+        with pytest.raises(tv.KeyStoreError, match=f"{function}: CKR_[A-Z_]*PIN"):
+            tv.provision(keys, memory) if function == "C_GenerateKeyPair" else keys.create_signer()
 
 
 @pytest.mark.parametrize("code", [GENERAL_ERROR, 0x6, 0x80000005])

@@ -49,6 +49,7 @@ class TokenFlag(enum.IntFlag):
     USER_PIN_INITIALIZED = 0x8
     USER_PIN_FINAL_TRY = 0x20000
     USER_PIN_LOCKED = 0x40000
+    USER_PIN_TO_BE_CHANGED = 0x80000
 
 
 class Attribute(enum.IntEnum):

@@ -12,20 +12,45 @@ NOT_OFFERED: Final = frozenset(
     {Code.MECHANISM_INVALID, Code.MECHANISM_PARAM_INVALID, Code.FUNCTION_NOT_SUPPORTED}
 )
 
-PERMANENT: Final = NOT_OFFERED | {
-    Code.DATA_LEN_RANGE,
-    Code.DATA_INVALID,
-    Code.ARGUMENTS_BAD,
-    Code.ATTRIBUTE_READ_ONLY,
-    Code.ATTRIBUTE_TYPE_INVALID,
-    Code.ATTRIBUTE_VALUE_INVALID,
-    Code.ACTION_PROHIBITED,
-    Code.KEY_FUNCTION_NOT_PERMITTED,
-    Code.TEMPLATE_INCOMPLETE,
-    Code.TEMPLATE_INCONSISTENT,
-    Code.TOKEN_WRITE_PROTECTED,
-    Code.KEY_SIZE_RANGE,
+CORRECT_THE_PIN: Final = "put the right PIN where the URI's pin-source says"
+
+PIN_STATES: Final[dict[int, tuple[str, str]]] = {
+    Code.PIN_EXPIRED: (
+        "KEY_STORE_PIN_EXPIRED",
+        f"the token's PIN has expired ({{}}): set another with its own tools, and {CORRECT_THE_PIN}",
+    ),
+    Code.PIN_LOCKED: (
+        "KEY_STORE_PIN_LOCKED",
+        "the token's PIN is locked ({}): let its security officer set a new one",
+    ),
+    Code.USER_PIN_NOT_INITIALIZED: (
+        "KEY_STORE_PIN_UNSET",
+        "the token has no user PIN yet ({}): let its security officer set one",
+    ),
 }
+"""Return codes of any function that say that the PIN has to be set: our code, and what to do."""
+
+PIN_CODES: Final = PIN_STATES.keys() | {Code.PIN_INCORRECT, Code.PIN_INVALID, Code.PIN_LEN_RANGE}
+"""Return codes that say that the PIN, or its state, is not right."""
+
+PERMANENT: Final = (
+    NOT_OFFERED
+    | PIN_CODES
+    | {
+        Code.DATA_LEN_RANGE,
+        Code.DATA_INVALID,
+        Code.ARGUMENTS_BAD,
+        Code.ATTRIBUTE_READ_ONLY,
+        Code.ATTRIBUTE_TYPE_INVALID,
+        Code.ATTRIBUTE_VALUE_INVALID,
+        Code.ACTION_PROHIBITED,
+        Code.KEY_FUNCTION_NOT_PERMITTED,
+        Code.TEMPLATE_INCOMPLETE,
+        Code.TEMPLATE_INCONSISTENT,
+        Code.TOKEN_WRITE_PROTECTED,
+        Code.KEY_SIZE_RANGE,
+    }
+)
 """Return codes of failures that no new session cures."""
 
 _ECB_REFUSED: Final = NOT_OFFERED | {
@@ -135,6 +160,9 @@ def again(error: KeyStoreError) -> KeyStoreError:
 def explained(error: CallError) -> KeyStoreError:
     """The error for a failed call, with what to do, the function, and what it returned."""
     code = error.code
+    if code in PIN_STATES:
+        name, text = PIN_STATES[code]
+        return KeyStoreError(text.format(error), code=name)
     if code == Code.USER_NOT_LOGGED_IN:
         return KeyStoreError(
             f"the token is logged out again and again ({error}): look for other code that uses it in this process",

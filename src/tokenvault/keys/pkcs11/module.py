@@ -32,6 +32,7 @@ from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Token
 from tokenvault.keys.pkcs11.errors import (
     LOST,
     NOT_FOUND,
+    PIN_CODES,
     LoginFailedError,
     TokenMissingError,
 )
@@ -46,6 +47,14 @@ ReadPin = Callable[[], Secret]
 
 TRANSIENT: Final = LOST | {Code.HOST_MEMORY, Code.DEVICE_ERROR, Code.DEVICE_MEMORY, Code.SESSION_COUNT}
 """Return codes of C_Login that say that the token is away or the session is gone, and nothing of the PIN."""
+
+OTHERS_LOGGED_IN: Final[dict[int, str]] = {
+    Code.USER_ANOTHER_ALREADY_LOGGED_IN: "other code of this process is logged in to the token as another user ({}), "
+    "its security officer perhaps: let it log out, then try again",
+    Code.USER_TOO_MANY_TYPES: "as many users as the token allows are logged in to it ({}): let other programs that "
+    "use the token, its security officer's for one, log out, then try again",
+}
+"""Return codes of C_Login that say that others stand in the way, and nothing of the PIN."""
 
 SETTLE_SECONDS: Final = 0.2
 """SoftHSM never sees an object that it met half-written: it is to be whole by the time that it is looked for."""
@@ -313,11 +322,13 @@ class Module:
             return
         if code == Code.USER_ALREADY_LOGGED_IN:
             return
-        if pins.speaks_of_pin(code):
+        if code in PIN_CODES:
             pins.note_refused(token, pin, code)
             raise pins.refused(code)
         if code in TRANSIENT or code == Code.FUNCTION_NOT_SUPPORTED:
             raise CallError("C_Login", code)
+        if code in OTHERS_LOGGED_IN:
+            raise LoginFailedError(OTHERS_LOGGED_IN[code].format(f"C_Login: {code_name(code)}"))
         raise LoginFailedError(
             f"the token refused the login (C_Login: {code_name(code)}). It is not tried again by this call, since "
             "tokens lock after a few wrong PINs: check the PIN, and that the device is connected"

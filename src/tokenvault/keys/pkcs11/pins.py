@@ -8,6 +8,7 @@ where the token says that the next wrong one locks it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import OrderedDict
 from typing import Final
@@ -15,17 +16,18 @@ from typing import Final
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11.constants import Code, TokenFlag, code_name
 from tokenvault.keys.pkcs11.cryptoki import Token
-from tokenvault.keys.pkcs11.errors import PinRefusedError
+from tokenvault.keys.pkcs11.errors import CORRECT_THE_PIN, PIN_STATES, PinRefusedError
 from tokenvault.keys.secrets import Secret
+
+_log: Final = logging.getLogger(__name__)
 
 REFUSED_MAX: Final = 1_000
 """PINs remembered, of all tokens together; the oldest goes."""
 
 _DIGEST_KEY: Final = os.urandom(32)
 
-_CORRECT_IT: Final = "put the right PIN where the URI's pin-source says"
 _NOT_AGAIN: Final = (
-    "It is not tried again in this process, since tokens lock after a few wrong ones: " + _CORRECT_IT
+    "It is not tried again in this process, since tokens lock after a few wrong ones: " + CORRECT_THE_PIN
 )
 
 _REFUSED: Final = "KEY_STORE_PIN_REFUSED"
@@ -39,18 +41,7 @@ _REFUSALS: Final[dict[int, tuple[str, str]]] = {
         _REFUSED,
         f"the token refused the PIN ({{}}): it is too short or too long. {_NOT_AGAIN}",
     ),
-    Code.PIN_EXPIRED: (
-        "KEY_STORE_PIN_EXPIRED",
-        f"the token's PIN has expired ({{}}): set another with its own tools, and {_CORRECT_IT}",
-    ),
-    Code.PIN_LOCKED: (
-        "KEY_STORE_PIN_LOCKED",
-        "the token's PIN is locked ({}): let its security officer set a new one",
-    ),
-    Code.USER_PIN_NOT_INITIALIZED: (
-        "KEY_STORE_PIN_UNSET",
-        "the token has no user PIN yet ({}): let its security officer set one",
-    ),
+    **PIN_STATES,
 }
 """Return codes of C_Login that speak of the PIN: our code, and what to do."""
 
@@ -64,7 +55,11 @@ def pin_digest(pin: Secret) -> bytes:
 
 
 def check_state(token: Token) -> None:
-    """Refuse to try any PIN on a token that is about to lock, or has no PIN. Raises KeyStoreError."""
+    """Refuse to try any PIN on a token that is about to lock, or has no PIN; warn of one that is to be changed.
+
+    Raises:
+        KeyStoreError: none is to be tried.
+    """
     flags = token.flags
     if flags & TokenFlag.USER_PIN_LOCKED:
         raise KeyStoreError(
@@ -81,6 +76,11 @@ def check_state(token: Token) -> None:
         raise KeyStoreError(
             "the token has no user PIN yet, so none was tried: let its security officer set one",
             code="KEY_STORE_PIN_UNSET",
+        )
+    if flags & TokenFlag.USER_PIN_TO_BE_CHANGED:
+        _log.warning(
+            "the token says that its PIN is to be changed: it is used, but the token may refuse what is asked of it "
+            "until another one is set with the token's own tools"
         )
 
 
@@ -102,11 +102,6 @@ def refused(code: int, before: str = "") -> PinRefusedError:
     """The error for a return code of C_Login that speaks of the PIN, with what to do about it."""
     name, text = _REFUSALS[code]
     return PinRefusedError(before + text.format(f"C_Login: {code_name(code)}"), code=name)
-
-
-def speaks_of_pin(code: int) -> bool:
-    """Whether a return code of C_Login says that the PIN, or its state, is not right."""
-    return code in _REFUSALS
 
 
 def _identity(token: Token) -> bytes:

@@ -21,7 +21,13 @@ from tokenvault.errors import KeyStoreError
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.constants import Attribute, Code, Mechanism, ObjectClass
 from tokenvault.keys.pkcs11.cryptoki import CallError, Session, Template
-from tokenvault.keys.pkcs11.errors import SESSION_LOST, CollisionError, DoubtfulError, TokenMissingError
+from tokenvault.keys.pkcs11.errors import (
+    PIN_CODES,
+    SESSION_LOST,
+    CollisionError,
+    DoubtfulError,
+    TokenMissingError,
+)
 from tokenvault.keys.pkcs11.sessions import State, TokenSessions
 
 _log: Final = logging.getLogger(__name__)
@@ -123,7 +129,10 @@ def _offered(state: State) -> bool:
 
 
 def _create(state: State, session: Session, identity: bytes) -> str:
-    """Make the pair; the reason where the module refuses to, or made another than asked for."""
+    """Make the pair; the reason where the module refuses to, or made another than asked for.
+
+    What is a matter of the PIN, or of a lost session, is raised: others can cure it.
+    """
     made: Template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
     if not session.find(made, 1):  # or an earlier attempt was cut short after it
         there = objects.find_signers(session)
@@ -134,7 +143,7 @@ def _create(state: State, session: Session, identity: bytes) -> str:
         try:
             objects.generate_signer(session, identity)
         except CallError as error:
-            if error.code in SESSION_LOST:
+            if error.code in SESSION_LOST or error.code in PIN_CODES:
                 raise
             if state.login is not None:
                 state.module.check(state.login)  # or it is the token that is away
