@@ -2,7 +2,7 @@
  *
  * Its files lie beside it: PATH.target is the module behind it. PATH.limits has lines NAME=VALUE, read anew at each
  * call, so that a test can set and lift limits while a vault is open. PATH.counts gets a line for each call. PATH.pin
- * makes it one without PINs. Copy it, and its target, for each test: copies share nothing.
+ * makes it one without PINs. PATH.logout lets the next search find its user logged out. Copy it, and its target, for each test: copies share nothing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -148,6 +148,8 @@ static CK_RV open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
 static CK_RV close_session(CK_SESSION_HANDLE session)
 {
     ENTER("C_CloseSession");
+    if (limit("LOGOUT_AT_CLOSE"))
+        real->C_Logout(session);
     CK_RV code = real->C_CloseSession(session);
     if (!code)
         sessions--;
@@ -163,12 +165,15 @@ static CK_RV get_session_info(CK_SESSION_HANDLE session, CK_SESSION_INFO *info)
 static CK_RV login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length)
 {
     ENTER("C_Login");
-    return real->C_Login(session, user, pin, length);
+    CK_RV code = real->C_Login(session, user, pin, length);
+    return code == CKR_USER_ALREADY_LOGGED_IN && limit("LOGS_IN_AGAIN") ? CKR_OK : code;
 }
 
 static CK_RV find_objects_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE *template, CK_ULONG length)
 {
     ENTER("C_FindObjectsInit");
+    if (!unlink(beside("logout")))
+        real->C_Logout(session);
     last_found = 0;
     return real->C_FindObjectsInit(session, template, length);
 }

@@ -68,6 +68,10 @@ class Shim:
         """Become a module without PINs."""
         self._beside("pin").write_text(self.pin_path.read_text())
 
+    def log_out_at_next_search(self) -> None:
+        """Log the user out by itself, once, when a search begins."""
+        self._beside("logout").touch()
+
     def initialize_as_the_host(self) -> None:
         """C_Initialize, as other code of the process would do it."""
         assert self._host_call(0) == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -724,6 +724,105 @@ def test_a_token_without_pin(shim: Shim, memory: tv.TokenStore) -> None:
     assert shim.calls()["C_Login"] == 0
     with Pkcs11KeyStore(shim.uri) as keys:  # a PIN that is not wanted does no harm
         assert keys.versions(SEAL) == (1,)
+
+
+# What a module tells of its sessions
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"NULL_C_GetSessionInfo": 1},
+        {"FAIL_C_GetSessionInfo": NOT_SUPPORTED},
+        {"FAIL_C_GetSessionInfo": GENERAL_ERROR},
+        {"FAIL_C_GetSessionInfo": DEVICE_ERROR},
+        {"FAIL_C_GetSessionInfo": 0x80000042},
+    ],
+    ids=str,
+)
+def test_a_module_that_tells_nothing_of_sessions_is_logged_in_as_the_login_said(
+    shim: Shim, memory: tv.TokenStore, limits: dict[str, int]
+) -> None:
+    shim.impose(**limits)
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        assert keys.signer() is not None
+        keys.destroy(KeyName(SEAL, 1))
+        assert keys.versions(SEAL) == ()
+        with pytest.raises(tv.KeyStoreError, match="has no key seal version 1"):
+            keys.cipher(KeyName(SEAL, 1))
+    assert shim.calls()["C_Finalize"] <= 2, "only for the key that is missing"
+
+
+@pytest.mark.parametrize("fault", ["LOGOUT_EVERY", "LOSE_SESSIONS_EVERY", "FAIL_EVERY"])
+def test_a_module_that_tells_nothing_of_sessions_recovers(shim: Shim, fault: str) -> None:
+    shim.impose(FAIL_C_GetSessionInfo=NOT_SUPPORTED, ONCE=1, **{fault: 3})
+    with Pkcs11KeyStore(shim.uri) as keys:
+        cipher = keys.cipher(keys.create(SEAL, Custody.IN_MODULE))
+        assert len({cipher.encrypt_blocks(bytes(16)) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("told", [0, NOT_SUPPORTED])
+def test_a_search_that_finds_nothing_because_it_is_logged_out_is_made_again(shim: Shim, told: int) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        key = keys.create(SEAL, Custody.IN_MODULE)
+        keys.create_signer()
+        shim.impose(FAIL_C_GetSessionInfo=told)
+        calls: list[Callable[[], bool]] = [
+            lambda: keys.versions(SEAL) == (1,),
+            lambda: len(keys.cipher(key).encrypt_blocks(bytes(16))) == 16,
+            lambda: keys.signer() is not None,
+            lambda: keys.create_signer() is not None,
+            lambda: keys.create(SEAL, Custody.IN_MODULE) == KeyName(SEAL, 2),
+        ]
+        for call in calls:
+            shim.log_out_at_next_search()
+            shim.forget_calls()
+            assert call()
+            assert 1 <= shim.calls()["C_Login"] <= 5, "each with the right PIN"
+            assert shim.calls()["C_Finalize"] == 0
+
+
+@pytest.mark.parametrize("told", [0, NOT_SUPPORTED])
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_module_that_logs_its_user_out_is_given_a_wrong_pin_once(shim: Shim, told: int, every: int) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        key = keys.create(SEAL, Custody.IN_MODULE)
+        cipher = keys.cipher(key)
+        right = shim.pin_path.read_text()
+        shim.pin_path.write_text("a wrong one")
+        shim.impose(FAIL_C_GetSessionInfo=told, LOGOUT_EVERY=every)
+        shim.log_out_at_next_search()
+        shim.forget_calls()
+        for _ in range(3):
+            with pytest.raises(tv.KeyStoreError, match="refused the PIN"):
+                cipher.encrypt_blocks(bytes(16)) if every else keys.versions(SEAL)
+        assert shim.calls()["C_Login"] == 1
+        shim.pin_path.write_text(right)
+        shim.impose(LOGOUT_EVERY=0)
+        assert keys.versions(SEAL) == (1,)
+        assert len(cipher.encrypt_blocks(bytes(16))) == 16
+
+
+def test_a_module_that_logs_its_user_out_with_any_session_is_logged_in_again(
+    shim: Shim, memory: tv.TokenStore
+) -> None:
+    shim.impose(LOGOUT_AT_CLOSE=1, ONCE=1)
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        for version in (2, 3):
+            assert keys.create(SEAL, Custody.IN_MODULE) == KeyName(SEAL, version)
+            assert keys.signer() is not None
+        keys.destroy(KeyName(SEAL, 2))
+        assert keys.versions(SEAL) == (1, 3)
+
+
+def test_a_module_whose_every_login_succeeds_may_hold_no_keys(shim: Shim) -> None:
+    shim.impose(FAIL_C_GetSessionInfo=NOT_SUPPORTED, LOGS_IN_AGAIN=1)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        assert keys.versions(SEAL) == ()
 
 
 # Modules that hang, die and come back

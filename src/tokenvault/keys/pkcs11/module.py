@@ -152,18 +152,34 @@ class Module:
         login.suspect = True
         self.epoch += 1
 
-    def check(self, login: Login) -> None:
+    def check(self, login: Login, read_pin: ReadPin) -> None:
         """Prove that the token is there and logged in: a search shows neither, as it then finds nothing.
 
         Asks for no right that the vault's work does not need.
 
         Raises:
             CallError: the token is gone, or logged out.
+            PinRefusedError: it was logged out, and wants another PIN by now.
         """
         # This fails in SoftHSM, also later, once the token's folder was away.
         token = self.library.cryptoki().token(login.token.slot_id)
-        if token.flags & TokenFlag.LOGIN_REQUIRED and not self._is_logged_in(login.session):
+        if not token.flags & TokenFlag.LOGIN_REQUIRED:
+            return
+        try:
+            logged_in = login.session.logged_in()
+        except CallError as error:
+            if error.code in LOST:
+                raise
+            logged_in = self._proves_logged_in(login.session, token, read_pin())
+        if not logged_in:
             raise CallError("C_GetSessionInfo", Code.USER_NOT_LOGGED_IN)
+
+    def _proves_logged_in(self, session: Session, token: Token, pin: Secret) -> bool:
+        """Whether a session was logged in, by another login: for modules that do not tell of their sessions.
+
+        Where every login succeeds, logged in or not, the one that stood before is believed.
+        """
+        return not self._try_pin(session, token, pin) or self._try_pin(session, token, pin)
 
     @contextlib.contextmanager
     def writing(self, lock_path: str) -> Iterator[None]:
@@ -310,7 +326,8 @@ class Module:
             close_quietly(session)
             raise
 
-    def _try_pin(self, session: Session, token: Token, pin: Secret) -> None:
+    def _try_pin(self, session: Session, token: Token, pin: Secret) -> bool:
+        """Log in. False where that was done before."""
         pins.check_untried(token, pin)
         pins.check_state(token)
         self.logins_tried += 1
@@ -319,9 +336,9 @@ class Module:
         except CallError as error:
             code = error.code
         else:
-            return
+            return True
         if code == Code.USER_ALREADY_LOGGED_IN:
-            return
+            return False
         if code in PIN_CODES:
             pins.note_refused(token, pin, code)
             raise pins.refused(code)

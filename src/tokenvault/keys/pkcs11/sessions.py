@@ -197,9 +197,12 @@ class TokenSessions:
     def find(self, state: State, purpose: KeyPurpose) -> tuple[list[int], int]:
         """The versions of a purpose, and the newest that there ever was."""
         versions, newest = objects.find_versions(_login(state).session, purpose)
-        if not versions:
-            state.module.check(_login(state))  # or nothing was found because the token is gone
+        self.check(state)  # or not all were found because the token is gone, or logged its user out meanwhile
         return versions, newest
+
+    def check(self, state: State) -> None:
+        """Prove that a search found nothing because there is nothing. Raises CallError, PinRefusedError."""
+        state.module.check(_login(state), self._read_pin)
 
     def in_session(self, state: State, action: Callable[[Session], _Result]) -> _Result:
         """Run an action on the session that reads."""
@@ -254,8 +257,11 @@ class TokenSessions:
         """Destroy what `generate` made and could not prove, if it is there."""
 
         def destroy(session: Session) -> None:
-            for each in objects.find_made(session, identity):
+            made = objects.find_made(session, identity)
+            for each in made:
                 session.destroy(each)
+            if not made:
+                self.check(state)
 
         self.write(state, destroy)
 
@@ -273,7 +279,7 @@ class TokenSessions:
         state.held.pop(name, None)
 
     def _fail_for_absence(self, state: State, name: KeyName) -> NoReturn:
-        state.module.check(_login(state))  # or nothing was found because the token is gone
+        self.check(state)  # or nothing was found because the token is gone
         raise DoubtfulError(
             f"the token has no key {name}: create it (provision does), or check that this is the right token",
             code="KEY_STORE_KEY_MISSING",

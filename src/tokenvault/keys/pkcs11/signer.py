@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+from functools import partial
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -76,7 +77,14 @@ class ModuleSigner:
 
 def find_signer(sessions: TokenSessions) -> ModuleSigner | None:
     """The pair that the token holds."""
-    point = sessions.run(lambda state: sessions.in_session(state, _point))
+
+    def look(state: State) -> bytes | None:
+        point = sessions.in_session(state, _point)
+        if point is None:
+            sessions.check(state)  # or the private key was not found because its user is logged out
+        return point
+
+    point = sessions.run(look)
     if point is None:
         return None
     try:
@@ -100,9 +108,7 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
     if len(there) == 1 or not sessions.run(_offered):
         return find_signer(sessions)
     identity = secrets.token_bytes(objects.IDENTITY_BYTES)
-    refusal = sessions.run(
-        lambda state: sessions.write(state, lambda session: _create(state, session, identity))
-    )
+    refusal = sessions.run(lambda state: sessions.write(state, partial(_create, sessions, state, identity)))
     if refusal:
         _log.warning("no key pair to sign checkpoints with, they stay unsigned: %s", refusal)
         return None
@@ -128,7 +134,7 @@ def _offered(state: State) -> bool:
         raise
 
 
-def _create(state: State, session: Session, identity: bytes) -> str:
+def _create(sessions: TokenSessions, state: State, identity: bytes, session: Session) -> str:
     """Make the pair; the reason where the module refuses to, or made another than asked for.
 
     What is a matter of the PIN, or of a lost session, is raised: others can cure it.
@@ -145,8 +151,7 @@ def _create(state: State, session: Session, identity: bytes) -> str:
         except CallError as error:
             if error.code in SESSION_LOST or error.code in PIN_CODES:
                 raise
-            if state.login is not None:
-                state.module.check(state.login)  # or it is the token that is away
+            sessions.check(state)  # or it is the token that is away
             return str(error)
         state.module.settle()
     keys = objects.find_signers(session)
