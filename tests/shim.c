@@ -132,7 +132,7 @@ static CK_RV open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
     ENTER("C_OpenSession");
     long most = limit("SESSIONS");
     if (most && sessions >= most)
-        return CKR_SESSION_COUNT;
+        return limit("SESSIONS_CODE") ? limit("SESSIONS_CODE") : CKR_SESSION_COUNT;
     if (limit("READ_ONLY") && (flags & CKF_RW_SESSION))
         return CKR_TOKEN_WRITE_PROTECTED;
     if (limit("NO_READ_ONLY") && !(flags & CKF_RW_SESSION))

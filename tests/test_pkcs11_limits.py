@@ -401,9 +401,13 @@ def test_a_module_that_initializes_only_once_recovers_without(
 # Sessions and sizes
 
 
+EXHAUSTED = [0xB1, 0x31, 0x2, 0xB4, 0x80000042]
+
+
+@pytest.mark.parametrize("code", EXHAUSTED)
 @pytest.mark.parametrize("sessions", [1, 2, 3])
-def test_a_module_with_few_sessions(shim: Shim, memory: tv.TokenStore, sessions: int) -> None:
-    shim.impose(SESSIONS=sessions)
+def test_a_module_with_few_sessions(shim: Shim, memory: tv.TokenStore, sessions: int, code: int) -> None:
+    shim.impose(SESSIONS=sessions, SESSIONS_CODE=code)
     provisioned(shim.uri, memory)
     use_a_vault(shim.uri, memory)
     with Pkcs11KeyStore(shim.uri) as keys:
@@ -413,6 +417,51 @@ def test_a_module_with_few_sessions(shim: Shim, memory: tv.TokenStore, sessions:
         keys.destroy(KeyName(SEAL, 2))
         assert keys.versions(SEAL) == (1, 3)
         assert keys.create_signer() is not None
+
+
+@pytest.mark.parametrize("code", EXHAUSTED)
+def test_a_module_without_a_session_is_told_as_such_and_not_hammered(shim: Shim, code: int) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        keys.create(SEAL, Custody.IN_MODULE)
+    shim.impose(FAIL_C_OpenSession=code)
+    shim.forget_calls()
+    with pytest.raises(
+        tv.KeyStoreError, match=f"out of sessions or memory.*C_OpenSession: {code_name(code)}"
+    ) as caught:
+        Pkcs11KeyStore(shim.uri)
+    assert caught.value.code == "KEY_STORE_OUT_OF_SESSIONS"
+    calls = shim.calls()
+    assert calls["C_OpenSession"] <= 6
+    assert calls["C_Finalize"] <= 1
+    shim.impose(FAIL_C_OpenSession=0)
+    Pkcs11KeyStore(shim.uri).close()
+
+
+def test_a_module_whose_sessions_others_use_is_initialized_anew_once(shim: Shim) -> None:
+    """Which ends sessions of ours that it did not close; as long as it does not help, it is not done again."""
+    with Pkcs11KeyStore(shim.uri) as keys:
+        cipher = keys.cipher(keys.create(SEAL, Custody.IN_MODULE))
+        before = cipher.encrypt_blocks(bytes(16))
+        shim.forget_calls()
+        shim.impose(FAIL_C_OpenSession=0xB1, LOSE_SESSIONS_EVERY=1)
+        for _ in range(5):
+            with pytest.raises(tv.KeyStoreError, match="out of sessions"):
+                cipher.encrypt_blocks(bytes(16))
+        assert shim.calls()["C_Finalize"] <= 1
+        shim.impose(FAIL_C_OpenSession=0, LOSE_SESSIONS_EVERY=0)
+        assert cipher.encrypt_blocks(bytes(16)) == before
+
+
+@pytest.mark.parametrize("code", EXHAUSTED)
+def test_open_sessions_go_on_where_no_further_one_opens(shim: Shim, code: int) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        cipher = keys.cipher(keys.create(SEAL, Custody.IN_MODULE))
+        before = cipher.encrypt_blocks(bytes(16))
+        shim.impose(FAIL_C_OpenSession=code, FAIL_EVERY=2)
+        assert cipher.encrypt_blocks(bytes(16)) == before
+        shim.impose(FAIL_EVERY=0)
+        for _ in range(6):
+            assert cipher.encrypt_blocks(bytes(16)) == before
 
 
 def test_refused_logins_use_up_no_sessions(shim: Shim) -> None:

@@ -78,6 +78,9 @@ SESSION_LOST: Final = frozenset(
     {Code.CRYPTOKI_NOT_INITIALIZED, Code.SESSION_CLOSED, Code.SESSION_HANDLE_INVALID}
 )
 
+_EXHAUSTED: Final = frozenset({Code.SESSION_COUNT, Code.DEVICE_MEMORY, Code.HOST_MEMORY})
+"""Return codes that say that the module, or its token, has no more of something."""
+
 NOT_FOUND: Final = (
     "the module has no token that fits the URI: check token=, serial= and slot-id=, and that the device is "
     "connected (SoftHSM: that SOFTHSM2_CONF was set before the module was loaded, and that the token folder "
@@ -152,6 +155,14 @@ def both_refused(ecb: CallError, cbc: CallError) -> CallError:
     return CallError(counts.function, counts.code, f"AES-ECB: {ecb}; AES-CBC: {cbc}")
 
 
+def is_exhaustion(error: CallError) -> bool:
+    """Whether the module has no more sessions, or memory: of C_OpenSession a vendor's own codes say nothing else."""
+    return error.code in _EXHAUSTED or (
+        error.function == "C_OpenSession"
+        and (error.code == Code.SESSION_PARALLEL_NOT_SUPPORTED or error.code >= VENDOR_DEFINED)
+    )
+
+
 def again(error: KeyStoreError) -> KeyStoreError:
     """The same error once more, without what it was raised from: for another caller, or after other attempts."""
     return KeyStoreError(str(error), code=error.code)
@@ -168,7 +179,7 @@ def explained(error: CallError) -> KeyStoreError:
             f"the token is logged out again and again ({error}): look for other code that uses it in this process",
             code="KEY_STORE_LOGGED_OUT",
         )
-    if code in (Code.SESSION_COUNT, Code.DEVICE_MEMORY, Code.HOST_MEMORY):
+    if is_exhaustion(error):
         return KeyStoreError(
             f"the module is out of sessions or memory ({error}): close other users of the token",
             code="KEY_STORE_OUT_OF_SESSIONS",

@@ -35,6 +35,7 @@ from tokenvault.keys.pkcs11.errors import (
     PIN_CODES,
     LoginFailedError,
     TokenMissingError,
+    is_exhaustion,
 )
 from tokenvault.keys.pkcs11.host_lock import host_lock
 from tokenvault.keys.pkcs11.library import Library
@@ -228,7 +229,7 @@ class Module:
             try:
                 return self._open_one(login.token, rw=True)
             except CallError as error:
-                if error.code != Code.SESSION_COUNT:
+                if not is_exhaustion(error):
                     raise
         return None
 

@@ -13,6 +13,7 @@ from tokenvault.errors import KeyStoreError
 from tokenvault.interrupts import real_path
 from tokenvault.keys.pkcs11 import objects
 from tokenvault.keys.pkcs11.coalescer import Coalescer
+from tokenvault.keys.pkcs11.constants import Code
 from tokenvault.keys.pkcs11.cryptoki import CallError, Session
 from tokenvault.keys.pkcs11.errors import (
     PERMANENT,
@@ -22,6 +23,7 @@ from tokenvault.keys.pkcs11.errors import (
     TokenMissingError,
     again,
     explained,
+    is_exhaustion,
 )
 from tokenvault.keys.pkcs11.module import Login, Module
 from tokenvault.keys.pkcs11.registry import module_at
@@ -149,7 +151,7 @@ class TokenSessions:
                 failure = explained(error)
                 lost = error.code not in PERMANENT
                 self._renew_session(state)
-                if not lost:
+                if attempt >= _last_attempt(error, away=state.failures > 0):
                     break
             else:
                 state.failures = 0
@@ -314,6 +316,19 @@ class TokenSessions:
             "the token wants a PIN: add pin-source=file:... or pin-source=env:... to the URI",
             code="KEY_STORE_PIN_MISSING",
         )
+
+
+def _last_attempt(error: CallError, *, away: bool) -> int:
+    """The last attempt after an error.
+
+    What is used up is mostly used by others: the library is initialized again once, to end sessions of ours that it
+    did not close; where these are not what it lacks, not again.
+    """
+    if error.code in PERMANENT:
+        return 0
+    if not is_exhaustion(error):
+        return len(PAUSES_SECONDS)
+    return REINITIALIZE_FROM - 1 if away and error.code == Code.SESSION_COUNT else REINITIALIZE_FROM
 
 
 def _login(state: State) -> Login:
