@@ -98,16 +98,50 @@ static CK_RV finalize(void *reserved)
     return real->C_Finalize(reserved);
 }
 
+/* Slots are numbered from SLOT_BASE. EMPTY_SLOTS stand before and behind them, whose tokens that return code tells of.
+ * Each slot has a TWIN with the same token. */
+#define TWIN_BIT (1UL << 62)
+#define EMPTY_FIRST 0UL
+#define EMPTY_LAST (~0UL - 1)
+#define SLOTS_MAX 4096
+
+static CK_SLOT_ID slot_behind(CK_SLOT_ID slot)
+{
+    return (slot & ~(limit("TWINS") ? TWIN_BIT : 0UL)) - (CK_SLOT_ID)limit("SLOT_BASE");
+}
+
 static CK_RV get_slot_list(CK_BBOOL present, CK_SLOT_ID *list, CK_ULONG *length)
 {
     ENTER("C_GetSlotList");
-    return real->C_GetSlotList(present, list, length);
+    static CK_SLOT_ID all[SLOTS_MAX];
+    CK_ULONG found = SLOTS_MAX / 2 - 2, count = 0;
+    CK_RV code = real->C_GetSlotList(present, all + SLOTS_MAX / 2, &found);
+    if (code)
+        return code;
+    if (limit("EMPTY_SLOTS"))
+        all[count++] = EMPTY_FIRST;
+    for (CK_ULONG i = 0; i < found; i++) {
+        CK_SLOT_ID slot = all[SLOTS_MAX / 2 + i] + limit("SLOT_BASE");
+        if (limit("TWINS"))
+            all[count++] = slot | TWIN_BIT;
+        all[count++] = slot;
+    }
+    if (limit("EMPTY_SLOTS"))
+        all[count++] = EMPTY_LAST;
+    if (list && *length < count)
+        code = CKR_BUFFER_TOO_SMALL;
+    else if (list)
+        memcpy(list, all, count * sizeof *list);
+    *length = count;
+    return code;
 }
 
 static CK_RV get_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
 {
     ENTER("C_GetTokenInfo");
-    CK_RV code = real->C_GetTokenInfo(slot, info);
+    if (limit("EMPTY_SLOTS") && (slot == EMPTY_FIRST || slot == EMPTY_LAST))
+        return limit("EMPTY_SLOTS");
+    CK_RV code = real->C_GetTokenInfo(slot_behind(slot), info);
     if (!code) {
         info->flags |= limit("FLAGS_ON");
         info->flags &= ~(CK_FLAGS)limit("FLAGS_OFF");
@@ -137,7 +171,7 @@ static CK_RV open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
         return CKR_TOKEN_WRITE_PROTECTED;
     if (limit("NO_READ_ONLY") && !(flags & CKF_RW_SESSION))
         return limit("NO_READ_ONLY");
-    CK_RV code = real->C_OpenSession(slot, flags, application, notify, handle);
+    CK_RV code = real->C_OpenSession(slot_behind(slot), flags, application, notify, handle);
     if (!code) {
         sessions++;
         log_in_by_itself(*handle);
@@ -268,7 +302,7 @@ static CK_RV encrypt(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, 
 static CK_RV get_mechanism_list(CK_SLOT_ID slot, CK_MECHANISM_TYPE *list, CK_ULONG *length)
 {
     ENTER("C_GetMechanismList");
-    return real->C_GetMechanismList(slot, list, length);
+    return real->C_GetMechanismList(slot_behind(slot), list, length);
 }
 
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)

@@ -23,7 +23,9 @@ from tests.shims import Shim
 from tests.vaults import issue
 from tokenvault.keys import Custody, KeyName, KeyPurpose
 from tokenvault.keys.pkcs11.constants import code_name
+from tokenvault.keys.pkcs11.cryptoki import Cryptoki
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
+from tokenvault.keys.uri import parse_pkcs11_uri
 
 SEAL = KeyPurpose.SEAL
 GENERAL_ERROR, DEVICE_ERROR, DEVICE_REMOVED, NOT_SUPPORTED = 0x5, 0x30, 0x32, 0x54
@@ -396,6 +398,80 @@ def test_a_module_that_initializes_only_once_recovers_without(
         assert len({cipher.encrypt_blocks(bytes(16)) for _ in range(20)}) == 1
     assert shim.calls()["C_Initialize"] == 1
     assert shim.calls()["C_Finalize"] == 0
+
+
+# Slots
+
+
+BASE = 2**60 + 12_345
+
+
+def slots_of(shim: Shim) -> list[int]:
+    """The slots of the token, as the module numbers them now."""
+    label = parse_pkcs11_uri(shim.uri).token
+    cryptoki = Cryptoki(str(shim.path))
+    return [slot for slot in cryptoki.slots() if cryptoki.token(slot).label == label]
+
+
+def by_slot(shim: Shim, slot: int) -> str:
+    return f"pkcs11:slot-id={slot}?" + shim.uri.partition("?")[2]
+
+
+@pytest.mark.parametrize("code", [0xE0, 0xE1, 0x3, NOT_SUPPORTED, DEVICE_ERROR])
+def test_empty_slots_are_passed_over(shim: Shim, memory: tv.TokenStore, code: int) -> None:
+    shim.impose(EMPTY_SLOTS=code, SLOT_BASE=BASE)
+    provisioned(shim.uri, memory)
+    use_a_vault(shim.uri, memory)
+    with pytest.raises(tv.KeyStoreError, match=f"no token that fits.*C_GetTokenInfo: {code_name(code)}"):
+        Pkcs11KeyStore(by_slot(shim, 2**64 - 2))
+
+
+def test_a_slot_of_any_number_is_named_by_it(shim: Shim, memory: tv.TokenStore) -> None:
+    shim.impose(SLOT_BASE=BASE)
+    with Pkcs11KeyStore(shim.uri):
+        (slot,) = slots_of(shim)
+    assert slot > BASE
+    provisioned(by_slot(shim, slot), memory)
+    use_a_vault(by_slot(shim, slot), memory)
+
+
+def test_two_tokens_that_tell_the_same_are_told_apart_by_their_slots(shim: Shim) -> None:
+    shim.impose(TWINS=1)
+    with pytest.raises(tv.KeyStoreError, match=r"several tokens fit.*serial=.*slot-id=") as caught:
+        Pkcs11KeyStore(shim.uri)
+    assert caught.value.code == "KEY_STORE_TOKEN_AMBIGUOUS"
+    slots = slots_of(shim)
+    assert len(slots) == 2
+    assert all(str(slot) in str(caught.value) for slot in slots)
+    assert shim.calls()["C_Login"] == 0
+    for slot in slots:
+        with Pkcs11KeyStore(by_slot(shim, slot)) as keys:
+            assert keys.create(SEAL, Custody.IN_MODULE).version
+
+
+def test_slots_that_are_numbered_anew_leave_the_token_the_same(shim: Shim) -> None:
+    shim.impose(SESSIONS=3)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        cipher = keys.cipher(keys.create(SEAL, Custody.IN_MODULE))
+        before = cipher.encrypt_blocks(bytes(16))
+        for number in (1, 2):
+            shim.impose(SLOT_BASE=number * BASE)
+            assert keys.versions(SEAL) == (1,)
+            shim.impose(DEAD=DEVICE_REMOVED)
+            with pytest.raises(tv.KeyStoreError):
+                cipher.encrypt_blocks(bytes(16))
+            shim.impose(DEAD=0, SLOT_BASE=number * BASE + 1)
+            assert cipher.encrypt_blocks(bytes(16)) == before
+            assert keys.versions(SEAL) == (1,)
+
+
+def test_a_pin_that_was_refused_is_not_tried_again_in_another_slot(shim: Shim) -> None:
+    shim.pin_path.write_text("a wrong one")
+    for number in range(3):
+        shim.impose(SLOT_BASE=number * BASE)
+        with pytest.raises(tv.KeyStoreError, match="refused the PIN"):
+            Pkcs11KeyStore(shim.uri)
+    assert shim.calls()["C_Login"] == 1
 
 
 # Sessions and sizes

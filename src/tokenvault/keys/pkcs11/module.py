@@ -274,10 +274,21 @@ class Module:
         if not fitting:
             raise TokenMissingError(f"{NOT_FOUND} (C_GetSlotList: {len(slots)} tokens{failures})")
         if len(fitting) > 1:
+            told = ", ".join(f"serial={token.serial};slot-id={token.slot_id}" for token in fitting)
             raise KeyStoreError(
-                "several tokens fit the URI: add serial= to it", code="KEY_STORE_TOKEN_AMBIGUOUS"
+                f"several tokens fit the URI ({told}): add serial= to it, or slot-id= where they have the same",
+                code="KEY_STORE_TOKEN_AMBIGUOUS",
             )
+        self._leave_slots(slots)
         return fitting[0]
+
+    def _leave_slots(self, slots: list[int]) -> None:
+        """Close what is open in slots that are gone: where they are numbered anew, their tokens are in others now."""
+        for slot_id in self._logins.keys() - set(slots):
+            login = self._logins.pop(slot_id)
+            self.epoch += 1
+            for session in (login.session, login.anchor):
+                close_quietly(session)
 
     def _open(self, token: Token) -> Session:
         """A session that reads; on a module that has none which only read, one that writes too."""

@@ -105,7 +105,9 @@ def refused(code: int, before: str = "") -> PinRefusedError:
 
 
 def _identity(token: Token) -> bytes:
-    parts = (token.manufacturer_id, token.model, token.label, token.serial, token.slot_id)
+    # Not by its slot, if need not be: modules number slots anew, and the PIN would be tried in each.
+    place = token.serial or token.slot_id
+    parts = (token.manufacturer_id, token.model, token.label, place)
     return "\0".join(map(str, parts)).encode()
 
 
