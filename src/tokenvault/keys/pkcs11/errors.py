@@ -78,6 +78,7 @@ SESSION_LOST: Final = frozenset(
     {Code.CRYPTOKI_NOT_INITIALIZED, Code.SESSION_CLOSED, Code.SESSION_HANDLE_INVALID}
 )
 
+OUT_OF_SESSIONS: Final = "KEY_STORE_OUT_OF_SESSIONS"
 _EXHAUSTED: Final = frozenset({Code.SESSION_COUNT, Code.DEVICE_MEMORY, Code.HOST_MEMORY})
 """Return codes that say that the module, or its token, has no more of something."""
 
@@ -182,7 +183,7 @@ def explained(error: CallError) -> KeyStoreError:
     if is_exhaustion(error):
         return KeyStoreError(
             f"the module is out of sessions or memory ({error}): close other users of the token",
-            code="KEY_STORE_OUT_OF_SESSIONS",
+            code=OUT_OF_SESSIONS,
         )
     if code == Code.TOKEN_WRITE_PROTECTED:
         return KeyStoreError(

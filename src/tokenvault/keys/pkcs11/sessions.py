@@ -16,6 +16,7 @@ from tokenvault.keys.pkcs11.coalescer import Coalescer
 from tokenvault.keys.pkcs11.constants import Code
 from tokenvault.keys.pkcs11.cryptoki import CallError, Session
 from tokenvault.keys.pkcs11.errors import (
+    OUT_OF_SESSIONS,
     PERMANENT,
     CollisionError,
     DoubtfulError,
@@ -151,7 +152,7 @@ class TokenSessions:
                 failure = explained(error)
                 lost = error.code not in PERMANENT
                 self._renew_session(state)
-                if attempt >= _last_attempt(error, away=state.failures > 0):
+                if attempt >= _last_attempt(error, state):
                     break
             else:
                 state.failures = 0
@@ -318,17 +319,18 @@ class TokenSessions:
         )
 
 
-def _last_attempt(error: CallError, *, away: bool) -> int:
+def _last_attempt(error: CallError, state: State) -> int:
     """The last attempt after an error.
 
     What is used up is mostly used by others: the library is initialized again once, to end sessions of ours that it
-    did not close; where these are not what it lacks, not again.
+    did not close; where these were not what it lacked, not again.
     """
     if error.code in PERMANENT:
         return 0
     if not is_exhaustion(error):
         return len(PAUSES_SECONDS)
-    return REINITIALIZE_FROM - 1 if away and error.code == Code.SESSION_COUNT else REINITIALIZE_FROM
+    told_before = state.failures > 0 and state.failure.code == OUT_OF_SESSIONS
+    return REINITIALIZE_FROM - 1 if told_before and error.code == Code.SESSION_COUNT else REINITIALIZE_FROM
 
 
 def _login(state: State) -> Login:
