@@ -243,6 +243,8 @@ static CK_RV get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, 
             if (attribute_limited("FALSE", asked[i].type))
                 *(CK_BBOOL *)asked[i].pValue = CK_FALSE;
         }
+    if (limit("LOGOUT_AFTER_ATTRIBUTES"))
+        real->C_Logout(session);
     return code;
 }
 

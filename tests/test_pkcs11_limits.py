@@ -217,6 +217,15 @@ def test_a_module_that_lists_no_mechanisms_has_a_vault_without_signatures(
     use_a_vault(shim.uri, memory)
 
 
+def test_a_list_of_mechanisms_that_fails_is_no_lack_of_signatures(shim: Shim) -> None:
+    shim.impose(FAIL_C_GetMechanismList=DEVICE_ERROR)
+    with Pkcs11KeyStore(shim.uri) as keys:
+        with pytest.raises(tv.KeyStoreError, match="C_GetMechanismList: CKR_DEVICE_ERROR"):
+            keys.create_signer()
+        shim.impose(FAIL_C_GetMechanismList=0)
+        assert keys.create_signer() is not None
+
+
 def test_a_module_without_a_list_of_functions_is_refused(shim: Shim) -> None:
     shim.impose(NULL_LIST=1)
     with pytest.raises(tv.KeyStoreError, match=r"can not be loaded.*C_GetFunctionList"):
@@ -909,6 +918,15 @@ def test_a_search_that_finds_nothing_because_it_is_logged_out_is_made_again(shim
             assert shim.calls()["C_Finalize"] == 0
 
 
+def test_a_session_that_is_told_to_be_gone_has_found_nothing_that_counts(shim: Shim) -> None:
+    with Pkcs11KeyStore(shim.uri) as keys:
+        shim.impose(FAIL_C_GetSessionInfo=0xB3)
+        with pytest.raises(tv.KeyStoreError, match="C_GetSessionInfo: CKR_SESSION_HANDLE_INVALID"):
+            keys.versions(SEAL)
+        shim.impose(FAIL_C_GetSessionInfo=0)
+        assert keys.versions(SEAL) == ()
+
+
 @pytest.mark.parametrize("told", [0, NOT_SUPPORTED])
 @pytest.mark.parametrize("every", [0, 1])
 def test_a_module_that_logs_its_user_out_is_given_a_wrong_pin_once(shim: Shim, told: int, every: int) -> None:
@@ -942,6 +960,19 @@ def test_a_module_that_logs_its_user_out_with_any_session_is_logged_in_again(
             assert keys.signer() is not None
         keys.destroy(KeyName(SEAL, 2))
         assert keys.versions(SEAL) == (1, 3)
+
+
+@pytest.mark.parametrize("told", [0, NOT_SUPPORTED])
+def test_what_could_not_be_proved_is_destroyed_also_by_a_user_who_was_logged_out(
+    shim: Shim, told: int
+) -> None:
+    shim.impose(LOGOUT_AFTER_ATTRIBUTES=1, FAIL_C_GetSessionInfo=told, **attributes("FALSE", "SENSITIVE"))
+    with Pkcs11KeyStore(shim.uri) as keys:
+        with pytest.raises(tv.KeyStoreError, match=r"other attributes than asked for.*SENSITIVE"):
+            keys.create(SEAL, Custody.IN_MODULE)
+        shim.impose(**dict.fromkeys(attributes("FALSE", "SENSITIVE"), 0))
+        assert keys.versions(SEAL) == ()
+        assert keys.create_signer() is not None
 
 
 def test_a_module_whose_every_login_succeeds_may_hold_no_keys(shim: Shim) -> None:

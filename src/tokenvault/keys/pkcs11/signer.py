@@ -113,7 +113,7 @@ def create_signer(sessions: TokenSessions) -> ModuleSigner | None:
         _log.warning("no key pair to sign checkpoints with, they stay unsigned: %s", refusal)
         return None
     # Once more: another process may have made one at the same moment, and not have seen ours.
-    sessions.run(lambda state: sessions.write(state, lambda session: _withdraw_twin(session, identity)))
+    sessions.run(lambda state: sessions.write(state, partial(_withdraw_twin, sessions, state, identity)))
     found = find_signer(sessions)
     if found is None:
         raise CollisionError  # the other one was withdrawn
@@ -157,7 +157,7 @@ def _create(sessions: TokenSessions, state: State, identity: bytes, session: Ses
     keys = objects.find_signers(session)
     if not keys:
         raise TokenMissingError("the token does not show the key pair that it has just made: try again")
-    _withdraw_twin(session, identity)
+    _withdraw_twin(sessions, state, identity, session)
     try:
         objects.verify_signer(session, keys[0])
     except DoubtfulError as error:
@@ -166,9 +166,12 @@ def _create(sessions: TokenSessions, state: State, identity: bytes, session: Ses
     return ""
 
 
-def _withdraw_twin(session: Session, identity: bytes) -> None:
+def _withdraw_twin(sessions: TokenSessions, state: State, identity: bytes, session: Session) -> None:
     """Destroy the pair of an identity, if there is another one; raise CollisionError where there are two."""
-    if len(objects.find_signers(session)) > 1:
+    there = objects.find_signers(session)
+    if not there:
+        sessions.check(state)  # or they were not found because their user is logged out
+    if len(there) > 1:
         _destroy(session, identity)
         raise CollisionError
 
