@@ -19,7 +19,7 @@ import tokenvault as tv
 from tests.strategies import DIGITS, NOW_MS, pan_digits
 from tests.vaults import ACQUIRER, ISSUER_ONLY, PROGRAMS, REQUESTORS, SHOP, VISA, issue, open_vault, use
 from tokenvault.keys import KeyStore
-from tokenvault.model.clear_ids import ClearIds
+from tokenvault.model.clear_ids import ClearIds, Numbers
 from tokenvault.model.pan import Pan, luhn_check_digit, luhn_valid
 from tokenvault.model.spellings import spells
 from tokenvault.stores import open_token_store
@@ -27,8 +27,8 @@ from tokenvault.testing.clock import ManualClock
 
 UNREGISTERED = "49999999999"
 LUHN_FREE = tv.TokenFormat(bin="999914", luhn=False)
-IDS = ClearIds(lambda text: hashlib.sha256(text.encode()).digest()[:16])
-IDS.know([tv.TokenProgram("luhn-free", format=LUHN_FREE)])
+LUHN_FREE_NUMBERS = Numbers.of([tv.TokenProgram("luhn-free", format=LUHN_FREE)])
+IDS = ClearIds(lambda text: hashlib.sha256(text.encode()).digest()[:16], lambda: LUHN_FREE_NUMBERS)
 
 BEGINS = {
     "4": (13, 16, 19), "51": (16,), "55": (16,), "2221": (16,), "2720": (16,), "34": (15,), "37": (15,),
@@ -51,6 +51,11 @@ def network_cards(draw: st.DrawFn) -> str:
 def luhn_free_tokens(draw: st.DrawFn) -> str:
     token = LUHN_FREE.bin + draw(st.text(DIGITS, min_size=10, max_size=10))
     return token if not luhn_valid(token) else token[:-1] + str((int(token[-1]) + 1) % 10)
+
+
+def knowing(*programs: tv.TokenProgram) -> ClearIds:
+    numbers = Numbers.of(programs)
+    return ClearIds(lambda _: bytes(16), lambda: numbers)
 
 
 def separated(draw: Callable[[st.SearchStrategy[str]], str], digits: str) -> str:
@@ -121,9 +126,8 @@ def test_a_kept_id_stays_as_it_is_and_tells_ids_apart() -> None:
 def test_a_program_that_takes_cards_without_check_digits_keeps_no_number_of_their_length() -> None:
     text = "4111111111111112"
     assert IDS.kept(text) == text
-    ids = ClearIds(lambda _: bytes(16))
     taking = tv.PanRule(lengths=(16, 16), luhn=False)
-    ids.know([tv.TokenProgram("any", format=tv.TokenFormat(bin="999914"), pans=taking)])
+    ids = knowing(tv.TokenProgram("any", format=tv.TokenFormat(bin="999914"), pans=taking))
     assert ids.kept(text) != text
     assert ids.kept(text[:-1]) == text[:-1]
 
@@ -168,8 +172,7 @@ def follow_on(digits: str, valid: bool) -> str:
 
 def test_a_token_is_found_at_every_length_that_its_format_has() -> None:
     """Each shorter beginning of it is no token: it passes the check that tokens fail."""
-    ids = ClearIds(lambda _: bytes(16))
-    ids.know([tv.TokenProgram("p", format=LUHN_FREE)])
+    ids = knowing(tv.TokenProgram("p", format=LUHN_FREE))
     begin = follow_on(LUHN_FREE.bin + "0" * 6, valid=True)
     for length in range(13, 20):
         while len(begin) < length:
@@ -183,9 +186,8 @@ def test_a_token_is_found_at_every_length_that_its_format_has() -> None:
 
 
 def test_a_token_of_a_fixed_length_is_found_with_digits_before_and_behind() -> None:
-    ids = ClearIds(lambda _: bytes(16))
     form = tv.TokenFormat(bin="9999", length=14, luhn=False)
-    ids.know([tv.TokenProgram("p", format=form)])
+    ids = knowing(tv.TokenProgram("p", format=form))
     token = follow_on("9999000000000", valid=False)
     for text in (token, token + "1", "1" + token, "99" + token + "2"):
         assert ids.could_hold_token(text)

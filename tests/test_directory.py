@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from tokenvault.vault import directory as directories
 from tokenvault.vault import parties as vault_parties
 from tokenvault.vault import stored_parties
 from tokenvault.vault.directory import StoredDirectory
-from tokenvault.vault.parties import PARTIES_CACHED_MAX
+from tokenvault.vault.parties import PARTIES_CACHED_MAX, Read
 
 AGENT = "40087654321"
 PROGRAM = tv.TokenProgram("p", format=tv.TokenFormat(bin="999912"))
@@ -424,6 +425,40 @@ def test_requestors_take_memory_only_as_they_are_used(
         core = vault._open()
         assert len(core.parties._requestors._held) <= 50
     assert PARTIES_CACHED_MAX == 10_000
+
+
+def test_programs_that_threads_put_at_once_are_all_known(
+    local_keys: tv.KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is put whole while the first one is; so it goes at each place where something is derived."""
+    for at in range(2):
+        store = tv.open_token_store("memory:")
+        tv.provision(local_keys, store)
+        parties = tv.Vault(local_keys, store, directory=tv.StoredDirectory())._open().parties
+        derive, derived = vault_parties.Programs, 0
+
+        def interleaved(by_name: Any, at: int = at, parties: Any = parties, derive: Any = derive) -> Any:
+            nonlocal derived
+            derived += 1
+            made = derive(by_name) if at == 1 else None
+            if derived == 1:
+                parties.put_program("q", Read(OTHER, 1), 0.0)
+            return made or derive(by_name)
+
+        monkeypatch.setattr(vault_parties, "Programs", interleaved)
+        parties.put_program("p", Read(PROGRAM, 1), 0.0)
+        monkeypatch.undo()
+        assert parties.known.by_name == {"p": PROGRAM, "q": OTHER}
+
+
+def test_a_program_that_was_read_before_a_later_version_is_not_known_again(local_keys: tv.KeyStore) -> None:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    parties = tv.Vault(local_keys, store, directory=tv.StoredDirectory())._open().parties
+    later = attrs.evolve(PROGRAM, suspend_after_refusals=3)
+    parties.put_program("p", Read(later, 2), 0.0)
+    parties.put_program("p", Read(PROGRAM, 1), 0.0)
+    assert parties.known.by_name == {"p": later}
 
 
 class Table:

@@ -29,10 +29,13 @@ import tokenvault as tv
 from tests.cancelling import CancelledAt
 from tests.test_journal import EVENT, NoKeys
 from tests.test_within import plain
+from tests.vaults import ONLINE, PROGRAMS, REQUESTORS, issue
+from tests.vaults import use as transaction
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.merkle import Tree
 from tokenvault.errors import TokenStoreError
+from tokenvault.keys import KeyStore
 from tokenvault.runtime import close_all, run
 from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.pool import BlockingPool
@@ -492,3 +495,48 @@ def test_a_batch_in_the_host_s_transaction_that_is_cancelled_anywhere_is_taken_b
         assert at > 5
 
     asyncio.run(work())
+
+
+# What a vault knows of programs.
+
+
+class AskedOnce:
+    """A directory that lists no programs, and whose answers hold for ever."""
+
+    max_age_seconds = float("inf")
+
+    def program(self, name: str, /) -> tv.TokenProgram | None:
+        return next((each for each in PROGRAMS if each.name == name), None)
+
+    def requestor(self, id: str, /) -> tv.TokenRequestor | None:  # noqa: A002 # the field's word
+        return next((each for each in REQUESTORS if each.id == id), None)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_program_whose_reading_is_interrupted_anywhere_is_known_to_the_next_call(
+    local_keys: KeyStore,
+) -> None:
+    """A number that only its tokens have is kept in clear by none."""
+    number = f"{ONLINE.format.bin}0000000014"
+    with closing(tv.open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        with tv.Vault(local_keys, store, programs=PROGRAMS, requestors=REQUESTORS) as vault:
+            token = issue(vault, program="online").token
+        opened: list[tv.Vault] = []
+
+        def work() -> Callable[[], None]:
+            opened[:] = [tv.Vault(local_keys, store, directory=AskedOnce())]
+
+            def check() -> None:
+                opened[0].check(token, transaction(channel=tv.Channel.ECOMMERCE))
+
+            return check
+
+        def check() -> None:
+            with opened[0] as vault:
+                assert vault.check(token, transaction(channel=tv.Channel.ECOMMERCE)).allowed
+                vault.check(token, transaction(id=number, channel=tv.Channel.CHIP))
+                assert (vault.history(token)[-1].transaction_id or "").startswith("digest ")
+                assert vault.programs() == [ONLINE]
+
+        assert at_every_instruction(work, check, {"tokenvault.vault.parties"}, looked=True) > 20

@@ -43,11 +43,19 @@ _CARDS: Final = re.compile(
 """How the cards of the networks begin (ISO/IEC 7812), with their lengths."""
 
 
-class _Numbers(NamedTuple):
+class Numbers(NamedTuple):
     """The formats of tokens, and the lengths of PANs without a check digit."""
 
-    formats: tuple[TokenFormat, ...]
-    unchecked: tuple[tuple[int, int], ...]
+    formats: tuple[TokenFormat, ...] = ()
+    unchecked: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, programs: Iterable[TokenProgram]) -> Numbers:
+        """Those of programs: of their tokens, and of the PANs that they take."""
+        known = tuple(programs)
+        formats = tuple(dict.fromkeys(program.format for program in known))
+        unchecked = {program.pans.lengths for program in known if not program.pans.luhn}
+        return cls(formats, tuple(unchecked))
 
 
 class ClearIds:
@@ -55,18 +63,12 @@ class ClearIds:
 
     Args:
         digest: of a text, 16 bytes, under a key.
+        numbers: those of the programs that are known; asked for with each id.
     """
 
-    def __init__(self, digest: Callable[[str], bytes]) -> None:
+    def __init__(self, digest: Callable[[str], bytes], numbers: Callable[[], Numbers] = Numbers) -> None:
         self._digest: Final = digest
-        self._numbers = _Numbers((), ())
-
-    def know(self, programs: Iterable[TokenProgram]) -> None:
-        """Look for the tokens of these programs, and for the PANs that they take, from now on."""
-        known = tuple(programs)
-        formats = tuple(dict.fromkeys(program.format for program in known))
-        unchecked = {program.pans.lengths for program in known if not program.pans.luhn}
-        self._numbers = _Numbers(formats, tuple(unchecked))
+        self._numbers: Final = numbers
 
     def kept(self, text: str, pan: Pan | None = None) -> str:
         """An id as it is kept: as it is, or its digest where it could hold a number, or holds a PAN that is known."""
@@ -98,10 +100,10 @@ class ClearIds:
         return False
 
     def _is_unchecked(self, number: str) -> bool:
-        return any(fewest <= len(number) <= most for fewest, most in self._numbers.unchecked)
+        return any(fewest <= len(number) <= most for fewest, most in self._numbers().unchecked)
 
     def _holds_token(self, digits: str) -> bool:
-        return any(_holds_token(digits, each) for each in self._numbers.formats)
+        return any(_holds_token(digits, each) for each in self._numbers().formats)
 
 
 def _holds_token(digits: str, token_format: TokenFormat) -> bool:

@@ -61,17 +61,16 @@ async def open_core(
     await store.check_schema()
     versions = await open_keys(keys, store, runtime)
     audit = versions.ring.audit
-    documents, ids = Documents(store), ClearIds(versions.id_digest)
+    documents = Documents(store)
+    stored = StoredParties(store, runtime, audit, documents)
+    parties = _parties(chosen, stored, runtime)
+    ids = ClearIds(versions.id_digest, lambda: parties.known.numbers)
     trail = Trail(store, runtime, Journal(audit, checkpoints), ids)
     ticking = SystemClock() if clock is None else CheckedClock(clock)
     deliveries = None if observer is None else Deliveries(observer)
     registry = None
     if isinstance(chosen, StoredDirectory):
-        stored = StoredParties(store, runtime, audit, documents)
-        parties = Parties(stored, chosen.max_age_seconds, ids)
         registry = Registry(stored, parties, trail, documents, ticking)
-    else:
-        parties = Parties(DirectorySource(chosen, runtime), age_of(chosen), ids)
     await parties.refresh()
     return Core(
         store=store,
@@ -95,6 +94,12 @@ async def open_keys(keys: KeyStore, store: AsyncTokenStore, runtime: Runtime) ->
     stored = await table_of(keys, store, runtime)
     ring = await runtime.call(KeyRing, keys, stored.table)
     return KeyVersions(keys, store, runtime, stored, ring)
+
+
+def _parties(directory: Directory | StoredDirectory, stored: StoredParties, runtime: Runtime) -> Parties:
+    if isinstance(directory, StoredDirectory):
+        return Parties(stored, directory.max_age_seconds)
+    return Parties(DirectorySource(directory, runtime), age_of(directory))
 
 
 def _directory(

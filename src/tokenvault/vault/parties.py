@@ -12,7 +12,7 @@ import attrs
 from tokenvault.errors import ConfigurationError, TokenStoreError, TokenVaultError, asked
 from tokenvault.interrupts import is_interrupt
 from tokenvault.model import checks
-from tokenvault.model.clear_ids import ClearIds
+from tokenvault.model.clear_ids import Numbers
 from tokenvault.model.pan import USUAL_PANS, PanRule
 from tokenvault.model.programs import TokenProgram, TokenRequestor
 from tokenvault.runtime import Runtime
@@ -69,11 +69,13 @@ class Programs:
         by_name: all, where the directory can list them.
         token_bins: their token BINs.
         any_pan: which numbers any of them takes for PANs.
+        numbers: by which ids are told that could hold a token or a PAN.
     """
 
     by_name: Mapping[str, TokenProgram]
     token_bins: tuple[str, ...] = attrs.field(init=False)
     any_pan: PanRule = attrs.field(init=False)
+    numbers: Numbers = attrs.field(init=False)
 
     @token_bins.default
     def _bins(self) -> tuple[str, ...]:
@@ -85,6 +87,10 @@ class Programs:
         fewest, most = zip(*(rule.lengths for rule in rules), strict=True)
         return PanRule(lengths=(min(fewest), max(most)), luhn=all(rule.luhn for rule in rules))
 
+    @numbers.default
+    def _numbers_of_all(self) -> Numbers:
+        return Numbers.of(self.by_name.values())
+
 
 class _Kept(Generic[P]):
     """What was read of programs, or of requestors."""
@@ -95,25 +101,32 @@ class _Kept(Generic[P]):
     def get(self, name: str) -> _Held[P] | None:
         return self._held.get(name)
 
+    def has_later(self, name: str, read: Read[P]) -> bool:
+        """Whether another thread has read a later version meanwhile."""
+        held = self._held.get(name)
+        return held is not None and held.read.version > read.version
+
     def put(self, name: str, read: Read[P], until: float) -> None:
-        before = self._held.get(name)
-        if before is None:
-            if len(self._held) >= PARTIES_CACHED_MAX:
-                self._held = {}
-        elif before.read.version > read.version:
-            return  # another thread has read a later version meanwhile
+        if self.has_later(name, read):
+            return
+        if name not in self._held and len(self._held) >= PARTIES_CACHED_MAX:
+            self._held = {}
         self._held[name] = _Held(read, until)
 
 
 class Parties:
-    """The programs and requestors of one vault. Safe to share between threads: each change is one assignment."""
+    """The programs and requestors of one vault. Safe to share between threads: each change is one assignment.
 
-    def __init__(self, source: Source, max_age_seconds: float, ids: ClearIds) -> None:
-        self._ids: Final = ids
+    Attributes:
+        known: the programs of the directory's list, and those that were asked for.
+    """
+
+    def __init__(self, source: Source, max_age_seconds: float) -> None:
         self._source: Final = source
         self._age: Final = max_age_seconds
         self._programs: Final = _Kept[TokenProgram]()
         self._requestors: Final = _Kept[TokenRequestor]()
+        self._all: Final[dict[str, TokenProgram]] = {}  # what `known` is made of
         self._listed_until = 0.0
         self.known = Programs({})
 
@@ -122,8 +135,7 @@ class Parties:
         asked = time.monotonic()
         if asked >= self._listed_until:
             listed = await self._source.programs()
-            for name, read in ({} if listed is None else listed).items():
-                self.put_program(name, read, asked)
+            self._put_programs({} if listed is None else listed, asked)
             self._listed_until = asked + self._age
         if program is not None:
             await self.program(program)
@@ -153,11 +165,20 @@ class Parties:
 
     def put_program(self, name: str, read: Read[TokenProgram], asked: float) -> None:
         """Note what a program is, as read after an instant of time.monotonic."""
-        self._programs.put(name, read, asked + self._age)
-        if self.known.by_name.get(name) != read.party:
-            others = {each: program for each, program in self.known.by_name.items() if each != name}
-            self.known = Programs(others if read.party is None else {**others, name: read.party})
-            self._ids.know(self.known.by_name.values())
+        self._put_programs({name: read}, asked)
+
+    def _put_programs(self, reads: Mapping[str, Read[TokenProgram]], asked: float) -> None:
+        taken = {name: read for name, read in reads.items() if not self._programs.has_later(name, read)}
+        for name, read in taken.items():
+            if read.party is None:
+                self._all.pop(name, None)
+            else:
+                self._all[name] = read.party
+        while self.known.by_name != (programs := self._all.copy()):  # again, if others put one meanwhile
+            self.known = Programs(programs)
+        # Last: if an exception comes before, they are read again, and known then.
+        for name, read in taken.items():
+            self._programs.put(name, read, asked + self._age)
 
     def put_requestor(self, id: str, read: Read[TokenRequestor], asked: float) -> None:  # noqa: A002 # the field's word
         """Note what a requestor is, as read after an instant of time.monotonic."""
