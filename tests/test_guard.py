@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 
 import tokenvault as tv
 from tests import softhsm, vault_workers
+from tests.cancelling import CancelledAt
 from tests.faces import open_face
 from tests.strategies import NOW_MS
 from tests.test_observers import Notes
 from tests.vaults import ACQUIRER, MASTERCARD, PROGRAMS, REQUESTORS, SHOP, VISA, issue, use
 from tokenvault.audit.event import Action
-from tokenvault.audit.guard_note import Account, account_row
+from tokenvault.audit.guard_note import Account, Failure, FailureKind, account_row
 from tokenvault.keys import KeyStore
 from tokenvault.observers import LockedOut
 from tokenvault.stores.port import TokenStore
@@ -296,6 +298,85 @@ def test_tasks_that_guess_at_once_get_no_more_answers(local_keys: KeyStore, tmp_
     assert found["TOKEN_NOT_FOUND"] + found["REQUESTOR_LOCKED_OUT"] == 200
 
 
+async def hung_up(call: Coroutine[Any, Any, object], at: int) -> bool:
+    """Make a call and cancel it at one of its awaits. Returns whether it came so far."""
+    cancelled = CancelledAt(call, at)
+    with suppress(asyncio.CancelledError, tv.TokenVaultError):
+        await cancelled
+    return cancelled.reached
+
+
+async def told(call: Coroutine[Any, Any, object]) -> str:
+    """By which code a call is answered."""
+    with pytest.raises(tv.TokenVaultError) as refused:
+        await call
+    return refused.value.code
+
+
+def test_a_guess_whose_caller_hung_up_is_counted_when_it_comes_again(
+    local_keys: KeyStore, tmp_path: Path
+) -> None:
+    """So vaults together tell of no more tokens than the guard allows."""
+
+    async def guessing(at: int) -> bool:
+        store = tv.open_async_token_store(f"sqlite:///{tmp_path}/{at}.db")
+        await tv.provision_async(local_keys, store)
+        parts: dict[str, Any] = {"programs": PROGRAMS, "requestors": REQUESTORS, "guard": GUARD}
+        async with (
+            tv.AsyncVault(local_keys, store, **parts) as first,
+            tv.AsyncVault(local_keys, store, **parts) as second,
+        ):
+            reached = False
+            for number in range(MISSES - 1):
+                reached |= await hung_up(first.detokenize(guess(number), use(number)), at)
+                assert await told(first.detokenize(guess(number), use(number))) == "TOKEN_NOT_FOUND"
+            codes = [await told(second.detokenize(guess(50 + number), use(number))) for number in range(3)]
+            assert codes == ["TOKEN_NOT_FOUND", "REQUESTOR_LOCKED_OUT", "REQUESTOR_LOCKED_OUT"], at
+        await store.close()
+        return reached
+
+    at = next(at for at in count() if not asyncio.run(guessing(at)))
+    assert at > 2
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["singly", "in a batch"])
+def test_a_refusal_whose_caller_hung_up_is_counted_when_it_comes_again(
+    local_keys: KeyStore, tmp_path: Path, many: bool
+) -> None:
+    async def refused() -> int:
+        store = tv.open_async_token_store(f"sqlite:///{tmp_path}/vault.db")
+        await tv.provision_async(local_keys, store)
+        parts: dict[str, Any] = {
+            "programs": (FRAGILE,),
+            "requestors": (tv.TokenRequestor(SHOP, programs={"fragile"}),),
+        }
+        async with tv.AsyncVault(local_keys, store, **parts) as vault:
+
+            def used(token: str, number: int) -> Coroutine[Any, Any, object]:
+                return (
+                    vault.detokenize_many([(token, use(number))])
+                    if many
+                    else vault.detokenize(token, use(number))
+                )
+
+            for at in count():
+                order: dict[str, Any] = {"requestor": SHOP, "program": "fragile", "expiry": "2029-12"}
+                token = (await vault.issue(VISA, domain=SHOP_ONLY, **order)).token
+                reached = False
+                for number in range(3):
+                    assert (await vault.get(token)).status is tv.TokenStatus.ACTIVE
+                    reached |= await hung_up(used(token, number), at)
+                    with suppress(tv.DomainRestrictionError):
+                        await used(token, number)
+                assert (await vault.get(token)).status is tv.TokenStatus.SUSPENDED, at
+                if not reached:
+                    break
+        await store.close()
+        return at
+
+    assert asyncio.run(refused()) > 2
+
+
 @pytest.mark.parametrize("name", ["detokenize", "check", "detokenize_many", "check_many"])
 def test_refused_uses_lock_out_too(name: str, local_keys: KeyStore, clock: ManualClock) -> None:
     """Once another process counted some of them, too: it is told within the time that `refresh` states."""
@@ -468,17 +549,21 @@ def test_an_account_that_could_not_be_read_is_read_once_more_and_then_no_longer(
     assert not any('"LOCK_OUT"' in line for line in tv.export_audit(inner, keys=local_keys))
 
 
-def test_so_many_refusals_of_tokens_are_remembered_and_the_others_counted_again(
+def test_so_many_failures_are_remembered_and_the_others_counted_again(
     local_keys: KeyStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "TOKENS_KEPT", 3)
+    monkeypatch.setattr(guards, "COUNTED_KEPT", 3)
     store = tv.open_token_store("memory:")
     tv.provision(local_keys, store)
     vault = tv.Vault(local_keys, store, programs=PROGRAMS, requestors=REQUESTORS, clock=clock)
     core_guards = vault._open().guards
-    new = [core_guards.new_for_token(b"t", bytes([number])) for number in (1, 2, 3, 3, 1, 4, 4, 1)]
+    new = []
+    for number in (1, 2, 3, 3, 1, 4, 4, 1):
+        failure = Failure(FailureKind.REFUSAL, b"t", bytes([number]))
+        new.append(not core_guards.has_counted(failure))
+        core_guards.remember([failure] if new[-1] else [])
     assert new == [True, True, True, False, False, True, False, True]
-    assert len(core_guards._tokens) == 2
+    assert len(core_guards._counted) == 2
     vault.close()
 
 

@@ -21,6 +21,7 @@ from itertools import count
 from types import CodeType, FrameType
 from typing import Any, cast
 
+import attrs
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
@@ -29,7 +30,7 @@ import tokenvault as tv
 from tests.cancelling import CancelledAt
 from tests.test_journal import EVENT, NoKeys
 from tests.test_within import plain
-from tests.vaults import ONLINE, PROGRAMS, REQUESTORS, issue
+from tests.vaults import ONLINE, PROGRAMS, REQUESTORS, VISA, issue
 from tests.vaults import use as transaction
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
@@ -540,3 +541,79 @@ def test_a_program_whose_reading_is_interrupted_anywhere_is_known_to_the_next_ca
                 assert vault.programs() == [ONLINE]
 
         assert at_every_instruction(work, check, {"tokenvault.vault.parties"}, looked=True) > 20
+
+
+# The guard.
+
+GUARDING = {"tokenvault.vault.guard", "tokenvault.vault.refusals"}
+FRAGILE = attrs.evolve(ONLINE, suspend_after_refusals=1)
+"""For a channel only: a use by another one is refused, and suspends the token."""
+
+
+class Guarded:
+    """A vault, and another one over the same database, with a token."""
+
+    def __init__(self, keys: KeyStore, guard: tv.Guard) -> None:
+        self.keys, self.store = keys, tv.open_token_store("memory:")
+        tv.provision(keys, self.store)
+        self.vault, self.other = (
+            tv.Vault(keys, self.store, programs=(FRAGILE,), requestors=REQUESTORS_OF_FRAGILE, guard=guard)
+            for _ in range(2)
+        )
+        self.token = issue(self.vault, VISA, program="online").token
+
+    def told(self, vault: tv.Vault, number: int) -> bool:
+        """Whether a vault tells that a token is not there, rather than that the requestor is locked out."""
+        try:
+            vault.check(f"{9999990000000000 + number}", transaction(number))
+        except tv.TokenNotFoundError:
+            return True
+        except tv.RequestorLockedOutError:
+            return False
+        raise AssertionError
+
+    def guess(self, number: int) -> None:
+        self.told(self.vault, number)
+
+    def refused(self) -> None:
+        with suppress(tv.DomainRestrictionError):
+            self.vault.detokenize(self.token, transaction(channel=tv.Channel.CHIP))
+
+    def locked_out(self) -> int:
+        return sum('"LOCK_OUT"' in line for line in tv.export_audit(self.store, keys=self.keys))
+
+
+REQUESTORS_OF_FRAGILE = (attrs.evolve(REQUESTORS[0], programs={"online"}),)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_guess_that_is_interrupted_anywhere_is_counted_when_it_comes_again(local_keys: KeyStore) -> None:
+    """So vaults together tell of no more tokens than the guard allows."""
+    kept: list[Guarded] = []
+
+    def work() -> Callable[[], None]:
+        kept[:] = [Guarded(local_keys, tv.Guard(misses=2))]
+        return lambda: kept[0].guess(0)
+
+    def check() -> None:
+        one = kept[0]
+        told = [one.told(one.vault, 0)] + [one.told(one.other, number) for number in range(1, 4)]
+        assert told == [True, True, False, False]
+        assert one.locked_out() == 1
+
+    assert at_every_instruction(work, check, GUARDING, looked=True) > 20
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_refusal_that_is_interrupted_anywhere_is_counted_when_it_comes_again(local_keys: KeyStore) -> None:
+    kept: list[Guarded] = []
+
+    def work() -> Callable[[], None]:
+        kept[:] = [Guarded(local_keys, tv.Guard())]
+        return kept[0].refused
+
+    def check() -> None:
+        kept[0].refused()
+        assert kept[0].vault.get(kept[0].token).status is tv.TokenStatus.SUSPENDED
+
+    assert at_every_instruction(work, check, GUARDING, looked=True) > 20

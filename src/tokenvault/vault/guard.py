@@ -11,12 +11,14 @@ A use that is allowed costs nothing but a look at what this process knows, and s
 of lock-outs, and of refusals, by others with the next miss, or else after `Guard.refresh`, by one read.
 
 State here is a dict or a tuple that one assignment replaces: nothing waits, and an interrupt leaves each whole. What
-is lost of it is found again in the trail.
+is lost of it is found again in the trail. A failure is remembered as counted only once its event is written and what
+follows from it is done: if its call was given up on the way, it is counted when it comes again. It may stand in two
+events then, and counts once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -49,8 +51,8 @@ PAGE: Final = 64
 PAGES_MAX: Final = 16
 """Pages that one failure reads: a process that has just begun counts the newest events only."""
 
-TOKENS_KEPT: Final = 4_096
-"""Refusals of tokens that a process remembers, so that a retry is not counted twice."""
+COUNTED_KEPT: Final = 4_096
+"""Failures that a process remembers to have counted, so that a retry costs nothing more."""
 
 _ACCOUNTS: Final = {FailureKind.MISS: Account.MISSES, FailureKind.REFUSAL: Account.REFUSALS}
 
@@ -151,18 +153,20 @@ class Tally:
     def refusal(self, requestor: str, what: bytes, token: bytes | None = None) -> None:
         """Count a use that was refused; with the reference of a token, also for that one."""
         self._add(requestor, FailureKind.REFUSAL, what)
-        if token is not None and self._guards.new_for_token(token, what):
-            self._failures[Failure(FailureKind.REFUSAL, Account.TOKEN.of(token), what)] = None
+        if token is not None:
+            failure = Failure(FailureKind.REFUSAL, Account.TOKEN.of(token), what)
+            if not self._guards.has_counted(failure):
+                self._failures[failure] = None
 
     def _add(self, requestor: str, kind: FailureKind, what: bytes) -> RequestorLockedOutError | None:
         before = self._failed.setdefault((requestor, kind), set())
         if what in before:
             return None
-        answer, new = self._guards.count(requestor, kind, what)
+        failure = Failure(kind, _ACCOUNTS[kind].of(requestor.encode("ascii")), what)
+        answer, new = self._guards.count(requestor, failure)
         if new:
             before.add(what)
-            account = _ACCOUNTS[kind].of(requestor.encode("ascii"))
-            self._failures[Failure(kind, account, what)] = None
+            self._failures[failure] = None
         return answer
 
     async def settle(self) -> RequestorLockedOutError | None:
@@ -175,6 +179,7 @@ class Tally:
             if new:
                 over = await self._guards.settle(requestor, kind)
                 answer = over if kind is FailureKind.MISS else answer
+        self._guards.remember(self._failures)
         return answer
 
 
@@ -199,7 +204,7 @@ class Guards:
         self._trail: Final = trail
         self._deliveries: Final = deliveries
         self._known: Final[dict[str, _Known]] = {}
-        self._tokens: dict[tuple[bytes, bytes], None] = {}
+        self._counted: dict[Failure, None] = {}
 
     # What this process knows.
 
@@ -212,17 +217,16 @@ class Guards:
             return _locked_out(self._next(known.lock, now_ms).until_ms)
         return None
 
-    def count(
-        self, requestor: str, kind: FailureKind, what: bytes
-    ) -> tuple[RequestorLockedOutError | None, bool]:
-        """Count a failure. Returns the answer to who is locked out, and whether it is a new failure."""
+    def count(self, requestor: str, failure: Failure) -> tuple[RequestorLockedOutError | None, bool]:
+        """Count a failure. Returns the answer to who is locked out, and whether an event has to count it."""
+        kind, _, what = failure
         most, now_ms = self._guard.most(kind), self._clock.now_ms()
         if most is None:
             return None, False
         known = self._of(requestor)
         seen = known.seen[kind]
         if seen.get(what, 0) > self._begin(now_ms):
-            return None, False
+            return None, not self.has_counted(failure)
         if (answer := self.locked_out(requestor)) is not None:
             return answer, False
         if len(seen) > 2 * most:
@@ -233,15 +237,16 @@ class Guards:
             known.full = True
         return None, True
 
-    def new_for_token(self, token: bytes, what: bytes) -> bool:
-        """Whether a refusal of a token was not counted here before."""
-        tokens = self._tokens
-        if (token, what) in tokens:
-            return False
-        if len(tokens) >= TOKENS_KEPT:
-            self._tokens = tokens = {}
-        tokens[token, what] = None
-        return True
+    def has_counted(self, failure: Failure) -> bool:
+        """Whether an event of this process is known to count a failure, and nothing is left to be done."""
+        return failure in self._counted
+
+    def remember(self, failures: Iterable[Failure]) -> None:
+        """Remember failures as counted."""
+        for failure in failures:
+            if len(self._counted) >= COUNTED_KEPT:
+                self._counted = {}
+            self._counted[failure] = None
 
     def _of(self, requestor: str) -> _Known:
         return self._known.get(requestor) or self._known.setdefault(requestor, _Known())
