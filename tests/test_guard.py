@@ -377,6 +377,24 @@ def test_a_refusal_whose_caller_hung_up_is_counted_when_it_comes_again(
     assert asyncio.run(refused()) > 2
 
 
+def test_misses_keep_no_refusal_by_others_from_being_counted_within_the_time_of_refresh(
+    local_keys: KeyStore, clock: ManualClock
+) -> None:
+    with closing(tv.open_token_store("memory:")) as store:
+        tv.provision(local_keys, store)
+        vaults = [guarded(local_keys, store, clock, attrs.evolve(GUARD, misses=50)) for _ in range(2)]
+        token = issue(vaults[0], domain=SHOP_ONLY).token
+        answered = 0
+        with suppress(tv.RequestorLockedOutError):
+            for number in range(40):
+                clock.advance(9_000)
+                answers(CALLS["detokenize"], vaults[number % 2], range(number, number + 1))
+                with suppress(tv.DomainRestrictionError):
+                    vaults[number % 2].detokenize(token, use(number))
+                answered += 1
+        assert 8 <= answered <= 9
+
+
 @pytest.mark.parametrize("name", ["detokenize", "check", "detokenize_many", "check_many"])
 def test_refused_uses_lock_out_too(name: str, local_keys: KeyStore, clock: ManualClock) -> None:
     """Once another process counted some of them, too: it is told within the time that `refresh` states."""
@@ -542,7 +560,8 @@ def test_an_account_that_could_not_be_read_is_read_once_more_and_then_no_longer(
         with pytest.raises(tv.TokenStoreError):
             vault.detokenize(guess(50), use(50))
         clock.advance(3_600_001)  # all that failed is forgotten
-        for number, reads in ((1, 2), (2, 0)):  # what failed, and lock-outs; nothing
+        kinds = 1 if refusals is None else 2
+        for number, reads in ((1, kinds + 1), (2, 0)):  # what failed, of each kind, and lock-outs; nothing
             read.clear()
             assert vault.detokenize(token, use(number)).pan.reveal() == VISA
             assert len(read) == reads

@@ -304,8 +304,9 @@ class Guards:
             or self._stale(known.settled_ms, now_ms)
             or self._over(known, kind, now_ms)
         ):
-            known.settled_ms = now_ms
             await self._read(requestor, known, kind, now_ms)
+            if kind is FailureKind.REFUSAL:
+                known.settled_ms = now_ms
         if now_ms < known.lock.until_ms:
             return _locked_out(known.lock.until_ms)
         count = self._live(known, kind, now_ms)
