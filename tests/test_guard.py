@@ -395,6 +395,37 @@ def test_misses_keep_no_refusal_by_others_from_being_counted_within_the_time_of_
         assert 8 <= answered <= 9
 
 
+def test_what_is_read_while_another_call_forgets_what_is_old_is_counted(
+    local_keys: KeyStore, clock: ManualClock
+) -> None:
+    inner = tv.open_token_store("memory:")
+    tv.provision(local_keys, inner)
+    meanwhile: list[Callable[[], object]] = []
+
+    def plan(call: str) -> Fault | None:
+        if call == "events_about" and meanwhile:
+            meanwhile.pop()()
+        return None
+
+    with (
+        guarded(local_keys, FaultyTokenStore(inner, plan), clock, attrs.evolve(GUARD, misses=3)) as vault,
+        guarded(local_keys, inner, clock) as other,
+    ):
+        token = issue(vault).token
+        for number in range(6):
+            answers(CALLS["detokenize"], vault, range(number, number + 1))
+            clock.advance(3_600_001)
+        answers(CALLS["detokenize"], other, range(10, 11))
+        clock.advance(6_000)
+        tally = guards.Tally(vault._open().guards)
+        vault.check(token, use(1))  # what others did is known
+        meanwhile.append(lambda: tally.miss(SHOP, b"one more"))
+        answers(CALLS["detokenize"], vault, range(11, 12))
+        assert not meanwhile
+        with pytest.raises(tv.RequestorLockedOutError):
+            vault.detokenize(token, use("right"))
+
+
 @pytest.mark.parametrize("name", ["detokenize", "check", "detokenize_many", "check_many"])
 def test_refused_uses_lock_out_too(name: str, local_keys: KeyStore, clock: ManualClock) -> None:
     """Once another process counted some of them, too: it is told within the time that `refresh` states."""

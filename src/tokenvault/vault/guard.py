@@ -231,7 +231,7 @@ class Guards:
             return answer, False
         if len(seen) > 2 * most:
             begin = self._begin(now_ms)
-            known.seen[kind] = seen = {key: time for key, time in seen.items() if time > begin}
+            known.seen[kind] = seen = {key: time for key, time in list(seen.items()) if time > begin}
         seen[what] = now_ms
         if self._over(known, kind, now_ms):
             known.full = True
@@ -350,7 +350,7 @@ class Guards:
     async def _read(self, requestor: str, known: _Known, kind: FailureKind, now_ms: int) -> None:
         """Read what is new in a requestor's account."""
         account = _ACCOUNTS[kind].of(requestor.encode("ascii"))
-        begin, seen, read_to_ms = self._begin(now_ms), known.seen[kind], known.read_to_ms.get(kind, 0)
+        begin, read_to_ms = self._begin(now_ms), known.read_to_ms.get(kind, 0)
         end = max(begin, read_to_ms - CLOCKS_APART_MS)
         newest = read_to_ms
 
@@ -359,6 +359,7 @@ class Guards:
             newest = max(newest, event.time_ms)
             if event.time_ms <= end:
                 return False
+            seen = known.seen[kind]  # `count` may have replaced it since the last page
             for failure in event.failures:
                 if failure.account == account and not begin < seen.get(failure.digest, 0) <= event.time_ms:
                     seen[failure.digest] = event.time_ms
