@@ -617,3 +617,21 @@ def test_a_refusal_that_is_interrupted_anywhere_is_counted_when_it_comes_again(l
         assert kept[0].vault.get(kept[0].token).status is tv.TokenStatus.SUSPENDED
 
     assert at_every_instruction(work, check, GUARDING, looked=True) > 20
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_lock_out_that_is_interrupted_anywhere_is_written_with_the_next_call(local_keys: KeyStore) -> None:
+    kept: list[Guarded] = []
+
+    def work() -> Callable[[], None]:
+        kept[:] = [Guarded(local_keys, tv.Guard(misses=1))]
+        return lambda: kept[0].guess(0)
+
+    def check() -> None:
+        one = kept[0]
+        one.told(one.vault, 0)
+        assert not one.told(one.vault, 1)
+        assert one.locked_out() >= 1
+        assert not one.told(one.other, 1)
+
+    assert at_every_instruction(work, check, GUARDING, looked=True) > 20

@@ -317,18 +317,22 @@ class Guards:
 
     async def _lock_out(self, requestor: str, known: _Known, kind: FailureKind, now_ms: int) -> None:
         now_ms = max(now_ms, known.lock.since_ms + 1)  # so that the latest is known by its time
-        known.lock = lock = self._next(known.lock, now_ms)
-        known.full = False
-        await self._trail.note(
-            Event(
-                time_ms=now_ms,
-                action=Action.LOCK_OUT,
-                outcome=Outcome.DONE,
-                requestor=requestor,
-                codes=(_ACCOUNTS[kind].name,),
-                lock_out=LockOut(lock.until_ms, lock.level),
-            )
+        before, lock = known.lock, self._next(known.lock, now_ms)
+        event = Event(
+            time_ms=now_ms,
+            action=Action.LOCK_OUT,
+            outcome=Outcome.DONE,
+            requestor=requestor,
+            codes=(_ACCOUNTS[kind].name,),
+            lock_out=LockOut(lock.until_ms, lock.level),
         )
+        try:
+            known.lock, known.full = lock, False  # before it waits: of many calls at once, one writes it
+            await self._trail.note(event)
+        except BaseException:
+            if known.lock is lock:  # it holds here all the same, and the next call writes it
+                known.full, known.lock = True, before
+            raise
         if self._deliveries is not None:
             self._deliveries.put(LockedOut(requestor=requestor, until_ms=lock.until_ms, cause=kind.name))
 
