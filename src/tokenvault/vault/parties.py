@@ -172,7 +172,7 @@ class Parties:
         for name, read in taken.items():
             if read.party is None:
                 self._all.pop(name, None)
-            else:
+            elif self._all.get(name) != read.party:  # what stays is compared by identity below
                 self._all[name] = read.party
         while self.known.by_name != (programs := self._all.copy()):  # again, if others put one meanwhile
             self.known = Programs(programs)
