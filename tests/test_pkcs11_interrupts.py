@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.interrupts import interrupt, stacks
+from tests.test_interrupt_steps import InterruptedHere
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
+from tokenvault.keys.pkcs11.worker import Worker
 
 SEAL = KeyPurpose.SEAL
 INTERRUPTS = 400
+SECONDS_MAX = 10.0
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def check(keys: Pkcs11KeyStore, before: bytes) -> None:
@@ -92,3 +103,40 @@ def test_opening_creating_and_closing_after_interrupts_at_random_instants(sofths
         assert versions == tuple(range(1, len(versions) + 1))
         assert keys.create_signer() is not None
     Pkcs11KeyStore(softhsm_uri).close()
+
+
+class LateWorker(Worker):
+    """A worker whose threads begin when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+        self.go = threading.Event()
+
+    def _serve(self) -> None:
+        self.threads.append(threading.current_thread())
+        assert self.go.wait(SECONDS_MAX)
+        super()._serve()
+
+
+def test_a_worker_whose_start_was_interrupted_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would be in the module at once, where a call takes longer than a fork is waited for."""
+    worker, begin = LateWorker(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        begin(thread)
+        raise InterruptedHere
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(InterruptedHere):
+            worker.do(lambda: None)
+    answers: list[int] = []
+    caller = threading.Thread(target=lambda: answers.append(worker.do(threading.get_ident)))
+    caller.start()
+    until(lambda: len(worker.threads) == 2)
+    worker.go.set()
+    caller.join(SECONDS_MAX)
+    until(lambda: sum(thread.is_alive() for thread in worker.threads) == 1)
+    assert answers == [worker.do(threading.get_ident)]
+    assert worker.do(lambda: worker.is_here)

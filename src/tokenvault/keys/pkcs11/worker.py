@@ -115,6 +115,8 @@ class Worker:
         self._tasks: queue.SimpleQueue[Task[object]] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._up = False
+        self._place: queue.SimpleQueue[None] = queue.SimpleQueue()  # of the one thread, until it has taken it
+        self._place.put(None)
         self._task: Task[object] | None = None
         self._ident = 0
         self._since = 0.0
@@ -164,9 +166,7 @@ class Worker:
     def _start(self) -> None:
         if not self._up:
             with self._starting:
-                if (
-                    not self._up
-                ):  # a thread too many, after an exception here, does no harm: there is the lock
+                if not self._up:  # after an exception here, this starts a thread too many: it finds no place
                     threading.Thread(target=self._serve, name="tokenvault-pkcs11", daemon=True).start()
 
     def _stuck_seconds(self) -> float:
@@ -182,6 +182,10 @@ class Worker:
         )
 
     def _serve(self) -> None:
+        try:
+            self._place.get(block=False)
+        except queue.Empty:
+            return
         self._up = True
         while True:
             task = self._tasks.get()  # without a bound: who leaves a task waits for it, not this thread
