@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.interrupts import interrupt, stacks
-from tests.test_interrupt_steps import InterruptedHere
+from tests.test_interrupt_steps import InterruptedHere, at_every_instruction
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
@@ -19,6 +19,7 @@ from tokenvault.keys.pkcs11.worker import Worker
 SEAL = KeyPurpose.SEAL
 INTERRUPTS = 400
 SECONDS_MAX = 10.0
+CALLERS = {f"tokenvault.keys.pkcs11.{name}" for name in ("sessions", "store", "worker")}
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -140,3 +141,20 @@ def test_a_worker_whose_start_was_interrupted_has_one_thread(monkeypatch: pytest
     until(lambda: sum(thread.is_alive() for thread in worker.threads) == 1)
     assert answers == [worker.do(threading.get_ident)]
     assert worker.do(lambda: worker.is_here)
+
+
+def test_a_destroyed_key_is_not_used_again_wherever_its_destruction_was_interrupted(softhsm_uri: str) -> None:
+    with Pkcs11KeyStore(softhsm_uri) as keys:
+        kept: list[KeyName] = []
+
+        def work() -> Callable[[], None]:
+            kept[:] = [keys.create(SEAL, Custody.IN_PROCESS)]
+            keys.cipher(kept[0])
+            return lambda: keys.destroy(kept[0])
+
+        def check() -> None:
+            if kept[0].version not in keys.versions(SEAL):
+                with pytest.raises(KeyStoreError, match="has no key"):
+                    keys.cipher(kept[0])
+
+        assert at_every_instruction(work, check, CALLERS, looked=True) > 10

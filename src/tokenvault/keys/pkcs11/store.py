@@ -261,8 +261,10 @@ class Pkcs11KeyStore:
             KeyStoreError: there is no such key, or there are two, or the token can not be reached.
         """
         checks.instance("key", key, KeyName)
-        self._sessions.run(lambda state: self._sessions.destroy(state, key))
-        self._data_keys.pop(key, None)
+        try:
+            self._sessions.run(lambda state: self._sessions.destroy(state, key))
+        finally:  # the worker may destroy it though nobody waits any more
+            self._data_keys.pop(key, None)
 
     def close(self) -> None:
         """Log out, unless others in this process use the token too, and forget every key. Idempotent."""
