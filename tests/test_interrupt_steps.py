@@ -117,6 +117,7 @@ def traced(interrupter: Interrupter) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+        interrupter.before.clear()  # of frames, which hold what nobody else does any more
 
 
 def at_every_instruction(

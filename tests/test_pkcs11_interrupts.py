@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -158,3 +159,41 @@ def test_a_destroyed_key_is_not_used_again_wherever_its_destruction_was_interrup
                     keys.cipher(kept[0])
 
         assert at_every_instruction(work, check, CALLERS, looked=True) > 10
+
+
+def test_a_store_whose_closing_was_interrupted_anywhere_is_closed_by_another_close(softhsm_uri: str) -> None:
+    kept: list[Pkcs11KeyStore] = []
+
+    def work() -> Callable[[], None]:
+        kept[:] = [Pkcs11KeyStore(softhsm_uri)]
+        return kept[0].close
+
+    def check() -> None:
+        kept[0].close()
+        assert not module._logins
+        with pytest.raises(KeyStoreError, match="closed"):
+            kept[0].versions(SEAL)
+
+    with Pkcs11KeyStore(softhsm_uri) as keys:
+        module = keys._sessions.state().module
+    assert at_every_instruction(work, check, CALLERS, looked=True) > 10
+
+
+def test_what_an_interrupted_opening_left_logged_in_does_not_stand_for_the_next_store(
+    softhsm_uri: str,
+) -> None:
+    """Nobody could close it, and it would refuse every PIN but its own."""
+
+    def work() -> Callable[[], None]:
+        return lambda: (Pkcs11KeyStore(softhsm_uri), None)[1]
+
+    def check() -> None:
+        module.worker.do(gc.collect)
+        before = module.logins_tried
+        Pkcs11KeyStore(softhsm_uri).close()
+        assert module.logins_tried == before + 1
+        assert not module._logins
+
+    with Pkcs11KeyStore(softhsm_uri) as keys:
+        module = keys._sessions.state().module
+    assert at_every_instruction(work, check, {"tokenvault.keys.pkcs11.worker"}, looked=True) > 10

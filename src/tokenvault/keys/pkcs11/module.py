@@ -111,6 +111,9 @@ class Module:
         token = self._select(uri)
         slot_id = token.slot_id
         login = self._logins.get(slot_id)
+        if login is not None and not login.users:  # of stores that are gone and were not closed
+            self.log_out(login, user)
+            login = None
         if login is not None and login.suspect and not self._renewed(login, token):
             del self._logins[slot_id]
             login = None

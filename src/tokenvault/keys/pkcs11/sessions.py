@@ -164,6 +164,8 @@ class TokenSessions:
     def close(self) -> None:
         """Close what is open and leave the login. A module that hangs is left as it is."""
         self.closed = True
+        if not self._states:  # left before
+            return
         state = self.state()
         with contextlib.suppress(KeyStoreError):
             state.module.worker.do(lambda: self._leave(state), self._call_seconds)

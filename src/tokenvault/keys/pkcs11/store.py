@@ -268,8 +268,7 @@ class Pkcs11KeyStore:
 
     def close(self) -> None:
         """Log out, unless others in this process use the token too, and forget every key. Idempotent."""
-        if not self._sessions.closed:
-            self._sessions.close()
+        self._sessions.close()
         self._data_keys.clear()
 
     def __enter__(self) -> Self:
