@@ -7,6 +7,8 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -505,6 +507,32 @@ def test_a_fork_whose_hook_was_interrupted_does_not_hold_the_module_for_ever(
     assert held.acquire(timeout=5)  # and never given back
     assert cipher.encrypt_blocks(block(1)) == before
     assert in_child(lambda: cipher.encrypt_blocks(block(1)) == before)
+
+
+STORE_AND_MODULE = """
+import os, sys
+from tokenvault.keys.pkcs11.registry import module_at
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
+
+class Store(Forkable):
+    def before_fork(self, seconds_max):
+        module_at("/none", "/none").worker.do(lambda: asked.append(os.getpid()), 3)
+
+asked, store = [], Store()
+opened = {"store": lambda: hold_still_at_forks(store), "module": lambda: module_at("/none", "/none")}
+for first in sys.argv[1:]:
+    opened[first]()
+child = os.fork()
+if child == 0:
+    os._exit(len(asked))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+"""
+
+
+@pytest.mark.parametrize("order", [["store", "module"], ["module", "store"]], ids="-".join)
+def test_a_fork_that_waits_for_a_store_does_not_hold_the_module_meanwhile(order: list[str]) -> None:
+    """Its thread would take the fork for over, and the child be copied in the middle of a call."""
+    subprocess.run([sys.executable, "-c", STORE_AND_MODULE, *order], check=True, timeout=60)
 
 
 def test_an_address_of_another_type_is_refused() -> None:

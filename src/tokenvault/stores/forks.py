@@ -85,19 +85,28 @@ class _Watch:
             self.in_parent()
 
 
-_watch = _Watch()
+_watch, _last = _Watch(), _Watch()
+"""Of what holds still at once, and of what holds still once all of that does."""
 
 
 def end_interrupted_hold() -> None:
     """Let what this thread held still for a fork go on, where the hook that does it was interrupted."""
-    _watch.end_interrupted_hold()
+    for watch in (_last, _watch):
+        watch.end_interrupted_hold()
 
 
-def hold_still_at_forks(item: Forkable) -> None:
-    """Make an item hold still at forks, as long as it lives. The first item installs the hooks, not the import."""
-    _watch.items.add(weakref.ref(item, _watch.items.discard))
+def hold_still_at_forks(item: Forkable, *, last: bool = False) -> None:
+    """Make an item hold still at forks, as long as it lives. The first item installs the hooks, not the import.
+
+    Args:
+        item: what holds still.
+        last: whether it does so only once all others do, as it may not wait as long as they.
+    """
+    items = _last.items if last else _watch.items
+    items.add(weakref.ref(item, items.discard))
     if not _watch.installed and hasattr(os, "register_at_fork"):
-        os.register_at_fork(
-            before=_watch.before, after_in_parent=_watch.in_parent, after_in_child=_watch.in_child
-        )
+        for watch in (_last, _watch):  # hooks before a fork run in the reverse order
+            os.register_at_fork(
+                before=watch.before, after_in_parent=watch.in_parent, after_in_child=watch.in_child
+            )
         _watch.installed = True  # after it: hooks that run twice do no harm

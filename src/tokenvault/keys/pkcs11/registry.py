@@ -12,6 +12,7 @@ import threading
 from typing import Final
 
 from tokenvault.keys.pkcs11.module import Module
+from tokenvault.stores.forks import Forkable, hold_still_at_forks
 
 FORK_WAIT_SECONDS: Final = 5.0
 """How long a fork waits for a module call to end. Then it goes on: an unsound child is better than a hung parent."""
@@ -20,8 +21,36 @@ FORK_WAIT_SECONDS: Final = 5.0
 # process id and the file, so that a forked child finds nothing of its parent's, however it was forked.
 _modules: Final[dict[tuple[int, str], Module]] = {}
 _inherited: Final[dict[str, Module]] = {}
-_hooks: Final[list[int]] = []
-_held_for_fork: Final[list[threading.RLock]] = []
+
+
+class _HeldAtForks(Forkable):
+    """The modules, free of calls while this process forks."""
+
+    def __init__(self) -> None:
+        self._locks: Final[list[threading.RLock]] = []
+
+    def before_fork(self, seconds_max: float) -> None:
+        """Wait for the call under way in each."""
+        pid = os.getpid()
+        for key, module in sorted(_modules.items()):
+            lock = module.worker.lock
+            if key[0] == pid and lock.acquire(timeout=min(seconds_max, FORK_WAIT_SECONDS)):
+                self._locks.append(lock)  # where an interrupt comes before it, the worker takes another lock
+
+    def after_fork_in_parent(self) -> None:
+        """Let the calls go on."""
+        while self._locks:
+            self._locks.pop().release()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's modules alone."""
+        self._locks.clear()
+        # Process ids come round again: what is left here must not be taken for our own one day.
+        _inherited.update({known: module for (_, known), module in _modules.items()})
+        _modules.clear()
+
+
+_held: Final = _HeldAtForks()
 
 
 def module_at(path: str, real_path: str) -> Module:
@@ -34,11 +63,8 @@ def module_at(path: str, real_path: str) -> Module:
     key = (os.getpid(), real_path)
     module = _modules.get(key)
     if module is None:
-        if not _hooks:
-            os.register_at_fork(
-                before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-            )
-            _hooks.append(os.getpid())  # after it: hooks that run twice do no harm
+        # Last: while stores are waited for, for longer than the worker waits for a fork, calls go on.
+        hold_still_at_forks(_held, last=True)
         # setdefault is one step for all threads: no lock that a fork could copy while it is held.
         module = _modules.setdefault(key, Module(path, parent=_parent_of(real_path)))
     return module
@@ -49,23 +75,3 @@ def _parent_of(real_path: str) -> Module | None:
     return next(
         (module for (_, known), module in _modules.items() if known == real_path), _inherited.get(real_path)
     )
-
-
-def _before_fork() -> None:
-    pid = os.getpid()
-    for key, module in sorted(_modules.items()):
-        lock = module.worker.lock
-        if key[0] == pid and lock.acquire(timeout=FORK_WAIT_SECONDS):
-            _held_for_fork.append(lock)  # where an interrupt comes before it, the worker takes another lock
-
-
-def _after_fork() -> None:
-    while _held_for_fork:
-        _held_for_fork.pop().release()
-
-
-def _after_fork_in_child() -> None:
-    _held_for_fork.clear()
-    # Process ids come round again: what is left here must not be taken for our own one day.
-    _inherited.update({known: module for (_, known), module in _modules.items()})
-    _modules.clear()
