@@ -14,6 +14,8 @@ from tests.interrupts import interrupt, stacks
 from tests.test_interrupt_steps import InterruptedHere, at_every_instruction
 from tokenvault.errors import KeyStoreError
 from tokenvault.keys import Custody, KeyName, KeyPurpose
+from tokenvault.keys.pkcs11 import objects
+from tokenvault.keys.pkcs11.errors import DoubtfulError
 from tokenvault.keys.pkcs11.store import Pkcs11KeyStore
 from tokenvault.keys.pkcs11.worker import Worker
 
@@ -197,3 +199,23 @@ def test_what_an_interrupted_opening_left_logged_in_does_not_stand_for_the_next_
     with Pkcs11KeyStore(softhsm_uri) as keys:
         module = keys._sessions.state().module
     assert at_every_instruction(work, check, {"tokenvault.keys.pkcs11.worker"}, looked=True) > 10
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["interrupted", "closed meanwhile"])
+def test_a_key_that_is_not_as_asked_for_is_withdrawn_though_its_caller_is_gone(
+    softhsm_uri: str, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand under a version's number, unproved."""
+    with Pkcs11KeyStore(softhsm_uri) as other, Pkcs11KeyStore(softhsm_uri) as keys:
+        worker = keys._sessions.state().module.worker
+
+        def made_otherwise(_session: object, _key: object) -> None:
+            assert worker._task is not None
+            keys._sessions.closed = closed
+            worker._task.abandoned = not closed  # as by an exception in the caller
+            raise DoubtfulError("made otherwise", code="KEY_STORE_KEY_UNFIT")
+
+        monkeypatch.setattr(objects, "verify_made", made_otherwise)
+        with pytest.raises(KeyStoreError):
+            keys.create(SEAL, Custody.IN_MODULE)
+        assert other.versions(SEAL) == ()

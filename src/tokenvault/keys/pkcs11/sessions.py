@@ -94,19 +94,25 @@ class TokenSessions:
         state = self._states.get(module)
         return self._states.setdefault(module, State(module)) if state is None else state
 
-    def run(self, action: Callable[[State], _Result]) -> _Result:
+    def run(self, action: Callable[[State], _Result], *, undoing: bool = False) -> _Result:
         """Run an action on a logged-in token, and again after recovering from a failure of the module.
 
         The module's worker does so; actions that run there already may call this for parts of theirs.
+
+        Args:
+            action: what to do.
+            undoing: whether it takes back what an action did, and so is done though nobody waits any more.
 
         Raises:
             KeyStoreError: it failed each time, or in a way that nothing here cures, or took too long.
         """
         state = self.state()
-        if self.closed:
+        if self.closed and not undoing:
             raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
         self.back_off(state)
-        return state.module.worker.do(lambda: self.attempt(state, action), self._call_seconds)
+        return state.module.worker.do(
+            lambda: self.attempt(state, action, undoing=undoing), self._call_seconds
+        )
 
     def alone(self, action: Callable[[], _Result]) -> _Result:
         """Run an action of several `run`s while nobody else of this process uses the module. Raises KeyStoreError."""
@@ -122,7 +128,7 @@ class TokenSessions:
             pause = BACK_OFF_SECONDS[min(state.failures, len(BACK_OFF_SECONDS)) - 1]
             time.sleep(max(min(pause, state.failed_at + pause - time.monotonic()), 0.0))
 
-    def attempt(self, state: State, action: Callable[[State], _Result]) -> _Result:
+    def attempt(self, state: State, action: Callable[[State], _Result], *, undoing: bool = False) -> _Result:
         """Run an action in the worker's thread, a few times if need be. Raises KeyStoreError."""
         worker = state.module.worker
         if state.failures and worker.submitted < state.failed_at:
@@ -131,9 +137,9 @@ class TokenSessions:
         failure = KeyStoreError(GIVEN_UP, code="KEY_STORE_ABANDONED")
         lost = bool(state.failures)
         for attempt in attempts:
-            if self.closed:
+            if self.closed and not undoing:
                 raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
-            if worker.abandoned:
+            if worker.abandoned and not undoing:
                 break
             time.sleep(PAUSES_SECONDS[attempt])
             try:

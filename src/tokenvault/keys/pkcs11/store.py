@@ -231,7 +231,7 @@ class Pkcs11KeyStore:
             )
         except KeyStoreError as error:
             failure = error
-        self._sessions.run(partial(self._sessions.withdraw, identity=identity))
+        self._sessions.run(partial(self._sessions.withdraw, identity=identity), undoing=True)
         raise failure
 
     def signer(self) -> ModuleSigner | None:
