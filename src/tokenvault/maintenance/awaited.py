@@ -54,8 +54,9 @@ async def add_key_version(
         store: the database.
         purpose: what the key is for.
         custody: of a version that is made; a change of custody is a rotation.
-        version: unset, the next version is made. Set, that one is taken as it is in the key store (an imported key),
-            or made if it is the next: so the call can be repeated.
+        version: unset, the next version is made; after a call that was cut short, perhaps another one. Set, that one
+            is taken as it is in the key store (an imported key), or made if it is the next: so the call can be
+            repeated.
         clock: the source of the time; unset, the machine's.
 
     Raises:

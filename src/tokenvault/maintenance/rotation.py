@@ -1,7 +1,8 @@
 """The life of a key version: readable, primary, retired, destroyed. Each step is safe beside running vaults.
 
-Every step can be taken again after it was cut short: what is done already is not done twice. The event of a step is
-written before the key table that carries it out, so that nothing changes without one.
+Every step can be taken again after it was cut short: what is done already is not done twice. A version to be made is
+named for that: a key in the key store that nobody named could be anyone's, so it is left alone and another one made.
+The event of a step is written before the key table that carries it out, so that nothing changes without one.
 """
 
 from __future__ import annotations
