@@ -30,7 +30,7 @@ import tokenvault as tv
 from tests.cancelling import CancelledAt
 from tests.test_journal import EVENT, NoKeys
 from tests.test_within import plain
-from tests.vaults import ONLINE, PROGRAMS, REQUESTORS, VISA, issue
+from tests.vaults import ONLINE, PROGRAMS, REQUESTORS, VISA, issue, open_vault
 from tests.vaults import use as transaction
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
@@ -42,6 +42,7 @@ from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.pool import BlockingPool
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.stores.sqlite import pool as sqlite_pool
+from tokenvault.stores.turns import in_turn
 from tokenvault.testing import a_record
 
 INSTRUCTIONS_MAX = 5_000
@@ -309,9 +310,9 @@ def test_use_of_a_sqlite_connection_interrupted_anywhere_loses_no_slot(
             pool.read(lambda _: None)
 
         def both() -> None:
-            for use in (pool.read, pool.write):
+            for call in (pool.read, pool.write):
                 try:
-                    use(task)
+                    call(task)
                 except TokenStoreError:
                     assert fails
 
@@ -408,8 +409,11 @@ COPYING = {
     "psycopg.connection",
     "psycopg.cursor",
     "psycopg.transaction",
+    "tokenvault.runtime",
     "tokenvault.stores.postgres.connection",
     "tokenvault.stores.postgres.store",
+    "tokenvault.stores.postgres.within",
+    "tokenvault.stores.turns",
 }
 
 
@@ -453,23 +457,73 @@ def test_a_batch_in_the_host_s_transaction_interrupted_anywhere_leaves_its_conne
         closing(psycopg.connect(plain(postgres_url))) as host,
     ):
         opened.provision()
-        store, numbers = cast("PostgresTokenStore", opened), count()
+        numbers = count()
+        host.execute("SELECT 1")  # begins its transaction
+        inside = cast("PostgresTokenStore", opened).within(host)
+
+        def insert() -> None:
+            assert inside.insert([a_record(next(numbers)) for _ in range(2)], []) == []
 
         def work() -> Callable[[], None]:
-            host.execute("SELECT 1")  # begins its transaction
-            inside = store.within(host)
-
-            def insert() -> None:
-                assert inside.insert([a_record(next(numbers)) for _ in range(2)], []) == []
-
+            host.execute("SELECT 1")
             return insert
 
         def check() -> None:
             host.rollback()
-            assert host.execute("SELECT 1").fetchone() == (1,)
+            host.execute("SELECT 1")
+            insert()
             host.rollback()
 
         assert at_every_instruction(work, check, COPYING, looked=True) > 20
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_call_in_the_host_s_transaction_interrupted_anywhere_loses_no_turn(
+    local_keys: KeyStore, postgres_url: str
+) -> None:
+    numbers = count()
+    with (
+        closing(tv.open_token_store(postgres_url)) as store,
+        closing(psycopg.connect(plain(postgres_url))) as host,
+    ):
+        tv.provision(local_keys, store)
+        with open_vault(local_keys, store) as vault:
+            token = issue(vault).token
+            host.execute("SELECT 1")
+            with vault.within(host) as inside:
+
+                def detokenize() -> None:
+                    inside.detokenize(token, transaction(next(numbers)))
+
+                modules = {"contextlib", "tokenvault.stores.turns", "tokenvault.vault.within"}
+                assert at_every_instruction(lambda: detokenize, detokenize, modules, looked=True) > 10
+            host.rollback()
+
+
+TURNS = {"contextlib", "tokenvault.runtime", "tokenvault.stores.turns"}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_turn_interrupted_anywhere_is_there_again_while_the_error_is_handled() -> None:
+    turn: list[None] = [None]
+
+    async def nothing() -> None:
+        return
+
+    def work() -> Callable[[], None]:
+        def use_it() -> None:
+            try:
+                run(in_turn(turn, nothing))
+            except InterruptedHere:
+                assert turn == [None]  # whoever tries again does so here
+                raise
+
+        return use_it
+
+    def check() -> None:
+        assert turn == [None]
+
+    assert at_every_instruction(work, check, TURNS, looked=True) > 10
 
 
 def test_a_batch_in_the_host_s_transaction_that_is_cancelled_anywhere_is_taken_back_and_its_connection_goes_on(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -23,7 +24,7 @@ from tokenvault.errors import ConfigurationError
 from tokenvault.model.domain import Domain
 from tokenvault.runtime import Runtime
 from tokenvault.stores.port import AsyncTokenStore, Fence
-from tokenvault.stores.turns import one_at_a_time
+from tokenvault.stores.turns import in_turn
 from tokenvault.vault.core import Core
 from tokenvault.vault.documents import Documents
 
@@ -88,8 +89,8 @@ class InnerTrail(Trail):
             )
         if isinstance(event, Event):
             self.touched.add(event.reference)
-        with one_at_a_time(self.turn):  # or another's number would be taken for one that was taken back
-            in_the_way = await super().write(event, seal, change)
+        # Or another's number would be taken for one that was taken back.
+        in_the_way = await in_turn(self.turn, partial(super().write, event, seal, change))
         if isinstance(event, Event) and event.action in _SEEN and not in_the_way:
             await self.outer.note(event._replace(use=None, revision=0, codes=(*event.codes, WITHIN)))
         return in_the_way

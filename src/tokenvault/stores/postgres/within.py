@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -22,7 +23,7 @@ from tokenvault.errors import ConfigurationError, InvalidInputError, TokenStoreE
 from tokenvault.stores.postgres import session
 from tokenvault.stores.postgres.address import PostgresAddress
 from tokenvault.stores.postgres.connection import BlockingConnection, Connection, LoopConnection
-from tokenvault.stores.turns import one_at_a_time
+from tokenvault.stores.turns import in_turn
 
 T = TypeVar("T")
 
@@ -68,16 +69,18 @@ class Held:
 
     async def use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run a piece of work in the host's transaction. Raises TokenStoreError where that is over."""
-        with one_at_a_time(self._turn):
-            if self.pid != os.getpid() or not self.in_transaction:
-                raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
-            if await _driver_connection(self._given) is not self._connection.connection:
-                raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
-            try:
-                return await work(self._connection)
-            except BaseException:
-                await self._connection.give_up()
-                raise
+        return await in_turn(self._turn, partial(self._use, work))
+
+    async def _use(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        if self.pid != os.getpid() or not self.in_transaction:
+            raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
+        if await _driver_connection(self._given) is not self._connection.connection:
+            raise TokenStoreError(_OVER, code="TRANSACTION_OVER")
+        try:
+            return await work(self._connection)
+        except BaseException:
+            await self._connection.give_up()
+            raise
 
     @property
     def in_transaction(self) -> bool:
