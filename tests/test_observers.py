@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 import tokenvault as tv
+from tests.test_interrupt_steps import at_every_instruction
 from tests.vaults import MASTERCARD, PROGRAMS, REQUESTORS, SHOP, VISA, issue, use
 from tokenvault.keys import KeyStore
 from tokenvault.observers import (
@@ -37,6 +38,7 @@ from tokenvault.runtime import run
 from tokenvault.stores import TokenStore
 from tokenvault.testing import FAIL, FaultSchedule, FaultyTokenStore
 from tokenvault.vault import observer as port
+from tokenvault.vault.observer import Deliveries
 
 
 @attrs.define
@@ -65,6 +67,13 @@ class Hanging:
 class Raising:
     def observe(self, event: object) -> None:
         raise ValueError(event)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -201,10 +210,100 @@ def test_events_are_gathered_and_closing_waits_for_no_more_of_them(
     assert notes.calls() == [("issue", "done", None)] * 5
 
 
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, TimeoutError])
+def test_whatever_an_observer_raises_it_is_told_of_the_next_event(raised: type[BaseException]) -> None:
+    told: list[Any] = []
+
+    class RaisingOnce:
+        def observe(self, event: object) -> None:
+            told.append(event)
+            if len(told) == 1:
+                raise raised
+
+    deliveries = Deliveries(RaisingOnce())
+    for attempts in range(3):
+        deliveries.put(ConflictMet(attempts=attempts))
+        wait_until(lambda: len(told) > attempts)  # noqa: B023 # called at once
+    deliveries.close()
+
+
+def test_an_observer_whose_thread_was_not_to_be_had_is_told_once_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notes = Notes()
+    deliveries = Deliveries(notes)
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        deliveries.put(ConflictMet(attempts=1))
+    deliveries.put(ConflictMet(attempts=2))
+    wait_until(lambda: len(notes.told) == 2)
+    deliveries.close()
+
+
+def test_what_waits_for_a_thread_is_told_when_the_vault_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    deliveries = Deliveries(notes)
+    with monkeypatch.context() as patched:
+        patched.setattr(port._Worker, "start", lambda _: None)
+        deliveries.put(ConflictMet(attempts=1))
+    deliveries.close()
+    assert notes.told == [ConflictMet(attempts=1)]
+
+
+# Of `threading` too: its own objects are written in Python, and an exception may leave their locks held.
+INTERRUPTED = {"contextlib", "threading", "tokenvault.runtime", "tokenvault.vault.observer"}
+
+
+def test_telling_that_is_interrupted_anywhere_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port, "GATHERING_SECONDS", 0.001)
+    kept: list[tuple[Notes, Deliveries]] = []
+
+    def work() -> Callable[[], None]:
+        notes = Notes()
+        kept[:] = [(notes, Deliveries(notes))]
+        return lambda: kept[0][1].put(ConflictMet(attempts=1))
+
+    def check() -> None:
+        notes, deliveries = kept[0]
+        for _ in range(3):
+            deliveries.put(ConflictMet(attempts=2))
+        wait_until(lambda: notes.told[-3:] == [ConflictMet(attempts=2)] * 3)
+        deliveries.close()
+
+    assert at_every_instruction(work, check, INTERRUPTED, looked=True) > 20
+
+
+def test_closing_that_is_interrupted_anywhere_is_done_by_closing_again() -> None:
+    kept: list[tuple[Notes, Deliveries]] = []
+
+    def work() -> Callable[[], None]:
+        notes = Notes()
+        deliveries = Deliveries(notes)
+        kept[:] = [(notes, deliveries)]
+        deliveries.put(ConflictMet(attempts=1))
+        time.sleep(0.002)  # its thread waits for more by now
+        return deliveries.close
+
+    def check() -> None:
+        notes, deliveries = kept[0]
+        closing = threading.Thread(target=deliveries.close, daemon=True)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+        wait_until(lambda: notes.told == [ConflictMet(attempts=1)])
+
+    assert at_every_instruction(work, check, INTERRUPTED, looked=True) > 5
+
+
 def test_without_an_observer_no_thread_is_started(local_keys: KeyStore, records: TokenStore) -> None:
+    before = set(threading.enumerate())
     with watched(local_keys, records, None) as vault:
         issue(vault)
-        assert "tokenvault-observer" not in {thread.name for thread in threading.enumerate()}
+        assert set(threading.enumerate()) <= before
         assert vault._ended is None
 
 

@@ -29,6 +29,7 @@ from tokenvault.errors import (
 )
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
+from tokenvault.runtime import put_result
 
 EVENTS_WAITING_MAX: Final = 1_024
 """Events that wait for a slow observer; further ones are dropped."""
@@ -125,32 +126,70 @@ class Observer(Protocol):
 
 
 class _Worker:
-    """The queue and the thread of one process."""
+    """The queue and the thread of one process.
+
+    No object here waits by a lock of Python's own making, as `threading.Event` does: an exception that strikes in one
+    leaves it held.
+
+    Attributes:
+        turn: to tell the observer; it is in the list unless a thread does.
+        waiting: the events, and who closes: a queue that gets an item once all before it are told.
+    """
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._closed: Final = threading.Event()
-        self.waiting: Final[queue.SimpleQueue[Observed | None]] = queue.SimpleQueue()
-        self.thread: Final = threading.Thread(target=self._work, name="tokenvault-observer", daemon=True)
+        self._closed: Final[queue.SimpleQueue[None]] = queue.SimpleQueue()
+        self.turn: Final[list[None]] = [None]
+        self.waiting: Final[queue.SimpleQueue[Observed | queue.SimpleQueue[None]]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Start a thread unless one is at work. One too many finds no turn, and ends."""
+        if self.turn:
+            with suppress(RuntimeError):  # no thread is to be had: what comes waits for the next try
+                threading.Thread(target=self._work, name="tokenvault-observer", daemon=True).start()
 
     def _work(self) -> None:
-        while (event := self.waiting.get()) is not None:
-            if self.waiting.empty():
-                self._closed.wait(GATHERING_SECONDS)
+        taken: list[None] = []
+        try:
+            with suppress(IndexError):
+                put_result(taken, self.turn.pop)
+            if taken:
+                self._tell()
+        finally:
+            self.turn.extend(taken)
+
+    def _tell(self) -> None:
+        closed = False
+        while True:
+            event = self.waiting.get()
+            if isinstance(event, queue.SimpleQueue):
+                event.put(None)
+                if self.waiting.empty():
+                    return
+                continue
             try:
+                if not closed and self.waiting.empty():
+                    with suppress(queue.Empty):
+                        self._closed.get(timeout=GATHERING_SECONDS)
+                        closed = True
                 self._observer.observe(event)
-            except Exception:  # noqa: BLE001, S112 # a watcher's trouble is not the vault's
+            except BaseException:  # noqa: BLE001, S112 # a watcher's trouble is not the vault's, whatever it raises
                 continue
 
     def close(self) -> None:
         """Let the observer take what waits, for at most CLOSING_SECONDS_MAX."""
-        self.waiting.put(None)
-        self._closed.set()
-        self.thread.join(CLOSING_SECONDS_MAX)
+        if self.turn and self.waiting.empty():
+            return
+        told: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.waiting.put(told)
+        self._closed.put(None)
+        self.start()
+        with suppress(queue.Empty):
+            told.get(timeout=CLOSING_SECONDS_MAX)
 
 
 class Deliveries:
-    """Hands events to an observer, from a thread that starts with the first one; a forked child has its own.
+    """Hands events to an observer, from a thread that an event starts where none is up; a forked child has its own.
 
     Attributes:
         dropped: events that found no place, about: threads that drop at once may count one.
@@ -163,11 +202,13 @@ class Deliveries:
 
     def put(self, event: Observed) -> None:
         """Hand an event on, or drop it. Waits for nothing."""
-        worker = self._workers.get(os.getpid()) or self._start()
+        pid = os.getpid()
+        worker = self._workers.get(pid) or self._workers.setdefault(pid, _Worker(self._observer))
         if worker.waiting.qsize() >= EVENTS_WAITING_MAX:
             self.dropped += 1
         else:
             worker.waiting.put(event)
+        worker.start()
 
     def call_ended(self, name: str, begun_ns: int, result: object, error: BaseException | None) -> None:
         """Tell of a call that began at a time of `time.perf_counter_ns`."""
@@ -193,16 +234,8 @@ class Deliveries:
     def close(self) -> None:
         """Let the observer take what waits, for at most CLOSING_SECONDS_MAX."""
         worker = self._workers.get(os.getpid())
-        if worker is not None and worker.thread.is_alive():
+        if worker is not None:
             worker.close()
-
-    def _start(self) -> _Worker:
-        new = _Worker(self._observer)
-        worker = self._workers.setdefault(os.getpid(), new)
-        if worker is new:
-            with suppress(RuntimeError):  # no thread is to be had: what comes waits, and is dropped
-                new.thread.start()
-        return worker
 
 
 def _outcome(error: BaseException | None) -> str:
