@@ -12,12 +12,14 @@ import asyncio
 import dis
 import functools
 import gc
+import json
 import queue
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import count
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, cast
 
@@ -35,6 +37,8 @@ from tests.vaults import use as transaction
 from tokenvault.audit.checkpoint import CheckpointPolicy
 from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.merkle import Tree
+from tokenvault.cli.feed_files import FeedFiles
+from tokenvault.cli.inputs import write_private
 from tokenvault.errors import TokenStoreError
 from tokenvault.keys import KeyStore
 from tokenvault.runtime import close_all, run
@@ -690,3 +694,48 @@ def test_a_lock_out_that_is_interrupted_anywhere_is_written_with_the_next_call(l
         assert not one.told(one.other, 1)
 
     assert at_every_instruction(work, check, GUARDING, looked=True) > 20
+
+
+# Files of the command.
+
+FILES = {"contextlib", "tempfile", "tokenvault.cli.feed_files", "tokenvault.cli.inputs", "tokenvault.runtime"}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the process ends
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_position_that_is_kept_and_interrupted_anywhere_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    kept, lines = tmp_path / "position", tmp_path / "lines"
+    files = FeedFiles(sys.stdout, lines, kept)
+    positions = count()
+
+    def check() -> None:
+        assert {path.name for path in tmp_path.iterdir()} == {"position", "lines"}
+        assert json.loads(kept.read_text()).keys() == {"to", "bytes", "position"}
+
+    assert (
+        at_every_instruction(lambda: lambda: files.save(str(next(positions))), check, FILES, looked=True) > 10
+    )
+    files.close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_new_file_interrupted_anywhere_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "anchor"
+
+    def check() -> None:
+        if not path.exists():
+            write_private(path, "text")
+        assert path.read_text() == "text"
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.unlink()
+
+    assert at_every_instruction(lambda: lambda: write_private(path, "text"), check, FILES, looked=True) > 10
+
+
+def test_a_file_that_is_there_is_neither_written_nor_removed(tmp_path: Path) -> None:
+    path = tmp_path / "anchor"
+    path.write_text("another")
+    with pytest.raises(tv.InvalidInputError, match="File exists"):
+        write_private(path, "text")
+    assert path.read_text() == "another"

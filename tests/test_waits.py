@@ -27,8 +27,8 @@ KNOWN = {
     "testing/token_store_isolation.py _Child.run waitpid": "the child answered and ends, or was killed",
 }
 
-# What Python's own library writes in Python around a lock. An exception of a signal's handler in there leaves it held,
-# and then also `set`, `put` and `release` wait for ever.
+# What Python's own library writes in Python around a lock. An exception of a signal's handler in there leaves it
+# held, and then also `set`, `put` and `release` wait for ever.
 LOCKED_IN_PYTHON = {
     "threading": {"Barrier", "BoundedSemaphore", "Condition", "Event", "Semaphore", "Timer"},
     "queue": {"LifoQueue", "PriorityQueue", "Queue"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from tokenvault.cli.commands import apps
 from tokenvault.cli.commands.options import Yes
 from tokenvault.cli.exits import NO
 from tokenvault.cli.feed_files import FeedFiles
-from tokenvault.cli.inputs import confirm, open_private, reason_of
+from tokenvault.cli.inputs import confirm, reason_of, write_private
 from tokenvault.cli.views import NOTHING, counted, facts, listing, verdict
 from tokenvault.errors import IntegrityError, InvalidInputError
 from tokenvault.stores import TokenStore
@@ -127,8 +126,7 @@ def anchor(
     if not report.intact:
         _show(session, report, {})
         raise typer.Exit(NO.code)
-    with os.fdopen(open_private(to), "w", encoding="ascii") as file:
-        file.write(f"{report.anchor()}\n")
+    write_private(to, f"{report.anchor()}\n")
     _show(session, report, {"anchor": str(to)})
 
 

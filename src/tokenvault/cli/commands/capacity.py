@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from tokenvault.cli.command import Session, command
 from tokenvault.cli.commands.apps import SET_UP, app
-from tokenvault.cli.inputs import open_private
+from tokenvault.cli.inputs import write_private
 from tokenvault.cli.pictures import draw
 from tokenvault.cli.views import NOTHING, listing
 from tokenvault.vault.capacity import Capacity
@@ -35,8 +34,7 @@ def capacity(
     fills = session.vault.capacity()
     if svg is not None:
         rows = [(each.program, each.issued, each.expected, each.space) for each in fills]
-        with os.fdopen(open_private(svg), "w", encoding="utf-8") as file:
-            file.write(draw(rows, DENSITY_MAX))
+        write_private(svg, draw(rows, DENSITY_MAX))
     table = listing(
         ("program", "issued", "expected", "", "", "reached", "a guess hits"),
         (
