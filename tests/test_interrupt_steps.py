@@ -13,9 +13,11 @@ import dis
 import functools
 import gc
 import json
+import os
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import count
@@ -42,6 +44,7 @@ from tokenvault.cli.inputs import write_private
 from tokenvault.errors import TokenStoreError
 from tokenvault.keys import KeyStore
 from tokenvault.runtime import close_all, run
+from tokenvault.stores.forks import Forkable, _Watch
 from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.pool import BlockingPool
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
@@ -405,6 +408,56 @@ def test_use_of_a_postgresql_connection_interrupted_anywhere_loses_no_slot(
         close_all(lost)  # by the interpreter, which collects what was just opened and nobody holds
 
     assert at_every_instruction(work, check, POOLS, looked=True) > 20
+
+
+class HoldingStill(Forkable):
+    """Knows whether it holds still."""
+
+    state = "parent"
+
+    def before_fork(self, seconds_max: float) -> None:
+        self.state = "still"
+
+    def after_fork_in_parent(self) -> None:
+        self.state = "parent"
+
+    def after_fork_in_child(self) -> None:
+        self.state = "child"
+
+
+@pytest.mark.parametrize("process", ["parent", "child"])
+def test_a_fork_whose_hooks_are_interrupted_anywhere_is_over_with_the_next_call(
+    process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = HoldingStill()
+    kept: list[_Watch] = []
+    own = os.getpid()
+
+    def work() -> Callable[[], None]:
+        watch = _Watch()
+        watch.items.add(weakref.ref(item))
+        kept[:], item.state = [watch], process
+        monkeypatch.setattr(os, "getpid", lambda: own)
+
+        def fork() -> None:
+            try:
+                watch.before()
+            finally:  # the fork goes on all the same
+                if process == "parent":
+                    watch.in_parent()
+                else:
+                    monkeypatch.setattr(os, "getpid", lambda: own + 1)
+                    watch.in_child()
+
+        return fork
+
+    def check() -> None:
+        kept[0].end_interrupted_hold()
+        assert item.state == process
+        assert kept[0].turn.qsize() == 1, "the next fork would wait for it"
+
+    modules = {"contextlib", "tokenvault.runtime", "tokenvault.stores.forks"}
+    assert at_every_instruction(work, check, modules, looked=True) > 20
 
 
 COPYING = {

@@ -42,27 +42,32 @@ class _Watch:
     """What holds still, and the fork under way: one at a time.
 
     Attributes:
-        turn: of the thread that forks; it is in `taken` meanwhile.
+        turn: of the thread that forks; it is in `taken` meanwhile, under the thread's ident.
         held: what holds still for it, until all of it went on.
+        pid: of the process that forks.
     """
 
     def __init__(self) -> None:
         self.items: Final[set[weakref.ref[Forkable]]] = set()
         self.installed = False
         self.held: list[Forkable] = []
-        self.thread = 0
+        self.thread = self.pid = 0
         self._new_turn()
 
     def _new_turn(self) -> None:
-        self.taken: list[None] = []
-        self.turn: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.turn.put(None)
+        turn: queue.SimpleQueue[None] = queue.SimpleQueue()
+        turn.put(None)
+        self.turn = turn
+        self.taken: dict[int, list[None]] = {}  # last: it tells that this is still to be done
 
     def before(self) -> None:
         self.end_interrupted_hold()
+        self.pid = os.getpid()
+        own = threading.get_ident()
+        taken = self.taken.setdefault(own, [])
         with suppress(queue.Empty):
-            put_result(self.taken, self.turn.get, True, HOLD_SECONDS_MAX)
-        self.thread = threading.get_ident()
+            put_result(taken, self.turn.get, True, HOLD_SECONDS_MAX)
+        self.thread = own
         self.held = [item for known in tuple(self.items) if (item := known()) is not None]
         for item in self.held:
             item.before_fork(HOLD_SECONDS_MAX)
@@ -71,18 +76,24 @@ class _Watch:
         for item in self.held:
             item.after_fork_in_parent()
         self.held = []
+        own = threading.get_ident()
         with suppress(IndexError):
-            give_all(self.taken, self.turn.put)
+            give_all(self.taken.get(own, []), self.turn.put)
+        self.taken.pop(own, None)
 
     def in_child(self) -> None:
-        held, self.held = self.held, []
-        for item in held:
+        for item in self.held:
             item.after_fork_in_child()
+        self.held = []
         self._new_turn()
 
     def end_interrupted_hold(self) -> None:
-        if self.held and self.thread == threading.get_ident():
-            self.in_parent()
+        own = threading.get_ident()
+        if (self.held and self.thread == own) or self.taken.get(own):
+            if self.pid == os.getpid():
+                self.in_parent()
+            else:
+                self.in_child()
 
 
 _watch, _last = _Watch(), _Watch()
