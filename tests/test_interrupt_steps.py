@@ -43,12 +43,15 @@ from tokenvault.cli.feed_files import FeedFiles
 from tokenvault.cli.inputs import write_private
 from tokenvault.errors import TokenStoreError
 from tokenvault.keys import KeyStore
+from tokenvault.keys.file import FileKeyStore
+from tokenvault.keys.port import Custody, KeyPurpose
 from tokenvault.runtime import close_all, run
 from tokenvault.stores.forks import Forkable, _Watch
 from tokenvault.stores.postgres.address import CONNECTIONS
 from tokenvault.stores.postgres.pool import BlockingPool
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.stores.sqlite import pool as sqlite_pool
+from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.stores.turns import in_turn
 from tokenvault.testing import a_record
 
@@ -751,6 +754,9 @@ def test_a_lock_out_that_is_interrupted_anywhere_is_written_with_the_next_call(l
 
 # Files of the command.
 
+
+# Files.
+
 FILES = {"contextlib", "tempfile", "tokenvault.cli.feed_files", "tokenvault.cli.inputs", "tokenvault.runtime"}
 
 
@@ -792,3 +798,39 @@ def test_a_file_that_is_there_is_neither_written_nor_removed(tmp_path: Path) -> 
     with pytest.raises(tv.InvalidInputError, match="File exists"):
         write_private(path, "text")
     assert path.read_text() == "another"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_key_file_whose_writing_is_interrupted_anywhere_is_whole_and_has_nothing_beside_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "passphrase").write_text("correct horse battery staple")
+    (tmp_path / "passphrase").chmod(0o600)
+    keys = FileKeyStore(f"file:{tmp_path}/keys.json?passphrase-source=file:{tmp_path}/passphrase")
+    keys.create(KeyPurpose.AUDIT, Custody.IN_PROCESS)
+    content, before = keys._read(), {path.name for path in tmp_path.iterdir()}
+
+    def check() -> None:
+        assert keys._read() == content
+        assert {path.name for path in tmp_path.iterdir()} == before
+
+    modules = {"contextlib", "tempfile", "tokenvault.keys.file", "tokenvault.runtime"}
+    assert at_every_instruction(lambda: lambda: keys._write(content), check, modules, looked=True) > 10
+
+
+def test_a_backup_that_is_interrupted_anywhere_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    with closing(tv.open_token_store(f"sqlite:///{tmp_path}/vault")) as opened:
+        opened.provision()
+        store = cast("SqliteTokenStore", opened)
+
+        def check() -> None:
+            if not path.exists():
+                store.backup(path)
+            with closing(tv.open_token_store(f"sqlite:///{path}")) as copy:
+                copy.check_schema()
+            for left in tmp_path.glob("backup*"):
+                left.unlink()
+
+        modules = {"contextlib", "tokenvault.runtime", "tokenvault.stores.sqlite.backup"}
+        assert at_every_instruction(lambda: lambda: store.backup(path), check, modules, looked=True) > 10

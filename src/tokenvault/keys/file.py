@@ -26,7 +26,6 @@ import fcntl
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +50,7 @@ from tokenvault.runtime import put_result
 T = TypeVar("T")
 
 FILE_BYTES_MAX: Final = 4 * 2**20
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 # scrypt (RFC 7914) with the parameters that the OWASP Password Storage Cheat Sheet recommends; takes 128 MiB.
 SCRYPT: Final = {"n": 2**17, "r": 8, "p": 1}
@@ -192,16 +192,20 @@ class FileKeyStore:
         text = serialize(content, self._aead(content.salt))
         folder = os.path.dirname(self._path)
         with _explained("written", "look at its folder"):
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".keys-", delete=False) as file:  # mode 0600
-                try:
+            new = os.path.join(folder, f".keys-{secrets.token_hex(8)}")
+            made: list[int] = []  # filled by one step (see `runtime`): no interrupt leaves the file behind
+            try:
+                put_result(made, os.open, new, _NEW, 0o600)
+                with os.fdopen(made[0], "wb") as file:
                     file.write(text)
                     file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(file.name, self._path)
-                except BaseException:
+                    os.fsync(made[0])
+                os.replace(new, self._path)
+            except BaseException:
+                if made:
                     with suppress(FileNotFoundError):  # it has its place already, and then an interrupt came
-                        os.unlink(file.name)
-                    raise
+                        os.unlink(new)
+                raise
             handle: list[int] = []
             try:
                 put_result(handle, os.open, folder, os.O_RDONLY)

@@ -13,7 +13,10 @@ from contextlib import closing, suppress
 from typing import Final
 
 from tokenvault.errors import InvalidInputError
+from tokenvault.runtime import put_result
 from tokenvault.stores.sqlite.file import Connection
+
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 PAGES: Final = 1_024
 """Copied at once: between two lots the process hears its signals."""
@@ -25,11 +28,15 @@ def back_up(source: Connection, path: str) -> None:
     Raises:
         InvalidInputError: there is a file already.
     """
+    made: list[int] = []  # filled by one step (see `runtime`): no interrupt leaves the file behind
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        raise InvalidInputError("there is a file already where the backup is to be: name another") from None
-    try:
+        try:
+            put_result(made, os.open, path, _NEW, 0o600)
+        except FileExistsError:
+            raise InvalidInputError(
+                "there is a file already where the backup is to be: name another"
+            ) from None
+        os.close(made[0])
         # One moment of the file, held until the copy is whole: else each write of others would begin it anew.
         source.run("BEGIN")
         source.run("SELECT count(*) FROM sqlite_schema")
@@ -39,7 +46,7 @@ def back_up(source: Connection, path: str) -> None:
         _flush(path)
         _flush(os.path.dirname(os.path.abspath(path)))
     except BaseException:
-        for name in (path, f"{path}-wal", f"{path}-shm", f"{path}-journal"):
+        for name in (path, f"{path}-wal", f"{path}-shm", f"{path}-journal") if made else ():
             with suppress(FileNotFoundError):
                 os.unlink(name)
         raise
