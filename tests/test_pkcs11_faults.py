@@ -509,6 +509,19 @@ def test_a_fork_whose_hook_was_interrupted_does_not_hold_the_module_for_ever(
     assert in_child(lambda: cipher.encrypt_blocks(block(1)) == before)
 
 
+def test_a_hold_for_a_fork_can_be_ended_by_another_thread(
+    store: Pkcs11KeyStore, cipher: BlockCipher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is of the thread that forked: the module's thread takes another one."""
+    before = cipher.encrypt_blocks(block(1))
+    monkeypatch.setattr(module_worker, "FORK_SECONDS_MAX", 0.05)
+    registry._held.before_fork(5)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(registry._held.after_fork_in_parent).result(30)
+        assert other.submit(cipher.encrypt_blocks, block(1)).result(30) == before
+    assert in_child(lambda: cipher.encrypt_blocks(block(1)) == before)
+
+
 STORE_AND_MODULE = """
 import os, sys
 from tokenvault.keys.pkcs11.registry import module_at

@@ -11,6 +11,7 @@ import os
 import threading
 from typing import Final
 
+from tokenvault.interrupts import ignoring
 from tokenvault.keys.pkcs11.module import Module
 from tokenvault.stores.forks import Forkable, hold_still_at_forks
 
@@ -40,7 +41,8 @@ class _HeldAtForks(Forkable):
     def after_fork_in_parent(self) -> None:
         """Let the calls go on."""
         while self._locks:
-            self._locks.pop().release()
+            with ignoring(RuntimeError):  # of another thread, which forked: the worker takes another lock
+                self._locks.pop().release()
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's modules alone."""
