@@ -47,8 +47,8 @@ from tokenvault.keys.file import FileKeyStore
 from tokenvault.keys.port import Custody, KeyPurpose
 from tokenvault.runtime import close_all, run
 from tokenvault.stores.forks import Forkable, _Watch
-from tokenvault.stores.postgres.address import CONNECTIONS
-from tokenvault.stores.postgres.pool import BlockingPool
+from tokenvault.stores.postgres.address import CONNECTIONS, WAIT_SECONDS
+from tokenvault.stores.postgres.pool import BlockingPool, LoopPool
 from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTokenStore
 from tokenvault.stores.sqlite import pool as sqlite_pool
 from tokenvault.stores.sqlite.store import SqliteTokenStore
@@ -461,6 +461,46 @@ def test_a_fork_whose_hooks_are_interrupted_anywhere_is_over_with_the_next_call(
 
     modules = {"contextlib", "tokenvault.runtime", "tokenvault.stores.forks"}
     assert at_every_instruction(work, check, modules, looked=True) > 20
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("connections", [1, 3], ids=["one after the other", "at once"])
+def test_use_of_a_postgresql_connection_by_tasks_interrupted_anywhere_loses_no_slot(
+    connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenvault.stores.postgres.pool._usable", lambda _: True)
+    monkeypatch.setattr("tokenvault.stores.postgres.pool._UNCALLED_SECONDS", 0.001)
+    everything: list[FakeConnection] = []
+    kept: list[LoopPool] = []
+    ended: list[BaseException | None] = []
+
+    async def opening() -> Any:
+        return FakeConnection(everything)
+
+    async def task(_: object) -> None:
+        await asyncio.sleep(0)
+
+    async def opened() -> None:
+        kept[:] = [LoopPool(opening, connections, WAIT_SECONDS)]
+
+    async def by_three_tasks() -> None:
+        ended[:] = await asyncio.gather(*(kept[0].use(task) for _ in range(3)), return_exceptions=True)
+
+    with asyncio.Runner() as runner:
+
+        def work() -> Callable[[], None]:
+            runner.run(opened())
+            return lambda: runner.run(by_three_tasks())
+
+        def check() -> None:
+            assert [type(each) for each in ended if each is not None] in ([], [InterruptedHere])
+            assert len(kept[0]._free) == connections
+            runner.run(by_three_tasks())
+            assert ended == [None] * 3
+            kept[0].close()
+            assert kept[0].open_count == 0
+
+        assert at_every_instruction(work, check, POOLS, looked=True) > 20
 
 
 COPYING = {

@@ -18,7 +18,6 @@ KNOWN = {
     "vault/observer.py _Worker._tell get": "the observer's thread, which waits for something to do",
     "vault/key_versions.py KeyVersions._use with _lock": "held for two assignments; a forked child has its own",
     "runtime.py LoopRuntime.ask result": "of a task that is done",
-    "stores/postgres/pool.py LoopPool._take acquire": "once where it is free, once within `asyncio.timeout`",
     "runtime.py Workers.call wait": "for a function that has begun: what it waits for has a bound",
     "testing/faults.py FaultSchedule.set with _lock": "held for two assignments",
     "testing/faults.py FaultSchedule.__call__ with _lock": "held for one step of a list, which the caller gave",

@@ -12,8 +12,9 @@ import os
 import queue
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Final, TypeAlias, TypeVar
 
 import psycopg
@@ -34,6 +35,9 @@ LOOKED_AT_SECONDS: Final = 0.001
 
 AGE_SECONDS_MAX: Final = 3_600.0
 """A connection is closed after so long: addresses, certificates and passwords change."""
+
+_UNCALLED_SECONDS: Final = 0.1
+"""How often a task that waits looks for itself: whoever should have called it may have been interrupted."""
 
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
 _OTHER_LOOP: Final = (
@@ -94,6 +98,7 @@ class Pool(ABC):
         finally:
             if taken:
                 self._give(taken[0])
+                self._call_next()
 
     async def _use(self, slot: Slot, work: Callable[[Connection], Awaitable[T]]) -> T:
         if slot:
@@ -143,7 +148,11 @@ class Pool(ABC):
         """Put a free slot into a list. Raises TokenStoreError where none came free in time."""
 
     _give: Callable[[Slot], None]
-    """Lets another caller have a slot."""
+    """Puts a slot among the free ones."""
+
+    @abstractmethod
+    def _call_next(self) -> None:
+        """Tell who waits that a slot is free."""
 
     @abstractmethod
     def _sweep(self) -> None:
@@ -218,6 +227,9 @@ class BlockingPool(Pool):
         except queue.Empty:
             raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED") from None
 
+    def _call_next(self) -> None:
+        """Nothing: the queue does."""
+
     def _sweep(self) -> None:
         for _ in range(self._free.qsize()):
             taken: list[Slot] = []
@@ -237,9 +249,9 @@ class LoopPool(Pool):
         self, open_connection: Opening, connections: int = CONNECTIONS, wait_seconds: float = WAIT_SECONDS
     ) -> None:
         super().__init__(open_connection, connections, wait_seconds)
-        self._semaphore: Final = asyncio.Semaphore(connections)
         self._free: Final = list(self._slots)
-        self._give = self._give_back
+        self._waiting: Final[dict[asyncio.Future[None], None]] = {}  # first come, first served
+        self._give = self._free.append
         self._loop: Final = asyncio.get_running_loop()
 
     def is_over(self) -> bool:
@@ -251,19 +263,32 @@ class LoopPool(Pool):
         raise TokenStoreError(_OTHER_LOOP, code="STORE_OTHER_LOOP")
 
     async def _take(self, taken: list[Slot]) -> None:
-        if not self._semaphore.locked():  # at once; a timer would take a fourth of the time of a look-up
-            await self._semaphore.acquire()
-        else:
-            try:
-                async with asyncio.timeout(self._wait_seconds):
-                    await self._semaphore.acquire()
-            except TimeoutError:
-                raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED") from None
-        put_result(taken, self._free.pop)
+        if self._free and not self._waiting:
+            put_result(taken, self._free.pop)
+            return
+        until = time.monotonic() + self._wait_seconds
+        called = self._loop.create_future()
+        try:
+            self._waiting[called] = None
+            while called not in self._next():
+                left_seconds = until - time.monotonic()
+                if left_seconds <= 0:
+                    raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED")
+                # Not `asyncio.timeout`: a time limit of the application may be a TimeoutError as well.
+                await asyncio.wait((called,), timeout=min(left_seconds, _UNCALLED_SECONDS))
+            put_result(taken, self._free.pop)
+        finally:
+            self._waiting.pop(called, None)
+            self._call_next()  # who was called and goes without a slot leaves it to another
 
-    def _give_back(self, slot: Slot) -> None:
-        self._free.append(slot)
-        self._semaphore.release()
+    def _next(self) -> Iterable[asyncio.Future[None]]:
+        """Those who wait and whose turn it is: as many of the first as there are free slots."""
+        return islice(self._waiting, len(self._free))
+
+    def _call_next(self) -> None:
+        for called in self._next():
+            if not called.done():
+                called.set_result(None)
 
     def _sweep(self) -> None:
         for slot in self._free:
