@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import queue
+import sqlite3
 import sys
 import threading
 import weakref
@@ -53,7 +54,7 @@ from tokenvault.stores.postgres.store import AsyncPostgresTokenStore, PostgresTo
 from tokenvault.stores.sqlite import pool as sqlite_pool
 from tokenvault.stores.sqlite.store import SqliteTokenStore
 from tokenvault.stores.turns import in_turn
-from tokenvault.testing import a_record
+from tokenvault.testing import a_record, an_event
 
 INSTRUCTIONS_MAX = 5_000
 
@@ -501,6 +502,36 @@ def test_use_of_a_postgresql_connection_by_tasks_interrupted_anywhere_loses_no_s
             assert kept[0].open_count == 0
 
         assert at_every_instruction(work, check, POOLS, looked=True) > 20
+
+
+SQLITE = {
+    *POOLS,
+    "tokenvault.stores.sqlite.file",
+    "tokenvault.stores.sqlite.store",
+    "tokenvault.stores.sqlite.writes",
+}
+
+
+def test_a_sqlite_write_that_fails_and_is_interrupted_anywhere_locks_out_no_other_process(
+    tmp_path: Path,
+) -> None:
+    path, event = tmp_path / "vault.db", an_event(1)
+    with (
+        closing(SqliteTokenStore(path)) as store,
+        closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other,
+    ):
+        store.provision()
+        store.append([event])
+
+        def twice_the_same() -> None:
+            with suppress(TokenStoreError):
+                store.append([event])
+
+        def check() -> None:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+
+        assert at_every_instruction(lambda: twice_the_same, check, SQLITE, looked=True) > 20
 
 
 COPYING = {

@@ -163,9 +163,18 @@ class SqliteTokenStore(TokenStoreBase, Forkable):
         """Do work in a transaction; undo it where it refuses tokens, or fails."""
 
         def transaction(connection: Connection) -> list[str]:
-            connection.run("BEGIN IMMEDIATE")
-            refused = work(connection)
-            connection.run("ROLLBACK" if refused else "COMMIT")
+            try:
+                connection.run("BEGIN IMMEDIATE")
+                refused = work(connection)
+                connection.run("ROLLBACK" if refused else "COMMIT")
+            except BaseException:
+                # By one step (see `runtime`), the first: an interrupt may come before the pool closes the connection,
+                # and other processes could not write then before this one does.
+                try:  # noqa: SIM105 # a context manager is a call before it
+                    connection.rollback()
+                except sqlite3.Error:
+                    pass
+                raise
             return refused
 
         return self._write(transaction)
