@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.interrupts import TimeLimitError
 from tokenvault import interrupts
+from tokenvault.audit.archive import HEADER, ArchiveFile, ArchiveReader
 from tokenvault.keys.pkcs11.host_lock import host_lock
 
 
@@ -20,12 +23,26 @@ def locked(path: str) -> None:
         pass
 
 
+def archived(path: str) -> None:
+    with closing(ArchiveFile(Path(path))) as archive:
+        assert list(archive.events()) == []
+        archive.append([])
+
+
+def read(path: str) -> None:
+    ArchiveReader(Path(path)).close()
+
+
 LOOKS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "real_path": (interrupts.real_path, "os", "lstat"),
     "exists": (interrupts.exists, "os", "stat"),
     "is_file": (interrupts.is_file, "os", "stat"),
     "host_lock opening": (locked, "os", "open"),
     "host_lock locking": (locked, "fcntl", "flock"),
+    "archive opening": (archived, "os", "open"),
+    "archive locking": (archived, "fcntl", "flock"),
+    "archive flushing": (archived, "os", "fsync"),
+    "archive opening to read": (read, "io", "open"),
 }
 
 
@@ -36,12 +53,14 @@ def test_a_time_limit_comes_out_of_every_look_at_a_path_and_no_handle_is_left(
 ) -> None:
     call, module, name = LOOKS[look]
     path = tmp_path / "file"
-    path.write_text("")
+    path.write_bytes(HEADER)
     real = getattr(__import__(module), name)
 
     strikes = [signal.SIGUSR1]
 
     def struck(*arguments: Any, **named: Any) -> Any:
+        if strikes and "opening" in look:  # behind it, the handle would be lost in this function
+            signal.raise_signal(strikes.pop())
         result = real(*arguments, **named)
         if strikes:
             signal.raise_signal(strikes.pop())
@@ -52,9 +71,25 @@ def test_a_time_limit_comes_out_of_every_look_at_a_path_and_no_handle_is_left(
         patched.setattr(f"{module}.{name}", struck)
         with pytest.raises(TimeLimitError):
             call(str(path))
-    if look != "host_lock opening":  # there the handle is lost in the test's own function
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) == before
     call(str(path))
+
+
+@pytest.mark.usefixtures("limit")
+def test_a_time_limit_comes_out_of_closing_an_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Struck(io.BytesIO):
+        def close(self) -> None:
+            super().close()
+            signal.raise_signal(signal.SIGUSR1)
+
+    archive = ArchiveFile(tmp_path / "archive")
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "_file", Struck())
+        with pytest.raises(TimeLimitError):
+            archive.close()
+    archive.close()
 
 
 def test_paths_are_told_as_os_path_tells_them(tmp_path: Path) -> None:

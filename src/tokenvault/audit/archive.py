@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from tokenvault.errors import IntegrityError, InvalidInputError
+from tokenvault.interrupts import ignoring, is_interrupt
 from tokenvault.stores import checks
 from tokenvault.stores.port import SealedEvent
 
@@ -126,6 +127,8 @@ class ArchiveFile:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._file: Final = os.fdopen(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "r+b")
         except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise _refused(error) from None
         try:
             self._begin(path)
@@ -136,7 +139,9 @@ class ArchiveFile:
     def _begin(self, path: Path) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if is_interrupt(error):
+                raise
             raise InvalidInputError("another process writes the archive") from None
         begun = self._file.read(len(HEADER))
         if begun != HEADER and HEADER.startswith(begun):  # new, or killed as it was made
@@ -172,11 +177,13 @@ class ArchiveFile:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise _refused(error) from None
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(OSError):  # what was appended is on the disk; what found no room there is tried again
+        with ignoring(OSError):  # what was appended is on the disk; what found no room there is tried again
             self._file.close()
 
 
@@ -188,6 +195,8 @@ class ArchiveReader:
         try:
             self._file: Final = path.open("rb")
         except OSError as error:
+            if is_interrupt(error):  # a time limit may be a TimeoutError
+                raise
             raise _refused(error) from None
         try:
             for event, place in _lines(self._file):
