@@ -7,14 +7,17 @@ with what the child had committed to it.
 
 Python runs these hooks in `os.fork`, and so for multiprocessing and preforking servers in Python. An exception in
 them, of a signal's handler that raises, ends a hook but not the fork. So whatever a hook does may be done twice, and
-a hold that outlived its fork is ended by the next call of the thread that forked: `end_interrupted_hold`.
+a hold that outlived its fork is ended by the next call of the thread that forked, or of any thread once no fork
+takes so long: `end_interrupted_hold`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
+import time
 import weakref
 from contextlib import suppress
 from typing import Final
@@ -23,6 +26,9 @@ from tokenvault.runtime import give_all, put_result
 
 HOLD_SECONDS_MAX: Final = 60.0
 """How long a fork waits for calls under way. Past that it goes on; the child then refuses the store."""
+
+FORK_SECONDS_MAX: Final = 20.0
+"""How long the fork itself may take, once all holds still: past that, an interrupt has ended the hook behind it."""
 
 
 class Forkable:
@@ -42,9 +48,11 @@ class _Watch:
     """What holds still, and the fork under way: one at a time.
 
     Attributes:
-        turn: of the thread that forks; it is in `taken` meanwhile, under the thread's ident.
+        turn: of the thread that forks; it is in that thread's list in `taken` meanwhile.
         held: what holds still for it, until all of it went on.
+        thread: for which it does.
         pid: of the process that forks.
+        until: when the fork is over at the latest, in seconds of the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -52,6 +60,7 @@ class _Watch:
         self.installed = False
         self.held: list[Forkable] = []
         self.thread = self.pid = 0
+        self.until = math.inf
         self._new_turn()
 
     def _new_turn(self) -> None:
@@ -63,23 +72,27 @@ class _Watch:
     def before(self) -> None:
         self.end_interrupted_hold()
         self.pid = os.getpid()
-        own = threading.get_ident()
-        taken = self.taken.setdefault(own, [])
+        thread = threading.get_ident()
         with suppress(queue.Empty):
-            put_result(taken, self.turn.get, True, HOLD_SECONDS_MAX)
-        self.thread = own
+            put_result(self.taken.setdefault(thread, []), self.turn.get, True, HOLD_SECONDS_MAX)
+        self.thread, self.until = thread, math.inf
         self.held = [item for known in tuple(self.items) if (item := known()) is not None]
-        for item in self.held:
-            item.before_fork(HOLD_SECONDS_MAX)
+        try:
+            for item in self.held:
+                item.before_fork(HOLD_SECONDS_MAX)
+        finally:
+            self.until = time.monotonic() + FORK_SECONDS_MAX
 
     def in_parent(self) -> None:
+        self._end(threading.get_ident())
+
+    def _end(self, thread: int) -> None:
         for item in self.held:
             item.after_fork_in_parent()
         self.held = []
-        own = threading.get_ident()
         with suppress(IndexError):
-            give_all(self.taken.get(own, []), self.turn.put)
-        self.taken.pop(own, None)
+            give_all(self.taken.get(thread, []), self.turn.put)
+        self.taken.pop(thread, None)
 
     def in_child(self) -> None:
         for item in self.held:
@@ -88,12 +101,16 @@ class _Watch:
         self._new_turn()
 
     def end_interrupted_hold(self) -> None:
+        if not self.held and not self.taken:
+            return
         own = threading.get_ident()
-        if (self.held and self.thread == own) or self.taken.get(own):
-            if self.pid == os.getpid():
-                self.in_parent()
-            else:
-                self.in_child()
+        is_own = self.thread == own if self.held else bool(self.taken.get(own))
+        if not is_own and not (self.held and time.monotonic() > self.until):
+            return
+        if self.pid != os.getpid():
+            self.in_child()
+        else:
+            self._end(own if is_own else self.thread)
 
 
 _watch, _last = _Watch(), _Watch()
@@ -101,7 +118,7 @@ _watch, _last = _Watch(), _Watch()
 
 
 def end_interrupted_hold() -> None:
-    """Let what this thread held still for a fork go on, where the hook that does it was interrupted."""
+    """Let what was held still for a fork go on, where the hook that does it was interrupted."""
     for watch in (_last, _watch):
         watch.end_interrupted_hold()
 

@@ -20,6 +20,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from tokenvault.errors import TokenStoreError
 from tokenvault.runtime import close_all, give_all, put_result
+from tokenvault.stores.forks import end_interrupted_hold
 from tokenvault.stores.guard import CLOSED
 from tokenvault.stores.sqlite.file import BUSY, Connection
 
@@ -73,6 +74,7 @@ class _Slots:
         until = time.monotonic() + seconds_max
         while self._shut and time.monotonic() < until:
             time.sleep(_SHUT_SECONDS)
+            end_interrupted_hold()
         taken: list[Slot] = []
         try:
             try:
