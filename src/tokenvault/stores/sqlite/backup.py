@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, suppress
+import stat
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from tokenvault.errors import InvalidInputError
@@ -28,33 +30,48 @@ def back_up(source: Connection, path: str) -> None:
     Raises:
         InvalidInputError: there is a file already.
     """
-    made: list[int] = []  # filled by one step (see `runtime`): no interrupt leaves the file behind
+    made: list[int] = []  # the handle, from when the file is ours
+    closed: list[None] = []
     try:
         try:
-            put_result(made, os.open, path, _NEW, 0o600)
+            put_result(made, os.open, path, _NEW, stat.S_IRUSR | stat.S_IWUSR)
         except FileExistsError:
             raise InvalidInputError(
                 "there is a file already where the backup is to be: name another"
             ) from None
-        os.close(made[0])
+        put_result(closed, os.close, made[0])
         # One moment of the file, held until the copy is whole: else each write of others would begin it anew.
         source.run("BEGIN")
         source.run("SELECT count(*) FROM sqlite_schema")
-        with closing(sqlite3.connect(path, isolation_level=None)) as target:
-            source.backup(target, pages=PAGES, sleep=0)
+        _copy(source, path)
         source.run("ROLLBACK")
         _flush(path)
         _flush(os.path.dirname(os.path.abspath(path)))
     except BaseException:
-        for name in (path, f"{path}-wal", f"{path}-shm", f"{path}-journal") if made else ():
-            with suppress(FileNotFoundError):
-                os.unlink(name)
+        if made and not closed:
+            os.close(made[0])
+        if made:
+            for name in (path, f"{path}-wal", f"{path}-shm", f"{path}-journal"):
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
         raise
 
 
-def _flush(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _copy(source: Connection, path: str) -> None:
+    target: list[sqlite3.Connection] = []
     try:
-        os.fsync(handle)
+        put_result(target, partial(sqlite3.Connection, path, isolation_level=None))
+        source.backup(target[0], pages=PAGES, sleep=0)
     finally:
-        os.close(handle)
+        if target:
+            target[0].close()
+
+
+def _flush(path: str) -> None:
+    handle: list[int] = []
+    try:
+        put_result(handle, os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(handle[0])
+    finally:
+        if handle:
+            os.close(handle[0])
