@@ -19,7 +19,7 @@ import sqlite3
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -42,7 +42,7 @@ from tokenvault.audit.journal import Entry, Journal
 from tokenvault.audit.merkle import Tree
 from tokenvault.cli.feed_files import FeedFiles
 from tokenvault.cli.inputs import write_private
-from tokenvault.errors import TokenStoreError
+from tokenvault.errors import InvalidInputError, TokenStoreError, iterator_boundary
 from tokenvault.keys import KeyStore
 from tokenvault.keys.file import FileKeyStore
 from tokenvault.keys.port import Custody, KeyPurpose
@@ -557,6 +557,33 @@ def test_a_backup_that_is_interrupted_anywhere_leaves_no_file_and_no_handle(tmp_
             > 10
         )
         assert backup.exists()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2], ids=lambda taken: f"after {taken}")
+def test_an_iteration_that_is_interrupted_anywhere_and_goes_on_misses_nothing_and_does_not_end_early(
+    taken: int,
+) -> None:
+    @iterator_boundary
+    def lines() -> Generator[int, None, None]:
+        yield from range(3)
+
+    got: list[int] = []
+    kept: list[Iterator[int]] = []
+
+    def work() -> Callable[[], None]:
+        kept[:] = [lines()]
+        got[:] = [next(kept[0]) for _ in range(taken)]
+        return lambda: got.extend(kept[0])
+
+    def check() -> None:
+        try:
+            rest = list(kept[0])
+        except InvalidInputError:
+            return
+        assert got + rest == [0, 1, 2]
+
+    modules = {"tokenvault.errors", __name__}
+    assert at_every_instruction(work, check, modules, looked=True) > 5
 
 
 COPYING = {

@@ -27,6 +27,9 @@ B_co = TypeVar("B_co", covariant=True)
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[^0-9A-Za-z]?[0-9]){12,}")
 _ARGUMENT: Final = re.compile("[A-Za-z_]{1,40}[0-9]?")
 _END: Final = object()
+_FAILED_BEFORE: Final = (
+    "this iterator failed before, and what it was about to give may be lost: begin another"
+)
 _OF_HANDLER: Final = "_raised_by_signal_handler"
 
 
@@ -225,12 +228,17 @@ def iterator_boundary(
 class _BoundedIterator(Generator[T, None, None]):
     def __init__(self, source: Generator[T, None, None]) -> None:
         self._source = source
+        self._failed = False
 
-    def send(self, _value: None) -> T:
+    def __next__(self) -> T:
         item = self._step()
+        self._failed = False
         if item is _END:
             raise StopIteration
         return item  # type: ignore[return-value] # the source's, not the mark of its end
+
+    def send(self, _value: None) -> T:
+        return next(self)
 
     def throw(self, *error: Any) -> NoReturn:
         """End the source. Raises the error, or what ending it raises."""
@@ -243,6 +251,9 @@ class _BoundedIterator(Generator[T, None, None]):
 
     @boundary
     def _step(self) -> T | object:
+        if self._failed:
+            raise InvalidInputError(_FAILED_BEFORE)
+        self._failed = True  # until its caller has the item: an interrupt may lose that, or end the source
         return next(self._source, _END)
 
 
