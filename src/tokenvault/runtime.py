@@ -205,7 +205,7 @@ class BlockingRuntime:
             threading.Thread(target=work, name="tokenvault-ask", daemon=True).start()
         except BaseException as error:
             under_way.discard(mark)
-            if isinstance(error, RuntimeError):  # no thread is to be had
+            if isinstance(error, RuntimeError) and not is_interrupt(error):  # no thread is to be had
                 return ()
             raise
         with contextlib.suppress(queue.Empty):
