@@ -94,3 +94,33 @@ def test_a_call_that_waits_for_a_fork_ends_its_hold_once_that_is_too_long(
         store.provision()
         watch.before()  # and the hook behind the fork was interrupted
         assert other.submit(store.streams).result(timeout=SECONDS_MAX) == []
+
+
+def test_a_turn_that_went_with_its_thread_is_waited_for_once(
+    watch: forks._Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "HOLD_SECONDS_MAX", 0.05)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(watch.before).result()  # it holds nothing, and its thread ends
+    fork(watch)
+    assert watch.turn.qsize() == 1
+
+
+def test_what_holds_still_last_does_so_once_all_else_does_and_goes_on_first(watch: forks._Watch) -> None:
+    told: list[str] = []
+
+    class Item(forks.Forkable):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def before_fork(self, seconds_max: float) -> None:
+            told.append(f"{self.name} holds")
+
+        def after_fork_in_parent(self) -> None:
+            told.append(f"{self.name} goes on")
+
+    module, store = Item("module"), Item("store")
+    forks.hold_still_at_forks(module, last=True)
+    forks.hold_still_at_forks(store)
+    fork(watch)
+    assert told == ["store holds", "module holds", "module goes on", "store goes on"]

@@ -48,6 +48,8 @@ class _Watch:
     """What holds still, and the fork under way: one at a time.
 
     Attributes:
+        items: what holds still at once.
+        last: what does so once all of that does.
         turn: of the thread that forks; it is in that thread's list in `taken` meanwhile.
         held: what holds still for it, until all of it went on.
         thread: for which it does.
@@ -57,6 +59,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.items: Final[set[weakref.ref[Forkable]]] = set()
+        self.last: Final[set[weakref.ref[Forkable]]] = set()
         self.installed = False
         self.held: list[Forkable] = []
         self.thread = self.pid = 0
@@ -73,10 +76,13 @@ class _Watch:
         self.end_interrupted_hold()
         self.pid = os.getpid()
         thread = threading.get_ident()
-        with suppress(queue.Empty):
+        try:
             put_result(self.taken.setdefault(thread, []), self.turn.get, True, HOLD_SECONDS_MAX)
+        except queue.Empty:  # of a thread that was interrupted and has ended: no other fork waits for it
+            self._new_turn()
         self.thread, self.until = thread, math.inf
-        self.held = [item for known in tuple(self.items) if (item := known()) is not None]
+        known = (*self.items, *self.last)
+        self.held = [item for reference in known if (item := reference()) is not None]
         try:
             for item in self.held:
                 item.before_fork(HOLD_SECONDS_MAX)
@@ -87,7 +93,7 @@ class _Watch:
         self._end(threading.get_ident())
 
     def _end(self, thread: int) -> None:
-        for item in self.held:
+        for item in reversed(self.held):
             item.after_fork_in_parent()
         self.held = []
         with suppress(IndexError):
@@ -113,14 +119,12 @@ class _Watch:
             self._end(own if is_own else self.thread)
 
 
-_watch, _last = _Watch(), _Watch()
-"""Of what holds still at once, and of what holds still once all of that does."""
+_watch = _Watch()
 
 
 def end_interrupted_hold() -> None:
     """Let what was held still for a fork go on, where the hook that does it was interrupted."""
-    for watch in (_last, _watch):
-        watch.end_interrupted_hold()
+    _watch.end_interrupted_hold()
 
 
 def hold_still_at_forks(item: Forkable, *, last: bool = False) -> None:
@@ -130,11 +134,10 @@ def hold_still_at_forks(item: Forkable, *, last: bool = False) -> None:
         item: what holds still.
         last: whether it does so only once all others do, as it may not wait as long as they.
     """
-    items = _last.items if last else _watch.items
+    items = _watch.last if last else _watch.items
     items.add(weakref.ref(item, items.discard))
     if not _watch.installed and hasattr(os, "register_at_fork"):
-        for watch in (_last, _watch):  # hooks before a fork run in the reverse order
-            os.register_at_fork(
-                before=watch.before, after_in_parent=watch.in_parent, after_in_child=watch.in_child
-            )
+        os.register_at_fork(
+            before=_watch.before, after_in_parent=_watch.in_parent, after_in_child=_watch.in_child
+        )
         _watch.installed = True  # after it: hooks that run twice do no harm
