@@ -37,7 +37,7 @@ AGE_SECONDS_MAX: Final = 3_600.0
 """A connection is closed after so long: addresses, certificates and passwords change."""
 
 _UNCALLED_SECONDS: Final = 0.1
-"""How often a task that waits looks for itself: whoever should have called it may have been interrupted."""
+"""How often one of the tasks that wait looks for itself: who should have called it may have been interrupted."""
 
 _STALLED: Final = "no database connection came free in time; the process reads and writes more than it can"
 _OTHER_LOOP: Final = (
@@ -274,8 +274,9 @@ class LoopPool(Pool):
                 left_seconds = until - time.monotonic()
                 if left_seconds <= 0:
                     raise TokenStoreError(_STALLED, code="STORE_POOL_EXHAUSTED")
+                pause = _UNCALLED_SECONDS * (1 + len(self._waiting) // len(self._slots))
                 # Not `asyncio.timeout`: a time limit of the application may be a TimeoutError as well.
-                await asyncio.wait((called,), timeout=min(left_seconds, _UNCALLED_SECONDS))
+                await asyncio.wait((called,), timeout=min(left_seconds, pause))
             put_result(taken, self._free.pop)
         finally:
             self._waiting.pop(called, None)
