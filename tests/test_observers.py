@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -252,6 +253,52 @@ def test_what_waits_for_a_thread_is_told_when_the_vault_closes(monkeypatch: pyte
         deliveries.put(ConflictMet(attempts=1))
     deliveries.close()
     assert notes.told == [ConflictMet(attempts=1)]
+
+
+class Overtaken(list[None]):
+    """The turn of a worker, which is given back just after another event was put."""
+
+    def __init__(self, deliveries: Deliveries) -> None:
+        super().__init__([None])
+        self._late: list[Callable[[], None]] = [lambda: deliveries.put(ConflictMet(attempts=2))]
+
+    def extend(self, taken: Iterable[None]) -> None:
+        while self._late:
+            self._late.pop()()
+        super().extend(taken)
+
+
+def test_an_event_that_comes_while_the_thread_ends_is_told() -> None:
+    notes = Notes()
+    deliveries = Deliveries(notes)
+    deliveries._workers[os.getpid()] = worker = port._Worker(notes)
+    vars(worker)["turn"] = Overtaken(deliveries)
+    deliveries.put(ConflictMet(attempts=1))
+    deliveries.close()
+    wait_until(lambda: len(notes.told) == 2)
+
+
+class SoftLimitError(RuntimeError):
+    """As a task queue may raise one in its signal's handler."""
+
+
+def test_a_time_limit_that_is_a_runtime_error_comes_out_of_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(_number: int, _frame: object) -> None:
+        raise SoftLimitError
+
+    real, former = threading.Thread.start, signal.signal(signal.SIGUSR1, handler)
+
+    def struck(thread: threading.Thread) -> None:
+        real(thread)
+        signal.raise_signal(signal.SIGUSR1)
+
+    deliveries = Deliveries(Notes())
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", struck)
+        with pytest.raises(SoftLimitError):
+            deliveries.put(ConflictMet(attempts=1))
+    deliveries.close()
+    signal.signal(signal.SIGUSR1, former)
 
 
 # Of `threading` too: its own objects are written in Python, and an exception may leave their locks held.

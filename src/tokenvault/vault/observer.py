@@ -27,6 +27,7 @@ from tokenvault.errors import (
     TokenVaultError,
     shown_float,
 )
+from tokenvault.interrupts import ignoring
 from tokenvault.model.decision import Decision
 from tokenvault.model.pan import Card
 from tokenvault.runtime import put_result
@@ -145,7 +146,7 @@ class _Worker:
     def start(self) -> None:
         """Start a thread unless one is at work. One too many finds no turn, and ends."""
         if self.turn:
-            with suppress(RuntimeError):  # no thread is to be had: what comes waits for the next try
+            with ignoring(RuntimeError):  # no thread is to be had: what comes waits for the next try
                 threading.Thread(target=self._work, name="tokenvault-observer", daemon=True).start()
 
     def _work(self) -> None:
@@ -157,6 +158,8 @@ class _Worker:
                 self._tell()
         finally:
             self.turn.extend(taken)
+        if taken and not self.waiting.empty():  # what came after the last look found the turn taken
+            self.start()
 
     def _tell(self) -> None:
         closed = False
