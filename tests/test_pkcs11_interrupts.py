@@ -219,3 +219,4 @@ def test_a_key_that_is_not_as_asked_for_is_withdrawn_though_its_caller_is_gone(
         with pytest.raises(KeyStoreError):
             keys.create(SEAL, Custody.IN_MODULE)
         assert other.versions(SEAL) == ()
+        assert not closed or not keys._sessions._states, "a closed store is logged in"

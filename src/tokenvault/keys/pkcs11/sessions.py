@@ -110,9 +110,13 @@ class TokenSessions:
         if self.closed and not undoing:
             raise KeyStoreError(CLOSED, code="KEY_STORE_CLOSED")
         self.back_off(state)
-        return state.module.worker.do(
-            lambda: self.attempt(state, action, undoing=undoing), self._call_seconds
-        )
+        try:
+            return state.module.worker.do(
+                lambda: self.attempt(state, action, undoing=undoing), self._call_seconds
+            )
+        finally:
+            if undoing and self.closed:  # it had to log in once more
+                self.close()
 
     def alone(self, action: Callable[[], _Result]) -> _Result:
         """Run an action of several `run`s while nobody else of this process uses the module. Raises KeyStoreError."""
