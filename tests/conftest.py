@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -109,9 +110,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Measure no test that has the mark `unmeasured`."""
+    """Measure no test that has the mark `unmeasured`; and let none end the measuring of those after it."""
     with unmeasured() if item.get_closest_marker("unmeasured") else nullcontext():
-        return (yield)
+        tracer = sys.gettrace()
+        result = yield
+        assert sys.gettrace() is tracer, "the test took away what traced before it"
+        return result
 
 
 def parameters(item: pytest.Item) -> dict[str, Any]:

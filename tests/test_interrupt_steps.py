@@ -12,6 +12,7 @@ import asyncio
 import dis
 import functools
 import gc
+import inspect
 import json
 import os
 import queue
@@ -79,7 +80,7 @@ class Interrupter:
         self.before: dict[FrameType, int | None] = {}  # where the instruction is that was executed last
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_globals.get("__name__") not in self.modules:
+        if frame.f_globals.get("__name__") not in self.modules or frame.f_code is _TRACED:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self.at_instruction
@@ -130,6 +131,10 @@ def traced(interrupter: Interrupter) -> Iterator[None]:
     finally:
         sys.settrace(before)
         interrupter.before.clear()  # of frames, which hold what nobody else does any more
+
+
+_TRACED = inspect.unwrap(traced).__code__
+"""It is never interrupted: what traced before would stay away for good."""
 
 
 def at_every_instruction(
