@@ -56,6 +56,29 @@ def limit() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, former)
 
 
+class SoftLimitError(RuntimeError):
+    """As a task queue may raise one in its signal's handler. Python raises a RuntimeError for want of a thread."""
+
+
+@contextmanager
+def thread_starts_struck() -> Iterator[None]:
+    """With a signal at the start of each thread, whose handler raises a SoftLimitError."""
+
+    def handler(_number: int, _frame: object) -> None:
+        raise SoftLimitError
+
+    real, former = threading.Thread.start, signal.signal(signal.SIGUSR1, handler)
+
+    def struck(thread: threading.Thread) -> None:
+        real(thread)
+        signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading.Thread, "start", struck)
+        yield
+    signal.signal(signal.SIGUSR1, former)
+
+
 @pytest.fixture
 def untraced() -> Iterator[None]:
     """Without the measuring of coverage: an exception within it leaves its own lock held, and all threads wait.

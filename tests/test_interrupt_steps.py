@@ -885,7 +885,13 @@ def test_a_lock_out_that_is_interrupted_anywhere_is_written_with_the_next_call(l
 
 # Files.
 
-FILES = {"contextlib", "tempfile", "tokenvault.cli.feed_files", "tokenvault.cli.inputs", "tokenvault.runtime"}
+FILES = {
+    "contextlib",
+    "tokenvault.cli.feed_files",
+    "tokenvault.cli.inputs",
+    "tokenvault.keys.private_files",
+    "tokenvault.runtime",
+}
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the process ends
@@ -942,5 +948,5 @@ def test_a_key_file_whose_writing_is_interrupted_anywhere_is_whole_and_has_nothi
         assert keys._read() == content
         assert {path.name for path in tmp_path.iterdir()} == before
 
-    modules = {"contextlib", "tempfile", "tokenvault.keys.file", "tokenvault.runtime"}
+    modules = {"contextlib", "tokenvault.keys.file", "tokenvault.keys.private_files", "tokenvault.runtime"}
     assert at_every_instruction(lambda: lambda: keys._write(content), check, modules, looked=True) > 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 import tokenvault as tv
+from tests.interrupts import SoftLimitError, thread_starts_struck
 from tests.test_interrupt_steps import at_every_instruction
 from tests.vaults import MASTERCARD, PROGRAMS, REQUESTORS, SHOP, VISA, issue, use
 from tokenvault.keys import KeyStore
@@ -278,27 +278,11 @@ def test_an_event_that_comes_while_the_thread_ends_is_told() -> None:
     wait_until(lambda: len(notes.told) == 2)
 
 
-class SoftLimitError(RuntimeError):
-    """As a task queue may raise one in its signal's handler."""
-
-
-def test_a_time_limit_that_is_a_runtime_error_comes_out_of_telling(monkeypatch: pytest.MonkeyPatch) -> None:
-    def handler(_number: int, _frame: object) -> None:
-        raise SoftLimitError
-
-    real, former = threading.Thread.start, signal.signal(signal.SIGUSR1, handler)
-
-    def struck(thread: threading.Thread) -> None:
-        real(thread)
-        signal.raise_signal(signal.SIGUSR1)
-
+def test_a_time_limit_that_is_a_runtime_error_comes_out_of_telling() -> None:
     deliveries = Deliveries(Notes())
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", struck)
-        with pytest.raises(SoftLimitError):
-            deliveries.put(ConflictMet(attempts=1))
+    with thread_starts_struck(), pytest.raises(SoftLimitError):
+        deliveries.put(ConflictMet(attempts=1))
     deliveries.close()
-    signal.signal(signal.SIGUSR1, former)
 
 
 # Of `threading` too: its own objects are written in Python, and an exception may leave their locks held.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import pytest
 
 import tokenvault as tv
 from tests.faces import open_face
+from tests.interrupts import SoftLimitError, thread_starts_struck
 from tests.strategies import NOW_MS
 from tests.test_leaks import NEEDLES, assert_silent
 from tests.vaults import PROGRAMS, REQUESTORS, SHOP, VISA, issue, use
@@ -268,32 +268,16 @@ def test_calls_that_hang_are_bounded(local_keys: KeyStore) -> None:
             assert codes(vault.detokenize, token, use("after")) == ()
 
 
-class SoftLimitError(RuntimeError):
-    """As a task queue may raise one in its signal's handler."""
-
-
 def test_a_time_limit_that_is_a_runtime_error_is_not_taken_for_a_thread_that_is_not_to_be_had(
-    local_keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+    local_keys: KeyStore,
 ) -> None:
-    def handler(_number: int, _frame: object) -> None:
-        raise SoftLimitError
-
-    real, former = threading.Thread.start, signal.signal(signal.SIGUSR1, handler)
-
-    def struck(thread: threading.Thread) -> None:
-        real(thread)
-        signal.raise_signal(signal.SIGUSR1)
-
     with closing(tv.open_token_store("memory:")) as store:
         tv.provision(local_keys, store)
         with judged(local_keys, store, Judge()) as vault:
             token = issue(vault).token
-            with monkeypatch.context() as patched:
-                patched.setattr(threading.Thread, "start", struck)
-                with pytest.raises(SoftLimitError):
-                    vault.detokenize(token, use())
+            with thread_starts_struck(), pytest.raises(SoftLimitError):
+                vault.detokenize(token, use())
             assert codes(vault.detokenize, token, use(2)) == ()
-    signal.signal(signal.SIGUSR1, former)
 
 
 def test_a_suspension_while_it_is_asked_holds(local_keys: KeyStore) -> None:

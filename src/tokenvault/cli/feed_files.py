@@ -9,17 +9,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
 import attrs
 
 from tokenvault.audit.position import TEXT_CHARACTERS_MAX
-from tokenvault.cli.inputs import open_private, reason_of, write_new
+from tokenvault.cli.inputs import open_private, reason_of
 from tokenvault.errors import InvalidInputError
+from tokenvault.keys.private_files import replace_file
 
 _FIELDS: Final = {"to", "bytes", "position"}
 
@@ -134,14 +133,7 @@ def _read(path: Path) -> _Kept | None:
 
 def _replace(path: Path, text: str) -> None:
     """Make a file hold a text, in one step, and wait until it is on the disk."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        try:
-            write_new(new, text)
-            os.replace(new, path)
-        except BaseException:
-            with suppress(FileNotFoundError):  # it was never made, or has its place already
-                os.unlink(new)
-            raise
+        replace_file(str(path), text.encode())
     except OSError as error:
         raise InvalidInputError(f"{path.name} can not be written ({reason_of(error)})") from None

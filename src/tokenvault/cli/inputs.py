@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from tokenvault.errors import InvalidInputError
+from tokenvault.keys.private_files import open_new, write_new
 from tokenvault.model.pan import Pan, could_hold_pan, read_pan
-from tokenvault.runtime import put_result
 
 LINE_CHARACTERS_MAX: Final = 256
 DOCUMENT_CHARACTERS_MAX: Final = 65_536
@@ -36,8 +36,6 @@ _SECRET_OPTIONS: Final = {
 }
 _ADDRESS: Final = re.compile(r"(?:pkcs11|postgresql|file|sqlite):", re.IGNORECASE)
 _REFERENCE: Final = re.compile(r"[0-9a-f]{32}")
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_PRIVATE: Final = stat.S_IRUSR | stat.S_IWUSR
 _IN_HISTORY: Final = "It stands in the history of your shell now: remove it there."
 
 
@@ -149,36 +147,17 @@ def require_private_output() -> None:
 def open_private(path: Path) -> int:
     """The descriptor of a new file that its owner alone can read. Raises InvalidInputError where there is one."""
     try:
-        return os.open(path, _NEW, _PRIVATE)
+        return open_new(str(path))
     except OSError as error:
         raise _not_made(path, error) from None
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a text into a new file that its owner alone can read. Raises InvalidInputError where there is one."""
+    """Write a text, in UTF-8, into a new file of its owner's. Raises InvalidInputError where there is one."""
     try:
-        write_new(path, text)
+        write_new(str(path), text.encode())
     except OSError as error:
         raise _not_made(path, error) from None
-
-
-def write_new(path: Path, text: str) -> None:
-    """As `write_private`. Once it ends, the text is on the disk; where it raises, there is no new file.
-
-    Raises:
-        OSError: there is a file, or none can be made or written.
-    """
-    made: list[int] = []  # filled by one step: whatever interrupts, it is known whether the file is this one
-    try:
-        put_result(made, os.open, path, _NEW, _PRIVATE)
-        with os.fdopen(made[0], "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(made[0])
-    except BaseException:
-        if made:
-            os.unlink(path)
-        raise
 
 
 def _not_made(path: Path, error: OSError) -> InvalidInputError:

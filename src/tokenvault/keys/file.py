@@ -41,7 +41,7 @@ from tokenvault.crypto.local_cipher import LocalBlockCipher
 from tokenvault.errors import InvalidInputError, KeyStoreError, without_numbers
 from tokenvault.interrupts import is_interrupt
 from tokenvault.keys.port import KEY_BYTES, Custody, KeyName, KeyPurpose, next_name
-from tokenvault.keys.private_files import open_lock, open_private
+from tokenvault.keys.private_files import open_lock, open_private, replace_file
 from tokenvault.keys.secrets import Secret, read_secret_file
 from tokenvault.keys.uri import FileUri, parse_file_uri
 from tokenvault.model import checks
@@ -50,7 +50,6 @@ from tokenvault.runtime import put_result
 T = TypeVar("T")
 
 FILE_BYTES_MAX: Final = 4 * 2**20
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 # scrypt (RFC 7914) with the parameters that the OWASP Password Storage Cheat Sheet recommends; takes 128 MiB.
 SCRYPT: Final = {"n": 2**17, "r": 8, "p": 1}
@@ -192,20 +191,7 @@ class FileKeyStore:
         text = serialize(content, self._aead(content.salt))
         folder = os.path.dirname(self._path)
         with _explained("written", "look at its folder"):
-            new = os.path.join(folder, f".keys-{secrets.token_hex(8)}")
-            made: list[int] = []  # filled by one step (see `runtime`): no interrupt leaves the file behind
-            try:
-                put_result(made, os.open, new, _NEW, 0o600)
-                with os.fdopen(made[0], "wb") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(made[0])
-                os.replace(new, self._path)
-            except BaseException:
-                if made:
-                    with suppress(FileNotFoundError):  # it has its place already, and then an interrupt came
-                        os.unlink(new)
-                raise
+            replace_file(self._path, text)
             handle: list[int] = []
             try:
                 put_result(handle, os.open, folder, os.O_RDONLY)

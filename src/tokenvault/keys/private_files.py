@@ -12,7 +12,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import secrets
 import stat
+from contextlib import suppress
 from typing import BinaryIO, Final
 
 from tokenvault.errors import KeyStoreError
@@ -22,6 +24,8 @@ PATHS_REMEMBERED_MAX: Final = 1_000
 
 _log: Final = logging.getLogger(__name__)
 _CODE: Final = "KEY_STORE_FILE_EXPOSED"
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_PRIVATE: Final = stat.S_IRUSR | stat.S_IWUSR
 _GROUP_AND_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _GROUP_AND_OTHERS_READ: Final = stat.S_IRGRP | stat.S_IROTH
 
@@ -60,6 +64,48 @@ def open_lock(place: list[int], path: str, flags: int) -> None:
     A symbolic link is not followed. Raises OSError.
     """
     put_result(place, os.open, path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def open_new(path: str) -> int:
+    """The descriptor of a new file that its owner alone can read. Raises OSError, also where there is one."""
+    return os.open(path, _NEW, _PRIVATE)
+
+
+def write_new(path: str, content: bytes) -> None:
+    """Write a new file that its owner alone can read. Once it ends, the content is on the disk.
+
+    Raises:
+        OSError: there is a file, or none can be made or written. Whatever is raised, there is no new file.
+    """
+    made: list[
+        int
+    ] = []  # filled by one step (see `runtime`): it is always known whether the file is this one
+    try:
+        put_result(made, os.open, path, _NEW, _PRIVATE)
+        with os.fdopen(made[0], "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(made[0])
+    except BaseException:
+        if made:
+            os.unlink(path)
+        raise
+
+
+def replace_file(path: str, content: bytes) -> None:
+    """Make a file hold a content, in one step, for its owner alone. Raises OSError: then it holds what it held.
+
+    That the step itself is on the disk, its folder has to be flushed for.
+    """
+    folder, name = os.path.split(path)
+    new = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    try:
+        write_new(new, content)
+        os.replace(new, path)
+    except BaseException:
+        with suppress(FileNotFoundError):  # it was never made, or has its place already
+            os.unlink(new)
+        raise
 
 
 def _check_place(path: str, what: str) -> None:

@@ -178,10 +178,9 @@ class Session:
             raise CallError("C_FindObjectsInit", code)
         found: list[int] = []
         try:
+            # Each tells at least one: there are no more calls than objects asked for.
             while len(found) < most and (more := self._find_more(most - len(found), found)):
-                found += (
-                    more  # at least one each time, so that there are no more calls than objects asked for
-                )
+                found += more
         finally:
             self.module.attempt("C_FindObjectsFinal", handle)
         return found

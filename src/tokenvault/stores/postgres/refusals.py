@@ -155,8 +155,7 @@ _OF_PGCAT: Final = (
         "Pool down for database|could not get connection from the pool|checkout failure limit", "58000",
         "STORE_POOLER",
         "pgcat had no connection to PostgreSQL to hand out: look at its log, at pool_size, and whether the"
-        " server runs;"
-        " nothing was written",
+        " server runs; nothing was written",
     ),
     Cause(
         "pool statement timeout", "58000", "STORE_POOLER",
@@ -289,8 +288,7 @@ OF_STATEMENTS: Final = (
           "an administrator, or a tool, cancelled the statement; nothing was written"),
     Cause("due to lock timeout", "55P03", "STORE_BUSY",
           "other writers held the rows for longer than the lock_timeout of the role, the database or the server;"
-          " nothing"
-          " was written"),
+          " nothing was written"),
     Cause("too many connections", "53400", "STORE_TOO_MANY_CONNECTIONS",
           "too many connections: a limit in PostgreSQL's configuration is reached"),
 )  # fmt: skip
