@@ -451,6 +451,21 @@ def test_programs_that_threads_put_at_once_are_all_known(
         assert parties.known.by_name == {"p": PROGRAM, "q": OTHER}
 
 
+def test_a_program_that_could_not_be_known_beside_so_many_others_is_read_again(
+    local_keys: tv.KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tv.open_token_store("memory:")
+    tv.provision(local_keys, store)
+    parties = tv.Vault(local_keys, store, directory=tv.StoredDirectory())._open().parties
+    with monkeypatch.context() as patched:
+        patched.setattr(vault_parties, "PUT_AT_ONCE_MAX", 0)
+        parties.put_program("p", Read(PROGRAM, 1), 0.0)
+    assert parties._programs.get("p") is None
+    parties.put_program("p", Read(PROGRAM, 1), 0.0)
+    assert parties.known.by_name == {"p": PROGRAM}
+    assert parties._programs.get("p") is not None
+
+
 def test_a_program_that_was_read_before_a_later_version_is_not_known_again(local_keys: tv.KeyStore) -> None:
     store = tv.open_token_store("memory:")
     tv.provision(local_keys, store)

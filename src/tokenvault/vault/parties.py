@@ -23,6 +23,9 @@ P = TypeVar("P", TokenProgram, TokenRequestor)
 PARTIES_CACHED_MAX: Final = 10_000
 """Requestors, and programs, that are kept in memory, of a directory that can be asked again."""
 
+PUT_AT_ONCE_MAX: Final = 1_000
+"""How often what is known is made again because other threads put programs at the same moment."""
+
 
 class Read(NamedTuple, Generic[P]):
     """What a directory has under a name now.
@@ -174,8 +177,13 @@ class Parties:
                 self._all.pop(name, None)
             elif self._all.get(name) != read.party:  # what stays is compared by identity below
                 self._all[name] = read.party
-        while self.known.by_name != (programs := self._all.copy()):  # again, if others put one meanwhile
-            self.known = Programs(programs)
+        for _ in range(PUT_AT_ONCE_MAX):
+            programs = self._all.copy()
+            if self.known.by_name == programs:
+                break
+            self.known = Programs(programs)  # and look again: others may have put one meanwhile
+        else:
+            return  # nothing is held: the next call reads them again
         # Last: if an exception comes before, they are read again, and known then.
         for name, read in taken.items():
             self._programs.put(name, read, asked + self._age)
