@@ -15,7 +15,9 @@ ROUND_TRIP_SECONDS = 0.01  # to a server, in which others come by
 
 
 def _pieces(events: Sequence[SealedEvent]) -> Iterator[Sequence[SealedEvent]]:
-    for first in range(0, len(events), CHUNK):
+    yield events[:CHUNK]
+    for first in range(CHUNK, len(events), CHUNK):
+        time.sleep(ROUND_TRIP_SECONDS)
         yield events[first : first + CHUNK]
 
 
@@ -147,15 +149,16 @@ class InsertsEventsInPieces(OwnTokenStore):
     def _insert(
         self, records: Sequence[SealedRecord], events: Sequence[SealedEvent], document: bytes | None
     ) -> list[str]:
-        first, *others = [*_pieces(events)] or [()]
-        refused = super()._insert(records, first, document)
-        for number, piece in enumerate(() if refused else others):
+        pieces = _pieces(events)
+        written = list(next(pieces))
+        refused = super()._insert(records, written, document)
+        for piece in () if refused else pieces:
             try:
                 super()._append(piece, ())
             except Exception:
-                written = [event for each in [first, *others[:number]] for event in each]
                 super()._prune(written, [(record.token, 1) for record in records])
                 raise
+            written += piece
         return refused
 
 
@@ -209,7 +212,8 @@ class PrunesInPieces(OwnTokenStore):
     """Deletes so many events in one transaction, and the others in the next."""
 
     def _prune(self, events: Sequence[SealedEvent], records: Fence) -> None:
-        *pieces, last = [*_pieces(events)] or [()]
-        for piece in pieces:
-            super()._prune(piece, ())
+        last: Sequence[SealedEvent] = ()
+        for piece in _pieces(events):
+            super()._prune(last, ())
+            last = piece
         super()._prune(last, records)

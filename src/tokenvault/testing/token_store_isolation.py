@@ -34,9 +34,10 @@ from tokenvault.testing.token_store_reads import reads_of_a_record, reads_of_sum
 _T = TypeVar("_T")
 
 _READERS: Final = 2
-_REPLACEMENTS: Final = 100  # of one record, while others read it
-_FAILING_RECORDS: Final = 2_000  # and so many times: enough that a reader comes by before a write fails
-_FAILURES: Final = 3
+_PASSES: Final = 100  # of each reader over a write that is made again and again, on a machine however busy,
+_REPLACEMENTS_MAX: Final = 2_000  # and never more of those: of one record,
+_FAILING_RECORDS: Final = 2_000  # or of so many and one event that exists
+_FAILURES_MAX: Final = 20
 _RECORDS: Final = 10_000  # of one large write
 _EVENTS: Final = 2_000  # of the first of them
 _NAMES: Final = 10_000  # of one event, as a batch's has
@@ -93,12 +94,12 @@ class IsolationContract(InterruptsContract):
         def led_to() -> int:
             return len(store.events_about(record.reference).events)
 
-        def replace_repeatedly() -> None:
-            for number in range(2, _REPLACEMENTS + 2):
-                noted = an_event(number, reference=record.reference)
-                assert store.replace([record._replace(revision=number)], [noted]) == []
+        def replace(time: int) -> None:
+            noted = an_event(time + 1, reference=record.reference)
+            assert store.replace([record._replace(revision=time + 1)], [noted]) == []
 
-        for seen in _seen_by_readers([revision, last_number, led_to], replace_repeatedly):
+        reads = [revision, last_number, led_to]
+        for seen in _seen_by_readers(reads, replace, times_max=_REPLACEMENTS_MAX):
             assert _never_falls(seen), _SPLIT.format("a record and its event")
 
     def test_a_large_write_is_seen_whole(self, store: TokenStore) -> None:
@@ -131,15 +132,15 @@ class IsolationContract(InterruptsContract):
         of_records = [revision_of(n) for n in spread(len(records), 5)]
         of_events = [each(n) for n in spread(len(inserted), 3) for each in (events_at, led_to)]
         for write, what in (
-            (lambda: store.insert(records, inserted), "insertion"),
-            (lambda: store.replace(changed, noted), "replacement"),
+            (lambda _: store.insert(records, inserted), "insertion"),
+            (lambda _: store.replace(changed, noted), "replacement"),
         ):
             for seen in _seen_by_readers([*of_records, *of_events], write):
                 assert _never_falls(seen), _SPLIT.format(f"a large {what}")
-        for seen in _seen_by_readers(of_events, lambda: store.append(appended)):
+        for seen in _seen_by_readers(of_events, lambda _: store.append(appended)):
             assert _never_falls(seen), _SPLIT.format("a large append")
 
-        def prune() -> None:
+        def prune(_: int) -> None:
             store.prune(inserted, [(record.token, record.revision) for record in changed])
 
         gone = [lambda read=read: -bool(read()) for read in of_records]
@@ -161,9 +162,9 @@ class IsolationContract(InterruptsContract):
 
         reads = [*map(led_to, sample), noted]
         first, second = (an_event(1, stream=n)._replace(index_rows=names) for n in range(2))
-        writes: list[Callable[[], object]] = [
-            lambda: store.append([first]),
-            lambda: store.insert([], [second]),
+        writes: list[Callable[[int], object]] = [
+            lambda _: store.append([first]),
+            lambda _: store.insert([], [second]),
         ]
         for write in writes:
             for seen in _seen_by_readers(reads, write):
@@ -193,12 +194,11 @@ class IsolationContract(InterruptsContract):
             "append": lambda: store.append(events),
         }
 
-        def write_repeatedly() -> None:
-            for _ in range(_FAILURES):
-                with pytest.raises(TokenStoreError):
-                    writes[kind]()
+        def fail(_: int) -> None:
+            with pytest.raises(TokenStoreError):
+                writes[kind]()
 
-        for seen in _seen_by_readers([*reads.values()], write_repeatedly):
+        for seen in _seen_by_readers([*reads.values()], fail, times_max=_FAILURES_MAX):
             for n, name in enumerate(reads):
                 assert all(each == before[n] for each in seen[n :: len(reads)]), _UNCOMMITTED.format(name)
         assert harness.raw_counts() == counts, _LEFT
@@ -257,23 +257,34 @@ class IsolationContract(InterruptsContract):
         assert found == {a_record(number).token for number in range(5)}, _CHILD_LOST
 
 
-def _seen_by_readers(reads: Sequence[Callable[[], _T]], write: Callable[[], object]) -> list[list[_T]]:
-    """What each of some threads sees that make these reads in turn, from before a write until after it."""
+def _seen_by_readers(
+    reads: Sequence[Callable[[], _T]], write: Callable[[int], object], *, times_max: int = 1
+) -> list[list[_T]]:
+    """What each of some threads sees that make these reads in turn, from before a write until after it.
+
+    The write is made so many times at most, and told which time it is, from 1; no more once each thread
+    has made enough passes over it.
+    """
     begun = threading.Barrier(_READERS + 1)
     done = threading.Event()
+    passes = [0] * _READERS
 
-    def read(_: int) -> list[_T]:
+    def read(reader: int) -> list[_T]:
         seen = [read() for read in reads]
         begun.wait(PROCESS_SECONDS_MAX)
         while not done.is_set():
             seen += [read() for read in reads]
+            passes[reader] += 1
         return seen + [read() for read in reads]
 
     with ThreadPoolExecutor(_READERS) as pool:
         readers = [pool.submit(read, n) for n in range(_READERS)]
         begun.wait(PROCESS_SECONDS_MAX)
         try:
-            write()
+            for time in range(1, times_max + 1):
+                write(time)
+                if min(passes) >= _PASSES:
+                    break
         finally:
             done.set()
         return [reader.result(PROCESS_SECONDS_MAX) for reader in readers]
