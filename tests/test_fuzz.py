@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -40,22 +40,71 @@ class Hostile(str):
         raise RuntimeError
 
 
+def test_a_text_of_a_class_of_its_own_is_taken_for_the_text(local_keys: KeyStore) -> None:
+    """Such as numpy.str_: nothing calls a method of it, or keeps it."""
+    with closing(tv.open_token_store("memory:")) as store:
+        faces.provision(local_keys, store)
+        vault = vaults.open_vault(local_keys, store)
+        token = vault.issue(
+            Hostile("4111 1111 1111 1111"),
+            expiry=Hostile("2029-12"),
+            requestor=Hostile(SHOP),
+            program=Hostile("card-on-file"),
+            customer=Hostile("C-1"),
+            metadata={Hostile("order"): Hostile("A")},
+            domain=tv.Domain(
+                merchants=[Hostile("M-1")],
+                merchant_categories=[Hostile("5411")],
+                countries=[Hostile("FR")],
+                limits=(
+                    tv.Limit(
+                        per=tv.Period.MONTH,
+                        zone=Hostile("Europe/Paris"),
+                        amount=tv.Money(900, Hostile("EUR")),
+                    ),
+                ),
+            ),
+        )
+        transaction = tv.Transaction(
+            id=Hostile("tx-1"),
+            requestor=Hostile(SHOP),
+            merchant=Hostile("M-1"),
+            merchant_category=Hostile("5411"),
+            country=Hostile("FR"),
+            device=Hostile("D-1"),
+            reference=Hostile("R-1"),
+            agent=Hostile("A-1"),
+            amount=tv.Money(900, Hostile("EUR")),
+        )
+        assert vault.detokenize(Hostile(token.token), transaction).pan == tv.Pan.parse(VISA)
+        refund = tv.Transaction(
+            id=Hostile("tx-2"), requestor=Hostile(SHOP), kind=tv.Kind.REFUND, original=Hostile("tx-1")
+        )
+        assert vault.detokenize(Hostile(token.token), refund).pan == tv.Pan.parse(VISA)
+        assert vault.get(Hostile(token.reference)).customer == "C-1"
+        assert [each.token for each in vault.search(requestor=Hostile(SHOP), after=Hostile(""))] == [
+            token.token
+        ]
+        vaultless = tv.VaultlessTokenizer(local_keys, program=Hostile("p"), requestor=Hostile(SHOP))
+        assert vaultless.detokenize(Hostile(vaultless.tokenize(Hostile(VISA)))) == tv.Pan.parse(VISA)
+
+
 def broken() -> Iterator[int]:
     yield 1
     raise RuntimeError
 
 
-plausible = st.sampled_from(
-    [
-        VISA, "4111 1111 1111 1111", "2029-12", "2029-13", SHOP, "one-time", "card-on-file", "M-1", "EUR", "EUX",
-        "FR", "5411", "22", "P" * 29, "9999130000000003", "0" * 32, "memory:", "sqlite:///", "pkcs11:token=x",
-        "file:/nowhere/keys.json", tv.Actor.ISSUER, tv.Channel.ATM, tv.Money(1, "EUR"), tv.Limit(uses=1),
-        timedelta(days=1), datetime(2026, 1, 1, tzinfo=UTC), datetime.max, tv.Making.RANDOM,
-        tv.TokenFormat(bin="999912"), tv.Pan.parse(VISA), tv.CardExpiry(2029, 12), Hostile("4111111111111111"),
-        {"one-time"}, {VISA}, ("a",), 10, 16, 1, 0, -1, 10**30, 2.5, float("nan"), True, "", "\ud800", "\x00",
-        "١٢٣", b"", bytes(16), [1, 2, 3, 4, 5, 6, 7], CIPHER,
-    ]
-)  # fmt: skip
+PLAUSIBLE: Final = [
+    VISA, "4111 1111 1111 1111", "2029-12", "2029-13", SHOP, "one-time", "card-on-file", "M-1", "EUR", "EUX",
+    "FR", "5411", "22", "P" * 29, "9999130000000003", "0" * 32, "memory:", "sqlite:///", "pkcs11:token=x",
+    "file:/nowhere/keys.json", tv.Actor.ISSUER, tv.Channel.ATM, tv.Money(1, "EUR"), tv.Limit(uses=1),
+    timedelta(days=1), datetime(2026, 1, 1, tzinfo=UTC), datetime.max, tv.Making.RANDOM,
+    tv.TokenFormat(bin="999912"), tv.Pan.parse(VISA), tv.CardExpiry(2029, 12), Hostile("4111111111111111"),
+    {"one-time"}, {VISA}, ("a",), 10, 16, 1, 0, -1, 10**30, 2.5, float("nan"), True, "", "\ud800", "\x00",
+    "١٢٣", b"", bytes(16), [1, 2, 3, 4, 5, 6, 7], CIPHER,
+]  # fmt: skip
+plausible = st.sampled_from(PLAUSIBLE)
+hostile = st.sampled_from([Hostile(each) for each in PLAUSIBLE if type(each) is str])
 anything = st.one_of(
     plausible,
     pan_digits(),
@@ -193,19 +242,29 @@ def calls(
 
 
 def fuzz(
-    keys: KeyStore, data: st.DataObject, url: str = "memory:", only: frozenset[str] = frozenset()
+    keys: KeyStore,
+    data: st.DataObject,
+    url: str = "memory:",
+    only: frozenset[str] = frozenset(),
+    argument: st.SearchStrategy[Any] = anything,
 ) -> None:
     # A new one each time, so that no example builds on another; on a loop for the face with coroutines.
     store = data.draw(st.sampled_from([tv.open_token_store] * 3 + [open_on_a_loop]))(url)
     with closing(store):
         faces.provision(keys, store)
-        try_one_call(keys, store, data, only)
+        try_one_call(keys, store, data, only, argument)
 
 
-def try_one_call(keys: KeyStore, store: TokenStore, data: st.DataObject, only: frozenset[str]) -> None:
+def try_one_call(
+    keys: KeyStore,
+    store: TokenStore,
+    data: st.DataObject,
+    only: frozenset[str],
+    argument: st.SearchStrategy[Any],
+) -> None:
     vault = vaults.open_vault(keys, store)
-    token = issue(vault).token
-    argument = anything | st.just(token)
+    issued = issue(vault)
+    argument = argument | st.sampled_from([issued.token, Hostile(issued.token), Hostile(issued.reference)])
     table = calls(vault, keys, store)
     name = data.draw(st.sampled_from(sorted(only or table)))
     function, positional, named = table[name]
@@ -235,6 +294,31 @@ REQUIRED = {"requestor", "program", "by", "purge_after", "bin", "format", "radix
 @given(st.data())
 def test_any_argument_is_answered_or_refused(local_keys: KeyStore, data: st.DataObject) -> None:
     fuzz(local_keys, data)
+
+
+@pytest.mark.unmeasured
+@settings(
+    max_examples=400,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data())
+def test_a_text_of_a_class_whose_methods_fail_is_answered_or_refused(
+    local_keys: KeyStore, data: st.DataObject
+) -> None:
+    """Wherever a text is taken; in half of the calls all arguments are such texts."""
+    fuzz(local_keys, data, argument=data.draw(st.sampled_from([hostile, hostile | plausible])))
+
+
+@pytest.mark.nightly
+@settings(
+    max_examples=20_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data())
+def test_any_of_20_000_texts_of_a_class_whose_methods_fail_is_answered_or_refused(
+    local_keys: KeyStore, data: st.DataObject
+) -> None:
+    fuzz(local_keys, data, argument=data.draw(st.sampled_from([hostile, hostile | plausible])))
 
 
 USES_THE_STORE = frozenset(

@@ -29,6 +29,7 @@ from tokenvault.audit.verify import pages
 from tokenvault.errors import IntegrityError, InvalidInputError, boundary, iterator_boundary
 from tokenvault.keys.port import KeyStore
 from tokenvault.model import checks
+from tokenvault.model.plain_text import plain_text
 from tokenvault.stores.index_rows import NO_USE, cursor_of
 from tokenvault.stores.port import INTEGER_MAX, STREAM_BYTES, TokenStore
 
@@ -104,6 +105,7 @@ def export_audit(
     """
     checks.blocking_store("store", store)
     checks.true_or_false("follow", follow)
+    shape = plain_text(shape)
     if shape not in SHAPES:
         raise InvalidInputError("shape is 'tokenvault' or 'ocsf'")
     ended = threading.Event() if stop is None else checks.instance("stop", stop, threading.Event)

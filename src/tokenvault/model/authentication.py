@@ -10,6 +10,7 @@ import attrs
 
 from tokenvault.errors import boundary_init
 from tokenvault.model import checks
+from tokenvault.model.plain_text import plain_optional
 from tokenvault.model.words import Words
 
 AHEAD_MS_MAX: Final = 30_000
@@ -53,7 +54,7 @@ class Authentication:
 
     factors: frozenset[Factor] = attrs.field(converter=_factors)
     at: datetime
-    method: str | None = None
+    method: str | None = attrs.field(default=None, converter=plain_optional)
 
     def __attrs_post_init__(self) -> None:
         name = "an authentication's factors"

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 from tokenvault.errors import InvalidInputError, asked, given
 from tokenvault.model import iso
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN
+from tokenvault.model.plain_text import plain_text
 
 TEXT_LENGTH_MAX: Final = 64
 LONG_TEXT_LENGTH_MAX: Final = 256
@@ -48,7 +49,8 @@ def long_text(name: str, value: object) -> str:
 
 def unpadded(value: T) -> T:
     """A value without blanks at its end, if it is a text: ISO 8583 pads its fields to their length (DE 41, DE 42)."""
-    return cast(T, value.rstrip(" ")) if isinstance(value, str) else value
+    text = plain_text(value)
+    return cast(T, text.rstrip(" ")) if isinstance(text, str) else value
 
 
 def padded_text(name: str, value: object) -> str:
@@ -93,16 +95,18 @@ def merchant_categories(value: object) -> str:
 
 def country(value: object) -> str:
     """A country code (ISO 3166-1 alpha-2)."""
-    if not isinstance(value, str) or not iso.is_country(value):
+    text = plain_text(value)
+    if not isinstance(text, str) or not iso.is_country(text):
         raise InvalidInputError('a country is an ISO 3166-1 code of two letters, such as "FR"')
-    return value
+    return text
 
 
 def currency(value: object) -> str:
     """A currency code (ISO 4217)."""
-    if not isinstance(value, str) or not iso.is_currency(value):
+    text = plain_text(value)
+    if not isinstance(text, str) or not iso.is_currency(text):
         raise InvalidInputError('a currency is an ISO 4217 code, such as "EUR"')
-    return value
+    return text
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:
@@ -202,6 +206,7 @@ def set_of(name: str, values: object, check: Callable[[object], T]) -> frozenset
 
 
 def _matching(name: str, value: object, pattern: re.Pattern[str], accepts: str) -> str:
-    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+    text = plain_text(value)
+    if not isinstance(text, str) or pattern.fullmatch(text) is None:
         raise InvalidInputError(f"{name} is {accepts}")
-    return value
+    return text

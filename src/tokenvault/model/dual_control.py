@@ -15,6 +15,7 @@ import attrs
 
 from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
+from tokenvault.model.plain_text import plain_text
 from tokenvault.model.spellings import readings
 
 MINUTES_MAX: Final = 1_440
@@ -34,7 +35,8 @@ def operator(value: object) -> str:
     12 digits in a row are refused: an event would not hold them as they are, and two persons could look like one.
     Raises InvalidInputError.
     """
-    plain = unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else value
+    text = plain_text(value)
+    plain = unicodedata.normalize("NFKC", text).strip() if isinstance(text, str) else value
     checked = checks.text("operator", plain)
     if any(readings(checked)):
         raise InvalidInputError(
@@ -136,7 +138,7 @@ class RevealRequest:
 
 def request_id(value: object) -> tuple[bytes, bytes]:
     """The subject and the number of a request, 16 bytes each. Raises InvalidInputError."""
-    text = value.id if isinstance(value, RevealRequest) else value
+    text = value.id if isinstance(value, RevealRequest) else plain_text(value)
     found = from_letters(text) if isinstance(text, str) else b""
     if len(found) != 2 * KEY_BYTES or not any(found[KEY_BYTES:]):  # no request has number 0
         raise InvalidInputError(_ID_ACCEPTS)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Final
 
 from tokenvault.errors import InvalidInputError, boundary
+from tokenvault.model.plain_text import plain_text
 
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
 _COUNTRY: Final = re.compile(r"[A-Z]{2}")
@@ -72,6 +73,7 @@ def is_country(code: str) -> bool:
 
 def _checked(codes: Collection[str], form: re.Pattern[str], message: str) -> frozenset[str]:
     fits = isinstance(codes, list | tuple | set | frozenset)
-    if not fits or not all(isinstance(code, str) and form.fullmatch(code) for code in codes):
+    texts = [plain_text(code) for code in codes] if fits else []
+    if not fits or not all(isinstance(text, str) and form.fullmatch(text) for text in texts):
         raise InvalidInputError(message)
-    return frozenset(codes)
+    return frozenset(texts)

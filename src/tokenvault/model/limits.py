@@ -15,6 +15,7 @@ from tokenvault.model.kinds import Kind
 from tokenvault.model.listing import AllBut, Listing, listing_of
 from tokenvault.model.money import Money
 from tokenvault.model.periods import FOR_LIFE, Period, Window, calendar_window, fixed_window
+from tokenvault.model.plain_text import plain_field
 from tokenvault.model.transaction import FIELD_CHECKS, Channel, Transaction
 from tokenvault.model.zones import zone_of
 
@@ -71,7 +72,7 @@ class Limit:
     uses: int | None = None
     amount: Money | None = None
     per: timedelta | Period | None = None
-    zone: str = UTC_ZONE
+    zone: str = attrs.field(default=UTC_ZONE, converter=plain_field)
     since_authentication: bool = False
     without_authentication: bool = False
     channels: Listing[Channel] | None = attrs.field(default=None, converter=_channels)

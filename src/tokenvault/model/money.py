@@ -8,6 +8,7 @@ import attrs
 
 from tokenvault.errors import boundary_init
 from tokenvault.model import checks
+from tokenvault.model.plain_text import plain_field
 
 MINOR_UNITS_MAX: Final = 10**15
 
@@ -18,7 +19,7 @@ class Money:
     """An amount in minor units (cents of EUR, yen of JPY) of an ISO 4217 currency, from 0 to 10**15."""
 
     amount: int
-    currency: str
+    currency: str = attrs.field(converter=plain_field)
 
     def __attrs_post_init__(self) -> None:
         checks.whole_number("an amount in minor units", self.amount, 0, MINOR_UNITS_MAX)

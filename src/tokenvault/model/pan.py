@@ -18,6 +18,7 @@ import attrs
 
 from tokenvault.columns.random import fresh_key
 from tokenvault.errors import InvalidInputError, boundary, boundary_init
+from tokenvault.model.plain_text import plain_text
 from tokenvault.model.spellings import SHORTEST_NUMBER, readings, spelled
 from tokenvault.model.zones import day_begin_ms
 
@@ -217,6 +218,7 @@ def read_pan(text: str | Pan, rule: PanRule = USUAL_PANS) -> Pan:
         rule.check(text.reveal())  # it may have been read by another rule
         return text
     fewest, most = rule.lengths
+    text = plain_text(text)
     if not isinstance(text, str):
         raise InvalidInputError(f"a PAN is text of {fewest} to {most} digits", code="PAN_CHARACTERS")
     if len(text) > _GROUPED_LENGTH_MAX or _GROUPED.fullmatch(text) is None:
@@ -307,6 +309,7 @@ def read_expiry(text: str | CardExpiry) -> CardExpiry:
     """As `CardExpiry.parse`, for callers within the boundary."""
     if isinstance(text, CardExpiry):
         return text
+    text = plain_text(text)
     if not isinstance(text, str) or _EXPIRY.fullmatch(text) is None:
         raise InvalidInputError(_EXPIRY_FORM, code="EXPIRY_FORM")
     return CardExpiry.from_month_number(12 * int(text[2:4]) + int(text[5:]))

@@ -12,6 +12,7 @@ from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.pan import USUAL_PANS, PanRule
+from tokenvault.model.plain_text import plain_field, plain_optional
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.words import Words
 from tokenvault.model.zones import zone_of
@@ -70,7 +71,7 @@ class TokenProgram:
         InvalidInputError: a value is of another form, or the format could not hold the program.
     """
 
-    name: str
+    name: str = attrs.field(converter=plain_field)
     format: TokenFormat = attrs.field(kw_only=True)
     making: Making = attrs.field(default=Making.RANDOM, kw_only=True)
     domain: Domain = attrs.field(default=NO_RESTRICTION, kw_only=True)
@@ -78,7 +79,7 @@ class TokenProgram:
     pans: PanRule = attrs.field(default=USUAL_PANS, kw_only=True)
     per_customer: bool = attrs.field(default=False, kw_only=True)
     accept_density: bool = attrs.field(default=False, kw_only=True)
-    expiry_zone: str | None = attrs.field(default=None, kw_only=True)
+    expiry_zone: str | None = attrs.field(default=None, kw_only=True, converter=plain_optional)
     suspend_after_refusals: int | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
@@ -141,7 +142,7 @@ class TokenRequestor:
         InvalidInputError: a value is of another form.
     """
 
-    id: str
+    id: str = attrs.field(converter=plain_field)
     programs: frozenset[str] = attrs.field(default=frozenset(), converter=_programs, kw_only=True)
     permissions: frozenset[Permission] = attrs.field(
         default=frozenset(Permission), converter=_permissions, kw_only=True

@@ -17,6 +17,7 @@ from tokenvault.columns.digits import luhn_sums
 from tokenvault.errors import InvalidInputError, boundary_init
 from tokenvault.model import checks
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, luhn_sum, luhn_valid
+from tokenvault.model.plain_text import plain_field
 
 BIN_LENGTH_MAX: Final = 12
 _BIN: Final = re.compile(rf"[0-9]{{1,{BIN_LENGTH_MAX}}}")
@@ -41,7 +42,7 @@ class TokenFormat:
         InvalidInputError: also where a token would have no free digit.
     """
 
-    bin: str
+    bin: str = attrs.field(converter=plain_field)
     length: int | None = None
     keep_last4: bool = False
     luhn: bool = True

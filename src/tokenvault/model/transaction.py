@@ -16,6 +16,7 @@ from tokenvault.model.authentication import Authentication
 from tokenvault.model.kinds import KINDS, Kind, Original
 from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry, Pan, read_expiry
+from tokenvault.model.plain_text import plain_field, plain_optional
 from tokenvault.model.spellings import SHORTEST_NUMBER, readings
 from tokenvault.model.words import Words
 
@@ -116,19 +117,19 @@ class Transaction:
         InvalidInputError: a required field is missing, a value is of another form, or fields contradict each other.
     """
 
-    id: str = ""
-    requestor: str = ""
+    id: str = attrs.field(default="", converter=plain_field)
+    requestor: str = attrs.field(default="", converter=plain_field)
     kind: Kind = Kind.PURCHASE
-    original: str | None = None
+    original: str | None = attrs.field(default=None, converter=plain_optional)
     final: bool = True
     merchant: str | None = attrs.field(default=None, converter=_unpadded)
-    merchant_category: str | None = None
+    merchant_category: str | None = attrs.field(default=None, converter=plain_optional)
     channel: Channel | None = None
-    country: str | None = None
+    country: str | None = attrs.field(default=None, converter=plain_optional)
     device: str | None = attrs.field(default=None, converter=_unpadded)
     amount: Money | None = None
-    reference: str | None = None
-    agent: str | None = None
+    reference: str | None = attrs.field(default=None, converter=plain_optional)
+    agent: str | None = attrs.field(default=None, converter=plain_optional)
     token_expiry: CardExpiry | None = attrs.field(default=None, converter=_expiry)
     authentication: Authentication | None = None
     cryptogram_counter: int | None = None

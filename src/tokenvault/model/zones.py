@@ -9,6 +9,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from tokenvault.errors import InvalidInputError
+from tokenvault.model.plain_text import plain_text
 
 _TZDATA: Final = resources.files("tzdata")
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
@@ -23,11 +24,12 @@ def zone_names() -> frozenset[str]:
 
 def zone_of(name: object) -> ZoneInfo:
     """The time zone of a name such as "Asia/Shanghai". Raises InvalidInputError."""
-    if not isinstance(name, str) or name not in zone_names():
+    text = plain_text(name)
+    if not isinstance(text, str) or text not in zone_names():
         raise InvalidInputError(
             'a zone is the name of a time zone, such as "UTC" or "Europe/Paris"', code="ZONE_UNKNOWN"
         )
-    return _zone(name)
+    return _zone(text)
 
 
 @functools.cache  # as many as there are zones, some 600

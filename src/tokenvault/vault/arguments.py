@@ -12,6 +12,7 @@ from tokenvault.model import checks
 from tokenvault.model.domain import NO_RESTRICTION, Domain
 from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import CardExpiry, Pan, read_expiry
+from tokenvault.model.plain_text import plain_text
 from tokenvault.model.transaction import Transaction
 from tokenvault.vault.alterations import NewCard, Properties
 from tokenvault.vault.core import Core
@@ -62,6 +63,7 @@ def own_domain(value: Domain | None) -> Domain:
 
 def token_or_reference(value: str) -> str | bytes:
     """A token as it is; of a reference, which is 32 hexadecimal digits, its 16 bytes."""
+    value = plain_text(value)
     if isinstance(value, str) and _REFERENCE.fullmatch(value):
         return bytes.fromhex(value)
     try:
@@ -78,6 +80,7 @@ def transaction(value: Transaction) -> Transaction:
 
 def pan_or_name(core: Core, value: str | Pan) -> Pan | str | bytes:
     """A PAN, or the token or reference of a token: a number in a token BIN is a token."""
+    value = plain_text(value)
     if isinstance(value, str):
         if _REFERENCE.fullmatch(value):
             return bytes.fromhex(value)
@@ -110,19 +113,21 @@ def metadata(value: Mapping[str, str] | None) -> dict[str, str] | None:
 
 
 def _metadata_text(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable():
+    text = plain_text(value)
+    if not isinstance(text, str) or not text.isprintable():
         raise InvalidInputError("names and values of metadata are printable texts")
-    if not 1 <= len(value) <= METADATA_TEXT_MAX:
+    if not 1 <= len(text) <= METADATA_TEXT_MAX:
         raise InvalidInputError(
             f"names and values of metadata have 1 to {METADATA_TEXT_MAX} characters", code="METADATA_TOO_LONG"
         )
-    return value
+    return text
 
 
 def properties(
     token_expiry: str | CardExpiry | None, customer: str | None, pairs: Mapping[str, str] | None
 ) -> Properties:
     """What `update_token` changes."""
+    customer = plain_text(customer)
     return Properties(
         token_expiry=optional_expiry(token_expiry),
         customer=customer if customer == "" else optional_text("customer", customer),
@@ -157,6 +162,7 @@ def wanted(
     last4: str | None,
 ) -> Wanted:
     """What tokens are looked for by."""
+    last4 = plain_text(last4)
     if last4 is not None and (not isinstance(last4, str) or not _LAST4.fullmatch(last4)):
         raise InvalidInputError("last4 is four digits")
     return Wanted(
@@ -170,7 +176,8 @@ def wanted(
 
 def after_token(value: str) -> str:
     """The token that a page comes after; empty: none."""
-    return value if value == "" else checks.token(value)
+    text = plain_text(value)
+    return text if text == "" else checks.token(text)
 
 
 def actor(value: Actor) -> Actor:

@@ -15,6 +15,7 @@ from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.errors import ConfigurationError, InvalidInputError, PermissionDeniedError
 from tokenvault.model.dual_control import RevealPolicy, RevealRequest, letters, person, person_day
 from tokenvault.model.dual_control import operator as operator_of
+from tokenvault.model.plain_text import plain_text
 from tokenvault.records.token_info import instant
 from tokenvault.vault.core import Core
 
@@ -162,9 +163,10 @@ async def ask(core: Core, call: Call, subject: bytes, codes: tuple[str, ...]) ->
 async def allowed_purpose(core: Core, call: Call, purpose: object) -> str:
     """A purpose that the policy lists. Raises PermissionDeniedError, once it is noted, for another one."""
     policy = await call.policy(core)
-    if not isinstance(purpose, str) or purpose not in policy.purposes:
+    text = plain_text(purpose)
+    if not isinstance(text, str) or text not in policy.purposes:
         await call.refuse(core, "PURPOSE_NOT_ALLOWED")
-    return purpose
+    return text
 
 
 async def _spend(core: Core, call: Call, now_ms: int) -> bool:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPubl
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from tokenvault.errors import ConfigurationError, InvalidInputError
+from tokenvault.model.plain_text import plain_text
 
 try:
     from joserfc import jwe
@@ -104,7 +105,8 @@ def _registry(algorithm: str) -> jwe.JWERegistry:
 
 
 def _pem(value: object, accepts: str) -> bytes:
-    pem = value.encode("ascii", "replace") if isinstance(value, str) else value
+    text = plain_text(value)
+    pem = text.encode("ascii", "replace") if isinstance(text, str) else value
     if not isinstance(pem, bytes) or len(pem) > PEM_BYTES_MAX:
         raise InvalidInputError(accepts)
     return pem

@@ -16,7 +16,7 @@ import numpy as np
 from tokenvault.columns.arrays import plain_array, word_column
 from tokenvault.crypto.block_cipher import BlockCipher
 from tokenvault.errors import ConfigurationError, InvalidInputError, boundary, boundary_init
-from tokenvault.keys.port import KeyName, KeyPurpose, KeyStore
+from tokenvault.keys.port import VERSION_MAX, KeyName, KeyPurpose, KeyStore
 from tokenvault.model import checks
 from tokenvault.model.pan import PAN_LENGTH_MAX, PAN_LENGTH_MIN, Pan
 from tokenvault.model.token_format import TokenFormat
@@ -177,6 +177,8 @@ class VaultlessTokenizer:
 
 
 def _fpe_cipher(keys: KeyStore, key_version: int | None) -> BlockCipher:
+    if key_version is not None:
+        checks.whole_number("key_version", key_version, 1, VERSION_MAX)
     versions = keys.versions(KeyPurpose.FPE)
     version = (versions or (0,))[-1] if key_version is None else key_version
     if version not in versions:
