@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenvault.stores.port import EventPage, Fence, FoundUse, SealedEvent, Seal
 from tokenvault.stores.write_limits import WriteLimits
 
 CHUNK = 500
+ROUND_TRIP_SECONDS = 0.01  # to a server, in which others come by
 
 
 class _ChecksEvents(OwnTokenStore):
@@ -306,6 +308,7 @@ class ReadsTheUseBeforeItsRecord(OwnTokenStore):
 
     def _get_use(self, name: str | bytes, use_ids: Sequence[bytes]) -> FoundUse:
         known = super()._get_use(name, use_ids)
+        time.sleep(ROUND_TRIP_SECONDS)
         return FoundUse(super()._get_use(name, []).record, known.events)
 
 

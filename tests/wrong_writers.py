@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tests.own_token_store import OwnTokenStore
-from tests.wrong_adapters import CHUNK
+from tests.wrong_adapters import CHUNK, ROUND_TRIP_SECONDS
 from tokenvault.stores.port import Fence, SealedEvent, SealedRecord
 
 MANY = 200  # from which on an adapter takes its other path
-ROUND_TRIP_SECONDS = 0.01  # to a server, in which others come by
 
 
 def _pieces(events: Sequence[SealedEvent]) -> Iterator[Sequence[SealedEvent]]:
