@@ -77,9 +77,8 @@ def write_new(path: str, content: bytes) -> None:
     Raises:
         OSError: there is a file, or none can be made or written. Whatever is raised, there is no new file.
     """
-    made: list[
-        int
-    ] = []  # filled by one step (see `runtime`): it is always known whether the file is this one
+    # Filled by one step (see `runtime`): whatever interrupts, it is known whether the file is this one.
+    made: list[int] = []
     try:
         put_result(made, os.open, path, _NEW, _PRIVATE)
         with os.fdopen(made[0], "wb") as file:
