@@ -155,6 +155,12 @@ def test_an_array_in_a_file_is_an_array_and_a_masked_one_is_none() -> None:
 # Random numbers.
 
 
+def test_a_fresh_key_has_32_bytes_and_is_no_other() -> None:
+    keys = [random.fresh_key() for _ in range(20)]
+    assert {len(key) for key in keys} == {32}
+    assert len(set(keys)) == len(keys)
+
+
 @given(st.integers(0, 40), st.integers(1, UINT64_MAX))
 def test_random_numbers_are_as_many_as_asked_for_and_below_the_bound(count: int, below: int) -> None:
     drawn = random.uniform(count, below)
