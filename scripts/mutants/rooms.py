@@ -31,6 +31,7 @@ _CRYPTO_TESTS: Final = (
     "test_local_cipher.py",
     "test_crypto_limits.py",
     "test_columns.py",
+    "test_shamir.py",
 )
 _MODEL_TESTS: Final = (
     "test_pan.py",
