@@ -7,6 +7,7 @@ import sqlite3
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import attrs
@@ -23,6 +24,7 @@ from tokenvault.errors import IntegrityError
 from tokenvault.keys import BlockCipher, Custody, KeyName, KeyPurpose, KeyStore
 from tokenvault.keys.port import VERSION_MAX
 from tokenvault.records.key_table import (
+    DELAY_MS,
     CarriedKey,
     KeyEntry,
     KeyState,
@@ -32,7 +34,7 @@ from tokenvault.records.key_table import (
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import META_VALUE_BYTES_MAX
 from tokenvault.stores.sqlite import file
-from tokenvault.vault import key_versions
+from tokenvault.vault import key_versions, provision
 
 SEAL, FINGERPRINT, FPE, AUDIT = KeyPurpose.SEAL, KeyPurpose.FINGERPRINT, KeyPurpose.FPE, KeyPurpose.AUDIT
 MAC = Cmac(LocalBlockCipher(bytes(32)))
@@ -162,6 +164,42 @@ def test_a_table_takes_no_more_versions_than_a_store_keeps_and_still_retires_all
     assert len(table.entries) > 30
     kept = tuple(CarriedKey(each.name.version, 1, bytes(13), bytes(48)) for each in table.entries[:-1])
     assert len(attrs.evolve(table, carried=kept).encode(MAC)) <= META_VALUE_BYTES_MAX
+
+
+@pytest.mark.parametrize("fingerprints", range(21))
+def test_a_version_is_refused_exactly_where_the_table_would_not_fit_with_all_that_is_carried_later(
+    fingerprints: int,
+) -> None:
+    """So many FINGERPRINT versions, and SEAL versions up to the border: with some of them a table fits to a byte."""
+
+    def table(seals: int) -> KeyTable:
+        of_found = tuple(
+            entry(FINGERPRINT, version, KeyState.READABLE) for version in range(1, fingerprints + 1)
+        )
+        kept = tuple(CarriedKey(each.name.version, 1, bytes(13), bytes(48)) for each in of_found)
+        of_seal = tuple(entry(SEAL, version, KeyState.READABLE) for version in range(1, seals + 1))
+        return KeyTable(1, 1_000, (*of_seal, *of_found), kept)
+
+    fits = next(seals for seals in range(200, 0, -1) if len(table(seals).encode(MAC)) <= META_VALUE_BYTES_MAX)
+    last = attrs.evolve(table(fits - 1), carried=())
+    full = last.with_readable(KeyName(SEAL, fits), Custody.IN_PROCESS, bytes(8), 0)
+    assert full == attrs.evolve(table(fits), number=2, carried=())
+    with pytest.raises(tv.LifecycleError) as refused:
+        full.with_readable(KeyName(SEAL, fits + 1), Custody.IN_PROCESS, bytes(8), 0)
+    assert refused.value.code == "KEY_TABLE_FULL"
+
+
+def test_a_version_that_is_added_is_newer_than_every_other_of_its_purpose() -> None:
+    table = KeyTable(1, 1_000, (entry(SEAL, 1, KeyState.PRIMARY), entry(SEAL, 3, KeyState.READABLE)))
+    for version in (1, 2, 3):
+        with pytest.raises(tv.InvalidInputError, match="or a newer version"):
+            table.with_readable(KeyName(SEAL, version), Custody.IN_PROCESS, bytes(8), 0)
+    assert table.with_readable(KeyName(SEAL, 4), Custody.IN_PROCESS, bytes(8), 0).live(SEAL) == (1, 3, 4)
+    assert table.with_readable(KeyName(FPE, 1), Custody.IN_PROCESS, bytes(8), 0).live(FPE) == (1,)
+
+
+def test_a_table_is_noticed_within_the_five_seconds_that_the_documents_name() -> None:
+    assert timedelta(milliseconds=DELAY_MS) == provision.KEY_DELAY == timedelta(seconds=5)
 
 
 # A database whose table is gone, or was tampered with.

@@ -180,6 +180,25 @@ def test_what_a_retired_version_leaves_is_carried_with_those_before_it() -> None
     assert [(each.version, each.under) for each in ring.carried(2)] == [(2, 3)]
 
 
+def test_last_four_digits_are_looked_for_under_live_versions_alone_and_uses_under_carried_ones_too() -> None:
+    """Records are brought under the newest version before another is retired; uses stay what they are."""
+    carried = KeyRing(Keys((1, 2))).carried(1)
+    states = {
+        KeyPurpose.SEAL: (PRIMARY,),
+        KeyPurpose.FINGERPRINT: (RETIRED, PRIMARY),
+        KeyPurpose.AUDIT: (PRIMARY,),
+    }
+    entries = [
+        KeyEntry(KeyName(purpose, version), state, Custody.IN_PROCESS, bytes(8), 0)
+        for purpose, found in states.items()
+        for version, state in enumerate(found, 1)
+    ]
+    ring = KeyRing(Keys((1, 2)), KeyTable(1, 1_000, in_order(entries), carried))
+    assert ring.fingerprint_versions == (2,)
+    assert ring.last4_keys("1111") == (found_by(2, "last4", "1111"),)
+    assert ring.use_ids("r", "tx") == (found_by(2, "use", "r", "tx"), found_by(1, "use", "r", "tx"))
+
+
 EXPIRIES = st.none() | st.builds(CardExpiry, st.integers(2000, 2099), st.integers(1, 12))
 CARDS = st.builds(Card, pan_digits(min_size=13).map(Pan.parse), EXPIRIES)
 
@@ -345,10 +364,12 @@ def test_rows_under_an_older_seal_key_are_sealed_anew_with_their_metadata_and_ot
         after, same = ring.unseal(row)
         assert (row.key_version, row.revision, same) == (2, 2, card)
         assert sealing.key_versions(row) in ((2,), (2, 2))
-        assert ring.metadata(after) == ring.metadata(before)
+        assert ring.metadata(after) == ring.metadata(before) == ({"a": "b"} if place in (2, 4) else {})
         assert after._replace(revision=1, metadata=b"", updated_ms=0) == before._replace(
             metadata=b"", updated_ms=0
         )
+    kept_as_it_is = (TokenRecord.parse(row).metadata for row in (renewed[-1], rows[4]))
+    assert len({*kept_as_it_is}) == 1  # it is under the newest key already
     assert ring.renew_many(renewed, refingerprint=False) == ([], 0)
     assert ring.renew_many([], refingerprint=True) == ([], 0)
 
