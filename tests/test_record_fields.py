@@ -238,6 +238,9 @@ def test_a_state_of_another_form_is_refused() -> None:
         "!",
         state[:-4],
         state + "AAAA",
+        state[:8] + "\n" + state[8:],
+        state[:8] + "!" + state[8:],
+        state + "\n",
         "A" * 16_388,
     ):
         with pytest.raises(InvalidInputError, match="state is what export_cards writes"):
