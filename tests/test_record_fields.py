@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,6 +200,14 @@ def test_counters_up_to_sixty_four_are_read_in_order() -> None:
     read = TokenRecord.parse(row(RECORD, body))
     assert read.body() == body
     assert [counter.previous_window for counter in read.usage.counters] == [-1, 0] * 32
+
+
+def test_each_status_has_the_code_that_its_document_states() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"\| status: ([^|]*) \|", text)
+    codes = {name.replace(" ", "_"): int(code) for code, name in re.findall(r"(\d) ([a-z ]+)", stated)}
+    assert codes == {status.name.lower(): code for status, code in STATUS_CODES.items()}
+    assert len(codes) == len(TokenStatus)
 
 
 def test_a_use_makes_the_next_revision_and_changes_nothing_else() -> None:
