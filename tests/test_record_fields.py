@@ -202,6 +202,13 @@ def test_counters_up_to_sixty_four_are_read_in_order() -> None:
     assert [counter.previous_window for counter in read.usage.counters] == [-1, 0] * 32
 
 
+@pytest.mark.parametrize("par", [b"a" * 29, bytes(29)], ids=["of other characters", "that is not there"])
+def test_a_part_that_is_refused_is_not_read_as_metadata(par: bytes) -> None:
+    record = RECORD._replace(par="A" * 29)
+    body = with_fields(record, metadata=29).replace(b"A" * 29, par)
+    assert refused(record, body) == IntegrityError.code
+
+
 def test_each_status_has_the_code_that_its_document_states() -> None:
     text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
     (stated,) = re.findall(r"\| status: ([^|]*) \|", text)
