@@ -439,3 +439,63 @@ def test_a_seal_binds_the_whole_digest_of_its_record() -> None:
         else:
             with pytest.raises(IntegrityError):
                 sealing.unseal(sealed, cipher)
+
+
+@pytest.mark.parametrize("wrong", ["reference", "pan_fingerprint", "last4_key"])
+@pytest.mark.parametrize("length", [1, 15, 17])
+def test_a_row_with_a_field_of_another_length_has_no_digest(wrong: str, length: int) -> None:
+    row = kept(0, CARD, seal=1, found=1, last4=True)
+    assert len(sealing.record_digest(row)) == 20
+    for other in (bytes(length), getattr(row, wrong)[:15] if length == 15 else getattr(row, wrong) * 2):
+        with pytest.raises(IntegrityError):
+            sealing.record_digest(row._replace(**{wrong: other}))
+
+
+@pytest.mark.parametrize("number", ["revision", "key_version"])
+def test_a_row_with_a_number_that_no_record_has_has_no_digest(number: str) -> None:
+    row = kept(0, CARD, seal=1, found=1)
+    for beyond in (-1, 2**64):
+        with pytest.raises(IntegrityError):
+            sealing.record_digest(row._replace(**{number: beyond}))
+
+
+def test_a_seal_over_more_or_less_than_a_card_is_refused_though_it_is_sealed_rightly() -> None:
+    row = kept(0, CARD, seal=1, found=1)
+    nonce, digest = row.seal[:13], sealing.record_digest(row)
+    plaintext = ccm.decrypt(seal_cipher(1), nonce, row.seal[13:], digest[:14])
+    assert len(plaintext) == 16
+    assert sealing.unseal(row, seal_cipher(1)) == CARD
+    for other in (b"", plaintext[:-1], plaintext + b"\0"):
+        sealed = ccm.encrypt(seal_cipher(1), nonce, other, digest[:14])
+        with pytest.raises(IntegrityError):
+            sealing.unseal(row._replace(seal=nonce + sealed), seal_cipher(1))
+
+
+def test_metadata_is_sealed_in_one_spelling_under_the_version_that_it_names() -> None:
+    reference = bytes(16)
+    sealed = sealing.seal_metadata({"b": "\u00e9", "a": "1"}, reference, seal_cipher(7), 7)
+    assert sealed[:4] == bytes((0, 0, 0, 7))
+    plaintext = ccm.decrypt(seal_cipher(7), sealed[4:17], sealed[17:], reference)
+    assert plaintext == '{"a":"1","b":"\u00e9"}'.encode()
+    assert sealing.seal_metadata({}, reference, seal_cipher(7), 7) == b""
+
+
+def test_metadata_is_what_the_body_states_and_names_its_version_if_its_header_is_there() -> None:
+    row = kept(0, CARD, seal=1, found=1)
+    plain = len(row.body)
+    header = bytes((0, 0, 0, 5)) + bytes(13)
+    for metadata, versions in (
+        (b"", (1,)),
+        (b"x", (1,)),
+        (header[:-1], (1,)),
+        (header, (1, 5)),
+        (header + b"x", (1, 5)),
+    ):
+        body = TokenRecord.parse(row)._replace(metadata=metadata).body()
+        assert sealing.metadata_of(body) == metadata
+        assert sealing.key_versions(row._replace(body=body)) == versions
+        # One byte more than there is behind the fixed part is nobody's metadata.
+        assert sealing.metadata_of(body[:55] + (len(body) - plain + 1).to_bytes(2) + body[57:]) == b""
+    assert sealing.metadata_key_version(header) == 5
+    with pytest.raises(IntegrityError):
+        sealing.metadata_key_version(header[:-1])
