@@ -508,3 +508,30 @@ def test_the_seal_of_a_tombstone_holds_no_number_and_nothing_of_its_shape() -> N
     plaintext = ccm.decrypt(seal_cipher(1), row.seal[:13], row.seal[13:], digest[:14])
     assert plaintext == bytes(10) + digest[14:]
     assert sealing.unseal(row, seal_cipher(1)) is None
+
+
+def test_a_column_refuses_each_row_whose_digest_ends_otherwise_or_that_is_listed_otherwise_than_its_body_says() -> (
+    None
+):
+    cipher, digest = seal_cipher(1), sealing.record_digest(ROW)
+    nonce, plaintext = ROW.seal[:13], ccm.decrypt(cipher, ROW.seal[:13], ROW.seal[13:], digest[:14])
+    ends = [
+        bytes(6),
+        *(digest[14 : 14 + i] + bytes([digest[14 + i] ^ 1]) + digest[15 + i :] for i in range(6)),
+    ]
+    other_ends = [
+        ROW._replace(seal=nonce + ccm.encrypt(cipher, nonce, plaintext[:10] + end, digest[:14]))
+        for end in ends
+    ]
+    rows = [ROW, *other_ends, ROW._replace(status=1), ROW._replace(created_ms=ROW.created_ms + 1), ROW]
+    cards, genuine = KeyRing(Keys()).unseal_many(rows)
+    assert genuine.tolist() == [True, *[False] * (len(rows) - 2), True]
+    assert [cards.pans.lengths[row] for row in range(len(rows))] == [16, *[0] * (len(rows) - 2), 16]
+
+
+def test_a_number_that_begins_with_zeros_comes_back_with_them() -> None:
+    card = Card(Pan.parse("0000000000000000018"), None)
+    row = kept(0, card, seal=1, found=1)
+    read = sealing.unseal(row, seal_cipher(1))
+    assert read is not None
+    assert read.pan.reveal() == "0000000000000000018"
