@@ -20,12 +20,13 @@ from tokenvault.errors import ConfigurationError, IntegrityError, KeyStoreError
 from tokenvault.keys import BlockCipher
 from tokenvault.keys.port import Custody, KeyName, KeyPurpose
 from tokenvault.model.lifecycle import TokenStatus
-from tokenvault.model.pan import Card, CardExpiry, Pan
-from tokenvault.records import index_keys, keyring, sealing
+from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule
+from tokenvault.records import index_keys, keyring, sealing, sealing_columns
 from tokenvault.records.card_columns import CardColumns
 from tokenvault.records.key_table import KeyEntry, KeyState, KeyTable, in_order
 from tokenvault.records.keyring import KeyRing, SealPrimary
 from tokenvault.records.record import TokenRecord
+from tokenvault.stores.found_records import RecordColumns
 from tokenvault.stores.port import SealedRecord
 
 PAN = Pan.parse("4111111111111111")
@@ -524,9 +525,20 @@ def test_a_column_refuses_each_row_whose_digest_ends_otherwise_or_that_is_listed
         for end in ends
     ]
     rows = [ROW, *other_ends, ROW._replace(status=1), ROW._replace(created_ms=ROW.created_ms + 1), ROW]
-    cards, genuine = KeyRing(Keys()).unseal_many(rows)
-    assert genuine.tolist() == [True, *[False] * (len(rows) - 2), True]
-    assert [cards.pans.lengths[row] for row in range(len(rows))] == [16, *[0] * (len(rows) - 2), 16]
+    for form in (rows, RecordColumns.of(rows)):
+        cards, genuine = sealing_columns.unseal_many(cipher, form)
+        assert genuine.tolist() == [True, *[False] * (len(rows) - 2), True]
+        assert cards.pans.lengths.tolist() == [16, *[0] * (len(rows) - 2), 16]
+        assert cards.pans.values.tolist() == [int(PAN.reveal()), *[0] * (len(rows) - 2), int(PAN.reveal())]
+
+
+def test_the_shortest_numbers_and_tombstones_come_back_from_columns_too() -> None:
+    card = Card(Pan.parse("411111111113", PanRule(lengths=(12, 19), luhn=False)), None)
+    for row, read in ((kept(0, card, seal=1, found=1), card), (kept(1, None, seal=1, found=1), None)):
+        assert sealing.unseal(row, seal_cipher(1)) == read
+        cards, genuine = sealing_columns.unseal_many(seal_cipher(1), RecordColumns.of([row]))
+        assert genuine.tolist() == [True]
+        assert cards.pans.lengths.tolist() == [12 if read else 0]
 
 
 def test_a_number_that_begins_with_zeros_comes_back_with_them() -> None:
