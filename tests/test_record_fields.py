@@ -16,6 +16,7 @@ from tokenvault.model.lifecycle import Actor, TokenStatus
 from tokenvault.model.pan import CardExpiry
 from tokenvault.records import layout, portable
 from tokenvault.records.record import STATUS_CODES, TokenRecord
+from tokenvault.records.token_info import TokenInfo, info_of
 from tokenvault.stores.port import SealedRecord
 
 FIELDS = (
@@ -262,3 +263,11 @@ def test_a_state_of_another_form_is_refused() -> None:
     ):
         with pytest.raises(InvalidInputError, match="state is what export_cards writes"):
             portable.read_state(text, RECORD)
+
+
+def test_what_is_told_of_a_token_shows_its_last_four_digits_alone_and_takes_no_other_field() -> None:
+    info = info_of(RECORD._replace(token="9999120000001234"), None)
+    assert repr(info).startswith("TokenInfo(token='************1234', ")
+    assert "999912" not in repr(info)
+    with pytest.raises(InvalidInputError):
+        TokenInfo(tokne="9999120000001234")  # type: ignore[call-arg] # that is what is tried
