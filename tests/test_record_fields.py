@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +267,15 @@ def test_a_state_of_another_form_is_refused() -> None:
 
 
 def test_what_is_told_of_a_token_shows_its_last_four_digits_alone_and_takes_no_other_field() -> None:
-    info = info_of(RECORD._replace(token="9999120000001234"), None)
+    info = info_of(RECORD._replace(token="9999120000001234"), None, {"order": "named"})
     assert repr(info).startswith("TokenInfo(token='************1234', ")
     assert "999912" not in repr(info)
+    assert "named" not in repr(info)
+    assert info.metadata == {"order": "named"}
+    assert info.customer is None
+    assert info_of(RECORD._replace(customer="c"), None).customer == "c"
+    by_position: Callable[..., TokenInfo] = TokenInfo
     with pytest.raises(InvalidInputError):
-        TokenInfo(tokne="9999120000001234")  # type: ignore[call-arg] # that is what is tried
+        by_position(*vars(info).values())
+    with pytest.raises(InvalidInputError):
+        TokenInfo(tokne="9999120000001234")  # type: ignore[call-arg] # no such argument, and others are missing
