@@ -23,7 +23,7 @@ from tokenvault.model.lifecycle import TokenStatus
 from tokenvault.model.pan import Card, CardExpiry, Pan, PanRule
 from tokenvault.records import index_keys, keyring, sealing, sealing_columns
 from tokenvault.records.card_columns import CardColumns
-from tokenvault.records.key_table import KeyEntry, KeyState, KeyTable, in_order
+from tokenvault.records.key_table import CarriedKey, KeyEntry, KeyState, KeyTable, in_order
 from tokenvault.records.keyring import KeyRing, SealPrimary
 from tokenvault.records.record import TokenRecord
 from tokenvault.stores.found_records import RecordColumns
@@ -189,12 +189,7 @@ def test_last_four_digits_are_looked_for_under_live_versions_alone_and_uses_unde
         KeyPurpose.FINGERPRINT: (RETIRED, PRIMARY),
         KeyPurpose.AUDIT: (PRIMARY,),
     }
-    entries = [
-        KeyEntry(KeyName(purpose, version), state, Custody.IN_PROCESS, bytes(8), 0)
-        for purpose, found in states.items()
-        for version, state in enumerate(found, 1)
-    ]
-    ring = KeyRing(Keys((1, 2)), KeyTable(1, 1_000, in_order(entries), carried))
+    ring = KeyRing(Keys((1, 2)), table_in(states, carried))
     assert ring.fingerprint_versions == (2,)
     assert ring.last4_keys("1111") == (found_by(2, "last4", "1111"),)
     assert ring.use_ids("r", "tx") == (found_by(2, "use", "r", "tx"), found_by(1, "use", "r", "tx"))
@@ -224,16 +219,27 @@ def test_cards_in_columns_are_the_cards_row_by_row(cards: list[Card], data: st.D
 # Rows under versions of the SEAL key.
 
 
+def table_in(
+    states: dict[KeyPurpose, tuple[KeyState, ...]], carried: tuple[CarriedKey, ...] = ()
+) -> KeyTable:
+    """A table with a version in each of these states, from version 1 on."""
+    entries = [
+        KeyEntry(KeyName(purpose, version), state, Custody.IN_PROCESS, bytes(8), 0)
+        for purpose, found in states.items()
+        for version, state in enumerate(found, 1)
+    ]
+    return KeyTable(1, 1_000, in_order(entries), carried)
+
+
 def table_of(*seal_states: KeyState, fingerprint: int = 1) -> KeyTable:
     """A table with these versions of SEAL, and the others' first ones."""
-    states = {KeyPurpose.SEAL: seal_states, KeyPurpose.FINGERPRINT: (KeyState.PRIMARY,) * fingerprint,
-              KeyPurpose.AUDIT: (KeyState.PRIMARY,)}  # fmt: skip
-    entries = [
-        KeyEntry(KeyName(purpose, place), state, Custody.IN_PROCESS, bytes(8), 0)
-        for purpose, found in states.items()
-        for place, state in enumerate(found, 1)
-    ]
-    return KeyTable(1, 1_000, in_order(entries))
+    return table_in(
+        {
+            KeyPurpose.SEAL: seal_states,
+            KeyPurpose.FINGERPRINT: (KeyState.PRIMARY,) * fingerprint,
+            KeyPurpose.AUDIT: (KeyState.PRIMARY,),
+        }
+    )
 
 
 READABLE, PRIMARY, RETIRED, DESTROYED = KeyState
@@ -511,9 +517,8 @@ def test_the_seal_of_a_tombstone_holds_no_number_and_nothing_of_its_shape() -> N
     assert sealing.unseal(row, seal_cipher(1)) is None
 
 
-def test_a_column_refuses_each_row_whose_digest_ends_otherwise_or_that_is_listed_otherwise_than_its_body_says() -> (
-    None
-):
+def test_a_column_refuses_each_row_with_another_end_of_its_digest_or_another_listing() -> None:
+    """Sealed rightly but for one byte at the end, or listed with another status or time than its body's."""
     cipher, digest = seal_cipher(1), sealing.record_digest(ROW)
     nonce, plaintext = ROW.seal[:13], ccm.decrypt(cipher, ROW.seal[:13], ROW.seal[13:], digest[:14])
     ends = [
