@@ -170,7 +170,7 @@ def test_a_table_takes_no_more_versions_than_a_store_keeps_and_still_retires_all
 def test_a_version_is_refused_exactly_where_the_table_would_not_fit_with_all_that_is_carried_later(
     fingerprints: int,
 ) -> None:
-    """So many FINGERPRINT versions, and SEAL versions up to the border: with some of them a table fits to a byte."""
+    """So many FINGERPRINT versions, and SEAL versions up to the border; with 7 the table fits to a byte."""
 
     def table(seals: int) -> KeyTable:
         of_found = tuple(
