@@ -102,7 +102,7 @@ def test_tests_that_run_the_line_come_first_and_the_quickest_of_them_before_all(
     assert list(covered.tests_for(change, 2.0)) == ["quick", "same function"]
 
 
-def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_notice() -> None:
+def test_where_the_function_runs_while_tests_are_loaded_all_tests_may_notice() -> None:
     """What is computed then is kept for whoever uses it."""
     change = next(
         each for each in changes_of("m.py", "def f(a):\n    return a < 1\n") if "<=" in each.becomes
@@ -113,11 +113,11 @@ def test_where_the_line_runs_while_tests_are_loaded_or_under_none_all_tests_may_
     assert not CoverageMap(seconds, lines, {"m.py": [1, 9]}).is_loaded(change)
     assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change)) == ["own", "module", "other"]
     assert list(CoverageMap(seconds, lines, {"m.py": [2]}).tests_for(change, 2.4)) == ["own", "other"]
-    assert list(CoverageMap(seconds, {"m.py": {9: ["module"]}}).tests_for(change)) == [
-        "module",
-        "other",
-        "own",
-    ]
+
+
+def test_no_test_notices_a_change_of_a_function_that_none_runs() -> None:
+    change = changes_of("m.py", "def f(a):\n    return a < 1\n")[0]
+    assert CoverageMap({"other": 0.1}, {"m.py": {9: ["other"]}}).tests_for(change) == {}
 
 
 def test_entries_are_read_from_the_output_of_a_run() -> None:

@@ -47,8 +47,8 @@ class CoverageMap:
         """The tests to run with a change, and how long each takes; those first that run its own line.
 
         Then come those that run its function: a result that is kept for later callers is computed under one test,
-        and used by many. Where the line runs while tests are loaded, or no test runs it: its module, for half of the
-        time, and the quickest of all others: a table is used without a line of its module.
+        and used by many. Where the function runs while tests are loaded: its module's, for half of the time, and the
+        quickest of all others: a table is used without a line of its module.
         """
         module = self.lines.get(change.module, {})
         own, same = set(module.get(change.line, ())), set()
@@ -56,7 +56,7 @@ class CoverageMap:
             _, first, last = change.scope
             same = {test for line, tests in module.items() if first < line <= last for test in tests}
         steps = [(own, seconds_max), (same, seconds_max)]
-        if not own or self.is_loaded(change):
+        if self.is_loaded(change):
             of_module = {test for tests in module.values() for test in tests}
             steps += [(of_module, seconds_max / 2), (set(self.seconds), seconds_max)]
         chosen: dict[str, float] = {}
