@@ -117,7 +117,6 @@ _VAULT_TESTS: Final = (
     "test_vault_follow_ups.py",
     "test_vault_machine.py",
     "test_vault_outages.py",
-    "test_vault_round_trips.py",
     "test_verification_edges.py",
     "test_within.py",
 )
