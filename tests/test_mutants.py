@@ -15,6 +15,7 @@ from scripts.mutants import survivors
 from scripts.mutants.changes import changes_of
 from scripts.mutants.coverage_map import PACKAGE, CoverageMap
 from scripts.mutants.rooms import ROOMS
+from scripts.mutants.trial import QUICK_TESTS, of_few_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,6 +119,14 @@ def test_where_the_function_runs_while_tests_are_loaded_all_tests_may_notice() -
 def test_no_test_notices_a_change_of_a_function_that_none_runs() -> None:
     change = changes_of("m.py", "def f(a):\n    return a < 1\n")[0]
     assert CoverageMap({"other": 0.1}, {"m.py": {9: ["other"]}}).tests_for(change) == {}
+
+
+def test_the_first_files_are_few_and_those_of_the_likeliest_tests() -> None:
+    tests = {f"tests/{name}.py::test_{number}": 0.1 for number in range(30) for name in "abcdefg"}
+    first = of_few_files(tests)
+    assert list(first) == [test for test in tests if test[6] in "abcd"][:QUICK_TESTS]
+    assert of_few_files(first) == first
+    assert of_few_files({}) == {}
 
 
 def test_entries_are_read_from_the_output_of_a_run() -> None:
