@@ -6,8 +6,11 @@ import hashlib
 import inspect
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -18,7 +21,7 @@ from tests.pure_token import OWNER
 from tokenvault.errors import InvalidInputError, UnchangeableError
 from tokenvault.model import checks, counters, domain_document, iso, ledger
 from tokenvault.model.authentication import Authentication, Factor, Strength
-from tokenvault.model.control import shown
+from tokenvault.model.control import Control, Term, shown
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.limits import Limit
@@ -73,7 +76,20 @@ def sets(of: Callable[[int], Any]) -> tuple[list[Any], list[Any]]:
     return [every[:1], every[:-1], tuple(every[:2])], [[], every, "text", b"bytes", 5]
 
 
-INSTANTS = [OLDEST, NEWEST], [OLDEST - SECOND, NEWEST + SECOND, NEWEST.replace(tzinfo=None), 5]
+class Unsaid(tzinfo):
+    """A time zone that does not say how far it is from UTC."""
+
+    def utcoffset(self, _at: datetime | None) -> None:
+        return None
+
+    dst = utcoffset
+    tzname = utcoffset
+
+
+INSTANTS = (
+    [OLDEST, NEWEST],
+    [OLDEST - SECOND, NEWEST + SECOND, *(NEWEST.replace(tzinfo=zone) for zone in (None, Unsaid())), 5],
+)
 BORDERS: dict[str, tuple[Callable[[Any], object], tuple[list[Any], list[Any]]]] = {
     "transaction id": (lambda value: transaction(id=value), texts(64)),
     "original": (lambda value: transaction(original=value, kind=tv.Kind.CAPTURE), texts(64)),
@@ -83,10 +99,10 @@ BORDERS: dict[str, tuple[Callable[[Any], object], tuple[list[Any], list[Any]]]] 
     "agent": (lambda value: transaction(agent=value), texts(256)),
     "requestor": (lambda value: transaction(requestor=value), (["0" * 11], ["0" * 10, "0" * 12, "0" * 10 + "a", 5])),
     "category": (lambda value: transaction(merchant_category=value), (["0000", "9999"], ["000", "00000", "000a", 5])),
-    "country": (lambda value: transaction(country=value), (["FR", "XK"], ["fr", "FRA", "ZZ", 5])),
+    "country": (lambda value: transaction(country=value), (["FR", "XK"], ["fr", "FRA", "ZZ", 5, ["FR"]])),
     "cryptogram": (lambda value: transaction(cryptogram_counter=value), whole(0, 2**32 - 1)),
     "amount": (lambda value: Money(value, "EUR"), whole(0, 10**15)),
-    "currency": (lambda value: Money(1, value), (["EUR"], ["eur", "EU", "ZZZ", 5])),
+    "currency": (lambda value: Money(1, value), (["EUR"], ["eur", "EU", "ZZZ", 5, ["EUR"]])),
     "method": (lambda value: Authentication(factors=set(Factor), at=OLDEST, method=value), texts(64)),
     "factors": (
         lambda value: Authentication(factors=value, at=OLDEST),
@@ -134,6 +150,7 @@ BORDERS: dict[str, tuple[Callable[[Any], object], tuple[list[Any], list[Any]]]] 
     "minutes": (lambda value: RevealPolicy(purposes={"p"}, minutes=value), whole(1, 1_440)),
     "reveals a day": (lambda value: RevealPolicy(purposes={"p"}, per_person_and_day=value), whole(1, 10_000)),
     "purpose": (lambda value: RevealPolicy(purposes={value}), texts(64)),
+    "par": (checks.par, (["0" * 29, "Z" * 29], ["0" * 28, "0" * 30, "a" * 29, 5])),
 }  # fmt: skip
 
 
@@ -185,8 +202,11 @@ def test_an_authentication_is_strong_up_to_its_age_and_from_no_further_ahead_tha
 
 
 @pytest.mark.parametrize(
-    "kind", [Authentication, Domain, Limit, PanRule, RevealPolicy, RevealRequest, TokenFormat, Transaction]
-)
+    "kind",
+    [
+        Authentication, Control, Domain, Limit, PanRule, RevealPolicy, RevealRequest, Term, TokenFormat, Transaction,
+    ],
+)  # fmt: skip
 def test_what_has_many_fields_takes_them_by_name_alone(kind: type) -> None:
     names = [field.name for field in attrs.fields(kind) if field.init]
     given = inspect.signature(kind).parameters
@@ -425,6 +445,35 @@ def test_a_store_with_coroutines_is_not_taken_for_one_without() -> None:
     checks.blocking_store("store", Without())
     with pytest.raises(InvalidInputError, match="store is a token store without coroutines"):
         checks.blocking_store("store", WithCoroutines())
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, MappingProxyType({"a": 1}), Counter("a")])
+def test_any_mapping_is_read_as_a_dict(value: Any) -> None:
+    found = checks.mapping("a mapping", value)
+    assert type(found) is dict
+    assert found == {"a": 1}
+
+
+class Failing(dict[str, int]):
+    """A mapping that can not be read."""
+
+    def keys(self) -> Any:
+        raise RuntimeError("4111111111111111")
+
+    __iter__ = keys
+
+
+@pytest.mark.parametrize("value", [[("a", 1)], "", None, 5, Failing(a=1)])
+def test_what_is_no_mapping_or_fails_is_refused_in_the_words_of_who_asked(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^a mapping of columns$"):
+        checks.mapping("a mapping of columns", value)
+
+
+def test_of_an_endless_iterable_no_more_is_read_than_shows_that_it_is_too_long() -> None:
+    numbers = count()
+    with pytest.raises(InvalidInputError, match="merchants has 1 to 10000 values"):
+        Domain(merchants=map(str, numbers))
+    assert next(numbers) == 10_001
 
 
 def test_an_iterator_of_the_caller_that_fails_is_refused_without_what_it_holds() -> None:

@@ -146,7 +146,7 @@ PLAIN = ClearIds(lambda _: bytes(16))
         ("0" * 18 + "1", False), ("1" + "0" * 12, False),
         ("00000" + "4111111111111111"[:13], False), ("98" + "4111111111111111", True),
         ("4111111111111111" + "98", True),
-        ("4111111111111112", False),
+        ("4111111111111112", False), ("0" + "1" + "0" * 13 + "9" + "0", True),  # UATP, between zeros
     ],
 )  # fmt: skip
 def test_digits_hold_a_card_number_between_ends_of_runs_or_where_one_begins_as_cards_do(
@@ -182,6 +182,7 @@ def test_a_token_is_found_at_every_length_that_its_format_has() -> None:
         assert ids.could_hold_token(token)
         assert ids.could_hold_token(f"{token[:7]}.{token[7:]}")
         assert not ids.could_hold_token(begin)
+    assert not ids.could_hold_token(follow_on(begin, valid=False)), "of 20 digits"
     assert not ids.could_hold_token(LUHN_FREE.bin + "0" * 6)
 
 
@@ -193,6 +194,32 @@ def test_a_token_of_a_fixed_length_is_found_with_digits_before_and_behind() -> N
         assert ids.could_hold_token(text)
     assert not ids.could_hold_token(follow_on("9999000000000", valid=True))
     assert not ids.could_hold_token(token[:-1])
+
+
+def test_a_token_is_found_where_its_first_digits_stand_before_it_too() -> None:
+    """Also where they overlap with its own."""
+    form = tv.TokenFormat(bin="9999", length=14)
+    ids = knowing(tv.TokenProgram("p", format=form))
+    token = follow_on("9999000000000", valid=True)
+    for before in ("9", "99990"):
+        text = before + token
+        assert not luhn_valid(text[:14])
+        assert ids.could_hold_token(text)
+        assert not ids.could_hold_token(text[:-1])
+
+
+def test_one_way_to_read_a_text_that_gives_a_token_is_enough_and_none_gives_none() -> None:
+    ids = knowing(tv.TokenProgram("p", format=tv.TokenFormat(bin="9999", length=14)))
+    token = follow_on("9999000000000", valid=True)
+    for text in (
+        f"{token}x0000000000000",
+        f"0000000000000x{token}",
+        f"x{token[:7]}.{token[7:]}",
+        f"{token[:7]}x{token[7:]}",
+    ):
+        assert ids.could_hold_token(text)
+    for text in ("", "x", token[:-1], f"{token[:7]}x{token[8:]}"):
+        assert not ids.could_hold_token(text)
 
 
 # What a vault keeps.
