@@ -13,7 +13,7 @@ from tests.strategies import DAY_MS, NOW_MS
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.authentication import Authentication, Factor
 from tokenvault.model.controls import LIMITS_MAX, CryptogramRule
-from tokenvault.model.counters import COUNTERS_MAX
+from tokenvault.model.counters import COUNTERS_MAX, UNUSED, Counter, Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.kinds import KINDS, Kind
 from tokenvault.model.ledger import FOLLOW_UPS_MAX, UseLedger
@@ -508,6 +508,22 @@ def test_limits_that_come_and_go_push_no_other_out_whose_window_is_not_over(per:
     assert shop.pay(channel=Channel.ATM) == "USES_EXCEEDED"
 
 
+@pytest.mark.parametrize(
+    ("limit", "counted", "uncounted"),
+    [
+        (Limit(uses=1, kinds={Kind.CASH}), {"kind": Kind.CASH}, {}),
+        (Limit(uses=1, without_authentication=True), {}, {"authentication": strong()}),
+    ],
+)
+def test_a_token_whose_counters_are_full_takes_uses_that_no_limit_counts(
+    limit: Limit, counted: dict[str, Any], uncounted: dict[str, Any]
+) -> None:
+    shop = Shop(Domain(limits=[limit]))
+    shop.usage = Usage(tuple(Counter(number.to_bytes(16), 0, 1) for number in range(COUNTERS_MAX)))
+    assert shop.told(**{"kind": Kind.PURCHASE, **counted}) == "COUNTERS_EXCEEDED"
+    assert shop.told(**{"kind": Kind.PURCHASE, **uncounted}) == ""
+
+
 def test_an_increment_is_within_the_scope_of_its_use() -> None:
     shop = Shop(Domain(limits=(Limit(amount=Money(100, "EUR"), kinds={Kind.PURCHASE}),)))
     assert shop.pay(90, id="a") == ""
@@ -587,6 +603,43 @@ def test_who_uses_another_s_token_is_bound_by_its_own_domain() -> None:
 def test_a_restricted_interval_is_kept_between_uses() -> None:
     shop = Shop(Domain(min_interval=timedelta(hours=1)))
     assert [shop.pay(days=hour / 24) for hour in (0, 0.99, 1, 1.5, 2)] == ["", "TOO_SOON", "", "TOO_SOON", ""]
+
+
+def test_an_interval_holds_up_neither_an_increment_of_a_use_nor_a_retry() -> None:
+    shop = Shop(Domain(min_interval=timedelta(hours=1)))
+    assert shop.pay(90, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 10, original="a") == ""
+    assert shop.pay(90, id="a") == ""
+    assert shop.pay(90) == "TOO_SOON"
+
+
+def test_a_retry_passes_no_control_that_has_come_since_but_those_of_what_was_counted() -> None:
+    shop = Shop()
+    assert shop.pay(90, id="a", merchant="M-1") == ""
+    for later, told in (
+        ({"limits": [Limit(uses=1, kinds={Kind.CASH}), Limit(amount=Money(1, "EUR"))]}, ""),
+        ({"cryptogram": CryptogramRule.REQUIRED}, ""),
+        ({"strong_above": Money(1, "EUR")}, ""),
+        ({"merchants": {"M-2"}}, "MERCHANT_NOT_ALLOWED"),
+        ({"max_amount": Money(1, "EUR")}, "AMOUNT_TOO_HIGH"),
+        ({"valid_from": datetime(2100, 1, 1, tzinfo=UTC)}, "NOT_YET_VALID"),
+    ):
+        domain: dict[str, Any] = later
+        shop.domain = Domain(**domain)
+        assert shop.pay(90, id="a", merchant="M-1") == told
+
+
+def test_a_use_is_remembered_only_under_controls_that_look_back() -> None:
+    for fields, kept in (
+        ({"merchants": {"M-1"}, "max_amount": Money(90, "EUR"), "strong_above": Money(90, "EUR")}, False),
+        ({"limits": [Limit(uses=1)]}, True),
+        ({"min_interval": timedelta(hours=1)}, True),
+        ({"cryptogram": CryptogramRule.REQUIRED}, True),
+    ):
+        domain: dict[str, Any] = fields
+        shop = Shop(Domain(**domain))
+        assert shop.pay(90, merchant="M-1", cryptogram_counter=1) == ""
+        assert (shop.usage != UNUSED) is kept
 
 
 def test_remaining_tells_what_is_left_and_until_when() -> None:
