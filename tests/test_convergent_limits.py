@@ -274,6 +274,15 @@ def test_a_counter_of_two_has_used_of_each_window_what_either_has_and_gives_no_w
         assert merged.used(window) == (max(before) if window >= merged.previous_window else USED_UP)
 
 
+def test_a_counter_of_two_ends_with_its_latest_window_and_goes_on_under_the_latest_key() -> None:
+    name = bytes(range(NAME_BYTES))
+    one = Counter(name + b"\0\0\0\1", 5, 7, ends_ms=50)
+    other = Counter(name + b"\0\0\0\2", 6, 1, 5, 9, ends_ms=60)
+    assert one.merged(other) == other.merged(one) == other
+    assert one.merged(one) == one
+    assert one._replace(key=other.key).merged(other._replace(key=one.key)) == other
+
+
 @given(one=usages, other=usages)
 def test_a_usage_of_two_is_neither_s_less(one: Usage, other: Usage) -> None:
     merged = one.merged(other)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import attrs
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from tests.strategies import DAY_MS, NOW_MS
 from tests.vaults import SHOP, issue
 from tokenvault.keys import KeyStore
 from tokenvault.model.authentication import Authentication, Factor
+from tokenvault.model.counters import NAME_BYTES, Counter
 from tokenvault.model.domain import Domain
 from tokenvault.model.kinds import Kind
 from tokenvault.model.limits import Limit
@@ -163,6 +165,19 @@ def test_exactly_what_is_counted_is_given_back(told: list[Step]) -> None:
             assert found == expected, (velocity, step)
 
 
+@pytest.mark.parametrize(
+    ("times", "following"), [(0, 1), (1_023, 1_024), (2**32 - 2, 2**32 - 1), (2**32 - 1, 0)]
+)
+def test_a_counter_starts_again_under_its_next_key_of_four_bytes(times: int, following: int) -> None:
+    """Without what was counted in a window that is kept; all else of it stays."""
+    name = bytes(range(1, NAME_BYTES + 1))
+    counter = Counter(name + times.to_bytes(4), 5, 7, 3, 2, ends_ms=9)
+    again = counter._replace(key=name + following.to_bytes(4))
+    for window, value, previous_value in ((5, 0, 2), (3, 7, 0), (4, 7, 2), (2, 7, 2), (6, 7, 2)):
+        kept = again._replace(value=value, previous_value=previous_value)
+        assert counter.started_again(window) == kept
+
+
 def test_a_light_use_beside_a_strong_one_in_a_batch_is_given_back(local_keys: KeyStore) -> None:
     store = MemoryTokenStore()
     tv.provision(local_keys, store)
@@ -186,3 +201,14 @@ def test_a_light_use_beside_a_strong_one_in_a_batch_is_given_back(local_keys: Ke
             )
             assert [left.used for left in vault.remaining(token)] == [used]
         vault.detokenize(token, attrs.evolve(light, id="again"))
+
+
+def test_the_time_of_the_last_strong_use_is_kept_and_lies_behind_no_use_before_it() -> None:
+    token = PureToken(Domain(limits=[Limit(uses=9, since_authentication=True)]))
+    steps = [(1, 0, -1), (3, 2, 3), (9, 0, 3), (7, 2, 9), (20, 2, 20), (10, 2, 20), (30, 1, 20), (31, 3, 31)]
+    for number, (after_ms, factors, kept_ms) in enumerate(steps):
+        now_ms = NOW_MS + after_ms
+        light = Transaction(id=f"{number}", requestor=OWNER, authentication=shown(factors, now_ms))
+        assert token.do(light, now_ms).allowed
+        assert token.usage.authenticated_ms == (kept_ms if kept_ms < 0 else NOW_MS + kept_ms)
+        assert token.entries[-1].strong is (factors >= 2)
