@@ -22,6 +22,7 @@ from tokenvault.errors import InvalidInputError, UnchangeableError
 from tokenvault.model import checks, counters, domain_document, iso, ledger
 from tokenvault.model.authentication import Authentication, Factor, Strength
 from tokenvault.model.control import Control, Term, shown
+from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealPolicy, RevealRequest
 from tokenvault.model.limits import Limit
@@ -223,7 +224,7 @@ def test_a_party_takes_its_name_first_and_all_else_by_name(kind: type) -> None:
 
 PUBLIC = [Authentication(factors=set(Factor), at=OLDEST), Domain(), Limit(uses=1), PanRule(), WIDE, transaction(),
           RevealPolicy(purposes={"p"}), AllBut({"a"}), Money(1, "EUR"), CardExpiry(2030, 1), program(),
-          TokenRequestor(OWNER)]  # fmt: skip
+          TokenRequestor(OWNER), Decision()]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", PUBLIC, ids=lambda value: type(value).__name__)

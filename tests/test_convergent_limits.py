@@ -281,6 +281,7 @@ def test_a_counter_of_two_ends_with_its_latest_window_and_goes_on_under_the_late
     assert one.merged(other) == other.merged(one) == other
     assert one.merged(one) == one
     assert one._replace(key=other.key).merged(other._replace(key=one.key)) == other
+    assert Usage((one,)).merged(Usage((other,))) == Usage((other,))
 
 
 @given(one=usages, other=usages)

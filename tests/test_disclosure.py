@@ -55,6 +55,15 @@ def test_codes_stay_whoever_asks_but_for_what_would_confirm_an_expiry(given: tup
         assert shown == given
 
 
+def test_an_outsider_reads_that_it_may_not_use_the_token_and_of_all_else_only_that_it_failed() -> None:
+    given = [
+        Violation("any", code, "SECRET", "57") for code in ("A_CODE", STRANGER_CODE, EXPIRY_DIFFERS_CODE)
+    ]
+    other, stranger = told(tuple(given))
+    assert other.message.startswith("another control failed too")
+    assert stranger.message.startswith("this requestor may not use the token")
+
+
 @pytest.mark.parametrize("named", [False, True], ids=["named nowhere", "another is named"])
 def test_an_outsider_learns_neither_the_expiry_nor_the_domain(
     keys: KeyStore, store: TokenStore, named: bool

@@ -313,6 +313,17 @@ def test_a_suspension_by_the_vault_stops_follow_ups_too(kind: Kind, status: Toke
 
 
 @pytest.mark.parametrize("kind", Kind)
+def test_an_expiry_that_is_presented_is_compared_but_for_what_comes_after_a_payment(kind: Kind) -> None:
+    shop = Shop()
+    shop.expiry = CardExpiry(2090, 1)
+    cents = None if kind is Kind.VERIFICATION else 1
+    for month, told in ((1, ""), (2, "TOKEN_EXPIRY_DIFFERS" if KINDS[kind].live else "")):
+        assert shop.pay(100_00, id=f"a{month}") == ""
+        follows: dict[str, Any] = {"original": f"a{month}"} if KINDS[kind].follow_up else {}
+        assert shop.told(kind, cents, token_expiry=CardExpiry(2090, month), **follows) == told
+
+
+@pytest.mark.parametrize("kind", Kind)
 def test_an_expired_token_takes_follow_ups_only(kind: Kind) -> None:
     shop = Shop(Domain(valid_until=datetime.fromtimestamp(NOW_MS / 1_000 + 86_400, UTC)))
     shop.expiry = CardExpiry(2026, 5)
@@ -385,13 +396,15 @@ def test_an_original_is_a_use_of_this_token_by_this_requestor(kind: Kind) -> Non
 
 def test_a_merchant_s_payment_may_rest_on_the_cardholder_s() -> None:
     """It is no follow-up of it: it counts for itself, and gives back nothing of the other."""
-    shop = Shop(Domain(limits=(Limit(uses=2), monthly())))
+    shop = Shop(Domain(limits=(Limit(uses=2), monthly()), max_amount=Money(10_00, "EUR")))
     mit = {"channel": Channel.MERCHANT_INITIATED, "original": "cit"}
     assert shop.pay(10_00, **mit) == "ORIGINAL_UNKNOWN"
     assert shop.told(Kind.VERIFICATION, id="cit") == ""
     assert shop.pay(10_00, id="mit", **mit) == ""
     assert shop.told(Kind.REVERSAL, original="mit") == ""
     assert shop.left() == [2, 100_00]
+    assert shop.pay(10_00, id="paid") == ""
+    assert shop.pay(10_00, channel=Channel.MERCHANT_INITIATED, original="paid") == ""
 
 
 @pytest.mark.parametrize("cents", [None, 0, 10_00])
@@ -518,10 +531,13 @@ def test_limits_that_come_and_go_push_no_other_out_whose_window_is_not_over(per:
 def test_a_token_whose_counters_are_full_takes_uses_that_no_limit_counts(
     limit: Limit, counted: dict[str, Any], uncounted: dict[str, Any]
 ) -> None:
-    shop = Shop(Domain(limits=[limit]))
+    shop = Shop()
+    assert shop.told(**{"kind": Kind.PURCHASE, "id": "before", **counted}) == ""
+    shop.domain = Domain(limits=[limit])
     shop.usage = Usage(tuple(Counter(number.to_bytes(16), 0, 1) for number in range(COUNTERS_MAX)))
     assert shop.told(**{"kind": Kind.PURCHASE, **counted}) == "COUNTERS_EXCEEDED"
     assert shop.told(**{"kind": Kind.PURCHASE, **uncounted}) == ""
+    assert shop.told(**{"kind": Kind.PURCHASE, "id": "before", **counted}) == "", "a retry"
 
 
 def test_an_increment_is_within_the_scope_of_its_use() -> None:
