@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.pure_token import OWNER, PureToken
 from tests.strategies import DAY_MS, NOW_MS
-from tokenvault.model.counters import NONE, UNUSED, Counter, Usage
+from tokenvault.model.counters import COUNTERS_MAX, NONE, UNUSED, Counter, Usage
 from tokenvault.model.domain import Domain
 from tokenvault.model.limits import Limit
 from tokenvault.model.periods import Period, Window
@@ -172,3 +172,12 @@ def test_counters_of_limits_that_are_set_stay_and_of_the_others_those_that_end_l
     assert usage.changed(bytes(16), lambda counter: counter._replace(value=7)).counters[0].value == 7
     assert usage.used(others[5].key, 0) == 5
     assert usage.used(b"x" * 16, 0) == 0
+
+
+def test_a_counter_takes_room_while_its_limit_is_set_or_its_window_is_not_over() -> None:
+    full = Usage(tuple(Counter(number.to_bytes(16), 0, 1, ends_ms=9) for number in range(COUNTERS_MAX)))
+    every, new = {counter.key for counter in full.counters}, {b"n" * 16}
+    assert not full.has_room(new, set(), 8)
+    assert full.has_room(new, set(), 9)
+    assert not full.has_room(new, every, 9)
+    assert full.has_room(new, every - {full.counters[0].key}, 9)
