@@ -39,8 +39,8 @@ class Binding(enum.Enum):
     PARTIES: lists of who, and of what kind.
     LISTS: of where, by what, and what for.
     TERMS: validity, assurance method, cryptogram.
-    AMOUNTS: currency and size of the amount, and the strong authentication that it asks for.
-    LIMITS: limits, and the least time between uses.
+    AMOUNTS: currency and size of the amount.
+    LIMITS: limits, the least time between uses, and the strong authentication that an amount asks for.
     """
 
     PARTIES = enum.auto()

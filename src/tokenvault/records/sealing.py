@@ -24,10 +24,6 @@ from tokenvault.stores.port import (
     SealedRecord,
 )
 
-METADATA_PAIRS_MAX: Final = 16
-METADATA_CHARACTERS_MAX: Final = 64
-"""Of a name, and of a value."""
-
 CHANGED: Final = "a token record is not what the vault sealed: changed, moved, or sealed under another key"
 """What a record's IntegrityError says."""
 
