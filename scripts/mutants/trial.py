@@ -104,7 +104,7 @@ class Bench:
             return True
         if code != UNFIT and not self._covered.is_loaded(change):
             return False  # every test has run, and nothing was computed before
-        self._begin_afresh(self._tests)
+        self._begin_afresh(of_few_files(self._tests))
         return None
 
     def _begin_afresh(self, tests: dict[str, float]) -> None:
