@@ -224,7 +224,9 @@ def test_a_party_takes_its_name_first_and_all_else_by_name(kind: type) -> None:
 
 PUBLIC = [Authentication(factors=set(Factor), at=OLDEST), Domain(), Limit(uses=1), PanRule(), WIDE, transaction(),
           RevealPolicy(purposes={"p"}), AllBut({"a"}), Money(1, "EUR"), CardExpiry(2030, 1), program(),
-          TokenRequestor(OWNER), Decision()]  # fmt: skip
+          TokenRequestor(OWNER), Decision(),
+          RevealRequest(id="i", reference="r", purpose="p", requested_by="o", requested=OLDEST,
+                        expires=NEWEST)]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", PUBLIC, ids=lambda value: type(value).__name__)
@@ -418,11 +420,20 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Domain.from_json('{"limits":[{"uses":0}]}'), "limits: 1: uses: uses is a whole number"),
     (lambda: Domain.from_json('{"max_amount":{"amount":-1,"currency":"EUR"}}'), "max_amount: an amount is"),
     (lambda: Domain.from_json('{"valid_from":-1}'), "valid_from: an instant in ms is a whole number from 0"),
+    (
+        lambda: Domain.from_json('{"valid_from":10000000000001}'),
+        "valid_from: an instant in ms is a whole number from 0 to 10000000000000",
+    ),
     (lambda: Domain.from_json('{"min_interval":0}'), "min_interval: a span in seconds is a whole number from 1"),
     (lambda: Domain.from_json('{"kinds":["sale"]}'), "kinds: in a domain's document, one of: capture, cash"),
     (lambda: Domain.from_json('{"kinds":[[]]}'), "kinds: in a domain's document, one of: capture, cash"),
     (lambda: Domain.from_json('{"merchants":5}'), "merchants: in a domain's document, a list"),
     (lambda: Domain.from_json('{"more":5}'), "in a domain's document, an object of: agents, assurances"),
+    (lambda: Domain.from_json('{"min_interval":NaN}'), "in a domain's document, an object of: agents, assurances"),
+    (
+        lambda: Domain.from_json('{"limits":[{"per":"day","per_seconds":1}]}'),
+        "limits: 1: in a domain's document, a limit has per or per_seconds",
+    ),
     (lambda: checks.blocking_store("store", object()), "store is a token store without coroutines"),
 ]  # fmt: skip
 

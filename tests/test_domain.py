@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+import traceback
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 
 from tests.strategies import any_limits, any_transactions, controls, domains
 from tokenvault.errors import InvalidInputError
+from tokenvault.model import domain_document
 from tokenvault.model.controls import CONTROLS, CryptogramRule
 from tokenvault.model.domain import NO_RESTRICTION, Domain
+from tokenvault.model.domain_document import DOCUMENT_BYTES_MAX
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut
 from tokenvault.model.money import Money
@@ -123,6 +126,12 @@ def test_a_document_of_another_form_is_refused(text: str | bytes) -> None:
         Domain.from_json(text)
 
 
+def test_a_refused_document_is_in_no_frame_of_its_error() -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        Domain.from_json('{"merchants":5}')
+    assert "from_json" not in [frame.name for frame in traceback.extract_tb(refused.tb)]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -131,6 +140,7 @@ def test_a_document_of_another_form_is_refused(text: str | bytes) -> None:
         {"countries": {"ZZ"}}, {"countries": {"fr"}}, {"currencies": {"EUX"}}, {"currencies": {"XAU"}},
         {"valid_from": datetime(2026, 1, 1)}, {"valid_from": "2026-01-01"},
         {"valid_from": datetime(2026, 1, 2, tzinfo=UTC), "valid_until": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"valid_from": datetime(2026, 1, 2, tzinfo=UTC), "valid_until": datetime(2026, 1, 2, tzinfo=UTC)},
         {"valid_until": datetime.max.replace(tzinfo=UTC)}, {"max_amount": 100}, {"limits": Limit(uses=1)},
         {"limits": tuple(Limit(uses=uses) for uses in range(1, 18))}, {"cryptogram": True}, {"assurances": {"1"}},
     ],
@@ -277,6 +287,48 @@ def test_a_list_has_up_to_10_000_values_and_merchants_up_to_256_characters() -> 
             Domain(merchants=wrong)
     with pytest.raises(InvalidInputError, match="at most 4194304 bytes"):
         Domain(merchants=names, references=names)
+
+
+def test_a_document_has_up_to_4_mebibytes() -> None:
+    padded = "{" + " " * (DOCUMENT_BYTES_MAX - 2) + "}"
+    assert Domain.from_json(padded) == NO_RESTRICTION
+    with pytest.raises(InvalidInputError, match="is JSON of at most 4194304 bytes"):
+        Domain.from_json(padded + " ")
+    names = [f"{number:0256}" for number in range(10_000)]
+    other = Domain(merchants=names, references=names[:6_000])
+    free = DOCUMENT_BYTES_MAX - len(other.document)
+    more = [f"x{number:0255}" for number in range(free // 259)]
+    fitting = {*names[:6_000], *more, "y" * (free % 259 - 3)}
+    assert len(Domain(merchants=names, references=fitting).document) == DOCUMENT_BYTES_MAX
+    with pytest.raises(InvalidInputError, match="at most 4194304 bytes"):
+        Domain(merchants=names, references={*fitting, "z"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"limits":[{"uses":1}]}', '{"limits":[{"uses":1000000000}]}', '{"limits":[{"per_seconds":1,"uses":2}]}',
+     '{"limits":[{"per_seconds":316224000,"uses":2}]}', '{"valid_from":946684800000}',
+     '{"valid_until":7258118399999}',
+     '{"max_amount":{"amount":0,"currency":"EUR"}}', '{"max_amount":{"amount":1000000000000000,"currency":"EUR"}}',
+     '{"strong_factors":1}', '{"strong_factors":3}', '{"strong_max_age":31622400}', '{"min_interval":1}'],
+)  # fmt: skip
+def test_the_last_values_of_a_document_are_read(text: str) -> None:
+    assert Domain.from_json(text).to_json() == text
+
+
+def test_what_is_none_of_its_objects_is_told_what_they_hold_and_no_more() -> None:
+    for text in ("[]", "5", '{"max_amount":[]}', '{"max_amount":5}'):
+        with pytest.raises(InvalidInputError, match=r"an object of: [a-z_, ]*[a-z]$"):
+            Domain.from_json(text)
+    with pytest.raises(InvalidInputError, match=r"an object of: amount, currency; there is one 'amont'$"):
+        Domain.from_json('{"max_amount":{"amont":1,"currency":"EUR"}}')
+
+
+def test_the_texts_of_a_document_are_its_values_without_their_names() -> None:
+    given = Domain(
+        merchants=AllBut({"M-1", "M-2"}), limits=[Limit(uses=5, per=Period.DAY)], max_amount=Money(7, "EUR")
+    )
+    assert sorted(domain_document.texts(given.document)) == ["5", "7", "EUR", "M-1", "M-2", "day"]
 
 
 @pytest.mark.parametrize(

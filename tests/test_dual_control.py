@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,6 +64,11 @@ def test_a_day_of_a_person_is_told_from_other_days_actions_and_persons() -> None
     assert dual_control.person_day(5, "ann", day_ms + DAY_MS - 1) == first
     others = [(5, "ann", day_ms - 1), (5, "ann", day_ms + DAY_MS), (6, "ann", day_ms), (5, "bob", day_ms)]
     assert first not in [dual_control.person_day(*other) for other in others]
+
+
+def test_a_day_of_a_person_is_found_among_the_events_of_older_versions() -> None:
+    named = b"tokenvault person and day\x005\x0020000\x00annlee"
+    assert dual_control.person_day(5, "Ann Lee", 20_000 * DAY_MS) == hashlib.sha256(named).digest()[:16]
 
 
 def test_an_operator_is_named_without_blanks_around_and_in_plain_characters() -> None:

@@ -85,6 +85,7 @@ _VAULT_TESTS: Final = (
     "test_lifecycle.py",
     "test_maintenance.py",
     "test_merkle.py",
+    "test_messages.py",
     "test_metadata.py",
     "test_observers.py",
     "test_ocsf.py",
