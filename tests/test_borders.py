@@ -25,6 +25,7 @@ from tokenvault.model.control import Control, Term, shown
 from tokenvault.model.decision import Decision
 from tokenvault.model.domain import Domain
 from tokenvault.model.dual_control import RevealPolicy, RevealRequest
+from tokenvault.model.kinds import KindRule
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut, in_categories
 from tokenvault.model.money import Money
@@ -205,7 +206,8 @@ def test_an_authentication_is_strong_up_to_its_age_and_from_no_further_ahead_tha
 @pytest.mark.parametrize(
     "kind",
     [
-        Authentication, Control, Domain, Limit, PanRule, RevealPolicy, RevealRequest, Term, TokenFormat, Transaction,
+        Authentication, Control, Domain, KindRule, Limit, PanRule, RevealPolicy, RevealRequest, Term, TokenFormat,
+        Transaction,
     ],
 )  # fmt: skip
 def test_what_has_many_fields_takes_them_by_name_alone(kind: type) -> None:
@@ -287,6 +289,9 @@ def test_a_code_is_added_to_its_own_list_or_none_of_them_is(monkeypatch: pytest.
     for countries in (["ZZ", "zz"], ["Z"], ["ZZZ"], "ZZ"):
         with pytest.raises(InvalidInputError, match="two capital letters"):
             iso.add_codes(currencies=["XYZ"], countries=countries)
+    by_position: Any = iso.add_codes
+    with pytest.raises(InvalidInputError, match="add_codes takes at most 0 arguments by position"):
+        by_position(["XYZ"])
     assert not iso.is_currency("XYZ")
     assert not iso.is_country("ZZ")
     iso.add_codes(currencies=["XYZ"])

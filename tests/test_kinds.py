@@ -173,6 +173,22 @@ def test_a_refund_of_what_was_never_captured_in_words_says_that_it_was() -> None
     assert shop.told(Kind.REFUND, 60_00, original="a") == ""
 
 
+@pytest.mark.parametrize("cents", [1, 100_00])
+def test_of_a_use_that_was_captured_at_nothing_there_is_nothing_to_refund(cents: int) -> None:
+    shop = Shop()
+    assert shop.pay(cents, id="a") == ""
+    assert shop.told(Kind.CAPTURE, 0, original="a") == ""
+    for refunded in (None, 0, 1):
+        assert shop.told(Kind.REFUND, refunded, original="a") == "REFUND_EXCEEDS"
+
+
+def test_a_refund_may_be_of_nothing_while_there_is_something_to_refund() -> None:
+    shop = Shop()
+    assert shop.pay(100_00, id="a") == ""
+    for refunded, told in ((0, ""), (100_00, ""), (0, "REFUND_EXCEEDS")):
+        assert shop.told(Kind.REFUND, refunded, original="a") == told
+
+
 def test_a_refund_of_a_reversed_use_is_refused() -> None:
     shop = Shop()
     assert shop.pay(100_00, id="a") == ""
@@ -283,6 +299,11 @@ def test_a_verification_answers_to_all_other_controls() -> None:
     assert shop.told(Kind.VERIFICATION) == "MERCHANT_NOT_ALLOWED,CRYPTOGRAM_REQUIRED"
     assert shop.told(Kind.VERIFICATION, merchant="M-1", cryptogram_counter=4) == ""
     assert shop.told(Kind.VERIFICATION, merchant="M-1", cryptogram_counter=4) == "CRYPTOGRAM_REQUIRED"
+
+
+def test_a_verification_is_bound_by_who_may_ask_and_for_what() -> None:
+    assert Shop(Domain(kinds={Kind.PURCHASE})).told(Kind.VERIFICATION) == "KIND_NOT_ALLOWED"
+    assert Shop(Domain(requestors={OTHER})).told(Kind.VERIFICATION) == "REQUESTOR_NOT_ALLOWED"
 
 
 # What a kind needs.
@@ -462,7 +483,8 @@ def test_a_use_has_a_bounded_number_of_follow_ups() -> None:
 
 def test_no_use_grows_past_what_an_amount_can_say() -> None:
     shop = Shop()
-    assert shop.pay(MINOR_UNITS_MAX, id="a") == ""
+    assert shop.pay(MINOR_UNITS_MAX - 1, id="a") == ""
+    assert shop.told(Kind.INCREMENT, 1, original="a") == ""
     assert shop.told(Kind.INCREMENT, 1, original="a") == "INCREMENT_EXCEEDS"
 
 
@@ -749,6 +771,17 @@ def test_a_merchant_s_own_payment_is_kept_as_itself_whatever_it_rests_on() -> No
     assert shop.pay(**resting) == ""
     assert [(entry.amount, entry.currency) for entry in shop.entries] == [(50, "EUR"), (7, "USD"), (0, None)]
     assert shop.left() == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [((), False), ([Limit(uses=9)], False), ([Limit(uses=9, since_authentication=True)], True)],
+)
+def test_a_use_is_kept_as_strong_where_it_started_a_counter_again(limits: list[Limit], kept: bool) -> None:
+    shop = Shop(Domain(limits=limits))
+    assert shop.pay(50, id="use", authentication=strong()) == ""
+    assert shop.told(Kind.REFUND, original="use", authentication=strong()) == ""
+    assert [entry.strong for entry in shop.entries] == [kept, False]
 
 
 def test_a_dispute_is_kept_in_its_own_currency_and_without_an_amount_in_that_of_its_use() -> None:

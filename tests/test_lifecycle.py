@@ -88,3 +88,45 @@ def test_a_token_is_active_exactly_while_nobody_suspends_it(steps: list[tuple[Ch
             model.remove(actor)
         assert suspended_by == model
         assert status is (TokenStatus.SUSPENDED if model else TokenStatus.ACTIVE)
+
+
+@pytest.mark.parametrize("by", [frozenset[Actor](), frozenset({Actor.VAULT})])
+def test_a_suspended_token_has_suspenders_and_an_active_or_deleted_one_has_none(by: frozenset[Actor]) -> None:
+    found = {status: may_be_suspended(status, by) for status in TokenStatus}
+    assert found == {
+        TokenStatus.INACTIVE: True,
+        TokenStatus.ACTIVE: not by,
+        TokenStatus.SUSPENDED: bool(by),
+        TokenStatus.WINDING_DOWN: True,
+        TokenStatus.DELETED: not by,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "by", "change", "message", "code"),
+    [
+        (
+            TokenStatus.DELETED, [], Change.WIND_DOWN,
+            "a token that is deleted can not wind down", "STATUS_NOT_FITTING",
+        ),
+        (
+            TokenStatus.WINDING_DOWN, [], Change.RESUME,
+            "a token that is winding down can not resume: nobody has suspended it", "STATUS_NOT_FITTING",
+        ),
+        (
+            TokenStatus.SUSPENDED, [Actor.VAULT, Actor.CARDHOLDER], Change.RESUME,
+            "the token is suspended by: cardholder, vault; each lifts only its own suspension", "SUSPENDED_BY_OTHERS",
+        ),
+    ],
+)  # fmt: skip
+def test_a_change_that_is_refused_tells_why(
+    status: TokenStatus, by: list[Actor], change: Change, message: str, code: str
+) -> None:
+    with pytest.raises(LifecycleError) as refused:
+        transition(status, frozenset(by), change, Actor.ISSUER)
+    assert (str(refused.value), refused.value.code) == (message, code)
+
+
+def test_a_deleted_token_has_no_suspenders_whoever_suspended_it() -> None:
+    by = frozenset({Actor.VAULT})
+    assert transition(TokenStatus.SUSPENDED, by, Change.DELETE) == (TokenStatus.DELETED, frozenset())
