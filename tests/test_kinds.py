@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.pure_token import OWNER, PureToken
+from tests.pure_token import OWNER, PureToken, use_id
 from tests.strategies import DAY_MS, NOW_MS
 from tokenvault.errors import InvalidInputError
 from tokenvault.model.authentication import Authentication, Factor
@@ -180,6 +180,16 @@ def test_of_a_use_that_was_captured_at_nothing_there_is_nothing_to_refund(cents:
     assert shop.told(Kind.CAPTURE, 0, original="a") == ""
     for refunded in (None, 0, 1):
         assert shop.told(Kind.REFUND, refunded, original="a") == "REFUND_EXCEEDS"
+    assert shop.pay(cents, id="a") == "TRANSACTION_REVERSED"
+
+
+def test_a_dispute_of_a_reversed_use_gives_nothing_back() -> None:
+    shop = Shop(Domain(limits=(Limit(uses=2), monthly())))
+    assert shop.pay(10_00, id="a") == ""
+    assert shop.told(Kind.REVERSAL, original="a") == ""
+    assert shop.pay(10_00) == ""
+    assert shop.told(Kind.DISPUTE, 10_00, original="a") == ""
+    assert shop.left() == [1, 90_00]
 
 
 def test_a_refund_may_be_of_nothing_while_there_is_something_to_refund() -> None:
@@ -756,6 +766,20 @@ def test_the_table_of_kinds_is_the_design_s() -> None:
 
 def test_a_ledger_of_no_use_is_none() -> None:
     assert UseLedger.of([], bytes(16)) is None
+
+
+def test_a_ledger_is_of_one_use_and_its_own_follow_ups() -> None:
+    """A payment that rests on it is none of them."""
+    shop = Shop()
+    assert shop.pay(10, id="a") == ""
+    assert shop.told(Kind.CAPTURE, 4, id="c", original="a") == ""
+    assert shop.pay(20, id="b", channel=Channel.MERCHANT_INITIATED, original="a") == ""
+    assert shop.told(Kind.REFUND, 5, original="b") == ""
+    found = {}
+    for name in "abcd":
+        ledger = UseLedger.of(shop.entries, use_id(OWNER, name))
+        found[name] = ledger and (ledger.use.amount, ledger.captured, ledger.refundable, ledger.follow_ups)
+    assert found == {"a": (10, 4, 4, 1), "b": (20, 20, 15, 1), "c": None, "d": None}
 
 
 # What is kept of a use, and of what follows it.
