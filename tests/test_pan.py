@@ -140,16 +140,55 @@ def test_an_expiry_reads_back(expiry: CardExpiry) -> None:
     ["2029-13", "2029-00", "2029-1", "29-12", "12/29", "2029-12 ", "2029-12\n", "1999-12", "", None, 202912],
 )
 def test_another_expiry_is_refused(text: object) -> None:
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError) as refused:
         CardExpiry.parse(text)  # type: ignore[arg-type] # the wrong types are the point
+    assert refused.value.code == "EXPIRY_FORM"
 
 
 @pytest.mark.parametrize(
     ("year", "month"), [("2030", 1), (2030, "1"), (True, 1), (2030, 13), (2030, 0), (1999, 12), (2100, 1)]
 )
 def test_an_expiry_is_a_month_of_this_century(year: Any, month: Any) -> None:
-    with pytest.raises(InvalidInputError, match="an expiry is a"):
+    with pytest.raises(InvalidInputError, match="an expiry is a") as refused:
         CardExpiry(year, month)
+    assert refused.value.code == "EXPIRY_FORM"
+
+
+@pytest.mark.parametrize(
+    ("pan", "expiry", "problem"),
+    [(KNOWN, None, "pan is a Pan"), (Pan.parse(KNOWN), "2029-12", "expiry is a CardExpiry, or None")],
+)
+def test_a_card_is_of_a_pan_and_an_expiry_that_were_read(pan: Any, expiry: Any, problem: str) -> None:
+    with pytest.raises(InvalidInputError, match=problem):
+        Card(pan, expiry)
+
+
+class Misread(str):
+    """A text whose own methods give another one."""
+
+    def replace(self, *_args: object) -> str:
+        return PUBLISHED[2]
+
+    def __getitem__(self, _place: object) -> str:
+        return "01"
+
+
+def test_a_text_is_read_as_it_stands_whatever_its_class_says() -> None:
+    assert Pan.parse(Misread(KNOWN)).reveal() == KNOWN
+    assert CardExpiry.parse(Misread("2029-12")) == CardExpiry(2029, 12)
+
+
+def test_a_pan_and_an_expiry_read_texts_too() -> None:
+    expiry = CardExpiry(2030, 2)
+    assert Pan.parse(KNOWN).parse(PUBLISHED[2]).reveal() == PUBLISHED[2]
+    assert expiry.parse("2029-12") == expiry.from_month_number(360) == CardExpiry(2029, 12)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(12, 4), (13, 6), (15, 6), (16, 8), (19, 8)])
+def test_more_of_the_first_digits_may_be_shown_the_longer_a_number_is(length: int, shown: int) -> None:
+    pan = Pan.parse("1234567890123456789"[:length], PanRule(lengths=(12, 19), luhn=False))
+    assert pan.bin == "12345678"[:shown]
+    assert len(pan) == length
 
 
 def test_an_expiry_is_copied_and_a_pan_is_not_pickled() -> None:
@@ -175,6 +214,7 @@ def test_a_program_may_take_twelve_digits_and_numbers_without_a_check_digit() ->
 @pytest.mark.parametrize(
     ("digits", "rule", "code"),
     [
+        (b"4111111111111111", PanRule(), "PAN_CHARACTERS"),
         ("41111111111", PanRule(lengths=(12, 19), luhn=False), "PAN_LENGTH"),
         ("4111111111111111", PanRule(lengths=(12, 15)), "PAN_LENGTH"),
         ("4111111111111112", PanRule(), "PAN_CHECK_DIGIT"),
@@ -183,13 +223,15 @@ def test_a_program_may_take_twelve_digits_and_numbers_without_a_check_digit() ->
         (" ".join("4" * 19), PanRule(), "PAN_CHECK_DIGIT"),
     ],
 )
-def test_a_refused_pan_says_by_which_rule(digits: str, rule: PanRule, code: str) -> None:
+def test_a_refused_pan_says_by_which_rule(digits: Any, rule: PanRule, code: str) -> None:
     with pytest.raises(InvalidInputError) as refused:
         Pan.parse(digits, rule)
     assert refused.value.code == code
 
 
-@pytest.mark.parametrize("lengths", [(11, 19), (12, 20), (16, 15), (16,), 16, (16, True), ("12", "19"), None])
+@pytest.mark.parametrize(
+    "lengths", [(11, 19), (12, 20), (16, 15), (16,), 16, (16, True), (12, 19.0), ("12", "19"), None]
+)
 def test_a_rule_of_another_form_is_refused(lengths: Any) -> None:
     with pytest.raises(InvalidInputError, match="12 to 19"):
         PanRule(lengths=lengths)

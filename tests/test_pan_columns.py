@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import pan_digits
 from tokenvault.errors import InvalidInputError
-from tokenvault.model.pan import Pan
-from tokenvault.model.pan_columns import parse_pans
+from tokenvault.model.pan import Pan, PanRule, luhn_check_digit
+from tokenvault.model.pan_columns import PanColumns, _parse_plain, parse_pans
 
 pans = pan_digits()
 spaced = pans.map(lambda pan: " ".join((pan[:4], pan[4:])))
@@ -35,6 +37,22 @@ def test_a_batch_of_pans_is_read_as_each_of_them(items: list[object]) -> None:
             assert (columns.digits(row), row in errors) == (expected, False)
         else:
             assert (columns.lengths[row], str(errors[row])) == (0, refused)
+
+
+@pytest.mark.parametrize("luhn", [True, False])
+def test_plain_digits_are_read_at_once_and_only_what_they_are_not_one_by_one(luhn: bool) -> None:
+    """Of every length that a rule takes, whichever stands first and last."""
+    payloads = ["0123456789012345678"[: length - 1] for length in range(12, 20)]
+    digits = [payload + luhn_check_digit(payload) for payload in (*payloads, *reversed(payloads))]
+    wrong = [f"{number[:-1]}{(int(number[-1]) + 1) % 10}" for number in digits]
+    others = ["", "4" * 11, "4" * 20, "4111 1111 1111 1111"]
+    items = [*digits, *others, *wrong, *others]
+    columns = PanColumns(np.zeros(len(items), np.uint64), np.zeros(len(items), np.uint8))
+    left = _parse_plain(items, columns, PanRule(lengths=(12, 19), luhn=luhn))
+    assert [items[row] for row in left] == [*others, *(wrong if luhn else []), *others]
+    for row in set(range(len(items))) - set(left):
+        assert columns.digits(row) == items[row]
+    assert not any(columns.values[left])
 
 
 def test_columns_of_pans_show_none() -> None:

@@ -135,7 +135,7 @@ def test_one_charge_a_month_is_one_charge_a_calendar_month() -> None:
 
 
 def test_a_token_s_life_never_ends() -> None:
-    assert Limit(uses=1).window(0) == (0, 0, NEVER_MS)
+    assert Limit(uses=1).window(0) == (0, 0, NEVER_MS) == (0, 0, 2**63 - 1)
 
 
 @given(
