@@ -31,6 +31,7 @@ from tokenvault.model.listing import AllBut, in_categories
 from tokenvault.model.money import Money
 from tokenvault.model.pan import CardExpiry, Pan, PanRule
 from tokenvault.model.programs import Making, TokenProgram, TokenRequestor
+from tokenvault.model.remaining import Remaining
 from tokenvault.model.token_format import TokenFormat
 from tokenvault.model.transaction import Transaction
 
@@ -143,7 +144,7 @@ BORDERS: dict[str, tuple[Callable[[Any], object], tuple[list[Any], list[Any]]]] 
     "requestor's id": (TokenRequestor, (["0" * 11], ["0" * 10, "0" * 12, 5])),
     "requestor's programs": (
         lambda value: TokenRequestor(OWNER, programs=value),
-        ([[], set(), (), frozenset(), {"x" * 64}], [{"x" * 65}, {""}, "p", 5]),
+        ([[], set(), (), frozenset(), {"x" * 64}], [{"x" * 65}, {""}, "p", "", 5, None]),
     ),
     "expiry": (
         lambda value: CardExpiry(*value),
@@ -227,6 +228,7 @@ def test_a_party_takes_its_name_first_and_all_else_by_name(kind: type) -> None:
 PUBLIC = [Authentication(factors=set(Factor), at=OLDEST), Domain(), Limit(uses=1), PanRule(), WIDE, transaction(),
           RevealPolicy(purposes={"p"}), AllBut({"a"}), Money(1, "EUR"), CardExpiry(2030, 1), program(),
           TokenRequestor(OWNER), Decision(),
+          Remaining(limit=Limit(uses=1), used=0, left=1, resets_at=None),
           RevealRequest(id="i", reference="r", purpose="p", requested_by="o", requested=OLDEST,
                         expires=NEWEST)]  # fmt: skip
 

@@ -92,6 +92,16 @@ def test_a_number_that_is_known_is_found_in_any_spelling(number: str, data: st.D
     assert not spells(IDS.kept(text, Pan.parse(number)), number)
 
 
+@pytest.mark.parametrize("between", ["0a71f0c2-1b3d-4e5f-8a9b-0c1d2e3f4a5b", "0" * 31 + "a", "F" * 32])
+@pytest.mark.parametrize("sign", ["#", "\u2116"])
+def test_an_id_in_hexadecimal_separates_digits_and_may_be_searched_for_some_itself(
+    between: str, sign: str
+) -> None:
+    assert spells(f"{sign} {VISA[:4]} {between} {VISA[4:]}", VISA)
+    assert not spells(f"{sign} {VISA[:4]} {between} {VISA[5:]}", VISA)
+    assert spells(f"{sign} {'a' * 16}{VISA}", VISA)
+
+
 @pytest.mark.parametrize("zero", ["\u0660", "\u0966", "\uff10", "\U0001d7ce"])  # Arabic to mathematical bold
 def test_a_number_in_digits_of_any_script_is_found(zero: str) -> None:
     text = "".join(chr(ord(zero) + int(digit)) for digit in VISA)

@@ -649,6 +649,7 @@ requestors = st.builds(
 def test_a_document_reads_back_as_what_was_written(party: tv.TokenProgram | tv.TokenRequestor) -> None:
     document = party_document.encode(party)
     assert party_document.domain_of(document) == party.domain.digest
+    assert document == json.dumps(json.loads(document), sort_keys=True, separators=(",", ":"))
     newer = document.replace("{", '{"newer":1,', 1)
     if isinstance(party, tv.TokenProgram):
         assert party_document.decode(tv.TokenProgram, document, party.domain) == party

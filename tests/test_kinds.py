@@ -399,6 +399,7 @@ def test_a_refund_and_a_dispute_name_their_original_unless_a_domain_lets_them(ki
     assert Shop(program=lets).told(kind, 1) == ""
     bound = Shop(Domain(merchants={"M-1"}, max_amount=Money(5, "EUR")), program=lets)
     assert bound.told(kind, 6) == "MERCHANT_NOT_ALLOWED,AMOUNT_TOO_HIGH"
+    assert Shop(Domain(requestors={OTHER}), program=lets).told(kind, 1) == "REQUESTOR_NOT_ALLOWED"
     assert Shop(program=lets).told(kind, 1, original="never") == "ORIGINAL_UNKNOWN"
 
 

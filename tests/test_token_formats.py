@@ -64,6 +64,19 @@ def test_choices_are_all_the_tokens_that_there_are(luhn: bool, keep_last4: bool)
     assert form.capacity(13) == len(made) * (10_000 if keep_last4 else 1)
 
 
+@pytest.mark.parametrize("keep_last4", [True, False])
+def test_a_token_that_fails_the_check_is_one_that_passes_it_with_its_check_digit_raised(
+    keep_last4: bool,
+) -> None:
+    """By 1 to 9, in this order: a choice gives the same token for good."""
+    passing, failing = (TokenFormat(bin="999912", keep_last4=keep_last4, luhn=luhn) for luhn in (True, False))
+    place = -5 if keep_last4 else -1
+    for choice in range(180):
+        token = list(passing.make(choice // 9, 16, "1234"))
+        token[place] = str((int(token[place]) + choice % 9 + 1) % 10)
+        assert failing.make(choice, 16, "1234") == "".join(token)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -82,7 +95,7 @@ def test_a_program_that_its_format_can_not_hold_is_refused() -> None:
     form = TokenFormat(bin="99991234", keep_last4=True)
     assert form.capacity(16) == 10**7
     TokenProgram("fits", format=form, expected_tokens=5 * 10**6, accept_density=True)
-    with pytest.raises(InvalidInputError, match="10000000 tokens"):
+    with pytest.raises(InvalidInputError, match=r"10000000 tokens.*a longer length$"):
         TokenProgram("does not", format=form, expected_tokens=5 * 10**6 + 1, accept_density=True)
 
 
