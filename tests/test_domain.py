@@ -26,7 +26,7 @@ from tokenvault.model.domain_document import DOCUMENT_BYTES_MAX
 from tokenvault.model.limits import Limit
 from tokenvault.model.listing import AllBut
 from tokenvault.model.money import Money
-from tokenvault.model.pan import Pan
+from tokenvault.model.pan import Pan, PanRule
 from tokenvault.model.periods import Period
 from tokenvault.model.transaction import Channel, Transaction
 from tokenvault.model.velocity import VelocityLimit
@@ -423,3 +423,10 @@ def test_a_card_number_is_looked_for_wherever_one_could_stand(name: str) -> None
     assert use.contains_pan(pan)
     assert use._could_contain_pan
     assert not Transaction(id="t", requestor="40012345678")._could_contain_pan
+    assert not Transaction(id="a-long-id-without-digits", requestor="40012345678")._could_contain_pan
+
+
+def test_a_card_number_of_twelve_digits_is_found_where_it_is_the_whole_of_a_field() -> None:
+    pan = Pan.parse("412345678901", PanRule(lengths=(12, 19), luhn=False))
+    assert Transaction(id="412345678901", requestor="40012345678").contains_pan(pan)
+    assert not Transaction(id="412345678902", requestor="40012345678").contains_pan(pan)

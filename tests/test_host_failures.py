@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -207,7 +208,19 @@ def test_a_file_that_gives_no_text_is_refused(opened: tv.Vault) -> None:
 def test_an_enumeration_takes_one_value(kind: Any, values: tuple[str, ...]) -> None:
     with pytest.raises(tv.InvalidInputError, match="takes one value"):
         kind(*values)
-    assert kind(next(iter(kind)).value) is next(iter(kind))
+    first = next(iter(kind))
+    assert kind(first.value) is first
+    with pytest.raises(tv.InvalidInputError, match="takes one value"):
+        kind(first.value, names=first.value)
+
+
+@pytest.mark.parametrize("kind", Words.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_an_enumeration_refuses_another_word_with_those_that_it_has(kind: Any) -> None:
+    with pytest.raises(tv.InvalidInputError) as refused:
+        kind(VISA)
+    words = ", ".join(repr(each.value) for each in kind)
+    assert str(refused.value) == f"a {kind.__name__} is one of: {words}"
+    assert "_missing_" not in [frame.name for frame in traceback.extract_tb(refused.value.__traceback__)]
 
 
 def test_a_function_for_progress_that_fails_is_said_to(local_keys: KeyStore, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -25,7 +25,7 @@ from tokenvault.model.pan import CardExpiry
 from tokenvault.model.periods import Period
 from tokenvault.model.remaining import Remaining, remaining
 from tokenvault.model.restrictions import Restrictions
-from tokenvault.model.transaction import CONTRADICTIONS, Channel, Transaction
+from tokenvault.model.transaction import Channel, Transaction
 
 OTHER = "40087654321"
 NEW = [kind for kind, rule in KINDS.items() if not rule.follow_up]
@@ -704,11 +704,19 @@ def test_remaining_tells_what_is_left_and_until_when() -> None:
 # What is refused where it is written.
 
 
+CONTRADICTORY: Final = {
+    Kind.CASH: (
+        Channel.ECOMMERCE, Channel.TRANSFER, Channel.MAIL_TELEPHONE, Channel.MERCHANT_INITIATED, Channel.AGENT,
+    ),
+    Kind.TRANSFER: (Channel.MERCHANT_INITIATED, Channel.MAIL_TELEPHONE),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
         *(({"kind": kind, "channel": channel}, "KIND_CONTRADICTS_CHANNEL")
-          for kind, channels in CONTRADICTIONS.items() for channel in channels),
+          for kind, channels in CONTRADICTORY.items() for channel in channels),
         *(({"kind": kind}, "ORIGINAL_REQUIRED") for kind in (Kind.CAPTURE, Kind.REVERSAL)),
         ({"kind": Kind.INCREMENT, "amount": Money(1, "EUR")}, "ORIGINAL_REQUIRED"),
         ({"kind": Kind.INCREMENT, "original": "a"}, "AMOUNT_REQUIRED"),
@@ -718,6 +726,8 @@ def test_remaining_tells_what_is_left_and_until_when() -> None:
         ({"original": "a"}, "KIND_TAKES_NO_ORIGINAL"),
         ({"original": "a", "channel": Channel.ECOMMERCE}, "KIND_TAKES_NO_ORIGINAL"),
         ({"kind": Kind.CASH, "original": "a"}, "KIND_TAKES_NO_ORIGINAL"),
+        ({"kind": Kind.VERIFICATION, "original": "a", "channel": Channel.MERCHANT_INITIATED},
+         "KIND_TAKES_NO_ORIGINAL"),
         *(({"kind": kind, "original": "a", "final": False}, "KIND_TAKES_NO_FINAL")
           for kind in (Kind.REFUND, Kind.REVERSAL)),
         ({"final": False}, "KIND_TAKES_NO_FINAL"),

@@ -80,6 +80,14 @@ def test_everything_else_is_refused_without_being_repeated(text: object) -> None
     assert "4111111111111112" not in shown.replace("Pan.parse(text)", "")
 
 
+@pytest.mark.parametrize("call", [Pan, Pan.parse, CardExpiry.parse])
+def test_no_frame_of_the_library_with_what_was_given_is_left_in_an_error(call: Any) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        call(KNOWN[:-1])
+    places = [frame.name for frame in traceback.extract_tb(refused.value.__traceback__)]
+    assert places[1:] == ["bounded"]
+
+
 @given(pan_digits())
 def test_no_rendering_shows_more_than_six_and_four(digits: str) -> None:
     pan = Pan.parse(digits)
