@@ -547,6 +547,7 @@ def test_the_history_of_a_token_is_read_in_pages_by_token_and_by_reference(
     assert events[0].time == datetime.fromtimestamp(NOW_MS / 1_000, UTC)
     assert vault.history(info.reference) == events
     assert [vault.history(info.reference, after=n, limit=1) for n in range(4)] == [[e] for e in events] + [[]]
+    assert vault.history(info.token, limit=1_000) == events
     for wrong in (0, 1_001, True):
         with pytest.raises(tv.InvalidInputError):
             vault.history(info.token, limit=wrong)

@@ -13,7 +13,7 @@ from tokenvault.audit.acknowledgement import Acknowledgement
 from tokenvault.audit.checkpoint import Checkpoint, CrossReference
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.event_lines import event_line, unreadable_line
-from tokenvault.errors import UnchangeableError
+from tokenvault.errors import InvalidInputError, UnchangeableError
 
 WHEN = datetime(2026, 5, 28, 12, 0, 0, 5_000, tzinfo=UTC)
 EVENT = tv.AuditEvent(
@@ -90,3 +90,10 @@ def test_a_line_of_what_can_not_be_read_says_where_it_stands() -> None:
 def test_an_event_of_the_trail_does_not_change() -> None:
     with pytest.raises(UnchangeableError):
         EVENT.number = 1  # type: ignore[misc] # that is the point
+
+
+def test_what_an_event_of_the_trail_says_is_given_by_name() -> None:
+    values = attrs.asdict(EVENT, recurse=False)
+    assert tv.AuditEvent(**values) == EVENT
+    with pytest.raises(InvalidInputError, match="by position"):
+        tv.AuditEvent(*values.values())
