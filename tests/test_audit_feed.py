@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
@@ -25,16 +26,18 @@ from tests.test_audit_planted_streams import Database
 from tests.test_audit_trail import rows_of
 from tests.vaults import SHOP, VISA, issue, open_vault, use
 from tokenvault.audit import feed as module
-from tokenvault.audit import ocsf
+from tokenvault.audit import ocsf, position
 from tokenvault.audit.checkpoint import Checkpoint
 from tokenvault.audit.event import Action, Event, Outcome
 from tokenvault.audit.position import GAPS_MAX, Place, Position, parse_position
+from tokenvault.audit.purge_note import PurgeNote
 from tokenvault.audit.verify import pages
 from tokenvault.keys import KeyStore
 from tokenvault.keys.file import FileKeyStore
 from tokenvault.model import checks, iso
 from tokenvault.stores import TokenStore
 from tokenvault.stores.forwarding import Forwarding
+from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent
 
 SECONDS_MAX = 60.0
@@ -446,6 +449,39 @@ def test_other_arguments_are_refused(arguments: dict[str, Any], records: TokenSt
         exported(records, arguments.pop("keys", None), **arguments)
 
 
+class Sly(str):
+    """A text that is equal to every other one."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "problem"),
+    [
+        (tv.export_audit, {"store": None}, "store is a token store without coroutines"),
+        (tv.export_audit, {"follow": 1}, "follow is True or False"),
+        (tv.export_audit, {"shape": Sly("json")}, "shape is 'tokenvault' or 'ocsf'"),
+        (tv.export_audit, {"stop": True}, "stop is an Event"),
+        (tv.AuditLine, {"text": 5, "at": Position({})}, "text is a str"),
+        (tv.AuditLine, {"text": "{}", "at": None}, "at is a Position"),
+    ],
+)
+def test_an_argument_is_refused_by_its_name_and_without_frames_that_hold_it(
+    call: Any, arguments: dict[str, Any], problem: str, records: TokenStore
+) -> None:
+    given = {"store": records} | arguments if call is tv.export_audit else arguments
+    with pytest.raises(tv.InvalidInputError, match=f"^{problem}") as refused:
+        next(call(**given))
+    frames = [frame.name for frame in traceback.extract_tb(refused.value.__traceback__)]
+    assert not {"export_audit", "__new__"} & set(frames)
+
+
 @pytest.fixture(scope="module")
 def own_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("keys")
@@ -508,6 +544,234 @@ def waited_for(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+# Streams that no vault wrote, read without keys.
+
+A, B, C = b"A" * 16, b"B" * 16, b"c" * 16
+"""Names of streams, the oldest first."""
+
+
+def row(stream: bytes, number: int, event: Event | None = None) -> SealedEvent:
+    told = event or Event(number, Action.LOOK_UP, Outcome.DONE)
+    return SealedEvent(stream, number, told.reference, told.body(), bytes(16), told.index_rows())
+
+
+def purge_of(stream: bytes, *numbers: int) -> Event:
+    note = PurgeNote.of([(number, bytes(32)) for number in numbers], ())
+    return Event(1, Action.PURGE_EVENTS, Outcome.DONE, reference=stream, purge=note)
+
+
+class Watched(Forwarding):
+    """Notes what is read, and can have malformed rows, and streams that are away."""
+
+    def __init__(self, *rows: SealedEvent) -> None:
+        self.inner = MemoryTokenStore()
+        self.calls: list[tuple[str, Any, Any, Any]] = []
+        self.malformed: set[tuple[bytes, int]] = set()
+        self.away: set[bytes] = set()
+        self.add(*rows)
+
+    def add(self, *rows: SealedEvent) -> None:
+        for each in rows:
+            self.inner.append([each])
+
+    def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((name, kwargs.get("stream"), kwargs.get("after"), kwargs.get("limit")))
+        answer = getattr(self.inner, name)(*args, **kwargs)
+        if name == "streams":
+            return [stream for stream in answer if stream not in self.away]
+        if name == "events" and any((each.stream, each.number) in self.malformed for each in answer):
+            raise tv.IntegrityError("a row is malformed")
+        return answer
+
+    def asked(self, name: str) -> list[tuple[Any, Any, Any]]:
+        """The calls of a method since this was looked at last: stream, after and limit."""
+        found = [call[1:] for call in self.calls if call[0] == name]
+        self.calls.clear()
+        return found
+
+
+def numbers_of(feed: module.Feed, **arguments: Any) -> list[tuple[str, int]]:
+    """What a look gives: of which stream, and which number."""
+    return [
+        (bytes.fromhex(stream)[:1].decode(), number)
+        for stream, number, _ in map(name, feed.look(**arguments))
+    ]
+
+
+@pytest.fixture
+def single_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE", 1)
+    monkeypatch.setattr(pages.stream_pages, "__kwdefaults__", {"after": 0, "size": 1})
+
+
+@pytest.mark.parametrize(
+    ("malformed", "arrived", "given", "reads"),
+    [
+        ((), (), [], [(1, 2)]),
+        ((), (2,), [2], [(1, 2)]),
+        ((), (2, 3), [2, 3], [(1, 2)]),
+        ((2, 3), (2, 3), [], [(1, 2), (1, 1), (2, 1)]),
+        ((2,), (2, 3), [3], [(1, 2), (1, 1), (2, 1)]),
+    ],
+)
+def test_what_is_missing_is_looked_for_between_its_first_and_last_number_and_not_behind(
+    malformed: tuple[int, ...], arrived: tuple[int, ...], given: list[int], reads: list[tuple[int, int]]
+) -> None:
+    store = Watched(row(A, 1), row(A, 4), row(A, 5))
+    feed = module.Feed(store, None)
+    assert numbers_of(feed) == [("A", 1), ("A", 4), ("A", 5)]
+    store.add(*(row(A, number) for number in arrived))
+    store.malformed = {(A, number) for number in malformed}
+    store.calls.clear()
+    assert numbers_of(feed) == [("A", number) for number in given]
+    assert store.asked("events") == [(A, *read) for read in (*reads, (5, pages.PAGE))]
+
+
+@pytest.mark.parametrize(
+    ("malformed", "given", "problem"),
+    [
+        (2, ["A", "A", "A", "A", "B", "c"], "too many numbers of a stream are missing"),
+        (3, ["A", "A", "A", "B", "c"], "too many rows of a stream are malformed"),
+    ],
+)
+def test_the_first_stream_that_can_not_be_read_on_is_told_of_after_the_lines_of_all(
+    malformed: int, given: list[str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MALFORMED_MAX", 3)
+    monkeypatch.setattr(position, "GAPS_MAX", 1)
+    store = Watched(*(row(A, number) for number in range(1, 5)), row(B, 2), row(B, 4), row(C, 1))
+    store.malformed = {(A, number) for number in range(1, malformed + 1)}
+    found: list[str] = []
+    with pytest.raises(tv.IntegrityError, match=problem) as refused:
+        found.extend(bytes.fromhex(name(line)[0])[:1].decode() for line in module.Feed(store, None).look())
+    assert refused.value.code == "TOO_MANY_EVENTS"
+    assert found == given
+
+
+def test_an_export_goes_on_behind_a_line_of_what_is_malformed() -> None:
+    store = Watched(row(A, 1), row(A, 2), row(A, 3))
+    store.malformed = {(A, 2)}
+    lines = list(tv.export_audit(store))
+    assert [name(line)[1] for line in lines] == [1, 2, 3]
+    for count, line in enumerate(lines, 1):
+        assert exported(store, None, after=line.position) == lines[count:]
+
+
+@pytest.mark.usefixtures("single_pages")
+def test_a_look_reads_so_many_pages_of_a_stream_and_tells_whether_it_left_any() -> None:
+    feed = module.Feed(Watched(row(A, 1), row(A, 2), row(A, 3)), None)
+    assert (numbers_of(feed, pages_at_once=1), feed.more) == ([("A", 1)], True)
+    assert (numbers_of(feed, pages_at_once=2), feed.more) == ([("A", 2), ("A", 3)], True)
+    assert (numbers_of(feed, pages_at_once=1), feed.more) == ([], False)
+
+
+class Waited(threading.Event):
+    """Notes how long is waited for it, and is set at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.spans.append(timeout)
+        self.set()
+        return True
+
+
+@pytest.mark.usefixtures("single_pages")
+def test_who_follows_waits_a_second_once_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGES_AT_ONCE", 1)
+    stop = Waited()
+
+    class Bounded(Watched):
+        def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            if len(self.calls) > 100:
+                stop.set()
+            return super()._forward(name, *args, **kwargs)
+
+    store = Bounded(row(A, 1), row(A, 2), row(A, 3), row(B, 1))
+    lines = exported(store, None, follow=True, stop=stop)
+    assert [name(line)[:2] for line in lines] == [(A.hex(), 1), (B.hex(), 1), (A.hex(), 2), (A.hex(), 3)]
+    assert stop.spans == [1]
+
+
+def test_the_bounds_of_a_look_stay() -> None:
+    assert (module.PAGES_AT_ONCE, module.QUIET_AT_ONCE, module.ABSENT_MAX) == (50, 1_000, 10_000)
+
+
+def test_streams_without_news_take_turns_from_the_oldest_on() -> None:
+    store = Watched(row(A, 1), row(B, 1))
+    feed = module.Feed(store, None)
+
+    def looked_at(count: int) -> set[bytes]:
+        store.calls.clear()
+        numbers_of(feed, quiet_at_once=count)
+        return {stream for stream, _, _ in store.asked("events")}
+
+    assert [looked_at(2) for _ in range(3)] == [{A, B}] * 3
+    store.add(row(C, 1))
+    assert [looked_at(2) for _ in range(2)] == [{A, B, C}] * 2, "it had news"
+    assert [looked_at(2) for _ in range(3)] == [{A, B}, {A, C}, {B, C}]
+    assert looked_at(1) == {A}
+    store.add(row(B, 2))
+    assert [looked_at(1) for _ in range(3)] == [{B}, {B, C}, {A}]
+
+
+def test_what_a_purge_took_out_is_asked_for_where_numbers_are_missing_once_in_a_look() -> None:
+    store = Watched(row(A, 1), row(A, 3), row(A, 5), row(B, 1, purge_of(A, 2, 4)), row(B, 2))
+    feed = module.Feed(store, None)
+    list(feed.look())
+    assert len(store.asked("events_about")) == 1
+    assert parse_position(feed.position) == {A: Place(last=5), B: Place(last=2)}
+    store.add(row(A, 6), row(A, 8))
+    list(feed.look())
+    assert parse_position(feed.position)[A].gaps == ((7, 7),)
+    store.add(row(A, 9), row(A, 12), row(B, 3, purge_of(A, 10, 11)))
+    list(feed.look())
+    assert parse_position(feed.position)[A].gaps == ((7, 7),)
+
+
+def test_what_only_looks_like_an_event_of_a_purge_takes_nothing_out() -> None:
+    purge = row(B, 1, purge_of(A, 2))
+    feed = module.Feed(Watched(row(A, 1), row(A, 3), purge._replace(body=purge.body[:-1])), None)
+    assert numbers_of(feed) == [("A", 1), ("A", 3), ("B", 1)]
+    assert parse_position(feed.position)[A].gaps == ((2, 2),)
+
+
+def test_without_keys_no_checkpoint_ends_or_settles_a_stream() -> None:
+    checkpoint = Checkpoint(size=2, root=bytes(32), closes=True)
+    ends = Event(1, Action.CHECKPOINT, Outcome.DONE, reference=A, checkpoint=checkpoint)
+    feed = module.Feed(Watched(row(A, 2), row(A, 3, ends)), None)
+    assert numbers_of(feed) == [("A", 2), ("A", 3)]
+    assert parse_position(feed.position)[A] == Place(last=3, gaps=((1, 1),))
+
+
+def test_the_lines_of_a_database_come_by_stream_number_and_item(
+    local_keys: KeyStore, records: TokenStore, trail: list[SealedEvent]
+) -> None:
+    for each in trail:
+        records.append([each])
+    names = [name(line) for line in exported(records, local_keys)]
+    assert names == sorted(names)
+
+
+def test_a_batch_that_was_begun_and_can_not_be_read_any_more_is_passed() -> None:
+    begun = Position({A: Place(begun=((1, 2),))}).text()
+    feed = module.Feed(Watched(row(A, 1)._replace(body=b"nonsense"), row(A, 2)), None, after=begun)
+    assert numbers_of(feed) == [("A", 2)]
+    assert parse_position(feed.position)[A] == Place(last=2)
+
+
+def test_streams_that_were_read_are_forgotten_too_once_they_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ABSENT_MAX", 1)
+    store = Watched(row(A, 1), row(B, 1), row(C, 1))
+    feed = module.Feed(store, None)
+    assert numbers_of(feed) == [("A", 1), ("B", 1), ("c", 1)]
+    store.away = {A, B, C}
+    assert numbers_of(feed) == []
+    assert parse_position(feed.position) == {C: Place(last=1)}
 
 
 # OCSF.
