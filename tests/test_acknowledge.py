@@ -304,6 +304,51 @@ def test_what_a_stream_does_after_its_loss_was_acknowledged_is_missed_when_it_is
         assert not known.covers(attrs.evolve(dropped, kind=kind, number=4, last=10))
 
 
+GONE: dict[str, Any] = {"stream": (b"s" * 16).hex(), "message": ""}
+OF_RECORD: dict[str, Any] = {"reference": (b"r" * 16).hex(), "message": ""}
+
+
+@pytest.mark.parametrize(
+    ("finding", "loss"),
+    [
+        (AuditFinding(kind=FindingKind.EDITED, message=""), None),
+        (AuditFinding(kind=FindingKind.UNSIGNED, **GONE), None),
+        (AuditFinding(kind=FindingKind.GAP, **GONE), Loss(FindingKind.GAP, b"s" * 16, 0, 0)),
+        (AuditFinding(kind=FindingKind.GAP, number=3, **GONE), Loss(FindingKind.GAP, b"s" * 16, 3, 3)),
+        (
+            AuditFinding(kind=FindingKind.GAP, number=3, last=5, **GONE),
+            Loss(FindingKind.GAP, b"s" * 16, 3, 5),
+        ),
+        (
+            AuditFinding(kind=FindingKind.STREAM_DROPPED, number=5, **GONE),
+            Loss(FindingKind.STREAM_DROPPED, b"s" * 16, 1, 5),
+        ),
+        (
+            AuditFinding(kind=FindingKind.RECORD_REMOVED, revision=7, **OF_RECORD),
+            Loss(FindingKind.RECORD_REMOVED, b"", 0, 0, b"r" * 16, 7),
+        ),
+    ],
+)
+def test_a_loss_is_what_a_finding_names_if_that_is_enough(finding: AuditFinding, loss: Loss | None) -> None:
+    assert Loss.of(finding) == loss
+
+
+def test_a_loss_covers_a_part_of_it_that_is_of_its_stream_or_record_and_of_a_like_kind() -> None:
+    stream = Loss(FindingKind.REMOVED, b"s" * 16, 3, 9)
+    record = Loss(FindingKind.RECORD_REMOVED, b"", 3, 9, b"r" * 16, 2)
+    for loss in (stream, record):
+        part = loss._replace(first=4, last=8)
+        assert loss.covers(loss)
+        assert loss.covers(part)
+        assert not part.covers(loss)
+        assert not loss.covers(part._replace(stream=b"t" * 16))
+        assert not loss.covers(part._replace(reference=b"q" * 16))
+        assert not loss.covers(part._replace(kind=FindingKind.EDITED))
+        assert not loss._replace(kind=FindingKind.EDITED).covers(part)
+    assert stream.covers(stream._replace(kind=FindingKind.GAP))
+    assert not record.covers(record._replace(revision=3))
+
+
 def test_an_older_row_that_is_put_back_again_is_no_part_of_what_was_acknowledged() -> None:
     """Nor is the event of one more change that is taken away."""
     reference = (b"r" * 16).hex()

@@ -16,22 +16,40 @@ import tokenvault as tv
 from tests import vaults
 from tests.vaults import issue
 from tokenvault import maintenance
-from tokenvault.audit.archive import HEADER, LINE_BYTES_MAX, ArchiveFile, ArchiveReader, line_of
+from tokenvault.audit.archive import (
+    HEADER,
+    ArchiveFile,
+    ArchivePlaces,
+    ArchiveReader,
+    archive_path,
+    line_of,
+)
 from tokenvault.keys import KeyStore
 from tokenvault.stores.memory import MemoryTokenStore
 from tokenvault.stores.port import SealedEvent, TokenStore
 
-STREAM = b"s" * 16
+STREAM, OTHER = b"s" * 16, b"t" * 16
+LINE_BYTES = 2**21
 
 
-def event(number: int) -> SealedEvent:
-    return SealedEvent(STREAM, number, b"r" * 16, b"body", b"m" * 16)
+def event(number: int, stream: bytes = STREAM) -> SealedEvent:
+    return SealedEvent(stream, number, b"r" * 16, b"body", b"m" * 16)
+
+
+def other(number: int) -> SealedEvent:
+    """An event of another stream."""
+    return event(number, OTHER)
+
+
+def holding(path: Path, *events: SealedEvent) -> Path:
+    """An archive of these events."""
+    path.write_bytes(HEADER + b"".join(map(line_of, events)))
+    return path
 
 
 def written(path: Path, *numbers: int) -> Path:
-    """An archive of these events."""
-    path.write_bytes(HEADER + b"".join(line_of(event(number)) for number in numbers))
-    return path
+    """An archive of the events of these numbers."""
+    return holding(path, *map(event, numbers))
 
 
 def read(path: Path) -> list[int]:
@@ -124,9 +142,9 @@ def test_what_stands_behind_the_last_line_may_be_as_long_as_a_line_that_was_cut_
 ) -> None:
     path = written(tmp_path / "archive", 1)
     whole = path.read_bytes()
-    path.write_bytes(whole + b"x" * (LINE_BYTES_MAX - 1))
+    path.write_bytes(whole + b"x" * (LINE_BYTES - 1))
     assert opened(path) == [1]
-    path.write_bytes(whole + b"x" * LINE_BYTES_MAX)
+    path.write_bytes(whole + b"x" * LINE_BYTES)
     with pytest.raises(tv.IntegrityError) as refused:
         opened(path)
     assert refused.value.code == "ARCHIVE_UNREADABLE"
@@ -144,6 +162,113 @@ def test_an_archive_that_lacks_events_in_between_gets_exactly_these(
         assert list(archive.places.missing(min(store.streams()))) == [(3, 4), (6, 7), (11, None)]
     assert maintenance.archive_events(local_keys, store, path).done == 4
     assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.parametrize("path", ["archive", Path("folder/archive")])
+def test_the_path_of_an_archive_is_a_text_or_what_stands_for_one(path: str | Path) -> None:
+    assert archive_path("to", path) == Path(path)
+
+
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"archive"
+
+
+@pytest.mark.parametrize("path", [None, 5, "", b"archive", "a\0b", BytesPath()])
+def test_what_is_no_path_of_a_file_is_none_of_an_archive(path: object) -> None:
+    with pytest.raises(tv.InvalidInputError, match=r"^to is the path of an archive$"):
+        archive_path("to", path)
+
+
+def test_a_new_archive_is_a_line_that_names_the_format_in_a_file_of_its_owner(tmp_path: Path) -> None:
+    ArchiveFile(tmp_path / "archive").close()
+    assert (tmp_path / "archive").read_bytes() == b'{"format": "tokenvault-archive-1"}\n'
+    assert (tmp_path / "archive").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_archive_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(tv.InvalidInputError, match="symbolic links"):
+        ArchiveFile(tmp_path / "link")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_new_archive_is_on_the_disk_with_its_name_and_so_is_what_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, files, sync, synced = tmp_path / "archive", open_files(), os.fsync, list[str]()
+
+    def watched(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with closing(ArchiveFile(path)) as archive:
+        assert synced == [str(path), str(tmp_path)]
+        assert list(archive.events()) == []
+        archive.append([event(1)])
+        assert synced[2:] == [str(path)]
+    assert open_files() == files
+
+
+def test_of_an_archive_that_is_gone_on_with_a_line_without_its_end_is_cut_off(tmp_path: Path) -> None:
+    path = written(tmp_path / "archive", 1, 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole + line_of(event(3))[:-1])
+    assert gone_on_with(path) == [1, 2]
+    assert path.read_bytes() == whole
+
+
+def test_an_archive_that_is_written_tells_of_its_lines_as_one_that_is_opened_then(tmp_path: Path) -> None:
+    path = written(tmp_path / "archive", 1, 4)
+    added = [other(7), event(5), event(2), event(3)]
+    with closing(ArchiveFile(path)) as archive, closing(ArchiveFile(tmp_path / "new")) as new:
+        assert list(new.events()) == []
+        assert new.append([event(1), event(4)]) == 2
+        assert list(archive.events()) == [event(1), event(4)]
+        for each in (archive, new):
+            assert each.append([event(1), *added]) == len(added)
+            assert list(each.events()) == [event(1), event(4), *added], "from the first line, each time"
+    with closing(ArchiveFile(path)) as again:
+        assert list(again.events()) == [event(1), event(4), *added]
+        for stream, number in ((STREAM, 1), (STREAM, 2), (STREAM, 3), (STREAM, 4), (STREAM, 5), (OTHER, 7)):
+            run = again.places.run(stream, number)
+            assert run is not None
+            assert archive.places.run(stream, number) == new.places.run(stream, number) == run
+
+
+LINES_IN_ANY_ORDER = {
+    "one after the other": [event(1), event(2), event(3)],
+    "some of them twice": [event(1), event(2), event(3), event(1), event(2)],
+    "backwards": [event(3), event(2), event(1)],
+    "one in between at the end": [event(1), event(3), event(2)],
+    "two streams in turns": [event(1), other(1), event(2), other(2), event(3)],
+    "another stream in between": [event(1), event(2), other(3), event(3)],
+    "another stream that goes on": [event(1), other(2), event(3), event(2)],
+}
+
+
+@pytest.mark.parametrize("case", LINES_IN_ANY_ORDER)
+def test_an_archive_gives_what_it_holds_whatever_the_order_of_its_lines(case: str, tmp_path: Path) -> None:
+    lines = LINES_IN_ANY_ORDER[case]
+    path = holding(tmp_path / "archive", *lines)
+    with closing(ArchiveReader(path)) as archive:
+        for stream in (STREAM, OTHER):
+            held = {each.number for each in lines if each.stream == stream}
+            for first in range(5):
+                for last in range(first, 5):
+                    given = [each.number for each in archive.events(stream, first, last)]
+                    up_to = next(number for number in range(first, 6) if number not in held)
+                    assert given == list(range(first, min(up_to, last + 1)))
+
+
+def test_a_thousand_lines_in_a_row_are_found_by_the_place_of_the_first() -> None:
+    places = ArchivePlaces()
+    for number in range(5, 1_006):
+        places.add(event(number), 10 * number)
+    assert places.run(STREAM, 5) == places.run(STREAM, 1_004) == (5, 1_004, 50)
+    assert places.run(STREAM, 1_005) == (1_005, 1_005, 10_050)
+    assert places.run(STREAM, 4) is places.run(STREAM, 1_006) is places.run(OTHER, 5) is None
 
 
 def test_an_archive_has_one_writer_and_who_is_refused_leaves_it_free(tmp_path: Path) -> None:

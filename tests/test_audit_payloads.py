@@ -203,6 +203,13 @@ def test_checkpoints_come_as_often_as_the_policy_says_within_its_borders() -> No
             tv.CheckpointPolicy(**arguments)
 
 
+def test_what_a_checkpoint_says_is_named() -> None:
+    make: Any = Checkpoint
+    assert make(size=9, root=ROOT).size == 9
+    with pytest.raises(TypeError):
+        make(9, ROOT)
+
+
 def test_a_stream_is_open_after_whatever_is_no_checkpoint_that_closes_it() -> None:
     def marking(closes: bool) -> SealedEvent:
         checkpoint = Checkpoint(size=8, root=ROOT, closes=closes)
@@ -255,6 +262,13 @@ def test_an_acknowledgement_is_the_bytes_of_its_layout_each_kind_by_its_number()
 def test_an_acknowledgement_of_another_form_is_refused(payload: bytes) -> None:
     with pytest.raises((ValueError, IndexError, struct.error)):
         Acknowledgement.parse(payload)
+
+
+def test_an_acknowledgement_has_at_most_a_thousand_losses() -> None:
+    most = packed(1_000, *[lost(2)] * 1_000)
+    assert Acknowledgement.parse(most).payload() == most
+    with pytest.raises(ValueError, match="1001"):
+        Acknowledgement.parse(packed(1_001, *[lost(2)] * 1_001))
 
 
 def test_a_loss_has_nothing_where_it_says_nothing() -> None:

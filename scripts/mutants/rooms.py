@@ -76,6 +76,7 @@ _VAULT_TESTS: Final = (
     "test_idempotency.py",
     "test_import_tokens.py",
     "test_importing.py",
+    "test_interrupted_paths.py",
     "test_issue_from.py",
     "test_journal.py",
     "test_key_ceremony.py",
