@@ -240,6 +240,8 @@ def test_an_archive_that_is_written_tells_of_its_lines_as_one_that_is_opened_the
 LINES_IN_ANY_ORDER = {
     "one after the other": [event(1), event(2), event(3)],
     "some of them twice": [event(1), event(2), event(3), event(1), event(2)],
+    "one again, and what follows it": [event(2), event(1), event(2), event(3)],
+    "one again behind another stream": [event(1), event(2), other(1), event(2), event(3)],
     "backwards": [event(3), event(2), event(1)],
     "one in between at the end": [event(1), event(3), event(2)],
     "two streams in turns": [event(1), other(1), event(2), other(2), event(3)],

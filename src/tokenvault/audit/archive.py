@@ -83,14 +83,20 @@ class ArchivePlaces:
         self._newest: tuple[bytes, int] = (b"", 0)  # stream and number of the line before
 
     def add(self, event: SealedEvent, place: int) -> None:
-        """Note the place of the next line."""
+        """Note the place of the next line, unless an earlier one is of the same event."""
+        if self.has(event):
+            self._newest = (
+                b"",
+                0,
+            )  # it is found where it stood first: what comes next does not follow it there
+            return
         runs = self._streams.setdefault(event.stream, [])
         at = bisect.bisect(runs, event.number, key=_NUMBER) - 1
         follows = self._newest == (event.stream, event.number - 1) and at >= 0
         self._newest = event.stream, event.number
         if follows and runs[at][1] == event.number - 1 and event.number - runs[at][0] < SEGMENT:
             runs[at] = (runs[at][0], event.number, runs[at][2])
-        elif not self.has(event):
+        else:
             runs.insert(at + 1, (event.number, event.number, place))
 
     def has(self, event: SealedEvent) -> bool:
