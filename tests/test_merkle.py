@@ -7,6 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenvault.audit.event import leaf_hash
 from tokenvault.audit.merkle import Tree, subtrees
 from tokenvault.audit.purge_note import Run
 
@@ -70,3 +71,9 @@ def test_the_roots_are_those_of_published_vectors() -> None:
     for size, entry in enumerate(entries, 1):
         tree = tree.with_leaf(leaf(entry))
         assert size not in roots or tree.root().hex() == roots[size]
+
+
+def test_the_leaf_of_an_event_is_one_byte_00_and_all_that_a_store_keeps_of_it() -> None:
+    stream = bytes(range(16))
+    kept = stream + (7).to_bytes(8) + b"\x03abc" + b"body"
+    assert leaf_hash(stream, 7, b"abc", b"body") == leaf(kept)

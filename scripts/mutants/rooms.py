@@ -41,6 +41,7 @@ _VAULT_TESTS: Final = (
     "test_audit.py",
     "test_audit_feed.py",
     "test_audit_index.py",
+    "test_audit_macs.py",
     "test_audit_notes.py",
     "test_audit_open_tails.py",
     "test_audit_payloads.py",
