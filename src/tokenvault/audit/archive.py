@@ -85,10 +85,8 @@ class ArchivePlaces:
     def add(self, event: SealedEvent, place: int) -> None:
         """Note the place of the next line, unless an earlier one is of the same event."""
         if self.has(event):
-            self._newest = (
-                b"",
-                0,
-            )  # it is found where it stood first: what comes next does not follow it there
+            # It is found where it stood first: what comes next does not follow it there.
+            self._newest = (b"", 0)
             return
         runs = self._streams.setdefault(event.stream, [])
         at = bisect.bisect(runs, event.number, key=_NUMBER) - 1
